@@ -1,0 +1,1 @@
+"""snnp potentials in ASE."""

@@ -1,0 +1,1 @@
+"""Readable spline-based neural network interatomic potentials."""

@@ -1,0 +1,1 @@
+"""What a model learned and how well: errors, properties, pictures."""

@@ -1,0 +1,1 @@
+"""Reference structures with energies, forces and stresses, as read from files."""

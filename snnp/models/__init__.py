@@ -1,0 +1,1 @@
+"""Potentials, their files and the contract they share."""

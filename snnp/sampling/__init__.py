@@ -1,0 +1,1 @@
+"""Molecular dynamics: settings, logs and results shared by the engines."""
