@@ -1,0 +1,59 @@
+"""Every error a user can meet.
+
+All derive from `SnnpError`; each message is one line that names what was wrong, what was expected and the cure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "InputError",
+    "MissingDependencyError",
+    "ModelFileError",
+    "SnnpError",
+    "TrainingError",
+    "UnknownElementError",
+    "near_matches",
+]
+
+
+class SnnpError(Exception):
+    """Root of all errors raised on purpose by snnp."""
+
+
+class InputError(SnnpError, ValueError):
+    """An argument or a structure that cannot be computed (NaN, zero volume, overlapping atoms, wrong shape)."""
+
+
+class UnknownElementError(InputError):
+    """A structure holds an element that the model was not built for."""
+
+
+class ModelFileError(SnnpError):
+    """A model file or name that is missing, damaged, of an unknown class, or of a newer format."""
+
+
+class DataError(SnnpError, ValueError):
+    """Reference data that cannot be used (empty, without energies, inconsistent shapes)."""
+
+
+class ConfigError(SnnpError, ValueError):
+    """A configuration key or value that is not understood."""
+
+
+class MissingDependencyError(SnnpError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class TrainingError(SnnpError):
+    """Training stopped because of a NaN or a diverging loss."""
+
+
+def near_matches(word: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'a' or 'b'?"`, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""

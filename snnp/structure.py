@@ -1,0 +1,151 @@
+"""Structures: one immutable value that holds a batch of atoms, molecules or crystals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from snnp.errors import InputError
+
+__all__ = ["Structure"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A batch of `B` structures with `N` atoms in all.
+
+    Arguments:
+        numbers: [N] int64, atomic numbers.
+        positions: [N, 3] float, Å.
+        cell: [B, 3, 3] float, Å, rows are lattice vectors; zero rows where a direction is not periodic are allowed.
+        pbc: [B, 3] bool, periodic directions.
+        structure_of_atom: [N] int64 in [0, B), non-decreasing.
+
+    Raises:
+        InputError: if the shapes do not agree.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    cell: Tensor
+    pbc: Tensor
+    structure_of_atom: Tensor
+
+    def __post_init__(self) -> None:
+        n, b = self.numbers.shape[0], self.cell.shape[0]
+        expected = {"positions": (n, 3), "cell": (b, 3, 3), "pbc": (b, 3), "structure_of_atom": (n,)}
+        for name, shape in expected.items():
+            got = tuple(getattr(self, name).shape)
+            if got != shape:
+                raise InputError(f"Structure.{name} has shape {got}, expected {shape} for {n} atoms in {b} structures.")
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms of all structures."""
+        return self.numbers.shape[0]
+
+    @property
+    def n_structures(self) -> int:
+        """Number of structures in the batch."""
+        return self.cell.shape[0]
+
+    @property
+    def atoms_per_structure(self) -> Tensor:
+        """[B] int64."""
+        return torch.bincount(self.structure_of_atom, minlength=self.n_structures)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Chemical symbols of the elements present, sorted by atomic number."""
+        return tuple(chemical_symbols[z] for z in torch.unique(self.numbers).tolist())
+
+    def volume(self) -> Tensor:
+        """[B] volumes in Å³ (zero for cells with a zero row)."""
+        return torch.linalg.det(self.cell).abs()
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Structure:
+        """Return a copy with positions and cell of another type, or everything on another device."""
+        return Structure(
+            numbers=self.numbers.to(device=device),
+            positions=self.positions.to(dtype=dtype, device=device),
+            cell=self.cell.to(dtype=dtype, device=device),
+            pbc=self.pbc.to(device=device),
+            structure_of_atom=self.structure_of_atom.to(device=device),
+        )
+
+    @staticmethod
+    def from_ase(atoms: Atoms | Sequence[Atoms], dtype: torch.dtype = torch.float64) -> Structure:
+        """Build a batch from one or more `ase.Atoms`."""
+        frames = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        counts = [len(frame) for frame in frames]
+
+        def stack(rows: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+            return np.concatenate(rows) if rows else np.zeros(shape)
+
+        return Structure(
+            numbers=torch.as_tensor(stack([frame.numbers for frame in frames], (0,)), dtype=torch.int64),
+            positions=torch.as_tensor(stack([frame.positions for frame in frames], (0, 3)), dtype=dtype),
+            cell=torch.as_tensor(stack([frame.cell.array[None] for frame in frames], (0, 3, 3)), dtype=dtype),
+            pbc=torch.as_tensor(stack([frame.pbc[None] for frame in frames], (0, 3)), dtype=torch.bool),
+            structure_of_atom=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(counts, dtype=torch.int64)),
+        )
+
+    def to_ase(self) -> list[Atoms]:
+        """Return one `ase.Atoms` per structure."""
+        frames = []
+        for b in range(self.n_structures):
+            mine = self.structure_of_atom == b
+            frames.append(
+                Atoms(
+                    numbers=self.numbers[mine].cpu().numpy(),
+                    positions=self.positions[mine].detach().cpu().double().numpy(),
+                    cell=self.cell[b].detach().cpu().double().numpy(),
+                    pbc=self.pbc[b].cpu().numpy(),
+                )
+            )
+        return frames
+
+    @staticmethod
+    def concatenate(structures: Sequence[Structure]) -> Structure:
+        """Join batches into one, in order."""
+        if not structures:
+            return Structure.from_ase([])
+        starts = np.cumsum([0] + [s.n_structures for s in structures[:-1]])
+        owners = [s.structure_of_atom + int(start) for s, start in zip(structures, starts, strict=True)]
+        return Structure(
+            numbers=torch.cat([s.numbers for s in structures]),
+            positions=torch.cat([s.positions for s in structures]),
+            cell=torch.cat([s.cell for s in structures]),
+            pbc=torch.cat([s.pbc for s in structures]),
+            structure_of_atom=torch.cat(owners),
+        )
+
+    def check(self) -> None:
+        """Raise `InputError` where nothing physical can be computed: NaN or infinite numbers, or a flat periodic cell."""
+        for name in ("positions", "cell"):
+            finite = torch.isfinite(getattr(self, name))
+            if not bool(finite.all()):
+                bad = (~finite).nonzero()[0].tolist()
+                raise InputError(
+                    f"{name} must be finite numbers, but {name}{bad} is NaN or infinite; "
+                    "check the file or the step that produced this structure."
+                )
+        periodic_rows = torch.where(self.pbc[:, :, None], self.cell, torch.eye(3, dtype=self.cell.dtype, device=self.cell.device))
+        # Directions that are not periodic are replaced by unit vectors, so that slabs and wires without a full cell pass.
+        lengths = periodic_rows.norm(dim=-1).clamp_min(1e-300)
+        relative_volume = torch.linalg.det(periodic_rows / lengths[:, :, None]).abs()
+        # A slab may lie along any axis: only fully periodic cells are judged by volume, others by zero vectors.
+        flat = (self.pbc.all(dim=1) & (relative_volume < 1e-6)) | ((lengths < 1e-6) & self.pbc).any(dim=1)
+        if bool(flat.any()):
+            b = int(flat.nonzero()[0])
+            raise InputError(
+                f"cell of structure {b} has no volume ({self.cell[b].tolist()} Å) although it is periodic; "
+                "give three independent lattice vectors or set pbc=False."
+            )
