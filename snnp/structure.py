@@ -44,7 +44,9 @@ class Structure:
         for name, shape in expected.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:
-                raise InputError(f"Structure.{name} has shape {got}, expected {shape} for {n} atoms in {b} structures.")
+                raise InputError(
+                    f"Structure.{name} has shape {got}, expected {shape} for {n} atoms in {b} structures."
+                )
 
     @property
     def n_atoms(self) -> int:
@@ -94,7 +96,9 @@ class Structure:
             positions=torch.as_tensor(stack([frame.positions for frame in frames], (0, 3)), dtype=dtype),
             cell=torch.as_tensor(stack([frame.cell.array[None] for frame in frames], (0, 3, 3)), dtype=dtype),
             pbc=torch.as_tensor(stack([frame.pbc[None] for frame in frames], (0, 3)), dtype=torch.bool),
-            structure_of_atom=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(counts, dtype=torch.int64)),
+            structure_of_atom=torch.repeat_interleave(
+                torch.arange(len(frames)), torch.tensor(counts, dtype=torch.int64)
+            ),
         )
 
     def to_ase(self) -> list[Atoms]:
@@ -137,7 +141,9 @@ class Structure:
                     f"{name} must be finite numbers, but {name}{bad} is NaN or infinite; "
                     "check the file or the step that produced this structure."
                 )
-        periodic_rows = torch.where(self.pbc[:, :, None], self.cell, torch.eye(3, dtype=self.cell.dtype, device=self.cell.device))
+        periodic_rows = torch.where(
+            self.pbc[:, :, None], self.cell, torch.eye(3, dtype=self.cell.dtype, device=self.cell.device)
+        )
         # Directions that are not periodic are replaced by unit vectors, so that slabs and wires without a full cell pass.
         lengths = periodic_rows.norm(dim=-1).clamp_min(1e-300)
         relative_volume = torch.linalg.det(periodic_rows / lengths[:, :, None]).abs()

@@ -1,1 +1,28 @@
-"""Potentials, their files and the contract they share."""
+"""Potentials: the contract, the s-NNP, and how models are stored."""
+
+from snnp.models.config import (
+    AngularConfig,
+    EmbeddingConfig,
+    NetworkConfig,
+    RadialConfig,
+    RepulsionConfig,
+    SplineNNPConfig,
+)
+from snnp.models.io import list_models, load_model, save_model
+from snnp.models.potential import Potential, Prediction
+from snnp.models.spline_nnp import SplineNNP
+
+__all__ = [
+    "AngularConfig",
+    "EmbeddingConfig",
+    "NetworkConfig",
+    "Potential",
+    "Prediction",
+    "RadialConfig",
+    "RepulsionConfig",
+    "SplineNNP",
+    "SplineNNPConfig",
+    "list_models",
+    "load_model",
+    "save_model",
+]

@@ -1,0 +1,240 @@
+"""Model folders: `config.json` and `model.safetensors`, written whole or not at all; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
+from snnp.models.config import SplineNNPConfig
+from snnp.models.potential import Potential
+from snnp.models.spline_nnp import SplineNNP
+
+__all__ = [
+    "FORMAT_VERSION",
+    "dump_model",
+    "list_models",
+    "load_model",
+    "model_folder",
+    "parse_model",
+    "save_model",
+    "write_atomically",
+]
+
+FORMAT = "snnp-model"
+FORMAT_VERSION = 1
+_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it: readers see the old content or the new, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def dump_model(model: Potential) -> tuple[str, bytes]:
+    """The two files of a model folder: JSON text, and weights in the model's own float type."""
+    if not isinstance(model, SplineNNP):
+        raise InputError(f"models of class {type(model).__name__} cannot be saved; SplineNNP can.")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = save(state)
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "class": "SplineNNP",
+        "config": model.config.model_dump(mode="json"),
+        "reference_energies": model.reference_energies,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "units": {"energy": "eV", "length": "angstrom"},
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "metadata": model.metadata,
+    }
+    return json.dumps(description, indent=2) + "\n", weights
+
+
+def save_model(model: Potential, folder: str | Path) -> Path:
+    """Write a model folder and return it.
+
+    Weights go first and the configuration, which holds their checksum, last: an interrupted save is noticed on loading.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    text, weights = dump_model(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / _WEIGHTS_FILE, weights)
+    write_atomically(folder / _CONFIG_FILE, text.encode())
+    return folder
+
+
+def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
+    """Build a model from the two files of its folder; see `dump_model`.
+
+    Raises:
+        ModelFileError: names the file and what is wrong with it.
+    """
+    try:
+        description = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelFileError(
+            f"{where}/{_CONFIG_FILE} is not valid JSON ({error}); fetch or save the model again."
+        ) from None
+    _check_header(description, where)
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != description.get("weights_sha256"):
+        raise ModelFileError(
+            f"{where}/{_WEIGHTS_FILE} is damaged: its sha256 is {digest[:12]}…, {_CONFIG_FILE} expects "
+            f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
+        )
+    try:
+        config = SplineNNPConfig.model_validate(description["config"])
+        model = SplineNNP(config, description["reference_energies"])
+        model.to(getattr(torch, description["dtype"]))
+        model.load_state_dict(load(weights))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ModelFileError(f"{where}/{_CONFIG_FILE}: config key {key!r}: {first['msg']}.") from None
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        SnnpError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFileError(
+            f"{where} does not hold a working model ({reason}); fetch or save it again."
+        ) from None
+    metadata = description.get("metadata", {})
+    model.metadata = metadata if isinstance(metadata, dict) else {}
+    return model.eval()
+
+
+def _check_header(description: Any, where: str) -> None:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ModelFileError(
+            f'{where}/{_CONFIG_FILE} is not an snnp model (no \'"format": "{FORMAT}"\' in it).'
+        )
+    version = description.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise ModelFileError(f"{where}/{_CONFIG_FILE} has no valid format_version (got {version!r}).")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{where} has format version {version}, this snnp reads up to {FORMAT_VERSION}; "
+            "upgrade with 'pip install --upgrade snnp'."
+        )
+    if description.get("class") != "SplineNNP":
+        raise ModelFileError(
+            f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp."
+        )
+
+
+def _zoo_roots() -> list[Path]:
+    """Where bundled models may lie: installed package data, or the repository's own folder."""
+    roots = [Path(__file__).resolve().parents[2] / "model_zoo"]
+    try:
+        roots.insert(0, Path(str(resources.files("snnp_model_zoo").joinpath("."))))
+    except ModuleNotFoundError:
+        pass
+    return [root for root in roots if root.is_dir()]
+
+
+def _bundled() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in _zoo_roots():
+        for path in sorted(root.iterdir()):
+            if (path / _CONFIG_FILE).is_file():
+                found.setdefault(path.name, path)
+    return found
+
+
+def list_models() -> list[str]:
+    """Names of the bundled models."""
+    return sorted(_bundled())
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder of a bundled model or of a path.
+
+    Raises:
+        ModelFileError: if there is neither; lists near matches.
+    """
+    bundled = _bundled()
+    if str(name_or_path) in bundled:
+        return bundled[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file() and path.name == _CONFIG_FILE:
+        path = path.parent
+    for candidate in (path, path / "best"):
+        if (candidate / _CONFIG_FILE).is_file():
+            return candidate
+    if path.is_dir():
+        raise ModelFileError(
+            f"{path} holds no {_CONFIG_FILE}; give a model folder or a run folder written by snnp train."
+        )
+    hint = (
+        near_matches(str(name_or_path), bundled)
+        or f" Bundled models: {', '.join(sorted(bundled)) or 'none'}."
+    )
+    raise ModelFileError(f"there is no model named {str(name_or_path)!r} and no folder of that name.{hint}")
+
+
+def load_model(
+    source: str | Path | Potential,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Potential:
+    """Load a bundled model by name, or a model folder by path; a `Potential` passes through.
+
+    Arguments:
+        dtype: torch.float32 or torch.float64; None keeps the stored type.
+        device: where to put it; None keeps it on the CPU.
+
+    Raises:
+        ModelFileError: for a missing, damaged, unknown or too new model.
+        InputError: for a type that is not float32 or float64.
+    """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    if isinstance(source, Potential):
+        model = source
+    else:
+        folder = model_folder(source)
+        try:
+            text, weights = (folder / _CONFIG_FILE).read_text(), (folder / _WEIGHTS_FILE).read_bytes()
+        except FileNotFoundError as error:
+            raise ModelFileError(
+                f"{folder} is not complete: {Path(str(error.filename)).name} is missing."
+            ) from None
+        except UnicodeDecodeError:
+            raise ModelFileError(
+                f"{folder / _CONFIG_FILE} is not a text file; fetch or save the model again."
+            ) from None
+        model = parse_model(text, weights, str(folder))
+    if dtype is not None or device is not None:
+        model = model.to(dtype=dtype, device=device)
+    return model

@@ -1,0 +1,205 @@
+"""The contract of a potential: per-atom energies from structures and neighbours; forces and stress from one shared place.
+
+A family implements `atomic_energies`, differentiable in the pair vectors. Energies, forces and stress follow here by
+automatic differentiation; a family with analytic forces overrides `_energies_and_pair_gradients`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+
+from snnp.errors import InputError, UnknownElementError
+from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
+from snnp.structure import Structure
+
+__all__ = ["SHORTEST_DISTANCE", "PairGradients", "Potential", "Prediction"]
+
+SHORTEST_DISTANCE = 0.1
+"""Å. Closer than this two atoms are one atom written twice: no chemistry has such a distance."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a potential says about a batch of B structures with N atoms.
+
+    Arguments:
+        energy: [B] float64, eV.
+        energies: [N] float64, eV, one per atom.
+        forces: [N, 3], eV/Å, or None if not asked for.
+        stress: [B, 3, 3], eV/Å³, `dE/dstrain / V` (ASE's sign), zeros for structures that are not fully periodic;
+            None if not asked for.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor | None
+    stress: Tensor | None
+
+
+@dataclass(frozen=True)
+class PairGradients:
+    """dE/dr_ij [Q, 3] of directed pairs i -> j ([Q] each) with their vectors [Q, 3]."""
+
+    i: Tensor
+    j: Tensor
+    vectors: Tensor
+    gradients: Tensor
+
+
+class Potential(nn.Module, ABC):
+    """Base of all potentials.
+
+    Arguments:
+        elements: chemical symbols that the potential knows.
+        reference_energies: E0 in eV per element, added to the energy of each atom.
+        cutoff: Å, the largest distance at which atoms act on each other.
+    """
+
+    def __init__(
+        self, elements: tuple[str, ...], reference_energies: dict[str, float], cutoff: float
+    ) -> None:
+        super().__init__()
+        unknown = [symbol for symbol in elements if symbol not in atomic_numbers]
+        if unknown or not elements or len(set(elements)) != len(elements):
+            raise InputError(f"elements must be distinct chemical symbols, got {list(elements)}.")
+        self.elements = tuple(elements)
+        self.cutoff = float(cutoff)
+        self.metadata: dict[str, Any] = {}
+        species = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
+        species[[atomic_numbers[symbol] for symbol in elements]] = torch.arange(len(elements))
+        self.register_buffer("species_of_number", species, persistent=False)
+        e0 = [float(reference_energies.get(symbol, 0.0)) for symbol in elements]
+        # Kept out of `_apply`'s float casts: a float32 E0 of -2000 eV would cost 0.1 meV.
+        self._reference = torch.tensor(e0, dtype=torch.float64)
+
+    species_of_number: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the potential computes."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def reference_energies(self) -> dict[str, float]:
+        """E0 in eV per element."""
+        return dict(zip(self.elements, self._reference.tolist(), strict=True))
+
+    @reference_energies.setter
+    def reference_energies(self, values: dict[str, float]) -> None:
+        self._reference = torch.tensor(
+            [float(values[symbol]) for symbol in self.elements], dtype=torch.float64
+        )
+
+    def species(self, structure: Structure) -> Tensor:
+        """[N] index of each atom's element in `elements`.
+
+        Raises:
+            UnknownElementError: names the first element that the potential does not know.
+        """
+        species = self.species_of_number[structure.numbers]
+        if structure.n_atoms and int(species.min()) < 0:
+            number = int(structure.numbers[species < 0][0])
+            symbol = chemical_symbols[number] if number < len(chemical_symbols) else str(number)
+            raise UnknownElementError(
+                f"this model knows {', '.join(self.elements)} but the structure holds {symbol}; "
+                f"use a model trained with {symbol}, or remove these atoms."
+            )
+        return species
+
+    @abstractmethod
+    def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
+        """[N] energies in eV without E0, differentiable in the pair vectors [P, 3] and in the parameters."""
+
+    def _energies_and_pair_gradients(
+        self, structure: Structure, neighbours: Neighbours
+    ) -> tuple[Tensor, PairGradients]:
+        """Energies [N] (without E0) and pair gradients; by default through automatic differentiation."""
+        vectors = pair_vectors(structure, neighbours).to(self.dtype).detach().requires_grad_()
+        with torch.enable_grad():
+            energies = self.atomic_energies(structure, vectors, neighbours)
+            (gradients,) = torch.autograd.grad(energies.sum(), vectors, allow_unused=True)
+        if gradients is None:
+            gradients = torch.zeros_like(vectors)
+        return energies.detach(), PairGradients(neighbours.i, neighbours.j, vectors.detach(), gradients)
+
+    def compute(
+        self,
+        structure: Structure,
+        neighbours: Neighbours | None = None,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+    ) -> Prediction:
+        """Energy, forces and stress for inference; no graph is kept.
+
+        Arguments:
+            structure: positions in any float type (distances are formed in it, then cast to the model's type).
+            neighbours: a list that reaches at least `cutoff`; built here if None.
+            forces, stress: what to compute besides the energies.
+
+        Raises:
+            UnknownElementError: for an element outside `elements`.
+            InputError: for NaN positions, a flat cell, atoms closer than 0.1 Å, or a list that is too short.
+        """
+        structure = structure.to(device=self.device)
+        species = self.species(structure)
+        if neighbours is None:
+            neighbours = neighbour_list(structure, self.cutoff)
+        elif neighbours.cutoff < self.cutoff - 1e-9:
+            raise InputError(
+                f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å."
+            )
+        with torch.no_grad():
+            reference = self._reference.to(self.device)[species]
+            if forces or stress:
+                energies, pairs = self._energies_and_pair_gradients(structure, neighbours.to(self.device))
+            else:
+                vectors = pair_vectors(structure, neighbours.to(self.device)).to(self.dtype)
+                energies, pairs = self.atomic_energies(structure, vectors, neighbours.to(self.device)), None
+            energies = energies.double() + reference
+            total = torch.zeros(structure.n_structures, dtype=torch.float64, device=self.device)
+            total.index_add_(0, structure.structure_of_atom, energies)
+            return Prediction(
+                energy=total,
+                energies=energies,
+                forces=sum_forces(pairs, structure.n_atoms) if forces and pairs is not None else None,
+                stress=sum_stress(pairs, structure) if stress and pairs is not None else None,
+            )
+
+
+def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
+    """[N, 3] forces: `F_i = sum_j dE/dr_ij - sum_j dE/dr_ji`. Differentiable."""
+    gradients = pairs.gradients
+    zero = torch.zeros(n_atoms, 3, dtype=gradients.dtype, device=gradients.device)
+    return zero.index_add(0, pairs.i, gradients).index_add(0, pairs.j, -gradients)
+
+
+def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
+    """[B, 3, 3] stress `sum_pairs r_a dE/dr_b / V`; zeros for structures that are not fully periodic. Differentiable."""
+    gradients = pairs.gradients
+    outer = pairs.vectors[:, :, None] * gradients[:, None, :]
+    owner = structure.structure_of_atom[pairs.i]
+    zero = torch.zeros(structure.n_structures, 3, 3, dtype=gradients.dtype, device=gradients.device)
+    strain_gradient = zero.index_add(0, owner, outer)
+    periodic = structure.pbc.all(dim=1)
+    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume())).to(
+        gradients.dtype
+    )
+    symmetric = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
+    return symmetric / volume[:, None, None] * periodic[:, None, None]

@@ -1,0 +1,84 @@
+"""Shells: the neighbours of every atom within a cutoff as dense, padded arrays.
+
+Dense rows turn sums over neighbours into batched matrix products, several times faster than scatter and gather.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snnp.errors import InputError
+from snnp.models.potential import SHORTEST_DISTANCE, PairGradients
+
+__all__ = ["Shell", "make_shell"]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Neighbours of n atoms (all of a structure, or some), padded to J columns.
+
+    Arguments:
+        centre: [n] int64, the atoms whose neighbours these are.
+        j: [n, J] int64, neighbour; padding repeats the centre.
+        channel: [n, J] int64, species of the neighbour; padding has the species of the centre.
+        distance: [n, J] Å; padding lies at twice the cutoff.
+        unit: [n, J, 3] unit vectors from the centre.
+        mask: [n, J] bool, False in padding.
+    """
+
+    centre: Tensor
+    j: Tensor
+    channel: Tensor
+    distance: Tensor
+    unit: Tensor
+    mask: Tensor
+
+    def pair_gradients(self, gradients: Tensor) -> PairGradients:
+        """Flat pairs for gradients [n, J, 3] (padding contributes zero)."""
+        i = self.centre.repeat_interleave(self.j.shape[1])
+        vectors = self.unit * self.distance[..., None]
+        return PairGradients(i, self.j.reshape(-1), vectors.reshape(-1, 3), gradients.reshape(-1, 3))
+
+
+def make_shell(
+    pairs: tuple[Tensor, Tensor, Tensor],
+    species: Tensor,
+    centre: Tensor,
+    cutoff: float,
+    n_columns: int | None = None,
+) -> Shell:
+    """Collect the pairs closer than `cutoff` (Å) into rows. Differentiable in the vectors.
+
+    Arguments:
+        pairs: row of the centre [P] (ascending), neighbour [P], vector from centre to neighbour [P, 3].
+        species: [N] of all atoms; centre: [n] atom of each row; n_columns: J, by default the largest number of neighbours.
+
+    Raises:
+        InputError: if two atoms are closer than 0.1 Å.
+    """
+    row, j, vectors = pairs
+    n_rows = centre.shape[0]
+    squares = vectors.detach().square().sum(dim=1)
+    if squares.numel() and not float(squares.min()) > SHORTEST_DISTANCE**2:
+        worst = int(squares.argmin())
+        raise InputError(
+            f"atoms {int(centre[row[worst]])} and {int(j[worst])} overlap ({float(squares[worst].sqrt()):.3f} Å apart); "
+            "remove the duplicate, or check the units of the positions (Å expected)."
+        )
+    kept = squares < cutoff**2
+    row, j, vectors = row[kept], j[kept], vectors[kept]
+    counts = torch.bincount(row, minlength=n_rows)
+    starts = counts.cumsum(0) - counts
+    column = torch.arange(row.shape[0], device=row.device) - starts[row]
+    if n_columns is None:
+        n_columns = int(counts.max()) if row.shape[0] else 1
+    neighbour = centre[:, None].repeat(1, n_columns).index_put((row, column), j)
+    mask = torch.zeros(n_rows, n_columns, dtype=torch.bool, device=row.device)
+    mask = mask.index_put((row, column), torch.ones_like(row, dtype=torch.bool))
+    padding = vectors.new_tensor([2.0 * cutoff, 0.0, 0.0]).expand(n_rows, n_columns, 3)
+    dense = padding.index_put((row, column), vectors)
+    distance = dense.norm(dim=-1)
+    return Shell(centre, neighbour, species[neighbour], distance, dense / distance[..., None], mask)
