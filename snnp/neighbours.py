@@ -41,9 +41,7 @@ class Neighbours:
         return Neighbours(self.i.to(device), self.j.to(device), self.shift.to(device), self.cutoff)
 
 
-def _one_list(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
-) -> tuple[np.ndarray, ...]:
+def _one_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> tuple[np.ndarray, ...]:
     """Pairs of one structure: (i, j, shift), sorted by i."""
     box = cell
     if not pbc.all():
@@ -137,9 +135,7 @@ class VerletList:
         if self._neighbours is None or self._is_stale(structure):
             self._neighbours = neighbour_list(structure, self.cutoff + self.skin)
             # Cloned: callers may hand over views of arrays that they later change in place.
-            self._reference = replace(
-                structure, positions=structure.positions.clone(), cell=structure.cell.clone()
-            )
+            self._reference = replace(structure, positions=structure.positions.clone(), cell=structure.cell.clone())
             self.n_builds += 1
         return self._neighbours
 

@@ -77,9 +77,7 @@ def _weights(u: Tensor, derivative: int) -> Tensor:
     return torch.stack(columns, dim=-1) * scale
 
 
-def bspline_weights(
-    x: Tensor, lower: Tensor, spacing: Tensor, n_intervals: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def bspline_weights(x: Tensor, lower: Tensor, spacing: Tensor, n_intervals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First index [...], weights [..., 4] and slopes [..., 4] of the four B-splines that make up s(x).
 
     Arguments:
@@ -124,9 +122,7 @@ def end_map(n_intervals: int, lower: End, upper: End) -> Tensor:
         if reverse:
             rows = rows.flip(0).flip(1)
         if rows.shape[0] < 2:
-            raise InputError(
-                f"{n_intervals} intervals are too few for the end conditions {lower!r}, {upper!r}."
-            )
+            raise InputError(f"{n_intervals} intervals are too few for the end conditions {lower!r}, {upper!r}.")
     return rows.contiguous()
 
 
@@ -173,25 +169,17 @@ class SplineSet(nn.Module):
     End conditions other than `free` need equal numbers of intervals.
     """
 
-    def __init__(
-        self, grids: list[SplineGrid], n_filters: int, lower: End = "free", upper: End = "free"
-    ) -> None:
+    def __init__(self, grids: list[SplineGrid], n_filters: int, lower: End = "free", upper: End = "free") -> None:
         super().__init__()
         self.grids = tuple(grids)
         self.n_filters = n_filters
         n_max = max(grid.n_intervals for grid in grids)
         if (lower, upper) != ("free", "free") and any(grid.n_intervals != n_max for grid in grids):
-            raise InputError(
-                "end conditions other than 'free' need the same number of intervals in every group."
-            )
+            raise InputError("end conditions other than 'free' need the same number of intervals in every group.")
         self.ends = (lower, upper)
         self.register_buffer("map", end_map(n_max, lower, upper), persistent=False)
-        self.register_buffer(
-            "lower", torch.tensor([g.lower for g in grids], dtype=torch.float64), persistent=False
-        )
-        self.register_buffer(
-            "spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64), persistent=False
-        )
+        self.register_buffer("lower", torch.tensor([g.lower for g in grids], dtype=torch.float64), persistent=False)
+        self.register_buffer("spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64), persistent=False)
         self.register_buffer("n_intervals", torch.tensor([g.n_intervals for g in grids]), persistent=False)
         self.free = nn.Parameter(torch.zeros(len(grids), n_filters, self.map.shape[0], dtype=torch.float64))
 
@@ -215,9 +203,7 @@ class SplineSet(nn.Module):
             # One grid, one group: a dense product is several times faster than gathering coefficients.
             values, derivatives = self.basis(x)
             return values @ self.free[0].T, derivatives @ self.free[0].T
-        first, weights, slopes = bspline_weights(
-            x, self.lower[group], self.spacing[group], self.n_intervals[group]
-        )
+        first, weights, slopes = bspline_weights(x, self.lower[group], self.spacing[group], self.n_intervals[group])
         coefficients = self.coefficients()
         length = coefficients.shape[2]
         table = coefficients.transpose(1, 2).reshape(-1, self.n_filters)
@@ -231,9 +217,7 @@ class SplineSet(nn.Module):
         t = (x - grid.lower) / grid.spacing
         first = t.floor().clamp(0, grid.n_intervals - 1)
         weights = _weights(t - first, 2) / grid.spacing**2
-        local = self.coefficients()[group].T[
-            first.to(torch.int64)[..., None] + torch.arange(4, device=x.device)
-        ]
+        local = self.coefficients()[group].T[first.to(torch.int64)[..., None] + torch.arange(4, device=x.device)]
         inside = (t >= 0.0) & (t <= grid.n_intervals)
         return (weights[..., None] * local).sum(-2) * inside[..., None]
 

@@ -44,9 +44,7 @@ class Structure:
         for name, shape in expected.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:
-                raise InputError(
-                    f"Structure.{name} has shape {got}, expected {shape} for {n} atoms in {b} structures."
-                )
+                raise InputError(f"Structure.{name} has shape {got}, expected {shape} for {n} atoms in {b} structures.")
 
     @property
     def n_atoms(self) -> int:

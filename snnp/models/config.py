@@ -66,9 +66,7 @@ class NetworkConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> NetworkConfig:
         if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(
-                "network.hidden needs at least one layer of positive size; use network: null for none"
-            )
+            raise ValueError("network.hidden needs at least one layer of positive size; use network: null for none")
         if self.constraint == "monotone" and self.activation == "silu":
             raise ValueError("constraint 'monotone' needs a non-decreasing activation: tanh or softplus")
         if "convex" in self.constraint and self.activation != "softplus":
@@ -128,9 +126,7 @@ class SplineNNPConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> SplineNNPConfig:
         if self.radial.n_filters + self.angular.n_filters == 0:
-            raise ValueError(
-                "radial.n_filters and angular.n_filters are both zero: nothing would see the neighbours"
-            )
+            raise ValueError("radial.n_filters and angular.n_filters are both zero: nothing would see the neighbours")
         if self.network is None and not self.skip and self.embedding is None:
             raise ValueError("without network, skip, and embedding no energy comes out: keep at least one")
         if self.repulsion is not None and not self.repulsion.outer > self.repulsion.inner:
@@ -167,9 +163,7 @@ class SplineNNPConfig(_Config):
             return [SplineGrid(-1.0, 1.0, self.angular.angle_intervals)] * count
         if name == "embedding":
             assert self.embedding is not None
-            return [
-                SplineGrid(self.embedding.lower, self.embedding.upper, self.embedding.intervals)
-            ] * self.n_elements
+            return [SplineGrid(self.embedding.lower, self.embedding.upper, self.embedding.intervals)] * self.n_elements
         shape = self.angular if name == "angular" else self.radial
         count = self.n_pairs if name == "pair" else self.n_groups
         return [SplineGrid(shape.lower, shape.cutoff, shape.intervals)] * count

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,7 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         SnnpError,
     ) as error:
         reason = " ".join(str(error).split())
-        raise ModelFileError(
-            f"{where} does not hold a working model ({reason}); fetch or save it again."
-        ) from None
+        raise ModelFileError(f"{where} does not hold a working model ({reason}); fetch or save it again.") from None
     metadata = description.get("metadata", {})
     model.metadata = metadata if isinstance(metadata, dict) else {}
     return model.eval()
@@ -135,9 +133,7 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
 
 def _check_header(description: Any, where: str) -> None:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ModelFileError(
-            f'{where}/{_CONFIG_FILE} is not an snnp model (no \'"format": "{FORMAT}"\' in it).'
-        )
+        raise ModelFileError(f'{where}/{_CONFIG_FILE} is not an snnp model (no \'"format": "{FORMAT}"\' in it).')
     version = description.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise ModelFileError(f"{where}/{_CONFIG_FILE} has no valid format_version (got {version!r}).")
@@ -147,19 +143,15 @@ def _check_header(description: Any, where: str) -> None:
             "upgrade with 'pip install --upgrade snnp'."
         )
     if description.get("class") != "SplineNNP":
-        raise ModelFileError(
-            f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp."
-        )
+        raise ModelFileError(f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp.")
 
 
 def _zoo_roots() -> list[Path]:
     """Where bundled models may lie: installed package data, or the repository's own folder."""
-    roots = [Path(__file__).resolve().parents[2] / "model_zoo"]
-    try:
-        roots.insert(0, Path(str(resources.files("snnp_model_zoo").joinpath("."))))
-    except ModuleNotFoundError:
-        pass
-    return [root for root in roots if root.is_dir()]
+    beside = Path(__file__).resolve().parents[2] / "model_zoo"
+    spec = importlib.util.find_spec("snnp_model_zoo")
+    installed = [] if spec is None else [Path(entry) for entry in spec.submodule_search_locations or ()]
+    return [root for root in (*installed, beside) if root.is_dir()]
 
 
 def _bundled() -> dict[str, Path]:
@@ -195,10 +187,7 @@ def model_folder(name_or_path: str | Path) -> Path:
         raise ModelFileError(
             f"{path} holds no {_CONFIG_FILE}; give a model folder or a run folder written by snnp train."
         )
-    hint = (
-        near_matches(str(name_or_path), bundled)
-        or f" Bundled models: {', '.join(sorted(bundled)) or 'none'}."
-    )
+    hint = near_matches(str(name_or_path), bundled) or f" Bundled models: {', '.join(sorted(bundled)) or 'none'}."
     raise ModelFileError(f"there is no model named {str(name_or_path)!r} and no folder of that name.{hint}")
 
 
@@ -227,9 +216,7 @@ def load_model(
         try:
             text, weights = (folder / _CONFIG_FILE).read_text(), (folder / _WEIGHTS_FILE).read_bytes()
         except FileNotFoundError as error:
-            raise ModelFileError(
-                f"{folder} is not complete: {Path(str(error.filename)).name} is missing."
-            ) from None
+            raise ModelFileError(f"{folder} is not complete: {Path(str(error.filename)).name} is missing.") from None
         except UnicodeDecodeError:
             raise ModelFileError(
                 f"{folder / _CONFIG_FILE} is not a text file; fetch or save the model again."

@@ -77,9 +77,7 @@ def radial_geometry(splines: SplineSet, shell: Shell, n_channels: int) -> Radial
     return RadialGeometry(values.sum(dim=1), slopes)
 
 
-def angular_geometry(
-    splines: SplineSet, harmonics: Harmonics, shell: Shell, n_channels: int
-) -> AngularGeometry:
+def angular_geometry(splines: SplineSet, harmonics: Harmonics, shell: Shell, n_channels: int) -> AngularGeometry:
     """Moments, overlaps and pair arrays. Differentiable in the shell."""
     values, slopes = _channel_basis(splines, shell, n_channels)
     targets = torch.cat([harmonics(shell.unit), values], dim=-1)

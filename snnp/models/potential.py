@@ -61,9 +61,7 @@ class Potential(nn.Module, ABC):
         cutoff: Å, the largest distance at which atoms act on each other.
     """
 
-    def __init__(
-        self, elements: tuple[str, ...], reference_energies: dict[str, float], cutoff: float
-    ) -> None:
+    def __init__(self, elements: tuple[str, ...], reference_energies: dict[str, float], cutoff: float) -> None:
         super().__init__()
         unknown = [symbol for symbol in elements if symbol not in atomic_numbers]
         if unknown or not elements or len(set(elements)) != len(elements):
@@ -102,9 +100,7 @@ class Potential(nn.Module, ABC):
 
     @reference_energies.setter
     def reference_energies(self, values: dict[str, float]) -> None:
-        self._reference = torch.tensor(
-            [float(values[symbol]) for symbol in self.elements], dtype=torch.float64
-        )
+        self._reference = torch.tensor([float(values[symbol]) for symbol in self.elements], dtype=torch.float64)
 
     def species(self, structure: Structure) -> Tensor:
         """[N] index of each atom's element in `elements`.
@@ -162,9 +158,7 @@ class Potential(nn.Module, ABC):
         if neighbours is None:
             neighbours = neighbour_list(structure, self.cutoff)
         elif neighbours.cutoff < self.cutoff - 1e-9:
-            raise InputError(
-                f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å."
-            )
+            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
         with torch.no_grad():
             reference = self._reference.to(self.device)[species]
             if forces or stress:
@@ -198,8 +192,6 @@ def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
     zero = torch.zeros(structure.n_structures, 3, 3, dtype=gradients.dtype, device=gradients.device)
     strain_gradient = zero.index_add(0, owner, outer)
     periodic = structure.pbc.all(dim=1)
-    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume())).to(
-        gradients.dtype
-    )
+    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume())).to(gradients.dtype)
     symmetric = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
     return symmetric / volume[:, None, None] * periodic[:, None, None]

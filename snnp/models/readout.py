@@ -46,9 +46,7 @@ class Network(nn.Module):
         self.weights = nn.ParameterList(
             nn.Parameter(torch.zeros(copies, *shape, dtype=torch.float64)) for shape in shapes
         )
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.zeros(copies, out, dtype=torch.float64)) for out, _ in shapes
-        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(copies, out, dtype=torch.float64)) for out, _ in shapes)
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -72,9 +70,7 @@ class Network(nn.Module):
         slopes = []
         hidden = x
         for k, weight in enumerate(weights[:-1]):
-            hidden, slope = _activate(
-                self.config.activation, torch.addmm(self.biases[k][element], hidden, weight.T)
-            )
+            hidden, slope = _activate(self.config.activation, torch.addmm(self.biases[k][element], hidden, weight.T))
             slopes.append(slope)
         energy = (hidden @ weights[-1].T)[:, 0] + self.biases[-1][element]
         gradient = weights[-1] * slopes[-1]

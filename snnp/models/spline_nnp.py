@@ -215,11 +215,7 @@ class SplineNNP(Potential):
         rho = self.radial_filters()
         by_centre = rho.shape[0] > 1
         rho = rho[species] if by_centre else rho[0]
-        sums = (
-            torch.einsum("nk,nfk->nf", geometry.radial.sums, rho)
-            if by_centre
-            else geometry.radial.sums @ rho.T
-        )
+        sums = torch.einsum("nk,nfk->nf", geometry.radial.sums, rho) if by_centre else geometry.radial.sums @ rho.T
         features = [sums[:, :n_radial]]
         if geometry.angular is not None:
             filters = self.angular_filters()
@@ -271,18 +267,14 @@ class SplineNNP(Potential):
             radial = radial + 0.5 * (slope * inside)[..., 0]
         gradients = [(shell, radial[..., None] * shell.unit)]
         if triples is not None:
-            gradients.append(
-                (inner_shell, triple_pair_gradients(inner_shell, triples, inner, h[:, n_radial:]))
-            )
+            gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, inner, h[:, n_radial:])))
         return energies, _merge(gradients)
 
     def repulsion(self, shell: Shell, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Repulsive energies [N] and pair gradients [N, J, 3]; zeros without a repulsion."""
         if self.config.repulsion is None:
             return torch.zeros_like(shell.distance[:, 0]), torch.zeros_like(shell.unit)
-        energies, slopes = zbl_energies(
-            shell, numbers, self.config.repulsion.inner, self.config.repulsion.outer
-        )
+        energies, slopes = zbl_energies(shell, numbers, self.config.repulsion.inner, self.config.repulsion.outer)
         return energies, slopes[..., None] * shell.unit
 
     # The contract.
@@ -350,9 +342,7 @@ def _bumps(shape: torch.Size, generator: torch.Generator) -> Tensor:
     n_groups, n_filters, n_free = shape
     where = torch.linspace(0.0, 1.0, n_free, dtype=torch.float64)[None, None, :]
     centre = (torch.arange(n_filters, dtype=torch.float64) + 0.5) / max(n_filters, 1)
-    centre = centre[None, :, None] + 0.1 * torch.randn(
-        n_groups, n_filters, 1, generator=generator, dtype=torch.float64
-    )
+    centre = centre[None, :, None] + 0.1 * torch.randn(n_groups, n_filters, 1, generator=generator, dtype=torch.float64)
     width = 0.12 + 0.3 * torch.rand(n_groups, n_filters, 1, generator=generator, dtype=torch.float64)
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     return torch.exp(-(((where - centre) / width) ** 2)) + 0.1 * noise

@@ -35,9 +35,7 @@ class Triples:
     cosine: Tensor
 
 
-def make_triples(
-    shell: Shell, functions: tuple[Tensor, Tensor], angle: SplineSet, n_elements: int
-) -> Triples:
+def make_triples(shell: Shell, functions: tuple[Tensor, Tensor], angle: SplineSet, n_elements: int) -> Triples:
     """Evaluate g on all pairs of neighbours; `functions` are f and f' [N, J, F] on the shell."""
     inside = shell.mask[..., None]
     f, f_slope = functions[0] * inside, functions[1] * inside
