@@ -1,1 +1,28 @@
-"""Molecular dynamics: settings, logs and results shared by the engines."""
+"""Molecular dynamics and relaxation: settings, structures, files and results shared by the engines."""
+
+from snnp.sampling.builder import build_structure
+from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.relax import RelaxProgress, RelaxResult, relax
+from snnp.sampling.run import Engine, MDProgress, MDResult, Report, available_engines, drive, run_md
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Sample, Snapshot
+
+__all__ = [
+    "Checkpoint",
+    "Engine",
+    "EngineState",
+    "MDProgress",
+    "MDResult",
+    "MDSettings",
+    "RelaxProgress",
+    "RelaxResult",
+    "Report",
+    "Sample",
+    "Snapshot",
+    "available_engines",
+    "build_structure",
+    "drive",
+    "relax",
+    "run_md",
+    "starting_point",
+]

@@ -1,0 +1,88 @@
+"""The picture of a run: temperature, energy, and the radial distribution function."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from snnp.sampling.rdf import RadialDistribution
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Sample
+
+__all__ = ["plot_run"]
+
+_LINE, _SECOND, _GUIDE = "#1f5f8b", "#c8553d", "#888888"
+_MOST_PAIRS = 6
+
+
+def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, settings: MDSettings, atoms: Atoms) -> None:
+    """Write a PNG with three panels: temperature, energy change per atom, radial distribution.
+
+    Arguments:
+        path: the file, replaced atomically.
+        samples: of the whole run.
+        rdf: gathered over the second half; may be empty.
+        settings: ensemble and targets are drawn as guides.
+        atoms: for the formula in the title and the energy per atom.
+    """
+    # Imported here: matplotlib takes a third of a second that a run without a picture need not wait for.
+    from matplotlib.figure import Figure
+
+    table = np.array(samples, dtype=float).reshape(-1, len(Sample._fields))
+    column = {name: table[:, k] for k, name in enumerate(Sample._fields)}
+    figure = Figure(figsize=(11.0, 3.5), layout="constrained", dpi=150)
+    panels = figure.subplots(1, 3)
+    _draw_temperature(panels[0], column, settings)
+    _draw_energy(panels[1], column, len(atoms))
+    _draw_radial(panels[2], rdf)
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    title = f"{atoms.symbols.formula:latex}   {settings.ensemble.upper()}"
+    title += "" if settings.ensemble == "nve" else f" at {settings.temperature_k:g} K"
+    title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""
+    figure.suptitle(f"{title},  {len(atoms)} atoms,  {settings.steps} steps of {settings.dt_fs:g} fs", fontsize=10)
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _draw_temperature(panel: Any, column: dict[str, np.ndarray], settings: MDSettings) -> None:
+    mean = column["temperature_k"].mean()
+    panel.plot(column["time_ps"], column["temperature_k"], color=_LINE, linewidth=0.9)
+    label = (
+        f"mean {mean:.0f} K"
+        if settings.ensemble == "nve"
+        else f"target {settings.temperature_k:g} K, mean {mean:.0f} K"
+    )
+    panel.axhline(
+        mean if settings.ensemble == "nve" else settings.temperature_k, color=_GUIDE, linestyle="--", label=label
+    )
+    panel.legend(fontsize=8, frameon=False)
+    panel.set(xlabel="time (ps)", ylabel="temperature (K)", title="Temperature")
+
+
+def _draw_energy(panel: Any, column: dict[str, np.ndarray], n_atoms: int) -> None:
+    for name, label, color in (("potential_energy_ev", "potential", _SECOND), ("total_energy_ev", "total", _LINE)):
+        change = (column[name] - column[name][0]) * 1000.0 / n_atoms
+        panel.plot(column["time_ps"], change, color=color, linewidth=0.9, label=label)
+    panel.legend(fontsize=8, frameon=False)
+    panel.set(xlabel="time (ps)", ylabel="energy since start (meV/atom)", title="Energy")
+
+
+def _draw_radial(panel: Any, rdf: RadialDistribution) -> None:
+    curves = sorted(rdf.curves().items(), key=lambda item: -item[1].max())
+    for pair, curve in curves[:_MOST_PAIRS]:
+        panel.plot(rdf.centres, curve, linewidth=1.1, label=pair)
+    if curves:
+        panel.legend(fontsize=8, frameon=False)
+    else:
+        panel.text(0.5, 0.5, "no pairs were sampled", transform=panel.transAxes, ha="center", color=_GUIDE)
+    if rdf.normalised:
+        panel.axhline(1.0, color=_GUIDE, linestyle="--", linewidth=0.8, zorder=0)
+    label = "g(r)" if rdf.normalised else "neighbours per atom and Å"
+    panel.set(xlabel="distance (Å)", ylabel=label, title="Radial distribution", xlim=(0.0, rdf.reach), ylim=(0.0, None))

@@ -1,0 +1,102 @@
+"""What a molecular dynamics run is asked to do, in terms that every engine understands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from snnp.errors import ConfigError, near_matches
+
+__all__ = ["MDSettings"]
+
+_FORMATS = (".extxyz", ".xyz", ".dcd", ".xtc")
+
+
+class MDSettings(BaseModel):
+    """Settings of a molecular dynamics run; the same for every engine.
+
+    Arguments:
+        ensemble: `"nve"`, `"nvt"` (Langevin) or `"npt"` (Langevin with an isotropic barostat).
+        temperature_k: K; the thermostat's, and that of the initial velocities (also in `nve`).
+        pressure_gpa: GPa; the barostat's target in `npt`, 1 bar = 1e-4 GPa.
+        steps: number of the last step. A resumed run goes on to this step, it does not add to it.
+        dt_fs: time step, fs.
+        friction_per_ps: thermostat friction, 1/ps.
+        barostat_time_fs: time scale of the barostat, fs.
+        seed: of the initial velocities and the thermostat.
+        trajectory: file to write; its suffix chooses extended XYZ (`.extxyz`, `.xyz`), `.dcd` or `.xtc`.
+        log: CSV file to write.
+        plot: PNG file to write at the end.
+        checkpoint: NPZ file to write, and to read where `resume` is set.
+        trajectory_interval: steps between frames (and step 0).
+        log_interval: steps between rows (and step 0).
+        checkpoint_interval: steps between checkpoints (and at the end).
+        resume: continue from `checkpoint`; trajectory and log are cut back to it, so nothing is doubled or lost.
+        dtype: precision of the model.
+        device: where the model runs; `None` leaves it to the engine.
+
+    Raises:
+        ConfigError: on an unknown key (with the nearest known one) or a wrong value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ensemble: Literal["nve", "nvt", "npt"] = "nvt"
+    temperature_k: float = Field(default=300.0, ge=0.0, allow_inf_nan=False)
+    pressure_gpa: float = Field(default=0.0, allow_inf_nan=False)
+    steps: int = Field(default=1000, ge=0)
+    dt_fs: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    friction_per_ps: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    barostat_time_fs: float = Field(default=1000.0, gt=0.0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    trajectory: Path | None = None
+    log: Path | None = None
+    plot: Path | None = None
+    checkpoint: Path | None = None
+    trajectory_interval: int = Field(default=100, ge=1)
+    log_interval: int = Field(default=10, ge=1)
+    checkpoint_interval: int = Field(default=1000, ge=1)
+    resume: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str | None = None
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error)) from None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> MDSettings:
+        if self.trajectory is not None and self.trajectory.suffix.lower() not in _FORMATS:
+            raise ValueError(f"trajectory '{self.trajectory}' has no known suffix; use one of {', '.join(_FORMATS)}")
+        if self.resume and self.checkpoint is None:
+            raise ValueError("resume needs a checkpoint; name the file with checkpoint=...")
+        if self.ensemble != "nve" and self.temperature_k == 0.0:
+            raise ValueError(f"temperature_k must be positive for ensemble '{self.ensemble}', got 0")
+        outputs = [path for path in (self.trajectory, self.log, self.plot, self.checkpoint) if path is not None]
+        if len(set(outputs)) < len(outputs):
+            raise ValueError("trajectory, log, plot and checkpoint must be different files")
+        return self
+
+    def defining(self) -> dict[str, Any]:
+        """The settings that must stay the same when a run is resumed, as JSON values."""
+        names = (
+            "ensemble temperature_k pressure_gpa dt_fs friction_per_ps barostat_time_fs seed "
+            "trajectory_interval log_interval dtype"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first of pydantic's findings as one sentence."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown molecular dynamics setting '{key}'.{near_matches(key, MDSettings.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message + "."
+    return f"molecular dynamics setting '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}."

@@ -1,0 +1,71 @@
+"""One moment of a simulation and the numbers that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from snnp.units import BOLTZMANN_EV_PER_K, EV_PER_ANGSTROM3_IN_GPA
+
+__all__ = ["Sample", "Snapshot", "degrees_of_freedom"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a simulation at one step.
+
+    Arguments:
+        atoms: positions (Å), momenta (ASE's units), cell (Å) and periodicity; the receiver keeps it, so hand over a copy.
+        potential_energy: eV.
+        forces: [N, 3], eV/Å.
+        stress: [3, 3], eV/Å³, ASE's sign, without the kinetic part; None where not every direction is periodic.
+    """
+
+    atoms: Atoms
+    potential_energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None
+
+
+class Sample(NamedTuple):
+    """One row of the log; the fields are its columns. NaN where a quantity does not exist."""
+
+    step: int
+    time_ps: float
+    potential_energy_ev: float
+    kinetic_energy_ev: float
+    total_energy_ev: float
+    temperature_k: float
+    volume_a3: float
+    pressure_gpa: float
+
+    @staticmethod
+    def of(snapshot: Snapshot, step: int, dt_fs: float, n_freedom: int) -> Sample:
+        """Derive the row of a snapshot; the pressure holds the kinetic part `2 K / (3 V)`."""
+        kinetic = float(snapshot.atoms.get_kinetic_energy())
+        volume = pressure = float("nan")
+        if snapshot.stress is not None:
+            volume = float(snapshot.atoms.get_volume())
+            pressure = (2.0 * kinetic / volume - float(np.trace(snapshot.stress))) / 3.0 * EV_PER_ANGSTROM3_IN_GPA
+        return Sample(
+            step=step,
+            time_ps=step * dt_fs / 1000.0,
+            potential_energy_ev=snapshot.potential_energy,
+            kinetic_energy_ev=kinetic,
+            total_energy_ev=snapshot.potential_energy + kinetic,
+            temperature_k=2.0 * kinetic / (n_freedom * BOLTZMANN_EV_PER_K),
+            volume_a3=volume,
+            pressure_gpa=pressure,
+        )
+
+
+def degrees_of_freedom(n_atoms: int, ensemble: str) -> int:
+    """Number of momenta that share the kinetic energy.
+
+    Newton's equations keep the total momentum (removed from the initial velocities), so `nve` has 3N - 3; a Langevin
+    thermostat acts on the centre of mass too, so `nvt` and `npt` have 3N.
+    """
+    return max(1, 3 * n_atoms - 3) if ensemble == "nve" else max(1, 3 * n_atoms)
