@@ -1,0 +1,139 @@
+"""Splits: which frames train, validate and test; the same for the same seed on every machine, and saved as a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snnp.data.frames import Frame
+from snnp.data.reference import is_isolated_atom
+from snnp.errors import DataError
+
+__all__ = ["Split", "load_split", "save_split", "split_frames"]
+
+_FORMAT = "snnp-split"
+_PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set in three parts, each in the order of the data set."""
+
+    train: list[Frame]
+    valid: list[Frame]
+    test: list[Frame]
+
+
+def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0, seed: int = 0) -> Split:
+    """Divide frames into train, valid and test, each group in proportion.
+
+    The choice depends on the seed and on the frames' `source` and `group` only: neither on the order of the frames nor
+    on the versions of any library. Isolated atoms always train: they fix E0 and are no test of anything.
+
+    Arguments:
+        frames: the data set; sources must be unique.
+        valid, test: each a fraction of the frames in [0, 1), or a whole number of them.
+        seed: another seed draws another split.
+
+    Raises:
+        DataError: for repeated sources, or if nothing would be left to train on.
+    """
+    _check_unique(frames)
+    pool: dict[str, list[str]] = {}
+    for frame in frames:
+        if not is_isolated_atom(frame):
+            pool.setdefault(frame.group or "", []).append(frame.source)
+    # A hash orders the frames: unlike a random generator's stream it is fixed for good.
+    pool = {group: sorted(pool[group], key=lambda source: _draw(seed, source)) for group in sorted(pool)}
+    total = sum(len(sources) for sources in pool.values())
+    n_test, n_valid = (_number(name, value, total) for name, value in (("test", test), ("valid", valid)))
+    if n_valid + n_test >= len(frames):
+        raise DataError(
+            f"{n_valid} validation and {n_test} test frames leave nothing to train on, out of {len(frames)} frames; "
+            "ask for fewer."
+        )
+    part_of = {}
+    for part, number in (("test", n_test), ("valid", n_valid)):
+        taken = _shares({group: len(sources) for group, sources in pool.items()}, number)
+        for group, share in taken.items():
+            part_of.update(dict.fromkeys(pool[group][:share], part))
+            pool[group] = pool[group][share:]
+    parts: dict[str, list[Frame]] = {name: [] for name in _PARTS}
+    for frame in frames:
+        parts[part_of.get(frame.source, "train")].append(frame)
+    return Split(**parts)
+
+
+def save_split(split: Split, path: str | Path) -> None:
+    """Write the sources of each part as JSON, atomically."""
+    content = {"format": _FORMAT, **{part: [frame.source for frame in getattr(split, part)] for part in _PARTS}}
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
+    """Restore a split of `frames` from a file written by `save_split`.
+
+    Raises:
+        DataError: if the file is missing or no split, or names a frame that `frames` does not hold. Frames that the
+            file does not name belong to no part.
+    """
+    _check_unique(frames)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a split file: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise DataError(f"{path} is not a split file (no format '{_FORMAT}'); write one with save_split.")
+    by_source = {frame.source: frame for frame in frames}
+    parts: dict[str, list[Frame]] = {}
+    for part in _PARTS:
+        sources = content.get(part, [])
+        missing = [source for source in sources if source not in by_source]
+        if missing:
+            raise DataError(
+                f"{path} names {len(missing)} frames that the data does not hold, the first is '{missing[0]}'; "
+                "give the data files that the split was made from."
+            )
+        parts[part] = [by_source[source] for source in sources]
+    return Split(**parts)
+
+
+def _check_unique(frames: Sequence[Frame]) -> None:
+    seen: set[str] = set()
+    for frame in frames:
+        if frame.source in seen:
+            raise DataError(f"two frames have the source '{frame.source}'; read all files in one read_frames call.")
+        seen.add(frame.source)
+
+
+def _draw(seed: int, source: str) -> bytes:
+    return hashlib.sha256(f"{seed}\n{source}".encode()).digest()
+
+
+def _number(name: str, value: float, total: int) -> int:
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise DataError(f"{name} must be a fraction in [0, 1) or a whole number of frames, got {value}.")
+    if value >= 1:
+        return int(value)
+    # At least one where any were asked for: an empty part would silently switch its use off.
+    return max(1, round(value * total)) if value > 0 else 0
+
+
+def _shares(sizes: dict[str, int], number: int) -> dict[str, int]:
+    """Divide `number` over groups in proportion to their sizes: largest remainder, ties in the order of names."""
+    total = sum(sizes.values())
+    if number > total:
+        raise DataError(f"{number} frames were asked for but only {total} are left to choose from.")
+    exact = {group: number * size / total for group, size in sizes.items()} if total else {}
+    shares = {group: int(value) for group, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda group: (shares[group] - exact[group], group))
+    for group in by_remainder[: number - sum(shares.values())]:
+        shares[group] += 1
+    return shares
