@@ -116,8 +116,8 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys()) ->
 
     Energies, forces, stresses and groups are found by their usual names (`REF_energy`, `energy`, calculator results,
     `config_type`, ...), or by the names in `keys`. Within one file one name is used throughout, so that levels of
-    theory are never mixed. Any of them may be missing on some frames. Stresses of structures that are not fully periodic are
-    left out: they have no defined volume.
+    theory are never mixed. Any of them may be missing on some frames. Stresses of structures that are not fully
+    periodic are left out: they have no defined volume.
 
     Arguments:
         path: a file or a sequence of files.
