@@ -1,0 +1,252 @@
+"""Evaluation: how far a potential is from reference data, in all, per element and per group."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from snnp.data.frames import Frame
+from snnp.errors import DataError
+from snnp.models.potential import Potential, Prediction
+from snnp.structure import Structure
+from snnp.units import EV_PER_ANGSTROM3_IN_GPA
+
+__all__ = ["Comparison", "Errors", "Evaluation", "GroupErrors", "evaluate"]
+
+_MEV_PER_EV = 1000.0
+_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean absolute, root-mean-square and largest error of `n` numbers, in the unit of the quantity."""
+
+    mae: float
+    rmse: float
+    max: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reference and model values of one quantity, number by number, with the frame that each came from.
+
+    Arguments:
+        reference, model: [M] energies in eV/atom, force components in eV/Å, or stress components in GPa.
+        frame: [M] index of the frame.
+        number: [M] atomic number for forces, 0 for quantities of a whole structure.
+    """
+
+    reference: np.ndarray
+    model: np.ndarray
+    frame: np.ndarray
+    number: np.ndarray
+
+    def errors(self, chosen: np.ndarray | None = None, scale: float = 1.0) -> Errors | None:
+        """Errors of the chosen entries (all by default) times `scale`; None where there are none."""
+        difference = self.model - self.reference
+        if chosen is not None:
+            difference = difference[chosen]
+        if difference.size == 0:
+            return None
+        size = scale * np.abs(difference)
+        rmse = math.sqrt(float(np.mean(np.square(size))))
+        return Errors(mae=float(size.mean()), rmse=rmse, max=float(size.max()), n=int(size.size))
+
+
+@dataclass(frozen=True)
+class GroupErrors:
+    """Errors of some of the structures; a quantity that the data lack is None. Units as in `Evaluation`."""
+
+    n_structures: int
+    n_atoms: int
+    energy: Errors | None
+    forces: Errors | None
+    stress: Errors | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat JSON values such as `energy_mae_mev_per_atom`; None where the data lack a quantity."""
+        named = (
+            ("energy", "mev_per_atom", self.energy),
+            ("force", "ev_per_angstrom", self.forces),
+            ("stress", "gpa", self.stress),
+        )
+        values: dict[str, Any] = {}
+        for quantity, unit, errors in named:
+            for kind in ("mae", "rmse", "max"):
+                value = getattr(errors, kind) if errors is not None else None
+                values[f"{quantity}_{kind}_{unit}"] = value if value is None or math.isfinite(value) else None
+        return {**values, "n_structures": self.n_structures, "n_atoms": self.n_atoms}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A potential held against reference data.
+
+    Arguments:
+        model, data: what was compared with what, for the reader.
+        total: all structures: energy in meV/atom, force components in eV/Å, stress components (six each) in GPa.
+        elements: force errors in eV/Å per chemical symbol.
+        groups: the same as `total` for each group (`config_type`) of the data; empty if the data name none.
+        energies, forces, stresses: the numbers behind it, for parity plots.
+        group_of_frame: label of each frame, "" where it has none.
+    """
+
+    model: str
+    data: str
+    total: GroupErrors
+    elements: dict[str, Errors]
+    groups: dict[str, GroupErrors]
+    energies: Comparison
+    forces: Comparison
+    stresses: Comparison
+    group_of_frame: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: errors with their units in the names at the top level, then `elements` and `groups`.
+
+        What the data lack is None, and so is an error that is not finite.
+        """
+        elements = {
+            symbol: {f"force_{kind}_ev_per_angstrom": getattr(errors, kind) for kind in ("mae", "rmse", "max")}
+            for symbol, errors in self.elements.items()
+        }
+        groups = {name: errors.to_dict() for name, errors in self.groups.items()}
+        return {"model": self.model, "data": self.data, **self.total.to_dict(), "elements": elements, "groups": groups}
+
+    def to_json(self) -> str:
+        """`to_dict` as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def evaluate(
+    model: Potential,
+    frames: Sequence[Frame],
+    *,
+    batch_atoms: int = 2000,
+    model_name: str | None = None,
+    data_name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Compare a potential with reference frames.
+
+    Errors of energies are per structure (total energy over number of atoms), of forces over all components of all
+    atoms, of stresses over the six components of fully periodic structures.
+
+    Arguments:
+        model: any potential.
+        frames: reference data; each may lack energy, forces or stress.
+        batch_atoms: structures are computed together up to this many atoms.
+        model_name, data_name: for the report; by default the model's own name and the names of the data files.
+        progress: called with the number of frames done and the number of all.
+
+    Raises:
+        DataError: if there are no frames.
+        UnknownElementError: if the data hold an element that the model does not know.
+    """
+    if not frames:
+        raise DataError("there is nothing to evaluate on: no frames were given.")
+    collector = _Collector()
+    for batch in _batches(frames, batch_atoms):
+        structure = Structure.concatenate([frames[index].structure for index in batch])
+        prediction = model.compute(
+            structure,
+            forces=any(frames[index].forces is not None for index in batch),
+            stress=any(frames[index].stress is not None for index in batch),
+        )
+        collector.add(batch, frames, prediction)
+        if progress is not None:
+            progress(batch[-1] + 1, len(frames))
+    energies, forces, stresses = collector.comparisons()
+    files = dict.fromkeys(frame.source.rpartition("#")[0] or frame.source for frame in frames)
+    labels = tuple(frame.group or "" for frame in frames)
+    every = np.ones(len(frames), dtype=bool)
+    return Evaluation(
+        model=model_name or str(model.metadata.get("name", type(model).__name__)),
+        data=data_name or ", ".join(files),
+        total=_group_errors(frames, energies, forces, stresses, every),
+        elements={
+            chemical_symbols[number]: errors
+            for number in np.unique(forces.number).tolist()
+            if (errors := forces.errors(forces.number == number)) is not None
+        },
+        groups={
+            label: _group_errors(frames, energies, forces, stresses, np.array([one == label for one in labels]))
+            for label in sorted(set(labels) - {""})
+        },
+        energies=energies,
+        forces=forces,
+        stresses=stresses,
+        group_of_frame=labels,
+    )
+
+
+def _batches(frames: Sequence[Frame], batch_atoms: int) -> Iterator[list[int]]:
+    """Consecutive frames of together at most `batch_atoms` atoms; a larger frame comes alone."""
+    batch: list[int] = []
+    atoms = 0
+    for index, frame in enumerate(frames):
+        if batch and atoms + frame.n_atoms > batch_atoms:
+            yield batch
+            batch, atoms = [], 0
+        batch.append(index)
+        atoms += frame.n_atoms
+    yield batch
+
+
+class _Collector:
+    """Gathers columns (reference, model, frame, number) of the three quantities, batch by batch."""
+
+    def __init__(self) -> None:
+        self.columns: tuple[list[tuple[np.ndarray, ...]], ...] = ([], [], [])
+
+    def add(self, batch: list[int], frames: Sequence[Frame], prediction: Prediction) -> None:
+        """Sort the predictions of a batch to the frames that have the reference."""
+        energy = prediction.energy.cpu().numpy()
+        forces = None if prediction.forces is None else prediction.forces.double().cpu().numpy()
+        stress = None if prediction.stress is None else prediction.stress.double().cpu().numpy()
+        first = 0
+        for row, index in enumerate(batch):
+            frame = frames[index]
+            last = first + frame.n_atoms
+            if frame.energy is not None:
+                self._append(0, index, [frame.energy / frame.n_atoms], [energy[row] / frame.n_atoms])
+            if frame.forces is not None and forces is not None:
+                number = np.repeat(frame.structure.numbers.numpy(), 3)
+                self._append(1, index, frame.forces.ravel(), forces[first:last].ravel(), number)
+            if frame.stress is not None and stress is not None:
+                scale = EV_PER_ANGSTROM3_IN_GPA
+                self._append(2, index, scale * frame.stress[_VOIGT], scale * stress[row][_VOIGT])
+            first = last
+
+    def _append(self, quantity: int, index: int, reference: Any, model: Any, number: np.ndarray | None = None) -> None:
+        size = len(reference)
+        zeros = np.zeros(size, dtype=np.int64) if number is None else number
+        self.columns[quantity].append((np.asarray(reference), np.asarray(model), np.full(size, index), zeros))
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Energies, forces, stresses."""
+        nothing = (np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return tuple(
+            Comparison(*(np.concatenate(column) for column in zip(*(rows or [nothing]), strict=True)))
+            for rows in self.columns
+        )
+
+
+def _group_errors(
+    frames: Sequence[Frame], energies: Comparison, forces: Comparison, stresses: Comparison, chosen: np.ndarray
+) -> GroupErrors:
+    """Errors over the frames where `chosen` [number of frames] is true."""
+    return GroupErrors(
+        n_structures=int(chosen.sum()),
+        n_atoms=sum(frame.n_atoms for frame, mine in zip(frames, chosen, strict=True) if mine),
+        energy=energies.errors(chosen[energies.frame], scale=_MEV_PER_EV),
+        forces=forces.errors(chosen[forces.frame]),
+        stress=stresses.errors(chosen[stresses.frame]),
+    )

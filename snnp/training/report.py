@@ -1,0 +1,278 @@
+"""The report of a run: parity plots, loss curves, and a summary for people and for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from snnp.errors import DataError
+from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_loss", "plot_parity", "summary_markdown", "write_report"]
+
+_COLOURS = {"train": "#9db4c0", "valid": "#1f5f8b", "test": "#c8553d"}
+_OTHER_COLOURS = ("#5b8c5a", "#8b5fbf", "#b08900")
+_INK, _GRID = "#333333", "#e5e5e5"
+_MOST_POINTS = 20_000
+_QUANTITIES = {
+    # name: title, unit of the axes, unit of the errors, factor between them, digits
+    "energy": ("Energy", "eV/atom", "meV/atom", 1000.0, 2),
+    "forces": ("Force components", "eV/Å", "eV/Å", 1.0, 4),
+}
+
+
+def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> None:
+    """Write `parity_energy.png`, `parity_forces.png`, `loss.png`, `summary.json` and `summary.md` into a run folder.
+
+    Arguments:
+        folder: existing folder; `metrics.csv` in it, if there, becomes the loss curve. Files are replaced atomically.
+        evaluations: for instance {"train": ..., "valid": ..., "test": ...}, drawn in this order.
+        details: further JSON values for the summary (parameters, seconds, E0, ...).
+    """
+    folder = Path(folder)
+    if any(evaluation.energies.reference.size for evaluation in evaluations.values()):
+        plot_parity(folder / "parity_energy.png", evaluations, "energy")
+    if any(evaluation.forces.reference.size for evaluation in evaluations.values()):
+        plot_parity(folder / "parity_forces.png", evaluations, "forces")
+    if (folder / "metrics.csv").is_file():
+        plot_loss(folder / "loss.png", folder / "metrics.csv")
+    content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
+    _write_text(folder / "summary.json", json.dumps(content, indent=2) + "\n")
+    _write_text(folder / "summary.md", summary_markdown(evaluations, details))
+
+
+def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantity: Literal["energy", "forces"]) -> None:
+    """Draw model against reference, and the share of values below each error, as a PNG.
+
+    Arguments:
+        path: the PNG, replaced atomically.
+        evaluations: name of each set (its colour and label) and its evaluation; sets without the quantity are left out.
+        quantity: "energy" (eV/atom) or "forces" (components, eV/Å).
+    """
+    title, unit, error_unit, scale, digits = _QUANTITIES[quantity]
+    figure = _figure(9.2, 4.7)
+    parity, spread = figure.subplots(1, 2)
+    sets = {name: _comparison(evaluation, quantity) for name, evaluation in evaluations.items()}
+    sets = {name: comparison for name, comparison in sets.items() if comparison.reference.size}
+    others = iter(_OTHER_COLOURS * len(sets))
+    for name, comparison in sets.items():
+        colour = _COLOURS.get(name) or next(others)
+        errors = comparison.errors(scale=scale)
+        assert errors is not None
+        label = f"{name}:  MAE {errors.mae:.{digits}f},  RMSE {errors.rmse:.{digits}f} {error_unit}"
+        shown = _thinned(comparison.reference.size)
+        parity.scatter(
+            comparison.reference[shown], comparison.model[shown], s=9, alpha=0.6, lw=0, color=colour, label=label
+        )
+        _draw_shares(spread, scale * np.abs(comparison.model - comparison.reference), colour, name)
+    _finish_parity(parity, sets, unit)
+    spread.set(
+        xlabel=f"Absolute error ({error_unit})", ylabel="Share of values with a smaller error (%)", ylim=(0, 101)
+    )
+    spread.set_xscale("log")
+    _plain_ticks(spread.xaxis)
+    spread.grid(True, which="major", color=_GRID, lw=0.7)
+    spread.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=7.5)
+    for axes in (parity, spread):
+        axes.set_box_aspect(1)
+    models = " / ".join(dict.fromkeys(evaluation.model for evaluation in evaluations.values()))
+    figure.suptitle(f"{title}: {models}", fontsize=11)
+    _save(figure, Path(path))
+
+
+def _comparison(evaluation: Evaluation, quantity: str) -> Comparison:
+    return evaluation.energies if quantity == "energy" else evaluation.forces
+
+
+def _finish_parity(axes: Axes, sets: Mapping[str, Comparison], unit: str) -> None:
+    """Equal axes around all values, the diagonal, and the legend that carries the errors."""
+    from matplotlib.ticker import MaxNLocator
+
+    values = np.concatenate([array for one in sets.values() for array in (one.reference, one.model)] or [np.zeros(1)])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+    axes.plot([low, high], [low, high], color=_INK, lw=0.8, zorder=0)
+    axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"Reference ({unit})", ylabel=f"Model ({unit})")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+    legend = axes.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=7.5)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+
+
+def _draw_shares(axes: Axes, sizes: np.ndarray, colour: str, name: str) -> None:
+    """Cumulative distribution: needs no bins, so that small and large sets compare."""
+    sizes = np.sort(sizes[np.isfinite(sizes) & (sizes > 0)])
+    # The smallest percent of the errors would stretch the logarithmic axis over decades that matter to nobody.
+    share = 100.0 * np.arange(1, sizes.size + 1) / max(1, sizes.size)
+    shown = share >= 1.0
+    axes.plot(sizes[shown], share[shown], color=colour, lw=1.6, label=f"{name}  ({sizes.size} values)")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers such as 0.02 in place of 2 × 10⁻² on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if low > 0 else 1.0
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _thinned(size: int) -> np.ndarray:
+    """At most 20,000 indices, always the same ones: more points only darken the picture."""
+    if size <= _MOST_POINTS:
+        return np.arange(size)
+    return np.random.default_rng(0).choice(size, _MOST_POINTS, replace=False)
+
+
+def plot_loss(path: str | Path, metrics: str | Path) -> None:
+    """Draw the training loss and the validation errors over the epochs as a PNG.
+
+    Arguments:
+        path: the PNG, replaced atomically.
+        metrics: CSV with the columns `epoch` and any of `train_loss`, `valid_energy_mae_mev_per_atom`,
+            `valid_force_mae_ev_per_angstrom`, `learning_rate`; empty cells are left out.
+
+    Raises:
+        DataError: if the file cannot be read or has no epochs.
+    """
+    columns = _read_columns(Path(metrics))
+    panels = {
+        "train_loss": "Training loss",
+        "valid_energy_mae_mev_per_atom": "Energy MAE, validation\n(meV/atom)",
+        "valid_force_mae_ev_per_angstrom": "Force MAE, validation\n(eV/Å)",
+        "learning_rate": "Learning rate",
+    }
+    drawn = {name: label for name, label in panels.items() if np.isfinite(columns.get(name, np.zeros(0))).any()}
+    figure = _figure(6.4, 1.0 + 1.7 * max(1, len(drawn)))
+    rows = figure.subplots(max(1, len(drawn)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, label) in zip(rows, drawn.items(), strict=False):
+        _draw_history(axes, columns["epoch"], columns[name], name, label)
+    rows[-1].set_xlabel("Epoch")
+    figure.align_ylabels(list(rows))
+    _save(figure, Path(path))
+
+
+def _draw_history(axes: Axes, epoch: np.ndarray, values: np.ndarray, name: str, label: str) -> None:
+    known = np.isfinite(values)
+    epoch, values = epoch[known], values[known]
+    axes.plot(epoch, values, color=_COLOURS["valid"], lw=1.2, marker="." if len(epoch) < 40 else "")
+    positive = values[values > 0]
+    if name != "learning_rate" and positive.size and positive.max() > 3.0 * positive.min():
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+    axes.set_ylabel(label, fontsize=8.5)
+    axes.grid(True, which="major", color=_GRID, lw=0.7)
+    if name.startswith("valid"):
+        at = int(values.argmin())
+        axes.plot(epoch[at], values[at], "o", color=_COLOURS["test"], ms=5)
+        axes.set_title(
+            f"best {values[at]:.3g} at epoch {epoch[at]:.0f}", fontsize=8, loc="right", color=_COLOURS["test"]
+        )
+
+
+def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
+    try:
+        with metrics.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise DataError(f"{metrics} cannot be read as a table of metrics: {error.strerror}.") from error
+    if not rows or "epoch" not in rows[0]:
+        raise DataError(f"{metrics} holds no epochs; expected a CSV with the column 'epoch' and at least one row.")
+    return {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0]}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> str:
+    """A summary in Markdown: the errors of each set, of its groups and elements, and the details as a list."""
+    lines = ["# Summary", ""]
+    lines += [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in details.items()]
+    head = "| energy MAE | RMSE | max (meV/atom) | force MAE | RMSE | max (eV/Å) | stress MAE (GPa) |"
+    lines += ["", "## Errors", "", "| set | structures | atoms " + head, "|---|" + "---:|" * 9]
+    lines += [_row([name], evaluation.total) for name, evaluation in evaluations.items()]
+    grouped = {name: evaluation for name, evaluation in evaluations.items() if evaluation.groups}
+    if grouped:
+        lines += ["", "## By group", "", "| set | group | structures | atoms " + head, "|---|---|" + "---:|" * 9]
+        for name, evaluation in grouped.items():
+            lines += [_row([name, group], errors) for group, errors in evaluation.groups.items()]
+    several = {name: evaluation for name, evaluation in evaluations.items() if len(evaluation.elements) > 1}
+    if several:
+        lines += [
+            "",
+            "## Forces by element",
+            "",
+            "| set | element | MAE | RMSE | max (eV/Å) |",
+            "|---|---|---:|---:|---:|",
+        ]
+        for name, evaluation in several.items():
+            for symbol, errors in evaluation.elements.items():
+                lines.append(f"| {name} | {symbol} | {' | '.join(_three(errors, 4))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(names: list[str], errors: GroupErrors) -> str:
+    cells = [name.replace("|", "\\|") for name in names] + [str(errors.n_structures), str(errors.n_atoms)]
+    cells += _three(errors.energy, 2) + _three(errors.forces, 4) + _three(errors.stress, 3)[:1]
+    return f"| {' | '.join(cells)} |"
+
+
+def _three(errors: Errors | None, digits: int) -> list[str]:
+    if errors is None:
+        return ["–"] * 3
+    return [f"{value:.{digits}f}" for value in (errors.mae, errors.rmse, errors.max)]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(inner) for inner in value)
+    return str(value)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Imported here: matplotlib takes a third of a second that an evaluation without pictures need not wait for.
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08), dpi=150)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
