@@ -1,4 +1,4 @@
-"""Every command and every Python line of README.md, in order, in one empty folder."""
+"""Every command and every Python line of the README and the tutorials, in order, one empty folder for each page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "docs/first-simulation.md", "docs/train.md", "docs/conventions.md"]
 SECONDS_PER_BLOCK = 120  # each takes a few seconds on an idle core; the rest is room for a busy machine
 
 # Lines that set up a checkout; `make` runs them on a fresh machine, here only their names are checked.
 SETTING_UP = ("git clone ", "cd ", "make ", "pip install ", "python3 -m venv ", "source ", "export ")
 
 
-def _blocks() -> list[tuple[str, str]]:
-    """(language, text) of the fenced blocks of the README, in order."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def _text(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def _blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of the fenced blocks of a page, in order."""
+    return re.findall(r"^```(\S*)[^\n]*\n(.*?)^```", _text(page), flags=re.MULTILINE | re.DOTALL)
 
 
 def _commands(text: str) -> list[str]:
@@ -32,14 +36,14 @@ def _commands(text: str) -> list[str]:
     return [line for line in stripped if line and not line.startswith("#")]
 
 
-RUNNABLE = [(language, text) for language, text in _blocks() if language in ("bash", "python")]
-SHELL_LINES = [line for language, text in RUNNABLE if language == "bash" for line in _commands(text)]
+RUNNABLE = [(page, *block) for page in PAGES for block in _blocks(page) if block[0] in ("bash", "python")]
+SHELL_LINES = [line for _, language, text in RUNNABLE if language == "bash" for line in _commands(text)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all blocks: later ones use what earlier ones wrote."""
-    return tmp_path_factory.mktemp("readme")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One folder for all blocks of a page: later blocks use what earlier ones wrote."""
+    return {page: tmp_path_factory.mktemp(Path(page).stem) for page in PAGES}
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -51,22 +55,24 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "text"), RUNNABLE, ids=[f"{n}-{block[0]}" for n, block in enumerate(RUNNABLE)]
+    ("page", "language", "text"), RUNNABLE, ids=[f"{Path(b[0]).stem}-{n}-{b[1]}" for n, b in enumerate(RUNNABLE)]
 )
-def test_block_runs(language: str, text: str, folder: Path) -> None:
+def test_block_runs(page: str, language: str, text: str, folders: dict[str, Path]) -> None:
     if language == "python":
-        _run([sys.executable, "-c", text], folder)
+        _run([sys.executable, "-c", text], folders[page])
         return
     for line in _commands(text):
         words = shlex.split(line)
         if words[0] == "snnp":
-            _run([str(Path(sys.executable).parent / "snnp"), *words[1:]], folder)
+            _run([str(Path(sys.executable).parent / "snnp"), *words[1:]], folders[page])
         else:
-            assert line.startswith(SETTING_UP), f"README shows a command that no test runs: {line}"
+            assert line.startswith(SETTING_UP), f"{page} shows a command that no test runs: {line}"
 
 
-def test_every_block_names_a_language_that_is_checked() -> None:
-    assert {language for language, _ in _blocks()} <= {"bash", "python", "text"}
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is(page: str) -> None:
+    known = {"bash", "python", "text", "{include}"}
+    assert {language for language, _ in _blocks(page)} <= known
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL_LINES if line.startswith("make ")])
@@ -89,7 +95,7 @@ def test_extras_named_in_pip_lines_exist() -> None:
 
 
 def test_relative_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", _text("README.md"))
     assert links, "the README links to nothing: the pattern above no longer fits its links"
     missing = [link for link in links if not (REPOSITORY / link).exists()]
     assert missing == []

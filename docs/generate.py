@@ -1,0 +1,157 @@
+"""Pages that are written from the code and from the bundled models: command line help, keys, models, modules."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
+
+from snnp.cli.main import app
+from snnp.sampling.settings import MDSettings
+from snnp.training.config import TrainConfig
+
+__all__ = ["write_pages"]
+
+HELP_WIDTH = 100  # columns of the help texts
+
+
+def _write(path: Path, text: str) -> None:
+    """Write only what changed, so that an incremental build stays incremental."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _command_help() -> str:
+    """The help of `snnp` and of each command, as the program prints it."""
+    runner = CliRunner(env={"COLUMNS": str(HELP_WIDTH), "TERM": "dumb", "NO_COLOR": "1"})
+    names = [[], *([info.name] for info in app.registered_commands)]
+    sections = []
+    for words in names:
+        shown = runner.invoke(app, [*words, "--help"])
+        if shown.exit_code != 0:
+            raise RuntimeError(f"'snnp {' '.join(words)} --help' failed: {shown.output}")
+        title = " ".join(["snnp", *words])
+        lines = "\n".join(line.rstrip() for line in shown.output.strip("\n").splitlines())
+        sections.append(f"## {title}\n\n```text\n{lines}\n```\n")
+    return "\n".join(sections)
+
+
+def _type_name(field: FieldInfo) -> str:
+    annotation = field.annotation
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    for prefix in ("typing.", "pathlib.", "snnp.models.config.", "snnp.training.config.", "snnp.data.frames."):
+        text = text.replace(prefix, "")
+    return text.replace("NoneType", "None")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "**required**" if field.default_factory is None else f"`{field.default_factory()}`"
+    if isinstance(field.default, BaseModel):
+        return "see below"
+    return f"`{json.dumps(field.default, default=str)}`"
+
+
+def _models_inside(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        for part in [field.annotation, *getattr(field.annotation, "__args__", ())]:
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield name, part
+
+
+def _docstring_parts(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
+    """The text of a class's docstring, and what its `Arguments:` section says of each key."""
+    before, _, rest = inspect.cleandoc(model.__doc__ or "").partition("Arguments:\n")
+    section = re.split(r"\n(?=\S)", rest)[0]
+    entries = re.split(r"\n {4}(?=\w)", "\n" + section)
+    meanings: dict[str, str] = {}
+    for entry in entries[1:]:
+        names, _, meaning = entry.partition(":")
+        meanings |= {name.strip(): " ".join(meaning.split()) for name in names.split(",")}
+    paragraphs = [" ".join(part.split()) for part in before.split("\n\n")]
+    return "\n\n".join(paragraphs), meanings
+
+
+def _key_tables(model: type[BaseModel], path: str = "") -> str:
+    """One table per configuration class, nested ones after their parent."""
+    about, meanings = _docstring_parts(model)
+    meanings |= {name: field.description for name, field in model.model_fields.items() if field.description}
+    lines = [f"### `{path}`", ""] if path else []
+    lines += [about, "", "| key | type | default |" + (" meaning |" if meanings else "")]
+    lines += ["|---" * (4 if meanings else 3) + "|"]
+    for name, field in model.model_fields.items():
+        kind = _type_name(field).replace("|", "\\|")
+        last = f" {meanings.get(name, '')} |" if meanings else ""
+        lines.append(f"| `{name}` | `{kind}` | {_default(field)} |{last}")
+    text = "\n".join([*lines, ""])
+    for name, inner in _models_inside(model):
+        text += "\n" + _key_tables(inner, f"{path}.{name}" if path else name)
+    return text
+
+
+def _number(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
+
+
+def _zoo_pages(folder: Path, zoo: Path) -> str:
+    """Table of all bundled models; each card becomes a page of its own."""
+    rows, names = [], []
+    for model in sorted(path.parent for path in zoo.glob("*/config.json")):
+        stored = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        metrics = stored["metadata"].get("metrics", {})
+        rows.append(
+            f"| [{model.name}](_generated/cards/{model.name}.md) | {', '.join(stored['config']['elements'])} "
+            f"| {_number(metrics.get('energy_mae_mev_per_atom'), 2)} "
+            f"| {_number(metrics.get('force_mae_ev_per_angstrom'), 3)} |"
+        )
+        names.append(model.name)
+        _write(folder / "cards" / f"{model.name}.md", (model / "README.md").read_text(encoding="utf-8"))
+    header = [
+        "| model | elements | energy MAE, meV/atom | force MAE, eV/Å |",
+        "|---|---|---|---|",
+    ]
+    listing = ["", "```{toctree}", ":hidden:", *(f"_generated/cards/{name}" for name in names), "```", ""]
+    return "\n".join([*header, *rows, *listing])
+
+
+def _modules() -> Iterator[tuple[str, bool]]:
+    """Name of every public module, and whether it is a package; the command line has a page of its own."""
+    for root in ("snnp", "snnp_ase", "snnp_openmm"):
+        package = importlib.import_module(root)
+        yield root, True
+        for info in pkgutil.walk_packages(package.__path__, prefix=f"{root}."):
+            if not info.name.startswith("snnp.cli"):
+                yield info.name, info.ispkg
+
+
+def _api() -> str:
+    """A section for each module. Packages only re-export, so their members are described where they are defined."""
+    sections = []
+    for name, is_package in _modules():
+        members = "   :no-members:\n" if is_package else ""
+        sections.append(f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{members}```\n")
+    return "\n".join(sections)
+
+
+def write_pages(folder: Path, zoo: Path) -> None:
+    """Write all generated pages below `folder`; `zoo` is the folder of bundled models."""
+    _write(folder / "command-line.md", _command_help())
+    _write(folder / "api.md", _api())
+    _write(folder / "train-keys.md", _key_tables(TrainConfig))
+    _write(folder / "md-keys.md", _key_tables(MDSettings))
+    _write(folder / "zoo-table.md", _zoo_pages(folder, zoo))
