@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
@@ -102,7 +103,7 @@ def _crystal(text: str, lattice_constant: float | None) -> Atoms:
     a = lengths.get("a", lattice_constant)
     c = lengths.get("c")
     if a is None:
-        state = reference_states[atomic_numbers[symbol]]
+        state: dict[str, Any] | None = reference_states[atomic_numbers[symbol]]
         if state is None or state["symmetry"] != lattice or "a" not in state:
             raise InputError(f"no lattice constant of {lattice} {symbol} is known; give one, for example {text}:a=4.0.")
         a = float(state["a"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
 from snnp.errors import ConfigError, InputError
+from snnp.models.io import write_atomically
 from snnp.sampling.settings import MDSettings
+from snnp.units import BOLTZMANN_EV_PER_K
 
 __all__ = ["Checkpoint", "EngineState", "FileMark", "read_checkpoint", "starting_point", "write_checkpoint"]
 
@@ -62,15 +63,22 @@ class Checkpoint:
 def starting_point(structure: Atoms, settings: MDSettings, engine: str) -> Checkpoint:
     """Where a run begins: the checkpoint if `settings.resume`, else the structure with initial velocities.
 
-    Velocities are drawn from the Maxwell-Boltzmann distribution at `settings.temperature_k` without a total momentum,
-    unless the structure brings momenta of its own.
+    Velocities are drawn from the Maxwell-Boltzmann distribution at `settings.temperature_k`, and the total momentum is
+    taken out, unless the structure brings momenta of its own.
 
     Raises:
-        InputError: the structure is empty, or the checkpoint is missing, damaged, or of another structure or engine.
+        InputError: the structure is empty or constrained, or the checkpoint is missing, damaged, or of another
+            structure or engine.
         ConfigError: the settings are not those the checkpoint was written with, or `npt` without a periodic cell.
     """
     if len(structure) == 0:
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
+    if structure.constraints:
+        kinds = ", ".join(type(constraint).__name__ for constraint in structure.constraints)
+        raise InputError(
+            f"the structure has constraints ({kinds}), which molecular dynamics here does not keep; "
+            "remove them, or use the ASE calculator in a script of your own."
+        )
     if settings.ensemble == "npt" and not structure.pbc.all():
         raise ConfigError(
             f"ensemble 'npt' needs a fully periodic structure, got pbc={structure.pbc.tolist()}; use 'nvt'."
@@ -82,18 +90,22 @@ def starting_point(structure: Atoms, settings: MDSettings, engine: str) -> Check
         return checkpoint
     atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
     atoms.set_masses(structure.get_masses())
-    if structure.has("momenta") and np.any(structure.get_momenta()):
-        atoms.set_momenta(structure.get_momenta())
-    else:
-        MaxwellBoltzmannDistribution(
-            atoms, temperature_K=settings.temperature_k, rng=np.random.default_rng(settings.seed)
-        )
-        Stationary(atoms, preserve_temperature=len(atoms) > 1 and settings.temperature_k > 0.0)
+    brought = structure.has("momenta") and np.any(structure.get_momenta())
+    atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms.get_masses(), settings))
     return Checkpoint(engine, 0, atoms, EngineState(), settings.defining(), {})
 
 
+def _thermal_momenta(masses: np.ndarray, settings: MDSettings) -> np.ndarray:
+    """[N, 3] momenta in ASE's units, sqrt(amu eV); without a total momentum where there is more than one atom."""
+    normal = np.random.default_rng(settings.seed).standard_normal((len(masses), 3))
+    momenta = normal * np.sqrt(masses * BOLTZMANN_EV_PER_K * settings.temperature_k)[:, None]
+    if len(masses) > 1:
+        momenta -= masses[:, None] / masses.sum() * momenta.sum(axis=0)
+    return momenta
+
+
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint to a temporary name and move it into place, so that a kill leaves the old one or the new one."""
+    """Write a checkpoint; a kill leaves the old one or the new one, never a part."""
     atoms = checkpoint.atoms
     header = {
         "format": _FORMAT,
@@ -105,23 +117,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "files": {name: [mark.n_bytes, mark.n_frames] for name, mark in checkpoint.files.items()},
     }
     arrays = {f"state.{name}": array for name, array in checkpoint.state.arrays.items()}
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            header=np.array(json.dumps(header)),
-            numbers=atoms.numbers,
-            masses=atoms.get_masses(),
-            positions=atoms.positions,
-            momenta=atoms.get_momenta(),
-            cell=atoms.cell.array,
-            pbc=atoms.pbc,
-            **arrays,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        allow_pickle=False,
+        header=np.array(json.dumps(header)),
+        numbers=atoms.numbers,
+        masses=atoms.get_masses(),
+        positions=atoms.positions,
+        momenta=atoms.get_momenta(),
+        cell=atoms.cell.array,
+        pbc=atoms.pbc,
+        **arrays,
+    )
+    write_atomically(path, content.getvalue())
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
+from snnp.models.io import write_atomically
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Sample
+from snnp.sampling.snapshot import Sample, columns, energy_drift
 
 __all__ = ["plot_run"]
 
@@ -32,23 +33,22 @@ def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, setting
     # Imported here: matplotlib takes a third of a second that a run without a picture need not wait for.
     from matplotlib.figure import Figure
 
-    table = np.array(samples, dtype=float).reshape(-1, len(Sample._fields))
-    column = {name: table[:, k] for k, name in enumerate(Sample._fields)}
+    column = columns(samples)
     figure = Figure(figsize=(11.0, 3.5), layout="constrained", dpi=150)
     panels = figure.subplots(1, 3)
     _draw_temperature(panels[0], column, settings)
-    _draw_energy(panels[1], column, len(atoms))
+    _draw_energy(panels[1], column, settings, len(atoms))
     _draw_radial(panels[2], rdf)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
-    title = f"{atoms.symbols.formula:latex}   {settings.ensemble.upper()}"
+    title = f"{atoms.symbols.formula:latex}  {settings.ensemble.upper()}"
     title += "" if settings.ensemble == "nve" else f" at {settings.temperature_k:g} K"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""
     figure.suptitle(f"{title},  {len(atoms)} atoms,  {settings.steps} steps of {settings.dt_fs:g} fs", fontsize=10)
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def _draw_temperature(panel: Any, column: dict[str, np.ndarray], settings: MDSettings) -> None:
@@ -66,8 +66,13 @@ def _draw_temperature(panel: Any, column: dict[str, np.ndarray], settings: MDSet
     panel.set(xlabel="time (ps)", ylabel="temperature (K)", title="Temperature")
 
 
-def _draw_energy(panel: Any, column: dict[str, np.ndarray], n_atoms: int) -> None:
-    for name, label, color in (("potential_energy_ev", "potential", _SECOND), ("total_energy_ev", "total", _LINE)):
+def _draw_energy(panel: Any, column: dict[str, np.ndarray], settings: MDSettings, n_atoms: int) -> None:
+    curves = [("potential_energy_ev", "potential", _SECOND), ("total_energy_ev", "total", _LINE)]
+    if settings.ensemble == "nve":
+        # Here the total energy tells whether the run is sound; beside the potential energy it would look flat.
+        drift = energy_drift(column, n_atoms)
+        curves = [("total_energy_ev", "total" if drift is None else f"total, drift {drift:.2g} meV/atom/ns", _LINE)]
+    for name, label, color in curves:
         change = (column[name] - column[name][0]) * 1000.0 / n_atoms
         panel.plot(column["time_ps"], change, color=color, linewidth=0.9, label=label)
     panel.legend(fontsize=8, frameon=False)
@@ -77,7 +82,7 @@ def _draw_energy(panel: Any, column: dict[str, np.ndarray], n_atoms: int) -> Non
 def _draw_radial(panel: Any, rdf: RadialDistribution) -> None:
     curves = sorted(rdf.curves().items(), key=lambda item: -item[1].max())
     for pair, curve in curves[:_MOST_PAIRS]:
-        panel.plot(rdf.centres, curve, linewidth=1.1, label=pair)
+        panel.plot(rdf.centres, curve, linewidth=1.1, label=pair, color=_LINE if len(curves) == 1 else None)
     if curves:
         panel.legend(fontsize=8, frameon=False)
     else:

@@ -18,8 +18,8 @@ __all__ = ["RadialDistribution"]
 class RadialDistribution:
     """Averages g(r) per pair of elements over the structures added.
 
-    Fully periodic structures give `g(r) = n(r) V / (N_a N_b 4 pi r² dr)`, which goes to one at large distance. Others have no
-    density, so the curve is the number of neighbours of the second element per atom of the first and per Å.
+    Fully periodic structures give `g(r) = n(r) V / (N_a N_b 4 pi r² dr)`, which goes to one at large distance. Others
+    have no density, so the curve is the number of neighbours of the second element per atom of the first and per Å.
 
     Arguments:
         reach: Å, largest distance.

@@ -66,7 +66,7 @@ def relax(
     steps: int = 500,
     report: Callable[[RelaxProgress], None] | None = None,
 ) -> RelaxResult:
-    """Relax positions, and the cell if asked, with a quasi-Newton optimiser in float64.
+    """Relax positions, and the cell if asked, with FIRE in float64.
 
     Arguments:
         model: name, folder or potential.

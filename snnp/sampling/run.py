@@ -1,4 +1,4 @@
-"""The part of a molecular dynamics run that all engines share: the loop, files, checkpoints, progress and the result."""
+"""What all molecular dynamics engines share: the loop, files, checkpoints, progress and the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from snnp.sampling.log import LogWriter, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Sample, Snapshot, degrees_of_freedom
+from snnp.sampling.snapshot import Sample, Snapshot, columns, degrees_of_freedom, energy_drift
 from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory
 
 __all__ = ["Engine", "MDProgress", "MDResult", "Report", "available_engines", "drive", "find_entry_point", "run_md"]
@@ -71,7 +71,7 @@ class MDResult:
         seconds, ns_per_day: wall time of this call's steps, files included, and the speed that follows.
         mean_temperature_k: mean over the samples of the log (resumed runs: of the whole log).
         temperature_std_k: their standard deviation.
-        drift_mev_per_atom_per_ns: slope of the total energy by least squares; None unless `nve`.
+        drift_mev_per_atom_per_ns: see `energy_drift`; None unless `nve`.
         mean_pressure_gpa, mean_volume_a3: None where the structure is not periodic.
         final: the atoms at the end, with momenta.
         files: what was written, by name (`trajectory`, `log`, `plot`, `checkpoint`, `topology`).
@@ -169,7 +169,7 @@ def drive(engine: Engine, start: Checkpoint, settings: MDSettings, report: Repor
             recorder.record(engine, step)
         while step < settings.steps:
             stop = recorder.next_stop(step)
-            engine.advance(stop - step)
+            _advance(engine, step, stop, settings)
             step = stop
             progress = recorder.record(engine, step)
             if report is not None and progress is not None:
@@ -178,8 +178,24 @@ def drive(engine: Engine, start: Checkpoint, settings: MDSettings, report: Repor
                     MDProgress(step, settings.steps, _ns_per_day(step - start.step, settings.dt_fs, elapsed), progress)
                 )
     seconds = time.perf_counter() - began
-    final = engine.snapshot().atoms
-    return recorder.result(final, step, seconds)
+    return recorder.result(step, seconds)
+
+
+def _advance(engine: Engine, step: int, stop: int, settings: MDSettings) -> None:
+    try:
+        engine.advance(stop - step)
+    except InputError as error:
+        # The structure was good at the start, so bad positions now are the run's doing.
+        raise InputError(
+            f"the simulation blew up between steps {step} and {stop} ({error}) {_cure(settings)}"
+        ) from error
+
+
+def _cure(settings: MDSettings) -> str:
+    return (
+        f"Use a time step below {settings.dt_fs:g} fs, relax the structure first, "
+        "or a model trained for these conditions."
+    )
 
 
 def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float:
@@ -194,6 +210,7 @@ class _Recorder:
         self._n_freedom = degrees_of_freedom(len(start.atoms), settings.ensemble)
         self._samples: list[Sample] = []
         self._rdf = RadialDistribution()
+        self._final = start.atoms
         self._files: dict[str, Path] = {}
         self._log: LogWriter | None = None
         self._trajectory: TrajectoryWriter | None = None
@@ -231,6 +248,7 @@ class _Recorder:
         snapshot = engine.snapshot()
         sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)
         _check_alive(sample, settings)
+        self._final = snapshot.atoms
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
             self._trajectory.write(snapshot, step)
         sampled = step % settings.log_interval == 0
@@ -257,14 +275,13 @@ class _Recorder:
         write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, state, self._settings.defining(), marks))
         self._files["checkpoint"] = path
 
-    def result(self, final: Atoms, step: int, seconds: float) -> MDResult:
+    def result(self, step: int, seconds: float) -> MDResult:
         """Make the picture and sum up."""
-        settings = self._settings
+        settings, final = self._settings, self._final
         if settings.plot is not None:
             plot_run(settings.plot, self._samples, self._rdf, settings, final)
             self._files["plot"] = settings.plot
-        table = np.array(self._samples, dtype=float).reshape(-1, len(Sample._fields))
-        column = {name: table[:, k] for k, name in enumerate(Sample._fields)}
+        column = columns(self._samples)
         return MDResult(
             engine=self._engine,
             ensemble=settings.ensemble,
@@ -275,7 +292,7 @@ class _Recorder:
             ns_per_day=_ns_per_day(step - self._start.step, settings.dt_fs, seconds),
             mean_temperature_k=float(column["temperature_k"].mean()),
             temperature_std_k=float(column["temperature_k"].std()),
-            drift_mev_per_atom_per_ns=_drift(column, len(final)) if settings.ensemble == "nve" else None,
+            drift_mev_per_atom_per_ns=energy_drift(column, len(final)) if settings.ensemble == "nve" else None,
             mean_pressure_gpa=_mean_or_none(column["pressure_gpa"]),
             mean_volume_a3=_mean_or_none(column["volume_a3"]),
             final=final,
@@ -295,19 +312,7 @@ def _check_alive(sample: Sample, settings: MDSettings) -> None:
     if finite and sample.temperature_k < _HOTTEST_K:
         return
     seen = f"temperature is {sample.temperature_k:.3g} K" if finite else f"energy is {sample.total_energy_ev}"
-    raise InputError(
-        f"the simulation blew up: at step {sample.step} the {seen}; use a time step below {settings.dt_fs} fs, "
-        "relax the structure first, or a model trained for these conditions."
-    )
-
-
-def _drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
-    """Slope of the total energy in meV/atom/ns; None with fewer than three samples."""
-    times_ns = column["time_ps"] / 1000.0
-    if len(times_ns) < 3:
-        return None
-    slope = np.polynomial.Polynomial.fit(times_ns, column["total_energy_ev"], 1).convert().coef[1]
-    return float(slope) * 1000.0 / n_atoms
+    raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {_cure(settings)}")
 
 
 def _mean_or_none(values: np.ndarray) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from ase import Atoms
 
 from snnp.units import BOLTZMANN_EV_PER_K, EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["Sample", "Snapshot", "degrees_of_freedom"]
+__all__ = ["Sample", "Snapshot", "columns", "degrees_of_freedom", "energy_drift"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Snapshot:
     """The state of a simulation at one step.
 
     Arguments:
-        atoms: positions (Å), momenta (ASE's units), cell (Å) and periodicity; the receiver keeps it, so hand over a copy.
+        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity; the receiver keeps it, so hand over a copy.
         potential_energy: eV.
         forces: [N, 3], eV/Å.
         stress: [3, 3], eV/Å³, ASE's sign, without the kinetic part; None where not every direction is periodic.
@@ -66,6 +67,26 @@ def degrees_of_freedom(n_atoms: int, ensemble: str) -> int:
     """Number of momenta that share the kinetic energy.
 
     Newton's equations keep the total momentum (removed from the initial velocities), so `nve` has 3N - 3; a Langevin
-    thermostat acts on the centre of mass too, so `nvt` and `npt` have 3N.
+    thermostat acts on the centre of mass too, so `nvt` and `npt` have 3N. A single atom keeps its 3.
     """
-    return max(1, 3 * n_atoms - 3) if ensemble == "nve" else max(1, 3 * n_atoms)
+    return 3 * n_atoms - 3 if ensemble == "nve" and n_atoms > 1 else 3 * n_atoms
+
+
+def columns(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """The samples as one array per column of the log."""
+    table = np.array(samples, dtype=float).reshape(-1, len(Sample._fields))
+    return {name: table[:, k] for k, name in enumerate(Sample._fields)}
+
+
+def energy_drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
+    """Slope of the total energy in meV/atom/ns by least squares; None with fewer than three samples.
+
+    The first fifth is left out: while a perfect crystal heats its potential energy, the error of the time step, which is
+    bounded and no drift, grows to its level.
+    """
+    late = slice(len(column["step"]) // 5, None)
+    times_ns, energies = column["time_ps"][late] / 1000.0, column["total_energy_ev"][late]
+    if len(times_ns) < 3:
+        return None
+    slope = np.polynomial.Polynomial.fit(times_ns, energies, 1).convert().coef[1]
+    return float(slope) * 1000.0 / n_atoms

@@ -1,12 +1,13 @@
 """Trajectory files: extended XYZ, DCD and XTC, chosen by the suffix, cut back to the checkpoint on resuming.
 
-Extended XYZ holds everything (energy, forces, momenta, step) at 1e-8 Å. DCD (single precision) and XTC (rounded to 0.01 Å)
-hold positions and cell only and expect the first cell vector along x and the second in the xy plane, so structures in
-another orientation are rotated to it.
+Extended XYZ holds everything (energy, forces, momenta, step) at 1e-8 Å. DCD (single precision) and XTC (rounded to
+0.01 Å) hold positions and cell only, and expect the first cell vector along x and the second in the xy plane:
+structures in another orientation are rotated to it.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from snnp.errors import InputError, MissingDependencyError
+from snnp.models.io import write_atomically
 from snnp.sampling.checkpoint import FileMark
 from snnp.sampling.log import cut_back
 from snnp.sampling.settings import MDSettings
@@ -82,7 +84,7 @@ class _ExtXYZWriter(TrajectoryWriter):
 
 
 class _OpenMMWriter(TrajectoryWriter):
-    """What DCD and XTC share: OpenMM's writers, a topology for them, and a PDB file with which readers open the frames."""
+    """What DCD and XTC share: OpenMM's writers, their topology, and a PDB file with which readers open the frames."""
 
     def __init__(self, path: Path, atoms: Atoms, mark: FileMark | None) -> None:
         self._app = _openmm_app(path)
@@ -95,10 +97,9 @@ class _OpenMMWriter(TrajectoryWriter):
         if box is not None:
             self._topology.setPeriodicBoxVectors(_vectors(box))
         self._pdb = path.with_name(f"{path.stem}_topology.pdb")
-        temporary = self._pdb.with_name(f".{self._pdb.name}.partial")
-        with open(temporary, "w", encoding="utf-8") as file:
-            self._app.PDBFile.writeFile(self._topology, positions / NM_IN_ANGSTROM, file)
-        os.replace(temporary, self._pdb)
+        text = io.StringIO()
+        self._app.PDBFile.writeFile(self._topology, positions / NM_IN_ANGSTROM, text)
+        write_atomically(self._pdb, text.getvalue().encode())
 
     @property
     def companions(self) -> dict[str, Path]:
@@ -180,7 +181,7 @@ def _openmm_app(path: Path) -> Any:
         from openmm import app
     except ImportError as error:
         raise MissingDependencyError(
-            f"writing '{path.name}' needs OpenMM: pip install 'snnp[openmm]', or choose a trajectory with suffix .extxyz."
+            f"writing '{path.name}' needs OpenMM: pip install 'snnp[openmm]', or choose the suffix .extxyz."
         ) from error
     return app
 

@@ -1,1 +1,5 @@
 """snnp potentials in ASE."""
+
+from snnp_ase.calculator import SNNPCalculator
+
+__all__ = ["SNNPCalculator"]

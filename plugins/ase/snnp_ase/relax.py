@@ -1,0 +1,68 @@
+"""Relaxation with ASE's optimisers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
+
+from snnp.errors import InputError
+from snnp.models.potential import Potential
+from snnp.sampling.relax import RelaxProgress, RelaxResult
+from snnp.units import EV_PER_ANGSTROM3_IN_GPA
+from snnp_ase.calculator import SNNPCalculator
+
+__all__ = ["relax"]
+
+
+def relax(
+    model: str | Path | Potential,
+    atoms: Atoms,
+    fmax: float = 0.01,
+    cell: bool = False,
+    steps: int = 500,
+    report: Callable[[RelaxProgress], None] | None = None,
+) -> RelaxResult:
+    """Relax with FIRE in float64, the cell through `FrechetCellFilter`; see `snnp.sampling.relax`.
+
+    Raises:
+        InputError: for a bad structure, a threshold that is not positive, or `cell` without full periodicity.
+    """
+    if not fmax > 0.0:
+        raise InputError(f"fmax must be positive, got {fmax} eV/Å.")
+    if len(atoms) == 0:
+        raise InputError("the structure holds no atoms; relaxation needs at least one.")
+    periodic = bool(atoms.pbc.all())
+    if cell and not periodic:
+        raise InputError(
+            f"relaxing the cell needs a fully periodic structure, got pbc={atoms.pbc.tolist()}; use cell=False."
+        )
+    relaxed: Atoms = atoms.copy()
+    relaxed.calc = SNNPCalculator(model, dtype="float64")
+    initial = float(relaxed.get_potential_energy())
+    # FIRE never climbs; ASE's L-BFGS stops on saddle points where the start lies in a region of negative curvature.
+    target: Any = FrechetCellFilter(relaxed) if cell else relaxed
+    optimiser = FIRE(target, logfile=os.devnull)
+
+    def tell() -> None:
+        assert report is not None
+        report(RelaxProgress(optimiser.nsteps, float(relaxed.get_potential_energy()), _largest_force(relaxed)))
+
+    if report is not None:
+        optimiser.attach(tell)
+    converged = optimiser.run(fmax=fmax, steps=steps)
+    energy = float(relaxed.get_potential_energy())
+    largest = _largest_force(relaxed)
+    stress = float(np.abs(relaxed.get_stress()).max()) * EV_PER_ANGSTROM3_IN_GPA if periodic else None
+    relaxed.calc = None
+    return RelaxResult(relaxed, bool(converged), optimiser.nsteps, energy, initial, largest, stress)
+
+
+def _largest_force(atoms: Atoms) -> float:
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
