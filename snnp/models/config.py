@@ -53,7 +53,7 @@ class AngularConfig(_Config):
 class NetworkConfig(_Config):
     """The network NN: hidden layer sizes, activation, and constraints.
 
-    `constraint`: "monotone" keeps all weights non-negative (the energy never falls when a feature grows), "convex" keeps
+    `constraint`: "monotone" keeps all weights non-negative (energy never falls when a feature grows), "convex" keeps
     all weights after the first layer non-negative (the energy is convex in the features), "monotone-convex" is both.
     `elements`: one network per centre element, or one shared by all.
     """
@@ -94,7 +94,10 @@ class RepulsionConfig(_Config):
 
 
 class GridsConfig(_Config):
-    """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files). None: from the config."""
+    """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files).
+
+    None takes the grids from the other keys.
+    """
 
     pair: tuple[tuple[float, float, int], ...] | None = None
     radial: tuple[tuple[float, float, int], ...] | None = None
@@ -106,12 +109,13 @@ class GridsConfig(_Config):
 class SplineNNPConfig(_Config):
     """The form of an s-NNP (design of Vita and Trinkle 2023, doi 10.1016/j.commatsci.2023.112655).
 
-    `filters`: radial functions rho and f are "shared" by all elements, one set per neighbour "element", or one per
-    ordered "pair" (centre, neighbour). `ends`: "smooth" lets every radial function vanish with slope and curvature at
-    its cutoff and become constant below its grid; "free" leaves both ends as they are (tangent continuation).
+    `elements`: chemical symbols; in a training config left out, they come from the data. `filters`: radial functions
+    rho and f are "shared" by all elements, one set per neighbour "element", or one per ordered "pair" (centre,
+    neighbour). `ends`: "smooth" lets every radial function vanish with slope and curvature at its cutoff and become
+    constant below its grid; "free" leaves both ends as they are (tangent continuation).
     """
 
-    elements: tuple[str, ...]
+    elements: tuple[str, ...] = ()
     filters: Literal["shared", "element", "pair"] = "element"
     ends: Literal["smooth", "free"] = "smooth"
     radial: RadialConfig = RadialConfig()

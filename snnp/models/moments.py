@@ -5,9 +5,9 @@ With the free spline coefficients c_b of a filter f_b, and B_k the functions the
     M_k,lm(i) = sum_j B_k(r_ij) Y_lm(r_ij)         A_b,lm = sum_k c_bk M_k,lm          S_kq = sum_j B_k B_q
     G3_b      = 1/2 [ sum_lm g_bl A_b,lm² - g_b(1) c_b . S c_b ]
 
-where g_bl are Legendre coefficients of g_b; the last term takes out j = k. Parameters act on M and S only, never on pairs:
-in training M, S and the geometry of the pairs are computed once per structure. From W = dE/dM and V = dE/dS follow the
-pair gradients
+where g_bl are Legendre coefficients of g_b; the last term takes out j = k. Parameters act on M and S only, never on
+pairs: in training M, S and the geometry of the pairs are computed once per structure. From W = dE/dM and V = dE/dS
+follow the pair gradients
 
     dE/dr_ij = u (R - u . G / r) + G / r,
     R   = sum_k,lm B'_k W_k,lm Y_lm + 2 sum_kq B'_k V_kq B_q,     G_a = sum_k,lm B_k W_k,lm dS_lm/dr_a

@@ -1,4 +1,4 @@
-"""The contract of a potential: per-atom energies from structures and neighbours; forces and stress from one shared place.
+"""The contract of a potential: per-atom energies; forces and stress follow in one shared place.
 
 A family implements `atomic_energies`, differentiable in the pair vectors. Energies, forces and stress follow here by
 automatic differentiation; a family with analytic forces overrides `_energies_and_pair_gradients`.
@@ -185,7 +185,7 @@ def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
 
 
 def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
-    """[B, 3, 3] stress `sum_pairs r_a dE/dr_b / V`; zeros for structures that are not fully periodic. Differentiable."""
+    """[B, 3, 3] stress `sum_pairs r_a dE/dr_b / V`; zeros for structures not fully periodic. Differentiable."""
     gradients = pairs.gradients
     outer = pairs.vectors[:, :, None] * gradients[:, None, :]
     owner = structure.structure_of_atom[pairs.i]

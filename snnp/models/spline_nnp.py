@@ -181,7 +181,7 @@ class SplineNNP(Potential):
         return torch.cat([filters.expand(z, -1, -1), phi], dim=1)
 
     def angular_filters(self) -> Tensor:
-        """[C, E', F, E K]: f per centre C; E' = Z copies, each zero outside its channel, where g depends on elements."""
+        """[C, E', F, E K]: f per centre C; where g depends on elements E' = Z copies, each zero outside its channel."""
         channels = self._angular_channels
         filters = self._per_channel(self.f.free, channels)[:, None]
         if self.config.angular.elements == "shared" or channels == 1:
@@ -208,6 +208,16 @@ class SplineNNP(Potential):
         Differentiable in the parameters, so that a force loss needs a single backward pass.
         """
         return self._evaluate_moments(geometry) if self.uses_moments else self._evaluate_directly(geometry)
+
+    def features(self, geometry: Geometry) -> Tensor:
+        """[n, D] features [G2, G3] that enter the readout."""
+        seen: list[Tensor] = []
+        hook = self.readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.evaluate(geometry)
+        finally:
+            hook.remove()
+        return seen[0]
 
     def _evaluate_moments(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
         assert geometry.radial is not None

@@ -1,1 +1,19 @@
-"""Fitting a potential to reference data."""
+"""Training to energies, forces and stresses, and evaluation against reference data."""
+
+from snnp.training.config import DataConfig, LossConfig, OptimiserConfig, TrainConfig, load_config
+from snnp.training.evaluation import Evaluation, evaluate
+from snnp.training.loop import Progress, RunResult, resume, train
+
+__all__ = [
+    "DataConfig",
+    "Evaluation",
+    "LossConfig",
+    "OptimiserConfig",
+    "Progress",
+    "RunResult",
+    "TrainConfig",
+    "evaluate",
+    "load_config",
+    "resume",
+    "train",
+]

@@ -1,0 +1,158 @@
+"""The configuration of a training run: one typed value, read from YAML and changed by `key=value`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from snnp.data import Keys
+from snnp.errors import ConfigError, near_matches
+from snnp.models.config import SplineNNPConfig
+
+__all__ = ["DataConfig", "LossConfig", "OptimiserConfig", "TrainConfig", "load_config"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Config):
+    """Where reference data come from. Paths may use environment variables (`$SNNP_DATA`) and `~`.
+
+    `valid`: a file, or the fraction of `train` held out for choosing the best weights. `test`: a file never trained on,
+    or a fraction. `isolated_atoms`: a file of single atoms that fixes E0 (otherwise least squares). `max_energy` keeps
+    frames whose energy per atom lies at most this far (eV) above the lowest one; `max_force` (eV/Å) drops frames with
+    larger forces. Both are applied to every set.
+    """
+
+    train: tuple[str, ...]
+    valid: str | float = 0.05
+    test: str | float | None = None
+    isolated_atoms: str | None = None
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+    group_key: str | None = None
+    max_energy: float | None = Field(None, gt=0.0)
+    max_force: float | None = Field(None, gt=0.0)
+
+    @property
+    def keys(self) -> Keys:
+        """Names under which files hold their labels."""
+        return Keys(energy=self.energy_key, forces=self.forces_key, stress=self.stress_key, group=self.group_key)
+
+
+class LossConfig(_Config):
+    """Weights of the errors: energy in eV/atom, forces in eV/Å, stress in eV/Å³.
+
+    Each weight runs geometrically from `*_weight` to `*_weight_end` (None: constant). `shape`: "mse" squares errors,
+    "huber" grows linearly beyond `energy_delta`, `force_delta`, `stress_delta`, which serves the mean absolute error.
+    """
+
+    energy_weight: float = Field(10.0, ge=0.0)
+    energy_weight_end: float | None = None
+    force_weight: float = Field(1.0, ge=0.0)
+    force_weight_end: float | None = None
+    stress_weight: float = Field(0.0, ge=0.0)
+    stress_weight_end: float | None = None
+    shape: Literal["mse", "huber"] = "huber"
+    energy_delta: float = Field(0.003, gt=0.0)
+    force_delta: float = Field(0.05, gt=0.0)
+    stress_delta: float = Field(0.002, gt=0.0)
+
+
+class OptimiserConfig(_Config):
+    """Adam with linear warm-up and cosine decay of the learning rate, and an exponential moving average of weights."""
+
+    epochs: int = Field(500, ge=1)
+    batch_atoms: int = Field(256, ge=1)
+    learning_rate: float = Field(5e-3, gt=0.0)
+    final_learning_rate: float = Field(1e-5, ge=0.0)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    gradient_clip: float = Field(10.0, gt=0.0)
+    ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
+    divergence_factor: float = Field(1e4, gt=1.0)
+
+
+class TrainConfig(_Config):
+    """Everything that determines a run; `ranges: auto` sets lower ends of filters and the repulsion from the data."""
+
+    data: DataConfig
+    model: SplineNNPConfig = SplineNNPConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    ranges: Literal["auto", "given"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)
+    validate_every: int = Field(5, ge=1)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys += _known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _set(tree: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {assignment!r}: expected key=value, such as --set optimiser.epochs=100.")
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {assignment!r}: {parent!r} is not a group of keys.")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({_one_line(error)}).") from None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...] | list[str] = ()) -> TrainConfig:
+    """Read a YAML file (or take a mapping), apply `key=value` assignments, and validate.
+
+    Raises:
+        ConfigError: one line that names the key, what was expected, and near matches of unknown keys.
+    """
+    if isinstance(source, dict):
+        tree, where = json.loads(json.dumps(source)), "config"
+    else:
+        where = str(source)
+        try:
+            tree = yaml.safe_load(Path(source).read_text())
+        except FileNotFoundError:
+            raise ConfigError(
+                f"config file {where} does not exist; write one as shown by 'snnp train --help'."
+            ) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config file {where} cannot be read as YAML: {_one_line(error)}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} must hold keys and values (data:, model:, ...), got {type(tree).__name__}.")
+    for assignment in assignments:
+        _set(tree, assignment)
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: unknown key {key!r}.{near_matches(key, _known_keys(TrainConfig))}") from None
+        raise ConfigError(f"{where}: key {key!r}: {first['msg']} (got {first.get('input')!r}).") from None

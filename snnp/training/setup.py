@@ -1,0 +1,157 @@
+"""Before the first step: read and divide the data, fix E0 and ranges, build and standardise the model."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from snnp.data import (
+    Frame,
+    ReferenceEnergies,
+    Split,
+    elements_of,
+    fit_reference_energies,
+    is_isolated_atom,
+    load_split,
+    read_frames,
+    split_frames,
+)
+from snnp.errors import ConfigError, DataError
+from snnp.models.config import RepulsionConfig, SplineNNPConfig
+from snnp.models.spline_nnp import SplineNNP
+from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.training.config import DataConfig, TrainConfig
+from snnp.training.prepared import PreparedData
+
+__all__ = ["Problem", "build_model", "load_problem", "resolve", "standardise"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned: the frames of each part, and E0 with its provenance."""
+
+    split: Split
+    reference: ReferenceEnergies
+
+
+def _expand(path: str) -> str:
+    if "$SNNP_DATA" in path or "${SNNP_DATA}" in path:
+        os.environ.setdefault("SNNP_DATA", str(Path("../shared/data").resolve()))
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        raise ConfigError(f"data path {path!r} uses an environment variable that is not set; set it or write the path.")
+    return expanded
+
+
+def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Frame]:
+    """Frames inside the energy and force limits."""
+    kept = []
+    for frame in frames:
+        energy = (
+            -math.inf if frame.energy is None or is_isolated_atom(frame) else frame.energy / frame.structure.n_atoms
+        )
+        force = 0.0 if frame.forces is None else float(np.abs(frame.forces).max(initial=0.0))
+        if energy - floor <= (config.max_energy or math.inf) and force <= (config.max_force or math.inf):
+            kept.append(frame)
+    return kept
+
+
+def _divide(config: TrainConfig) -> Split:
+    """Train, valid and test from files and fractions."""
+    data = config.data
+    frames = read_frames([_expand(path) for path in data.train], data.keys)
+    valid = 0.0 if isinstance(data.valid, str) else data.valid
+    test = data.test if isinstance(data.test, float) else 0.0
+    split = split_frames(frames, valid=valid, test=test, seed=config.seed)
+    if isinstance(data.valid, str):
+        split = replace(split, valid=read_frames(_expand(data.valid), data.keys))
+    if isinstance(data.test, str):
+        split = replace(split, test=read_frames(_expand(data.test), data.keys))
+    return split
+
+
+def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem:
+    """Read the data of a run; `split_file` repeats an earlier division.
+
+    Raises:
+        DataError: if files are missing or empty, lack energies, or if the limits leave nothing to train on.
+    """
+    split = _divide(config)
+    if split_file is not None:
+        known = {frame.source: frame for part in (split.train, split.valid, split.test) for frame in part}
+        split = load_split(split_file, list(known.values()))
+    energies = [f.energy / f.structure.n_atoms for f in split.train if f.energy is not None and not is_isolated_atom(f)]
+    if not energies:
+        raise DataError("no training frame has an energy; name the key with data.energy_key.")
+    floor = min(energies)
+    split = Split(*(_keep(part, config.data, floor) for part in (split.train, split.valid, split.test)))
+    if not split.train:
+        raise DataError("data.max_energy and data.max_force leave no training frame; raise the limits.")
+    isolated = None
+    if config.data.isolated_atoms is not None:
+        wanted = set(elements_of(split.train))
+        atoms = read_frames(_expand(config.data.isolated_atoms), config.data.keys)
+        isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
+    return Problem(split, fit_reference_energies(split.train, isolated))
+
+
+def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
+    shortest = cutoff
+    for frame in frames:
+        vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
+        if len(vectors):
+            shortest = min(shortest, float(vectors.norm(dim=1).min()))
+    return shortest
+
+
+def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
+    """Fill in what follows from the data: elements, ranges of filters, repulsion. Elements of the data must be covered.
+
+    With `ranges: auto` the filters begin just below the shortest distance d of the training set, and the repulsion acts
+    from 1.1 d inwards, whole at 0.7 d: what was never seen repels.
+    """
+    found = elements_of(problem.split.train)
+    elements = config.model.elements or tuple(found)
+    model = config.model.model_copy(update={"elements": elements})
+    if missing := [symbol for symbol in found if symbol not in elements]:
+        raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
+    update: dict[str, Any] = {}
+    if config.ranges == "auto":
+        shortest = _shortest_distance(problem.split.train, max(model.radial_cutoff, model.angular_cutoff))
+        lower = round(0.98 * shortest, 3)
+        update["radial"] = model.radial.model_copy(update={"lower": lower})
+        update["angular"] = model.angular.model_copy(update={"lower": lower})
+        if model.repulsion is None:
+            update["repulsion"] = RepulsionConfig(inner=round(0.7 * shortest, 3), outer=round(1.1 * shortest, 3))
+    tree = {**model.model_dump(), **{k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in update.items()}}
+    return config.model_copy(update={"model": SplineNNPConfig.model_validate(tree), "ranges": "given"})
+
+
+def build_model(config: TrainConfig, problem: Problem) -> SplineNNP:
+    """A fresh model in float64 with the metadata of the run."""
+    model = SplineNNP(config.model, problem.reference.energies, seed=config.seed)
+    model.metadata = {
+        **config.metadata,
+        "reference_energies_from": problem.reference.provenance,
+        "training_data": list(config.data.train),
+        "n_training_frames": len(problem.split.train),
+    }
+    return model
+
+
+@torch.no_grad()
+def standardise(model: SplineNNP, data: PreparedData) -> None:
+    """Set mean and standard deviation of the features from the training set."""
+    chunks = [range(first, min(first + 16, data.n_frames)) for first in range(0, data.n_frames, 16)]
+    features = torch.cat([model.features(data.batch(chunk).geometry) for chunk in chunks])
+    std = features.std(dim=0, correction=0)
+    model.readout.mean.copy_(features.mean(dim=0))
+    # A feature that hardly varies would be blown up by its own noise.
+    model.readout.std.copy_(std.clamp_min(1e-2 * float(std.max().clamp_min(1e-6))))
