@@ -20,7 +20,7 @@ __all__ = ["Finding", "check_frames"]
 # molecules pass.
 _ENERGY_SPREAD = 5.0  # eV/atom away from the bulk of the data, for an outlier
 _LARGEST_FORCE = 100.0  # eV/Å
-_SMALL_TYPICAL_FORCE = 0.02  # eV/Å; molecules and hot crystals have 0.2 to 2, i.e. 0.004 to 0.04 Hartree/Bohr
+_SMALL_TYPICAL_FORCE = 0.04  # eV/Å; hot crystals and molecules have 0.1 to 2, i.e. 0.002 to 0.04 Hartree/Bohr
 _LARGE_TYPICAL_FORCE = 15.0  # eV/Å; 1 eV/Å is 23 kcal/mol/Å or 96 kJ/mol/Å
 _SHORTEST, _FARTHEST = 0.5, 5.0  # Å; H2 has 0.74, the most open crystals 4 to 5
 _LARGEST_STRESS = 2.0  # eV/Å³ (320 GPa)
