@@ -81,8 +81,10 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
     spread.set(
         xlabel=f"Absolute error ({error_unit})", ylabel="Share of values with a smaller error (%)", ylim=(0, 101)
     )
-    spread.set_xscale("log")
-    _plain_ticks(spread.xaxis)
+    # Errors that are all exactly zero leave nothing for a logarithmic axis.
+    if any(np.size(line.get_xdata()) for line in spread.lines):
+        spread.set_xscale("log")
+        _plain_ticks(spread.xaxis)
     spread.grid(True, which="major", color=_GRID, lw=0.7)
     spread.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=7.5)
     for axes in (parity, spread):
