@@ -39,9 +39,12 @@ def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, setting
     _draw_temperature(panels[0], column, settings)
     _draw_energy(panels[1], column, settings, len(atoms))
     _draw_radial(panels[2], rdf)
+    for panel in panels[:2]:
+        panel.margins(y=0.15)  # room for the legend
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
+        panel.title.set_fontsize(10)
     title = f"{atoms.symbols.formula:latex}  {settings.ensemble.upper()}"
     title += "" if settings.ensemble == "nve" else f" at {settings.temperature_k:g} K"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""

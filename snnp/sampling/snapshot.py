@@ -81,8 +81,8 @@ def columns(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 def energy_drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
     """Slope of the total energy in meV/atom/ns by least squares; None with fewer than three samples.
 
-    The first fifth is left out: while a perfect crystal heats its potential energy, the error of the time step, which is
-    bounded and no drift, grows to its level.
+    The first fifth is left out: while a perfect crystal takes up potential energy, the bounded error of the time step
+    grows to its level, which is no drift.
     """
     late = slice(len(column["step"]) // 5, None)
     times_ns, energies = column["time_ps"][late] / 1000.0, column["total_energy_ev"][late]
