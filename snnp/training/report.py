@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_loss", "plot_parity", "summary_markdown", "write_report"]
 
 _COLOURS = {"train": "#9db4c0", "valid": "#1f5f8b", "test": "#c8553d"}
-_OTHER_COLOURS = ("#5b8c5a", "#8b5fbf", "#b08900")
+_OTHER_COLOURS = ("#1f5f8b", "#c8553d", "#5b8c5a", "#8b5fbf", "#b08900", "#3aa6a6", "#8a8a8a")
 _INK, _GRID = "#333333", "#e5e5e5"
 _MOST_POINTS = 20_000
 _QUANTITIES = {
@@ -81,10 +81,7 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
     spread.set(
         xlabel=f"Absolute error ({error_unit})", ylabel="Share of values with a smaller error (%)", ylim=(0, 101)
     )
-    # Errors that are all exactly zero leave nothing for a logarithmic axis.
-    if any(np.size(line.get_xdata()) for line in spread.lines):
-        spread.set_xscale("log")
-        _plain_ticks(spread.xaxis)
+    _limit_shares(spread)
     spread.grid(True, which="major", color=_GRID, lw=0.7)
     spread.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=7.5)
     for axes in (parity, spread):
@@ -119,11 +116,19 @@ def _finish_parity(axes: Axes, sets: Mapping[str, Comparison], unit: str) -> Non
 
 def _draw_shares(axes: Axes, sizes: np.ndarray, colour: str, name: str) -> None:
     """Cumulative distribution: needs no bins, so that small and large sets compare."""
-    sizes = np.sort(sizes[np.isfinite(sizes) & (sizes > 0)])
-    # The smallest percent of the errors would stretch the logarithmic axis over decades that matter to nobody.
+    sizes = np.sort(sizes[np.isfinite(sizes)])
     share = 100.0 * np.arange(1, sizes.size + 1) / max(1, sizes.size)
-    shown = share >= 1.0
-    axes.plot(sizes[shown], share[shown], color=colour, lw=1.6, label=f"{name}  ({sizes.size} values)")
+    axes.plot(sizes, share, color=colour, lw=1.6, label=f"{name}  ({sizes.size} values)")
+
+
+def _limit_shares(axes: Axes) -> None:
+    """A logarithmic axis over the three decades that matter: forces that vanish by symmetry have errors of 1e-15."""
+    largest = max((float(np.max(line.get_xdata(), initial=0.0)) for line in axes.lines), default=0.0)
+    # Errors that are all exactly zero leave nothing for a logarithmic axis.
+    if largest > 0.0:
+        axes.set_xscale("log")
+        axes.set_xlim(1e-3 * largest, 1.5 * largest)
+        _plain_ticks(axes.xaxis)
 
 
 def _plain_ticks(axis: Axis) -> None:
