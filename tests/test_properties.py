@@ -127,7 +127,7 @@ def test_model_properties_and_their_json(copper: Morse) -> None:
     assert values["references"]["experiment"]["bulk_modulus_gpa"] == pytest.approx(137.1, abs=0.1)
     assert "Zuo" in values["references"]["DFT"]["source"]
     assert cubic_properties(copper, "Cu", "bcc").to_dict()["references"] == {}
-    assert model_properties(Morse("He", 0.001, 1.3, 3.0)) == []
+    assert model_properties(Morse("C", 3.0, 1.9, 1.4)) == [], "a model of molecules is not asked for crystals"
 
 
 def test_published_values_are_mechanically_stable_and_sourced() -> None:

@@ -27,7 +27,7 @@ __all__ = ["GROUND_STATES", "REFERENCES", "CubicProperties", "ReferenceValues", 
 GROUND_STATES = {
     **dict.fromkeys(("Ni", "Cu", "Al", "Ag", "Au", "Pd", "Pt", "Pb"), "fcc"),
     **dict.fromkeys(("Li", "Na", "K", "V", "Nb", "Ta", "Mo", "W", "Cr", "Fe"), "bcc"),
-    **dict.fromkeys(("Si", "Ge", "C"), "diamond"),
+    **dict.fromkeys(("Si", "Ge"), "diamond"),
 }
 """Structures for which properties are computed unless another one is asked for."""
 
