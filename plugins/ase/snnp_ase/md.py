@@ -28,6 +28,9 @@ __all__ = ["ASEDynamics", "run_md"]
 _FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
 """1 fs in ASE's unit of time, Å sqrt(amu/eV)."""
 
+_BAROSTAT = ("p_eps", "force_eps")
+"""Momentum of the cell and the force on it: what ASE's integrator carries from step to step besides the atoms."""
+
 
 class ASEDynamics:
     """An engine for `snnp.sampling.drive`.
@@ -71,8 +74,10 @@ class ASEDynamics:
             P_mass=(3 * len(self._atoms) + 3) * BOLTZMANN_EV_PER_K * settings.temperature_k * tau**2,
             **langevin,
         )
-        if "p_eps" in state.values:
-            dynamics.p_eps = state.values["p_eps"]
+        # ASE takes the force on the cell before the last half step of the velocities, so it cannot be recomputed.
+        for name in _BAROSTAT:
+            if name in state.values:
+                setattr(dynamics, name, state.values[name])
         return dynamics
 
     def advance(self, n_steps: int) -> None:
@@ -93,14 +98,14 @@ class ASEDynamics:
         )
 
     def state(self) -> EngineState:
-        """Random numbers and barostat momentum; the running engine goes on from them as a resumed one would.
+        """Random numbers and the barostat; the running engine goes on from them as a resumed one would.
 
         The neighbour list and the integrator are rebuilt, so that both sum in the same order: the trajectories agree to
         the last bit.
         """
         values: dict[str, Any] = {"rng": self._rng.bit_generator.state}
         if isinstance(self._dynamics, LangevinBAOAB) and self._settings.ensemble == "npt":
-            values["p_eps"] = float(self._dynamics.p_eps)
+            values |= {name: float(getattr(self._dynamics, name)) for name in _BAROSTAT}
         state = EngineState(values=values)
         self._calculator.reset()
         self._dynamics = self._begin(state)
