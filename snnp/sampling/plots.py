@@ -45,7 +45,7 @@ def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, setting
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
         panel.title.set_fontsize(10)
-    title = f"{atoms.symbols.formula:latex}  {settings.ensemble.upper()}"
+    title = f"{atoms.symbols.formula.convert('hill'):latex}  {settings.ensemble.upper()}"
     title += "" if settings.ensemble == "nve" else f" at {settings.temperature_k:g} K"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""
     figure.suptitle(f"{title},  {len(atoms)} atoms,  {settings.steps} steps of {settings.dt_fs:g} fs", fontsize=10)
@@ -84,6 +84,8 @@ def _draw_energy(panel: Any, column: dict[str, np.ndarray], settings: MDSettings
 
 def _draw_radial(panel: Any, rdf: RadialDistribution) -> None:
     curves = sorted(rdf.curves().items(), key=lambda item: -item[1].max())
+    curves = [(pair, curve) for pair, curve in curves if curve.any()]
+    seen = [rdf.centres[curve > 0.0].max() for _, curve in curves]
     for pair, curve in curves[:_MOST_PAIRS]:
         panel.plot(rdf.centres, curve, linewidth=1.1, label=pair, color=_LINE if len(curves) == 1 else None)
     if curves:
@@ -93,4 +95,10 @@ def _draw_radial(panel: Any, rdf: RadialDistribution) -> None:
     if rdf.normalised:
         panel.axhline(1.0, color=_GUIDE, linestyle="--", linewidth=0.8, zorder=0)
     label = "g(r)" if rdf.normalised else "neighbours per atom and Å"
-    panel.set(xlabel="distance (Å)", ylabel=label, title="Radial distribution", xlim=(0.0, rdf.reach), ylim=(0.0, None))
+    panel.set(
+        xlabel="distance (Å)",
+        ylabel=label,
+        title="Radial distribution",
+        xlim=(0.0, min(rdf.reach, max(seen, default=rdf.reach) + 0.5)),
+        ylim=(0.0, None),
+    )
