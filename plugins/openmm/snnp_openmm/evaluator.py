@@ -1,0 +1,196 @@
+"""The function that OpenMM calls: from positions in a State to energy and forces, in OpenMM's units and types."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from snnp.errors import InputError, SnnpError
+from snnp.models.potential import Potential
+from snnp.neighbours import VerletList
+from snnp.structure import Structure
+from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
+from snnp_openmm.source import ModelSource
+
+__all__ = ["Evaluation", "Evaluator", "PotentialError"]
+
+logger = logging.getLogger(__name__)
+
+_FORCE_UNIT = EV_IN_KJ_PER_MOL * NM_IN_ANGSTROM
+"""1 eV/Å in kJ/mol/nm."""
+
+
+class PotentialError(SnnpError):
+    """A potential failed inside OpenMM; the message holds the cause, because OpenMM keeps nothing but the message."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Energy (eV), forces [N, 3] (eV/Å, float64), and stress [3, 3] (eV/Å³) where asked for."""
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None
+
+
+class Evaluator:
+    """Callable for `openmm.PythonForce`: evaluates a potential for fixed atoms.
+
+    It keeps a neighbour list with a skin between calls, and the last result: OpenMM asks again at the same positions
+    for reporters, minimisers and barostats. Several contexts and threads may use it (one at a time).
+
+    It pickles as the name or the content of its model (see `ModelSource`), the atomic numbers and the periodicity.
+
+    Arguments:
+        source: where the model comes from.
+        numbers: [N] atomic numbers, in the order in which OpenMM hands over positions.
+        pbc: periodic directions.
+        skin: Å, of the neighbour list.
+
+    Raises:
+        UnknownElementError: if the model does not know one of the elements.
+        ModelFileError: if the model cannot be loaded.
+    """
+
+    def __init__(
+        self, source: ModelSource, numbers: np.ndarray, pbc: tuple[bool, bool, bool], skin: float = 0.5
+    ) -> None:
+        self.model: Potential = source.model
+        self.error: BaseException | None = None
+        self._source, self._skin = source, skin
+        self._numbers = torch.as_tensor(np.asarray(numbers), dtype=torch.int64)
+        self._pbc = torch.tensor([pbc], dtype=torch.bool)
+        self._owner = torch.zeros(len(numbers), dtype=torch.int64)
+        self._lock = threading.Lock()
+        self._expects_stress = False
+        self.forget()
+        # Elements are checked now: an error here keeps its type, one inside OpenMM does not.
+        self.model.species(self._structure(np.zeros((len(numbers), 3)), np.zeros((3, 3))).to(device=self.model.device))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        pbc = tuple(self._pbc[0].tolist())
+        return Evaluator, (self._source, self._numbers.numpy().astype(np.uint8), pbc, self._skin)
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether any direction is periodic."""
+        return bool(self._pbc.any())
+
+    @property
+    def n_neighbour_lists(self) -> int:
+        """How often the neighbour list has been built."""
+        return self._list.n_builds
+
+    def forget(self) -> None:
+        """Drop the neighbour list and the last result, so that the next call does not depend on the ones before."""
+        self._list = VerletList(self.model.cutoff, self._skin)
+        self._last: Evaluation | None = None
+        # Those of the last result: as they came, and without jumps by lattice vectors.
+        self._positions = self._continuous = np.zeros((0, 3))
+        self._cell = np.zeros((3, 3))
+
+    def __call__(self, state: Any) -> tuple[float, np.ndarray]:
+        """Energy (kJ/mol) and forces [N, 3] (kJ/mol/nm) for an `openmm.State`.
+
+        Raises:
+            PotentialError: with type and text of whatever went wrong; the exception itself is kept in `error`.
+        """
+        with self._lock, _KeepCause(self):
+            result = self.evaluate_state(state, stress=self._expects_stress)
+            self._expects_stress = False
+            return result.energy * EV_IN_KJ_PER_MOL, result.forces * _FORCE_UNIT
+
+    def expect_stress(self) -> None:
+        """Let the next call by OpenMM compute the stress too, for an `evaluate_state` at the same positions."""
+        self._expects_stress = True
+
+    def evaluate_state(self, state: Any, *, stress: bool = False) -> Evaluation:
+        """As `evaluate`, for an `openmm.State` with positions."""
+        # State stores nm; taking the bare number spares the units machinery a copy.
+        positions = state.getPositions(asNumpy=True)._value * NM_IN_ANGSTROM
+        cell = np.zeros((3, 3))
+        if self.is_periodic:
+            cell = np.array(state.getPeriodicBoxVectors()._value) * NM_IN_ANGSTROM
+        return self.evaluate(positions, cell, stress=stress)
+
+    def evaluate(self, positions: np.ndarray, cell: np.ndarray, *, stress: bool = False) -> Evaluation:
+        """Evaluate the potential at positions [N, 3] and cell [3, 3], both in Å and float64.
+
+        Raises:
+            InputError: for positions that are not finite, overlapping atoms, or a result that is not finite.
+        """
+        same_cell = np.array_equal(cell, self._cell)
+        last = self._last
+        if last is not None and last.stress is None and stress:
+            last = None
+        if last is not None and same_cell and np.array_equal(positions, self._positions):
+            return last
+        continuous = self._unwrap(positions, cell) if same_cell else positions
+        structure = self._structure(continuous, cell)
+        prediction = self.model.compute(structure, self._list.update(structure), stress=stress)
+        assert prediction.forces is not None
+        result = Evaluation(
+            energy=float(prediction.energy),
+            forces=prediction.forces.double().cpu().numpy(),
+            stress=prediction.stress[0].double().cpu().numpy() if prediction.stress is not None else None,
+        )
+        self._check(result, structure)
+        self._positions, self._continuous, self._cell, self._last = positions, continuous, cell, result
+        return result
+
+    def _structure(self, positions: np.ndarray, cell: np.ndarray) -> Structure:
+        return Structure(
+            self._numbers, torch.from_numpy(positions), torch.from_numpy(cell)[None], self._pbc, self._owner
+        )
+
+    def _unwrap(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Undo jumps by lattice vectors since the last call, so that a wrapped atom does not look like a moved one.
+
+        OpenCL and CUDA move atoms by box vectors whenever they sort them; Reference and CPU do not.
+        """
+        if self._last is None or not self.is_periodic:
+            return positions
+        moved = positions - self._continuous
+        if not np.abs(moved).max(initial=0.0) > self._skin:
+            return positions
+        periodic = self._pbc[0].numpy()
+        images = np.rint(moved @ np.linalg.pinv(cell)) * periodic
+        return positions - images @ cell
+
+    def _check(self, result: Evaluation, structure: Structure) -> None:
+        # The sum of squares is finite only if every force is.
+        if math.isfinite(result.energy) and math.isfinite(float(np.vdot(result.forces, result.forces))):
+            return
+        largest = float(structure.positions.abs().max())
+        raise InputError(
+            f"the potential gave energy {result.energy} eV and forces that are not finite "
+            f"(largest coordinate {largest:.3g} Å); use a shorter time step or relax the structure first."
+        )
+
+
+class _KeepCause:
+    """Turns any exception into one whose text says everything, because OpenMM keeps only the text.
+
+    Tracebacks of errors that are not snnp's own, which are bugs, are logged.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+
+    def __enter__(self) -> None:
+        self._evaluator.error = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            return
+        self._evaluator.error = error
+        level = logging.ERROR if isinstance(error, Exception) and not isinstance(error, SnnpError) else logging.DEBUG
+        logger.log(level, "the potential failed inside OpenMM", exc_info=error)
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PotentialError(f"the snnp potential failed: {text}") from error

@@ -1,0 +1,139 @@
+"""Forces and systems for OpenMM from snnp potentials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from snnp.errors import InputError
+from snnp.models.potential import Potential
+from snnp_openmm.evaluator import Evaluator
+from snnp_openmm.require import check_python_force, openmm
+from snnp_openmm.source import ModelSource
+from snnp_openmm.torch_force import check_torch_engine, create_torch_force
+
+__all__ = ["create_force", "create_system", "python_force", "subset_numbers"]
+
+
+def create_force(
+    model: str | Path | Potential,
+    topology: Any,
+    atoms: Iterable[int] | None = None,
+    *,
+    periodic: bool | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    engine: str = "python",
+) -> Any:
+    """Create an OpenMM force that computes a potential for a topology or for some of its atoms.
+
+    The force is an `openmm.PythonForce`; it works on every platform and can be serialised. Its XML holds a Python
+    pickle (of the model's name or folder, or, for a potential in memory, of its text and bytes): **loading XML from
+    someone you do not trust can run their code**, as with any PythonForce.
+
+    Arguments:
+        model: name of a bundled model, folder, or potential (copied).
+        topology: `openmm.app.Topology`; gives the elements and, unless `periodic` is set, the periodicity.
+        atoms: indices of the atoms to which the potential applies, None for all. It sees no others.
+        periodic: whether to use the box; None: if the topology has one. A subset of a periodic system must be periodic.
+        dtype: "float32" or "float64", None for the model's own.
+        device: where to evaluate the model; None for the CPU, or where a given potential lies.
+        engine: "python" (PythonForce) or "torch" (TorchForce of openmm-torch, only where it is known to work).
+
+    Returns:
+        `openmm.PythonForce`, or `openmmtorch.TorchForce`.
+
+    Raises:
+        InputError: for wrong or repeated indices, atoms without an element, or an unknown engine.
+        UnknownElementError: for an element that the model does not know.
+        ModelFileError: if there is no such model.
+        MissingDependencyError: if OpenMM, or openmm-torch in a working combination, is missing.
+    """
+    if engine not in ("python", "torch"):
+        raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
+    if engine == "torch":
+        check_torch_engine()
+    else:
+        check_python_force()
+    indices = None if atoms is None else _check_indices(atoms, topology.getNumAtoms())
+    numbers = subset_numbers(topology, indices)
+    boxed = topology.getPeriodicBoxVectors() is not None
+    use_box = boxed if periodic is None else bool(periodic)
+    source = ModelSource(model, dtype, device)
+    if engine == "torch":
+        if indices is not None:
+            raise InputError("engine 'torch' cannot be limited to some atoms; use engine 'python' with atoms=...")
+        return create_torch_force(source.model, numbers, use_box)
+    return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
+
+
+def create_system(
+    model: str | Path | Potential,
+    topology: Any,
+    *,
+    periodic: bool | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    engine: str = "python",
+) -> Any:
+    """Create an `openmm.System` in which a potential is the only force.
+
+    Masses are those of the topology's elements (amu); the box is the topology's. The other arguments, and what is
+    raised, are as in `create_force`.
+    """
+    force = create_force(model, topology, periodic=periodic, dtype=dtype, device=device, engine=engine)
+    system = openmm().System()
+    for atom in topology.atoms():
+        system.addParticle(atom.element.mass)
+    if topology.getPeriodicBoxVectors() is not None:
+        system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+    system.addForce(force)
+    return system
+
+
+def python_force(evaluator: Evaluator, indices: Sequence[int] | None = None) -> Any:
+    """An `openmm.PythonForce` that calls an evaluator for all particles, or for those at `indices`."""
+    force = openmm().PythonForce(evaluator)
+    force.setName("snnp")
+    # Not set, GPU platforms would hand over a subset's positions off by lattice vectors.
+    force.setUsesPeriodicBoundaryConditions(evaluator.is_periodic)
+    if indices is not None:
+        force.setParticles(list(indices))
+    return force
+
+
+def subset_numbers(topology: Any, indices: Sequence[int] | None) -> np.ndarray:
+    """[N] atomic numbers of a topology's atoms at `indices` (None: all).
+
+    Raises:
+        InputError: names an atom without an element (a virtual site or an extra particle).
+    """
+    members = list(topology.atoms())
+    if indices is not None:
+        members = [members[index] for index in indices]
+    for atom in members:
+        if atom.element is None:
+            raise InputError(
+                f"atom {atom.index} ({atom.name} of residue {atom.residue.name}) has no element: the potential cannot "
+                "act on virtual sites; list the real atoms in atoms=..."
+            )
+    return np.array([atom.element.atomic_number for atom in members], dtype=np.int64)
+
+
+def _check_indices(atoms: Iterable[int], n_atoms: int) -> list[int]:
+    indices = [int(index) for index in atoms]
+    if not indices:
+        # OpenMM reads an empty list as all particles.
+        raise InputError("atoms is empty: name at least one atom, or leave atoms=None for all.")
+    outside = [index for index in indices if not 0 <= index < n_atoms]
+    if outside:
+        raise InputError(f"atoms holds {outside[0]}, but the topology's atoms are numbered 0 to {n_atoms - 1}.")
+    if len(set(indices)) < len(indices):
+        repeated = Counter(indices).most_common(1)[0][0]
+        raise InputError(f"atoms names {repeated} more than once; each atom may appear once.")
+    return indices

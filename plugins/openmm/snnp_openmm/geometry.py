@@ -1,0 +1,127 @@
+"""Structures in OpenMM's terms: nanometres and a reduced, lower-triangular periodic box, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from snnp.structure import Structure
+from snnp.units import NM_IN_ANGSTROM
+from snnp_openmm.require import openmm_app
+
+__all__ = ["OpenMMGeometry", "to_openmm", "topology_from_numbers"]
+
+_VACUUM_ANGSTROM = 50.0
+"""Room left around the atoms along an open direction, so that a platform that wraps atoms into the box moves none."""
+
+
+@dataclass(frozen=True)
+class OpenMMGeometry:
+    """A structure as OpenMM needs it.
+
+    OpenMM accepts only boxes with `a` along x, `b` in the xy plane and no vector longer along another than half of it.
+    A general cell `C` (rows, Å) is brought there by other vectors of the same lattice (`steps`, integers) and a proper
+    rotation (`rotation`): `box = steps @ C @ rotation`, `x_openmm = x @ rotation`. Energies do not change.
+
+    Arguments:
+        topology: `openmm.app.Topology` with one residue, elements and, where periodic, the box.
+        positions: [N, 3] nm.
+        box: [3, 3] nm, rows are the reduced box vectors, or None where no direction is periodic.
+        pbc: periodic directions of `box`.
+        rotation: [3, 3], proper rotation.
+        steps: [3, 3] integers, unimodular.
+    """
+
+    topology: object
+    positions: np.ndarray
+    box: np.ndarray | None
+    pbc: tuple[bool, bool, bool]
+    rotation: np.ndarray
+    steps: np.ndarray
+
+    def rotate_back(self, vectors: np.ndarray) -> np.ndarray:
+        """Turn [N, 3] vectors of any unit from OpenMM's axes to the structure's."""
+        return vectors @ self.rotation.T
+
+    def rotate(self, vectors: np.ndarray) -> np.ndarray:
+        """Turn [N, 3] vectors of any unit from the structure's axes to OpenMM's."""
+        return vectors @ self.rotation
+
+    def cell_of(self, box: np.ndarray, original: np.ndarray) -> np.ndarray:
+        """[3, 3] cell in Å and the structure's axes, for a `box` in nm; open directions keep `original` rows (Å)."""
+        assert self.box is not None
+        if np.array_equal(box, self.box):
+            return original
+        cell = np.linalg.solve(self.steps, box * NM_IN_ANGSTROM) @ self.rotation.T
+        return np.where(np.array(self.pbc)[:, None], cell, original)
+
+
+def to_openmm(atoms: Atoms) -> OpenMMGeometry:
+    """Turn an `ase.Atoms` with any cell and periodicity into a topology, positions and a box that OpenMM accepts.
+
+    Raises:
+        InputError: for positions or a cell that are not finite, or a periodic cell without volume.
+    """
+    Structure.from_ase(atoms).check()
+    pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
+    if not any(pbc):
+        identity = np.eye(3)
+        positions = atoms.positions / NM_IN_ANGSTROM
+        topology = topology_from_numbers(atoms.numbers, None)
+        return OpenMMGeometry(topology, positions, None, pbc, identity, identity.astype(int))
+    cell = _close_open_directions(atoms)
+    steps, rotation = _reduce(cell)
+    box = _clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)
+    positions = atoms.positions @ rotation / NM_IN_ANGSTROM
+    return OpenMMGeometry(topology_from_numbers(atoms.numbers, box), positions, box, pbc, rotation, steps)
+
+
+def topology_from_numbers(numbers: np.ndarray, box: np.ndarray | None) -> object:
+    """Build an `openmm.app.Topology` of one chain and one residue: [N] atomic numbers, [3, 3] box in nm or None."""
+    app = openmm_app()
+    topology = app.Topology()
+    residue = topology.addResidue("SNNP", topology.addChain())
+    for number in numbers.tolist():
+        element = app.Element.getByAtomicNumber(number)
+        topology.addAtom(element.symbol, element, residue)
+    if box is not None:
+        topology.setPeriodicBoxVectors(box)
+    return topology
+
+
+def _close_open_directions(atoms: Atoms) -> np.ndarray:
+    """[3, 3] Å: the cell with vectors along open directions replaced by long ones normal to the periodic directions."""
+    periodic = atoms.pbc
+    cell = np.where(periodic[:, None], atoms.cell.array, 0.0)
+    if periodic.all():
+        return cell
+    # Rows of Vt beyond the rank are orthonormal and normal to every periodic vector.
+    _, _, vt = np.linalg.svd(cell)
+    extent = np.linalg.norm(np.ptp(atoms.positions, axis=0)) if len(atoms) else 0.0
+    cell[~periodic] = vt[periodic.sum() :] * (extent + 2.0 * _VACUUM_ANGSTROM)
+    return cell
+
+
+def _reduce(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers `steps` and a proper rotation that bring [3, 3] Å `cell` into OpenMM's reduced form."""
+    # Opposite vectors span the same lattice; a left-handed cell would need a reflection otherwise.
+    steps = np.eye(3, dtype=int) * (1 if np.linalg.det(cell) > 0 else -1)
+    q, r = np.linalg.qr((steps @ cell).T)
+    signs = np.where(np.diag(r) < 0, -1.0, 1.0)
+    rotation, box = q * signs, (r * signs[:, None]).T
+    for row, column in ((2, 1), (2, 0), (1, 0)):
+        count = int(np.rint(box[row, column] / box[column, column]))
+        box[row] -= count * box[column]
+        steps[row] -= count * steps[column]
+    return steps, rotation
+
+
+def _clip_to_reduced(box: np.ndarray) -> np.ndarray:
+    """Remove rounding from a box that is reduced but for rounding: OpenMM compares without tolerance."""
+    clipped = np.tril(box)
+    for row, column in ((2, 1), (2, 0), (1, 0)):
+        half = 0.5 * clipped[column, column]
+        clipped[row, column] = np.clip(clipped[row, column], -half, half)
+    return clipped

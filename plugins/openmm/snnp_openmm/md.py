@@ -1,0 +1,222 @@
+"""Molecular dynamics with OpenMM.
+
+`nve` is velocity Verlet; `nvt` is OpenMM's LangevinMiddleIntegrator; `npt` adds its isotropic MonteCarloBarostat. In
+`nvt` and `npt` the momenta of a snapshot lag its positions by half a step, as this integrator keeps them; temperatures
+from them are the accurate ones.
+
+Runs go on the GPU where the model does, otherwise on OpenMM's Reference platform, which computes in float64: with all
+forces coming from the model, its CPU platform only adds waiting for threads (0.1 to 0.2 ms per step). The environment
+variable OPENMM_DEFAULT_PLATFORM chooses another.
+
+Resuming is exact to the last bit for `nve` and `nvt` on Reference: the checkpoint holds positions, velocities and box
+as OpenMM has them, and at each checkpoint the random numbers begin anew from a seed made of the run's seed and the
+step. `npt` goes on from the same positions, velocities and box, but with new random numbers and a barostat that finds
+its step size again; on a GPU nothing is exact.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from snnp.errors import InputError
+from snnp.models.potential import Potential
+from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Snapshot
+from snnp.units import (
+    AMU_ANGSTROM2_PER_FS2_IN_EV,
+    BAR_IN_EV_PER_ANGSTROM3,
+    GPA_IN_EV_PER_ANGSTROM3,
+    NM_IN_ANGSTROM,
+)
+from snnp_openmm.evaluator import Evaluator
+from snnp_openmm.force import python_force
+from snnp_openmm.geometry import OpenMMGeometry, to_openmm
+from snnp_openmm.require import check_python_force, openmm
+from snnp_openmm.source import ModelSource
+
+__all__ = ["OpenMMDynamics", "choose_platform", "run_md", "velocity_verlet"]
+
+logger = logging.getLogger(__name__)
+
+_PS_IN_FS = 1000.0
+_VELOCITY_UNIT = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV) * _PS_IN_FS / NM_IN_ANGSTROM
+"""ASE's unit of velocity, sqrt(eV/amu), in nm/ps."""
+_ATTEMPTS_PER_BAROSTAT_TIME = 40
+"""Volume moves per `barostat_time_fs`: OpenMM's default of one in 25 steps, for steps of 1 fs and a time of 1 ps."""
+
+
+class OpenMMDynamics:
+    """An engine for `snnp.sampling.drive`.
+
+    Arguments:
+        source: the model.
+        start: atoms with momenta, and OpenMM's own numbers where a run is resumed.
+        settings: ensemble, time step, thermostat and barostat.
+    """
+
+    name = "openmm"
+
+    def __init__(self, source: ModelSource, start: Checkpoint, settings: MDSettings) -> None:
+        self._settings, self._step, self._atoms = settings, start.step, start.atoms
+        self._geometry, velocities = _begin(start)
+        self._evaluator = Evaluator(source, start.atoms.numbers, self._geometry.pbc)
+        self._has_stress = all(self._geometry.pbc)
+        self._system = self._make_system()
+        self._platform = choose_platform(source.model.device)
+        self._context = self._make_context()
+        self._place(self._geometry.positions, velocities, self._geometry.box)
+
+    def _make_system(self) -> Any:
+        mm, settings = openmm(), self._settings
+        system = mm.System()
+        for mass in self._atoms.get_masses().tolist():
+            system.addParticle(mass)
+        if self._geometry.box is not None:
+            system.setDefaultPeriodicBoxVectors(*self._geometry.box)
+        system.addForce(python_force(self._evaluator))
+        if settings.ensemble == "npt":
+            pressure_bar = settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3 / BAR_IN_EV_PER_ANGSTROM3
+            every = max(1, round(settings.barostat_time_fs / (settings.dt_fs * _ATTEMPTS_PER_BAROSTAT_TIME)))
+            barostat = mm.MonteCarloBarostat(pressure_bar, settings.temperature_k, every)
+            barostat.setRandomNumberSeed(_seed(settings.seed, self._step, 1))
+            system.addForce(barostat)
+        return system
+
+    def _make_context(self) -> Any:
+        mm, settings = openmm(), self._settings
+        dt = settings.dt_fs / _PS_IN_FS
+        if settings.ensemble == "nve":
+            integrator = velocity_verlet(dt)
+        else:
+            integrator = mm.LangevinMiddleIntegrator(settings.temperature_k, settings.friction_per_ps, dt)
+            integrator.setRandomNumberSeed(_seed(settings.seed, self._step, 0))
+        return mm.Context(self._system, integrator, self._platform)
+
+    def _place(self, positions: np.ndarray, velocities: np.ndarray, box: np.ndarray | None) -> None:
+        """Set positions (nm), velocities (nm/ps) and box (nm)."""
+        if box is not None:
+            self._context.setPeriodicBoxVectors(*box)
+        self._context.setPositions(positions)
+        self._context.setVelocities(velocities)
+
+    def _now(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray | None]:
+        """OpenMM's state, its positions (nm), velocities (nm/ps), and box (nm)."""
+        state = self._context.getState(positions=True, velocities=True)
+        box = None if self._geometry.box is None else np.array(state.getPeriodicBoxVectors()._value)
+        return state, state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)._value, box
+
+    def advance(self, n_steps: int) -> None:
+        """Go on by some steps."""
+        integrator = self._context.getIntegrator()
+        try:
+            if self._settings.ensemble == "nve" and self._has_stress:
+                # Velocity Verlet ends with the forces at the new positions: the last step can bring the stress along.
+                integrator.step(n_steps - 1)
+                self._evaluator.expect_stress()
+                integrator.step(1)
+            else:
+                integrator.step(n_steps)
+        except openmm().OpenMMException as error:
+            if self._evaluator.error is not None:
+                raise self._evaluator.error from None
+            raise InputError(
+                f"OpenMM stopped the run ({error}); use a time step below {self._settings.dt_fs} fs or relax first."
+            ) from error
+        self._step += n_steps
+
+    def snapshot(self) -> Snapshot:
+        """The state now, in the axes of the structure that the run began with."""
+        geometry, atoms = self._geometry, self._atoms.copy()
+        state, positions, velocities, box = self._now()
+        result = self._evaluator.evaluate_state(state, stress=self._has_stress)
+        if box is not None:
+            atoms.set_cell(geometry.cell_of(box, self._atoms.cell.array))
+        atoms.set_positions(geometry.rotate_back(positions) * NM_IN_ANGSTROM)
+        atoms.set_velocities(geometry.rotate_back(velocities) / _VELOCITY_UNIT)
+        stress = None if result.stress is None else geometry.rotation @ result.stress @ geometry.rotation.T
+        return Snapshot(atoms, result.energy, geometry.rotate_back(result.forces), stress)
+
+    def state(self) -> EngineState:
+        """OpenMM's numbers as they are; this run goes on from them as a resumed one would."""
+        geometry = self._geometry
+        _, positions, velocities, box = self._now()
+        arrays = {"positions": positions, "velocities": velocities, "rotation": geometry.rotation}
+        arrays["steps"] = geometry.steps
+        if box is not None:
+            arrays["box"] = box
+        self._evaluator.forget()
+        if self._settings.ensemble == "nvt" and self._platform.getName() in ("Reference", "CPU"):
+            self._context = self._make_context()
+        # Also where the context stays: forces that it remembers were summed with the old neighbour list.
+        self._place(positions, velocities, box)
+        return EngineState(arrays)
+
+
+def run_md(
+    model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
+) -> MDResult:
+    """Run molecular dynamics with OpenMM; see `snnp.sampling.run_md`.
+
+    Raises:
+        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
+        MissingDependencyError: OpenMM is missing or too old.
+    """
+    check_python_force()
+    device = settings.device
+    if device is None and not isinstance(model, Potential) and torch.cuda.is_available():
+        device = "cuda"
+    source = ModelSource(model, settings.dtype, device)
+    start = starting_point(structure, settings, OpenMMDynamics.name)
+    return drive(OpenMMDynamics(source, start, settings), start, settings, report)
+
+
+def velocity_verlet(dt_ps: float) -> Any:
+    """An `openmm.CustomIntegrator` for velocity Verlet with a step in ps.
+
+    OpenMM's own VerletIntegrator is leapfrog: its velocities lie half a step before its positions, so that neither the
+    start nor the end of a run would agree with other programs.
+    """
+    integrator = openmm().CustomIntegrator(dt_ps)
+    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+    integrator.addComputePerDof("x", "x + dt*v")
+    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+    return integrator
+
+
+def _begin(start: Checkpoint) -> tuple[OpenMMGeometry, np.ndarray]:
+    """Geometry and velocities (nm/ps) at the start: from the atoms, or as OpenMM had them at the checkpoint."""
+    geometry = to_openmm(start.atoms)
+    arrays = start.state.arrays
+    if not arrays:
+        return geometry, geometry.rotate(start.atoms.get_velocities()) * _VELOCITY_UNIT
+    geometry = OpenMMGeometry(
+        geometry.topology, arrays["positions"], arrays.get("box"), geometry.pbc, arrays["rotation"], arrays["steps"]
+    )
+    return geometry, arrays["velocities"]
+
+
+def choose_platform(device: torch.device) -> Any:
+    """The platform named by OPENMM_DEFAULT_PLATFORM, else CUDA for a model on a GPU, else Reference."""
+    mm = openmm()
+    names = {mm.Platform.getPlatform(k).getName() for k in range(mm.Platform.getNumPlatforms())}
+    wanted = os.environ.get("OPENMM_DEFAULT_PLATFORM")
+    if wanted is None:
+        wanted = "CUDA" if device.type == "cuda" and "CUDA" in names else "Reference"
+    if wanted not in names:
+        raise InputError(f"OPENMM_DEFAULT_PLATFORM is {wanted!r}, but OpenMM offers {', '.join(sorted(names))}.")
+    return mm.Platform.getPlatformByName(wanted)
+
+
+def _seed(seed: int, step: int, stream: int) -> int:
+    """A seed for OpenMM in [1, 2^31 - 2]; zero would mean a random one."""
+    return 1 + int(np.random.SeedSequence([seed, step, stream]).generate_state(1)[0]) % (2**31 - 2)

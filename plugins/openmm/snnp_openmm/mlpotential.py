@@ -1,0 +1,81 @@
+"""snnp potentials in openmmml: `MLPotential("snnp", model="snnp-si")`.
+
+openmmml imports this module whenever it is imported itself, so nothing here may fail: torch and snnp are imported only
+when forces are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+
+__all__ = ["SNNPPotentialImpl", "SNNPPotentialImplFactory"]
+
+
+class SNNPPotentialImplFactory(MLPotentialImplFactory):
+    """Makes `SNNPPotentialImpl` for the name "snnp"."""
+
+    def createImpl(  # noqa: N802 - openmmml's name
+        self, name: str, model: Any = None, dtype: Any = None, device: Any = None, **unknown: Any
+    ) -> SNNPPotentialImpl:
+        """Make the potential for `MLPotential("snnp", model=..., dtype=..., device=...)`.
+
+        Arguments:
+            name: "snnp"; any other name under which this factory was registered is taken as the model's name.
+            model: name of a bundled model, folder, or potential.
+            dtype, device: as in `snnp_openmm.create_force`.
+
+        Raises:
+            ConfigError: without a model, or for an argument that does not exist.
+        """
+        from snnp.errors import ConfigError, near_matches
+
+        if unknown:
+            key = next(iter(unknown))
+            hint = near_matches(key, ("model", "dtype", "device"))
+            raise ConfigError(f"MLPotential('{name}') has no argument {key!r}; it takes model, dtype, device.{hint}")
+        if model is None and name == "snnp":
+            raise ConfigError(
+                "MLPotential('snnp') needs a model: a bundled name, a folder, or a Potential, "
+                "for example MLPotential('snnp', model='snnp-si')."
+            )
+        return SNNPPotentialImpl(name if model is None else model, dtype, device)
+
+
+class SNNPPotentialImpl(MLPotentialImpl):
+    """An snnp potential as openmmml wants it; made by the factory."""
+
+    def __init__(self, model: Any, dtype: Any, device: Any) -> None:
+        self._model, self._dtype, self._device = model, dtype, device
+
+    def addForces(  # noqa: N802 - openmmml's name
+        self, topology: Any, system: Any, atoms: Iterable[int] | None, forceGroup: int, **args: Any
+    ) -> None:
+        """Add the force for `atoms` (None: all) to a System.
+
+        `dtype` and `device` in `args` go before those of `MLPotential(...)`; openmmml passes the options of other parts
+        along, so unknown ones are left alone. The force is periodic if the topology has a box or the System is
+        periodic; with `interpolate=True` the System is empty and the topology decides.
+
+        Raises:
+            As `snnp_openmm.create_force`.
+        """
+        from snnp_openmm.force import create_force
+
+        periodic = topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
+        force = create_force(
+            self._model,
+            topology,
+            atoms,
+            periodic=periodic,
+            dtype=args.get("dtype", self._dtype),
+            device=args.get("device", self._device),
+        )
+        force.setForceGroup(forceGroup)
+        system.addForce(force)
+
+    def getMLLongRange(self) -> bool:  # noqa: N802 - openmmml's name
+        """False: the potential ends at its cutoff."""
+        return False

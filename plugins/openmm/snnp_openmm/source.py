@@ -1,0 +1,89 @@
+"""Where a force's model comes from, in a form that is small and safe to write into an OpenMM XML file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snnp.errors import InputError, ModelFileError
+from snnp.models.io import dump_model, list_models, load_model, model_folder, parse_model
+from snnp.models.potential import Potential
+
+__all__ = ["ModelSource", "as_dtype"]
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """`torch.float32` or `torch.float64` from itself or from its name.
+
+    Raises:
+        InputError: for anything else.
+    """
+    known = {"float32": torch.float32, "float64": torch.float64}
+    if dtype is None or dtype in known.values():
+        return dtype  # type: ignore[return-value]
+    if isinstance(dtype, str) and dtype in known:
+        return known[dtype]
+    raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+
+
+class ModelSource:
+    """A model by name, by folder, or a potential in memory.
+
+    Pickled, a name stays the name, a folder becomes its absolute path, both with the checksum of the weights; a
+    potential becomes the text and bytes of its model folder. No torch object is pickled.
+
+    Arguments:
+        model: name, folder, or potential. A potential is copied: later changes to it do not reach the force.
+        dtype: precision; None keeps the stored one.
+        device: where to put the model; None is the CPU, or where the potential lies.
+        weights_sha256: expected checksum of the weights, or None to accept any.
+
+    Raises:
+        ModelFileError: if the model is missing or damaged, or has other weights than expected.
+        InputError: if `model` is none of the three, `dtype` is unknown, or torch cannot use `device`.
+
+    The attribute `model` is the potential, in the wanted precision, where it is wanted.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Potential,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        weights_sha256: str | None = None,
+    ) -> None:
+        if not isinstance(model, str | Path | Potential):
+            raise InputError(f"model must be a name, a folder, or a Potential, got {type(model).__name__}.")
+        self._dtype = as_dtype(dtype)
+        self._device = None if device is None else str(device)
+        self._name: str | None = None
+        self._digest: str | None = None
+        own = copy.deepcopy(model) if isinstance(model, Potential) else model
+        try:
+            self.model = load_model(own, dtype=self._dtype, device=self._device).eval()
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device {self._device!r} cannot be used ({reason}); leave it out for the CPU.") from error
+        if not isinstance(own, Potential):
+            folder = model_folder(own)
+            self._name = str(own) if str(own) in list_models() else str(folder.resolve())
+            self._digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        if weights_sha256 not in (None, self._digest):
+            raise ModelFileError(
+                f"model '{model}' has other weights than when this force was saved; "
+                "bring the old model back, or create the force again."
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._name is None:
+            return _restore, (*dump_model(self.model), self._device)
+        dtype = None if self._dtype is None else str(self._dtype).removeprefix("torch.")
+        return ModelSource, (self._name, dtype, self._device, self._digest)
+
+
+def _restore(text: str, weights: bytes, device: str | None) -> ModelSource:
+    return ModelSource(parse_model(text, weights, "the model inside the OpenMM force"), None, device)
