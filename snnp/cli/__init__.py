@@ -1,1 +1,1 @@
-"""The command line program."""
+"""The command line: the only part of snnp that prints. `snnp.cli.main:run` is the entry point."""

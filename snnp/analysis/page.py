@@ -1,0 +1,340 @@
+"""Draws the functions of a spline potential on one page (see `snnp.analysis.curves` for what they are)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.data import atomic_numbers, reference_states
+
+from snnp.analysis.curves import Curves, curves_of
+from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
+from snnp.errors import InputError
+from snnp.models.potential import Potential
+from snnp.structure import Structure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_page", "stated_errors"]
+
+# Okabe and Ito's colours, told apart by everybody; the rest of the filters stay grey in the background.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY, _FILL, _INK = "#b8bcc2", "#dfe5ec", "#333a44"
+_N_HIGHLIGHTED = 5
+_N_BARS = 14
+_LEGEND_CHARACTERS = 52  # fit into the width of a panel
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+def draw_page(model: Potential, path: str | Path, *, title: str = "", structures: Structure | None = None) -> Path:
+    """Write the page of a model and return its path.
+
+    Arguments:
+        model: a `SplineNNP`.
+        path: `.png`, `.pdf` or `.svg`; replaced atomically.
+        title: usually the model's name.
+        structures: whose distances and angles are drawn behind the curves; without them, a model of one element shows
+            the neighbour shells of its crystal.
+
+    Raises:
+        InputError: for another kind of model or another suffix.
+        OSError: if the file cannot be written.
+    """
+    # Imported here: whoever only wants the numbers need not wait for matplotlib.
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"'{path}' is not a picture that can be written; its name must end in {', '.join(_FORMATS)}.")
+    seen = occurrence(structures, model.cutoff) if structures is not None else None
+    shells = [crystal_shells(symbol, model.cutoff) for symbol in model.elements]
+    closest = _closest(seen, shells)
+    curves = curves_of(model, structures, closest)
+    page = _Page(curves, seen, shells, closest)
+    has_angles = curves.shape.shape[1] > 0
+    figure = Figure(figsize=(13.0, 7.6 if has_angles else 4.1), dpi=150, layout="constrained")
+    panels = figure.subplots(2 if has_angles else 1, 3, squeeze=False)
+    page.pair(panels[0, 0])
+    page.radial(panels[0, 1])
+    if curves.embedding is None:
+        page.worth(panels[0, 2])
+    else:
+        page.embedding(panels[0, 2])
+    if has_angles:
+        page.shapes(panels[1, 0])
+        page.angles(panels[1, 1])
+        page.three_body(panels[1, 2])
+    for panel, letter in zip(panels.flat, "abcdef", strict=False):
+        _tidy(panel, letter)
+    figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format=path.suffix.lower()[1:])
+    os.replace(temporary, path)
+    return path
+
+
+def _closest(seen: Occurrence | None, shells: list[np.ndarray]) -> float:
+    """Å, the shortest distance worth looking at: seen in the data, or one that vibrations reach in a crystal."""
+    if seen is not None:
+        return seen.closest
+    return min((0.88 * float(each[0]) for each in shells if len(each)), default=0.0)
+
+
+def stated_errors(metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The errors that a model's file states and the set they belong to: test before valid; ("", {}) if none."""
+    errors = metadata.get("errors", {})
+    for name in ("test", "valid"):
+        if name in errors:
+            return name, errors[name]
+    return "", {}
+
+
+def _headline(model: Potential, title: str) -> str:
+    elements = ", ".join(model.elements)
+    facts = [title] if title else []
+    facts += [elements, f"{model.n_parameters:,} parameters", f"cutoff {model.cutoff:g} Å"]
+    _, errors = stated_errors(model.metadata)
+    for name, text in (
+        ("energy_mae_mev_per_atom", "energy MAE {:.2g} meV/atom"),
+        ("force_mae_ev_per_angstrom", "force MAE {:.2g} eV/Å"),
+    ):
+        if isinstance(errors.get(name), float):
+            facts.append(text.format(errors[name]))
+    return "   |   ".join(facts)
+
+
+def _tidy(panel: Axes, letter: str) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8, colors=_INK)
+    panel.set_title(f"{letter}   {panel.get_title()}", loc="left", fontsize=10, color=_INK, fontweight="bold")
+    panel.set_title("", loc="center")
+    panel.xaxis.label.set_fontsize(9)
+    panel.yaxis.label.set_fontsize(9)
+
+
+class _Page:
+    """The panels of one page.
+
+    Arguments:
+        curves: the functions.
+        seen: distances and angles that occur, or None.
+        shells: neighbour distances in the crystal of each element; empty arrays where unknown.
+        closest: Å, shortest distance that matters for the scales.
+    """
+
+    def __init__(self, curves: Curves, seen: Occurrence | None, shells: list[np.ndarray], closest: float) -> None:
+        self._curves, self._seen, self._shells, self._closest = curves, seen, shells, closest
+        self._n_radial = curves.radial.shape[1]
+        order = np.argsort(-curves.worth, kind="stable")
+        self._radial_order = [int(k) for k in order if k < self._n_radial]
+        self._angular_order = [int(k) - self._n_radial for k in order if k >= self._n_radial]
+
+    # Backgrounds.
+
+    def _distance_axis(self, panel: Axes) -> None:
+        """The axis of distances, with those that occur behind the curves."""
+        panel.set_xlim(*self._curves.distance[[0, -1]])
+        note = ""
+        if self._seen is not None:
+            self._shade(panel, self._seen.distance, self._seen.distance_density)
+            note = "   shaded: in the data"
+        elif len(self._shells) == 1 and len(self._shells[0]):
+            for shell in self._shells[0]:
+                panel.axvline(shell, ymax=0.05, color=_GREY, zorder=0, linewidth=2.5)
+            element = self._curves.elements[0]
+            crystal: dict[str, Any] = reference_states[atomic_numbers[element]] or {}
+            note = f"   ticks: shells of {crystal.get('symmetry')} {element}"
+        panel.set_xlabel(f"distance r (Å){note}")
+
+    def _shade(self, panel: Axes, x: np.ndarray, density: np.ndarray) -> None:
+        behind = panel.get_xaxis_transform()
+        panel.fill_between(x, 0.3 * density, color=_FILL, transform=behind, zorder=0, linewidth=0)
+
+    def _limit(self, panel: Axes, values: np.ndarray, shortest: float | None = None) -> None:
+        """Scale the axis to distances that occur (a repulsive wall would flatten the rest), with room for a legend."""
+        inside = self._curves.distance >= (self._closest if shortest is None else shortest)
+        _fit_axis(panel, values[..., inside])
+
+    # Panels.
+
+    def pair(self, panel: Axes) -> None:
+        """Pair energies."""
+        curves = self._curves
+        chosen = {p: e for p, e in curves.pair.items() if len(curves.elements) <= 3 or p[0] == p[1]}
+        if not any(np.any(energy) for energy in chosen.values()):
+            panel.text(0.5, 0.5, "zero everywhere", transform=panel.transAxes, ha="center", color=_INK, fontsize=9)
+        for (a, b), colour in zip(chosen, _cycle(len(chosen)), strict=True):
+            panel.plot(curves.distance, chosen[a, b], color=colour, linewidth=2.0, label=f"{a}–{b}")
+        panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+        self._limit(panel, np.stack(list(chosen.values())), 0.95 * min(curves.nearest))
+        self._distance_axis(panel)
+        title = f"Pair energy {curves.where or 'of the radial filters'}" if curves.in_ev else "Pair term φ(r)"
+        panel.set(ylabel="energy (eV)", title=title)
+        _legend(panel)
+
+    def radial(self, panel: Axes) -> None:
+        """Radial filters."""
+        if not self._n_radial:
+            panel.text(0.5, 0.5, "no radial filters", transform=panel.transAxes, ha="center", color=_INK, fontsize=9)
+        self._filters(panel, self._curves.distance, self._curves.radial, self._curves.groups, self._radial_order, "ρ")
+        if self._n_radial:
+            self._limit(panel, self._curves.radial)
+        self._distance_axis(panel)
+        unit = "h ρ(r)  (eV per neighbour)" if self._curves.in_ev else "ρ(r)"
+        panel.set(ylabel=unit, title="Radial filters")
+
+    def shapes(self, panel: Axes) -> None:
+        """Radial parts f of the three-body filters."""
+        self._filters(panel, self._curves.distance, self._curves.shape, self._curves.groups, self._angular_order, "f")
+        self._limit(panel, self._curves.shape)
+        self._distance_axis(panel)
+        scaled = " / max |f|" if self._curves.in_ev else ""
+        panel.set(ylabel=f"f(r){scaled}", title="Three-body filters: reach")
+
+    def angles(self, panel: Axes) -> None:
+        """Angular parts g."""
+        curves = self._curves
+        self._filters(panel, curves.angle, curves.angular, curves.angle_groups, self._angular_order, "g")
+        if self._seen is not None:
+            self._shade(panel, self._seen.angle, self._seen.angle_density)
+        _fit_axis(panel, curves.angular)
+        panel.set_xlim(0.0, 180.0)
+        panel.set_xticks(range(0, 181, 30))
+        unit = "h g(θ)  (eV per pair of neighbours)" if curves.in_ev else "g(θ)"
+        panel.set(xlabel="angle θ (degrees)", ylabel=unit, title="Three-body filters: angle")
+
+    def _filters(
+        self, panel: Axes, x: np.ndarray, values: np.ndarray, groups: tuple[str, ...], order: list[int], symbol: str
+    ) -> None:
+        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters."""
+        if len(groups) == 1:
+            for rank, index in reversed(list(enumerate(order))):
+                shown = rank < _N_HIGHLIGHTED
+                colour, width = (_COLOURS[rank], 1.8) if shown else (_GREY, 0.7)
+                label = _label(symbol, index) if shown else None
+                panel.plot(x, values[0, index], label=label, color=colour, linewidth=width)
+            _legend(panel, reverse=True)
+        else:
+            for group, (name, colour) in enumerate(zip(groups, _cycle(len(groups)), strict=True)):
+                for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
+                    label = name if rank == 0 else None
+                    panel.plot(x, values[group, index], color=colour, linewidth=1.8 - 0.3 * rank, label=label)
+            _legend(panel)
+        panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+
+    def worth(self, panel: Axes) -> None:
+        """What each feature is worth: energy per standard deviation."""
+        order = np.argsort(-self._curves.worth, kind="stable")[:_N_BARS]
+        colour_of = dict(zip(self._radial_order, _COLOURS[:_N_HIGHLIGHTED], strict=False))
+        colour_of |= {
+            index + self._n_radial: colour
+            for index, colour in zip(self._angular_order, _COLOURS[:_N_HIGHLIGHTED], strict=False)
+        }
+        colours = [colour_of.get(int(k), _GREY) if len(self._curves.groups) == 1 else _COLOURS[0] for k in order]
+        hatches = ["" if k < self._n_radial else "////" for k in order]
+        panel.barh(
+            range(len(order)), 1000.0 * self._curves.worth[order], color=colours, hatch=hatches, edgecolor="white"
+        )
+        names = [_label("ρ", int(k)) if k < self._n_radial else _label("fg", int(k) - self._n_radial) for k in order]
+        panel.set_yticks(range(len(order)), names)
+        panel.invert_yaxis()
+        note = "  (hatched: three-body)" if self._angular_order else ""
+        panel.set(xlabel=f"meV per standard deviation{note}", title="What each filter is worth")
+
+    def embedding(self, panel: Axes) -> None:
+        """Embedding splines U."""
+        assert self._curves.embedding is not None
+        x, values = self._curves.embedding
+        for element, colour in zip(range(len(values)), _cycle(len(values)), strict=True):
+            for index, curve in enumerate(values[element]):
+                label = self._curves.elements[element] if index == 0 else None
+                panel.plot(x, curve, color=colour, linewidth=1.8, label=label)
+        panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+        _fit_axis(panel, values)
+        _legend(panel)
+        panel.set(xlabel="feature n", ylabel="U(n)  (eV)", title="Embedding")
+
+    def three_body(self, panel: Axes) -> None:
+        """The sum of all three-body filters: a map for one element, cuts at the nearest distance for several."""
+        curves = self._curves
+        if len(curves.elements) == 1:
+            inside = curves.distance >= self._closest
+            values = curves.three_body[0][inside]
+            bound = max(float(np.abs(values).max()), 1e-12)
+            extent = (0.0, 180.0, float(curves.distance[inside][0]), float(curves.distance[-1]))
+            picture = panel.imshow(
+                values, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r", vmin=-bound, vmax=bound
+            )
+            bar = panel.figure.colorbar(picture, ax=panel, pad=0.02)
+            bar.set_label("Σ h f(r)² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f(r)² g(θ)", fontsize=9)
+            bar.ax.tick_params(labelsize=8)
+            bar.outline.set_visible(False)
+            panel.set(
+                ylabel="distance r of both neighbours (Å)",
+                title="Three-body energy, angular part" if curves.in_ev else "Three-body density",
+            )
+        else:
+            for k, colour in zip(range(len(curves.elements)), _cycle(len(curves.elements)), strict=True):
+                row = int(np.abs(curves.distance - curves.nearest[k]).argmin())
+                label = f"{curves.triples[k]}, {curves.nearest[k]:.2f} Å"
+                panel.plot(curves.angle, curves.three_body[k, row], color=colour, linewidth=1.8, label=label)
+            panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+            _fit_axis(panel, np.stack([line.get_ydata() for line in panel.get_lines()[:-1]]))
+            _legend(panel)
+            panel.set(
+                ylabel="Σ h f² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f² g(θ)",
+                title="Three-body energy at the nearest distance",
+            )
+        panel.set_xlim(0.0, 180.0)
+        panel.set_xticks(range(0, 181, 30))
+        panel.set_xlabel("angle θ (degrees)")
+
+
+def _fit_axis(panel: Axes, values: np.ndarray) -> None:
+    """Limits around values and zero, with room for the legend at the top."""
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    span = high - low or 1.0
+    panel.set_ylim(low - 0.08 * span, high + (0.08 + 0.1 * _legend_rows(panel)) * span)
+
+
+def _legend_rows(panel: Axes) -> int:
+    _, labels = panel.get_legend_handles_labels()
+    per_row = max(1, _LEGEND_CHARACTERS // max([len(label) + 4 for label in labels], default=1))
+    return -(-len(labels) // per_row)
+
+
+def _legend(panel: Axes, reverse: bool = False) -> None:
+    """Rows of keys in the room that `_fit_axis` leaves at the top."""
+    handles, labels = panel.get_legend_handles_labels()
+    if not handles:
+        return
+    order = slice(None, None, -1) if reverse else slice(None)
+    panel.legend(
+        handles[order],
+        labels[order],
+        loc="upper center",
+        ncols=-(-len(handles) // _legend_rows(panel)),
+        fontsize=8,
+        frameon=False,
+        handlelength=1.1,
+        handletextpad=0.4,
+        columnspacing=1.0,
+        borderaxespad=0.1,
+    )
+
+
+def _cycle(n: int) -> list[Any]:
+    """`n` colours: the told-apart six, then a colour map."""
+    if n <= len(_COLOURS):
+        return list(_COLOURS[:n])
+    from matplotlib import colormaps
+
+    return list(colormaps["turbo"](np.linspace(0.05, 0.95, n)))
+
+
+def _label(symbol: str, index: int) -> str:
+    return symbol + str(index + 1).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

@@ -1,0 +1,129 @@
+"""What the commands print with: results to stdout, messages and progress to stderr.
+
+Results are either a table for people or one JSON value for programs, so that `snnp ... --json | jq` always works.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Update", "fail", "number", "print_json", "print_pairs", "print_table", "progress_bar", "say", "warn"]
+
+Update = Callable[..., None]
+"""`update(done, total=None, note="")`: how far a job is, in its own units."""
+
+_PLAIN_WIDTH = 160  # columns where the output is a file or a pipe, so that no cell is cut
+
+
+_STDERR = Console(stderr=True, highlight=False)  # one for all, so that messages and a running bar do not mix
+
+
+def _stdout() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+
+
+def _message(*parts: str | tuple[str, str]) -> None:
+    _STDERR.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print a message for the person at the terminal (stderr)."""
+    _message(message)
+
+
+def fail(message: str) -> None:
+    """Print an error on one line (stderr)."""
+    _message(("error: ", "bold red"), " ".join(message.split()))
+
+
+def warn(message: str) -> None:
+    """Print a warning on one line (stderr)."""
+    _message(("warning: ", "yellow"), " ".join(message.split()))
+
+
+def _jsonable(value: Any) -> Any:
+    """Replace what JSON has no word for: NaN and infinities become null, tuples lists, paths and dates text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, Iterable):
+        return [_jsonable(item) for item in value]
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to stdout, and nothing else."""
+    sys.stdout.write(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with `digits` significant digits, or a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value != 0.0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    decimals = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table to stdout; columns whose cells are numbers are set right."""
+    cells = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = all(_is_number(row[index]) for row in cells)
+        table.add_column(column, justify="right" if numeric and cells else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    _stdout().print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return bool(cell) and (cell == "–" or cell.lstrip("+-")[:1].isdigit())
+
+
+def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
+    """Print names and values in two columns to stdout."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        table.add_row(name, Text(value))
+    _stdout().print(table)
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None = None) -> Iterator[Update]:
+    """A progress bar with the remaining time, on a terminal only; yields the function that moves it."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=_STDERR,
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def update(done: float, total: float | None = None, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update

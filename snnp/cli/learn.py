@@ -1,0 +1,186 @@
+"""`snnp train` and `snnp evaluate`: models against reference data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
+from snnp.cli.options import Data, Device, Dtype, Json, Model, as_dtype, examples
+from snnp.cli.tables import print_errors
+from snnp.errors import InputError
+
+if TYPE_CHECKING:
+    from snnp.data import Frame
+    from snnp.models import Potential
+    from snnp.training import Progress, RunResult
+
+__all__ = ["EVALUATE_EXAMPLES", "TRAIN_EXAMPLES", "evaluate_command", "train_command"]
+
+TRAIN_EXAMPLES = examples(
+    "snnp train config.yaml --out runs/mine",
+    "snnp train config.yaml --set optimiser.epochs=50 --set model.angular.n_filters=8 --out runs/small",
+    "snnp train --resume runs/mine",
+    after=(
+        "A whole config.yaml (everything else has a default):",
+        "data: {train: [train.xyz], valid: 0.1, test: test.xyz}",
+        "optimiser: {epochs: 200}",
+    ),
+)
+EVALUATE_EXAMPLES = examples(
+    "snnp evaluate snnp-si test.xyz",
+    "snnp evaluate runs/mine test.xyz --json",
+    "snnp evaluate snnp-si a.xyz b.xyz --energy-key dft_energy --forces-key dft_forces",
+    "snnp evaluate snnp-si --properties",
+)
+
+_Key = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of this quantity in the files, where it is unusual.")
+]
+
+
+def evaluate_command(
+    model: Model,
+    data: Data = None,
+    energy_key: _Key = None,
+    forces_key: _Key = None,
+    stress_key: _Key = None,
+    group_key: _Key = None,
+    properties: Annotated[
+        bool,
+        typer.Option("--properties", help="Lattice constant and elastic constants of the elements' crystals, too."),
+    ] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
+    from snnp.data import Keys, read_frames
+    from snnp.models.io import load_model
+
+    if not data and not properties:
+        raise InputError("nothing to evaluate: name a data file, or ask for --properties.")
+    potential = load_model(model, dtype=as_dtype(dtype), device=device)
+    report: dict[str, Any] = {"model": model}
+    if data:
+        keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
+        frames = read_frames(data, keys)
+        report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
+    if properties:
+        report["properties"] = _properties(potential)
+    if as_json:
+        print_json(report)
+        return
+    if data:
+        _print_comparison(report)
+    if properties:
+        _print_properties(report["properties"])
+
+
+def _compare(potential: Potential, frames: list[Frame], model: str, data: str) -> dict[str, Any]:
+    from snnp.data import check_frames
+    from snnp.training.evaluation import evaluate
+
+    for finding in check_frames(frames):
+        warn(str(finding))
+    with progress_bar("evaluating", len(frames)) as update:
+        evaluation = evaluate(potential, frames, model_name=model, data_name=data, progress=update)
+    return evaluation.to_dict()
+
+
+def _print_comparison(report: dict[str, Any]) -> None:
+    print_errors({"all": report, **report["groups"]}, title=f"{report['model']} against {report['data']}")
+    if len(report["elements"]) > 1:
+        kinds = ("mae", "rmse", "max")
+        elements = [
+            [symbol, *(number(errors[f"force_{kind}_ev_per_angstrom"]) for kind in kinds)]
+            for symbol, errors in report["elements"].items()
+        ]
+        print_table(["element", "force MAE", "RMSE", "max (eV/Å)"], elements, title="\nForces by element")
+
+
+def _properties(potential: Potential) -> list[dict[str, Any]]:
+    from snnp.analysis.properties import model_properties
+
+    return [crystal.to_dict() for crystal in model_properties(potential)]
+
+
+def _print_properties(crystals: list[dict[str, Any]]) -> None:
+    if not crystals:
+        say("None of the model's elements has a cubic crystal whose properties can be computed.")
+    quantities = {
+        "a (Å)": "lattice_constant_angstrom",
+        "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
+        "B (GPa)": "bulk_modulus_gpa",
+        "C11 (GPa)": "c11_gpa",
+        "C12 (GPa)": "c12_gpa",
+        "C44 (GPa)": "c44_gpa",
+    }
+    for crystal in crystals:
+        lines = {"model": crystal, **crystal["references"]}
+        rows = [[name, *(number(line[key], 4) for key in quantities.values())] for name, line in lines.items()]
+        print_table(["", *quantities], rows, title=f"\n{crystal['structure']} {crystal['element']}")
+        for name, line in crystal["references"].items():
+            say(f"{name}: {line['source']}")
+
+
+def train_command(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file that says what to train on which data.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the file; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Folder of the run; default: runs/ and the name of CONFIG.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder as if it had never stopped.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on reference data, or continue a run that was interrupted."""
+    from snnp import training
+
+    if (config is None) == (resume is None):
+        raise InputError("name one of CONFIG (a new run) and --resume RUN (an old one).")
+    if resume is not None and (assignments or out is not None):
+        raise InputError("--resume continues a run as it was begun: leave --set and --out away.")
+    with progress_bar("training") as update:
+
+        def report(now: Progress) -> None:
+            if now.message is not None:
+                warn(now.message) if now.epoch == 0 else say(now.message)
+            note = "" if now.train_loss is None else f"loss {number(now.train_loss)}"
+            update(now.epoch, now.epochs, note)
+
+        try:
+            if resume is not None:
+                folder = resume
+                result = training.resume(folder, report)
+            else:
+                assert config is not None
+                folder = out or Path("runs") / config.stem
+                result = training.train(training.load_config(config, assignments or []), folder, report)
+        except KeyboardInterrupt:
+            say(f"Interrupted; 'snnp train --resume {folder}' goes on from here.")
+            raise typer.Exit(130) from None
+    _print_run(result, as_json)
+
+
+def _print_run(result: RunResult, as_json: bool) -> None:
+    errors = {name: evaluation.total.to_dict() for name, evaluation in result.evaluations.items()}
+    if as_json:
+        size = {"n_parameters": result.model.n_parameters, "seconds": result.seconds}
+        print_json({"run": str(result.folder), "model": str(result.folder / "best"), **size, "errors": errors})
+        return
+    print_errors(errors, title=f"{result.folder}: {result.model.n_parameters:,} parameters")
+    pairs = {
+        "time": f"{number(result.seconds)} s",
+        "model": str(result.folder / "best"),
+        "pictures": ", ".join(str(path) for path in sorted(result.folder.glob("*.png"))),
+    }
+    print_pairs(pairs)
+    say(f"Use it wherever a model is named: 'snnp md {result.folder} STRUCTURE'.")

@@ -1,0 +1,125 @@
+"""The command `snnp`: collects the subcommands and turns every failure into one line.
+
+Heavy imports (torch, ASE, matplotlib) happen inside the commands, so that `snnp --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib.metadata import version
+from types import TracebackType
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+from typer.core import TyperGroup
+
+from snnp.cli import learn, models, publish, simulate
+from snnp.cli.console import fail
+from snnp.cli.options import examples
+from snnp.errors import SnnpError
+
+__all__ = ["app", "run"]
+
+# Typer carries its own copy of click since 0.26 and uses the installed one before: the base class of the errors about
+# the command line itself is reached through the one subclass that Typer always exports.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+
+
+def _describe(error: OSError) -> str:
+    """One line for a failure of the file system: the path, what happened, and the cure."""
+    path = error.filename if error.filename is not None else "the output"
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such file or folder; check the path."
+    if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
+        return f"cannot use {path}: {reason}; choose a path in a folder that you can write to."
+    return f"{path}: {reason}."
+
+
+class _Commands(TyperGroup):
+    """The group of all commands: accepts `--debug` anywhere, prints errors as one line unless it is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--debug" in args:
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        try:
+            code = super().main(*args, **kwargs)
+        except _UsageError as error:
+            command = error.ctx.command_path if error.ctx is not None else "snnp"
+            _give_up(f"{error.format_message().rstrip('.')}; see '{command} --help'.", 2, debug)
+        except SnnpError as error:
+            _give_up(str(error), 1, debug)
+        except OSError as error:
+            _give_up(_describe(error), 1, debug)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _give_up(message: str, code: int, debug: bool) -> NoReturn:
+    """Print the error that is being handled and end the program."""
+    if debug:
+        traceback.print_exc()
+    fail(message)
+    sys.exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="snnp",
+    help="Interatomic potentials made of splines and small neural networks: run, train, evaluate, look inside.",
+    epilog=examples(
+        "snnp ls",
+        "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
+        "snnp evaluate snnp-si test.xyz --json",
+        "snnp train config.yaml --out runs/mine",
+    ),
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("ls", epilog=models.LS_EXAMPLES)(models.list_command)
+app.command("info", epilog=models.INFO_EXAMPLES)(models.info_command)
+app.command("train", epilog=learn.TRAIN_EXAMPLES)(learn.train_command)
+app.command("evaluate", epilog=learn.EVALUATE_EXAMPLES)(learn.evaluate_command)
+app.command("md", epilog=simulate.MD_EXAMPLES)(simulate.md_command)
+app.command("relax", epilog=simulate.RELAX_EXAMPLES)(simulate.relax_command)
+app.command("plot", epilog=publish.PLOT_EXAMPLES)(publish.plot_command)
+app.command("benchmark", epilog=publish.BENCHMARK_EXAMPLES)(publish.benchmark_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"snnp {version('snnp')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Last resort for an error that snnp does not know: one line here, everything with --debug."""
+    if "--debug" in sys.argv[1:]:
+        traceback.print_exception(kind, error, trace)
+        return
+    fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
+
+
+def run() -> None:
+    """Entry point of the `snnp` script."""
+    sys.excepthook = _report_bug
+    typer.main.get_command(app)()

@@ -1,0 +1,128 @@
+"""`snnp ls` and `snnp info`: which models there are, and all that is known about one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from snnp.cli.console import number, print_json, print_pairs, print_table, say
+from snnp.cli.options import Json, Model, examples
+from snnp.cli.tables import print_errors
+
+__all__ = ["INFO_EXAMPLES", "LS_EXAMPLES", "info_command", "list_command"]
+
+LS_EXAMPLES = examples("snnp ls", "snnp ls --json")
+INFO_EXAMPLES = examples("snnp info snnp-si", "snnp info runs/mine --json")
+
+
+def list_command(as_json: Json = False) -> None:
+    """List the bundled models with their elements, sizes and test errors."""
+    from snnp.models.io import list_models
+
+    models = [_summary(name) for name in list_models()]
+    if as_json:
+        print_json(models)
+        return
+    columns = ["model", "elements", "parameters", "cutoff (Å)", "energy MAE (meV/atom)", "force MAE (eV/Å)"]
+    rows = [
+        [
+            model["name"],
+            " ".join(model["elements"]),
+            f"{model['n_parameters']:,}",
+            f"{model['cutoff_angstrom']:g}",
+            number(model["energy_mae_mev_per_atom"]),
+            number(model["force_mae_ev_per_angstrom"]),
+        ]
+        for model in models
+    ]
+    if not rows:
+        say("No models are bundled with this installation; train one with 'snnp train', or reinstall snnp.")
+        return
+    print_table(columns, rows)
+    say("Errors are on data that the model was not trained on; 'snnp info MODEL' says which.")
+
+
+def info_command(model: Model, as_json: Json = False) -> None:
+    """Show all that is known about a model: form, data, errors, checksum."""
+    details = _details(model)
+    if as_json:
+        print_json(details)
+        return
+    metadata, config = details.pop("metadata"), details.pop("config")
+    print_pairs(_flat(details), title=details["name"])
+    print_pairs(_flat(config), title="\nForm")
+    errors = metadata.pop("errors", None)
+    if metadata:
+        print_pairs(_flat(metadata), title="\nProvenance")
+    if errors:
+        print_errors(errors, title="\nErrors")
+
+
+def _summary(name: str) -> dict[str, Any]:
+    from snnp.analysis.page import stated_errors
+    from snnp.models.io import load_model
+
+    model = load_model(name)
+    part, errors = stated_errors(model.metadata)
+    return {
+        "name": name,
+        "elements": list(model.elements),
+        "n_parameters": model.n_parameters,
+        "cutoff_angstrom": model.cutoff,
+        "errors_on": part or None,
+        "energy_mae_mev_per_atom": errors.get("energy_mae_mev_per_atom"),
+        "force_mae_ev_per_angstrom": errors.get("force_mae_ev_per_angstrom"),
+    }
+
+
+def _details(name: str) -> dict[str, Any]:
+    from snnp.models.io import load_model, model_folder
+
+    folder = model_folder(name)
+    model = load_model(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    files = {path.name: _fingerprint(path) for path in (folder / "config.json", folder / "model.safetensors")}
+    return {
+        "name": name if name != str(folder) else folder.name,
+        "class": type(model).__name__,
+        "elements": list(model.elements),
+        "cutoff_angstrom": model.cutoff,
+        "n_parameters": model.n_parameters,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "reference_energies_ev": model.reference_energies,
+        "format_version": stored["format_version"],
+        "folder": str(folder),
+        "files": files,
+        "config": stored["config"],
+        "metadata": dict(model.metadata),
+    }
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as `a.b: text`, without those that are not set."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{name}.")
+        elif value is not None:
+            flat[name] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
