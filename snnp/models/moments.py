@@ -32,6 +32,7 @@ __all__ = [
     "angular_features",
     "angular_geometry",
     "angular_pair_gradients",
+    "channel_basis",
     "moment_gradients",
     "radial_geometry",
 ]
@@ -60,7 +61,7 @@ class AngularGeometry:
     targets: Tensor
 
 
-def _channel_basis(splines: SplineSet, shell: Shell, n_channels: int) -> tuple[Tensor, Tensor]:
+def channel_basis(splines: SplineSet, shell: Shell, n_channels: int) -> tuple[Tensor, Tensor]:
     """Basis values and slopes [N, J, E K]: zero except in the neighbour's channel, zero in padding."""
     values, slopes = splines.basis(shell.distance)
     inside = shell.mask[..., None]
@@ -73,13 +74,13 @@ def _channel_basis(splines: SplineSet, shell: Shell, n_channels: int) -> tuple[T
 
 def radial_geometry(splines: SplineSet, shell: Shell, n_channels: int) -> RadialGeometry:
     """Sums and slopes of the radial basis. Differentiable in the shell."""
-    values, slopes = _channel_basis(splines, shell, n_channels)
+    values, slopes = channel_basis(splines, shell, n_channels)
     return RadialGeometry(values.sum(dim=1), slopes)
 
 
 def angular_geometry(splines: SplineSet, harmonics: Harmonics, shell: Shell, n_channels: int) -> AngularGeometry:
     """Moments, overlaps and pair arrays. Differentiable in the shell."""
-    values, slopes = _channel_basis(splines, shell, n_channels)
+    values, slopes = channel_basis(splines, shell, n_channels)
     targets = torch.cat([harmonics(shell.unit), values], dim=-1)
     products = values.transpose(1, 2) @ targets
     size = (harmonics.degree + 1) ** 2

@@ -10,6 +10,7 @@ Source: J. A. Vita, D. R. Trinkle, Comput. Mater. Sci. (2023), doi 10.1016/j.com
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,15 @@ from snnp.models.potential import PairGradients, Potential
 from snnp.models.readout import Readout
 from snnp.models.repulsion import zbl_energies
 from snnp.models.shells import Shell, make_shell
-from snnp.models.triples import make_triples, triple_features, triple_pair_gradients
+from snnp.models.triples import (
+    TripleGeometry,
+    make_triples,
+    triple_features,
+    triple_geometry,
+    triple_pair_gradients,
+    triple_sum_features,
+    triple_sum_pair_gradients,
+)
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.splines import SplineSet, legendre_projection
 from snnp.structure import Structure
@@ -37,15 +46,15 @@ _CHUNK_ATOMS = 256
 class Geometry:
     """Everything about N atoms that no parameter changes: computed once per structure in training.
 
-    `angular_shell` is `radial_shell` where both reach equally far. `radial` and `angular` hold the arrays of the
-    moment evaluator; they are None where functions are evaluated directly on the shells.
+    `angular_shell` is `radial_shell` where both reach equally far. `radial` and `angular` hold sums over neighbours
+    that parameters multiply; they are None where functions are evaluated directly on the shells.
     """
 
     species: Tensor
     radial_shell: Shell
     angular_shell: Shell
     radial: moments.RadialGeometry | None
-    angular: moments.AngularGeometry | None
+    angular: moments.AngularGeometry | TripleGeometry | None
 
 
 class SplineNNP(Potential):
@@ -88,15 +97,12 @@ class SplineNNP(Potential):
     def uses_moments(self) -> bool:
         """Whether sums factorise: the legendre evaluator, or no angles at all, on grids that all groups share."""
         legendre = not self.has_three_body or self.config.angular.evaluator == "legendre"
-        return (
-            legendre
-            and all(s.shares_grid for s in (self.rho, self.f, self.phi) if s is not None)
-            and self._one_pair_grid
-        )
+        return legendre and self._shares_grids
 
     @property
-    def _one_pair_grid(self) -> bool:
-        return self.phi is None or self.phi.grids[0] == self.rho.grids[0]
+    def _shares_grids(self) -> bool:
+        one_pair_grid = self.phi is None or self.phi.grids[0] == self.rho.grids[0]
+        return one_pair_grid and all(s.shares_grid for s in (self.rho, self.f, self.phi) if s is not None)
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
@@ -129,6 +135,8 @@ class SplineNNP(Potential):
         species: Tensor,
         centre: Tensor,
         n_columns: tuple[int | None, int | None] = (None, None),
+        *,
+        reused: bool = False,
     ) -> Geometry:
         """Shells and basis functions of the atoms `centre` [n].
 
@@ -136,17 +144,21 @@ class SplineNNP(Potential):
             pairs: row of the centre [P] (ascending), neighbour [P], vector [P, 3]; differentiable in the vectors.
             species: [N] of all atoms.
             n_columns: padding of the radial and the angular shell; by default the largest number of neighbours.
+            reused: whether many evaluations will share this geometry, so that sums over triples pay off.
         """
         config, reach = self.config, self.config.angular_cutoff
         radial_shell = angular_shell = make_shell(pairs, species, centre, self.cutoff, n_columns[0])
         if self.has_three_body and reach < self.cutoff and config.ends == "smooth":
             angular_shell = make_shell(pairs, species, centre, reach, n_columns[1])
         species = species[centre]
-        if not self.uses_moments:
+        over_triples = not self.uses_moments
+        if over_triples and not (reused and self._shares_grids and len(self.g.grids) == 1):
             return Geometry(species, radial_shell, angular_shell, None, None)
         radial = moments.radial_geometry(self.rho, radial_shell, self._radial_channels)
-        angular = None
-        if self.has_three_body:
+        angular: moments.AngularGeometry | TripleGeometry | None = None
+        if over_triples:
+            angular = triple_geometry(self.f, self.g, angular_shell, self._angular_channels)
+        elif self.has_three_body:
             angular = moments.angular_geometry(self.f, self.harmonics, angular_shell, self._angular_channels)
         return Geometry(species, radial_shell, angular_shell, radial, angular)
 
@@ -207,7 +219,7 @@ class SplineNNP(Potential):
 
         Differentiable in the parameters, so that a force loss needs a single backward pass.
         """
-        return self._evaluate_moments(geometry) if self.uses_moments else self._evaluate_directly(geometry)
+        return self._evaluate_directly(geometry) if geometry.radial is None else self._evaluate_sums(geometry)
 
     def features(self, geometry: Geometry) -> Tensor:
         """[n, D] features [G2, G3] that enter the readout."""
@@ -219,7 +231,26 @@ class SplineNNP(Potential):
             hook.remove()
         return seen[0]
 
-    def _evaluate_moments(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
+    def _three_body_sums(self, geometry: Geometry) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Features G3 [n, F] and the function from dE/dG3 [n, F] to pair gradients [n, J, 3]."""
+        angular, shell = geometry.angular, geometry.angular_shell
+        assert angular is not None
+        filters = self.angular_filters()
+        filters = filters[geometry.species] if filters.shape[0] > 1 else filters[0]
+        if isinstance(angular, TripleGeometry):
+            one_g = filters.squeeze(-3)
+            features, products = triple_sum_features(angular, one_g, self.g.coefficients()[0])
+            return features, lambda h: triple_sum_pair_gradients(angular, shell, one_g, products, h)
+        angles, at_one = self.angle_coefficients()
+        features, weighted = moments.angular_features(angular, filters, angles, at_one)
+
+        def pair_gradients(h: Tensor) -> Tensor:
+            w, v = moments.moment_gradients(filters, weighted, at_one, h)
+            return moments.angular_pair_gradients(angular, shell, self.harmonics.lowering, w, v)
+
+        return features, pair_gradients
+
+    def _evaluate_sums(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
         assert geometry.radial is not None
         n_radial, species = self.config.radial.n_filters, geometry.species
         rho = self.radial_filters()
@@ -228,10 +259,7 @@ class SplineNNP(Potential):
         sums = torch.einsum("nk,nfk->nf", geometry.radial.sums, rho) if by_centre else geometry.radial.sums @ rho.T
         features = [sums[:, :n_radial]]
         if geometry.angular is not None:
-            filters = self.angular_filters()
-            filters = filters[species] if filters.shape[0] > 1 else filters[0]
-            angles, at_one = self.angle_coefficients()
-            three_body, weighted = moments.angular_features(geometry.angular, filters, angles, at_one)
+            three_body, three_body_gradients = self._three_body_sums(geometry)
             features.append(three_body)
         energies, h = self.readout(torch.cat(features, dim=1), species)
         h2 = h[:, :n_radial]
@@ -242,10 +270,7 @@ class SplineNNP(Potential):
         slope = (geometry.radial.slopes @ weights[:, :, None])[:, :, 0]
         gradients = [(geometry.radial_shell, slope[..., None] * geometry.radial_shell.unit)]
         if geometry.angular is not None:
-            w, v = moments.moment_gradients(filters, weighted, at_one, h[:, n_radial:])
-            shell = geometry.angular_shell
-            gradient = moments.angular_pair_gradients(geometry.angular, shell, self.harmonics.lowering, w, v)
-            gradients.append((shell, gradient))
+            gradients.append((geometry.angular_shell, three_body_gradients(h[:, n_radial:])))
         return energies, _merge(gradients)
 
     def _group(self, shell: Shell, species: Tensor, pair_term: bool = False) -> Tensor | None:

@@ -160,7 +160,7 @@ def _prepare_chunk(
     """Geometry and labels of some frames in float64."""
     species = model.species(structure)
     pairs = (lists.i, lists.j, pair_vectors(structure, lists))
-    geometry = model.geometry(pairs, species, torch.arange(structure.n_atoms), n_columns)
+    geometry = model.geometry(pairs, species, torch.arange(structure.n_atoms), n_columns, reused=True)
     repulsion, forces0, virial0 = _repulsive_labels(model, geometry, structure)
     reference = torch.tensor([model.reference_energies[s] for s in model.elements], dtype=torch.float64)
     energy, forces, stress = _chunk_labels(frames, structure, reference[species] + repulsion)
