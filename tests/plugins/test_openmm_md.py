@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 from pathlib import Path
 
 import ase.io
@@ -179,6 +181,15 @@ def test_errors_keep_their_type(model: SplineNNP) -> None:
         run_md(model, overlapping, settings())
     with pytest.raises(InputError, match=r"blew up|overlap|not finite"):
         run_md(model, silicon(), settings(dt_fs=500.0, steps=2000, temperature_k=2000.0))
+
+
+def test_interrupting_a_run_looks_as_ever(model: SplineNNP) -> None:
+    # OpenMM would turn it into an exception without a text.
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_md(model, silicon(), settings(steps=10**6, log_interval=10**6))
+    timer.join()
 
 
 def test_platform_follows_openmms_variable(model: SplineNNP, monkeypatch: pytest.MonkeyPatch) -> None:
