@@ -35,19 +35,37 @@ python_use_unqualified_type_names = True
 
 generate.write_pages(DOCS / "_generated", DOCS.parent / "model_zoo")
 
+# Headings that napoleon understands: what is indented below them is text, not a formula.
+_SECTIONS = ("Arguments", "Returns", "Raises", "Yields", "Example", "Examples", "Attributes", "Note", "Parameters")
 _CODE = re.compile(r"(``.+?``|(?<!`)`[^`]+`(?!`))")
+_SPECIAL = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
+
+
+def _escape(line: str) -> str:
+    """Single backticks mean code; nothing else in a line is markup."""
+    parts = _CODE.split(line)
+    code = [f"``{part.strip('`')}``" for part in parts[1::2]]
+    text = [_SPECIAL.sub(lambda found: "\\" + found.group(0), part) for part in parts[::2]]
+    return "".join(piece for pair in zip(text, [*code, ""], strict=True) for piece in pair)
 
 
 def _plain_docstrings(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings in the code are plain text with `code` in single backticks; give reStructuredText what it expects."""
-    for index, line in enumerate(lines):
-        parts = _CODE.split(line)
-        for k, part in enumerate(parts):
-            if k % 2:
-                parts[k] = f"``{part.strip('`')}``"
-            else:
-                parts[k] = re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", lambda found: "\\" + found.group(0), part)
-        lines[index] = "".join(parts)
+    """Docstrings are plain text with `code` and indented formulas; give reStructuredText what it expects."""
+    result: list[str] = []
+    formula = section = False
+    for line in lines:
+        indented = line.startswith("    ")
+        if line and not indented:
+            section = line.endswith(":") and line[:-1] in _SECTIONS
+        if indented and not section and not formula and result and not result[-1]:
+            result += [".. code-block:: text", ""]
+            formula = True
+        elif formula and line and not indented:
+            formula = False
+            if result[-1]:
+                result.append("")
+        result.append(line if formula else _escape(line))
+    lines[:] = result
 
 
 def setup(app: Sphinx) -> None:

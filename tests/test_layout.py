@@ -125,6 +125,7 @@ def test_bundled_model_is_complete_and_small(folder: Path) -> None:
 
 
 def _public_modules() -> list[str]:
+    importlib.import_module("openmmml")  # it loads its plugins, ours too, while it is itself imported: it goes first
     names = []
     for root in ("snnp", "snnp_ase", "snnp_openmm"):
         package = importlib.import_module(root)
