@@ -56,6 +56,8 @@ def create_force(
     """
     if engine not in ("python", "torch"):
         raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
+    if engine == "torch" and atoms is not None:
+        raise InputError("engine 'torch' cannot be limited to some atoms; use engine='python' with atoms=...")
     if engine == "torch":
         check_torch_engine()
     else:
@@ -66,8 +68,6 @@ def create_force(
     use_box = boxed if periodic is None else bool(periodic)
     source = ModelSource(model, dtype, device)
     if engine == "torch":
-        if indices is not None:
-            raise InputError("engine 'torch' cannot be limited to some atoms; use engine 'python' with atoms=...")
         return create_torch_force(source.model, numbers, use_box)
     return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
 

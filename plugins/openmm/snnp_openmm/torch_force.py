@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from snnp.errors import MissingDependencyError
+from snnp.export import scripted_module
 from snnp.models.potential import Potential
 from snnp_openmm.require import openmm
 
@@ -53,20 +52,7 @@ def create_torch_force(model: Potential, numbers: np.ndarray, periodic: bool) ->
     openmm()
     import openmmtorch
 
-    from snnp.export import export_torchscript
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
-        export_torchscript(
-            model,
-            path,
-            length_unit="nm",
-            energy_unit="kJ/mol",
-            numbers=numbers.tolist(),
-            periodic=periodic,
-            forces=True,
-        )
-        force = openmmtorch.TorchForce(str(path))
+    force = openmmtorch.TorchForce(scripted_module(model, numbers=numbers.tolist(), periodic=periodic, forces=True))
     force.setName("snnp")
     force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(periodic)
