@@ -23,15 +23,18 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Where reference data come from. Paths may use environment variables (`$SNNP_DATA`) and `~`.
 
-    `valid`: a file, or the fraction of `train` held out for choosing the best weights. `test`: a file never trained on,
-    or a fraction. `isolated_atoms`: a file of single atoms that fixes E0 (otherwise least squares). `max_energy` keeps
-    frames whose energy per atom lies at most this far (eV) above the lowest one; `max_force` (eV/Å) drops frames with
-    larger forces. Both are applied to every set.
+    `valid`: files, or the fraction of `train` held out for choosing the best weights. `test`: files never trained on,
+    or a fraction. `forces_only`: more training files whose energies are ignored (another zero of energy, another
+    cutoff of the reference method). `isolated_atoms`: a file of single atoms that fixes E0 (otherwise least squares).
+    Limits, applied to every set: `elements` keeps frames made of these elements only, `max_energy` those whose energy
+    per atom lies at most this far (eV) above the lowest one, `max_force` those without larger forces (eV/Å).
     """
 
     train: tuple[str, ...]
-    valid: str | float = 0.05
-    test: str | float | None = None
+    valid: float | str | tuple[str, ...] = 0.05
+    test: float | str | tuple[str, ...] | None = None
+    forces_only: tuple[str, ...] = ()
+    elements: tuple[str, ...] | None = None
     isolated_atoms: str | None = None
     energy_key: str | None = None
     forces_key: str | None = None
@@ -61,16 +64,17 @@ class LossConfig(_Config):
     stress_weight_end: float | None = None
     shape: Literal["mse", "huber"] = "huber"
     energy_delta: float = Field(0.003, gt=0.0)
-    force_delta: float = Field(0.05, gt=0.0)
+    force_delta: float = Field(0.3, gt=0.0)
     stress_delta: float = Field(0.002, gt=0.0)
 
 
 class OptimiserConfig(_Config):
-    """Adam with linear warm-up and cosine decay of the learning rate, and an exponential moving average of weights."""
+    """SOAP or AdamW with linear warm-up and cosine decay of the learning rate, and a moving average of the weights."""
 
-    epochs: int = Field(500, ge=1)
-    batch_atoms: int = Field(256, ge=1)
-    learning_rate: float = Field(5e-3, gt=0.0)
+    method: Literal["soap", "adamw"] = "soap"
+    epochs: int = Field(200, ge=1)
+    batch_atoms: int = Field(216, ge=1)
+    learning_rate: float = Field(1e-2, gt=0.0)
     final_learning_rate: float = Field(1e-5, ge=0.0)
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.0, ge=0.0)

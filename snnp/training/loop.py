@@ -25,6 +25,7 @@ from snnp.training.loss import loss, predict, weights_at
 from snnp.training.prepared import PreparedData, prepare
 from snnp.training.report import write_report
 from snnp.training.setup import Problem, build_model, load_problem, resolve, standardise
+from snnp.training.soap import Soap
 from snnp.training.state import TrainState, load_state, save_state
 
 __all__ = ["Progress", "RunResult", "resume", "train"]
@@ -122,7 +123,8 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
 
 
 def _optimiser(model: SplineNNP, config: OptimiserConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    kind = Soap if config.method == "soap" else torch.optim.AdamW
+    return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _learning_rate(config: OptimiserConfig, step: int, progress: float) -> float:

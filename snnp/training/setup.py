@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from snnp.data import (
     Frame,
@@ -58,22 +59,40 @@ def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Fra
             -math.inf if frame.energy is None or is_isolated_atom(frame) else frame.energy / frame.structure.n_atoms
         )
         force = 0.0 if frame.forces is None else float(np.abs(frame.forces).max(initial=0.0))
-        if energy - floor <= (config.max_energy or math.inf) and force <= (config.max_force or math.inf):
+        known = config.elements is None or set(elements_of([frame])) <= set(config.elements)
+        if known and energy - floor <= (config.max_energy or math.inf) and force <= (config.max_force or math.inf):
             kept.append(frame)
     return kept
+
+
+def _distinct(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames without repetitions: sets that share frames would otherwise leak from one part into another."""
+    seen: dict[tuple[bytes, float | None], Frame] = {}
+    for frame in frames:
+        positions = frame.structure.positions.numpy().round(6).tobytes()
+        seen.setdefault((positions, frame.energy), frame)
+    return list(seen.values())
+
+
+def _read(paths: str | tuple[str, ...], config: DataConfig) -> list[Frame]:
+    paths = (paths,) if isinstance(paths, str) else paths
+    return read_frames([_expand(path) for path in paths], config.keys)
 
 
 def _divide(config: TrainConfig) -> Split:
     """Train, valid and test from files and fractions."""
     data = config.data
-    frames = read_frames([_expand(path) for path in data.train], data.keys)
-    valid = 0.0 if isinstance(data.valid, str) else data.valid
+    frames = _read(data.train, data)
+    valid = data.valid if isinstance(data.valid, float) else 0.0
     test = data.test if isinstance(data.test, float) else 0.0
-    split = split_frames(frames, valid=valid, test=test, seed=config.seed)
-    if isinstance(data.valid, str):
-        split = replace(split, valid=read_frames(_expand(data.valid), data.keys))
-    if isinstance(data.test, str):
-        split = replace(split, test=read_frames(_expand(data.test), data.keys))
+    split = split_frames(_distinct(frames), valid=valid, test=test, seed=config.seed)
+    if data.forces_only:
+        extra = _read(data.forces_only, data)
+        split = replace(split, train=[*split.train, *(replace(frame, energy=None) for frame in extra)])
+    if isinstance(data.valid, str | tuple):
+        split = replace(split, valid=_read(data.valid, data))
+    if isinstance(data.test, str | tuple):
+        split = replace(split, test=_read(data.test, data))
     return split
 
 
@@ -97,7 +116,7 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
     isolated = None
     if config.data.isolated_atoms is not None:
         wanted = set(elements_of(split.train))
-        atoms = read_frames(_expand(config.data.isolated_atoms), config.data.keys)
+        atoms = _read(config.data.isolated_atoms, config.data)
         isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
     return Problem(split, fit_reference_energies(split.train, isolated))
 
@@ -146,11 +165,40 @@ def build_model(config: TrainConfig, problem: Problem) -> SplineNNP:
     return model
 
 
+def _features(model: SplineNNP, data: PreparedData) -> Tensor:
+    """[n, D] of all atoms."""
+    chunks = [range(first, min(first + 16, data.n_frames)) for first in range(0, data.n_frames, 16)]
+    return torch.cat([model.features(data.batch(chunk).geometry) for chunk in chunks])
+
+
+def _fit_into_embedding(model: SplineNNP, data: PreparedData, lower: float, upper: float) -> None:
+    """Shift and scale rho and g until the embedding's argument spreads over its grid, three deviations to each side.
+
+    Features are linear in rho and in g: adding a constant function to a filter shifts its feature.
+    """
+    splines, drawn = (model.rho.free, model.g.free), _features(model, data)
+    initial = [free.clone() for free in splines]
+    for free in splines:
+        free.fill_(1.0)
+    constant = _features(model, data)
+    shift = drawn.mean(dim=0) / constant.mean(dim=0)
+    std = (drawn - shift * constant).std(dim=0, correction=0)
+    arguments = drawn.shape[1] if model.readout.sums_features else 1
+    scale = (upper - lower) / 6.0 / math.sqrt(arguments) / std.clamp_min(1e-3 * float(std.max()))
+    middle = 0.5 * (lower + upper) / arguments / constant.mean(dim=0)
+    n_radial = model.config.radial.n_filters
+    for free, first, part in zip(splines, initial, (slice(n_radial), slice(n_radial, None)), strict=True):
+        columns = [value[part][None, :, None] for value in (shift, scale, middle)]
+        free.copy_((first - columns[0]) * columns[1] + columns[2])
+
+
 @torch.no_grad()
 def standardise(model: SplineNNP, data: PreparedData) -> None:
-    """Set mean and standard deviation of the features from the training set."""
-    chunks = [range(first, min(first + 16, data.n_frames)) for first in range(0, data.n_frames, 16)]
-    features = torch.cat([model.features(data.batch(chunk).geometry) for chunk in chunks])
+    """Set mean and standard deviation of the features from the training set; bring them into an embedding's range."""
+    if model.readout.embedding is not None:
+        grid = model.readout.embedding.grids[0]
+        _fit_into_embedding(model, data, grid.lower, grid.upper)
+    features = _features(model, data)
     std = features.std(dim=0, correction=0)
     model.readout.mean.copy_(features.mean(dim=0))
     # A feature that hardly varies would be blown up by its own noise.

@@ -96,7 +96,7 @@ def load_state(state: TrainState, folder: Path) -> bool:
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
                 _, k, key = name.split(".")
-                # Adam keeps its step counters on the CPU wherever the parameters live.
+                # Step counters stay on the CPU wherever the parameters live.
                 entries.setdefault(int(k), {})[key] = tensor if key == "step" else tensor.to(device)
         description = state.optimiser.state_dict()
         state.optimiser.load_state_dict({"state": entries, "param_groups": description["param_groups"]})

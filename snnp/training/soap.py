@@ -1,0 +1,111 @@
+r"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
+
+For a parameter matrix with gradient G, moving averages of `G G^T` and `G^T G` are kept; in the basis of their
+eigenvectors Q_L, Q_R the gradient `Q_L^T G Q_R` is nearly uncorrelated, and Adam's elementwise scaling is applied there.
+The matrices of an s-NNP are small (at most some hundred rows), so the basis costs little and each step goes farther
+than Adam's.
+
+Source: N. Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam (2024), arXiv:2409.11321, algorithm 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Soap"]
+
+
+class Soap(torch.optim.Optimizer):
+    """The optimiser; parameters of one effective dimension are stepped by plain Adam.
+
+    Arguments:
+        parameters: tensors; leading axes of length one are ignored, further axes are folded into the rows.
+        lr: learning rate; betas: decay of the first and second moments; shampoo_beta: decay of `G G^T`.
+        refresh: steps between updates of the eigenbasis.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        weight_decay: float = 0.0,
+        shampoo_beta: float = 0.95,
+        refresh: int = 10,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "shampoo_beta": shampoo_beta,
+            "refresh": refresh,
+            "eps": 1e-8,
+        }
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step for all parameters that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.numel():
+                    self._step(parameter, group)
+
+    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        gradient = parameter.grad
+        assert gradient is not None
+        matrix = gradient.reshape(-1, gradient.shape[-1]) if gradient.dim() > 1 else gradient[None]
+        rotates = min(matrix.shape) > 1
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["mean"], state["square"] = torch.zeros_like(matrix), torch.zeros_like(matrix)
+            if rotates:
+                state["left"], state["right"] = matrix @ matrix.T, matrix.T @ matrix
+                state["left_basis"], state["right_basis"] = _eigenbasis(state["left"]), _eigenbasis(state["right"])
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        state["mean"].lerp_(matrix, 1.0 - beta1)
+        rotated, mean = matrix, state["mean"]
+        if rotates:
+            left, right = state["left_basis"], state["right_basis"]
+            rotated, mean = left.T @ matrix @ right, left.T @ mean @ right
+        state["square"].lerp_(rotated.square(), 1.0 - beta2)
+        count = float(state["step"])
+        scale = (1.0 - beta2**count) ** 0.5 / (1.0 - beta1**count)
+        update = scale * mean / (state["square"].sqrt() + group["eps"])
+        if rotates:
+            update = left @ update @ right.T
+            self._refresh(state, matrix, group, int(count))
+        if group["weight_decay"]:
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+        parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
+
+    @staticmethod
+    def _refresh(state: dict[str, Tensor], matrix: Tensor, group: dict[str, Any], count: int) -> None:
+        """Follow the preconditioner; every `refresh` steps turn the basis by one power iteration."""
+        state["left"].lerp_(matrix @ matrix.T, 1.0 - group["shampoo_beta"])
+        state["right"].lerp_(matrix.T @ matrix, 1.0 - group["shampoo_beta"])
+        if count % group["refresh"]:
+            return
+        for side, axis in (("left", 0), ("right", 1)):
+            basis = state[f"{side}_basis"]
+            moved = state[side] @ basis
+            # Sorted by eigenvalue, so that the second moments move along with their directions.
+            order = (basis * moved).sum(dim=0).argsort(descending=True)
+            state["square"] = state["square"].index_select(axis, order)
+            state[f"{side}_basis"] = torch.linalg.qr(moved[:, order])[0].contiguous()
+
+
+def _eigenbasis(matrix: Tensor) -> Tensor:
+    """Eigenvectors of a symmetric matrix, largest eigenvalue first."""
+    jitter = 1e-30 + 1e-7 * float(matrix.diagonal().mean())
+    identity = torch.eye(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+    _, vectors = torch.linalg.eigh(matrix.double() + jitter * identity)
+    # Contiguous: a restored state then enters the same kernels, and a resumed run repeats every bit.
+    return vectors.flip(1).to(matrix.dtype).contiguous()

@@ -1,0 +1,254 @@
+"""Training: gradients of the loss, the optimiser, a run's folder, resuming after SIGKILL, divergence."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from snnp.data import read_frames
+from snnp.errors import ConfigError, TrainingError
+from snnp.models import load_model
+from snnp.models.potential import Potential
+from snnp.training import evaluate, load_config, resume, train
+from snnp.training.loss import loss, predict, weights_at
+from snnp.training.prepared import prepare
+from snnp.training.setup import build_model, load_problem, resolve
+from snnp.training.soap import Soap
+
+
+def emt_frames(n: int, seed: int = 0) -> list[Atoms]:
+    """Perturbed copper crystals with the energies, forces and stresses of ASE's effective medium theory."""
+    frames = []
+    for k in range(n):
+        atoms = bulk("Cu", cubic=True, a=3.6) * (2, 1, 1)
+        generator = np.random.default_rng([seed, k])
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.01 * generator.normal(size=(3, 3))), scale_atoms=True)
+        atoms.rattle(0.05, rng=generator)
+        atoms.calc = EMT()
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["group"] = "hot" if k % 2 else "cold"
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    ase.io.write(folder / "train.xyz", emt_frames(40))
+    ase.io.write(folder / "test.xyz", emt_frames(6, seed=1))
+    return folder
+
+
+def settings(data: Path, **optimiser: object) -> dict[str, object]:
+    return {
+        "data": {"train": [str(data / "train.xyz")], "valid": 0.2, "test": str(data / "test.xyz")},
+        "model": {
+            "radial": {"n_filters": 4, "cutoff": 4.5, "intervals": 6},
+            "angular": {"n_filters": 4, "cutoff": 4.5, "intervals": 6, "degree": 3},
+            "network": {"hidden": [8]},
+        },
+        "loss": {"stress_weight": 10.0},
+        "optimiser": {"epochs": 6, "batch_atoms": 32, **optimiser},
+        "dtype": "float64",
+        "threads": 1,
+    }
+
+
+@pytest.mark.parametrize("evaluator", ["legendre", "spline"])
+def test_prepared_prediction_equals_the_model(data: Path, evaluator: str) -> None:
+    tree = settings(data)
+    tree["model"]["angular"]["evaluator"] = evaluator  # type: ignore[index]
+    config = load_config(tree)
+    problem = load_problem(config)
+    config = resolve(config, problem)
+    model = build_model(config, problem)
+    frames = problem.split.train
+    prepared = prepare(model, frames, torch.float64)
+    chosen = [5, 0, 3]
+    batch = prepared.batch(chosen)
+    with torch.no_grad():
+        predicted = predict(model, batch)
+    start = 0
+    for row, k in enumerate(chosen):
+        reference = model.compute(frames[k].structure, stress=True)
+        n = frames[k].structure.n_atoms
+        error = reference.energy[0] - frames[k].energy
+        assert float(predicted.energy[row] - batch.energy[row]) == pytest.approx(float(error), abs=1e-9)
+        residual = predicted.forces[start : start + n] - batch.forces[start : start + n]
+        expected = reference.forces - torch.from_numpy(frames[k].forces)
+        torch.testing.assert_close(residual, expected, rtol=0, atol=1e-9)
+        residual = predicted.stress[row] - batch.stress[row]
+        expected = reference.stress[0] - torch.from_numpy(frames[k].stress)
+        torch.testing.assert_close(residual, expected, rtol=0, atol=1e-9)
+        start += n
+
+
+def test_loss_gradient_equals_finite_differences(data: Path) -> None:
+    config = load_config(settings(data))
+    problem = load_problem(config)
+    model = build_model(resolve(config, problem), problem)
+    batch = prepare(model, problem.split.train[:3], torch.float64).batch([0, 1, 2])
+    weights = weights_at(config.loss, 0.0)
+
+    def value() -> torch.Tensor:
+        return loss(predict(model, batch), batch, config.loss, weights)
+
+    value().backward()
+    for parameter in (model.f.free, model.g.free, model.rho.free, model.readout.network.weights[0]):
+        direction = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        analytic = float((parameter.grad * direction).sum())
+        with torch.no_grad():
+            parameter += 1e-5 * direction
+            upper = float(value())
+            parameter -= 2e-5 * direction
+            lower = float(value())
+            parameter += 1e-5 * direction
+        assert (upper - lower) / 2e-5 == pytest.approx(analytic, rel=1e-5, abs=1e-8)
+
+
+def test_missing_forces_are_ignored_and_not_zero(data: Path) -> None:
+    config = load_config(settings(data))
+    problem = load_problem(config)
+    model = build_model(resolve(config, problem), problem)
+    frame = problem.split.train[0]
+    without = type(frame)(frame.structure, frame.energy, None, None, frame.group, frame.source)
+    batch = prepare(model, [without], torch.float64).batch([0])
+    assert bool(batch.forces.isnan().all())
+    value = loss(predict(model, batch), batch, config.loss, weights_at(config.loss, 0.0))
+    value.backward()
+    assert bool(torch.isfinite(value))
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+def test_soap_beats_adam_on_a_correlated_problem() -> None:
+    """A least-squares problem with strongly correlated inputs, equal steps, and the best of several rates for Adam."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(12, 12, generator=generator) * torch.logspace(0, -2, 12)
+    inputs = torch.randn(400, 12, generator=generator) @ mixing
+    targets = inputs @ torch.randn(12, 8, generator=generator)
+
+    def final(kind: type, rate: float) -> float:
+        weight = torch.zeros(12, 8, requires_grad=True)
+        optimiser = kind([weight], lr=rate)
+        for step in range(300):
+            optimiser.param_groups[0]["lr"] = rate * (1.0 - step / 300)
+            error = (inputs @ weight - targets).square().mean()
+            optimiser.zero_grad()
+            error.backward()
+            optimiser.step()
+        return float(error.detach())
+
+    assert final(Soap, 0.1) < 0.1 * min(final(torch.optim.Adam, rate) for rate in (0.01, 0.03, 0.1, 0.3))
+
+
+@pytest.mark.parametrize("method", ["soap", "adamw"])
+def test_a_run_learns_and_leaves_a_complete_folder(data: Path, tmp_path: Path, method: str) -> None:
+    events = []
+    result = train(load_config(settings(data, epochs=40, method=method)), tmp_path / "run", events.append)
+    expected = {"config.yaml", "split.json", "metrics.csv", "state.safetensors", "best", "last", "loss.png"}
+    expected |= {"parity_energy.png", "parity_forces.png", "summary.json", "summary.md"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == expected
+    reference = np.concatenate([f.forces for f in read_frames(data / "test.xyz")])
+    spread = np.abs(reference).mean()
+    assert result.evaluations["test"].total.forces.mae < 0.3 * spread
+    assert [e.epoch for e in events if e.message is None] == list(range(1, 41))
+    again = evaluate(load_model(tmp_path / "run"), read_frames(data / "test.xyz"))
+    assert again.total.forces.mae == pytest.approx(result.evaluations["test"].total.forces.mae, rel=1e-9)
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert resolved["model"]["elements"] == ["Cu"]
+    assert resolved["model"]["repulsion"] is not None
+
+
+def read_metrics(run: Path) -> list[list[str]]:
+    with (run / "metrics.csv").open() as handle:
+        return [row[:-1] for row in csv.reader(handle)]  # without the seconds
+
+
+def test_resume_after_sigkill_is_as_if_never_stopped(data: Path, tmp_path: Path) -> None:
+    tree = settings(data, epochs=30)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    train(load_config(tree), tmp_path / "whole")
+    program = (
+        "import snnp.training.loop as loop; from snnp.training import train, load_config;"
+        "loop._SAVE_EVERY_SECONDS = 0.0;"
+        f"train(load_config({str(tmp_path / 'config.yaml')!r}), {str(tmp_path / 'killed')!r})"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as process:
+        metrics = tmp_path / "killed" / "metrics.csv"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) > 5:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resume(tmp_path / "killed")
+    assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
+    for part in ("best", "last"):
+        a, b = (tmp_path / run / part / "model.safetensors" for run in ("whole", "killed"))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_resume_refuses_a_damaged_state_and_a_folder_without_a_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        resume(tmp_path)
+    train(load_config(settings(data, epochs=1)), tmp_path / "run")
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"garbage")
+    with pytest.raises(TrainingError, match=r"state\.safetensors cannot be continued from"):
+        resume(tmp_path / "run")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    train(load_config(settings(data, epochs=1)), tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(load_config(settings(data, epochs=1)), tmp_path / "run")
+
+
+def test_divergence_stops_with_the_cause_and_keeps_the_checkpoint(data: Path, tmp_path: Path) -> None:
+    config = settings(data, epochs=40, learning_rate=200.0, warmup_steps=150, divergence_factor=100.0)
+    config["validate_every"] = 1
+    with pytest.raises(TrainingError, match=r"training stopped in epoch \d+, step \d+: the loss .* on a batch with"):
+        train(load_config(config), tmp_path / "run")
+    assert isinstance(load_model(tmp_path / "run" / "last"), Potential)
+
+
+def test_limits_duplicates_and_forces_only(data: Path, tmp_path: Path) -> None:
+    tree = settings(data)
+    tree["data"]["train"] = [str(data / "train.xyz"), str(tmp_path / "copy.xyz")]  # type: ignore[index]
+    (tmp_path / "copy.xyz").write_text((data / "train.xyz").read_text())
+    split = load_problem(load_config(tree)).split
+    assert len(split.train) + len(split.valid) == 40
+    limited = load_problem(load_config(tree, ["data.max_energy=0.02"])).split
+    assert 0 < len(limited.train) < len(split.train)
+    tree["data"]["train"] = [str(data / "train.xyz")]  # type: ignore[index]
+    tree["data"]["forces_only"] = [str(data / "test.xyz")]  # type: ignore[index]
+    more = load_problem(load_config(tree)).split.train
+    assert sum(frame.energy is None for frame in more) == 6
+
+
+def test_config_errors_name_key_and_near_match(data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'optimiser.epoch'.*'optimiser.epochs'"):
+        load_config(settings(data), ["optimiser.epoch=3"])
+    with pytest.raises(ConfigError, match="expected key=value"):
+        load_config(settings(data), ["epochs"])
+    with pytest.raises(ConfigError, match=r"key 'optimiser.epochs'.*got -1"):
+        load_config(settings(data), ["optimiser.epochs=-1"])
+    assert load_config(settings(data), ["optimiser.epochs=7"]).optimiser.epochs == 7
