@@ -11,20 +11,36 @@ from snnp.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["prepare_output", "write_structure"]
+__all__ = ["prepare_folder", "prepare_output", "write_structure"]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder and see that files can be written into it, before hours of work depend on it.
+
+    Raises:
+        InputError: if that fails; names the obstacle.
+    """
+    cure = "choose a path in a folder that you can write to"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        obstacle = next(path for path in (folder, *folder.parents) if path.exists())
+        raise InputError(f"cannot make the folder '{folder}': '{obstacle}' is not a folder; {cure}.") from None
+    except OSError as error:
+        raise InputError(f"cannot make the folder '{folder}': {error.strerror}; {cure}.") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder '{folder}' is not writable; {cure}.")
 
 
 def prepare_output(path: Path) -> None:
-    """Make the folder of an output file and see that it can be written, before hours of work depend on it.
+    """Make the folder of an output file and see that the file can be written.
 
     Raises:
-        OSError: if it cannot.
+        InputError: if it cannot.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_folder(path.parent)
     if path.is_dir():
-        raise IsADirectoryError(21, "is a folder", str(path))
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(13, "the folder is not writable", str(path.parent))
+        raise InputError(f"cannot write '{path}': it is a folder; choose the name of a file.")
 
 
 def write_structure(path: Path, atoms: Atoms) -> None:

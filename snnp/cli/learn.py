@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
+from snnp.cli.files import prepare_folder
 from snnp.cli.options import Data, Device, Dtype, Json, Model, as_dtype, examples
 from snnp.cli.tables import print_errors
 from snnp.errors import InputError
@@ -163,7 +164,9 @@ def train_command(
             else:
                 assert config is not None
                 folder = out or Path("runs") / config.stem
-                result = training.train(training.load_config(config, assignments or []), folder, report)
+                loaded = training.load_config(config, assignments or [])
+                prepare_folder(folder)
+                result = training.train(loaded, folder, report)
         except KeyboardInterrupt:
             say(f"Interrupted; 'snnp train --resume {folder}' goes on from here.")
             raise typer.Exit(130) from None

@@ -1,23 +1,122 @@
-"""`snnp plot` and `snnp benchmark`: a model for the eye, and against the clock."""
+"""`snnp export`, `snnp plot` and `snnp benchmark`: a model for other programs, for the eye, and against the clock."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs
 from snnp.cli.files import prepare_output
-from snnp.cli.options import Json, Model, StructureSpec, examples
+from snnp.cli.options import Dtype, Json, Model, StructureSpec, as_dtype, examples
+from snnp.errors import InputError
 
-__all__ = ["BENCHMARK_EXAMPLES", "PLOT_EXAMPLES", "benchmark_command", "plot_command"]
+__all__ = [
+    "BENCHMARK_EXAMPLES",
+    "EXPORT_EXAMPLES",
+    "PLOT_EXAMPLES",
+    "benchmark_command",
+    "export_command",
+    "plot_command",
+]
+
+EXPORT_EXAMPLES = examples(
+    "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
+    "snnp export snnp-3bpa molecule.pt --structure molecule.xyz --forces",
+    "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
+)
 
 PLOT_EXAMPLES = examples(
     "snnp plot snnp-si curves.png",
     "snnp plot runs/mine curves.pdf --data train.xyz",
 )
 BENCHMARK_EXAMPLES = examples("snnp benchmark snnp-si diamond:Si:8x8x8 --steps 50 --json")
+
+
+class ExportFormat(StrEnum):
+    """Kinds of files that other programs read."""
+
+    torchscript = "torchscript"
+
+
+class LengthUnit(StrEnum):
+    """Unit of positions and box vectors."""
+
+    nm = "nm"
+    angstrom = "angstrom"
+
+
+class EnergyUnit(StrEnum):
+    """Unit of the energy; forces are in this unit per unit of length."""
+
+    kj_per_mol = "kJ/mol"
+    ev = "eV"
+
+
+def export_command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, such as model.pt.")],
+    file_format: Annotated[
+        ExportFormat, typer.Option("--format", help="A module that torch loads without snnp.")
+    ] = ExportFormat.torchscript,
+    unit: Annotated[LengthUnit, typer.Option(help="Unit of positions and box vectors.")] = LengthUnit.nm,
+    energy_unit: Annotated[EnergyUnit, typer.Option(help="Unit of the energy.")] = EnergyUnit.kj_per_mol,
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STRUCTURE", help="Fix atoms and periodicity to this structure's, as TorchForce needs it."
+        ),
+    ] = None,
+    forces: Annotated[bool, typer.Option("--forces", help="The module returns energy and forces.")] = False,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
+    from snnp.export import export_torchscript
+    from snnp.models.io import load_model
+    from snnp.sampling import build_structure
+
+    assert file_format is ExportFormat.torchscript
+    potential = load_model(model, dtype=as_dtype(dtype))
+    atoms = None if structure is None else build_structure(structure)
+    periodic = atoms is not None and bool(atoms.pbc.any())
+    if atoms is not None and periodic and not atoms.pbc.all():
+        raise InputError(
+            f"'{structure}' is periodic in some directions only, which a module with fixed atoms cannot be; "
+            "leave --structure away and hand pbc to each call."
+        )
+    prepare_output(out)
+    length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
+    energy: Literal["kJ/mol", "eV"] = "eV" if energy_unit is EnergyUnit.ev else "kJ/mol"
+    export_torchscript(
+        potential,
+        out,
+        length_unit=length,
+        energy_unit=energy,
+        numbers=None if atoms is None else atoms.numbers.tolist(),
+        periodic=periodic,
+        forces=forces,
+    )
+    arguments = "numbers, positions, cell, pbc"
+    if atoms is not None:
+        arguments = "positions, boxvectors" if periodic else "positions"
+    report = {
+        "model": model,
+        "out": str(out),
+        "format": file_format.value,
+        "call": f"module({arguments}) -> {'energy, forces' if forces else 'energy'}",
+        "length_unit": length,
+        "energy_unit": energy,
+        "n_atoms": None if atoms is None else len(atoms),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "bytes": out.stat().st_size,
+    }
+    if as_json:
+        print_json(report)
+    else:
+        print_pairs({name.replace("_", " "): str(value) for name, value in report.items() if value is not None})
 
 
 def plot_command(

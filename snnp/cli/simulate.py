@@ -117,6 +117,9 @@ def md_command(
     )
     load_model(model)  # a wrong name is said before anything else is built
     atoms = build_structure(structure)
+    for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
+        if path is not None:
+            prepare_output(path)
     chosen = engine or _default_engine()
     with progress_bar(f"{ensemble.value} with {chosen}", steps) as update:
 
