@@ -1,5 +1,6 @@
 """Potentials: the contract, the s-NNP, and how models are stored."""
 
+from snnp.models import special_cases
 from snnp.models.config import (
     AngularConfig,
     EmbeddingConfig,
@@ -25,4 +26,5 @@ __all__ = [
     "list_models",
     "load_model",
     "save_model",
+    "special_cases",
 ]

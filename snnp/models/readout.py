@@ -16,10 +16,10 @@ from torch.nn import functional
 from snnp.models.config import NetworkConfig, SplineNNPConfig
 from snnp.splines import SplineSet
 
-__all__ = ["Network", "Readout"]
+__all__ = ["Network", "Readout", "activate"]
 
 
-def _activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative of an activation."""
     if name == "silu":
         s = torch.sigmoid(x)
@@ -70,7 +70,7 @@ class Network(nn.Module):
         slopes = []
         hidden = x
         for k, weight in enumerate(weights[:-1]):
-            hidden, slope = _activate(self.config.activation, torch.addmm(self.biases[k][element], hidden, weight.T))
+            hidden, slope = activate(self.config.activation, torch.addmm(self.biases[k][element], hidden, weight.T))
             slopes.append(slope)
         energy = (hidden @ weights[-1].T)[:, 0] + self.biases[-1][element]
         gradient = weights[-1] * slopes[-1]

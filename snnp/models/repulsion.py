@@ -14,11 +14,11 @@ from torch import Tensor
 from snnp.models.shells import Shell
 from snnp.units import COULOMB_EV_ANGSTROM
 
-__all__ = ["zbl_energies"]
+__all__ = ["AMPLITUDES", "DECAYS", "SCREENING_LENGTH", "zbl_energies"]
 
-_AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
-_DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
-_SCREENING_LENGTH = 0.46850  # Å
+AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
+DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
+SCREENING_LENGTH = 0.46850  # Å
 
 
 def zbl_energies(shell: Shell, numbers: Tensor, inner: float, outer: float) -> tuple[Tensor, Tensor]:
@@ -30,9 +30,9 @@ def zbl_energies(shell: Shell, numbers: Tensor, inner: float, outer: float) -> t
     r = shell.distance
     z = numbers.to(r.dtype)
     zi, zj = z[shell.centre][:, None], z[shell.j]
-    decay = (zi**0.23 + zj**0.23) / _SCREENING_LENGTH
+    decay = (zi**0.23 + zj**0.23) / SCREENING_LENGTH
     chi, slope = torch.zeros_like(r), torch.zeros_like(r)
-    for amplitude, rate in zip(_AMPLITUDES, _DECAYS, strict=True):
+    for amplitude, rate in zip(AMPLITUDES, DECAYS, strict=True):
         term = amplitude * torch.exp(-rate * decay * r)
         chi = chi + term
         slope = slope - rate * decay * term
