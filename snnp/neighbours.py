@@ -90,8 +90,8 @@ def neighbour_list(structure: Structure, cutoff: float) -> Neighbours:
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
     i, j, shift = (np.concatenate(columns) for columns in zip(*(parts or [empty]), strict=True))
     device = structure.positions.device
-    tensors = (torch.from_numpy(array).to(device) for array in (i, j, shift))
-    return Neighbours(*tensors, cutoff=float(cutoff))
+    i_t, j_t, shift_t = (torch.from_numpy(array).to(device) for array in (i, j, shift))
+    return Neighbours(i_t, j_t, shift_t, float(cutoff))
 
 
 def pair_vectors(structure: Structure, neighbours: Neighbours) -> Tensor:

@@ -97,8 +97,8 @@ def bspline_weights(x: Tensor, lower: Tensor, spacing: Tensor, n_intervals: Tens
 def end_map(n_intervals: int, lower: End, upper: End) -> Tensor:
     """[K_free, n_intervals + 3] map from free parameters to B-spline coefficients under end conditions.
 
-    `free` keeps all coefficients; `natural` makes the curvature vanish; `flat` ties three coefficients so that slope and
-    curvature vanish at the end; `zero` makes value, slope and curvature vanish.
+    `free` keeps all coefficients; `natural` makes the curvature vanish; `flat` ties three coefficients so that slope
+    and curvature vanish at the end; `zero` makes value, slope and curvature vanish.
 
     Raises:
         InputError: if no free parameter is left.
@@ -198,7 +198,7 @@ class SplineSet(nn.Module):
         return self.free if self.ends == ("free", "free") else self.free @ self.map
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Values and slopes [..., F] at x [...] of the splines of `group` ([...] int64; None: group 0). Differentiable."""
+        """Values and slopes [..., F] at x [...] of the splines of `group` ([...] int64; None: 0). Differentiable."""
         if group is None or len(self.grids) == 1:
             # One grid, one group: a dense product is several times faster than gathering coefficients.
             values, derivatives = self.basis(x)
@@ -222,7 +222,7 @@ class SplineSet(nn.Module):
         return (weights[..., None] * local).sum(-2) * inside[..., None]
 
     def basis(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and slopes [..., K_free] of the functions that `free` multiplies, on the common grid. Differentiable."""
+        """Values and slopes [..., K_free] of the functions that `free` multiplies, on the one grid. Differentiable."""
         first, weights, slopes = bspline_weights(x, self.lower[0], self.spacing[:1], self.n_intervals[0])
         columns = first[..., None] + torch.arange(4, device=x.device)
         shape = (*x.shape, self.map.shape[1])

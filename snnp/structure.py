@@ -130,7 +130,7 @@ class Structure:
         )
 
     def check(self) -> None:
-        """Raise `InputError` where nothing physical can be computed: NaN or infinite numbers, or a flat periodic cell."""
+        """Raise `InputError` where nothing can be computed: NaN or infinite numbers, or a flat periodic cell."""
         for name in ("positions", "cell"):
             finite = torch.isfinite(getattr(self, name))
             if not bool(finite.all()):
@@ -142,7 +142,7 @@ class Structure:
         periodic_rows = torch.where(
             self.pbc[:, :, None], self.cell, torch.eye(3, dtype=self.cell.dtype, device=self.cell.device)
         )
-        # Directions that are not periodic are replaced by unit vectors, so that slabs and wires without a full cell pass.
+        # Directions that are not periodic are replaced by unit vectors: slabs and wires without a full cell pass.
         lengths = periodic_rows.norm(dim=-1).clamp_min(1e-300)
         relative_volume = torch.linalg.det(periodic_rows / lengths[:, :, None]).abs()
         # A slab may lie along any axis: only fully periodic cells are judged by volume, others by zero vectors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -222,6 +223,7 @@ def load_model(
                 f"{folder / _CONFIG_FILE} is not a text file; fetch or save the model again."
             ) from None
         model = parse_model(text, weights, str(folder))
-    if dtype is not None or device is not None:
-        model = model.to(dtype=dtype, device=device)
+    if dtype not in (None, model.dtype) or (device is not None and torch.device(device) != model.device):
+        # A copy: the caller's model stays as it is.
+        model = copy.deepcopy(model).to(dtype=dtype, device=device)
     return model

@@ -129,9 +129,8 @@ class Potential(nn.Module, ABC):
         vectors = pair_vectors(structure, neighbours).to(self.dtype).detach().requires_grad_()
         with torch.enable_grad():
             energies = self.atomic_energies(structure, vectors, neighbours)
-            (gradients,) = torch.autograd.grad(energies.sum(), vectors, allow_unused=True)
-        if gradients is None:
-            gradients = torch.zeros_like(vectors)
+            # Zeros where no pair enters the energy (isolated atoms).
+            (gradients,) = torch.autograd.grad(energies.sum(), vectors, allow_unused=True, materialize_grads=True)
         return energies.detach(), PairGradients(neighbours.i, neighbours.j, vectors.detach(), gradients)
 
     def compute(

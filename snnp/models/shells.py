@@ -54,7 +54,7 @@ def make_shell(
 
     Arguments:
         pairs: row of the centre [P] (ascending), neighbour [P], vector from centre to neighbour [P, 3].
-        species: [N] of all atoms; centre: [n] atom of each row; n_columns: J, by default the largest number of neighbours.
+        species: [N] of all atoms; centre: [n] atom of each row; n_columns: J, by default the most neighbours of any.
 
     Raises:
         InputError: if two atoms are closer than 0.1 Å.
@@ -65,8 +65,8 @@ def make_shell(
     if squares.numel() and not float(squares.min()) > SHORTEST_DISTANCE**2:
         worst = int(squares.argmin())
         raise InputError(
-            f"atoms {int(centre[row[worst]])} and {int(j[worst])} overlap ({float(squares[worst].sqrt()):.3f} Å apart); "
-            "remove the duplicate, or check the units of the positions (Å expected)."
+            f"atoms {int(centre[row[worst]])} and {int(j[worst])} overlap "
+            f"({float(squares[worst].sqrt()):.3f} Å apart); remove the duplicate, or check the units of the positions (Å expected)."
         )
     kept = squares < cutoff**2
     row, j, vectors = row[kept], j[kept], vectors[kept]

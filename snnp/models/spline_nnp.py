@@ -33,7 +33,7 @@ from snnp.models.triples import (
     triple_sum_pair_gradients,
 )
 from snnp.neighbours import Neighbours, pair_vectors
-from snnp.splines import SplineSet, legendre_projection
+from snnp.splines import End, SplineSet, legendre_projection
 from snnp.structure import Structure
 
 __all__ = ["Geometry", "SplineNNP"]
@@ -72,7 +72,8 @@ class SplineNNP(Potential):
         cutoff = max(config.radial_cutoff, config.angular_cutoff)
         super().__init__(config.elements, reference_energies or {}, cutoff)
         self.config = config
-        ends = ("flat", "zero") if config.ends == "smooth" else ("free", "free")
+        smooth = config.ends == "smooth"
+        ends: tuple[End, End] = ("flat", "zero") if smooth else ("free", "free")
         self.rho = SplineSet(config.grid("radial"), config.radial.n_filters, *ends)
         self.f = SplineSet(config.grid("angular"), config.angular.n_filters, *ends)
         self.g = SplineSet(config.grid("angle"), config.angular.n_filters)

@@ -149,7 +149,7 @@ def _epochs(
         mean_loss, rate = _epoch(config, state, data[0], problem, folder)
         counters.epoch += 1
         counters.seconds = time.monotonic() - start
-        errors = (None, None)
+        errors: tuple[float | None, float | None] = (None, None)
         if counters.epoch % config.validate_every == 0 or counters.epoch == epochs:
             errors = _validate(config, state, data[1], folder)
         row = (counters.epoch, counters.step, rate, mean_loss, *errors, counters.seconds)
@@ -187,7 +187,7 @@ def _step(
     batch = data.batch(group)
     value = loss(predict(state.model, batch), batch, config.loss, weights_at(config.loss, progress))
     state.optimiser.zero_grad(set_to_none=True)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     torch.nn.utils.clip_grad_norm_(state.parameters, config.optimiser.gradient_clip)
     state.optimiser.step()
     state.counters.step += 1

@@ -74,9 +74,11 @@ def _distinct(frames: Sequence[Frame]) -> list[Frame]:
     return list(seen.values())
 
 
-def _read(paths: str | tuple[str, ...], config: DataConfig) -> list[Frame]:
+def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "") -> list[Frame]:
+    """Frames of some files; the part's name goes before the sources, as two parts may have files of one name."""
     paths = (paths,) if isinstance(paths, str) else paths
-    return read_frames([_expand(path) for path in paths], config.keys)
+    frames = read_frames([_expand(path) for path in paths], config.keys)
+    return [replace(frame, source=part + frame.source) for frame in frames]
 
 
 def _divide(config: TrainConfig) -> Split:
@@ -87,12 +89,12 @@ def _divide(config: TrainConfig) -> Split:
     test = data.test if isinstance(data.test, float) else 0.0
     split = split_frames(_distinct(frames), valid=valid, test=test, seed=config.seed)
     if data.forces_only:
-        extra = _read(data.forces_only, data)
+        extra = _read(data.forces_only, data, "forces_only:")
         split = replace(split, train=[*split.train, *(replace(frame, energy=None) for frame in extra)])
     if isinstance(data.valid, str | tuple):
-        split = replace(split, valid=_read(data.valid, data))
+        split = replace(split, valid=_read(data.valid, data, "valid:"))
     if isinstance(data.test, str | tuple):
-        split = replace(split, test=_read(data.test, data))
+        split = replace(split, test=_read(data.test, data, "test:"))
     return split
 
 

@@ -1,9 +1,9 @@
 r"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
 For a parameter matrix with gradient G, moving averages of `G G^T` and `G^T G` are kept; in the basis of their
-eigenvectors Q_L, Q_R the gradient `Q_L^T G Q_R` is nearly uncorrelated, and Adam's elementwise scaling is applied there.
-The matrices of an s-NNP are small (at most some hundred rows), so the basis costs little and each step goes farther
-than Adam's.
+eigenvectors Q_L, Q_R the gradient `Q_L^T G Q_R` is nearly uncorrelated, and Adam's elementwise scaling is applied
+there. The matrices of an s-NNP are small (at most some hundred rows), so the basis costs little and each step goes
+farther than Adam's.
 
 Source: N. Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam (2024), arXiv:2409.11321, algorithm 3.
 """
