@@ -167,9 +167,11 @@ def _angle_group_names(model: SplineNNP) -> tuple[str, ...]:
 
 
 def _mean_over_directions(angular: Tensor) -> Tensor:
-    """[H, T] mean of functions [H, T, m] of the angle over the sphere."""
+    """[H, T] mean of functions [H, T, m] of the angle (m odd) over the sphere, by Simpson's rule."""
     theta = torch.linspace(0.0, torch.pi, angular.shape[2], dtype=torch.float64)
-    return 0.5 * torch.trapezoid(angular * torch.sin(theta), theta, dim=2)
+    weights = torch.ones_like(theta)
+    weights[1:-1:2], weights[2:-1:2] = 4.0, 2.0
+    return angular @ (weights * torch.sin(theta)) * (float(theta[1]) / 6.0)
 
 
 def _pair_energies(

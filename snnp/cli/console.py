@@ -82,13 +82,13 @@ def number(value: float | None, digits: int = 3) -> str:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Print a table to stdout; columns whose cells are numbers are set right."""
     cells = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(_is_number(row[index]) for row in cells)
         table.add_column(column, justify="right" if numeric and cells else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    _stdout().print(table)
+    _print_below(title, table)
 
 
 def _is_number(cell: str) -> bool:
@@ -97,12 +97,20 @@ def _is_number(cell: str) -> bool:
 
 def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     """Print names and values in two columns to stdout."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
         table.add_row(name, Text(value))
-    _stdout().print(table)
+    _print_below(title, table)
+
+
+def _print_below(title: str | None, table: Table) -> None:
+    # Not the table's own title: that is wrapped to the width of the table.
+    console = _stdout()
+    if title is not None:
+        console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
 
 
 @contextmanager

@@ -1,0 +1,349 @@
+"""The command line: every command does its job, results on stdout, messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io import read, write
+from typer.testing import CliRunner, Result
+
+from snnp.cli.console import number
+from snnp.cli.main import app
+from snnp.models import list_models, load_model
+from snnp.structure import Structure
+
+COMMANDS = ["ls", "info", "train", "evaluate", "md", "relax", "export", "plot", "benchmark"]
+
+
+def _snnp(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _json(*arguments: object) -> Any:
+    """What a command prints with --json: the whole of stdout."""
+    return json.loads(_snnp(*arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with labelled copper structures and a configuration."""
+    folder = tmp_path_factory.mktemp("data")
+    frames = []
+    for seed in range(12):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell * np.random.default_rng(seed).uniform(0.96, 1.04), scale_atoms=True)
+        atoms.rattle(0.08, seed=seed)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = None
+        atoms.info |= {"my_energy": energy, "config_type": "odd" if seed % 2 else "even"}
+        atoms.arrays["my_forces"] = forces
+        frames.append(atoms)
+    write(folder / "train.xyz", frames[:9])
+    write(folder / "test.xyz", frames[9:])
+    (folder / "config.yaml").write_text(
+        f"""
+data:
+  train: [{folder}/train.xyz]
+  valid: 0.2
+  test: {folder}/test.xyz
+  energy_key: my_energy
+  forces_key: my_forces
+model:
+  radial: {{n_filters: 3, cutoff: 4.0}}
+  angular: {{n_filters: 3, cutoff: 4.0, degree: 2}}
+  network: {{hidden: [4]}}
+optimiser: {{epochs: 30, batch_atoms: 8}}
+threads: 1
+"""
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    """The folder of a training run, made by the command."""
+    torch.set_num_threads(1)
+    _snnp("train", data / "config.yaml", "--set", "optimiser.epochs=20", "--out", data / "run")
+    return data / "run"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str) -> None:
+    text = _snnp(command, "--help").stdout
+    assert "Examples:" in text
+    assert f"$ snnp {command}" in text
+
+
+def test_help_lists_all_commands() -> None:
+    text = _snnp("--help").stdout
+    assert all(f" {command} " in text for command in COMMANDS)
+    assert _snnp().stdout == text
+
+
+def test_version() -> None:
+    assert _snnp("--version").stdout.startswith("snnp ")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """Seconds of imports for a help text would make the program feel slow."""
+    code = "import sys, snnp.cli.main; print({'torch', 'ase', 'matplotlib', 'numpy', 'openmm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_train_writes_a_run_and_says_so(data: Path, tmp_path: Path) -> None:
+    arguments = ["train", data / "config.yaml", "--set", "optimiser.epochs=3", "--set", "seed=5"]
+    result = _json(*arguments, "--out", tmp_path / "run")
+    assert result["run"] == str(tmp_path / "run")
+    assert set(result["errors"]) == {"train", "valid", "test"}
+    assert result["errors"]["test"]["n_structures"] == 3
+    assert load_model(result["model"]).n_parameters == result["n_parameters"]
+    assert "epochs: 3" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_train_reports_for_people(run: Path) -> None:
+    """A finished run resumes to its end at once."""
+    result = _snnp("train", "--resume", run)
+    assert "force MAE" in result.stdout
+    assert "parity_forces.png" in result.stdout
+    assert f"snnp md {run}" in result.stderr
+
+
+def test_interrupted_training_names_the_way_on(data: Path, tmp_path: Path) -> None:
+    """Ctrl-C while it trains: no traceback, and the command that goes on, which does."""
+    folder = tmp_path / "run"
+
+    def interrupt() -> None:
+        while not (folder / "last" / "config.json").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    arguments = ["train", data / "config.yaml", "--set", "optimiser.epochs=100000", "--out", folder]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    thread.join()
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == f"Interrupted; 'snnp train --resume {folder}' goes on from here."
+
+
+def test_evaluate_gives_the_promised_keys(run: Path, data: Path) -> None:
+    keys = ["--energy-key", "my_energy", "--forces-key", "my_forces"]
+    result = _json("evaluate", run, data / "test.xyz", *keys)
+    assert result["model"] == str(run)
+    assert result["data"] == str(data / "test.xyz")
+    assert (result["n_structures"], result["n_atoms"]) == (3, 12)
+    frames: Any = read(data / "test.xyz", index=":")
+    predicted = load_model(run).compute(Structure.from_ase(frames))
+    reference = np.concatenate([frame.arrays["my_forces"] for frame in frames])
+    assert predicted.forces is not None
+    difference = predicted.forces.numpy() - reference
+    assert result["force_mae_ev_per_angstrom"] == pytest.approx(np.abs(difference).mean(), rel=1e-4)
+    assert result["force_rmse_ev_per_angstrom"] == pytest.approx(np.sqrt((difference**2).mean()), rel=1e-4)
+    energies = (predicted.energy.numpy() - [frame.info["my_energy"] for frame in frames]) / 4.0
+    assert result["energy_mae_mev_per_atom"] == pytest.approx(1000.0 * np.abs(energies).mean(), rel=1e-3)
+    assert set(result["groups"]) == {"even", "odd"}
+    assert result["stress_mae_gpa"] is None
+
+
+def test_evaluate_prints_a_table(run: Path, data: Path) -> None:
+    keys = ["--energy-key", "my_energy", "--forces-key", "my_forces"]
+    lines = _snnp("evaluate", run, data / "train.xyz", data / "test.xyz", *keys).stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["all", "even", "odd"]
+    assert lines[2].split()[1:3] == ["12", "48"]
+
+
+def test_evaluate_warns_about_units_on_stderr(run: Path, data: Path, tmp_path: Path) -> None:
+    frames: Any = read(data / "train.xyz", index=":")
+    for frame in frames:
+        frame.arrays["my_forces"] *= 1e4
+    write(tmp_path / "odd.xyz", frames)
+    keys = ["--energy-key", "my_energy", "--forces-key", "my_forces", "--json"]
+    result = _snnp("evaluate", run, tmp_path / "odd.xyz", *keys)
+    json.loads(result.stdout)
+    assert "warning: " in result.stderr
+    assert "odd.xyz#" in result.stderr
+
+
+def test_info_says_everything(run: Path) -> None:
+    result = _json("info", run)
+    model = load_model(run)
+    assert result["class"] == "SplineNNP"
+    assert result["elements"] == ["Cu"]
+    assert result["cutoff_angstrom"] == model.cutoff
+    assert result["n_parameters"] == model.n_parameters
+    assert result["dtype"] == "float32"
+    assert result["reference_energies_ev"] == model.reference_energies
+    assert result["format_version"] == 1
+    assert len(result["files"]["model.safetensors"]["sha256"]) == 64
+    assert result["metadata"]["errors"]["test"]["n_structures"] == 3
+    text = _snnp("info", run).stdout
+    for words in ("SplineNNP", "sha256", "training_data", "force MAE", "angular.degree"):
+        assert words in text
+
+
+def test_ls_lists_the_bundled_models() -> None:
+    listed = _json("ls")
+    assert [model["name"] for model in listed] == list_models()
+    table = _snnp("ls").stdout
+    for model in listed:
+        assert model["name"] in table
+        assert model["n_parameters"] == load_model(model["name"]).n_parameters
+
+
+@pytest.mark.parametrize("engine", ["ase", "openmm"])
+def test_md_writes_its_files(engine: str, run: Path, tmp_path: Path) -> None:
+    arguments = ["md", run, "fcc:Cu:2x2x2", "--engine", engine, "--ensemble", "nve", "--steps", 20]
+    result = _json(*arguments, "--every", 10, "--trajectory", tmp_path / "cu.extxyz", "--dtype", "float64")
+    assert result["steps"] == 20
+    assert result["ns_per_day"] > 0.0
+    assert result["files"]["trajectory"] == str(tmp_path / "cu.extxyz")
+    assert len(read(tmp_path / "cu.extxyz", index=":")) == 3
+    assert (tmp_path / "cu.csv").read_text().startswith("step,")
+    assert (tmp_path / "cu.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cu.npz").is_file()
+
+
+def test_md_resumes(run: Path, tmp_path: Path) -> None:
+    arguments = ["md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--trajectory", tmp_path / "cu.xyz", "--plot", "none"]
+    _snnp(*arguments, "--steps", 10)
+    result = _snnp(*arguments, "--steps", 30, "--resume")
+    assert "10 to 30" in result.stdout
+    assert "ns/day" in result.stdout
+    rows = (tmp_path / "cu.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "0", "10", "20", "30"]
+    assert not (tmp_path / "cu.png").exists()
+
+
+def test_md_without_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nothing = [word for name in ("trajectory", "log", "plot", "checkpoint") for word in (f"--{name}", "none")]
+    result = _json("md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--steps", 2, *nothing)
+    assert result["files"] == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relax_finds_a_minimum(run: Path, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    write(tmp_path / "start.xyz", atoms)
+    result = _json("relax", run, tmp_path / "start.xyz", "--fmax", 0.005, "--out", tmp_path / "new" / "end.cif")
+    assert result["converged"]
+    assert result["energy_ev"] < result["initial_energy_ev"]
+    relaxed: Any = read(tmp_path / "new" / "end.cif")
+    forces = load_model(run, dtype=torch.float64).compute(Structure.from_ase(relaxed)).forces
+    assert forces is not None
+    assert float(forces.norm(dim=1).max()) < 0.006  # the file holds rounded positions
+
+
+def test_relax_says_when_it_stops_early(run: Path, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    write(tmp_path / "start.xyz", atoms)
+    result = _snnp("relax", run, tmp_path / "start.xyz", "--steps", 1)
+    assert "warning: not relaxed after 1 steps" in result.stderr
+    assert "no, 1 steps" in result.stdout
+
+
+def test_export_gives_the_energy_of_the_model(run: Path, tmp_path: Path) -> None:
+    options = ["--structure", "fcc:Cu:2x2x2", "--unit", "angstrom", "--energy-unit", "eV", "--dtype", "float64"]
+    result = _json("export", run, tmp_path / "cu.pt", *options)
+    assert result["call"] == "module(positions, boxvectors) -> energy"
+    assert result["n_atoms"] == 32
+    structure = Structure.from_ase(bulk("Cu", cubic=True).repeat(2))
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.load"):
+        module = torch.jit.load(tmp_path / "cu.pt")
+    energy = module(structure.positions, structure.cell[0])
+    expected = load_model(run, dtype=torch.float64).compute(structure).energy
+    assert float(energy) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_export_refuses_a_slab_with_fixed_atoms(run: Path, tmp_path: Path) -> None:
+    slab = bulk("Cu", cubic=True)
+    slab.pbc = (True, True, False)
+    write(tmp_path / "slab.xyz", slab)
+    arguments = ["export", run, tmp_path / "cu.pt", "--structure", tmp_path / "slab.xyz"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1
+    assert "some directions only" in result.stderr
+    assert not (tmp_path / "cu.pt").exists()
+
+
+def test_plot_writes_a_picture(run: Path, data: Path, tmp_path: Path) -> None:
+    assert str(tmp_path / "a.png") in _snnp("plot", run, tmp_path / "a.png").stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark_measures_the_plugin(run: Path) -> None:
+    result = _json("benchmark", run, "fcc:Cu:2x2x2", "--steps", 3)
+    assert result["engine"] == "openmm"
+    assert result["n_atoms"] == 32
+    assert result["model_us_per_atom"] > 0.0
+
+
+_BAR = """
+import time
+from snnp.cli.console import progress_bar
+with progress_bar("working", 4) as update:
+    for done in range(4):
+        update(done, note="halfway")
+        time.sleep(0.15)
+"""
+
+
+def test_progress_is_silent_when_not_a_terminal() -> None:
+    done = subprocess.run([sys.executable, "-c", _BAR], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_progress_shows_the_remaining_time_on_a_terminal() -> None:
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen([sys.executable, "-c", _BAR], stderr=slave, stdout=slave, env=environment) as process:
+        os.close(slave)
+        seen = b""
+        try:
+            while chunk := os.read(master, 4096):
+                seen += chunk
+        except OSError:  # Linux reports the closed end of a terminal so
+            pass
+        os.close(master)
+    assert process.returncode == 0
+    assert b"working" in seen
+    assert b"ETA" in seen
+    assert b"halfway" in seen
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.0, "0.00"),
+        (1.2345, "1.23"),
+        (12.345, "12.3"),
+        (123456.7, "123,457"),
+        (0.0012345, "0.00123"),
+        (0.00012345, "1.23e-04"),
+        (None, "–"),
+        (float("nan"), "–"),
+    ],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
