@@ -149,8 +149,19 @@ def _api() -> str:
     return "\n".join(sections)
 
 
-def write_pages(folder: Path, zoo: Path) -> None:
-    """Write all generated pages below `folder`; `zoo` is the folder of bundled models."""
+def _results(docs: Path) -> str:
+    """Table of contents of the pages that `model_zoo/build.py` and the studies write: those that are there."""
+    pages = [*docs.glob("models.md"), *sorted(docs.glob("studies/*.md"))]
+    if not pages:
+        return ""
+    names = [path.relative_to(docs).with_suffix("").as_posix() for path in pages]
+    return "\n".join(["```{toctree}", ":maxdepth: 1", ":caption: Results", "", *names, "```", ""])
+
+
+def write_pages(docs: Path, zoo: Path) -> None:
+    """Write all generated pages into `docs/_generated`; `zoo` is the folder of bundled models."""
+    folder = docs / "_generated"
+    _write(folder / "results.md", _results(docs))
     _write(folder / "command-line.md", _command_help())
     _write(folder / "api.md", _api())
     _write(folder / "train-keys.md", _key_tables(TrainConfig))
