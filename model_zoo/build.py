@@ -1,0 +1,305 @@
+"""Build bundled models: train by the recipe, measure, and write the model folder with its card.
+
+python model_zoo/build.py snnp-si    # train (or take runs/snnp-si where it is finished), measure, write
+python model_zoo/build.py --table    # docs/models.md from the models as they are
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from snnp.analysis.card import card_markdown, training_range
+from snnp.analysis.comparison import comparison_page
+from snnp.analysis.properties import model_properties
+from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
+from snnp.data import Frame, elements_of
+from snnp.errors import ConfigError, SnnpError
+from snnp.models.io import dump_model, load_model, save_model, write_atomically
+from snnp.models.spline_nnp import SplineNNP
+from snnp.neighbours import neighbour_list
+from snnp.structure import Structure
+from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, train
+from snnp.training.setup import Problem, load_problem
+from snnp_ase.md import run_md
+
+__all__ = ["build", "main"]
+
+ZOO = Path(__file__).resolve().parent
+RUNS = ZOO.parent / "runs"
+TABLE_PAGE = ZOO.parent / "docs" / "models.md"
+
+MAX_BYTES = 1_000_000
+HOT_FRACTION = 0.8  # of the melting point
+HOT_MOLECULE_K = 600.0
+CRYSTAL_ATOMS, CRYSTAL_ATOMS_OF_MANY = 100, 60  # of one element; of each where a model knows several
+SPEED_ATOMS = 1000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: the whole programme, or a short one while developing."""
+
+    picoseconds: float = 20.0
+    equilibration_ps: float = 2.0
+    calls: int = 15
+
+
+QUICK = Effort(picoseconds=0.2, equilibration_ps=0.1, calls=3)
+
+
+@dataclass(frozen=True)
+class System:
+    """What molecular dynamics runs on: atoms at rest, and the temperature (K) of the hot run."""
+
+    text: str
+    atoms: Atoms
+    hot_k: float
+    melting_point_k: float | None
+
+
+def build(name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | None = None) -> Path:
+    """Train by `zoo/name/recipe.yaml` unless the run is finished, measure, and write config, weights and card.
+
+    Arguments:
+        name: of the model and its folder.
+        zoo: folder of the bundled models.
+        run: folder of the training run; by default runs/NAME in the repository.
+        effort: how long to measure.
+
+    Raises:
+        SnnpError: for a bad recipe or data, a run of another recipe, or a model that is too large.
+    """
+    folder, effort = zoo / name, effort or Effort()
+    run = run or RUNS / name
+    _train(load_config(folder / "recipe.yaml"), run)
+    # The run's copy has everything resolved; what only describes the model may have been corrected since.
+    config, about = load_config(run / "config.yaml"), load_config(folder / "recipe.yaml").metadata
+    model = load_model(run / "best")
+    assert isinstance(model, SplineNNP)
+    problem = load_problem(config, run / "split.json")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    model.metadata |= about | {"name": name}
+    model.metadata["training"] = {
+        "minutes": summary["training_seconds"] / 60.0,
+        **{key: summary[key] for key in ("epochs", "best_epoch", "threads")},
+        "device": config.device,
+    }
+    model.metadata["training_range"] = training_range(problem.split.train, model)
+    _tell(name, "errors on the test data")
+    model.metadata["metrics"] = _metrics(model, problem, config)
+    crystals = model.metadata["training_range"]["periodic"] != "none"
+    _tell(name, "properties")
+    properties = {found.element: found.to_dict() for found in model_properties(model)} if crystals else {}
+    model.metadata["properties"] = properties
+    systems = _systems(
+        model, problem, {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
+    )
+    model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
+    _tell(name, "speed")
+    model.metadata["speed"] = _speed(model, next(iter(systems)), next(iter(systems.values())), properties, effort)
+    model.metadata["built"] = _provenance(name, effort)
+    return _write(name, model, folder)
+
+
+def _tell(name: str, what: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} {name}: {what}", flush=True)
+
+
+def _train(recipe: TrainConfig, run: Path) -> None:
+    """Bring the run to its end."""
+
+    def report(now: Progress) -> None:
+        if now.message is not None or now.epoch % 20 == 0:
+            _tell(run.name, now.message or f"epoch {now.epoch} of {now.epochs}, loss {now.train_loss:.4g}")
+
+    if not (run / "config.yaml").is_file():
+        train(recipe, run, report)
+        return
+    if differences := _differences(recipe, load_config(run / "config.yaml")):
+        raise ConfigError(
+            f"{run} was trained by another recipe ({'; '.join(differences[:3])}); name another folder with --run, or "
+            "remove this one."
+        )
+    if not (run / "summary.json").is_file():
+        resume(run, report)
+
+
+def _differences(recipe: TrainConfig, trained: TrainConfig) -> list[str]:
+    """Keys in which a finished run differs from the recipe, beyond what training fills in and what does not matter."""
+    filled = {"metadata", "ranges", "threads", "device"}
+    if not recipe.model.elements:
+        filled.add("model.elements")
+    if recipe.ranges == "auto":
+        filled |= {"model.radial.lower", "model.angular.lower"}
+        filled |= {"model.repulsion"} if recipe.model.repulsion is None else set()
+    before, after = (dict(_flat(each.model_dump(mode="json"), filled)) for each in (recipe, trained))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return [f"{key} is {before.get(key)}, was {after.get(key)}" for key in keys]
+
+
+def _flat(tree: Mapping[str, Any], left_out: set[str], prefix: str = "") -> list[tuple[str, Any]]:
+    entries: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if path not in left_out:
+            entries += _flat(value, left_out, f"{path}.") if isinstance(value, Mapping) else [(path, value)]
+    return entries
+
+
+def _metrics(model: SplineNNP, problem: Problem, config: TrainConfig) -> dict[str, Any]:
+    """Errors on the test data; of pure elements one by one where the model knows several."""
+    frames, test = problem.split.test, config.data.test
+    if isinstance(test, float):
+        data = f"{100.0 * test:g} % of {', '.join(config.data.train)} (drawn with seed {config.seed})"
+    else:
+        data = ", ".join([test] if isinstance(test, str) else test or ())
+    metrics = evaluate(model, frames, data_name=data).to_dict()
+    pure: dict[str, list[Frame]] = {}
+    for frame in frames:
+        if len(symbols := elements_of([frame])) == 1:
+            pure.setdefault(symbols[0], []).append(frame)
+    if len(pure) > 1:
+        metrics["pure_elements"] = {symbol: evaluate(model, part).total.to_dict() for symbol, part in pure.items()}
+    return metrics
+
+
+def _systems(model: SplineNNP, problem: Problem, lattice_constants: Mapping[str, float]) -> dict[str, System]:
+    """A perfect crystal of each element, or the molecule of lowest energy in the training data."""
+    if not lattice_constants:
+        known = [frame for frame in problem.split.train if frame.energy is not None and frame.n_atoms > 1]
+        atoms = min(known, key=lambda frame: frame.energy or 0.0).structure.to_ase()[0]
+        formula = atoms.get_chemical_formula()
+        return {formula: System(f"one free molecule {formula}", atoms, HOT_MOLECULE_K, None)}
+    systems, n_atoms = {}, CRYSTAL_ATOMS if len(lattice_constants) == 1 else CRYSTAL_ATOMS_OF_MANY
+    for symbol, length in lattice_constants.items():
+        atoms, melting = crystal(symbol, length, n_atoms), melting_point(symbol)
+        text = f"{len(atoms)} {symbol} atoms (perfect crystal, a = {length:.3f} Å)"
+        systems[symbol] = System(text, atoms, HOT_FRACTION * melting, melting)
+    return systems
+
+
+def _stability(name: str, model: SplineNNP, system: System, effort: Effort) -> dict[str, Any]:
+    _tell(name, f"molecular dynamics of {system.text}")
+    plan = StabilityPlan(
+        hot_k=system.hot_k,
+        picoseconds=effort.picoseconds,
+        equilibration_ps=effort.equilibration_ps,
+        dt_fs=time_step_for(system.atoms),
+    )
+    runs = stability_test(model, system.atoms, plan, run_md)
+    melting = {} if system.melting_point_k is None else {"melting_point_k": system.melting_point_k}
+    return {"system": system.text, **melting, **{kind: run.to_dict() for kind, run in runs.items()}}
+
+
+def _speed(
+    model: SplineNNP, label: str, system: System, properties: Mapping[str, Mapping[str, Any]], effort: Effort
+) -> dict[str, Any]:
+    """CPU time for energy and forces of about 1000 atoms, one thread, with the neighbour list kept."""
+    if label in properties:
+        atoms = crystal(label, properties[label]["lattice_constant_angstrom"], SPEED_ATOMS)
+        structure, text = _shaken(atoms), f"{len(atoms)} {label} atoms"
+    else:
+        copies = round(SPEED_ATOMS / len(system.atoms))
+        structure = Structure.concatenate([Structure.from_ase(system.atoms)] * copies)
+        text = f"{structure.n_atoms} atoms in {copies} molecules"
+    neighbours = neighbour_list(structure, model.cutoff + 0.5)
+    seconds = []
+    for _ in range(effort.calls + 1):
+        # CPU time, not wall time: other work on the machine must not count.
+        began = time.process_time()
+        model.compute(structure, neighbours)
+        seconds.append(time.process_time() - began)
+    per_atom = 1e6 / structure.n_atoms
+    return {
+        "us_per_atom": min(seconds[1:]) * per_atom,
+        "us_per_atom_median": statistics.median(seconds[1:]) * per_atom,
+        "system": text,
+        "n_atoms": structure.n_atoms,
+        "n_calls": effort.calls,
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "cpu": _cpu(),
+    }
+
+
+def _shaken(atoms: Atoms) -> Structure:
+    """The crystal with displacements as at room temperature, so that shells of neighbours are not all of one size."""
+    atoms = atoms.copy()
+    atoms.positions += 0.1 * np.random.default_rng(0).standard_normal(atoms.positions.shape)
+    return Structure.from_ase(atoms)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _provenance(name: str, effort: Effort) -> dict[str, Any]:
+    packages = ("snnp", "torch", "numpy", "ase")
+    return {
+        "command": f"python model_zoo/build.py {name}" + (" --quick" if effort == QUICK else ""),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "cpu": _cpu(),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+    }
+
+
+def _write(name: str, model: SplineNNP, folder: Path) -> Path:
+    """Config, weights and card, each file replaced in one rename."""
+    card = card_markdown(name, model).encode()
+    text, weights = dump_model(model)
+    size = len(text.encode()) + len(weights) + len(card)
+    if size > MAX_BYTES:
+        raise ConfigError(f"{name} takes {size:,} bytes, more than {MAX_BYTES:,}; make the model smaller.")
+    save_model(model, folder)
+    write_atomically(folder / "README.md", card)
+    _tell(name, f"written to {folder} ({size:,} bytes)")
+    return folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models to build: folders with a recipe.yaml")
+    parser.add_argument("--run", type=Path, help="folder of the training run (default: runs/NAME); for one model only")
+    parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of the models (default: this one)")
+    parser.add_argument("--quick", action="store_true", help="short measurements, for development")
+    parser.add_argument("--table", action="store_true", help="write the page that compares all models")
+    parser.add_argument("--page", type=Path, default=TABLE_PAGE, help="where --table writes (default: docs/models.md)")
+    options = parser.parse_args(arguments)
+    if not options.names and not options.table:
+        parser.error("name the models to build, or ask for --table")
+    if options.run is not None and len(options.names) != 1:
+        parser.error("--run goes with one NAME")
+    try:
+        for name in options.names:
+            build(name, options.zoo, options.run, QUICK if options.quick else None)
+        if options.table:
+            models = {path.parent.name: load_model(path) for path in sorted(options.zoo.glob("*/config.json"))}
+            write_atomically(options.page, comparison_page(models).encode())
+    except (SnnpError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

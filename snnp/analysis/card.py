@@ -1,0 +1,305 @@
+"""The card of a model: everything a user should know before trusting it, written from what its file states.
+
+`metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`):
+`metrics` (`Evaluation.to_dict()` on the test data), `training`, `training_range`, `properties`
+(`CubicProperties.to_dict()` per element), `stability` (`StabilityRun.to_dict()` per system), `speed` and `built`.
+What is missing is left out of the card.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from ase.formula import Formula
+
+from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
+from snnp.data.frames import Frame
+from snnp.data.reference import is_isolated_atom
+from snnp.errors import DataError
+from snnp.models.spline_nnp import SplineNNP
+
+__all__ = ["card_markdown", "markdown_table", "training_range"]
+
+_ERROR_COLUMNS = {
+    "energy MAE (meV/atom)": ("energy_mae_mev_per_atom", 2),
+    "RMSE": ("energy_rmse_mev_per_atom", 2),
+    "max": ("energy_max_mev_per_atom", 1),
+    "force MAE (eV/Å)": ("force_mae_ev_per_angstrom", 4),
+    "RMSE ": ("force_rmse_ev_per_angstrom", 4),
+    "max ": ("force_max_ev_per_angstrom", 2),
+    "stress MAE (GPa)": ("stress_mae_gpa", 3),
+}
+_PROPERTY_COLUMNS = {
+    "a (Å)": ("lattice_constant_angstrom", 3),
+    "E coh (eV/atom)": ("cohesive_energy_ev_per_atom", 3),
+    "B (GPa)": ("bulk_modulus_gpa", 0),
+    "C11": ("c11_gpa", 0),
+    "C12": ("c12_gpa", 0),
+    "C44": ("c44_gpa", 0),
+}
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
+    """A Markdown table whose first `n_text` columns are set left and the others right."""
+    rule = ["---"] * n_text + ["---:"] * (len(columns) - n_text)
+    lines = [
+        [column.strip() for column in columns],
+        rule,
+        *([cell.replace("|", "\\|") for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def training_range(frames: Sequence[Frame], model: SplineNNP) -> dict[str, Any]:
+    """What the training data cover, as JSON values: beyond it a model extrapolates.
+
+    Arguments:
+        frames: the training set; isolated atoms count for nothing here.
+        model: its E0 are taken from the energies, its cutoff limits the distances looked at.
+
+    Raises:
+        DataError: if there is no frame with neighbours.
+    """
+    frames = [frame for frame in frames if not is_isolated_atom(frame)]
+    if not frames:
+        raise DataError("the training set holds no frame with more than isolated atoms; there is nothing to describe.")
+    zero = {atomic_numbers[symbol]: energy for symbol, energy in model.reference_energies.items()}
+    energies = [
+        (frame.energy - sum(zero[z] for z in frame.structure.numbers.tolist())) / frame.n_atoms
+        for frame in frames
+        if frame.energy is not None
+    ]
+    forces = [float(np.abs(frame.forces).max(initial=0.0)) for frame in frames if frame.forces is not None]
+    periodic = [bool(frame.structure.pbc.any()) for frame in frames]
+    symbols = [[chemical_symbols[z] for z in frame.structure.numbers.tolist()] for frame in frames]
+    formulas = {Formula.from_list(each).format("hill") for each in symbols}
+    return {
+        "n_frames": len(frames),
+        "n_atoms": sum(frame.n_atoms for frame in frames),
+        "n_energies": len(energies),
+        "groups": dict(sorted(Counter(frame.group or "no group" for frame in frames).items())),
+        "shortest_distance_angstrom": min(shortest_distance(frame.structure, model.cutoff) for frame in frames),
+        "energy_span_ev_per_atom": max(energies) - min(energies) if energies else None,
+        "largest_force_ev_per_angstrom": max(forces, default=None),
+        "periodic": "all" if all(periodic) else "some" if any(periodic) else "none",
+        "mixed": any(len(set(each)) > 1 for each in symbols),
+        "formula": formulas.pop() if len(formulas) == 1 else None,
+    }
+
+
+def card_markdown(name: str, model: SplineNNP) -> str:
+    """The card as Markdown.
+
+    Arguments:
+        name: under which the model is loaded.
+        model: with its metadata.
+    """
+    about = model.metadata
+    parts = [
+        f"# {name}\n\n{_sentence(about.get('description', 's-NNP'))}\n",
+        _overview(model),
+        _use(name, model),
+        _data(model),
+        _errors(about["metrics"]) if "metrics" in about else "",
+        _properties(about["properties"], model) if about.get("properties") else "",
+        _stability(about["stability"]) if "stability" in about else "",
+        _speed(about["speed"]) if "speed" in about else "",
+        _limits(model),
+        f"## Citation\n\n{_sentence(about['citation'])}\n" if "citation" in about else "",
+        _making(name, about),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _sentence(text: Any) -> str:
+    text = str(text).strip()
+    return text if text.endswith(".") else f"{text}."
+
+
+def _cell(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
+
+
+def _cells(values: Mapping[str, Any], columns: Mapping[str, tuple[str, int]]) -> list[str]:
+    return [_cell(values.get(key), digits) for key, digits in columns.values()]
+
+
+def _overview(model: SplineNNP) -> str:
+    config = model.config
+    form = [f"{config.radial.n_filters} radial filters"]
+    if config.angular.n_filters:
+        limit = f", L = {config.angular.degree}" if config.angular.evaluator == "legendre" else ", exact spline angles"
+        form.append(f"{config.angular.n_filters} three-body filters ({config.angular.cutoff:g} Å{limit})")
+    if config.network is not None:
+        form.append(f"network {'-'.join(map(str, config.network.hidden))}")
+    if config.skip:
+        form.append("linear skip")
+    rows = {
+        "elements": ", ".join(model.elements),
+        "parameters": f"{model.n_parameters:,}",
+        "cutoff": f"{model.cutoff:g} Å",
+        "form": ", ".join(form),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "units": "eV, Å, eV/Å, eV/Å³",
+        "licence of the data": str(model.metadata.get("licence", "not stated")),
+    }
+    return markdown_table(["", ""], rows.items(), n_text=2)
+
+
+def _use(name: str, model: SplineNNP) -> str:
+    free = model.metadata.get("training_range", {}).get("periodic") == "none"
+    lines = [
+        "import ase.io" if free else "import ase.build",
+        "from snnp_ase import SNNPCalculator",
+        "",
+        'atoms = ase.io.read("molecule.xyz")' if free else f'atoms = ase.build.bulk("{model.elements[0]}", cubic=True)',
+        f'atoms.calc = SNNPCalculator("{name}")',
+        "print(atoms.get_potential_energy(), atoms.get_forces())",
+    ]
+    code = "\n".join(["## Use", "", "```python", *lines, "```", ""])
+    structure = "molecule.xyz" if free else _builder(model.elements[0])
+    return f"{code}\nOr from the shell: `snnp md {name} {structure} --temperature 300 --steps 1000`.\n"
+
+
+def _builder(element: str) -> str:
+    """A structure as the command line builds it."""
+    return f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
+
+
+def _data(model: SplineNNP) -> str:
+    about = model.metadata
+    lines = [f"- Data set: {_sentence(about['dataset'])}" if "dataset" in about else ""]
+    lines.append(f"- Level of theory: {_sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
+    if seen := about.get("training_range"):
+        groups = ", ".join(f"{group} {count}" for group, count in seen["groups"].items())
+        lines.append(f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms: {groups}.")
+    origin = about.get("reference_energies_from", {})
+    zeros = ", ".join(
+        f"{symbol} {energy:.6f} ({origin.get(symbol, 'unknown origin')})"
+        for symbol, energy in model.reference_energies.items()
+    )
+    lines.append(f"- E0 (eV per atom, added to the energy of each atom): {zeros}.")
+    return "## Data\n\n" + "\n".join(line for line in lines if line) + "\n"
+
+
+def _errors(metrics: Mapping[str, Any]) -> str:
+    rows = {"all": metrics, **metrics.get("groups", {})}
+    rows |= {f"pure {symbol}": errors for symbol, errors in metrics.get("pure_elements", {}).items()}
+    body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in rows.items()]
+    text = (
+        f"## Errors\n\nOn {metrics['data']}, never used in training. Energies per structure, "
+        "forces over all components, stresses over six components.\n\n"
+    )
+    text += markdown_table(["", "structures", *_ERROR_COLUMNS], body)
+    if len(metrics.get("elements", {})) > 1 and not metrics.get("pure_elements"):
+        forces = {key: value for key, value in _ERROR_COLUMNS.items() if value[0].startswith("force")}
+        by_element = [[symbol, *_cells(part, forces)] for symbol, part in metrics["elements"].items()]
+        text += "\n" + markdown_table(["element", *forces], by_element)
+    return text
+
+
+def _properties(properties: Mapping[str, Mapping[str, Any]], model: SplineNNP) -> str:
+    true_zero = {s for s, how in model.metadata.get("reference_energies_from", {}).items() if how == "isolated atoms"}
+    columns = dict(_PROPERTY_COLUMNS)
+    if not true_zero >= set(properties):
+        # The energy of the crystal is then counted from a fitted zero, which is no cohesive energy.
+        del columns["E coh (eV/atom)"]
+    rows: list[list[str]] = []
+    sources: dict[str, str] = {}
+    for symbol, crystal in properties.items():
+        rows.append([f"{crystal['structure']} {symbol}", "this model", *_cells(crystal, columns)])
+        for kind, values in crystal["references"].items():
+            rows.append(["", kind, *_cells(values, columns)])
+            sources.setdefault(values["source"], kind)
+    text = "## Properties\n\nPerfect crystals at zero temperature and stress; elastic constants in GPa.\n\n"
+    text += markdown_table(["crystal", "", *columns], rows, n_text=2)
+    return text + "\n" + "\n".join(f"- {kind}: {_sentence(source)}" for source, kind in sources.items()) + "\n"
+
+
+def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for label, system in stability.items():
+        for kind, title in (("nve", "NVE"), ("langevin", "Langevin")):
+            run = system[kind]
+            rows.append(
+                [
+                    label,
+                    f"{title} {run['target_k']:.0f} K",
+                    f"{run['picoseconds']:.3g} ps at {run['dt_fs']:g} fs",
+                    "stable" if run["survived"] else f"**blew up**: {run['failure']}",
+                    f"{_cell(run['mean_temperature_k'], 0)} / {_cell(run['max_temperature_k'], 0)}",
+                    _cell(run["shortest_distance_angstrom"], 2),
+                    _cell(run["rms_displacement_angstrom"], 2),
+                    _drift(run),
+                ]
+            )
+    columns = ["system", "run", "length", "result", "mean / max T (K)", "shortest distance (Å)"]
+    columns += ["rms displacement (Å)", "drift (meV/atom/ns)"]
+    systems = "; ".join(dict.fromkeys(str(system["system"]) for system in stability.values()))
+    run = next(iter(stability.values()))["nve"]
+    text = f"## Stability\n\nMolecular dynamics in {run['dtype']} of {systems}. "
+    text += "The NVE run follows equilibration at its temperature; its drift is the slope of the total energy."
+    if any("melting_point_k" in system for system in stability.values()):
+        text += f" The Langevin run is at 0.8 of the melting point ({MELTING_POINTS_SOURCE})."
+    return f"{text}\n\n{markdown_table(columns, rows, n_text=4)}"
+
+
+def _drift(run: Mapping[str, Any]) -> str:
+    if run["drift_mev_per_atom_per_ns"] is None:
+        return "–"
+    return f"{run['drift_mev_per_atom_per_ns']:.2f} ± {run['drift_error']:.2f}"
+
+
+def _speed(speed: Mapping[str, Any]) -> str:
+    return (
+        f"## Speed\n\n{speed['us_per_atom']:.1f} µs per atom for energy and forces of {speed['system']} "
+        f"({speed['dtype']}, {speed['threads']} thread of {speed['cpu']}, neighbour list kept; CPU time, best of "
+        f"{speed['n_calls']} calls, median {speed['us_per_atom_median']:.1f}).\n"
+    )
+
+
+def _limits(model: SplineNNP) -> str:
+    about, repulsion = model.metadata, model.config.repulsion
+    lines = [str(line) for line in about.get("limits", [])]
+    if seen := about.get("training_range"):
+        closest = f"No two atoms of the training data are closer than {seen['shortest_distance_angstrom']:.2f} Å"
+        if repulsion is not None:
+            closest += (
+                f"; inside {repulsion.outer:g} Å a screened nuclear repulsion sets in (whole at "
+                f"{repulsion.inner:g} Å), which keeps atoms apart but is not fitted"
+            )
+        lines.append(closest)
+        if seen["energy_span_ev_per_atom"] is not None:
+            lines.append(f"Energies of the training data span {seen['energy_span_ev_per_atom']:.2f} eV/atom")
+        if seen["largest_force_ev_per_angstrom"] is not None:
+            lines.append(f"Force components there reach {seen['largest_force_ev_per_angstrom']:.1f} eV/Å")
+        if seen["formula"] is not None and seen["periodic"] == "none":
+            lines.append(f"It knows one molecule, {seen['formula']}: others are extrapolation")
+        if len(model.elements) > 1 and not seen["mixed"]:
+            lines.append("The training data hold pure elements only: compounds and alloys are extrapolation")
+        unseen = {"none": "periodic crystals or liquids", "all": "free molecules or clusters"}.get(seen["periodic"])
+        if unseen:
+            lines.append(f"The training data hold no {unseen}")
+    lines.append(f"Interactions end at {model.cutoff:g} Å; there are no charges, no spins and no long-range dispersion")
+    return "## Limits\n\n" + "\n".join(f"- {_sentence(line)}" for line in lines) + "\n"
+
+
+def _making(name: str, about: Mapping[str, Any]) -> str:
+    lines = []
+    if training := about.get("training"):
+        lines.append(
+            f"Trained for {training['epochs']} epochs in {training['minutes']:.0f} minutes on {training['threads']} "
+            f"thread; weights of epoch {training['best_epoch']}."
+        )
+    if built := about.get("built"):
+        versions = ", ".join(f"{package} {version}" for package, version in built["versions"].items())
+        lines.append(
+            f"Training and every number above: `{built['command']}` ({built['date']}; {built['cpu']}; {versions}); "
+            "the configuration is in `recipe.yaml`."
+        )
+    return "## How it was made\n\n" + " ".join(lines) + "\n" if lines else ""

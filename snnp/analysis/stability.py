@@ -1,0 +1,319 @@
+"""Stability: whether a potential survives molecular dynamics, and how well the energy is conserved.
+
+A structure is brought to temperature, runs at constant energy, and runs hot with a Langevin thermostat. A run has
+blown up if the temperature leaves its target far behind, atoms fuse, a bond of a molecule breaks, or numbers stop being
+finite.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.data import covalent_radii
+from ase.geometry import find_mic
+from ase.md.velocitydistribution import Stationary
+
+from snnp.analysis.properties import GROUND_STATES
+from snnp.errors import InputError
+from snnp.models.potential import Potential
+from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.sampling.run import MDProgress, MDResult, Report
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Sample, columns
+from snnp.structure import Structure
+
+__all__ = [
+    "MELTING_POINTS_SOURCE",
+    "MDEngine",
+    "StabilityPlan",
+    "StabilityRun",
+    "crystal",
+    "melting_point",
+    "shortest_distance",
+    "stability_test",
+    "time_step_for",
+    "watch_run",
+]
+
+MDEngine = Callable[[Potential, Atoms, MDSettings, Report | None], MDResult]
+"""What the entry points `snnp.md_engines` give."""
+
+# K, at atmospheric pressure.
+_MELTING_POINTS = {"Li": 454.0, "Al": 933.0, "Si": 1687.0, "Ni": 1728.0, "Cu": 1358.0, "Ge": 1211.0, "Mo": 2896.0}
+MELTING_POINTS_SOURCE = "CRC Handbook of Chemistry and Physics, 97th ed. (2016), section 4"
+"""Of `melting_point`."""
+
+_HOTTEST = 3.0  # times the target: equipartition after a step into an unphysical hole goes far beyond, noise never does
+_FUSED = 0.6  # of the shortest distance at the start; thermal motion up to the melting point stays above 0.7
+_BONDED, _BROKEN = 1.25, 1.75  # of the sum of covalent radii; of the length of the bond at the start
+_BLOCKS = 20  # of the fit of the drift: longer than the correlation of the energy, enough for an error bar
+_FRAMES = 400  # looked at for distances
+_SAMPLE_FS = 20.0
+
+
+@dataclass(frozen=True)
+class StabilityPlan:
+    """What to put a structure through.
+
+    Arguments:
+        hot_k: K, of the Langevin run.
+        temperature_k: K, of the run at constant energy, reached by a Langevin run of `equilibration_ps` before it.
+        picoseconds: length of each of the two runs.
+        equilibration_ps: ps.
+        dt_fs: time step, fs.
+        dtype: precision of the model.
+        seed: of velocities and thermostat.
+    """
+
+    hot_k: float
+    temperature_k: float = 300.0
+    picoseconds: float = 20.0
+    equilibration_ps: float = 2.0
+    dt_fs: float = 1.0
+    dtype: Literal["float32", "float64"] = "float32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StabilityRun:
+    """What was seen in one run.
+
+    Arguments:
+        ensemble: "nve" or "nvt" (Langevin).
+        target_k: K, of the thermostat; for `nve` the temperature at which it was equilibrated.
+        picoseconds, dt_fs, dtype, n_atoms: how it ran; `picoseconds` is what was reached.
+        failure: why the run counts as blown up, or None.
+        mean_temperature_k, max_temperature_k: K, over the second half and over all samples.
+        shortest_distance_angstrom: Å, between any two atoms at any time looked at.
+        rms_displacement_angstrom: Å, from the sites of the crystal, over the second half; None for molecules.
+        drift_mev_per_atom_per_ns, drift_error: slope of the total energy and its standard error; None but for `nve`.
+    """
+
+    ensemble: str
+    target_k: float
+    picoseconds: float
+    dt_fs: float
+    dtype: str
+    n_atoms: int
+    failure: str | None
+    mean_temperature_k: float | None
+    max_temperature_k: float | None
+    shortest_distance_angstrom: float
+    rms_displacement_angstrom: float | None
+    drift_mev_per_atom_per_ns: float | None
+    drift_error: float | None
+
+    @property
+    def survived(self) -> bool:
+        """Whether nothing blew up."""
+        return self.failure is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"survived": self.survived, **asdict(self)}
+
+
+def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
+    """The ground-state crystal of an element as a nearly cubic supercell of about `n_atoms` atoms.
+
+    Arguments:
+        element: chemical symbol.
+        lattice_constant: Å, of the conventional cell.
+        n_atoms: the smallest cell with at least 90 % of them is taken.
+
+    Raises:
+        InputError: if the ground state of the element is not a known cubic one.
+    """
+    if element not in GROUND_STATES:
+        raise InputError(f"no cubic ground state of {element!r} is known; there are {', '.join(GROUND_STATES)}.")
+    cell = bulk(element, GROUND_STATES[element], a=lattice_constant, cubic=True)
+    repeats = [1, 1, 1]
+    while len(cell) * repeats[0] * repeats[1] * repeats[2] < 0.9 * n_atoms:
+        repeats[repeats.index(min(repeats))] += 1
+    atoms: Atoms = cell.repeat(repeats)
+    return atoms
+
+
+def melting_point(element: str) -> float:
+    """K, measured.
+
+    Raises:
+        InputError: if none is known here.
+    """
+    if element not in _MELTING_POINTS:
+        raise InputError(f"no melting point of {element!r} is known; there are those of {', '.join(_MELTING_POINTS)}.")
+    return _MELTING_POINTS[element]
+
+
+def time_step_for(atoms: Atoms) -> float:
+    """A time step in fs that resolves the fastest vibration: 0.5 with hydrogen, 1 with light atoms, else 2."""
+    lightest = float(atoms.get_masses().min())
+    return 0.5 if lightest < 2.5 else 1.0 if lightest < 20.0 else 2.0
+
+
+def shortest_distance(structure: Structure, reach: float) -> float:
+    """Å, between any two atoms (images included) closer than `reach`; infinite if there are none."""
+    vectors = pair_vectors(structure, neighbour_list(structure, reach))
+    return float(vectors.norm(dim=1).min()) if len(vectors) else float("inf")
+
+
+def stability_test(model: Potential, atoms: Atoms, plan: StabilityPlan, engine: MDEngine) -> dict[str, StabilityRun]:
+    """Equilibrate and run at constant energy ("nve"), then run hot with a thermostat ("langevin").
+
+    Arguments:
+        model: a potential.
+        atoms: a crystal or molecule at rest; the cell stays as it is.
+        plan: temperatures, lengths, time step.
+        engine: runs the dynamics, such as `snnp_ase.md.run_md`.
+
+    Returns:
+        `{"nve": ..., "langevin": ...}`; if equilibration already fails, "nve" reports that.
+
+    Raises:
+        InputError: if the structure cannot be computed even before it moves.
+    """
+
+    def settings(ensemble: Literal["nve", "nvt"], kelvin: float, picoseconds: float, friction: float) -> MDSettings:
+        return MDSettings(
+            ensemble=ensemble,
+            temperature_k=kelvin,
+            steps=max(1, round(1000.0 * picoseconds / plan.dt_fs)),
+            dt_fs=plan.dt_fs,
+            friction_per_ps=friction,
+            dtype=plan.dtype,
+            seed=plan.seed,
+        )
+
+    # A strong thermostat: what counts is that the potential energy has its share when the run begins.
+    warm_up = settings("nvt", plan.temperature_k, plan.equilibration_ps, friction=5.0)
+    nve, warm = watch_run(model, atoms, warm_up, engine)
+    if warm is not None:
+        Stationary(warm, preserve_temperature=True)
+        constant_energy = settings("nve", plan.temperature_k, plan.picoseconds, friction=1.0)
+        nve, _ = watch_run(model, warm, constant_energy, engine, sites=atoms)
+    langevin, _ = watch_run(model, atoms, settings("nvt", plan.hot_k, plan.picoseconds, friction=1.0), engine)
+    return {"nve": nve, "langevin": langevin}
+
+
+def watch_run(
+    model: Potential, atoms: Atoms, settings: MDSettings, engine: MDEngine, sites: Atoms | None = None
+) -> tuple[StabilityRun, Atoms | None]:
+    """Run molecular dynamics under supervision.
+
+    Arguments:
+        model, atoms, settings: as for `snnp.sampling.run_md`; files named in the settings are not written.
+        engine: runs it.
+        sites: the crystal from whose sites displacements are measured; by default `atoms`.
+
+    Returns:
+        What was seen, and the final atoms with momenta (None if the run blew up).
+
+    Raises:
+        InputError: if the structure cannot be computed even before it moves.
+    """
+    model.compute(Structure.from_ase(atoms))  # what is wrong with the input must not count as a blown-up run
+    samples: list[Sample] = []
+
+    def report(progress: MDProgress) -> None:
+        samples.append(progress.sample)
+        if progress.sample.temperature_k > _HOTTEST * settings.temperature_k:
+            raise InputError(f"the temperature rose to {progress.sample.temperature_k:.3g} K")
+
+    failure, result = None, None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frames.extxyz"
+        often = max(1, round(_SAMPLE_FS / settings.dt_fs))
+        update = {
+            "trajectory": path,
+            "trajectory_interval": max(often, settings.steps // _FRAMES),
+            "log_interval": max(1, min(often, settings.steps // (2 * _BLOCKS))),
+            **dict.fromkeys(("log", "plot", "checkpoint")),
+        }
+        try:
+            result = engine(model, atoms, settings.model_copy(update=update), report)
+        except InputError as error:
+            if not path.is_file():  # it never began
+                raise
+            failure = str(error)
+        frames = list(ase.io.iread(path))
+    distances = [shortest_distance(Structure.from_ase(frame), model.cutoff) for frame in (atoms, *frames)]
+    if min(distances) < _FUSED * distances[0]:
+        failure = failure or f"two atoms came as close as {min(distances):.2f} Å (at the start {distances[0]:.2f} Å)"
+    failure = failure or _broken_bond(frames, atoms)
+    seen = (min(distances), _rms_displacement(frames, sites or atoms))
+    run = _summary(settings, samples, failure, len(atoms), seen)
+    return run, None if result is None or failure else result.final
+
+
+def _broken_bond(frames: Sequence[Atoms], start: Atoms) -> str | None:
+    """The first bond of a free molecule that came apart."""
+    if start.pbc.any():
+        return None
+    lengths = start.get_all_distances()
+    radii = covalent_radii[start.numbers]
+    bonded = np.triu(lengths < _BONDED * (radii[:, None] + radii[None, :]), k=1)
+    for frame in frames:
+        stretch = np.where(bonded, frame.get_all_distances() / np.where(bonded, lengths, 1.0), 0.0)
+        if stretch.max(initial=0.0) > _BROKEN:
+            i, j = np.unravel_index(int(stretch.argmax()), stretch.shape)
+            return f"the bond {start.symbols[i]}{i}-{start.symbols[j]}{j} broke"
+    return None
+
+
+def _rms_displacement(frames: Sequence[Atoms], sites: Atoms) -> float | None:
+    """Å, from the sites of a crystal over the second half, without the drift of the whole."""
+    if not sites.pbc.all():
+        return None
+    squares = []
+    for frame in frames[len(frames) // 2 :]:
+        displacement, _ = find_mic(frame.positions - sites.positions, sites.cell)
+        squares.append(np.square(displacement - displacement.mean(axis=0)).sum(axis=1).mean())
+    return float(np.sqrt(np.mean(squares)))
+
+
+def _summary(
+    settings: MDSettings,
+    samples: Sequence[Sample],
+    failure: str | None,
+    n_atoms: int,
+    seen: tuple[float, float | None],
+) -> StabilityRun:
+    temperature = columns(samples)["temperature_k"]
+    slope, error = _drift(samples, n_atoms) if settings.ensemble == "nve" and failure is None else (None, None)
+    return StabilityRun(
+        ensemble=settings.ensemble,
+        target_k=settings.temperature_k,
+        picoseconds=samples[-1].time_ps if samples else 0.0,
+        dt_fs=settings.dt_fs,
+        dtype=settings.dtype,
+        n_atoms=n_atoms,
+        failure=failure,
+        mean_temperature_k=float(temperature[len(temperature) // 2 :].mean()) if samples else None,
+        max_temperature_k=float(temperature.max()) if samples else None,
+        shortest_distance_angstrom=seen[0],
+        rms_displacement_angstrom=seen[1],
+        drift_mev_per_atom_per_ns=slope,
+        drift_error=error,
+    )
+
+
+def _drift(samples: Sequence[Sample], n_atoms: int) -> tuple[float | None, float | None]:
+    """Slope of the total energy in meV/atom/ns and its standard error: a line through the means of blocks."""
+    column = columns(samples)
+    if len(samples) < _BLOCKS:
+        return None, None
+    means = [
+        [block.mean() for block in np.array_split(column[name], _BLOCKS)] for name in ("time_ps", "total_energy_ev")
+    ]
+    nanoseconds, energies = np.array(means[0]) / 1000.0, np.array(means[1]) * 1000.0 / n_atoms
+    # Centred, so that the conditioning does not depend on the zero of energy.
+    fit, covariance = np.polyfit(nanoseconds - nanoseconds.mean(), energies - energies.mean(), 1, cov=True)
+    return float(fit[0]), float(np.sqrt(covariance[0, 0]))

@@ -1,0 +1,303 @@
+"""Cards of models, and the building of a bundled model from its recipe: a pair potential learned from copper cells."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.morse import MorsePotential
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from snnp import training
+from snnp.analysis.card import card_markdown, markdown_table, training_range
+from snnp.analysis.comparison import comparison_page
+from snnp.data import Frame
+from snnp.errors import DataError
+from snnp.models.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.io import load_model
+from snnp.models.spline_nnp import SplineNNP
+from snnp.structure import Structure
+
+RECIPE = {
+    "model": {
+        "radial": {"n_filters": 6, "cutoff": 5.0, "intervals": 10},
+        "angular": {"n_filters": 0},
+        "network": None,
+    },
+    "optimiser": {"epochs": 30, "learning_rate": 0.05, "batch_atoms": 64},
+    "threads": 1,
+    "metadata": {"description": "a pair potential for copper", "citation": "nobody, yet", "licence": "MIT"},
+}
+
+
+@pytest.fixture(scope="module")
+def build_module(repository: Path) -> ModuleType:
+    """model_zoo/build.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("build_zoo", repository / "model_zoo" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_zoo"] = module  # where dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def _copper_cells(n: int, seed: int) -> list[Atoms]:
+    """Strained and shaken fcc cells with the energies of a Morse potential."""
+    rng = np.random.default_rng(seed)
+    cells = []
+    for _ in range(n):
+        atoms = bulk("Cu", a=3.7 * rng.uniform(0.92, 1.08), cubic=True)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * rng.standard_normal((3, 3))), scale_atoms=True)
+        atoms.rattle(0.12, rng=rng)
+        atoms.calc = MorsePotential(epsilon=0.34, r0=2.866, rho0=3.9, rcut1=4.0, rcut2=5.0)
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["group"] = "shaken"
+        cells.append(atoms)
+    return cells
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo with the recipe of one model, `pair-cu`, and its data."""
+    folder = tmp_path_factory.mktemp("zoo")
+    (folder / "mlearn").mkdir()
+    ase.io.write(folder / "cells.xyz", _copper_cells(60, 1))
+    ase.io.write(folder / "mlearn" / "test.xyz", _copper_cells(8, 2))
+    recipe = {**RECIPE, "data": {"train": [f"{folder}/cells.xyz"], "valid": 0.1, "test": f"{folder}/mlearn/test.xyz"}}
+    (folder / "pair-cu").mkdir()
+    (folder / "pair-cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(build_module: ModuleType, zoo: Path) -> Path:
+    """The model, built by one command from a run that was interrupted in its middle."""
+
+    def interrupt(progress: training.Progress) -> None:
+        if progress.epoch == 10:
+            raise KeyboardInterrupt
+
+    run = zoo / "run"
+    with pytest.raises(KeyboardInterrupt):
+        training.train(training.load_config(zoo / "pair-cu" / "recipe.yaml"), run, interrupt)
+    assert not (run / "summary.json").exists()
+    command = ["pair-cu", "--zoo", str(zoo), "--run", str(run), "--quick", "--table", "--page", str(zoo / "models.md")]
+    assert build_module.main(command) == 0
+    return zoo / "pair-cu"
+
+
+def test_model_folder_is_complete_and_loads(built: Path) -> None:
+    assert {path.name for path in built.iterdir()} == {"README.md", "config.json", "model.safetensors", "recipe.yaml"}
+    about = load_model(built).metadata
+    assert about["name"] == "pair-cu"
+    for key in ("energy_mae_mev_per_atom", "force_rmse_ev_per_angstrom"):
+        assert about["metrics"][key] == pytest.approx(about["errors"]["test"][key])
+    assert about["metrics"]["groups"]["shaken"]["n_structures"] == 8
+    assert about["training"]["epochs"] == 30
+    assert about["training_range"]["n_frames"] == 54
+    assert about["speed"]["n_atoms"] == 1008
+    assert 0.0 < about["speed"]["us_per_atom"] <= about["speed"]["us_per_atom_median"]
+    assert about["built"]["versions"]["torch"] == torch.__version__
+    stability = about["stability"]["Cu"]
+    assert stability["langevin"]["target_k"] == pytest.approx(0.8 * 1358.0)
+    assert stability["nve"]["survived"]
+
+
+def test_elastic_constants_are_those_of_a_pair_potential(built: Path) -> None:
+    copper = load_model(built).metadata["properties"]["Cu"]
+    assert copper["c12_gpa"] == pytest.approx(copper["c44_gpa"], rel=1e-3)
+    assert copper["references"]["experiment"]["c11_gpa"] == 168.4
+
+
+def test_card_says_what_the_file_says(built: Path) -> None:
+    card, about = (built / "README.md").read_text(), load_model(built).metadata
+    assert card.startswith("# pair-cu\n\na pair potential for copper.\n")
+    headings = re.findall(r"^## (.*)", card, flags=re.MULTILINE)
+    assert headings == [
+        *("Use", "Data", "Errors", "Properties", "Stability", "Speed", "Limits", "Citation", "How it was made"),
+    ]
+    for value, digits in (
+        (about["metrics"]["energy_mae_mev_per_atom"], 2),
+        (about["metrics"]["force_mae_ev_per_angstrom"], 4),
+        (about["properties"]["Cu"]["lattice_constant_angstrom"], 3),
+        (about["speed"]["us_per_atom"], 1),
+        (about["stability"]["Cu"]["nve"]["shortest_distance_angstrom"], 2),
+        (about["training_range"]["shortest_distance_angstrom"], 2),
+    ):
+        assert f"{value:.{digits}f}" in card
+    assert "python model_zoo/build.py pair-cu --quick" in card
+    assert "least squares" in card
+    assert "E coh" not in card, "energies counted from a fitted zero are no cohesive energies"
+
+
+def test_python_lines_of_the_card_run(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (built / "README.md").read_text(), flags=re.DOTALL)
+    exec(code.replace('"pair-cu"', repr(str(built))), {})
+    energy = float(capsys.readouterr().out.split()[0])
+    # Four atoms of the Morse crystal at the measured lattice constant, a little compressed.
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = MorsePotential(epsilon=0.34, r0=2.866, rho0=3.9, rcut1=4.0, rcut2=5.0)
+    assert energy == pytest.approx(atoms.get_potential_energy(), rel=0.05)
+
+
+def test_comparison_page_has_the_numbers_of_the_card(built: Path) -> None:
+    page, about = (built.parent / "models.md").read_text(), load_model(built).metadata
+    pair = f"{about['metrics']['energy_mae_mev_per_atom']:.2f} / {about['metrics']['force_mae_ev_per_angstrom']:.3f}"
+    assert f"| s-NNP, one model per element | – | {pair} | – |" in page
+    assert "| GAP [3] | 0.42 / 0.02 | 0.46 / 0.01 |" in page
+    assert re.search(r"^\| `pair-cu` \| Cu \| .* \| yes \| ", page, flags=re.MULTILINE)
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("|")}
+    assert widths == {8, 10}
+
+
+def test_finished_run_is_not_trained_again_but_a_changed_recipe_is_refused(
+    build_module: ModuleType, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(built, tmp_path / "pair-cu")
+    recipe = yaml.safe_load((built / "recipe.yaml").read_text())
+    recipe["metadata"]["description"] = "described better"
+    (tmp_path / "pair-cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    state = (built.parent / "run" / "state.safetensors").read_bytes()
+    command = ["pair-cu", "--zoo", str(tmp_path), "--run", str(built.parent / "run"), "--quick"]
+    assert build_module.main(command) == 0
+    assert (built.parent / "run" / "state.safetensors").read_bytes() == state
+    assert (tmp_path / "pair-cu" / "README.md").read_text().startswith("# pair-cu\n\ndescribed better.\n")
+    recipe["optimiser"]["epochs"] = 31
+    (tmp_path / "pair-cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    capsys.readouterr()
+    assert build_module.main(command) == 1
+    assert "was trained by another recipe (optimiser.epochs is 31, was 30)" in capsys.readouterr().err
+
+
+def test_model_that_is_too_large_is_refused_and_nothing_is_written(
+    build_module: ModuleType,
+    built: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "pair-cu").mkdir()
+    shutil.copy(built / "recipe.yaml", tmp_path / "pair-cu")
+    monkeypatch.setattr(build_module, "MAX_BYTES", 1000)
+    command = ["pair-cu", "--zoo", str(tmp_path), "--run", str(built.parent / "run"), "--quick"]
+    assert build_module.main(command) == 1
+    assert "more than 1,000; make the model smaller" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "pair-cu").iterdir()] == ["recipe.yaml"]
+
+
+def test_missing_recipe_is_an_error_of_one_line(
+    build_module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_module.main(["snnp-xx", "--zoo", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "recipe.yaml does not exist" in error
+    assert error.count("\n") == 1
+
+
+def _frame(symbols: str, energy: float | None, pbc: bool, spacing: float) -> Frame:
+    """A line of atoms with unit forces."""
+    n = len(Atoms(symbols))
+    atoms = Atoms(symbols, [[spacing * k, 0.0, 0.0] for k in range(n)], cell=[50.0] * 3, pbc=pbc)
+    return Frame(Structure.from_ase(atoms), energy, np.full((n, 3), 0.5), None, None, f"{symbols}#{energy}")
+
+
+def _model(elements: tuple[str, ...], **zero: float) -> SplineNNP:
+    config = SplineNNPConfig(
+        elements=elements,
+        radial=RadialConfig(n_filters=2, cutoff=4.0),
+        angular=AngularConfig(n_filters=0),
+        repulsion=RepulsionConfig(inner=0.6, outer=0.9),
+    )
+    return SplineNNP(config, zero)
+
+
+def test_training_range_counts_energies_from_the_reference() -> None:
+    model = _model(("H", "O"), H=-1.0, O=-10.0)
+    frames = [
+        _frame("H2", -3.0, False, 0.8),  # -0.5 eV/atom
+        _frame("OH", -10.0, True, 1.1),  # +0.5 eV/atom
+        _frame("O2", None, False, 1.3),
+        _frame("O", -10.0, False, 0.0),  # an isolated atom is no neighbourhood
+    ]
+    seen = training_range(frames, model)
+    assert seen["n_frames"] == 3
+    assert seen["n_energies"] == 2
+    assert seen["energy_span_ev_per_atom"] == pytest.approx(1.0)
+    assert seen["shortest_distance_angstrom"] == pytest.approx(0.8)
+    assert seen["largest_force_ev_per_angstrom"] == 0.5
+    assert (seen["periodic"], seen["mixed"], seen["formula"]) == ("some", True, None)
+    with pytest.raises(DataError, match="isolated atoms"):
+        training_range(frames[-1:], model)
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected", "unexpected"),
+    [
+        ([_frame("OH", -1.0, False, 1.0)], ["one molecule, HO", "no periodic crystals"], ["pure elements"]),
+        (
+            [_frame("O2", -1.0, True, 1.0), _frame("H2", 0.0, True, 0.9)],
+            ["pure elements", "free molecules"],
+            ["one mol"],
+        ),
+        ([_frame("H2", None, False, 0.7)], ["closer than 0.70 Å; inside 0.9 Å"], ["span"]),
+    ],
+)
+def test_limits_follow_from_the_training_data(frames: list[Frame], expected: list[str], unexpected: list[str]) -> None:
+    model = _model(("H", "O"))
+    model.metadata = {"training_range": training_range(frames, model), "limits": ["Not for medical use"]}
+    card = card_markdown("water", model)
+    for text in (*expected, "- Not for medical use.\n", "Interactions end at 4 Å"):
+        assert text in card
+    for text in unexpected:
+        assert text not in card
+
+
+def test_card_of_a_model_without_metadata_leaves_out_what_is_not_known() -> None:
+    card = card_markdown("bare", _model(("Cu",)))
+    assert re.findall(r"^## (.*)", card, flags=re.MULTILINE) == ["Use", "Data", "Limits"]
+    assert "None" not in card
+    assert "nan" not in card
+
+
+def test_blown_up_run_is_written_as_such() -> None:
+    run: dict[str, Any] = {
+        "target_k": 300.0,
+        "picoseconds": 0.5,
+        "dt_fs": 2.0,
+        "dtype": "float32",
+        "survived": False,
+        "failure": "the temperature rose to 9e+04 K",
+        "mean_temperature_k": None,
+        "max_temperature_k": None,
+        "shortest_distance_angstrom": 0.4,
+        "rms_displacement_angstrom": None,
+        "drift_mev_per_atom_per_ns": None,
+        "drift_error": None,
+    }
+    model = _model(("Cu",))
+    model.metadata = {"stability": {"Cu": {"system": "32 Cu atoms", "nve": run, "langevin": run}}}
+    assert "**blew up**: the temperature rose to 9e+04 K" in card_markdown("bad", model)
+
+
+def test_comparison_needs_measured_models() -> None:
+    with pytest.raises(DataError, match=r"the file of bare states no metrics, .*build\.py bare"):
+        comparison_page({"bare": _model(("Cu",))})
+
+
+def test_bars_in_cells_do_not_break_tables() -> None:
+    assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
