@@ -76,31 +76,18 @@ def export_command(
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
     from snnp.export import export_torchscript
     from snnp.models.io import load_model
-    from snnp.sampling import build_structure
 
     assert file_format is ExportFormat.torchscript
     potential = load_model(model, dtype=as_dtype(dtype))
-    atoms = None if structure is None else build_structure(structure)
-    periodic = atoms is not None and bool(atoms.pbc.any())
-    if atoms is not None and periodic and not atoms.pbc.all():
-        raise InputError(
-            f"'{structure}' is periodic in some directions only, which a module with fixed atoms cannot be; "
-            "leave --structure away and hand pbc to each call."
-        )
+    numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
     prepare_output(out)
     length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
     energy: Literal["kJ/mol", "eV"] = "eV" if energy_unit is EnergyUnit.ev else "kJ/mol"
     export_torchscript(
-        potential,
-        out,
-        length_unit=length,
-        energy_unit=energy,
-        numbers=None if atoms is None else atoms.numbers.tolist(),
-        periodic=periodic,
-        forces=forces,
+        potential, out, length_unit=length, energy_unit=energy, numbers=numbers, periodic=periodic, forces=forces
     )
     arguments = "numbers, positions, cell, pbc"
-    if atoms is not None:
+    if numbers is not None:
         arguments = "positions, boxvectors" if periodic else "positions"
     report = {
         "model": model,
@@ -109,7 +96,7 @@ def export_command(
         "call": f"module({arguments}) -> {'energy, forces' if forces else 'energy'}",
         "length_unit": length,
         "energy_unit": energy,
-        "n_atoms": None if atoms is None else len(atoms),
+        "n_atoms": None if numbers is None else len(numbers),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "bytes": out.stat().st_size,
     }
@@ -117,6 +104,19 @@ def export_command(
         print_json(report)
     else:
         print_pairs({name.replace("_", " "): str(value) for name, value in report.items() if value is not None})
+
+
+def _fixed_atoms(structure: str) -> tuple[list[int], bool]:
+    """Atomic numbers and periodicity of a structure."""
+    from snnp.sampling import build_structure
+
+    atoms = build_structure(structure)
+    if atoms.pbc.any() and not atoms.pbc.all():
+        raise InputError(
+            f"'{structure}' is periodic in some directions only, which a module with fixed atoms cannot be; "
+            "leave --structure away and hand pbc to each call."
+        )
+    return atoms.numbers.tolist(), bool(atoms.pbc.all())
 
 
 def plot_command(
