@@ -243,6 +243,7 @@ def test_stated_errors_prefer_the_test_set() -> None:
     assert stated_errors({}) == ("", {})
     assert stated_errors({"errors": errors})[0] == "valid"
     assert stated_errors({"errors": {**errors, "test": {}}})[0] == "test"
+    assert stated_errors({"errors": errors, "metrics": {"n_atoms": 1}}) == ("test", {"n_atoms": 1})
 
 
 def test_curves_hold_arrays_of_one_shape() -> None:

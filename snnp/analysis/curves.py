@@ -230,5 +230,6 @@ def _embedding(model: SplineNNP) -> tuple[np.ndarray, np.ndarray] | None:
     splines = model.readout.embedding
     if splines is None:
         return None
-    x = torch.linspace(splines.grids[0].lower, splines.grids[0].upper, 200, dtype=torch.float64)
+    lower, upper = min(grid.lower for grid in splines.grids), max(grid.upper for grid in splines.grids)
+    x = torch.linspace(lower, upper, 200, dtype=torch.float64)
     return x.numpy(), all_groups(splines, x).numpy()

@@ -85,7 +85,12 @@ def _closest(seen: Occurrence | None, shells: list[np.ndarray]) -> float:
 
 
 def stated_errors(metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The errors that a model's file states and the set they belong to: test before valid; ("", {}) if none."""
+    """The errors that a model's file states and the set they belong to: test before valid; ("", {}) if none.
+
+    Bundled models state those of their cards (`metrics`), others those of their training run (`errors`).
+    """
+    if "metrics" in metadata:
+        return "test", metadata["metrics"]
     errors = metadata.get("errors", {})
     for name in ("test", "valid"):
         if name in errors:
@@ -287,7 +292,7 @@ class _Page:
             _legend(panel)
             panel.set(
                 ylabel="Σ h f² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f² g(θ)",
-                title="Three-body energy at the nearest distance",
+                title=f"Three-body {'energy' if curves.in_ev else 'density'} at the nearest distance",
             )
         panel.set_xlim(0.0, 180.0)
         panel.set_xticks(range(0, 181, 30))

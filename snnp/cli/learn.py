@@ -10,7 +10,7 @@ import typer
 from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
 from snnp.cli.files import prepare_folder
 from snnp.cli.options import Data, Device, Dtype, Json, Model, as_dtype, examples
-from snnp.cli.tables import print_errors
+from snnp.cli.tables import print_errors, print_properties
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def evaluate_command(
     if data:
         _print_comparison(report)
     if properties:
-        _print_properties(report["properties"])
+        print_properties(report["properties"])
+        if not report["properties"]:
+            say("None of the model's elements has a cubic crystal whose properties can be computed.")
 
 
 def _compare(potential: Potential, frames: list[Frame], model: str, data: str) -> dict[str, Any]:
@@ -106,25 +108,6 @@ def _properties(potential: Potential) -> list[dict[str, Any]]:
     from snnp.analysis.properties import model_properties
 
     return [crystal.to_dict() for crystal in model_properties(potential)]
-
-
-def _print_properties(crystals: list[dict[str, Any]]) -> None:
-    if not crystals:
-        say("None of the model's elements has a cubic crystal whose properties can be computed.")
-    quantities = {
-        "a (Å)": "lattice_constant_angstrom",
-        "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
-        "B (GPa)": "bulk_modulus_gpa",
-        "C11 (GPa)": "c11_gpa",
-        "C12 (GPa)": "c12_gpa",
-        "C44 (GPa)": "c44_gpa",
-    }
-    for crystal in crystals:
-        lines = {"model": crystal, **crystal["references"]}
-        rows = [[name, *(number(line[key], 4) for key in quantities.values())] for name, line in lines.items()]
-        print_table(["", *quantities], rows, title=f"\n{crystal['structure']} {crystal['element']}")
-        for name, line in crystal["references"].items():
-            say(f"{name}: {line['source']}")
 
 
 def train_command(

@@ -10,7 +10,7 @@ from typing import Any
 
 from snnp.cli.console import number, print_json, print_pairs, print_table, say
 from snnp.cli.options import Json, Model, examples
-from snnp.cli.tables import print_errors
+from snnp.cli.tables import print_errors, print_properties
 
 __all__ = ["INFO_EXAMPLES", "LS_EXAMPLES", "info_command", "list_command"]
 
@@ -26,7 +26,7 @@ def list_command(as_json: Json = False) -> None:
     if as_json:
         print_json(models)
         return
-    columns = ["model", "elements", "parameters", "cutoff (Å)", "energy MAE (meV/atom)", "force MAE (eV/Å)"]
+    columns = ["model", "elements", "parameters", "cutoff (Å)", "energy MAE (meV/atom)", "force MAE (eV/Å)", "µs/atom"]
     rows = [
         [
             model["name"],
@@ -35,6 +35,7 @@ def list_command(as_json: Json = False) -> None:
             f"{model['cutoff_angstrom']:g}",
             number(model["energy_mae_mev_per_atom"]),
             number(model["force_mae_ev_per_angstrom"]),
+            number(model["us_per_atom"]),
         ]
         for model in models
     ]
@@ -54,11 +55,16 @@ def info_command(model: Model, as_json: Json = False) -> None:
     metadata, config = details.pop("metadata"), details.pop("config")
     print_pairs(_flat(details), title=details["name"])
     print_pairs(_flat(config), title="\nForm")
-    errors = metadata.pop("errors", None)
+    errors, metrics = metadata.pop("errors", {}), metadata.pop("metrics", {})
+    properties = metadata.pop("properties", {})
     if metadata:
         print_pairs(_flat(metadata), title="\nProvenance")
-    if errors:
+    if metrics:
+        parts = {"all": metrics, **metrics.get("groups", {}), **metrics.get("pure_elements", {})}
+        print_errors(parts, title=f"\nErrors on {metrics.get('data', 'test data')}")
+    elif errors:
         print_errors(errors, title="\nErrors")
+    print_properties(properties.values())
 
 
 def _summary(name: str) -> dict[str, Any]:
@@ -75,6 +81,7 @@ def _summary(name: str) -> dict[str, Any]:
         "errors_on": part or None,
         "energy_mae_mev_per_atom": errors.get("energy_mae_mev_per_atom"),
         "force_mae_ev_per_angstrom": errors.get("force_mae_ev_per_angstrom"),
+        "us_per_atom": model.metadata.get("speed", {}).get("us_per_atom"),
     }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from snnp.cli.console import number, print_table
+from snnp.cli.console import number, print_table, say
 
-__all__ = ["print_errors"]
+__all__ = ["print_errors", "print_properties"]
 
 _QUANTITIES = (
     ("energy MAE", "energy_mae_mev_per_atom"),
@@ -18,6 +18,14 @@ _QUANTITIES = (
     ("max (eV/Å)", "force_max_ev_per_angstrom"),
 )
 _STRESS = ("stress MAE (GPa)", "stress_mae_gpa")
+_PROPERTIES = {
+    "a (Å)": "lattice_constant_angstrom",
+    "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
+    "B (GPa)": "bulk_modulus_gpa",
+    "C11 (GPa)": "c11_gpa",
+    "C12 (GPa)": "c12_gpa",
+    "C44 (GPa)": "c44_gpa",
+}
 
 
 def print_errors(parts: Mapping[str, Mapping[str, Any]], title: str) -> None:
@@ -29,3 +37,15 @@ def print_errors(parts: Mapping[str, Mapping[str, Any]], title: str) -> None:
         counts = [str(part.get(count, "–")) for count in ("n_structures", "n_atoms")]
         rows.append([name, *counts, *(number(part.get(key)) for _, key in quantities)])
     print_table(["", "structures", "atoms", *(label for label, _ in quantities)], rows, title=title)
+
+
+def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:
+    """A table per crystal: the model beside published values; `CubicProperties.to_dict` says what a crystal holds."""
+    sources: dict[str, str] = {}
+    for crystal in crystals:
+        lines = {"model": crystal, **crystal["references"]}
+        rows = [[name, *(number(line.get(key), 4) for key in _PROPERTIES.values())] for name, line in lines.items()]
+        print_table(["", *_PROPERTIES], rows, title=f"\n{crystal['structure']} {crystal['element']}")
+        sources |= {line["source"]: name for name, line in crystal["references"].items()}
+    for source, name in sources.items():
+        say(f"{name}: {source}")
