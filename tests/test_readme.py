@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,10 +10,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+
+from snnp.cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "docs/first-simulation.md", "docs/train.md", "docs/conventions.md"]
-SECONDS_PER_BLOCK = 120  # each takes a few seconds on an idle core; the rest is room for a busy machine
 
 # Lines that set up a checkout; `make` runs them on a fresh machine, here only their names are checked.
 SETTING_UP = ("git clone ", "cd ", "make ", "pip install ", "python3 -m venv ", "source ", "export ")
@@ -46,27 +47,35 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {page: tmp_path_factory.mktemp(Path(page).stem) for page in PAGES}
 
 
-def _run(command: list[str], folder: Path) -> None:
-    environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS_PER_BLOCK
-    )
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+def _run_snnp(words: list[str]) -> None:
+    """The command in this process: a new one for each would spend most of its time importing torch."""
+    with pytest.raises(SystemExit) as ended:
+        typer.main.get_command(app).main(args=words)
+    assert ended.value.code == 0, f"{shlex.join(['snnp', *words])} ended with code {ended.value.code}"
 
 
 @pytest.mark.parametrize(
     ("page", "language", "text"), RUNNABLE, ids=[f"{Path(b[0]).stem}-{n}-{b[1]}" for n, b in enumerate(RUNNABLE)]
 )
-def test_block_runs(page: str, language: str, text: str, folders: dict[str, Path]) -> None:
+def test_block_runs(
+    page: str, language: str, text: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders[page])
     if language == "python":
-        _run([sys.executable, "-c", text], folders[page])
+        exec(compile(text, page, "exec"), {"__name__": "__main__"})
         return
     for line in _commands(text):
         words = shlex.split(line)
         if words[0] == "snnp":
-            _run([str(Path(sys.executable).parent / "snnp"), *words[1:]], folders[page])
+            _run_snnp(words[1:])
         else:
             assert line.startswith(SETTING_UP), f"{page} shows a command that no test runs: {line}"
+
+
+def test_script_is_installed(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "snnp"
+    done = subprocess.run([str(script), "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("snnp ")
 
 
 @pytest.mark.parametrize("page", PAGES)
