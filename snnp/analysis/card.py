@@ -82,7 +82,7 @@ def training_range(frames: Sequence[Frame], model: SplineNNP) -> dict[str, Any]:
         "n_frames": len(frames),
         "n_atoms": sum(frame.n_atoms for frame in frames),
         "n_energies": len(energies),
-        "groups": dict(sorted(Counter(frame.group or "no group" for frame in frames).items())),
+        "groups": dict(sorted(Counter(frame.group for frame in frames if frame.group).items())),
         "shortest_distance_angstrom": min(shortest_distance(frame.structure, model.cutoff) for frame in frames),
         "energy_span_ev_per_atom": max(energies) - min(energies) if energies else None,
         "largest_force_ev_per_angstrom": max(forces, default=None),
@@ -177,7 +177,8 @@ def _data(model: SplineNNP) -> str:
     lines.append(f"- Level of theory: {_sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
     if seen := about.get("training_range"):
         groups = ", ".join(f"{group} {count}" for group, count in seen["groups"].items())
-        lines.append(f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms: {groups}.")
+        named = f": {groups}" if groups else ""
+        lines.append(f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms{named}.")
     origin = about.get("reference_energies_from", {})
     zeros = ", ".join(
         f"{symbol} {energy:.6f} ({origin.get(symbol, 'unknown origin')})"
@@ -210,15 +211,22 @@ def _properties(properties: Mapping[str, Mapping[str, Any]], model: SplineNNP) -
         # The energy of the crystal is then counted from a fitted zero, which is no cohesive energy.
         del columns["E coh (eV/atom)"]
     rows: list[list[str]] = []
-    sources: dict[str, str] = {}
+    sources: dict[tuple[str, str], list[str]] = {}
     for symbol, crystal in properties.items():
         rows.append([f"{crystal['structure']} {symbol}", "this model", *_cells(crystal, columns)])
         for kind, values in crystal["references"].items():
             rows.append(["", kind, *_cells(values, columns)])
-            sources.setdefault(values["source"], kind)
+            sources.setdefault((kind, values["source"]), []).append(symbol)
     text = "## Properties\n\nPerfect crystals at zero temperature and stress; elastic constants in GPa.\n\n"
     text += markdown_table(["crystal", "", *columns], rows, n_text=2)
-    return text + "\n" + "\n".join(f"- {kind}: {_sentence(source)}" for source, kind in sources.items()) + "\n"
+    return (
+        text
+        + "\n"
+        + "\n".join(
+            f"- {', '.join(symbols)}, {kind}: {_sentence(source)}" for (kind, source), symbols in sources.items()
+        )
+        + "\n"
+    )
 
 
 def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
