@@ -13,7 +13,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from snnp.exact import ExactModule
 
 __all__ = ["Harmonics"]
 
@@ -60,7 +62,7 @@ def _matrices(degree: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return raising, lowering
 
 
-class Harmonics(nn.Module):
+class Harmonics(ExactModule):
     """Spherical harmonics up to `degree` on unit vectors.
 
     Buffers: `degree_of` [(L+1)²] float, the degree of every column; `lowering` [3, (L+1)², L²], the gradient of the
@@ -72,12 +74,12 @@ class Harmonics(nn.Module):
         self.degree = degree
         raising, lowering = _matrices(degree)
         for n, c in enumerate(raising, start=1):
-            self.register_buffer(f"raising_{n}", torch.from_numpy(c), persistent=False)
+            self.register_constant(f"raising_{n}", torch.from_numpy(c))
         size = (degree + 1) ** 2
         full = np.zeros((3, size, max(degree**2, 1)))
         for n, d in enumerate(lowering, start=1):
             full[:, n**2 : (n + 1) ** 2, (n - 1) ** 2 : n**2] = d
-        self.register_buffer("lowering", torch.from_numpy(full), persistent=False)
+        self.register_constant("lowering", torch.from_numpy(full))
         degrees = [float(n) for n in range(degree + 1) for _ in range(2 * n + 1)]
         self.register_buffer("degree_of", torch.tensor(degrees, dtype=torch.float64), persistent=False)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from snnp.errors import InputError
+from snnp.exact import ExactModule
 
 __all__ = ["End", "SplineGrid", "SplineSet", "bspline_weights", "end_map", "fit_knots", "legendre_projection"]
 
@@ -157,7 +158,7 @@ def fit_knots(
     return torch.linalg.solve(system, right[..., None])[..., 0]
 
 
-class SplineSet(nn.Module):
+class SplineSet(ExactModule):
     """`S` groups of `F` splines; the splines of a group share a grid.
 
     Arguments:
@@ -177,9 +178,9 @@ class SplineSet(nn.Module):
         if (lower, upper) != ("free", "free") and any(grid.n_intervals != n_max for grid in grids):
             raise InputError("end conditions other than 'free' need the same number of intervals in every group.")
         self.ends = (lower, upper)
-        self.register_buffer("map", end_map(n_max, lower, upper), persistent=False)
-        self.register_buffer("lower", torch.tensor([g.lower for g in grids], dtype=torch.float64), persistent=False)
-        self.register_buffer("spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64), persistent=False)
+        self.register_constant("map", end_map(n_max, lower, upper))
+        self.register_constant("lower", torch.tensor([g.lower for g in grids], dtype=torch.float64))
+        self.register_constant("spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64))
         self.register_buffer("n_intervals", torch.tensor([g.n_intervals for g in grids]), persistent=False)
         self.free = nn.Parameter(torch.zeros(len(grids), n_filters, self.map.shape[0], dtype=torch.float64))
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
+from snnp.exact import ExactModule
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
@@ -52,7 +53,7 @@ class PairGradients:
     gradients: Tensor
 
 
-class Potential(nn.Module, ABC):
+class Potential(ExactModule, ABC):
     """Base of all potentials.
 
     Arguments:

@@ -28,7 +28,8 @@ def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     if name == "tanh":
         t = torch.tanh(x)
         return t, 1.0 - t * t
-    return functional.softplus(x), torch.sigmoid(x)
+    # torch's default threshold of 20 makes the value jump by 2e-9, and autograd's slope with it.
+    return functional.softplus(x, 1.0, 40.0), torch.sigmoid(x)
 
 
 class Network(nn.Module):

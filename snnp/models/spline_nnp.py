@@ -81,7 +81,7 @@ class SplineNNP(Potential):
         self.readout = Readout(config)
         self.harmonics = Harmonics(config.angular.degree)
         projection = legendre_projection(config.grid("angle")[0], config.angular.degree)
-        self.register_buffer("projection", projection, persistent=False)
+        self.register_constant("projection", projection)
         self.register_buffer("unordered", _unordered(config.n_elements), persistent=False)
         self.double()
         self.reset(seed)
