@@ -39,12 +39,13 @@ def _images(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> tupl
 
     Fractional coordinates come from the pseudo-inverse of the periodic vectors: open directions have none.
     """
-    inverse = torch.linalg.pinv(cell * pbc.to(cell.dtype).unsqueeze(1))
+    periodic = pbc.to(cell.dtype)
+    inverse = torch.linalg.pinv(cell * periodic.unsqueeze(1)) * periodic
     fractional = positions @ inverse
     wraps = fractional.floor()
     fractional = fractional - wraps
     # A pair within the cutoff differs by at most this much; the margin is for rounding.
-    reach = cutoff * torch.linalg.vector_norm(inverse, dim=0) * (1.0 + 1e-9) + 1e-9 * pbc.to(cell.dtype)
+    reach = cutoff * torch.linalg.vector_norm(inverse, dim=0) * (1.0 + 1e-9) + 1e-9 * periodic
     n: list[int] = reach.ceil().to(torch.int64).tolist()
     axes = [torch.arange(-k, k + 1, device=cell.device) for k in n]
     shifts = torch.stack([axis.flatten() for axis in torch.meshgrid(axes, indexing="ij")], dim=1)
