@@ -301,3 +301,9 @@ def test_comparison_needs_measured_models() -> None:
 
 def test_bars_in_cells_do_not_break_tables() -> None:
     assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
+
+
+def test_dollars_of_paths_begin_no_formula() -> None:
+    model = _model(("Cu",))
+    model.metadata = {"metrics": {"data": "$SNNP_DATA/a.xyz, $SNNP_DATA/b.xyz", "n_structures": 2}}
+    assert r"On \$SNNP_DATA/a.xyz, \$SNNP_DATA/b.xyz, never" in card_markdown("copper", model)

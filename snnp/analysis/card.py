@@ -117,8 +117,13 @@ def card_markdown(name: str, model: SplineNNP) -> str:
 
 
 def _sentence(text: Any) -> str:
-    text = str(text).strip()
+    text = _escaped(text).strip()
     return text if text.endswith(".") else f"{text}."
+
+
+def _escaped(text: Any) -> str:
+    """Without dollars that would begin a formula, as in paths that name environment variables."""
+    return str(text).replace("$", "\\$")
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -193,7 +198,7 @@ def _errors(metrics: Mapping[str, Any]) -> str:
     rows |= {f"pure {symbol}": errors for symbol, errors in metrics.get("pure_elements", {}).items()}
     body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in rows.items()]
     text = (
-        f"## Errors\n\nOn {metrics['data']}, never used in training. Energies per structure, "
+        f"## Errors\n\nOn {_escaped(metrics['data'])}, never used in training. Energies per structure, "
         "forces over all components, stresses over six components.\n\n"
     )
     text += markdown_table(["", "structures", *_ERROR_COLUMNS], body)
