@@ -77,7 +77,7 @@ def _model(config: SplineNNPConfig) -> SplineNNP:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         model.readout.mean.normal_(generator=generator)
         model.readout.std.uniform_(0.7, 1.5, generator=generator)
     model.metadata = {"data": "none", "numbers": [1, 2.5, None]}
