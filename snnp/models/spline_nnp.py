@@ -292,8 +292,7 @@ class SplineNNP(Potential):
         if self.has_three_body:
             functions = self.f(inner_shell.distance, self._group(inner_shell, species))
             triples = make_triples(inner_shell, functions, self.g, self.config.n_elements)
-            three_body, inner = triple_features(triples)
-            features.append(three_body)
+            features.append(triple_features(triples))
         energies, h = self.readout(torch.cat(features, dim=1), species)
         n_radial = self.config.radial.n_filters
         radial = (slope * inside * h[:, None, :n_radial]).sum(dim=-1)
@@ -303,7 +302,7 @@ class SplineNNP(Potential):
             radial = radial + 0.5 * (slope * inside)[..., 0]
         gradients = [(shell, radial[..., None] * shell.unit)]
         if triples is not None:
-            gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, inner, h[:, n_radial:])))
+            gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, h[:, n_radial:])))
         return energies, _merge(gradients)
 
     def repulsion(self, shell: Shell, numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,13 +40,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Triples:
-    """Functions on the pairs and triples of N atoms.
+    """Functions on the pairs of N atoms and on their T = J (J - 1) / 2 unordered pairs of neighbours.
 
-    `f`, `f_slope` [N, J, F]; `g`, `g_slope` [N, J, J, F], zero for j = k and in padding; `cosine` [N, J, J].
+    `first`, `second` [T]: columns j < k of the shell. `f`, `f_slope` [N, J, F], zero in padding; `products` f_j f_k,
+    `g`, `g_slope` [N, T, F]; `cosine` [N, T].
     """
 
+    first: Tensor
+    second: Tensor
     f: Tensor
     f_slope: Tensor
+    products: Tensor
     g: Tensor
     g_slope: Tensor
     cosine: Tensor
@@ -56,33 +60,37 @@ def make_triples(shell: Shell, functions: tuple[Tensor, Tensor], angle: SplineSe
     """Evaluate g on all pairs of neighbours; `functions` are f and f' [N, J, F] on the shell."""
     inside = shell.mask[..., None]
     f, f_slope = functions[0] * inside, functions[1] * inside
-    cosine = (shell.unit @ shell.unit.transpose(1, 2)).clamp(-1.0, 1.0)
-    n_columns = cosine.shape[-1]
-    different = ~torch.eye(n_columns, dtype=torch.bool, device=cosine.device)
-    valid = (different & shell.mask[:, :, None] & shell.mask[:, None, :])[..., None]
+    n_columns = f.shape[1]
+    first, second = torch.triu_indices(n_columns, n_columns, 1, device=f.device)
+    cosine = (shell.unit @ shell.unit.transpose(1, 2))[:, first, second].clamp(-1.0, 1.0)
     group = None
     if len(angle.grids) > 1:
-        a = torch.minimum(shell.channel[:, :, None], shell.channel[:, None, :])
-        b = torch.maximum(shell.channel[:, :, None], shell.channel[:, None, :])
+        a = torch.minimum(shell.channel[:, first], shell.channel[:, second])
+        b = torch.maximum(shell.channel[:, first], shell.channel[:, second])
         # Unordered pairs are numbered row by row: (0,0), (0,1), ..., (1,1), ...
         group = a * n_elements - a * (a - 1) // 2 + (b - a)
     g, g_slope = angle(cosine, group)
-    return Triples(f, f_slope, g * valid, g_slope * valid, cosine)
+    return Triples(first, second, f, f_slope, f.index_select(1, first) * f.index_select(1, second), g, g_slope, cosine)
 
 
-def triple_features(triples: Triples) -> tuple[Tensor, Tensor]:
-    """Features [N, F] and the inner sums `sum_k f(r_ik) g(c)` [N, J, F]."""
-    inner = (triples.g * triples.f[:, None, :, :]).sum(dim=2)
-    return 0.5 * (triples.f * inner).sum(dim=1), inner
+def triple_features(triples: Triples) -> Tensor:
+    """Features [N, F]."""
+    return (triples.products * triples.g).sum(dim=1)
 
 
-def triple_pair_gradients(shell: Shell, triples: Triples, inner: Tensor, feature_gradient: Tensor) -> Tensor:
+def triple_pair_gradients(shell: Shell, triples: Triples, feature_gradient: Tensor) -> Tensor:
     """dE/dr_ij [N, J, 3] from dE/dG3 [N, F]."""
-    h = feature_gradient[:, None, :]
-    radial = (h * triples.f_slope * inner).sum(dim=-1)
-    left = h * triples.f
-    weight = (triples.g_slope * left[:, :, None, :] * triples.f[:, None, :, :]).sum(dim=-1)
-    turned = weight @ shell.unit - (weight * triples.cosine).sum(dim=-1, keepdim=True) * shell.unit
+    first, second, f = triples.first, triples.second, triples.f
+    inner = torch.zeros_like(f).index_add(1, first, triples.g * f.index_select(1, second))
+    inner = inner.index_add(1, second, triples.g * f.index_select(1, first))
+    radial = ((triples.f_slope * inner) @ feature_gradient[..., None])[..., 0]
+    weight = ((triples.products * triples.g_slope) @ feature_gradient[..., None])[..., 0]
+    square = torch.zeros_like(shell.unit @ shell.unit.transpose(1, 2))
+    square[:, first, second] = weight
+    square = square + square.transpose(1, 2)
+    along = torch.zeros_like(radial).index_add(1, first, weight * triples.cosine)
+    along = along.index_add(1, second, weight * triples.cosine)
+    turned = square @ shell.unit - along[..., None] * shell.unit
     return radial[..., None] * shell.unit + turned / shell.distance[..., None]
 
 
