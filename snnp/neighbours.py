@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,12 @@ def _one_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: 
     box = cell
     if not pbc.all():
         box = _complete_cell(positions, cell, pbc, cutoff)
+    # Beyond these sizes vesin's cell list and its 32-bit shifts overflow, which ends the whole process.
+    if not (abs(np.linalg.det(box)) < 1e15 * cutoff**3 and np.abs(positions).max() < 1e9):
+        raise InputError(
+            f"atoms or cell are too large to search for neighbours within {cutoff} Å: coordinates reach "
+            f"{np.abs(positions).max():.3g} Å; check their units, and whether the simulation has exploded."
+        )
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True)
     i, j, shift = calculator.compute(points=positions, box=box, periodic=pbc, quantities="ijS")
     return i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64).reshape(-1, 3)
@@ -73,8 +80,8 @@ def neighbour_list(structure: Structure, cutoff: float) -> Neighbours:
     Raises:
         InputError: for a cutoff that is not positive, positions that are not finite, or a flat periodic cell.
     """
-    if not cutoff > 0.0:
-        raise InputError(f"cutoff must be positive, got {cutoff} Å.")
+    if not 0.0 < cutoff < math.inf:
+        raise InputError(f"cutoff must be positive and finite, got {cutoff} Å.")
     structure.check()
     positions = structure.positions.detach().cpu().double().numpy()
     cells = structure.cell.detach().cpu().double().numpy()
@@ -146,6 +153,7 @@ class VerletList:
             old.n_atoms != structure.n_atoms
             or old.n_structures != structure.n_structures
             or not torch.equal(old.numbers, structure.numbers)
+            or not torch.equal(old.structure_of_atom, structure.structure_of_atom)
             or not torch.equal(old.pbc, structure.pbc)
             or not torch.equal(old.cell, structure.cell)
         ):

@@ -130,7 +130,13 @@ class Structure:
         )
 
     def check(self) -> None:
-        """Raise `InputError` where nothing can be computed: NaN or infinite numbers, or a flat periodic cell."""
+        """Raise `InputError` where nothing can be computed: NaN, infinite numbers, a flat periodic cell, mixed-up atoms."""
+        owner = self.structure_of_atom
+        if self.n_atoms and not bool((owner.diff() >= 0).all() & (owner[0] >= 0) & (owner[-1] < self.n_structures)):
+            raise InputError(
+                f"structure_of_atom must not decrease and lie in [0, {self.n_structures}); "
+                "order the atoms by structure, or build the batch with Structure.concatenate."
+            )
         for name in ("positions", "cell"):
             finite = torch.isfinite(getattr(self, name))
             if not bool(finite.all()):
@@ -139,14 +145,12 @@ class Structure:
                     f"{name} must be finite numbers, but {name}{bad} is NaN or infinite; "
                     "check the file or the step that produced this structure."
                 )
-        periodic_rows = torch.where(
-            self.pbc[:, :, None], self.cell, torch.eye(3, dtype=self.cell.dtype, device=self.cell.device)
-        )
-        # Directions that are not periodic are replaced by unit vectors: slabs and wires without a full cell pass.
-        lengths = periodic_rows.norm(dim=-1).clamp_min(1e-300)
-        relative_volume = torch.linalg.det(periodic_rows / lengths[:, :, None]).abs()
-        # A slab may lie along any axis: only fully periodic cells are judged by volume, others by zero vectors.
-        flat = (self.pbc.all(dim=1) & (relative_volume < 1e-6)) | ((lengths < 1e-6) & self.pbc).any(dim=1)
+        directions = self.cell.double() / self.cell.double().norm(dim=-1, keepdim=True).clamp_min(1e-300)
+        # The Gram determinant of the periodic directions: slabs and wires need no third vector, whichever axis is open.
+        both = self.pbc[:, :, None] & self.pbc[:, None, :]
+        gram = torch.where(both, directions @ directions.transpose(1, 2), torch.eye(3, device=both.device).double())
+        flat = torch.linalg.det(gram) < 1e-12
+        flat = flat | ((self.cell.norm(dim=-1) < 1e-6) & self.pbc).any(dim=1)
         if bool(flat.any()):
             b = int(flat.nonzero()[0])
             raise InputError(

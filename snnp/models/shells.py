@@ -66,7 +66,8 @@ def make_shell(
         worst = int(squares.argmin())
         raise InputError(
             f"atoms {int(centre[row[worst]])} and {int(j[worst])} overlap "
-            f"({float(squares[worst].sqrt()):.3f} Å apart); remove the duplicate, or check the units of the positions (Å expected)."
+            f"({float(squares[worst].sqrt()):.3f} Å apart); "
+            "remove the duplicate, or check the units of the positions (Å expected)."
         )
     kept = squares < cutoff**2
     row, j, vectors = row[kept], j[kept], vectors[kept]

@@ -135,8 +135,9 @@ def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
 def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     """Fill in what follows from the data: elements, ranges of filters, repulsion. Elements of the data must be covered.
 
-    With `ranges: auto` the filters begin just below the shortest distance d of the training set, and the repulsion acts
-    from 1.1 d inwards, whole at 0.7 d: what was never seen repels.
+    With `ranges: auto` the filters begin at 0.8 d, where d is the shortest distance of the training set: they become
+    flat at that end, and must still be steep at d, where forces are largest. The repulsion acts from 1.05 d inwards,
+    whole at 0.6 d: what was never seen repels.
     """
     found = elements_of(problem.split.train)
     elements = config.model.elements or tuple(found)
@@ -146,11 +147,11 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     update: dict[str, Any] = {}
     if config.ranges == "auto":
         shortest = _shortest_distance(problem.split.train, max(model.radial_cutoff, model.angular_cutoff))
-        lower = round(0.98 * shortest, 3)
+        lower = round(0.8 * shortest, 3)
         update["radial"] = model.radial.model_copy(update={"lower": lower})
         update["angular"] = model.angular.model_copy(update={"lower": lower})
         if model.repulsion is None:
-            update["repulsion"] = RepulsionConfig(inner=round(0.7 * shortest, 3), outer=round(1.1 * shortest, 3))
+            update["repulsion"] = RepulsionConfig(inner=round(0.6 * shortest, 3), outer=round(1.05 * shortest, 3))
     tree = {**model.model_dump(), **{k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in update.items()}}
     return config.model_copy(update={"model": SplineNNPConfig.model_validate(tree), "ranges": "given"})
 
