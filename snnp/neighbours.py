@@ -15,6 +15,8 @@ from snnp.structure import Structure
 
 __all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors"]
 
+_FARTHEST = 1e9  # Å
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -44,14 +46,15 @@ class Neighbours:
 
 def _one_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> tuple[np.ndarray, ...]:
     """Pairs of one structure: (i, j, shift), sorted by i."""
+    reach = float(np.abs(positions).max())
     box = cell
-    if not pbc.all():
+    if not pbc.all() and reach < _FARTHEST:
         box = _complete_cell(positions, cell, pbc, cutoff)
     # Beyond these sizes vesin's cell list and its 32-bit shifts overflow, which ends the whole process.
-    if not (abs(np.linalg.det(box)) < 1e15 * cutoff**3 and np.abs(positions).max() < 1e9):
+    if not (reach < _FARTHEST and abs(np.linalg.det(box)) < 1e15 * cutoff**3):
         raise InputError(
-            f"atoms or cell are too large to search for neighbours within {cutoff} Å: coordinates reach "
-            f"{np.abs(positions).max():.3g} Å; check their units, and whether the simulation has exploded."
+            f"atoms or cell reach too far to be searched for neighbours (coordinates up to {reach:.3g} Å); "
+            "check their units, and whether the simulation has exploded."
         )
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True)
     i, j, shift = calculator.compute(points=positions, box=box, periodic=pbc, quantities="ijS")

@@ -130,7 +130,7 @@ class Structure:
         )
 
     def check(self) -> None:
-        """Raise `InputError` where nothing can be computed: NaN, infinite numbers, a flat periodic cell, mixed-up atoms."""
+        """Raise `InputError` where nothing can be computed: NaN or infinity, a flat periodic cell, mixed-up atoms."""
         owner = self.structure_of_atom
         if self.n_atoms and not bool((owner.diff() >= 0).all() & (owner[0] >= 0) & (owner[-1] < self.n_structures)):
             raise InputError(
