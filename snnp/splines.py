@@ -33,7 +33,7 @@ class SplineGrid:
     """A uniform grid: `n_intervals` intervals between `lower` and `upper` (Å for distances).
 
     Raises:
-        InputError: if there are fewer than four intervals or `upper` does not lie above `lower`.
+        InputError: if there is no interval or `upper` does not lie above `lower`.
     """
 
     lower: float
