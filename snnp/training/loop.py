@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -254,6 +256,8 @@ def _finish(config: TrainConfig, state: TrainState, problem: Problem, folder: Pa
         "epochs": counters.epoch,
         "best_epoch": counters.best_epoch,
         "training_seconds": round(counters.seconds, 1),
+        "seconds_per_epoch": round(counters.seconds / max(counters.epoch, 1), 3),
+        "peak_memory_mib": round(_peak_memory_mib()),
         "reference_energies_ev": model.reference_energies,
         "reference_energies_from": problem.reference.provenance,
         "cutoff_angstrom": model.cutoff,
@@ -262,6 +266,13 @@ def _finish(config: TrainConfig, state: TrainState, problem: Problem, folder: Pa
     }
     write_report(folder, evaluations, details)
     return RunResult(folder, model, evaluations, counters.seconds)
+
+
+def _peak_memory_mib() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _append_metrics(path: Path, row: tuple[float | None, ...]) -> None:
