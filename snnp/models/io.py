@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -109,9 +110,11 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         )
     try:
         config = SplineNNPConfig.model_validate(description["config"])
-        model = SplineNNP(config, description["reference_energies"])
+        model = SplineNNP(config, _reference_energies(description, config.elements))
         model.to(getattr(torch, description["dtype"]))
-        model.load_state_dict(load(weights))
+        state = load(weights)
+        model.load_state_dict(state)
+        _check_finite(state)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -145,6 +148,25 @@ def _check_header(description: Any, where: str) -> None:
         )
     if description.get("class") != "SplineNNP":
         raise ModelFileError(f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp.")
+
+
+def _reference_energies(description: dict[str, Any], elements: tuple[str, ...]) -> dict[str, float]:
+    """E0 of exactly the model's elements; raises `InputError` for anything else."""
+    energies = description["reference_energies"]
+    if (
+        not isinstance(energies, dict)
+        or set(energies) != set(elements)
+        or not all(isinstance(value, int | float) and math.isfinite(value) for value in energies.values())
+    ):
+        raise InputError(f"reference_energies must be one finite number for each of {', '.join(elements)}")
+    return energies
+
+
+def _check_finite(state: dict[str, torch.Tensor]) -> None:
+    """Raise `InputError` for weights that are NaN or infinite: every energy would be, far from the cause."""
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name} in {_WEIGHTS_FILE} holds NaN or infinity")
 
 
 def _zoo_roots() -> list[Path]:
