@@ -7,7 +7,8 @@ A file holds the whole way from positions to energy and forces in plain torch op
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,6 +233,14 @@ def _checked_numbers(model: SplineNNP, numbers: Sequence[int]) -> Tensor:
     return fixed.to(model.device)
 
 
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """TorchScript is deprecated since torch 2.13, but the one format that openmm-torch reads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
+        yield
+
+
 def scripted_module(
     model: Potential,
     *,
@@ -253,9 +262,7 @@ def scripted_module(
     kind = kinds[periodic, forces] if numbers is not None else (_AnyForces if forces else _Any)
     fixed = None if numbers is None else _checked_numbers(model, numbers)
     module = kind(model, forces, (_LENGTHS[length_unit], _ENERGIES[energy_unit]), fixed).eval()
-    with warnings.catch_warnings():
-        # Deprecated in torch 2.13, but the one format that openmm-torch reads.
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.*", category=DeprecationWarning)
+    with _without_deprecation():
         compiled: torch.jit.ScriptModule = torch.jit.script(module)
     return compiled
 
@@ -315,6 +322,7 @@ def export_torchscript(
         "metadata": model.metadata,
     }
     buffer = io.BytesIO()
-    torch.jit.save(module, buffer, _extra_files={_DESCRIPTION: json.dumps(description)})
+    with _without_deprecation():
+        torch.jit.save(module, buffer, _extra_files={_DESCRIPTION: json.dumps(description)})
     write_atomically(Path(path), buffer.getvalue())
     return Path(path)

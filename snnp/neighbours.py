@@ -140,7 +140,7 @@ class VerletList:
     def update(self, structure: Structure) -> Neighbours:
         """Return a list valid for `structure`, building it only where needed.
 
-        A change of atoms, their order, the cell, or the periodicity rebuilds.
+        A change of atoms, their order, the cell, the periodicity, or the device rebuilds.
         """
         if self._neighbours is None or self._is_stale(structure):
             self._neighbours = neighbour_list(structure, self.cutoff + self.skin)
@@ -153,7 +153,8 @@ class VerletList:
         old = self._reference
         assert old is not None
         if (
-            old.n_atoms != structure.n_atoms
+            old.positions.device != structure.positions.device
+            or old.n_atoms != structure.n_atoms
             or old.n_structures != structure.n_structures
             or not torch.equal(old.numbers, structure.numbers)
             or not torch.equal(old.structure_of_atom, structure.structure_of_atom)
