@@ -238,6 +238,9 @@ def test_limits_duplicates_and_forces_only(data: Path, tmp_path: Path) -> None:
     assert len(split.train) + len(split.valid) == 40
     limited = load_problem(load_config(tree, ["data.max_energy=0.02"])).split
     assert 0 < len(limited.train) < len(split.train)
+    narrow = load_problem(load_config(tree, ["data.test_max_energy=0.02"])).split
+    assert len(narrow.train) == len(split.train)
+    assert 0 < len(narrow.test) < len(split.test)
     tree["data"]["train"] = [str(data / "train.xyz")]  # type: ignore[index]
     tree["data"]["forces_only"] = [str(data / "test.xyz")]  # type: ignore[index]
     more = load_problem(load_config(tree)).split.train

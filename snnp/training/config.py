@@ -27,7 +27,8 @@ class DataConfig(_Config):
     or a fraction. `forces_only`: more training files whose energies are ignored (another zero of energy, another
     cutoff of the reference method). `isolated_atoms`: a file of single atoms that fixes E0 (otherwise least squares).
     Limits, applied to every set: `elements` keeps frames made of these elements only, `max_energy` those whose energy
-    per atom lies at most this far (eV) above the lowest one, `max_force` those without larger forces (eV/Å).
+    per atom lies at most this far (eV) above the lowest one (`test_max_energy`: in the test set, where that is to be
+    narrower), `max_force` those without larger forces (eV/Å).
     """
 
     train: tuple[str, ...]
@@ -41,6 +42,7 @@ class DataConfig(_Config):
     stress_key: str | None = None
     group_key: str | None = None
     max_energy: float | None = Field(None, gt=0.0)
+    test_max_energy: float | None = Field(None, gt=0.0)
     max_force: float | None = Field(None, gt=0.0)
 
     @property

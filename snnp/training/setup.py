@@ -112,7 +112,9 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
     if not energies:
         raise DataError("no training frame has an energy; name the key with data.energy_key.")
     floor = min(energies)
-    split = Split(*(_keep(part, config.data, floor) for part in (split.train, split.valid, split.test)))
+    narrow = config.data.model_copy(update={"max_energy": config.data.test_max_energy or config.data.max_energy})
+    train, valid = (_keep(part, config.data, floor) for part in (split.train, split.valid))
+    split = Split(train, valid, _keep(split.test, narrow, floor))
     if not split.train:
         raise DataError("data.max_energy and data.max_force leave no training frame; raise the limits.")
     isolated = None
