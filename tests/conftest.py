@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def snnp_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}: set SNNP_DATA (see datasets/mlearn/README.md)")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_arrive() -> Iterator[None]:
+    """Ctrl-C raises: a background job of a shell starts with SIGINT ignored, and tests of interruption would hang."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -237,7 +237,7 @@ def test_frame_refuses_what_is_no_structure() -> None:
         Frame(empty, 0.0, None, None, None, "x#0")
 
 
-def test_five_thousand_frames_are_quick(tmp_path: Path) -> None:
+def test_five_thousand_frames_are_all_read(tmp_path: Path) -> None:
     one = _extxyz(tmp_path / "one.xyz", "energy=-1", ":forces:R:3", ("0 0 1",) * 4).read_text()
     (tmp_path / "many.xyz").write_text(one * 5000)
     frames = read_frames(tmp_path / "many.xyz")
