@@ -151,7 +151,7 @@ def _api() -> str:
 
 def _results(docs: Path) -> str:
     """Table of contents of the pages that `model_zoo/build.py` and the studies write: those that are there."""
-    pages = [*docs.glob("models.md"), *sorted(docs.glob("studies/*.md"))]
+    pages = [*docs.glob("models.md"), *sorted(docs.glob("studies/*.md")), *sorted(docs.glob("benchmarks/*.md"))]
     if not pages:
         return ""
     names = [path.relative_to(docs).with_suffix("").as_posix() for path in pages]
