@@ -26,6 +26,10 @@ class ExactModule(nn.Module):
         self.register_buffer(name, value, persistent=False)
         self._exact[name] = value
 
+    def exact(self, name: str) -> Tensor:
+        """The constant `name` at full precision, on the device where it was registered."""
+        return self._exact[name]
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         for name, value in self._exact.items():
