@@ -9,6 +9,7 @@ from snnp.models.config import (
     RepulsionConfig,
     SplineNNPConfig,
 )
+from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.io import list_models, load_model, save_model
 from snnp.models.potential import Potential, Prediction
 from snnp.models.spline_nnp import SplineNNP
@@ -16,6 +17,8 @@ from snnp.models.spline_nnp import SplineNNP
 __all__ = [
     "AngularConfig",
     "EmbeddingConfig",
+    "Ensemble",
+    "EnsembleConfig",
     "NetworkConfig",
     "Potential",
     "Prediction",

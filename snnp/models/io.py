@@ -9,16 +9,19 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
 from snnp.models.config import SplineNNPConfig
+from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
 
@@ -38,6 +41,41 @@ FORMAT_VERSION = 1
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
+@dataclass(frozen=True)
+class _Family:
+    """A class of potentials that files may hold: how to read its configuration, and to build it with its E0."""
+
+    potential: type[Potential]
+    config: type[BaseModel]
+    build: Callable[[Any, dict[str, float]], Potential]
+
+
+def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]) -> Ensemble:
+    members = []
+    for member in config.members:
+        if member.family not in _FAMILIES or member.family == "Ensemble":
+            raise InputError(f"a member of unknown class {member.family!r}; upgrade snnp")
+        family = _FAMILIES[member.family]
+        inner = family.config.model_validate(member.config)
+        members.append(family.build(inner, _reference_energies(member.reference_energies, _elements(inner))))
+    ensemble = Ensemble(members)
+    if ensemble.reference_energies != reference_energies:
+        ensemble.reference_energies = reference_energies
+    return ensemble
+
+
+# What a file may name, written out: nothing is ever imported because a file says so. A new family adds one line.
+_FAMILIES: dict[str, _Family] = {
+    "SplineNNP": _Family(SplineNNP, SplineNNPConfig, SplineNNP),
+    "Ensemble": _Family(Ensemble, EnsembleConfig, _build_ensemble),
+}
+
+
+def _elements(config: BaseModel) -> tuple[str, ...]:
+    """The elements that a configuration names; every family's has them."""
+    return tuple(getattr(config, "elements"))  # noqa: B009  pydantic's base class does not declare them
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it: readers see the old content or the new, never a part."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -55,14 +93,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def dump_model(model: Potential) -> tuple[str, bytes]:
     """The two files of a model folder: JSON text, and weights in the model's own float type."""
-    if not isinstance(model, SplineNNP):
-        raise InputError(f"models of class {type(model).__name__} cannot be saved; SplineNNP can.")
+    name = type(model).__name__
+    family = _FAMILIES.get(name)
+    if family is None or not isinstance(model, family.potential):
+        raise InputError(f"models of class {name} cannot be saved; {', '.join(_FAMILIES)} can.")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = save(state)
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "class": "SplineNNP",
+        "class": name,
         "config": model.config.model_dump(mode="json"),
         "reference_energies": model.reference_energies,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -109,8 +149,10 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
     try:
-        config = SplineNNPConfig.model_validate(description["config"])
-        model = SplineNNP(config, _reference_energies(description, config.elements))
+        family = _FAMILIES[description["class"]]
+        config = family.config.model_validate(description["config"])
+        energies = _reference_energies(description["reference_energies"], _elements(config))
+        model = family.build(config, energies)
         model.to(getattr(torch, description["dtype"]))
         state = load(weights)
         model.load_state_dict(state)
@@ -146,20 +188,19 @@ def _check_header(description: Any, where: str) -> None:
             f"{where} has format version {version}, this snnp reads up to {FORMAT_VERSION}; "
             "upgrade with 'pip install --upgrade snnp'."
         )
-    if description.get("class") != "SplineNNP":
+    if description.get("class") not in list(_FAMILIES):  # a list: what a file holds may not be hashable
         raise ModelFileError(f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp.")
 
 
-def _reference_energies(description: dict[str, Any], elements: tuple[str, ...]) -> dict[str, float]:
+def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, float]:
     """E0 of exactly the model's elements; raises `InputError` for anything else."""
-    energies = description["reference_energies"]
     if (
         not isinstance(energies, dict)
         or set(energies) != set(elements)
         or not all(isinstance(value, int | float) and math.isfinite(value) for value in energies.values())
     ):
         raise InputError(f"reference_energies must be one finite number for each of {', '.join(elements)}")
-    return energies
+    return dict(energies)
 
 
 def _check_finite(state: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
+from pydantic import BaseModel
 from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
@@ -35,12 +36,16 @@ class Prediction:
         forces: [N, 3], eV/Å, or None if not asked for.
         stress: [B, 3, 3], eV/Å³, `dE/dstrain / V` (ASE's sign), zeros for structures that are not fully periodic;
             None if not asked for.
+        energy_std: [B] float64, eV, spread of the members of an ensemble; None from a single potential.
+        forces_std: [N, 3], eV/Å, spread of the members' forces; None from a single potential, or if not asked for.
     """
 
     energy: Tensor
     energies: Tensor
     forces: Tensor | None
     stress: Tensor | None
+    energy_std: Tensor | None = None
+    forces_std: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,11 @@ class Potential(ExactModule, ABC):
         elements: chemical symbols that the potential knows.
         reference_energies: E0 in eV per element, added to the energy of each atom.
         cutoff: Å, the largest distance at which atoms act on each other.
+
+    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.io`.
     """
+
+    config: BaseModel
 
     def __init__(self, elements: tuple[str, ...], reference_energies: dict[str, float], cutoff: float) -> None:
         super().__init__()

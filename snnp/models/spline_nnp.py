@@ -66,6 +66,8 @@ class SplineNNP(Potential):
         seed: for the initial filters and weights.
     """
 
+    config: SplineNNPConfig
+
     def __init__(
         self, config: SplineNNPConfig, reference_energies: dict[str, float] | None = None, *, seed: int = 0
     ) -> None:

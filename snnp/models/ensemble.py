@@ -1,0 +1,164 @@
+r"""Several potentials as one: the mean of their predictions, and their spread as a sign of uncertainty.
+
+    E = 1/M sum_m E_m,   F = 1/M sum_m F_m,   energy_std = sqrt(1/M sum_m (E_m - E)²),   forces_std likewise
+
+Members may be of any families and have different cutoffs and E0; they share their elements and one neighbour list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from snnp.errors import InputError
+from snnp.models.potential import PairGradients, Potential, Prediction
+from snnp.neighbours import Neighbours, neighbour_list
+from snnp.structure import Structure
+
+__all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
+
+
+class MemberConfig(BaseModel):
+    """One member: its class (`family`), configuration and E0 (eV per element)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: str
+    config: dict[str, Any]
+    reference_energies: dict[str, float]
+
+
+class EnsembleConfig(BaseModel):
+    """The members of an ensemble, in order; their weights lie under `members.0.`, `members.1.`, ... in one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    elements: tuple[str, ...]
+    members: tuple[MemberConfig, ...] = Field(min_length=1)
+
+
+class Ensemble(Potential):
+    """The mean of several potentials; `compute` also returns their spread.
+
+    Arguments:
+        potentials: the members, of the same elements and float type; the ensemble keeps them, not copies.
+
+    Raises:
+        InputError: for no members, members of other elements or of another float type, or an ensemble among them.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from snnp.models import SplineNNP, special_cases
+        >>> two = Ensemble([SplineNNP(special_cases.eam(("Cu",)), seed=seed) for seed in (0, 1)])
+        >>> two.compute(Structure.from_ase(bulk("Cu"))).forces_std.shape
+        torch.Size([1, 3])
+    """
+
+    config: EnsembleConfig
+
+    def __init__(self, potentials: Sequence[Potential]) -> None:
+        if not potentials:
+            raise InputError("an ensemble needs at least one potential.")
+        first = potentials[0]
+        for k, member in enumerate(potentials):
+            if isinstance(member, Ensemble):
+                raise InputError(f"member {k} is itself an ensemble; give its members one by one.")
+            if set(member.elements) != set(first.elements) or member.dtype != first.dtype:
+                raise InputError(
+                    f"member {k} knows {', '.join(member.elements)} in {member.dtype}, member 0 "
+                    f"{', '.join(first.elements)} in {first.dtype}; all members need the same elements and float type."
+                )
+        energies = {s: _mean(member.reference_energies[s] for member in potentials) for s in first.elements}
+        super().__init__(first.elements, energies, max(member.cutoff for member in potentials))
+        self.members = nn.ModuleList(potentials)
+        self.config = self._describe()
+        if any(member.metadata for member in potentials):
+            self.metadata = {"members": [member.metadata for member in potentials]}
+
+    @property
+    def potentials(self) -> tuple[Potential, ...]:
+        """The members."""
+        return tuple(member for member in self.members if isinstance(member, Potential))
+
+    def _describe(self) -> EnsembleConfig:
+        members = (
+            MemberConfig(
+                family=type(member).__name__,
+                config=member.config.model_dump(mode="json"),
+                reference_energies=member.reference_energies,
+            )
+            for member in self.potentials
+        )
+        return EnsembleConfig(elements=self.elements, members=tuple(members))
+
+    @property
+    def reference_energies(self) -> dict[str, float]:
+        """Mean E0 in eV per element; setting it shifts every member by the same amount, so that the spread stays."""
+        return dict(zip(self.elements, self._reference.tolist(), strict=True))
+
+    @reference_energies.setter
+    def reference_energies(self, values: dict[str, float]) -> None:
+        shift = {symbol: float(values[symbol]) - old for symbol, old in self.reference_energies.items()}
+        for member in self.potentials:
+            member.reference_energies = {s: member.reference_energies[s] + shift[s] for s in member.elements}
+        self._reference = torch.tensor([float(values[symbol]) for symbol in self.elements], dtype=torch.float64)
+        self.config = self._describe()
+
+    def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
+        """[N] mean of the members' energies, each without its E0."""
+        each = [member.atomic_energies(structure, vectors, neighbours) for member in self.potentials]
+        return torch.stack(each).mean(dim=0)
+
+    def _energies_and_pair_gradients(
+        self, structure: Structure, neighbours: Neighbours
+    ) -> tuple[Tensor, PairGradients]:
+        """Members one after the other; their pairs stand side by side, each with its share of the gradient."""
+        each = [member._energies_and_pair_gradients(structure, neighbours) for member in self.potentials]
+        pairs = [gradients for _, gradients in each]
+        return torch.stack([energies for energies, _ in each]).mean(dim=0), PairGradients(
+            torch.cat([p.i for p in pairs]),
+            torch.cat([p.j for p in pairs]),
+            torch.cat([p.vectors for p in pairs]),
+            torch.cat([p.gradients for p in pairs]) / len(pairs),
+        )
+
+    def compute(
+        self,
+        structure: Structure,
+        neighbours: Neighbours | None = None,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+    ) -> Prediction:
+        """As `Potential.compute`, with `energy_std` [B] and, where forces are asked for, `forces_std` [N, 3]."""
+        structure = structure.to(device=self.device)
+        self.species(structure)
+        if neighbours is None:
+            neighbours = neighbour_list(structure, self.cutoff)
+        each = [m.compute(structure, neighbours, forces=forces, stress=stress) for m in self.potentials]
+        energy = torch.stack([prediction.energy for prediction in each])
+        all_forces = [p.forces for p in each if p.forces is not None]
+        all_stress = [p.stress for p in each if p.stress is not None]
+        stacked = torch.stack(all_forces) if all_forces else None
+        return Prediction(
+            energy=energy.mean(dim=0),
+            energies=torch.stack([prediction.energies for prediction in each]).mean(dim=0),
+            forces=None if stacked is None else stacked.mean(dim=0),
+            stress=torch.stack(all_stress).mean(dim=0) if all_stress else None,
+            energy_std=_spread(energy),
+            forces_std=None if stacked is None else _spread(stacked),
+        )
+
+
+def _mean(values: Any) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _spread(members: Tensor) -> Tensor:
+    """Standard deviation over the first axis; not `Tensor.std`, which warns where there are no atoms."""
+    return (members - members.mean(dim=0)).square().mean(dim=0).sqrt()
