@@ -10,15 +10,19 @@ from snnp.models.config import (
     SplineNNPConfig,
 )
 from snnp.models.ensemble import Ensemble, EnsembleConfig
+from snnp.models.hipnn import HIPNN
+from snnp.models.hipnn_config import HIPNNConfig
 from snnp.models.io import list_models, load_model, save_model
 from snnp.models.potential import Potential, Prediction
 from snnp.models.spline_nnp import SplineNNP
 
 __all__ = [
+    "HIPNN",
     "AngularConfig",
     "EmbeddingConfig",
     "Ensemble",
     "EnsembleConfig",
+    "HIPNNConfig",
     "NetworkConfig",
     "Potential",
     "Prediction",

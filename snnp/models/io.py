@@ -22,6 +22,8 @@ from safetensors.torch import load, save
 from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
 from snnp.models.config import SplineNNPConfig
 from snnp.models.ensemble import Ensemble, EnsembleConfig
+from snnp.models.hipnn import HIPNN
+from snnp.models.hipnn_config import HIPNNConfig
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
 
@@ -67,6 +69,7 @@ def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]
 # What a file may name, written out: nothing is ever imported because a file says so. A new family adds one line.
 _FAMILIES: dict[str, _Family] = {
     "SplineNNP": _Family(SplineNNP, SplineNNPConfig, SplineNNP),
+    "HIPNN": _Family(HIPNN, HIPNNConfig, HIPNN),
     "Ensemble": _Family(Ensemble, EnsembleConfig, _build_ensemble),
 }
 
