@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snnp.models import Potential, Prediction, SplineNNP, SplineNNPConfig, list_models, load_model, save_model
+    from snnp.hub import load_model
+    from snnp.models import Potential, Prediction, SplineNNP, SplineNNPConfig, list_models, save_model
     from snnp.structure import Structure
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# Where the names above live; those that are not here are in snnp.models.
+_HOMES = {"Structure": "snnp.structure", "load_model": "snnp.hub"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'snnp' has no attribute {name!r}")
-    module = importlib.import_module("snnp.structure" if name == "Structure" else "snnp.models")
-    return getattr(module, name)
+    return getattr(importlib.import_module(_HOMES.get(name, "snnp.models")), name)
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 __all__ = [
     "ConfigError",
     "DataError",
+    "HubError",
     "InputError",
     "MissingDependencyError",
     "ModelFileError",
@@ -39,6 +40,10 @@ class ModelFileError(SnnpError):
 
 class DataError(SnnpError, ValueError):
     """Reference data that cannot be used (empty, without energies, inconsistent shapes)."""
+
+
+class HubError(SnnpError):
+    """A repository on the Hub, or in a mirror, that is missing, out of reach, or not what its manifest says."""
 
 
 class ConfigError(SnnpError, ValueError):

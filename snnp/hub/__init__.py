@@ -1,0 +1,47 @@
+"""Models and datasets by name: in the installation, in folders, in mirrors, and on the Hugging Face Hub.
+
+    resolve("org/name@v1.0")        where it lies, fetched and checked if need be
+    load_model("org/name")          the same, loaded
+    publish("dataset", folder, "org/name")
+
+Nothing that is fetched is ever run or unpickled; every file is compared with the sha256 in the repository's manifest.
+"""
+
+from snnp.hub.client import RemoteRepository, list_repositories
+from snnp.hub.loading import load_model
+from snnp.hub.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    make_manifest,
+    parse_manifest,
+    read_manifest,
+    verify_folder,
+    write_manifest,
+)
+from snnp.hub.mirror import add_to_mirror
+from snnp.hub.names import Kind, Reference, parse_reference
+from snnp.hub.resolver import Resolved, resolve
+from snnp.hub.upload import Publication, publish
+
+__all__ = [
+    "MANIFEST_FILE",
+    "FileEntry",
+    "Kind",
+    "Manifest",
+    "Publication",
+    "Reference",
+    "RemoteRepository",
+    "Resolved",
+    "add_to_mirror",
+    "list_repositories",
+    "load_model",
+    "make_manifest",
+    "parse_manifest",
+    "parse_reference",
+    "publish",
+    "read_manifest",
+    "resolve",
+    "verify_folder",
+    "write_manifest",
+]

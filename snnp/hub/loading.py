@@ -1,0 +1,53 @@
+"""Models by any name: `snnp.load_model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from snnp.hub.resolver import Resolved, resolve
+from snnp.hub.weights import check_weights
+from snnp.models import io
+from snnp.models.potential import Potential
+
+__all__ = ["load_model", "load_resolved"]
+
+
+def load_model(
+    source: str | Path | Potential,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Potential:
+    """Load a model: bundled, from a folder or run, from a mirror, or from the Hub; a `Potential` passes through.
+
+    Models from a mirror or the Hub carry their name and commit hash in `metadata["loaded_from"]`.
+
+    Arguments:
+        source: `snnp-si`, `runs/mine`, `org/name`, `org/name@v1.0`; see `resolve`.
+        revision: branch, tag or commit hash.
+        dtype: torch.float32 or torch.float64; None keeps the stored type.
+        device: where to put it; None keeps it on the CPU.
+
+    Raises:
+        HubError: for a repository that is missing, out of reach or damaged.
+        ModelFileError: for a missing, damaged, unknown or too new model.
+        InputError: for an unfit name, or a type that is not float32 or float64.
+    """
+    if isinstance(source, Potential):
+        return io.load_model(source, dtype=dtype, device=device)
+    return load_resolved(resolve(source, "model", revision), dtype=dtype, device=device)
+
+
+def load_resolved(
+    found: Resolved, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Potential:
+    """Load what `resolve` found; see `load_model`."""
+    if found.commit is None:
+        return io.load_model(found.folder, dtype=dtype, device=device)
+    check_weights(found.folder / "model.safetensors")
+    model = io.load_model(found.folder, dtype=dtype, device=device)
+    model.metadata = {**model.metadata, "loaded_from": found.record()}
+    return model

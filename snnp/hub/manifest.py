@@ -1,0 +1,185 @@
+"""`manifest.json`: which files a repository holds, each with its size and sha256, so that any copy can be checked.
+
+manifest = make_manifest(folder, "model")
+write_manifest(folder, manifest)
+verify_folder(folder, read_manifest(folder, "model"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from snnp.errors import HubError
+from snnp.hub.names import Kind, check_file_name
+from snnp.hub.stamps import is_stamped, stamp
+from snnp.models.io import write_atomically
+
+__all__ = [
+    "MANIFEST_FILE",
+    "FileEntry",
+    "Manifest",
+    "fingerprint",
+    "make_manifest",
+    "parse_manifest",
+    "read_manifest",
+    "verify_folder",
+    "write_manifest",
+]
+
+MANIFEST_FILE = "manifest.json"
+MANIFEST_VERSION = 1
+_MOST_BYTES = 4_000_000  # of the manifest itself: thousands of files
+_BLOCK = 1 << 20
+
+
+class FileEntry(BaseModel):
+    """Size and checksum of one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int = Field(ge=0, strict=True)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """What a repository holds; `about` is free for its maker (origin, licence, counts)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["snnp-manifest"] = "snnp-manifest"
+    format_version: int = Field(MANIFEST_VERSION, ge=1, strict=True)
+    kind: Kind
+    files: dict[str, FileEntry] = Field(min_length=1, max_length=10_000)
+    about: dict[str, JsonValue] = {}
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry.bytes for entry in self.files.values())
+
+
+def fingerprint(path: Path) -> FileEntry:
+    """Size and sha256 of a file, read in blocks."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def make_manifest(
+    folder: str | Path, kind: Kind, names: Iterable[str] | None = None, about: dict[str, JsonValue] | None = None
+) -> Manifest:
+    """Describe the files of a folder.
+
+    Arguments:
+        folder: of the model or dataset.
+        kind: "model" or "dataset".
+        names: files to list, relative to the folder, with slashes; None takes all but hidden ones and the manifest.
+        about: further JSON values to keep.
+
+    Raises:
+        HubError: for an empty folder, or a file that a repository must not hold.
+    """
+    folder = Path(folder)
+    if names is None:
+        found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        names = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+    listed = sorted(name for name in names if name != MANIFEST_FILE)
+    if not listed:
+        raise HubError(f"{folder} holds no files to list; give the folder of a {kind}.")
+    for name in listed:
+        check_file_name(name, kind, str(folder))
+    return Manifest(kind=kind, files={name: fingerprint(folder / name) for name in listed}, about=about or {})
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
+    """Write `manifest.json` atomically and return its path."""
+    path = Path(folder) / MANIFEST_FILE
+    write_atomically(path, (manifest.model_dump_json(indent=2) + "\n").encode())
+    return path
+
+
+def parse_manifest(content: bytes, kind: Kind, where: str = MANIFEST_FILE) -> Manifest:
+    """Read a manifest from the bytes of its file.
+
+    Arguments:
+        content: of the file; anything at all.
+        kind: that the repository must be of.
+        where: named in errors.
+
+    Raises:
+        HubError: for anything that is no manifest of this kind, is newer than this snnp, or lists unfit names.
+    """
+    if len(content) > _MOST_BYTES:
+        raise HubError(f"{where} has {len(content):,} bytes, more than the {_MOST_BYTES:,} that a manifest may have.")
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])[:80]
+        raise HubError(
+            f"{where} is no manifest of snnp ({f'{key}: ' if key else ''}{first['msg']}); publish the {kind} again."
+        ) from None
+    if manifest.format_version > MANIFEST_VERSION:
+        raise HubError(
+            f"{where} has format version {manifest.format_version}, this snnp reads up to {MANIFEST_VERSION}; "
+            "upgrade with 'pip install --upgrade snnp'."
+        )
+    if manifest.kind != kind:
+        raise HubError(f"{where} describes a {manifest.kind}, not a {kind}; ask for it as a {manifest.kind}.")
+    for name in manifest.files:
+        check_file_name(name, kind, where)
+    return manifest
+
+
+def read_manifest(folder: str | Path, kind: Kind) -> Manifest:
+    """Read the manifest of a folder.
+
+    Raises:
+        HubError: if it is missing, or as `parse_manifest` says.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    if not path.is_file():
+        raise HubError(f"{folder} has no {MANIFEST_FILE}, so it is no {kind} published by snnp; check the name.")
+    with path.open("rb") as handle:
+        return parse_manifest(handle.read(_MOST_BYTES + 1), kind, str(path))
+
+
+def verify_folder(folder: str | Path, manifest: Manifest, *, cure: str = "fetch it again", quick: bool = True) -> None:
+    """Compare every file of a folder with its manifest.
+
+    Arguments:
+        folder: with the files.
+        manifest: what they must be.
+        cure: what the error advises.
+        quick: large files that passed before and have not been touched since are not read again.
+
+    Raises:
+        HubError: names the first file that is missing or differs; nothing is deleted.
+    """
+    for name, wanted in manifest.files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise HubError(f"{path} is missing, which {MANIFEST_FILE} lists; {cure}.")
+        size = path.stat().st_size
+        if size != wanted.bytes:
+            raise HubError(
+                f"{path} has {size:,} bytes, {MANIFEST_FILE} says {wanted.bytes:,}: it is damaged or was changed; "
+                f"{cure}. Nothing was deleted."
+            )
+        if quick and is_stamped(path, wanted.sha256):
+            continue
+        found = fingerprint(path).sha256
+        if found != wanted.sha256:
+            raise HubError(
+                f"{path} has sha256 {found[:12]}…, {MANIFEST_FILE} says {wanted.sha256[:12]}…: it is damaged or was "
+                f"changed; {cure}. Nothing was deleted."
+            )
+        stamp(path, wanted.sha256)

@@ -1,0 +1,133 @@
+"""Mirrors: plain folders for machines without internet, made where there is some.
+
+    MIRROR/models/org/name/<commit>/...     the files of the repository, manifest.json among them
+    MIRROR/models/org/name/refs/main        the commit that this name stood for when the mirror was made
+    MIRROR/datasets/...                     likewise
+
+A mirror may be copied, moved, and mounted read-only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from snnp.errors import HubError, InputError
+from snnp.hub.client import fetch
+from snnp.hub.manifest import MANIFEST_FILE, read_manifest, verify_folder
+from snnp.hub.names import Kind, Reference, parse_reference
+from snnp.models.io import write_atomically
+
+__all__ = ["add_to_mirror", "find_in_mirror", "mirror_folder"]
+
+_VARIABLE = "SNNP_MIRROR"
+
+
+def mirror_folder() -> Path | None:
+    """The mirror that `SNNP_MIRROR` names.
+
+    Raises:
+        InputError: if there is no such folder.
+    """
+    named = os.environ.get(_VARIABLE)
+    if not named:
+        return None
+    folder = Path(named)
+    if not folder.is_dir():
+        raise InputError(
+            f"{_VARIABLE} names {named!r}, which is no folder; make it with 'snnp mirror' or unset {_VARIABLE}."
+        )
+    return folder
+
+
+def _repository_folder(mirror: Path, reference: Reference, kind: Kind) -> Path:
+    return mirror / f"{kind}s" / reference.repository
+
+
+def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
+    """The folder and the commit of a repository in the mirror, checked; None if there is no mirror, or it lacks it.
+
+    Raises:
+        HubError: if it is there and damaged.
+    """
+    mirror = mirror_folder()
+    if mirror is None:
+        return None
+    base = _repository_folder(mirror, reference, kind)
+    commit = reference.revision or "main"
+    if (base / "refs" / commit).is_file():
+        commit = (base / "refs" / commit).read_text(encoding="ascii", errors="replace").strip()
+    folder = base / commit
+    if "/" in commit or not (folder / MANIFEST_FILE).is_file():
+        return None
+    cure = f"mirror it again with 'snnp mirror {mirror} {reference}'"
+    verify_folder(folder, read_manifest(folder, kind), cure=cure)
+    return folder, commit
+
+
+def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[Path, str]:
+    """Fetch a repository from the Hub and copy it into a mirror.
+
+    Arguments:
+        mirror: the folder; made if need be.
+        name: `org/name[@revision]`.
+        kind: "model" or "dataset".
+
+    Returns:
+        The folder of the repository in the mirror, and its commit.
+
+    Raises:
+        HubError: as `fetch` does.
+        InputError: for a name that is none of a repository.
+    """
+    reference = parse_reference(name)
+    if reference is None:
+        raise InputError(
+            f"{name!r} is no name of the form org/name; bundled models need no mirror, folders can be copied."
+        )
+    source, commit, manifest = fetch(reference, kind)
+    base = _repository_folder(Path(mirror), reference, kind)
+    folder = base / commit
+    base.mkdir(parents=True, exist_ok=True)
+    if not _is_whole(folder, kind):
+        _copy(source, folder, [MANIFEST_FILE, *manifest.files])
+        verify_folder(folder, manifest, quick=False)
+    revision = reference.revision or "main"
+    if revision != commit:
+        note = base / "refs" / revision
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, f"{commit}\n".encode())
+    return folder, commit
+
+
+def _is_whole(folder: Path, kind: Kind) -> bool:
+    if not (folder / MANIFEST_FILE).is_file():
+        return False
+    try:
+        verify_folder(folder, read_manifest(folder, kind), quick=False)
+    except HubError:
+        return False
+    return True
+
+
+def _copy(source: Path, folder: Path, names: list[str]) -> None:
+    """Copy into a folder beside, then rename: readers see all files or none.
+
+    A damaged folder that is in the way is set aside, not deleted.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name in names:
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target)  # follows the links of the cache
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rename(temporary.with_name(f"{temporary.name}.damaged"))
+        temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not folder.is_dir():  # else another process was faster
+            raise

@@ -1,0 +1,95 @@
+"""Names of models and datasets, and of the files in their repositories: what is a name, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, get_args
+
+from snnp.errors import HubError, InputError
+
+__all__ = ["KINDS", "Kind", "Reference", "check_file_name", "check_revision", "parse_reference"]
+
+Kind = Literal["model", "dataset"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", re.ASCII)
+_LONGEST = 200
+
+# What a repository may hold. Everything else is refused, above all what only pickle reads (.bin, .pt, .ckpt, .pkl).
+_TEXTS_AND_PICTURES = frozenset(
+    {".cff", ".csv", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xyz", ".yaml", ".yml"}
+)
+_ENDINGS: dict[Kind, frozenset[str]] = {
+    "model": _TEXTS_AND_PICTURES | {".safetensors"},
+    # recipe.py says how a dataset was made; it is kept beside the data and never run.
+    "dataset": _TEXTS_AND_PICTURES | {".parquet", ".extxyz", ".py"},
+}
+_PLAIN_NAMES = frozenset({"LICENSE", "LICENCE", "NOTICE", "SHA256SUMS"})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository on the Hub: `org/name`, and the branch, tag or commit asked for (None: the default branch)."""
+
+    repository: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
+
+
+def parse_reference(text: str, revision: str | None = None) -> Reference | None:
+    """Read `org/name[@revision]`; None for what cannot be the name of a repository (paths, bundled names).
+
+    Arguments:
+        text: what the user gave.
+        revision: given apart from the name.
+
+    Raises:
+        InputError: for a revision that git would not accept, or two different ones.
+    """
+    repository, at, inner = text.partition("@")
+    if not _REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
+        return None
+    if at and revision is not None and inner != revision:
+        raise InputError(f"{text!r} names one revision and revision={revision!r} another; give one of them.")
+    wanted = inner if at else revision
+    if wanted is not None:
+        check_revision(wanted)
+    return Reference(repository, wanted)
+
+
+def check_revision(revision: str) -> None:
+    """Refuse what is no branch, tag or commit.
+
+    Raises:
+        InputError: names the revision.
+    """
+    if not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > _LONGEST:
+        raise InputError(
+            f"{revision!r} is no revision; give a branch, a tag or a commit hash, as in org/name@main or org/name@v1.0."
+        )
+
+
+def check_file_name(name: str, kind: Kind, where: str) -> None:
+    """Refuse files that would lie outside their folder, or of kinds that a repository must not hold.
+
+    Raises:
+        HubError: names the file and `where` it was listed.
+    """
+    if not _FILE.fullmatch(name) or ".." in name or len(name) > _LONGEST:
+        raise HubError(
+            f"{where} lists {name[:80]!r}, which is no plain file name inside the repository (letters, digits, and "
+            "._+- only); the repository is damaged or hostile: do not use it."
+        )
+    path = PurePosixPath(name)
+    if path.name not in _PLAIN_NAMES and path.suffix.lower() not in _ENDINGS[kind]:
+        raise HubError(
+            f"{where} lists {name!r}: a {kind} repository holds no files of this kind (allowed: "
+            f"{' '.join(sorted(_ENDINGS[kind]))}); weights must be safetensors, pickles are never read."
+        )

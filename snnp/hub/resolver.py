@@ -1,0 +1,100 @@
+"""One naming scheme for models and datasets, and the one function that finds them.
+
+| what | example | where it lies |
+|---|---|---|
+| bundled name (models) | `snnp-si` | in the installation |
+| folder or file | `runs/mine` | on this disk |
+| name in a mirror | `org/name`, `org/name@v1.0` | in the folder that `SNNP_MIRROR` names |
+| name on the Hub | `org/name`, `org/name@v1.0` | in the cache of huggingface_hub, fetched if need be |
+
+The first that exists is taken, in this order. A revision, where one is named, rules out the first two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from snnp.errors import HubError, InputError, near_matches
+from snnp.hub.client import fetch
+from snnp.hub.mirror import find_in_mirror, mirror_folder
+from snnp.hub.names import Kind, parse_reference
+from snnp.models.io import list_models, model_folder
+
+__all__ = ["Resolved", "resolve"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Where something lies, and exactly which version of it."""
+
+    folder: Path
+    name: str
+    source: Literal["bundled", "folder", "mirror", "hub"]
+    revision: str | None = None
+    commit: str | None = None
+
+    def record(self) -> dict[str, str]:
+        """What a run or a card keeps: name and source, revision and commit hash where there are any."""
+        values = {"name": self.name, "source": self.source, "revision": self.revision, "commit": self.commit}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None, *, force: bool = False) -> Resolved:
+    """Find a model or dataset by name, fetch it if need be, and check it against its manifest.
+
+    Arguments:
+        name: as in the table above.
+        kind: "model" or "dataset".
+        revision: branch, tag or commit hash; may also follow the name after an @.
+        force: download again what is on the Hub.
+
+    Raises:
+        HubError: if it is missing, out of reach or damaged.
+        ModelFileError: for a model folder without a model.
+        InputError: for a name that is neither, or a revision of something that has none.
+
+    Example:
+        >>> resolve("snnp-si").source
+        'bundled'
+    """
+    text = str(name)
+    reference = None if isinstance(name, Path) else parse_reference(text, revision)
+    revised = reference is not None and reference.revision is not None
+    if not revised and (local := _find_here(text, kind)) is not None:
+        if revision is not None:
+            raise InputError(f"{text} is {local.source} and has no revisions; leave {revision!r} away.")
+        return local
+    if reference is None and kind == "model":
+        return Resolved(model_folder(text), text, "folder")  # which says what is wrong
+    if reference is None:
+        raise HubError(f"there is no file or folder {text!r}, and it is no name of a dataset (org/name).")
+    if not force and (found := find_in_mirror(reference, kind)) is not None:
+        folder, commit = found
+        return Resolved(folder, reference.repository, "mirror", reference.revision or "main", commit)
+    try:
+        folder, commit, _ = fetch(reference, kind, force=force)
+    except HubError as error:
+        raise HubError(_with_places(str(error), text, kind)) from None
+    return Resolved(folder, reference.repository, "hub", reference.revision or "main", commit)
+
+
+def _find_here(text: str, kind: Kind) -> Resolved | None:
+    if kind == "model" and text in list_models():
+        return Resolved(model_folder(text), text, "bundled")
+    path = Path(text)
+    if not path.exists():
+        return None
+    return Resolved(model_folder(path) if kind == "model" else path, text, "folder")
+
+
+def _with_places(message: str, text: str, kind: Kind) -> str:
+    """The error of the last place, with the others that were looked into."""
+    mirror = mirror_folder()
+    places = [] if mirror is None else [f"the mirror {mirror} does not hold it"]
+    if "@" not in text:
+        parent = Path(text).parent
+        siblings = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
+        places.append(f"there is no folder {text!r} here either.{near_matches(text, siblings)}".rstrip("."))
+    return f"{message} ({'; '.join(places)}.)" if places else message

@@ -1,0 +1,86 @@
+"""Publishing a folder as it stands: manifest, a look at what would be uploaded, one commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from snnp.errors import HubError, InputError
+from snnp.hub.client import upload
+from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_folder
+from snnp.hub.names import Kind, parse_reference
+
+__all__ = ["Publication", "publish"]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was uploaded, or would be: `commit` and `address` are None after a dry run."""
+
+    repository: str
+    kind: Kind
+    folder: Path
+    manifest: Manifest
+    commit: str | None = None
+    address: str | None = None
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Name and size in bytes of every file, the manifest included."""
+        sizes = {name: entry.bytes for name, entry in self.manifest.files.items()}
+        return {**sizes, MANIFEST_FILE: (self.folder / MANIFEST_FILE).stat().st_size}
+
+
+def publish(
+    kind: Kind,
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    message: str | None = None,
+) -> Publication:
+    """Upload the files that a folder's manifest lists, in one commit.
+
+    Arguments:
+        kind: "model" or "dataset".
+        folder: with `manifest.json` (see `write_manifest`) and a card, `README.md`, that begins with a YAML header.
+        repository: `org/name`; made if it does not exist.
+        private: whether a new repository is visible to its owner only.
+        dry_run: check everything, upload nothing.
+        message: of the commit.
+
+    Raises:
+        HubError: if the folder is not what its manifest says, has no card with a licence, or the Hub refuses.
+        InputError: for an unfit name.
+    """
+    reference = parse_reference(repository)
+    if reference is None or reference.revision is not None:
+        raise InputError(f"{repository!r} is no name of a repository; give org/name.")
+    folder = Path(folder)
+    manifest = read_manifest(folder, kind)
+    verify_folder(folder, manifest, cure="write the manifest again", quick=False)
+    _check_card(folder, manifest)
+    plan = Publication(repository, kind, folder, manifest)
+    if dry_run:
+        return plan
+    summary = message or f"Publish {kind} with snnp"
+    commit, address = upload(folder, list(plan.files), repository, kind, private=private, message=summary)
+    return Publication(repository, kind, folder, manifest, commit, address)
+
+
+def _check_card(folder: Path, manifest: Manifest) -> None:
+    """A repository needs a card whose header names a licence: the Hub shows and filters by it."""
+    import yaml
+
+    if "README.md" not in manifest.files:
+        raise HubError(f"{folder} has no README.md among its files; write a card first.")
+    parts = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    try:
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError as error:
+        raise HubError(f"the header of {folder / 'README.md'} is no YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(header, dict) or not header.get("license"):
+        raise HubError(
+            f"{folder / 'README.md'} names no licence in its YAML header (license: ...); add it to the card."
+        )
