@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 EXTRAS := openmm,hub,docs,dev
 SOURCES := snnp plugins/ase/snnp_ase plugins/openmm/snnp_openmm
 
@@ -12,7 +13,7 @@ SOURCES := snnp plugins/ase/snnp_ase plugins/openmm/snnp_openmm
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 10
 
-setup: $(INSTALLED)  ## create .venv and install snnp with everything that demo, tests and docs need
+setup: $(INSTALLED) $(KERNELS)  ## create .venv and install snnp with everything that demo, tests and docs need
 
 # torch comes first: its wheel is the largest, and a failure there should be the first thing seen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -24,13 +25,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-demo: $(INSTALLED)  ## one picosecond of silicon at 600 K with a bundled model; trajectory and picture go to demo/
+# The installation has compiled the kernels; this follows changes of their sources.
+$(KERNELS): $(INSTALLED) $(wildcard snnp/kernels/src/*) snnp/kernels/build.py
+	$(BIN)/python snnp/kernels/build.py --optional
+	@touch $@
+
+demo: $(INSTALLED) $(KERNELS)  ## one picosecond of silicon at 600 K with a bundled model; trajectory and picture go to demo/
 	@mkdir -p demo
 	$(BIN)/snnp md snnp-si diamond:Si:3x3x3 --ensemble nvt --temperature 600 --friction 10 --steps 500 --dt 2 \
 	  --every 10 --trajectory demo/si.xyz --log demo/si.csv
 	@echo "Done: 216 silicon atoms, 1 ps at 600 K with the bundled model snnp-si. Written:" && ls -1 demo/si*
 
-test: lint docs  ## lint, docs and the tests, as the continuous integration runs them
+test: $(KERNELS) lint docs  ## lint, docs and the tests, as the continuous integration runs them
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)  ## ruff, mypy, and the directions of imports

@@ -98,7 +98,7 @@ class SplinePlan:
         degree: L. legendre: [C, C, F, L + 1] coefficients of g for neighbours in the channels (c, c'); at_one: [C, F],
             g(1) for two neighbours of one channel; C = 1, or Z where g depends on elements (channel = element).
         g: angular splines (evaluator "spline"), in group `pair_group` of the two neighbours if it has several.
-        repulsion: (inner, outer) in Å or None.
+        repulsion: (inner, outer) in Å or None. screening: its length in Å, four amplitudes and four decay constants.
     """
 
     numbers: Indices
@@ -116,6 +116,7 @@ class SplinePlan:
     at_one: Array
     g: SplineTable
     repulsion: tuple[float, float] | None
+    screening: tuple[float, ...]
     readout: ReadoutPlan
 
     @property

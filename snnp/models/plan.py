@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snnp.kernels.plan import ReadoutPlan, SplinePlan, SplineTable, spline_table
 from snnp.models.readout import Readout
+from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
 from snnp.models.spline_nnp import SplineNNP
 from snnp.splines import SplineSet
 
@@ -77,5 +78,6 @@ def make_plan(model: SplineNNP) -> SplinePlan:
         at_one=legendre.sum(axis=-1)[chosen.diagonal()],
         g=g,
         repulsion=None if config.repulsion is None else (config.repulsion.inner, config.repulsion.outer),
+        screening=(SCREENING_LENGTH, *AMPLITUDES, *DECAYS),
         readout=_readout(model.readout),
     )

@@ -1,0 +1,126 @@
+"""Compile `src/` into the library beside this file: `python -m snnp.kernels.build`.
+
+Only the standard library is imported here: setup.py runs this file before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["BuildError", "build", "find_compiler", "library_name"]
+
+_HERE = Path(__file__).resolve().parent
+_COMMON = ("api.cpp", "check.cpp", "list.cpp", "pool.cpp")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wno-psabi"),
+    # What lets the compiler fuse and vectorise; results do not depend on errno, traps or the sign of zero.
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+)
+# Namespace in the sources, bytes of a vector, and flags of each instruction set; "portable" is the architecture's base.
+_PORTABLE = (("portable", 16, ()),)
+_X86 = (
+    ("avx512", 64, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
+    ("avx2", 32, ("-march=x86-64-v3",)),
+    *_PORTABLE,
+)
+
+
+class BuildError(RuntimeError):
+    """No compiler, or one that failed; the text says which command and why."""
+
+
+def library_name() -> str:
+    """File name of the library on this system."""
+    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    return f"libsnnp_kernels{suffix}"
+
+
+def find_compiler() -> list[str] | None:
+    """Command of a C++ compiler: $CXX, c++, g++, clang++, or the one of the package ziglang; None without any."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if found := shutil.which(name):
+            return [found]
+    return [sys.executable, "-m", "ziglang", "c++"] if find_spec("ziglang") else None
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+
+
+def _jobs(x86: bool) -> list[tuple[str, str, list[str]]]:
+    """Source, object and flags of everything to compile, the slowest first."""
+    jobs = []
+    for name, width, flags in _X86 if x86 else _PORTABLE:
+        jobs.append(("kernel.cpp", f"{name}.o", [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *flags]))
+    defines = ["-DSNNP_X86"] if x86 else []
+    return jobs + [(source, f"{source}.o", defines) for source in _COMMON]
+
+
+def build(target: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
+    """Compile into `target` (by default beside this file) and return it; it appears whole or not at all.
+
+    Arguments:
+        flags: for compiler and linker, behind the usual ones (sanitizers, debugging).
+
+    Raises:
+        BuildError: without a working compiler.
+    """
+    target = target or _HERE / library_name()
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError("no C++ compiler found; install g++ or clang++, or 'pip install ziglang'.")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_one(job: tuple[str, str, list[str]]) -> str:
+            source, name, extra = job
+            out = str(Path(folder) / name)
+            _run([*compiler, *_FLAGS, *extra, *flags, "-c", str(_HERE / "src" / source), "-o", out])
+            return out
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, _jobs(x86)))
+        libraries = [] if sys.platform == "win32" else ["-lm", "-lpthread"]
+        # Nothing of the C++ runtime is used, so it need not be there.
+        alone = ["-nostdlib++"] if "clang" in compiler[0] or "ziglang" in compiler else []
+        linked = Path(folder) / library_name()
+        _run([*compiler, "-shared", *flags, *objects, *alone, *libraries, "-o", str(linked)])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(linked, temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, target)
+    return target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build from the command line; with --optional a missing compiler is only reported."""
+    parser = argparse.ArgumentParser(description="Compile the kernels of snnp.")
+    parser.add_argument("--optional", action="store_true", help="succeed without a compiler (snnp then runs on torch)")
+    parser.add_argument("--output", type=Path, help="where to write the library")
+    parser.add_argument("--flags", default="", help="further compiler flags, as one string")
+    chosen = parser.parse_args(arguments)
+    try:
+        print(build(chosen.output, tuple(shlex.split(chosen.flags))))
+    except BuildError as error:
+        print(f"kernels not built: {error}", file=sys.stderr)
+        return 0 if chosen.optional else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

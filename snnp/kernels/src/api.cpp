@@ -1,0 +1,151 @@
+// The C interface: choice of the instruction set, and the division of the work.
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "kernel.h"
+#include "pool.h"
+
+namespace snnp {
+
+#define SNNP_DECLARE(target) \
+  namespace target {         \
+  void evaluate_part(const Plan*, const snnp_system&, const Part&, snnp_report*); \
+  }
+#ifdef SNNP_X86
+SNNP_DECLARE(avx512)
+SNNP_DECLARE(avx2)
+#endif
+SNNP_DECLARE(portable)
+
+namespace {
+
+struct Target {
+  const char* name;
+  bool (*runs_here)();
+  EvaluatePart evaluate;
+};
+
+bool always() { return true; }
+#ifdef SNNP_X86
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+const Target targets[] = {
+#ifdef SNNP_X86
+    {"avx512", has_avx512, avx512::evaluate_part},
+    {"avx2", has_avx2, avx2::evaluate_part},
+#endif
+    {"portable", always, portable::evaluate_part},
+};
+
+const Target* best() {
+#ifdef SNNP_X86
+  __builtin_cpu_init();
+#endif
+  for (const Target& target : targets)
+    if (target.runs_here()) return &target;
+  return nullptr;
+}
+
+const Target* chosen = best();
+
+struct Job {
+  const Plan* plan;
+  const snnp_system* system;
+  int64_t n_parts;
+  double *forces, *virials;  // of parts 1, 2, ...: [N, 3] and [B, 6] each; part 0 writes to the output
+  snnp_report* reports;
+};
+
+void run_part(void* context, int64_t k) {
+  const Job& job = *static_cast<const Job*>(context);
+  const snnp_system& system = *job.system;
+  const int64_t n = system.n_atoms;
+  double* forces = !system.forces ? nullptr : (k == 0 ? system.forces : job.forces + (k - 1) * 3 * n);
+  const Part part = {n * k / job.n_parts, n * (k + 1) / job.n_parts, forces, job.virials + k * 6 * system.n_structures};
+  if (forces) memset(forces, 0, 3 * n * sizeof(double));
+  chosen->evaluate(job.plan, system, part, job.reports + k);
+}
+
+// Forces of all parts are added in their order, each thread for some of the atoms.
+void add_part(void* context, int64_t k) {
+  const Job& job = *static_cast<const Job*>(context);
+  const int64_t length = 3 * job.system->n_atoms;
+  for (int64_t part = 1; part < job.n_parts; ++part) {
+    const double* other = job.forces + (part - 1) * length;
+    for (int64_t a = length * k / job.n_parts; a < length * (k + 1) / job.n_parts; ++a) job.system->forces[a] += other[a];
+  }
+}
+
+void add_virials(const Job& job) {
+  const int64_t b = job.system->n_structures;
+  static const int place[9] = {0, 5, 4, 5, 1, 3, 4, 3, 2};
+  memset(job.system->virial, 0, 9 * b * sizeof(double));
+  for (int64_t part = 0; part < job.n_parts; ++part)
+    for (int64_t s = 0; s < b; ++s)
+      for (int a = 0; a < 9; ++a) job.system->virial[9 * s + a] += job.virials[(part * b + s) * 6 + place[a]];
+}
+
+}  // namespace
+}  // namespace snnp
+
+using namespace snnp;
+
+int64_t snnp_version(void) { return kVersion; }
+
+const char* snnp_target(void) { return chosen->name; }
+
+int snnp_set_target(const char* name) {
+  for (const Target& target : targets)
+    if (!strcmp(target.name, name) && target.runs_here()) {
+      chosen = &target;
+      return 1;
+    }
+  return 0;
+}
+
+int snnp_check_list(int64_t n_atoms, int64_t n_images, const int64_t* first, const int32_t* neighbour,
+                    const int32_t* image, snnp_report* report) {
+  bool sound = first[0] == 0;
+  for (int64_t i = 0; sound && i < n_atoms; ++i) sound = first[i + 1] >= first[i];
+  const int64_t n_pairs = sound ? first[n_atoms] : 0;
+  for (int64_t e = 0; e < n_pairs; ++e)
+    if (neighbour[e] < 0 || neighbour[e] >= n_atoms || image[e] < 0 || image[e] >= n_images) {
+      *report = {SNNP_BAD_LIST, e, 0, 0.0};
+      return SNNP_BAD_LIST;
+    }
+  *report = {sound ? SNNP_OK : SNNP_BAD_LIST, -1, 0, 0.0};
+  return static_cast<int>(report->status);
+}
+
+int snnp_evaluate(const void* memory, int64_t plan_bytes, const snnp_system* system, snnp_report* report) {
+  *report = {SNNP_OK, 0, 0, 0.0};
+  if (!plan_is_sound(memory, plan_bytes)) return static_cast<int>(report->status = SNNP_BAD_PLAN);
+  const int64_t n = system->n_atoms, b = system->n_structures;
+  // A part below some tens of atoms would cost more to hand over than to do.
+  int64_t n_parts = system->n_threads < n / 32 ? system->n_threads : n / 32;
+  n_parts = n_parts < 1 ? 1 : n_parts;
+  const size_t n_forces = system->forces ? static_cast<size_t>((n_parts - 1) * 3 * n) : 0;
+  double* virials = static_cast<double*>(calloc(static_cast<size_t>(n_parts * 6 * b + 1), sizeof(double)));
+  double* forces = static_cast<double*>(malloc((n_forces + 1) * sizeof(double)));
+  snnp_report* reports = static_cast<snnp_report*>(calloc(static_cast<size_t>(n_parts), sizeof(snnp_report)));
+  if (virials && forces && reports) {
+    Job job = {static_cast<const Plan*>(memory), system, n_parts, forces, virials, reports};
+    run_parts(run_part, &job, n_parts);
+    for (int64_t k = n_parts - 1; k >= 0; --k)
+      if (reports[k].status) *report = reports[k];
+    if (!report->status && system->forces && n_parts > 1) run_parts(add_part, &job, n_parts);
+    if (!report->status) add_virials(job);
+  } else {
+    report->status = SNNP_NO_MEMORY;
+  }
+  free(virials);
+  free(forces);
+  free(reports);
+  return static_cast<int>(report->status);
+}

@@ -1,0 +1,152 @@
+// The neighbours of one atom as arrays over pairs, and what is accumulated on them.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+
+#include "plan.h"
+#include "simd.h"
+#include "snnp_kernels.h"
+
+namespace snnp {
+namespace SNNP_TARGET {
+
+constexpr double kShortest = 0.1;  // Angstrom; closer than this two atoms are one atom written twice
+
+inline int64_t round_up(int64_t n, int64_t block) { return (n + block - 1) / block * block; }
+
+// Hands out aligned pieces of one allocation.
+struct Arena {
+  char* memory;
+  size_t used;
+  template <typename X>
+  X* take(int64_t count) {
+    X* piece = memory ? reinterpret_cast<X*>(memory + used) : nullptr;
+    used += round_up(count * static_cast<int64_t>(sizeof(X)), kPad);
+    return piece;
+  }
+};
+
+// n pairs within the cutoff, padded to whole vectors; padding has r = 1 and the direction z.
+template <typename T>
+struct Pairs {
+  int64_t n;
+  T *x, *y, *z, *r, *inverse;  // unit vectors, distance and its inverse
+  T *radial, *gx, *gy, *gz;    // dE/dr along the pair, and the rest of dE/dr_ij
+  int32_t *j, *species;
+
+  void allocate(Arena& arena, int64_t capacity) {
+    T** const arrays[] = {&x, &y, &z, &r, &inverse, &radial, &gx, &gy, &gz};
+    for (T** array : arrays) *array = arena.take<T>(capacity);
+    j = arena.take<int32_t>(capacity);
+    species = arena.take<int32_t>(capacity);
+  }
+};
+
+// Fill in `n..padded` and turn vectors into unit vectors.
+template <typename T>
+inline void normalise(Pairs<T>& pairs) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t padded = round_up(pairs.n, W);
+  for (int64_t p = pairs.n; p < padded; ++p) {
+    pairs.x[p] = pairs.y[p] = 0;
+    pairs.z[p] = 1;
+    pairs.j[p] = pairs.species[p] = 0;
+  }
+  for (int64_t p = 0; p < padded; ++p) {
+    T square = pairs.x[p] * pairs.x[p] + pairs.y[p] * pairs.y[p] + pairs.z[p] * pairs.z[p];
+    pairs.r[p] = sizeof(T) == 4 ? T(sqrtf(float(square))) : T(sqrt(double(square)));
+  }
+  for (int64_t p = 0; p < padded; p += W) {
+    Vec<T> inverse = T(1) / load<T>(pairs.r + p);
+    store<T>(pairs.inverse + p, inverse);
+    store<T>(pairs.x + p, load<T>(pairs.x + p) * inverse);
+    store<T>(pairs.y + p, load<T>(pairs.y + p) * inverse);
+    store<T>(pairs.z + p, load<T>(pairs.z + p) * inverse);
+    T* const sums[] = {pairs.radial, pairs.gx, pairs.gy, pairs.gz};
+    for (T* array : sums) store<T>(array + p, all<T>(0));
+  }
+}
+
+// Collect the neighbours of atom i. Differences are formed in double: far from the origin float would lose digits.
+template <typename T>
+inline bool gather(const snnp_system& system, int64_t i, double cutoff, Pairs<T>& pairs, snnp_report* report) {
+  const double xi = system.positions[3 * i], yi = system.positions[3 * i + 1], zi = system.positions[3 * i + 2];
+  const double limit = cutoff * cutoff;
+  int64_t n = 0;
+  bool sound = true;
+  for (int64_t e = system.first[i]; e < system.first[i + 1]; ++e) {
+    const int64_t j = system.neighbour[e];
+    const double* shift = system.images + 3 * static_cast<int64_t>(system.image[e]);
+    const double dx = system.positions[3 * j] - xi + shift[0];
+    const double dy = system.positions[3 * j + 1] - yi + shift[1];
+    const double dz = system.positions[3 * j + 2] - zi + shift[2];
+    const double square = dx * dx + dy * dy + dz * dz;
+    sound &= square > kShortest * kShortest;  // false for NaN, too
+    pairs.x[n] = T(dx);
+    pairs.y[n] = T(dy);
+    pairs.z[n] = T(dz);
+    pairs.j[n] = static_cast<int32_t>(j);
+    n += square < limit;
+  }
+  pairs.n = n;
+  if (!sound) {
+    for (int64_t e = system.first[i]; e < system.first[i + 1]; ++e) {
+      const int64_t j = system.neighbour[e];
+      double square = 0;
+      for (int a = 0; a < 3; ++a) {
+        const double d = system.positions[3 * j + a] - system.positions[3 * i + a] + system.images[3 * system.image[e] + a];
+        square += d * d;
+      }
+      if (!(square > kShortest * kShortest)) *report = {SNNP_OVERLAP, i, j, sqrt(square)};
+    }
+    return false;
+  }
+  for (int64_t p = 0; p < n; ++p) pairs.species[p] = system.species[pairs.j[p]];
+  normalise(pairs);
+  return true;
+}
+
+// The polynomial of a distance: row of coefficients and local coordinate.
+template <typename T>
+struct Segment {
+  const T* row;  // 4 rows of `stride` numbers
+  T u, inverse;
+};
+
+template <typename T>
+inline int64_t segment_index(const Plan* plan, const Table& table, int64_t group, T r, T& u, T& inverse) {
+  inverse = at<T>(plan, table.inverse)[group];
+  const T t = (r - at<T>(plan, table.lower)[group]) * inverse;
+  const T n = T(at<int32_t>(plan, table.counts)[group]);
+  // Truncation is the floor of what is not negative. u comes from t itself, which has the smaller rounding error.
+  T above = t + T(1);
+  above = above > T(0) ? above : T(0);
+  above = above < n + T(1) ? above : n + T(1);
+  const int32_t k = static_cast<int32_t>(above);
+  u = t - T(k - 1);
+  return group * table.n_segments + k;
+}
+
+template <typename T>
+inline Segment<T> segment(const Plan* plan, const Table& table, int64_t group, T r) {
+  Segment<T> found;
+  const int64_t k = segment_index<T>(plan, table, group, r, found.u, found.inverse);
+  found.row = at<T>(plan, table.coefficients) + k * 4 * table.stride;
+  return found;
+}
+
+template <typename T>
+inline Vec<T> value_of(const Segment<T>& s, int64_t stride, int64_t b) {
+  const T* c = s.row + b;
+  return load<T>(c) + s.u * (load<T>(c + stride) + s.u * (load<T>(c + 2 * stride) + s.u * load<T>(c + 3 * stride)));
+}
+
+template <typename T>
+inline Vec<T> slope_of(const Segment<T>& s, int64_t stride, int64_t b) {
+  const T* c = s.row + b;
+  const T two = T(2) * s.u, three = T(3) * s.u * s.u;
+  return s.inverse * (load<T>(c + stride) + (two * load<T>(c + 2 * stride) + three * load<T>(c + 3 * stride)));
+}
+
+}  // namespace SNNP_TARGET
+}  // namespace snnp

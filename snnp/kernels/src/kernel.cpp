@@ -1,0 +1,145 @@
+// All atoms of a range, compiled once per instruction set (SNNP_TARGET, SNNP_BYTES given by the build).
+#include <stdlib.h>
+
+#include "kernel.h"
+#include "legendre.h"
+#include "radial.h"
+#include "readout.h"
+#include "triples.h"
+
+namespace snnp {
+namespace SNNP_TARGET {
+
+namespace {
+
+template <typename T>
+struct Workspace {
+  Pairs<T> pairs;
+  Radial<T> radial;
+  Legendre<T> legendre;
+  Triples<T> triples;
+  Readout<T> readout;
+  T *features, *h, *h_angular;
+
+  void allocate(Arena& arena, const Plan* plan, int64_t capacity) {
+    const int64_t rows = round_up(capacity + 1, kPad);
+    pairs.allocate(arena, rows);
+    radial.allocate(arena, plan);
+    if (plan->evaluator == kLegendre) legendre.allocate(arena, plan, rows);
+    if (plan->evaluator == kSpline) triples.allocate(arena, plan, rows);
+    readout.allocate(arena, plan);
+    features = arena.take<T>(plan->feature_stride);
+    h = arena.take<T>(plan->feature_stride);
+    h_angular = arena.take<T>(plan->f.stride);
+  }
+};
+
+template <typename T>
+using Features = void (*)(const Plan*, int64_t, const Pairs<T>&, Legendre<T>&, T*);
+template <typename T>
+using Gradients = void (*)(const Plan*, Pairs<T>&, const T*, Legendre<T>&);
+
+template <typename T>
+struct ByDegree {
+  Features<T> features[kMaxDegree + 1];
+  Gradients<T> gradients[kMaxDegree + 1];
+};
+
+#define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>, \
+                             F<T, 9>, F<T, 10>, F<T, 11>, F<T, 12>}
+template <typename T>
+constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(angular_features), SNNP_EACH_DEGREE(angular_gradients)};
+
+// Hand the gradients of the pairs of atom i to forces and virial.
+template <typename T>
+inline void scatter(const snnp_system& system, int64_t i, Pairs<T>& pairs, double* forces, double* virial) {
+  constexpr int W = Lanes<T>::W;
+  Vec<T> v[6], total[3];
+  for (Vec<T>& x : v) x = all<T>(0);
+  for (Vec<T>& x : total) x = all<T>(0);
+  for (int64_t p = 0; p < pairs.n; p += W) {
+    const Vec<T> radial = load<T>(pairs.radial + p), r = load<T>(pairs.r + p);
+    const Vec<T> ux = load<T>(pairs.x + p), uy = load<T>(pairs.y + p), uz = load<T>(pairs.z + p);
+    const Vec<T> gx = load<T>(pairs.gx + p) + radial * ux, gy = load<T>(pairs.gy + p) + radial * uy;
+    const Vec<T> gz = load<T>(pairs.gz + p) + radial * uz;
+    store<T>(pairs.gx + p, gx);
+    store<T>(pairs.gy + p, gy);
+    store<T>(pairs.gz + p, gz);
+    total[0] += gx, total[1] += gy, total[2] += gz;
+    const Vec<T> x = r * ux, y = r * uy, z = r * uz;
+    v[0] += x * gx, v[1] += y * gy, v[2] += z * gz, v[3] += y * gz, v[4] += x * gz, v[5] += x * gy;
+  }
+  for (int64_t p = 0; p < pairs.n; ++p) {
+    double* force = forces + 3 * static_cast<int64_t>(pairs.j[p]);
+    force[0] -= double(pairs.gx[p]);
+    force[1] -= double(pairs.gy[p]);
+    force[2] -= double(pairs.gz[p]);
+  }
+  for (int a = 0; a < 3; ++a) forces[3 * i + a] += double(sum<T>(total[a]));
+  double* out = virial + 6 * (system.structure ? system.structure[i] : 0);
+  for (int a = 0; a < 6; ++a) out[a] += double(sum<T>(v[a]));
+}
+
+template <typename T>
+void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& work, double* forces, double* virial) {
+  const int64_t species = system.species[i], n_radial = plan->rho.n_filters;
+  Pairs<T>& pairs = work.pairs;
+  if (n_radial) radial_features<T>(plan, species, pairs, work.features);
+  T* angular = work.features + n_radial;
+  if (plan->evaluator == kLegendre) by_degree<T>.features[plan->degree](plan, species, pairs, work.legendre, angular);
+  if (plan->evaluator == kSpline) triple_features<T>(plan, species, pairs, work.triples, angular);
+  double energy = read_out<T>(plan, species, work.features, work.readout, work.h);
+  const T weight = system.weights ? T(system.weights[i]) : T(1);
+  if (system.weights)
+    for (int64_t a = 0; a < plan->n_features; ++a) work.h[a] *= weight;
+  if (plan->phi.n_groups) energy += pair_term<T>(plan, species, pairs, weight);
+  if (plan->repulsion_outer > 0) energy += repulsion<T>(plan, species, pairs, weight);
+  system.energies[i] = energy + at<double>(plan, plan->reference)[species];
+  if (!forces) return;
+  if (n_radial) radial_slopes<T>(plan, species, pairs, work.h, work.radial);
+  if (plan->evaluator != kNone) {
+    memcpy(work.h_angular, work.h + n_radial, plan->f.n_filters * sizeof(T));
+    if (plan->evaluator == kLegendre) by_degree<T>.gradients[plan->degree](plan, pairs, work.h_angular, work.legendre);
+    else triple_gradients<T>(plan, pairs, work.h_angular, work.triples);
+  }
+  scatter<T>(system, i, pairs, forces, virial);
+}
+
+template <typename T>
+void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_report* report) {
+  int64_t capacity = 0;
+  for (int64_t i = part.begin; i < part.end; ++i) {
+    const int64_t row = system.first[i + 1] - system.first[i];
+    capacity = row > capacity ? row : capacity;
+  }
+  Workspace<T> work;
+  Arena arena = {nullptr, 0};
+  work.allocate(arena, plan, capacity);
+  const size_t bytes = arena.used + kPad;
+  void* memory = malloc(bytes);
+  if (!memory) {
+    report->status = SNNP_NO_MEMORY;
+    return;
+  }
+  arena.memory = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(memory), kPad));
+  arena.used = 0;
+  work.allocate(arena, plan, capacity);
+  memset(work.h_angular, 0, plan->f.stride * sizeof(T));
+  memset(work.features, 0, plan->feature_stride * sizeof(T));
+  memset(work.readout.x, 0, plan->feature_stride * sizeof(T));
+  for (int64_t i = part.begin; i < part.end; ++i) {
+    if (!gather<T>(system, i, plan->cutoff, work.pairs, report)) break;
+    atom<T>(plan, system, i, work, part.forces, part.virial);
+  }
+  free(memory);
+}
+
+}  // namespace
+
+void evaluate_part(const Plan* plan, const snnp_system& system, const Part& part, snnp_report* report) {
+  if (plan->real_size == 4) atoms<float>(plan, system, part, report);
+  else atoms<double>(plan, system, part, report);
+}
+
+}  // namespace SNNP_TARGET
+}  // namespace snnp

@@ -1,0 +1,165 @@
+// Vectors of the width this file is compiled for (SNNP_BYTES), through the vector extension of gcc and clang.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace snnp {
+namespace SNNP_TARGET {
+
+template <typename T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float V __attribute__((vector_size(SNNP_BYTES), may_alias));
+  typedef int32_t I __attribute__((vector_size(SNNP_BYTES), may_alias));
+  static constexpr int W = SNNP_BYTES / 4;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  static constexpr int kMantissa = 23, kBias = 127, kLogTerms = 9;
+  static constexpr float kLowest = -87.0f, kHighest = 88.0f;
+};
+template <>
+struct Lanes<double> {
+  typedef double V __attribute__((vector_size(SNNP_BYTES), may_alias));
+  typedef int64_t I __attribute__((vector_size(SNNP_BYTES), may_alias));
+  static constexpr int W = SNNP_BYTES / 8;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kMantissa = 52, kBias = 1023, kLogTerms = 17;
+  static constexpr double kLowest = -708.0, kHighest = 709.0;
+};
+
+template <typename T>
+using Vec = typename Lanes<T>::V;
+
+template <typename T>
+inline Vec<T> load(const T* p) {
+  return *reinterpret_cast<const Vec<T>*>(p);
+}
+template <typename T>
+inline void store(T* p, Vec<T> v) {
+  *reinterpret_cast<Vec<T>*>(p) = v;
+}
+template <typename T>
+inline Vec<T> all(T x) {
+  return Vec<T>{} + x;
+}
+template <typename T>
+inline T sum(Vec<T> v) {
+  T total = 0;
+  for (int q = 0; q < Lanes<T>::W; ++q) total += v[q];
+  return total;
+}
+template <typename T>
+inline Vec<T> minimum(Vec<T> a, Vec<T> b) {
+  return a < b ? a : b;
+}
+template <typename T>
+inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
+}
+
+// base[index[q]] for every lane.
+template <typename T>
+inline Vec<T> gather(const T* base, typename Lanes<T>::I index) {
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_i32gather_ps((__m512i)index, base, 4);
+  else return (Vec<T>)_mm512_i64gather_pd((__m512i)index, base, 8);
+#elif defined(__AVX2__) && SNNP_BYTES == 32
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_i32gather_ps(base, (__m256i)index, 4);
+  else return (Vec<T>)_mm256_i64gather_pd(base, (__m256i)index, 8);
+#else
+  Vec<T> found;
+  for (int q = 0; q < Lanes<T>::W; ++q) found[q] = base[index[q]];
+  return found;
+#endif
+}
+
+// e^x to the last digit but one: 2^n times a Taylor polynomial on |r| <= ln(2) / 2.
+template <typename T>
+inline Vec<T> exponential(Vec<T> x) {
+  using S = Lanes<T>;
+  x = minimum<T>(maximum<T>(x, all<T>(S::kLowest)), all<T>(S::kHighest));
+  Vec<T> shifted = x * T(1.4426950408889634) + S::kRound;
+  Vec<T> n = shifted - S::kRound;
+  // ln 2 in two parts, the first with few digits so that n times it is exact.
+  Vec<T> r = (x - n * T(0.693359375)) + n * T(2.12194440054690583e-4);
+  constexpr int degree = sizeof(T) == 4 ? 7 : 13;
+  T inverse_factorial[degree + 1];
+  inverse_factorial[0] = 1;
+  for (int k = 1; k <= degree; ++k) inverse_factorial[k] = inverse_factorial[k - 1] / T(k);
+  Vec<T> value = all<T>(inverse_factorial[degree]);
+#pragma GCC unroll 16
+  for (int k = degree - 1; k >= 0; --k) value = value * r + inverse_factorial[k];
+  typename S::I bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + S::kBias) << S::kMantissa;
+  Vec<T> power;
+  memcpy(&power, &bits, sizeof power);
+  return value * power;
+}
+
+// log(1 + e) for e in [0, 1]: 2 atanh(e / (2 + e)).
+template <typename T>
+inline Vec<T> log_one_plus(Vec<T> e) {
+  Vec<T> s = e / (e + T(2)), square = s * s;
+  constexpr int terms = Lanes<T>::kLogTerms;
+  Vec<T> series = all<T>(T(1) / T(2 * terms + 1));
+#pragma GCC unroll 32
+  for (int k = terms - 1; k >= 0; --k) series = series * square + T(1) / T(2 * k + 1);
+  return T(2) * s * series;
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SNNP_SHUFFLE 1
+#endif
+#endif
+
+#ifdef SNNP_SHUFFLE
+// One step of a transposition: rows a and b, `step` apart, exchange their off-diagonal blocks of that size.
+template <typename T, int W, int step>
+struct Exchange;
+#define SNNP_EXCHANGE(T, W, step, LOW, HIGH)                        \
+  template <>                                                       \
+  struct Exchange<T, W, step> {                                     \
+    static inline void run(Vec<T>& a, Vec<T>& b) {                  \
+      Vec<T> low = __builtin_shufflevector(a, b, LOW);              \
+      b = __builtin_shufflevector(a, b, HIGH);                      \
+      a = low;                                                      \
+    }                                                               \
+  };
+#define SNNP_LIST(...) __VA_ARGS__
+#include "exchange.inc"
+
+template <typename T, int step>
+inline void exchange_rows(Vec<T>* rows) {
+  constexpr int W = Lanes<T>::W;
+  if constexpr (step < W) {
+#pragma GCC unroll 16
+    for (int row = 0; row < W; ++row)
+      if (!(row & step)) Exchange<T, W, step>::run(rows[row], rows[row + step]);
+    exchange_rows<T, step * 2>(rows);
+  }
+}
+#endif
+
+// Transpose a W x W block held in W vectors.
+template <typename T>
+inline void transpose(Vec<T>* rows) {
+#ifdef SNNP_SHUFFLE
+  exchange_rows<T, 1>(rows);
+#else
+  constexpr int W = Lanes<T>::W;
+  for (int a = 0; a < W; ++a)
+    for (int b = a + 1; b < W; ++b) {
+      T kept = rows[a][b];
+      rows[a][b] = rows[b][a];
+      rows[b][a] = kept;
+    }
+#endif
+}
+
+}  // namespace SNNP_TARGET
+}  // namespace snnp

@@ -1,0 +1,73 @@
+// C interface of the kernels; no type of any other library appears here. All functions may be called from any thread.
+#pragma once
+#include <stdint.h>
+
+#ifdef _WIN32
+#define SNNP_API __declspec(dllexport)
+#else
+#define SNNP_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum snnp_status {
+  SNNP_OK = 0,
+  SNNP_BAD_PLAN = 1,      // damaged, or of another version
+  SNNP_OVERLAP = 2,       // atoms `i` and `j` are `value` Angstrom apart (or a position is NaN)
+  SNNP_NO_MEMORY = 3,
+  SNNP_BAD_LIST = 4,      // entry `i` of the neighbour list points outside the system
+};
+
+typedef struct {
+  int64_t status, i, j;
+  double value;
+} snnp_report;
+
+// Lengths in Angstrom, energies in eV. A neighbour entry e of atom i stands for the atom neighbour[e] shifted by
+// images[image[e]]. Entries beyond the cutoff are skipped, so that a list may have a skin.
+typedef struct {
+  int64_t n_atoms, n_structures, n_images;
+  const double* positions;     // [N, 3]
+  const int32_t* species;      // [N] index of the element in the model
+  const int32_t* structure;    // [N] or NULL (one structure)
+  const int64_t* first;        // [N + 1] rows of the list
+  const int32_t* neighbour;    // [P]
+  const int32_t* image;        // [P]
+  const double* images;        // [n_images, 3]
+  const double* weights;       // [N] or NULL: forces and virial are those of sum_i weights_i E_i
+  int64_t n_threads;           // parts of the work; results are the same for the same number
+  double* energies;            // [N] out, with E0
+  double* forces;              // [N, 3] out, or NULL
+  double* virial;              // [B, 9] out: sum of r_ij (x) dE/dr_ij
+} snnp_system;
+
+SNNP_API int64_t snnp_version(void);
+// Name of the instruction set in use: "avx512", "avx2" or "portable".
+SNNP_API const char* snnp_target(void);
+// Choose an instruction set by name; 0 if this machine or this build lacks it. For tests and benchmarks.
+SNNP_API int snnp_set_target(const char* name);
+// Do all entries of a neighbour list point into the system? `snnp_evaluate` trusts its list.
+SNNP_API int snnp_check_list(int64_t n_atoms, int64_t n_images, const int64_t* first, const int32_t* neighbour,
+                             const int32_t* image, snnp_report* report);
+// Sort pairs (i, j, shift in cells) by i into `first`, `neighbour`, `image`; the image of a shift s, with |s_a| <= reach_a, is
+// ((s_0 + reach_0) (2 reach_1 + 1) + s_1 + reach_1) (2 reach_2 + 1) + s_2 + reach_2, plus their number times structure[i].
+// From a half list every pair is entered in both directions.
+typedef struct {
+  int64_t n_atoms, n_pairs, half;
+  const int64_t *i, *j;        // [P]
+  const int32_t* shift;        // [P, 3]
+  const int32_t* structure;    // [N] or NULL
+  int64_t reach[3];
+  int64_t* first;              // [N + 1] out
+  int32_t *neighbour, *image;  // [P] out, or [2 P] from a half list
+} snnp_pairs;
+SNNP_API void snnp_pack_list(const snnp_pairs* pairs);
+// Largest square of |x_k - (reference_k @ map)| over all atoms; NaN where a position is NaN. map [3, 3] or NULL.
+SNNP_API double snnp_largest_move(int64_t n_atoms, const double* positions, const double* reference, const double* map);
+SNNP_API int snnp_evaluate(const void* plan, int64_t plan_bytes, const snnp_system* system, snnp_report* report);
+
+#ifdef __cplusplus
+}
+#endif
