@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from snnp.data import Keys
 from snnp.errors import ConfigError, near_matches
 from snnp.models.config import SplineNNPConfig
+from snnp.models.hipnn import HIPNNConfig
+from snnp.training.families import FAMILIES, family_of
 
-__all__ = ["DataConfig", "LossConfig", "OptimiserConfig", "TrainConfig", "load_config"]
+__all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig", "load_config"]
+
+
+# Å. The error of the difference grows with the square of the displacement, that of rounding with its inverse: in
+# float32 they balance here, at about 1e-3 of the gradient for every family (docs/studies/directional.md).
+_DISPLACEMENT = {"float32": 3e-3, "float64": 1e-4}
 
 
 class _Config(BaseModel):
@@ -56,6 +63,7 @@ class LossConfig(_Config):
 
     Each weight runs geometrically from `*_weight` to `*_weight_end` (None: constant). `shape`: "mse" squares errors,
     "huber" grows linearly beyond `energy_delta`, `force_delta`, `stress_delta`, which serves the mean absolute error.
+    `hierarchicality_weight`: of HIP-NN's mean hierarchicality (see `snnp.models.hipnn`), which other families lack.
     """
 
     energy_weight: float = Field(10.0, ge=0.0)
@@ -68,10 +76,16 @@ class LossConfig(_Config):
     energy_delta: float = Field(0.003, gt=0.0)
     force_delta: float = Field(0.3, gt=0.0)
     stress_delta: float = Field(0.002, gt=0.0)
+    hierarchicality_weight: float = Field(0.0, ge=0.0)
 
 
 class OptimiserConfig(_Config):
-    """SOAP or AdamW with linear warm-up and cosine decay of the learning rate, and a moving average of the weights."""
+    """SOAP or AdamW with linear warm-up and cosine decay of the learning rate, and a moving average of the weights.
+
+    `force_training`: "exact" differentiates forces by the parameters, "directional" takes the difference of the energy
+    gradients of two displaced copies (see `snnp.training.directional`), "auto" what was measured to be faster for the
+    family. `displacement`: Å, the farthest that a pair vector is displaced then; None chooses by `dtype`.
+    """
 
     method: Literal["soap", "adamw"] = "soap"
     epochs: int = Field(200, ge=1)
@@ -83,13 +97,42 @@ class OptimiserConfig(_Config):
     gradient_clip: float = Field(10.0, gt=0.0)
     ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
     divergence_factor: float = Field(1e4, gt=1.0)
+    force_training: Literal["auto", "exact", "directional"] = "auto"
+    displacement: float | None = Field(None, gt=0.0, le=0.1)
+
+
+def _read_model(value: Any) -> Any:
+    """The configuration of the family that `family` names; without it, of an s-NNP."""
+    if isinstance(value, BaseModel):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("expected a group of keys")
+    tree = dict(value)
+    family = tree.pop("family", "s-nnp")
+    if family not in list(FAMILIES):
+        raise ValueError(f"no family {family!r} of models; there are {', '.join(FAMILIES)}")
+    return FAMILIES[family].config.model_validate(tree)
+
+
+def _write_model(config: BaseModel) -> dict[str, Any]:
+    return {"family": family_of(config), **config.model_dump(mode="json")}
+
+
+ModelConfig = Annotated[
+    SplineNNPConfig | HIPNNConfig, PlainValidator(_read_model), PlainSerializer(_write_model, return_type=dict)
+]
+"""The form of the model; its key `family` (s-nnp, hip-nn, ani; by default s-nnp) decides which other keys there are."""
 
 
 class TrainConfig(_Config):
-    """Everything that determines a run; `ranges: auto` sets lower ends of filters and the repulsion from the data."""
+    """Everything that determines a run; `ranges: auto` sets what follows from the shortest distance in the data.
+
+    That is: lower ends of filters and the repulsion of an s-NNP, the innermost sensitivity of a HIP-NN. The key
+    `model.family` ("s-nnp", "hip-nn", "ani") chooses the family, and with it the other keys of `model`.
+    """
 
     data: DataConfig
-    model: SplineNNPConfig = SplineNNPConfig()
+    model: ModelConfig = SplineNNPConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     ranges: Literal["auto", "given"] = "auto"
@@ -99,6 +142,20 @@ class TrainConfig(_Config):
     threads: int | None = Field(None, ge=1)
     validate_every: int = Field(5, ge=1)
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def displacement(self) -> float | None:
+        """Å by which directional training displaces pairs; None for exact training."""
+        chosen = self.optimiser.force_training
+        if chosen == "auto":
+            chosen = FAMILIES[family_of(self.model)].force_training
+        return (self.optimiser.displacement or _DISPLACEMENT[self.dtype]) if chosen == "directional" else None
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.loss.hierarchicality_weight > 0.0 and not isinstance(self.model, HIPNNConfig):
+            raise ValueError("loss.hierarchicality_weight is for model.family hip-nn only; leave it at 0")
+        return self
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

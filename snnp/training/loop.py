@@ -20,8 +20,9 @@ import yaml
 from snnp.data import check_frames, save_split
 from snnp.errors import ConfigError, TrainingError
 from snnp.models.io import save_model, write_atomically
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.potential import Potential
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
+from snnp.training.directional import directional_backward
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loss import loss, predict, weights_at
 from snnp.training.prepared import PreparedData, prepare
@@ -60,7 +61,7 @@ class RunResult:
     """A finished run: its folder, the best model, and its errors on each part of the data."""
 
     folder: Path
-    model: SplineNNP
+    model: Potential
     evaluations: dict[str, Evaluation]
     seconds: float
 
@@ -111,7 +112,7 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
         torch.set_num_threads(config.threads)
     dtype = getattr(torch, config.dtype)
     model = build_model(config, problem)
-    data = prepare(model, problem.split.train, dtype, config.device)
+    data = prepare(model, problem.split.train, dtype, config.device, displacement=config.displacement)
     valid = prepare(model, problem.split.valid or problem.split.train, dtype, config.device)
     model.to(dtype=dtype, device=config.device)
     standardise(model, data)
@@ -124,7 +125,7 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     return _finish(config, state, problem, folder)
 
 
-def _optimiser(model: SplineNNP, config: OptimiserConfig) -> torch.optim.Optimizer:
+def _optimiser(model: Potential, config: OptimiserConfig) -> torch.optim.Optimizer:
     kind = Soap if config.method == "soap" else torch.optim.AdamW
     return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
@@ -183,13 +184,16 @@ def _epoch(
 def _step(
     config: TrainConfig, state: TrainState, data: PreparedData, group: list[int], progress: float, rate: float
 ) -> float:
-    """One batch: predict, loss, one backward pass, one step of the optimiser."""
+    """One batch: predict, loss, its gradient in one of two ways, one step of the optimiser."""
     for parameters in state.optimiser.param_groups:
         parameters["lr"] = rate
-    batch = data.batch(group)
-    value = loss(predict(state.model, batch), batch, config.loss, weights_at(config.loss, progress))
+    batch, weights = data.batch(group), weights_at(config.loss, progress)
     state.optimiser.zero_grad(set_to_none=True)
-    value.backward()
+    if config.displacement is None:
+        value = loss(predict(state.model, batch), batch, config.loss, weights)
+        value.backward()
+    else:
+        value = directional_backward(state.model, batch, config.loss, weights, config.displacement)
     torch.nn.utils.clip_grad_norm_(state.parameters, config.optimiser.gradient_clip)
     state.optimiser.step()
     state.counters.step += 1

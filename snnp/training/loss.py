@@ -2,7 +2,9 @@ r"""The loss: weighted errors of energy per atom, forces and stress, ignoring la
 
     L = w_E <l(dE / n)> + w_F <l(dF)> + w_S <l(dS)>,   l(x) = x² or Huber's function
 
-Pair gradients are analytic and differentiable in the parameters, so a force loss needs one backward pass.
+`predict` is the one place where a batch meets a model. The sums of an s-NNP give analytic pair gradients that are
+differentiable in the parameters, so a force loss needs one backward pass; pairs of any other family are differentiated
+twice, unless no parameter gradient is asked for: then the model's own inference answers.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snnp.models.potential import sum_forces
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stress
+from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.training.config import LossConfig
+from snnp.training.families import penalised_energies
+from snnp.training.pairs import Pairs
 from snnp.training.prepared import Batch
 
 __all__ = ["Predicted", "Weights", "loss", "predict", "weights_at"]
@@ -22,11 +26,15 @@ __all__ = ["Predicted", "Weights", "loss", "predict", "weights_at"]
 
 @dataclass(frozen=True)
 class Predicted:
-    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 and repulsion."""
+    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 (and beside sums without repulsion).
+
+    `penalty` [n]: what the family itself wants small, differentiable; None if it wants nothing.
+    """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor
+    penalty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,16 @@ def weights_at(config: LossConfig, progress: float) -> Weights:
     )
 
 
-def predict(model: SplineNNP, batch: Batch) -> Predicted:
-    """Evaluate a batch; differentiable in the parameters."""
-    energies, gradients = model.evaluate(batch.geometry)
+def predict(model: Potential, batch: Batch) -> Predicted:
+    """Evaluate a batch; differentiable in the parameters where gradients are enabled."""
+    if isinstance(batch.geometry, Pairs):
+        return _predict_pairs(model, batch.geometry)
+    assert isinstance(model, SplineNNP)
+    return _predict_sums(model, batch, batch.geometry)
+
+
+def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predicted:
+    energies, gradients = model.evaluate(geometry)
     n_frames, n_atoms = batch.counts.shape[0], batch.owner.shape[0]
     energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
     forces = torch.zeros(n_atoms, 3, dtype=energies.dtype, device=energies.device)
@@ -70,6 +85,22 @@ def predict(model: SplineNNP, batch: Batch) -> Predicted:
     stress = strain.unflatten(1, (3, 3))
     stress = 0.5 * (stress + stress.transpose(1, 2)) / batch.volume[:, None, None]
     return Predicted(energy, forces, stress)
+
+
+def _predict_pairs(model: Potential, pairs: Pairs) -> Predicted:
+    structure, neighbours = pairs.structure, pairs.neighbours
+    penalty = None
+    if torch.is_grad_enabled():
+        vectors = pairs.vectors.detach().requires_grad_()
+        energies, penalty = penalised_energies(model, Pairs(structure, neighbours, vectors))
+        (gradients,) = torch.autograd.grad(
+            energies.sum(), vectors, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        found = PairGradients(neighbours.i, neighbours.j, pairs.vectors, gradients)
+    else:
+        energies, found = model._energies_and_pair_gradients(structure, neighbours)
+    energy = pairs.per_structure(energies)
+    return Predicted(energy, sum_forces(found, structure.n_atoms), sum_stress(found, structure), penalty)
 
 
 def _mean(errors: Tensor, shape: str, delta: float) -> Tensor:
@@ -91,4 +122,6 @@ def loss(predicted: Predicted, batch: Batch, config: LossConfig, weights: Weight
     total = total + weights.force * _mean(predicted.forces - batch.forces, config.shape, config.force_delta)
     if weights.stress > 0.0:
         total = total + weights.stress * _mean(predicted.stress - batch.stress, config.shape, config.stress_delta)
+    if predicted.penalty is not None and config.hierarchicality_weight > 0.0:
+        total = total + config.hierarchicality_weight * predicted.penalty.mean()
     return total

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from snnp.data import (
@@ -25,10 +25,12 @@ from snnp.data import (
     split_frames,
 )
 from snnp.errors import ConfigError, DataError
-from snnp.models.config import RepulsionConfig, SplineNNPConfig
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.potential import Potential
+from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.training.config import DataConfig, TrainConfig
+from snnp.training.families import FAMILIES, family_of
+from snnp.training.pairs import Pairs
 from snnp.training.prepared import PreparedData
 
 __all__ = ["Problem", "build_model", "load_problem", "resolve", "standardise"]
@@ -135,32 +137,28 @@ def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
 
 
 def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
-    """Fill in what follows from the data: elements, ranges of filters, repulsion. Elements of the data must be covered.
+    """Fill in what follows from the data: elements, ranges (see `snnp.training.families`), and how forces are trained.
 
-    With `ranges: auto` the filters begin at 0.8 d, where d is the shortest distance of the training set: they become
-    flat at that end, and must still be steep at d, where forces are largest. The repulsion acts from 1.05 d inwards,
-    whole at 0.6 d: what was never seen repels.
+    Raises:
+        ConfigError: if the model's elements do not cover the data.
     """
     found = elements_of(problem.split.train)
     elements = config.model.elements or tuple(found)
-    model = config.model.model_copy(update={"elements": elements})
     if missing := [symbol for symbol in found if symbol not in elements]:
         raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
-    update: dict[str, Any] = {}
+    family = FAMILIES[family_of(config.model)]
+    model: BaseModel = config.model.model_copy(update={"elements": elements})
     if config.ranges == "auto":
-        shortest = _shortest_distance(problem.split.train, max(model.radial_cutoff, model.angular_cutoff))
-        lower = round(0.8 * shortest, 3)
-        update["radial"] = model.radial.model_copy(update={"lower": lower})
-        update["angular"] = model.angular.model_copy(update={"lower": lower})
-        if model.repulsion is None:
-            update["repulsion"] = RepulsionConfig(inner=round(0.6 * shortest, 3), outer=round(1.05 * shortest, 3))
-    tree = {**model.model_dump(), **{k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in update.items()}}
-    return config.model_copy(update={"model": SplineNNPConfig.model_validate(tree), "ranges": "given"})
+        model = family.ranges(model, _shortest_distance(problem.split.train, family.cutoff(model)))
+    chosen = "exact" if config.displacement is None else "directional"
+    optimiser = config.optimiser.model_copy(update={"force_training": chosen})
+    return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
 
 
-def build_model(config: TrainConfig, problem: Problem) -> SplineNNP:
+def build_model(config: TrainConfig, problem: Problem) -> Potential:
     """A fresh model in float64 with the metadata of the run."""
-    model = SplineNNP(config.model, problem.reference.energies, seed=config.seed)
+    family = FAMILIES[family_of(config.model)]
+    model = family.potential(config.model, problem.reference.energies, seed=config.seed)
     model.metadata = {
         **config.metadata,
         "reference_energies_from": problem.reference.provenance,
@@ -173,7 +171,17 @@ def build_model(config: TrainConfig, problem: Problem) -> SplineNNP:
 def _features(model: SplineNNP, data: PreparedData) -> Tensor:
     """[n, D] of all atoms."""
     chunks = [range(first, min(first + 16, data.n_frames)) for first in range(0, data.n_frames, 16)]
-    return torch.cat([model.features(data.batch(chunk).geometry) for chunk in chunks])
+    geometries = (data.batch(chunk).geometry for chunk in chunks)
+    return torch.cat([model.features(_sums(model, geometry)) for geometry in geometries])
+
+
+def _sums(model: SplineNNP, geometry: Geometry | Pairs) -> Geometry:
+    """Geometry of an s-NNP, also of pairs prepared for directional training."""
+    if not isinstance(geometry, Pairs):
+        return geometry
+    structure, lists = geometry.structure, geometry.neighbours
+    everyone = torch.arange(structure.n_atoms, device=geometry.vectors.device)
+    return model.geometry((lists.i, lists.j, geometry.vectors), model.species(structure), everyone)
 
 
 def _fit_into_embedding(model: SplineNNP, data: PreparedData, lower: float, upper: float) -> None:
@@ -198,8 +206,13 @@ def _fit_into_embedding(model: SplineNNP, data: PreparedData, lower: float, uppe
 
 
 @torch.no_grad()
-def standardise(model: SplineNNP, data: PreparedData) -> None:
-    """Set mean and standard deviation of the features from the training set; bring them into an embedding's range."""
+def standardise(model: Potential, data: PreparedData) -> None:
+    """Set mean and deviation of an s-NNP's features from the training set, and bring them into an embedding's range.
+
+    Other families have nothing to standardise.
+    """
+    if not isinstance(model, SplineNNP):
+        return
     if model.readout.embedding is not None:
         grid = model.readout.embedding.grids[0]
         _fit_into_embedding(model, data, grid.lower, grid.upper)

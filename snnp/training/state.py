@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snnp.errors import TrainingError
 from snnp.models.io import write_atomically
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.potential import Potential
 
 __all__ = ["Counters", "TrainState", "load_state", "save_state"]
 
@@ -36,7 +36,7 @@ class Counters:
 class TrainState:
     """Model, optimiser, moving average of the parameters, and counters of a run."""
 
-    def __init__(self, model: SplineNNP, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(self, model: Potential, optimiser: torch.optim.Optimizer) -> None:
         self.model = model
         self.optimiser = optimiser
         self.parameters = [p for p in model.parameters() if p.requires_grad]

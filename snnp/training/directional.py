@@ -1,0 +1,93 @@
+r"""Directional force training: parameter gradients of a force loss without a second back-propagation.
+
+With p = dL/dF and q = dL/dS (the loss L of forces F and stresses S, both held fixed), the parameter gradient is that of
+the derivative of the energy along one direction: positions move by -p, and the strain is q / V,
+
+    dL/dw = d/dw d/de E(r - e p, strain e q / V)  =  [dE/dw(+eta) - dE/dw(-eta)] / (2 eta)  + O(eta²).
+
+So a step takes the forces once, for p, and the parameter gradients of the energies of two displaced copies. The energy
+part of the loss rides on the same copies: their mean is the gradient in the middle, to the same order. Each structure
+has its own eta, so that no pair vector moves by more than a given length: larger residuals take smaller steps.
+
+Source: J. S. Smith, N. Lubbers, A. P. Thompson, K. Barros, Simple and efficient algorithms for training machine
+learning potentials to force data (2020), arXiv:2006.05475.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snnp.models.potential import Potential
+from snnp.training.config import LossConfig
+from snnp.training.families import penalised_energies
+from snnp.training.loss import Predicted, Weights, loss, predict
+from snnp.training.pairs import Pairs, join_pairs
+from snnp.training.prepared import Batch
+
+__all__ = ["directional_backward"]
+
+_JOINED_PAIRS = 10_000
+"""Up to so many pairs both copies pass the model together, which saves calls; beyond, arrays would leave the caches."""
+
+
+@dataclass(frozen=True)
+class _Residuals:
+    """The loss of a batch, and its derivatives by energies [B], forces [n, 3] and stresses [B, 3, 3]."""
+
+    value: Tensor
+    to_energy: Tensor
+    to_forces: Tensor
+    to_stress: Tensor
+
+
+def _residuals(model: Potential, batch: Batch, config: LossConfig, weights: Weights) -> _Residuals:
+    with torch.no_grad():
+        found = predict(model, batch)
+    leaves = [part.requires_grad_() for part in (found.energy, found.forces, found.stress)]
+    value = loss(Predicted(*leaves), batch, config, weights)
+    derivatives = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    return _Residuals(value.detach(), *derivatives)
+
+
+def _direction(pairs: Pairs, residuals: _Residuals, volume: Tensor) -> Tensor:
+    """[P, 3] change of the pair vectors per step along the direction: `q / V . r_ij - (p_j - p_i)`."""
+    i, j = pairs.neighbours.i, pairs.neighbours.j
+    change = residuals.to_forces[i] - residuals.to_forces[j]
+    strain = 0.5 * (residuals.to_stress + residuals.to_stress.transpose(1, 2)) / volume[:, None, None]
+    if bool(strain.any()):
+        of_pair = strain[pairs.structure.structure_of_atom[i]]
+        change = change + (of_pair @ pairs.vectors[:, :, None])[:, :, 0]
+    return change
+
+
+def directional_backward(
+    model: Potential, batch: Batch, config: LossConfig, weights: Weights, displacement: float
+) -> Tensor:
+    """Add the gradient of the loss of a batch to the parameters' `grad`; returns the loss.
+
+    Arguments:
+        batch: of pairs, whose list reaches `displacement` beyond the cutoff (see `prepare`).
+        displacement: Å, by how much the pair vector that moves most does so, in each structure.
+    """
+    pairs = batch.geometry
+    assert isinstance(pairs, Pairs)
+    residuals = _residuals(model, batch, config, weights)
+    change, owner = _direction(pairs, residuals, batch.volume), batch.owner[pairs.neighbours.i]
+    farthest = torch.zeros_like(batch.volume).scatter_reduce(0, owner, change.norm(dim=1), "amax")
+    # Where nothing pulls (no force labels, or none missed) a structure stays where it is.
+    change = torch.where(farthest > 0.0, displacement / farthest, 0.0)[owner, None] * change
+    slope = 0.5 * farthest / displacement
+    value = residuals.value
+    for signs in ((1.0, -1.0),) if len(change) <= _JOINED_PAIRS else ((1.0,), (-1.0,)):
+        copies = join_pairs([pairs.displaced(sign * change) for sign in signs])
+        energies, penalty = penalised_energies(model, copies)
+        factors = torch.cat([0.5 * residuals.to_energy + sign * slope for sign in signs])
+        part = (factors * copies.per_structure(energies)).sum()
+        if penalty is not None and config.hierarchicality_weight > 0.0:
+            share = 0.5 * len(signs) * config.hierarchicality_weight * penalty.mean()
+            part, value = part + share, value + share.detach()
+        part.backward()
+    return value

@@ -1,0 +1,85 @@
+"""Families of potentials that can be trained: what differs between them, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from snnp.models.config import RepulsionConfig, SplineNNPConfig
+from snnp.models.hipnn import HIPNN, HIPNNConfig, hierarchicality
+from snnp.models.potential import Potential
+from snnp.models.spline_nnp import SplineNNP
+from snnp.training.pairs import Pairs
+
+__all__ = ["FAMILIES", "Family", "ForceTraining", "family_of", "penalised_energies"]
+
+ForceTraining = Literal["exact", "directional"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of potentials, as training sees it.
+
+    Arguments:
+        config: its configuration; potential: builds it from configuration, E0 and `seed`.
+        force_training: the faster way to its force gradients, by the measurement in docs/studies/directional.md.
+        cutoff: reach (Å) of a configuration.
+        ranges: a configuration with what `ranges: auto` sets, given the shortest distance (Å) of the training set.
+    """
+
+    config: type[BaseModel]
+    potential: Callable[..., Potential]
+    force_training: ForceTraining
+    cutoff: Callable[[Any], float]
+    ranges: Callable[[Any, float], BaseModel]
+
+
+def _spline_ranges(config: SplineNNPConfig, shortest: float) -> SplineNNPConfig:
+    """Filters begin at 0.8 d and must still be steep at d; the repulsion acts from 1.05 d inwards, whole at 0.6 d."""
+    lower = round(0.8 * shortest, 3)
+    tree = config.model_dump()
+    tree["radial"]["lower"] = tree["angular"]["lower"] = lower
+    if config.repulsion is None:
+        tree["repulsion"] = RepulsionConfig(inner=round(0.6 * shortest, 3), outer=round(1.05 * shortest, 3))
+    return SplineNNPConfig.model_validate(tree)
+
+
+def _hip_ranges(config: HIPNNConfig, shortest: float) -> HIPNNConfig:
+    """The innermost sensitivity is centred at the shortest distance, times 0.85 as in the paper's examples."""
+    return HIPNNConfig.model_validate({**config.model_dump(), "lower": round(0.85 * shortest, 3)})
+
+
+FAMILIES: dict[str, Family] = {
+    "s-nnp": Family(
+        config=SplineNNPConfig,
+        potential=SplineNNP,
+        force_training="exact",
+        cutoff=lambda config: max(config.radial_cutoff, config.angular_cutoff),
+        ranges=_spline_ranges,
+    ),
+    "hip-nn": Family(
+        config=HIPNNConfig,
+        potential=HIPNN,
+        force_training="directional",
+        cutoff=lambda config: config.cutoff,
+        ranges=_hip_ranges,
+    ),
+}
+
+
+def family_of(config: BaseModel) -> str:
+    """The name of the family that a configuration belongs to."""
+    return next(name for name, family in FAMILIES.items() if isinstance(config, family.config))
+
+
+def penalised_energies(model: Potential, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+    """[N] energies without E0, and the family's own penalty [N] (HIP-NN: hierarchicality), from one pass."""
+    arguments = (pairs.structure, pairs.vectors, pairs.neighbours)
+    if isinstance(model, HIPNN):
+        terms = model.energy_terms(*arguments)
+        return terms.sum(dim=1), hierarchicality(terms)
+    return model.atomic_energies(*arguments), None
