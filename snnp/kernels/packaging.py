@@ -1,15 +1,18 @@
-"""Compiles the kernels at installation where a compiler is there; everything else stands in pyproject.toml."""
+"""Setuptools commands, named in pyproject.toml: the kernels are compiled where a compiler is there."""
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-KERNELS = runpy.run_path(str(Path(__file__).with_name("snnp") / "kernels" / "build.py"))
+__all__ = ["BuildKernels", "Wheel"]
+
+# By path: at build time snnp is not installed.
+KERNELS = runpy.run_path(str(Path(__file__).with_name("build.py")))
 
 
 class BuildKernels(build_ext):
@@ -35,9 +38,3 @@ class Wheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
-
-
-setup(
-    ext_modules=[Extension("snnp.kernels.libsnnp_kernels", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
-)
