@@ -21,6 +21,7 @@ from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
+from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
 
 __all__ = ["card_markdown", "markdown_table", "training_range"]
@@ -55,7 +56,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def training_range(frames: Sequence[Frame], model: SplineNNP) -> dict[str, Any]:
+def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
     """What the training data cover, as JSON values: beyond it a model extrapolates.
 
     Arguments:
@@ -92,7 +93,7 @@ def training_range(frames: Sequence[Frame], model: SplineNNP) -> dict[str, Any]:
     }
 
 
-def card_markdown(name: str, model: SplineNNP) -> str:
+def card_markdown(name: str, model: Potential) -> str:
     """The card as Markdown.
 
     Arguments:
@@ -134,7 +135,23 @@ def _cells(values: Mapping[str, Any], columns: Mapping[str, tuple[str, int]]) ->
     return [_cell(values.get(key), digits) for key, digits in columns.values()]
 
 
-def _overview(model: SplineNNP) -> str:
+def _overview(model: Potential) -> str:
+    rows = {
+        "elements": ", ".join(model.elements),
+        "parameters": f"{model.n_parameters:,}",
+        "cutoff": f"{model.cutoff:g} Å",
+        "form": _form(model),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "units": "eV, Å, eV/Å, eV/Å³",
+        "licence of the data": str(model.metadata.get("licence", "not stated")),
+    }
+    return markdown_table(["", ""], rows.items(), n_text=2)
+
+
+def _form(model: Potential) -> str:
+    """The form in a few words; of other families than the s-NNP their name."""
+    if not isinstance(model, SplineNNP):
+        return type(model).__name__
     config = model.config
     form = [f"{config.radial.n_filters} radial filters"]
     if config.angular.n_filters:
@@ -144,19 +161,10 @@ def _overview(model: SplineNNP) -> str:
         form.append(f"network {'-'.join(map(str, config.network.hidden))}")
     if config.skip:
         form.append("linear skip")
-    rows = {
-        "elements": ", ".join(model.elements),
-        "parameters": f"{model.n_parameters:,}",
-        "cutoff": f"{model.cutoff:g} Å",
-        "form": ", ".join(form),
-        "precision": str(model.dtype).removeprefix("torch."),
-        "units": "eV, Å, eV/Å, eV/Å³",
-        "licence of the data": str(model.metadata.get("licence", "not stated")),
-    }
-    return markdown_table(["", ""], rows.items(), n_text=2)
+    return ", ".join(form)
 
 
-def _use(name: str, model: SplineNNP) -> str:
+def _use(name: str, model: Potential) -> str:
     free = model.metadata.get("training_range", {}).get("periodic") == "none"
     lines = [
         "import ase.io" if free else "import ase.build",
@@ -176,7 +184,7 @@ def _builder(element: str) -> str:
     return f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
 
 
-def _data(model: SplineNNP) -> str:
+def _data(model: Potential) -> str:
     about = model.metadata
     lines = [f"- Data set: {_sentence(about['dataset'])}" if "dataset" in about else ""]
     lines.append(f"- Level of theory: {_sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
@@ -209,7 +217,7 @@ def _errors(metrics: Mapping[str, Any]) -> str:
     return text
 
 
-def _properties(properties: Mapping[str, Mapping[str, Any]], model: SplineNNP) -> str:
+def _properties(properties: Mapping[str, Mapping[str, Any]], model: Potential) -> str:
     true_zero = {s for s, how in model.metadata.get("reference_energies_from", {}).items() if how == "isolated atoms"}
     columns = dict(_PROPERTY_COLUMNS)
     if not true_zero >= set(properties):
@@ -276,8 +284,9 @@ def _speed(speed: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(model: SplineNNP) -> str:
-    about, repulsion = model.metadata, model.config.repulsion
+def _limits(model: Potential) -> str:
+    about = model.metadata
+    repulsion = model.config.repulsion if isinstance(model, SplineNNP) else None
     lines = [str(line) for line in about.get("limits", [])]
     if seen := about.get("training_range"):
         closest = f"No two atoms of the training data are closer than {seen['shortest_distance_angstrom']:.2f} Å"

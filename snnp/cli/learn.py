@@ -59,11 +59,11 @@ def evaluate_command(
 ) -> None:
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
     from snnp.data import Keys, read_frames
-    from snnp.models.io import load_model
+    from snnp.hub import load_pinned
 
     if not data and not properties:
         raise InputError("nothing to evaluate: name a data file, or ask for --properties.")
-    potential = load_model(model, dtype=as_dtype(dtype), device=device)
+    potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
     report: dict[str, Any] = {"model": model}
     if data:
         keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)

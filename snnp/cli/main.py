@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import learn, models, publish, simulate
+from snnp.cli import hub, learn, models, publish, simulate
 from snnp.cli.console import fail
 from snnp.cli.options import examples
 from snnp.errors import SnnpError
@@ -86,6 +86,9 @@ app = typer.Typer(
 )
 app.command("ls", epilog=models.LS_EXAMPLES)(models.list_command)
 app.command("info", epilog=models.INFO_EXAMPLES)(models.info_command)
+app.command("pull", epilog=hub.PULL_EXAMPLES)(hub.pull_command)
+app.command("mirror", epilog=hub.MIRROR_EXAMPLES)(hub.mirror_command)
+app.add_typer(hub.publish_app)
 app.command("train", epilog=learn.TRAIN_EXAMPLES)(learn.train_command)
 app.command("evaluate", epilog=learn.EVALUATE_EXAMPLES)(learn.evaluate_command)
 app.command("md", epilog=simulate.MD_EXAMPLES)(simulate.md_command)

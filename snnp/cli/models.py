@@ -6,22 +6,35 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from snnp.cli.console import number, print_json, print_pairs, print_table, say
+from snnp.cli.hub import print_remote
 from snnp.cli.options import Json, Model, examples
 from snnp.cli.tables import print_errors, print_properties
+from snnp.errors import InputError
 
 __all__ = ["INFO_EXAMPLES", "LS_EXAMPLES", "info_command", "list_command"]
 
-LS_EXAMPLES = examples("snnp ls", "snnp ls --json")
-INFO_EXAMPLES = examples("snnp info snnp-si", "snnp info runs/mine --json")
+LS_EXAMPLES = examples("snnp ls", "snnp ls --json", "snnp ls --remote", "snnp ls --remote --owner org")
+INFO_EXAMPLES = examples("snnp info snnp-si", "snnp info runs/mine --json", "snnp info org/name@v1.0")
 
 
-def list_command(as_json: Json = False) -> None:
-    """List the bundled models with their elements, sizes and test errors."""
+def list_command(
+    remote: Annotated[bool, typer.Option("--remote", help="What is on the Hub instead: models and datasets.")] = False,
+    owner: Annotated[str | None, typer.Option(metavar="ORG", help="Of this user or organisation on the Hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the bundled models with their elements, sizes and test errors, or what is on the Hub."""
     from snnp.models.io import list_models
 
+    if remote:
+        print_remote(owner, as_json)
+        return
+    if owner is not None:
+        raise InputError("--owner goes with --remote.")
     models = [_summary(name) for name in list_models()]
     if as_json:
         print_json(models)
@@ -86,14 +99,17 @@ def _summary(name: str) -> dict[str, Any]:
 
 
 def _details(name: str) -> dict[str, Any]:
-    from snnp.models.io import load_model, model_folder
+    from snnp.hub import load_model, resolve
 
-    folder = model_folder(name)
-    model = load_model(folder)
+    found = resolve(name)
+    folder = found.folder
+    model = load_model(found.pinned)
     stored = json.loads((folder / "config.json").read_text())
     files = {path.name: _fingerprint(path) for path in (folder / "config.json", folder / "model.safetensors")}
     return {
         "name": name if name != str(folder) else folder.name,
+        "source": found.source,
+        "commit": found.commit,
         "class": type(model).__name__,
         "elements": list(model.elements),
         "cutoff_angstrom": model.cutoff,

@@ -37,7 +37,8 @@ def as_dtype(name: str | None) -> torch.dtype | None:
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Name of a bundled model ('snnp ls'), a model folder or a run folder.")
+    str,
+    typer.Argument(metavar="MODEL", help="A bundled model ('snnp ls'), a model or run folder, or org/name on the Hub."),
 ]
 Data = Annotated[
     list[Path] | None,

@@ -75,10 +75,10 @@ def export_command(
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
     from snnp.export import export_torchscript
-    from snnp.models.io import load_model
+    from snnp.hub import load_pinned
 
     assert file_format is ExportFormat.torchscript
-    potential = load_model(model, dtype=as_dtype(dtype))
+    potential, model = load_pinned(model, dtype=as_dtype(dtype))
     numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
     prepare_output(out)
     length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
@@ -130,7 +130,7 @@ def plot_command(
     """Draw everything that a spline model has learned on one page."""
     from snnp.analysis.page import draw_page
     from snnp.data import read_frames
-    from snnp.models.io import load_model
+    from snnp.hub import load_model
     from snnp.structure import Structure
 
     potential = load_model(model)
@@ -150,11 +150,11 @@ def benchmark_command(
     as_json: Json = False,
 ) -> None:
     """Measure what an engine adds to each step, beside the bare model call."""
-    from snnp.models.io import load_model
+    from snnp.hub import load_pinned
     from snnp.sampling import build_structure
     from snnp.sampling.run import find_entry_point
 
-    potential = load_model(model)
+    potential, model = load_pinned(model)
     atoms = build_structure(structure)
     measured = find_entry_point("snnp.benchmarks", engine)(potential, atoms, steps)
     if as_json:

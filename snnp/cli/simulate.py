@@ -96,7 +96,7 @@ def md_command(
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
-    from snnp.models.io import load_model
+    from snnp.hub import load_pinned
     from snnp.sampling import MDSettings, build_structure, run_md
 
     settings = MDSettings(
@@ -115,7 +115,7 @@ def md_command(
         dtype=dtype or "float32",
         device=device,
     )
-    load_model(model)  # a wrong name is said before anything else is built
+    _, model = load_pinned(model)  # a wrong name is said before anything else is built
     atoms = build_structure(structure)
     for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
         if path is not None:
@@ -178,10 +178,10 @@ def relax_command(
     as_json: Json = False,
 ) -> None:
     """Move the atoms (and the cell) of a structure to the nearest minimum of the energy."""
-    from snnp.models.io import load_model
+    from snnp.hub import load_pinned
     from snnp.sampling import build_structure, relax
 
-    potential = load_model(model)
+    potential, model = load_pinned(model)
     atoms = build_structure(structure)
     if out is not None:
         prepare_output(out)

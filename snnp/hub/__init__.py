@@ -8,7 +8,7 @@ Nothing that is fetched is ever run or unpickled; every file is compared with th
 """
 
 from snnp.hub.client import RemoteRepository, list_repositories
-from snnp.hub.loading import load_model
+from snnp.hub.loading import load_model, load_pinned
 from snnp.hub.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -36,6 +36,7 @@ __all__ = [
     "add_to_mirror",
     "list_repositories",
     "load_model",
+    "load_pinned",
     "make_manifest",
     "parse_manifest",
     "parse_reference",

@@ -11,7 +11,7 @@ from snnp.hub.weights import check_weights
 from snnp.models import io
 from snnp.models.potential import Potential
 
-__all__ = ["load_model", "load_resolved"]
+__all__ = ["load_model", "load_pinned"]
 
 
 def load_model(
@@ -38,13 +38,18 @@ def load_model(
     """
     if isinstance(source, Potential):
         return io.load_model(source, dtype=dtype, device=device)
-    return load_resolved(resolve(source, "model", revision), dtype=dtype, device=device)
+    return _load(resolve(source, "model", revision), dtype, device)
 
 
-def load_resolved(
-    found: Resolved, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Potential:
-    """Load what `resolve` found; see `load_model`."""
+def load_pinned(
+    name: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> tuple[Potential, str]:
+    """Load a model as `load_model` does; return it with the name to report, `org/name@commit` if it has a commit."""
+    found = resolve(name, "model")
+    return _load(found, dtype, device), found.pinned
+
+
+def _load(found: Resolved, dtype: torch.dtype | None, device: torch.device | str | None) -> Potential:
     if found.commit is None:
         return io.load_model(found.folder, dtype=dtype, device=device)
     check_weights(found.folder / "model.safetensors")

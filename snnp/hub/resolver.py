@@ -35,6 +35,11 @@ class Resolved:
     revision: str | None = None
     commit: str | None = None
 
+    @property
+    def pinned(self) -> str:
+        """The name that will mean the same tomorrow: `org/name@commit`; without a commit the name itself."""
+        return self.name if self.commit is None else f"{self.name}@{self.commit}"
+
     def record(self) -> dict[str, str]:
         """What a run or a card keeps: name and source, revision and commit hash where there are any."""
         values = {"name": self.name, "source": self.source, "revision": self.revision, "commit": self.commit}

@@ -12,7 +12,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from snnp.errors import InputError
-from snnp.models.io import dump_model, load_model, parse_model
+from snnp.hub import load_model
+from snnp.models.io import dump_model, parse_model
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, VerletList
 from snnp.structure import Structure

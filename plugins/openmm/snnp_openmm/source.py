@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from snnp.errors import InputError, ModelFileError
-from snnp.models.io import dump_model, list_models, load_model, model_folder, parse_model
+from snnp.hub import load_model, resolve
+from snnp.models.io import dump_model, parse_model
 from snnp.models.potential import Potential
 
 __all__ = ["ModelSource", "as_dtype"]
@@ -33,8 +34,9 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 class ModelSource:
     """A model by name, by folder, or a potential in memory.
 
-    Pickled, a name stays the name, a folder becomes its absolute path, both with the checksum of the weights; a
-    potential becomes the text and bytes of its model folder. No torch object is pickled.
+    Pickled, a bundled name stays the name, a name on the Hub becomes `org/name@commit`, a folder its absolute path, all
+    with the checksum of the weights; a potential becomes the text and bytes of its model folder. No torch object is
+    pickled.
 
     Arguments:
         model: name, folder, or potential. A potential is copied: later changes to it do not reach the force.
@@ -43,6 +45,7 @@ class ModelSource:
         weights_sha256: expected checksum of the weights, or None to accept any.
 
     Raises:
+        HubError: if a repository on the Hub is missing, out of reach or damaged.
         ModelFileError: if the model is missing or damaged, or has other weights than expected.
         InputError: if `model` is none of the three, `dtype` is unknown, or torch cannot use `device`.
 
@@ -62,16 +65,16 @@ class ModelSource:
         self._device = None if device is None else str(device)
         self._name: str | None = None
         self._digest: str | None = None
-        own = copy.deepcopy(model) if isinstance(model, Potential) else model
+        found = None if isinstance(model, Potential) else resolve(model)
+        own = copy.deepcopy(model) if found is None else found.pinned
         try:
             self.model = load_model(own, dtype=self._dtype, device=self._device).eval()
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"device {self._device!r} cannot be used ({reason}); leave it out for the CPU.") from error
-        if not isinstance(own, Potential):
-            folder = model_folder(own)
-            self._name = str(own) if str(own) in list_models() else str(folder.resolve())
-            self._digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        if found is not None:
+            self._name = str(found.folder.resolve()) if found.source == "folder" else found.pinned
+            self._digest = hashlib.sha256((found.folder / "model.safetensors").read_bytes()).hexdigest()
         if weights_sha256 not in (None, self._digest):
             raise ModelFileError(
                 f"model '{model}' has other weights than when this force was saved; "

@@ -1,0 +1,172 @@
+"""`snnp pull`, `snnp mirror` and `snnp publish model`: models and datasets from and to the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from snnp.cli.console import print_json, print_pairs, print_table, say
+from snnp.cli.options import Json, examples
+from snnp.errors import InputError
+
+__all__ = [
+    "MIRROR_EXAMPLES",
+    "PUBLISH_EXAMPLES",
+    "PUBLISH_MODEL_EXAMPLES",
+    "PULL_EXAMPLES",
+    "mirror_command",
+    "print_remote",
+    "publish_app",
+    "publish_model_command",
+    "pull_command",
+]
+
+PULL_EXAMPLES = examples("snnp pull org/name", "snnp pull org/name@v1.0", "snnp pull --dataset org/name --json")
+MIRROR_EXAMPLES = examples(
+    "snnp mirror /shared/mirror org/name other/name@v1.0",
+    "snnp mirror /shared/mirror --dataset org/name",
+    after=("On the machine without internet: export SNNP_MIRROR=/shared/mirror",),
+)
+PUBLISH_EXAMPLES = examples("snnp publish model runs/mine org/name --dry-run")
+PUBLISH_MODEL_EXAMPLES = examples(
+    "snnp publish model runs/mine org/name --dry-run --folder look-at-this",
+    "snnp publish model runs/mine org/name --set licence=cc-by-4.0 --set level_of_theory='PBE, 520 eV'",
+    "snnp publish model snnp-cu org/copper --private",
+)
+
+_Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositories: org/name or org/name@REVISION.")]
+_IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
+_Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
+_Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
+
+publish_app = typer.Typer(
+    name="publish",
+    help="Publish a model or a dataset on the Hub.",
+    epilog=PUBLISH_EXAMPLES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def pull_command(
+    names: _Names,
+    dataset: _IsDataset = False,
+    force: Annotated[bool, typer.Option("--force", help="Download again what is in the cache.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch models or datasets into the cache and check every file; prints the commit that a name stands for."""
+    from snnp.hub import resolve
+
+    found = []
+    for name in names:
+        place = resolve(name, "dataset" if dataset else "model", force=force)
+        size = sum(path.stat().st_size for path in place.folder.rglob("*") if path.is_file())
+        found.append({**place.record(), "folder": str(place.folder), "bytes": size})
+    _report(found, as_json)
+
+
+def mirror_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The mirror; made if need be.")],
+    names: _Names,
+    dataset: _IsDataset = False,
+    as_json: Json = False,
+) -> None:
+    """Copy models or datasets into a plain folder, for machines without internet."""
+    from snnp.hub import add_to_mirror
+
+    found = []
+    for name in names:
+        place, commit = add_to_mirror(folder, name, "dataset" if dataset else "model")
+        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        found.append({"name": name, "commit": commit, "folder": str(place), "bytes": size})
+    _report(found, as_json)
+    if not as_json:
+        say(f"On the other machine: export SNNP_MIRROR={folder}, wherever the folder is there.")
+
+
+def _report(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    for each in found:
+        each["bytes"] = f"{each['bytes']:,}"
+        print_pairs(each)
+
+
+@publish_app.command("model", epilog=PUBLISH_MODEL_EXAMPLES)
+def publish_model_command(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder or bundled name.")],
+    repository: _Repository,
+    private: _Private = False,
+    dry_run: _DryRun = False,
+    statements: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep the files as they are uploaded in this new folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Publish a model: examined by the doctor, with a card and checksums, in one commit."""
+    from snnp.publish import publish_model
+
+    about = _statements(statements or [])
+    done = publish_model(source, repository, private=private, dry_run=dry_run, about=about, folder=folder)
+    if as_json:
+        print_json(
+            {"repository": repository, "files": done.files, "commit": done.commit, "address": done.address}
+            | ({"folder": str(folder)} if folder is not None else {})
+        )
+        return
+    rows = [[name, f"{size:,}"] for name, size in done.files.items()]
+    print_table(["file", "bytes"], rows, title=repository)
+    if done.commit is None:
+        say("Nothing was uploaded: leave --dry-run away for that.")
+    else:
+        print_pairs({"commit": done.commit, "address": str(done.address)})
+        say(f"Anybody who may read it can now use 'snnp pull {repository}@{done.commit[:40]}'.")
+
+
+def _statements(assignments: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE`, values read as YAML."""
+    import yaml
+
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"--set {assignment!r} is not of the form KEY=VALUE, as in --set licence=mit.")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {assignment!r}: the value is no YAML; put it into quotes.") from None
+    return values
+
+
+def print_remote(owner: str | None, as_json: bool) -> None:
+    """Print the models and datasets on the Hub that carry snnp's tag."""
+    from snnp.hub import list_repositories
+
+    found = [*list_repositories("model", owner=owner), *list_repositories("dataset", owner=owner)]
+    rows = [
+        [
+            each.name,
+            each.kind,
+            "yes" if each.private else "",
+            str(each.downloads),
+            each.modified or "–",
+            each.commit or "–",
+        ]
+        for each in found
+    ]
+    if as_json:
+        print_json([asdict(each) for each in found])
+    elif rows:
+        print_table(["name", "kind", "private", "downloads", "changed", "commit"], rows)
+    else:
+        say("There is nothing with the tag 'snnp'" + (f" of {owner}." if owner else "."))
