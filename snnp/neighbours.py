@@ -107,7 +107,8 @@ def neighbour_list(structure: Structure, cutoff: float) -> Neighbours:
 def pair_vectors(structure: Structure, neighbours: Neighbours) -> Tensor:
     """[P, 3] vectors `r_ij = r_j - r_i + shift @ cell` in Å, differentiable in positions and cell."""
     positions, cell = structure.positions, structure.cell
-    vectors = positions[neighbours.j] - positions[neighbours.i]
+    # index_select: several times faster than indexing, and so is its derivative.
+    vectors = positions.index_select(0, neighbours.j) - positions.index_select(0, neighbours.i)
     # An all-molecules batch has no images: skipping them saves a third of the time of small systems.
     if bool(structure.pbc.any()):
         owner = structure.structure_of_atom[neighbours.i]

@@ -69,17 +69,20 @@ def make_shell(
             f"({float(squares[worst].sqrt()):.3f} Å apart); "
             "remove the duplicate, or check the units of the positions (Å expected)."
         )
-    kept = squares < cutoff**2
-    row, j, vectors = row[kept], j[kept], vectors[kept]
+    # index_select and flat indices throughout: several times faster than indexing with masks and pairs of indices.
+    kept = (squares < cutoff**2).nonzero()[:, 0]
+    row, j, vectors = row.index_select(0, kept), j.index_select(0, kept), vectors.index_select(0, kept)
     counts = torch.bincount(row, minlength=n_rows)
     starts = counts.cumsum(0) - counts
-    column = torch.arange(row.shape[0], device=row.device) - starts[row]
+    column = torch.arange(row.shape[0], device=row.device) - starts.index_select(0, row)
     if n_columns is None:
         n_columns = int(counts.max()) if row.shape[0] else 1
-    neighbour = centre[:, None].repeat(1, n_columns).index_put((row, column), j)
-    mask = torch.zeros(n_rows, n_columns, dtype=torch.bool, device=row.device)
-    mask = mask.index_put((row, column), torch.ones_like(row, dtype=torch.bool))
-    padding = vectors.new_tensor([2.0 * cutoff, 0.0, 0.0]).expand(n_rows, n_columns, 3)
-    dense = padding.index_put((row, column), vectors)
+    slot = row * n_columns + column
+    neighbour = centre.repeat_interleave(n_columns).index_copy(0, slot, j)
+    mask = torch.zeros(n_rows * n_columns, dtype=torch.bool, device=row.device).index_fill(0, slot, True)
+    padding = vectors.new_tensor([2.0 * cutoff, 0.0, 0.0]).expand(n_rows * n_columns, 3)
+    dense = padding.index_copy(0, slot, vectors).unflatten(0, (n_rows, n_columns))
     distance = dense.norm(dim=-1)
-    return Shell(centre, neighbour, species[neighbour], distance, dense / distance[..., None], mask)
+    channel = species.index_select(0, neighbour)
+    j, channel, mask = (each.unflatten(0, (n_rows, n_columns)) for each in (neighbour, channel, mask))
+    return Shell(centre, j, channel, distance, dense / distance[..., None], mask)
