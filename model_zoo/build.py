@@ -30,7 +30,7 @@ from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stabi
 from snnp.data import Frame, elements_of
 from snnp.errors import ConfigError, SnnpError
 from snnp.models.io import dump_model, load_model, save_model, write_atomically
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure
 from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, train
@@ -90,7 +90,6 @@ def build(name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | 
     # The run's copy has everything resolved; what only describes the model may have been corrected since.
     config, about = load_config(run / "config.yaml"), load_config(folder / "recipe.yaml").metadata
     model = load_model(run / "best")
-    assert isinstance(model, SplineNNP)
     problem = load_problem(config, run / "split.json")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
@@ -146,8 +145,10 @@ def _differences(recipe: TrainConfig, trained: TrainConfig) -> list[str]:
     if not recipe.model.elements:
         filled.add("model.elements")
     if recipe.ranges == "auto":
-        filled |= {"model.radial.lower", "model.angular.lower"}
-        filled |= {"model.repulsion"} if recipe.model.repulsion is None else set()
+        filled |= {"model.radial.lower", "model.angular.lower", "model.lower", "model.aev"}
+        filled |= {"model.repulsion"} if getattr(recipe.model, "repulsion", None) is None else set()
+    if recipe.optimiser.force_training == "auto":
+        filled.add("optimiser.force_training")
     before, after = (dict(_flat(each.model_dump(mode="json"), filled)) for each in (recipe, trained))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [f"{key} is {before.get(key)}, was {after.get(key)}" for key in keys]
@@ -162,7 +163,7 @@ def _flat(tree: Mapping[str, Any], left_out: set[str], prefix: str = "") -> list
     return entries
 
 
-def _metrics(model: SplineNNP, problem: Problem, config: TrainConfig) -> dict[str, Any]:
+def _metrics(model: Potential, problem: Problem, config: TrainConfig) -> dict[str, Any]:
     """Errors on the test data; of pure elements one by one where the model knows several."""
     frames, test = problem.split.test, config.data.test
     if isinstance(test, float):
@@ -179,7 +180,7 @@ def _metrics(model: SplineNNP, problem: Problem, config: TrainConfig) -> dict[st
     return metrics
 
 
-def _systems(model: SplineNNP, problem: Problem, lattice_constants: Mapping[str, float]) -> dict[str, System]:
+def _systems(model: Potential, problem: Problem, lattice_constants: Mapping[str, float]) -> dict[str, System]:
     """A perfect crystal of each element, or the molecule of lowest energy in the training data."""
     if not lattice_constants:
         known = [frame for frame in problem.split.train if frame.energy is not None and frame.n_atoms > 1]
@@ -194,7 +195,7 @@ def _systems(model: SplineNNP, problem: Problem, lattice_constants: Mapping[str,
     return systems
 
 
-def _stability(name: str, model: SplineNNP, system: System, effort: Effort) -> dict[str, Any]:
+def _stability(name: str, model: Potential, system: System, effort: Effort) -> dict[str, Any]:
     _tell(name, f"molecular dynamics of {system.text}")
     plan = StabilityPlan(
         hot_k=system.hot_k,
@@ -208,7 +209,7 @@ def _stability(name: str, model: SplineNNP, system: System, effort: Effort) -> d
 
 
 def _speed(
-    model: SplineNNP, label: str, system: System, properties: Mapping[str, Mapping[str, Any]], effort: Effort
+    model: Potential, label: str, system: System, properties: Mapping[str, Mapping[str, Any]], effort: Effort
 ) -> dict[str, Any]:
     """CPU time for energy and forces of about 1000 atoms, one thread, with the neighbour list kept."""
     if label in properties:
@@ -262,7 +263,7 @@ def _provenance(name: str, effort: Effort) -> dict[str, Any]:
     }
 
 
-def _write(name: str, model: SplineNNP, folder: Path) -> Path:
+def _write(name: str, model: Potential, folder: Path) -> Path:
     """Config, weights and card, each file replaced in one rename."""
     card = card_markdown(name, model).encode()
     text, weights = dump_model(model)

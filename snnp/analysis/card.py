@@ -21,6 +21,7 @@ from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
+from snnp.models.hipnn import HIPNN
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
 
@@ -149,7 +150,12 @@ def _overview(model: Potential) -> str:
 
 
 def _form(model: Potential) -> str:
-    """The form in a few words; of other families than the s-NNP their name."""
+    """The form in a few words; of families that are neither s-NNP nor HIP-NN their name."""
+    if isinstance(model, HIPNN):
+        hip = model.config
+        words = [f"HIP-NN-TS with tensors up to l = {hip.l_max}" if hip.l_max else "HIP-NN"]
+        words += [f"interaction layers: {hip.n_interactions}", f"on-site layers after each: {hip.n_atom_layers}"]
+        return ", ".join([*words, f"{hip.n_features} features", f"{hip.n_sensitivities} sensitivities"])
     if not isinstance(model, SplineNNP):
         return type(model).__name__
     config = model.config
