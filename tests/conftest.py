@@ -7,7 +7,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: no display on a test machine
+import hub_server
+
+# Before anything imports huggingface_hub or matplotlib: no test asks the real Hub or knows its user's token and cache,
+# and there is no display on a test machine.
+os.environ.update(hub_server.environment())
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
 import pytest
@@ -29,6 +34,25 @@ def snnp_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}: set SNNP_DATA (see datasets/mlearn/README.md)")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.HubServer]:
+    """An empty Hub on the loopback, an empty cache, and a user who may write to `org/...`."""
+    from huggingface_hub import constants
+
+    from snnp.hub import failures
+
+    cache = str(tmp_path / "hub-cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "hub-assets"))
+    monkeypatch.setenv("HF_HUB_CACHE", cache)  # for programs that a test starts
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "hub-assets"))
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setattr(failures, "_WAITS", (0.01, 0.02, 0.04))
+    hub_server.HUB.clear()
+    yield hub_server.HUB
+    hub_server.HUB.clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,8 +1,8 @@
 """A Hub on the loopback: the part of huggingface.co's HTTP interface that `huggingface_hub` uses, faults on demand.
 
-    with HubServer() as server:                 # server.url is the endpoint
-        server.add_commit("model", "org/name", {"config.json": b"{}"})
-        server.faults.append(Fault("GET", "/resolve/", status=500, times=2))
+    def test(hub: HubServer) -> None:               # the fixture of conftest.py: running, empty, with an empty cache
+        hub.add_commit("model", "org/name", {"config.json": b"{}"})
+        hub.faults.append(Fault("GET", "/resolve/", status=500, times=2))
 
 It speaks: creation of repositories, preupload, large files (LFS batch, PUT), commits, trees, refs, listings, `resolve`
 with redirects to a content store and byte ranges, tokens with roles, and private repositories. Not spoken: Xet.
@@ -10,15 +10,17 @@ with redirects to a content store and byte ranges, tokens with roles, and privat
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -77,31 +79,28 @@ def git_hash(content: bytes) -> str:
 
 
 class HubServer:
-    """The server, its repositories, the requests it saw, and the faults it will commit."""
+    """The server (it runs as long as the program), its repositories, what it was asked, and its faults to come."""
 
     def __init__(self) -> None:
-        self.repositories: dict[tuple[str, str], Repository] = {}
-        self.store: dict[str, bytes] = {}  # large files by sha256
-        self.requests: list[Request] = []
-        self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.clear()
         owner = self
 
         class Handler(_Handler):
             server_state = owner
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self.store_url = f"http://localhost:{self._http.server_port}/store"  # another host, as a content network is
+        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{http.server_port}"
+        self.store_url = f"http://localhost:{http.server_port}/store"  # another host, as a content network is
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
-    def __enter__(self) -> HubServer:
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+    def clear(self) -> None:
+        """Forget everything."""
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.store: dict[str, bytes] = {}  # large files by sha256
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
 
     def add_commit(
         self, kind: str, name: str, files: dict[str, bytes], *, private: bool = False, branch: str = "main"
@@ -427,3 +426,20 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", r"/store/(?P<digest>[0-9a-f]{64})", _Handler.stored),
     ("PUT", r"/store/(?P<digest>[0-9a-f]{64})", _Handler.put),
 ]
+
+HUB = HubServer()
+
+
+def environment() -> dict[str, str]:
+    """Environment in which `huggingface_hub` knows no Hub but this one, no token, and an empty cache."""
+    home = tempfile.mkdtemp(prefix="snnp-hub-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    silent = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    places = {
+        "HF_ENDPOINT": HUB.url,
+        "HF_HOME": home,
+        "HF_HUB_CACHE": f"{home}/hub",
+        "HF_ASSETS_CACHE": f"{home}/assets",
+    }
+    # Xet would be used for uploads if it could; the server does not speak it.
+    return {**places, **silent, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "SNNP_MIRROR": ""}
