@@ -1,6 +1,7 @@
 """Potentials: the contract, the s-NNP, and how models are stored."""
 
 from snnp.models import special_cases
+from snnp.models.ani import ANI, ANIConfig
 from snnp.models.config import (
     AngularConfig,
     EmbeddingConfig,
@@ -17,7 +18,9 @@ from snnp.models.potential import Potential, Prediction
 from snnp.models.spline_nnp import SplineNNP
 
 __all__ = [
+    "ANI",
     "HIPNN",
+    "ANIConfig",
     "AngularConfig",
     "EmbeddingConfig",
     "Ensemble",

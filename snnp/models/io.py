@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
+from snnp.models.ani import ANI, ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.hipnn import HIPNN
@@ -70,6 +71,7 @@ def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]
 _FAMILIES: dict[str, _Family] = {
     "SplineNNP": _Family(SplineNNP, SplineNNPConfig, SplineNNP),
     "HIPNN": _Family(HIPNN, HIPNNConfig, HIPNN),
+    "ANI": _Family(ANI, ANIConfig, ANI),
     "Ensemble": _Family(Ensemble, EnsembleConfig, _build_ensemble),
 }
 

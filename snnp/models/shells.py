@@ -13,7 +13,7 @@ from torch import Tensor
 from snnp.errors import InputError
 from snnp.models.potential import SHORTEST_DISTANCE, PairGradients
 
-__all__ = ["Shell", "make_shell"]
+__all__ = ["Shell", "make_shell", "refuse_overlaps"]
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,7 @@ def make_shell(
     row, j, vectors = pairs
     n_rows = centre.shape[0]
     squares = vectors.detach().square().sum(dim=1)
-    if squares.numel() and not float(squares.min()) > SHORTEST_DISTANCE**2:
-        worst = int(squares.argmin())
-        raise InputError(
-            f"atoms {int(centre[row[worst]])} and {int(j[worst])} overlap "
-            f"({float(squares[worst].sqrt()):.3f} Å apart); "
-            "remove the duplicate, or check the units of the positions (Å expected)."
-        )
+    refuse_overlaps(squares, row, j, centre)
     # index_select and flat indices throughout: several times faster than indexing with masks and pairs of indices.
     kept = (squares < cutoff**2).nonzero()[:, 0]
     row, j, vectors = row.index_select(0, kept), j.index_select(0, kept), vectors.index_select(0, kept)
@@ -86,3 +80,18 @@ def make_shell(
     channel = species.index_select(0, neighbour)
     j, channel, mask = (each.unflatten(0, (n_rows, n_columns)) for each in (neighbour, channel, mask))
     return Shell(centre, j, channel, distance, dense / distance[..., None], mask)
+
+
+def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | None = None) -> None:
+    """Raise `InputError` if two atoms are closer than 0.1 Å.
+
+    Arguments:
+        squares: [P] squared distances, Å²; row: [P] of the centre in `centre` [n], or the centre itself; j: [P].
+    """
+    if squares.numel() and not float(squares.min()) > SHORTEST_DISTANCE**2:
+        worst = int(squares.argmin())
+        i = int(row[worst] if centre is None else centre[row[worst]])
+        raise InputError(
+            f"atoms {i} and {int(j[worst])} overlap ({float(squares[worst].sqrt()):.3f} Å apart); "
+            "remove the duplicate, or check the units of the positions (Å expected)."
+        )

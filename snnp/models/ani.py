@@ -1,0 +1,219 @@
+r"""ANI: one feed-forward network per element on fixed atomic environment vectors (AEV).
+
+    E_i = E0[z_i] + NN_{z_i}(G_i)
+
+with the vectors G of `snnp.models.aev`. Forces are analytic: each network returns dE/dG, the vectors turn it into
+dE/dr_ij. Elements that a structure lacks have zero terms; their columns of the first layer are left out.
+Source: J. S. Smith, O. Isayev, A. E. Roitberg, Chem. Sci. 8, 3192 (2017), doi 10.1039/C6SC05720A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+
+from snnp.models.aev import AEV, AEVConfig
+from snnp.models.potential import PairGradients, Potential
+from snnp.models.shells import refuse_overlaps
+from snnp.neighbours import Neighbours, pair_vectors
+from snnp.structure import Structure
+
+__all__ = ["ANI", "ANIConfig", "AtomicNetwork"]
+
+Activation = Literal["celu", "gaussian"]
+
+_CELU_ALPHA = 0.1
+_CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
+"""Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
+
+
+class ANIConfig(BaseModel):
+    """The form of an ANI potential.
+
+    `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
+    `hidden`: sizes of the hidden layers, for all elements or by element. `activation`: "celu" with alpha 0.1
+    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    elements: tuple[str, ...] = ()
+    aev: AEVConfig = AEVConfig()
+    hidden: tuple[int, ...] | dict[str, tuple[int, ...]] = (128, 112, 96)
+    activation: Activation = "celu"
+
+    @model_validator(mode="after")
+    def _check(self) -> ANIConfig:
+        sizes = self.hidden.values() if isinstance(self.hidden, dict) else [self.hidden]
+        if not all(layers and min(layers) >= 1 for layers in sizes):
+            raise ValueError("hidden needs at least one layer of positive size for each element")
+        if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
+            raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
+        return self
+
+    def layers(self, symbol: str) -> tuple[int, ...]:
+        """Sizes of an element's hidden layers."""
+        return self.hidden[symbol] if isinstance(self.hidden, dict) else self.hidden
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.aev.cutoff
+
+
+class AtomicNetwork(nn.Module):
+    """The network of one element: `sizes` (D, hidden, ...), a linear layer to one number at the end."""
+
+    def __init__(self, sizes: tuple[int, ...], activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        both = zip(sizes, (*sizes[1:], 1), strict=True)
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in both)
+
+    def _linear(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            yield layer.weight, layer.bias
+
+    def forward(self, features: Tensor, columns: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Energies [n], and what `gradient` needs; `columns` of the first layer belong to `features`, None for all."""
+        kept: list[Tensor] = []
+        x = features
+        for k, (weight, bias) in enumerate(self._linear()):
+            if k == 0:
+                weight = weight if columns is None else weight.index_select(1, columns)
+                kept.append(weight)
+            else:
+                if self.activation == "celu":
+                    x = celu(x)
+                    # The slope is 1 above zero and exp(x / alpha) = y / alpha + 1 below.
+                    kept.append((x / _CELU_ALPHA + 1.0).clamp(max=1.0))
+                else:
+                    y = torch.exp(-x.square())
+                    kept.append(-2.0 * x * y)
+                    x = y
+            x = nn.functional.linear(x, weight, bias)
+        return x[:, 0], kept
+
+    def gradient(self, kept: list[Tensor]) -> Tensor:
+        """dE/dfeatures [n, D]."""
+        weights = [kept[0], *(weight for weight, _ in list(self._linear())[1:])]
+        h = weights[-1]
+        for slope, weight in zip(reversed(kept[1:]), reversed(weights[:-1]), strict=True):
+            h = (h * slope) @ weight
+        return h
+
+
+def celu(x: Tensor) -> Tensor:
+    """x above zero, alpha [exp(x / alpha) - 1] below; the derivative of torch's own has eight digits in float64."""
+    return torch.relu(x) + _CELU_ALPHA * torch.expm1(x.clamp(max=0.0) / _CELU_ALPHA)
+
+
+class ANI(Potential):
+    """An ANI potential, one network.
+
+    Arguments:
+        config: the form.
+        reference_energies: E0 in eV per element (missing ones are zero).
+        seed: for the initial weights.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> model = ANI(ANIConfig(elements=("H", "O")))
+        >>> model.compute(Structure.from_ase(molecule("H2O"))).forces.shape
+        torch.Size([3, 3])
+    """
+
+    config: ANIConfig
+
+    def __init__(self, config: ANIConfig, reference_energies: dict[str, float] | None = None, *, seed: int = 0) -> None:
+        super().__init__(config.elements, reference_energies or {}, config.cutoff)
+        self.config = config
+        self.aev = AEV(config.aev)
+        length = config.aev.length(len(self.elements))
+        self.networks = nn.ModuleDict(
+            {symbol: AtomicNetwork((length, *config.layers(symbol)), config.activation) for symbol in self.elements}
+        )
+        self.double()
+        self.reset(seed)
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Draw small weights and zero biases."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.networks.parameters():
+            if parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                scale = parameter.shape[1] ** -0.5
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(scale * drawn)
+
+    def network(self, symbol: str) -> AtomicNetwork:
+        """The network of an element."""
+        network = self.networks[symbol]
+        assert isinstance(network, AtomicNetwork)
+        return network
+
+    def _evaluate(
+        self, structure: Structure, vectors: Tensor, neighbours: Neighbours, *, gradients: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Energies [N] without E0, and dE/dr_ij [P, 3] of the pairs (empty where not asked for)."""
+        refuse_overlaps(vectors.detach().square().sum(dim=1), neighbours.i, neighbours.j)
+        species = self.species(structure)
+        if structure.n_atoms == 0:
+            return vectors.new_zeros(0), torch.zeros_like(vectors)
+        present = torch.unique(species).tolist()
+        columns = None
+        if len(present) < len(self.elements):
+            columns = self.aev.columns(present, len(self.elements)).to(species.device)
+            species = torch.searchsorted(torch.tensor(present, device=species.device), species)
+        networks = [self.network(self.elements[element]) for element in present]
+        energies, slopes = [vectors.new_zeros(0)], [vectors[:0]]
+        for atoms, pairs in self._chunks(vectors, neighbours, structure.n_atoms):
+            own, row = species[atoms], neighbours.i[pairs] - atoms.start
+            sizes = (len(own), len(present))
+            features, state = self.aev(row, species[neighbours.j[pairs]], vectors[pairs], sizes)
+            parts, by_features, order = [], [], []
+            for element, network in enumerate(networks):
+                mine = (own == element).nonzero()[:, 0]
+                part, kept = network(features.index_select(0, mine), columns)
+                parts.append(part)
+                order.append(mine)
+                if gradients:
+                    by_features.append(network.gradient(kept))
+            back = torch.cat(order).argsort()
+            energies.append(torch.cat(parts)[back])
+            if gradients:
+                slopes.append(self.aev.pair_gradients(state, torch.cat(by_features)[back]))
+        return torch.cat(energies), torch.cat(slopes)
+
+    def _chunks(self, vectors: Tensor, neighbours: Neighbours, n_atoms: int) -> Iterator[tuple[slice, slice]]:
+        """Ranges of atoms, and of their pairs, that hold few enough triples."""
+        counts = torch.bincount(neighbours.i, minlength=n_atoms)
+        near = vectors.detach().square().sum(dim=1) < self.config.aev.angular.cutoff**2
+        triples = torch.bincount(neighbours.i[near], minlength=n_atoms)
+        triples = (triples * (triples - 1) // 2).cumsum(0)
+        budget = _CHUNK_TRIPLES["cuda" if vectors.is_cuda else "cpu"]
+        number = triples.div(budget, rounding_mode="floor")
+        atoms = [0, *(torch.diff(number).nonzero()[:, 0] + 1).tolist(), n_atoms]
+        pairs = [0, *counts.cumsum(0).tolist()]
+        for first, last in pairwise(atoms):
+            yield slice(first, last), slice(pairs[first], pairs[last])
+
+    def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
+        """[N] energies without E0; twice differentiable in the vectors and the parameters."""
+        return self._evaluate(structure, vectors, neighbours, gradients=False)[0]
+
+    def _energies_and_pair_gradients(
+        self, structure: Structure, neighbours: Neighbours
+    ) -> tuple[Tensor, PairGradients]:
+        """Analytic."""
+        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        energies, slopes = self._evaluate(structure, vectors, neighbours, gradients=True)
+        return energies, PairGradients(neighbours.i, neighbours.j, vectors, slopes)
