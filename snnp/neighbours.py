@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ class Neighbours:
         j: [P] int64, the neighbour.
         shift: [P, 3] int64: `r_ij = r_j - r_i + shift @ cell`.
         cutoff: Å; every pair closer than this is in the list. It may hold farther ones (the skin).
+        derived: what others computed from the list and keep with it, such as a kernel's own layout.
     """
 
     i: Tensor
     j: Tensor
     shift: Tensor
     cutoff: float
+    derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_pairs(self) -> int:
@@ -44,8 +47,17 @@ class Neighbours:
         return Neighbours(self.i.to(device), self.j.to(device), self.shift.to(device), self.cutoff)
 
 
-def _one_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> tuple[np.ndarray, ...]:
-    """Pairs of one structure: (i, j, shift), sorted by i."""
+def find_pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float, *, half: bool = False
+) -> tuple[np.ndarray, ...]:
+    """Pairs (i [P], j [P], shift [P, 3]) of one structure, sorted by i; with `half`, one of i -> j and j -> i.
+
+    Arguments:
+        positions: [N, 3] Å, not empty and finite; cell: [3, 3] Å; pbc: [3].
+
+    Raises:
+        InputError: for atoms or cells too far apart to be searched.
+    """
     reach = float(np.abs(positions).max())
     box = cell
     if not pbc.all() and reach < _FARTHEST:
@@ -56,9 +68,9 @@ def _one_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: 
             f"atoms or cell reach too far to be searched for neighbours (coordinates up to {reach:.3g} Å); "
             "check their units, and whether the simulation has exploded."
         )
-    calculator = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    calculator = vesin.NeighborList(cutoff=cutoff, full_list=not half, sorted=not half)
     i, j, shift = calculator.compute(points=positions, box=box, periodic=pbc, quantities="ijS")
-    return i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64).reshape(-1, 3)
+    return i.view(np.int64), j.view(np.int64), shift.reshape(-1, 3)
 
 
 def _complete_cell(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> np.ndarray:
@@ -95,8 +107,8 @@ def neighbour_list(structure: Structure, cutoff: float) -> Neighbours:
         first, last = int(starts[b]), int(starts[b + 1])
         if last == first:
             continue
-        i, j, shift = _one_list(positions[first:last], cells[b], pbc[b], float(cutoff))
-        parts.append((i + first, j + first, shift))
+        i, j, shift = find_pairs(positions[first:last], cells[b], pbc[b], float(cutoff))
+        parts.append((i + first, j + first, shift.astype(np.int64)))
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
     i, j, shift = (np.concatenate(columns) for columns in zip(*(parts or [empty]), strict=True))
     device = structure.positions.device

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from snnp.errors import InputError
 
-__all__ = ["Pairs", "Report", "System", "library", "native_target", "status_message"]
+__all__ = ["Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY_FILE = Path(__file__).with_name(f"libsnnp_kernels{_SUFFIX}")
@@ -61,13 +63,31 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.snnp_largest_move.restype = _double
 
 
-@lru_cache(maxsize=1)
+_switched_off = False
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Within this block the library counts as absent, for all threads: to compare with torch, in tests and timings."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
 def library() -> ctypes.CDLL | None:
     """The library, or None where it was not built, does not fit this machine, or is switched off.
 
     Raises:
         InputError: if the environment variable SNNP_KERNELS names something unknown.
     """
+    return None if _switched_off else _loaded()
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> ctypes.CDLL | None:
     wanted = os.environ.get(SWITCH, "")
     if wanted == "off" or not LIBRARY_FILE.is_file():
         return None
@@ -80,9 +100,8 @@ def library() -> ctypes.CDLL | None:
     if lib.snnp_version() != 1:
         return None
     if wanted and not lib.snnp_set_target(wanted.encode()):
-        raise InputError(
-            f"{SWITCH}={wanted} is not available here; use off, portable, or leave it unset for {lib.snnp_target().decode()}."
-        )
+        best = lib.snnp_target().decode()
+        raise InputError(f"{SWITCH}={wanted} is not available here; use off, portable, or leave it unset for {best}.")
     return lib
 
 

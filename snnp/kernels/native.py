@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,12 @@ from snnp.kernels.library import Pairs, Report, System, library, status_message
 from snnp.kernels.pack import MAX_DEGREE, MAX_LAYERS, pack_plan
 from snnp.kernels.plan import SplinePlan
 
-__all__ = ["NativeKernel", "NativeList", "NativeResult", "image_vectors", "pack_pairs", "supports"]
+__all__ = ["NativeKernel", "NativeList", "NativeResult", "PreparedCall", "pack_pairs", "supports"]
 
 Array = NDArray[np.float64]
+
+_MOST_IMAGES = 32768
+"""Images numbered without looking which occur; atoms that diffused by ten cells stay below."""
 
 
 def supports(plan: SplinePlan) -> bool:
@@ -30,20 +34,27 @@ class NativeList:
 
     Arguments:
         first: [N + 1] int64, start of each row. neighbour, image: [P] int32.
-        reach: images -reach .. reach along each lattice vector are numbered, for every structure.
+        shifts: [n_images, 3] float64, lattice vectors of each image; owner: [n_images] structure whose cell they mean.
         cutoff: Å, within which the list is complete.
     """
 
     first: NDArray[np.int64]
     neighbour: NDArray[np.int32]
     image: NDArray[np.int32]
-    reach: tuple[int, int, int]
+    shifts: Array
+    owner: NDArray[np.int64]
     cutoff: float
 
     @property
     def n_pairs(self) -> int:
         """Number of entries."""
         return int(self.first[-1])
+
+    def images(self, cell: Array) -> Array:
+        """[n_images, 3] translations in Å for cells [B, 3, 3]."""
+        if len(cell) == 1:
+            return np.ascontiguousarray(self.shifts @ cell[0])
+        return np.ascontiguousarray(np.einsum("ka,kab->kb", self.shifts, cell[self.owner]))
 
 
 def pack_pairs(
@@ -54,35 +65,55 @@ def pack_pairs(
     half: bool = False,
     structure: NDArray[np.int32] | None = None,
 ) -> NativeList:
-    """Sort pairs (i [P], j [P], shift [P, 3]) into rows; a half list is entered in both directions.
-
-    Raises:
-        InputError: for more than 2^31 periodic images.
-    """
+    """Sort pairs (i [P], j [P], shift [P, 3]) into rows; a half list is entered in both directions."""
     lib = library()
     assert lib is not None
     i, j = (np.ascontiguousarray(column, dtype=np.int64) for column in pairs[:2])
     shift = np.ascontiguousarray(pairs[2], dtype=np.int32).reshape(-1, 3)
-    reach = np.abs(shift).max(axis=0, initial=0).tolist()
     n_structures = 1 if structure is None or not len(structure) else int(structure[-1]) + 1
-    if n_structures * np.prod([2.0 * r + 1.0 for r in reach]) > 2**31 - 1:
-        raise InputError(f"{n_structures} structures with images up to {reach} are too many; wrap the positions.")
+    shifts, owner = _number_images(shift, n_structures)
+    if shifts is None:
+        return _pack_by_sorting((i, j, shift), n_atoms, cutoff, half, structure)
     n_entries = len(i) * (2 if half else 1)
     first = np.empty(n_atoms + 1, np.int64)
     neighbour, image = np.empty(n_entries, np.int32), np.empty(n_entries, np.int32)
-    call = Pairs(n_atoms, len(i), int(half), i.ctypes.data, j.ctypes.data, shift.ctypes.data)
-    call.structure = None if structure is None else structure.ctypes.data
-    call.reach = (ctypes.c_int64 * 3)(*reach)
-    call.first, call.neighbour, call.image = first.ctypes.data, neighbour.ctypes.data, image.ctypes.data
+    call = Pairs(n_atoms, len(i), int(half), _address(i), _address(j), _address(shift))
+    call.structure = None if structure is None else _address(structure)
+    call.reach = (ctypes.c_int64 * 3)(*(-shifts[0]).astype(int).tolist())
+    call.first, call.neighbour, call.image = _address(first), _address(neighbour), _address(image)
     lib.snnp_pack_list(ctypes.byref(call))
-    return NativeList(first, neighbour, image, (reach[0], reach[1], reach[2]), cutoff)
+    return NativeList(first, neighbour, image, shifts, owner, cutoff)
 
 
-def image_vectors(reach: tuple[int, int, int], cell: Array) -> Array:
-    """[B * images, 3] translations in Å of all numbered images, for cells [B, 3, 3]."""
-    axes = [np.arange(-r, r + 1, dtype=np.float64) for r in reach]
+def _number_images(shift: NDArray[np.int32], n_structures: int) -> tuple[Array | None, NDArray[np.int64]]:
+    """All shifts -reach .. reach for every structure, or None where there would be very many (atoms flung apart)."""
+    reach = np.abs(shift).max(axis=0, initial=0)
+    count = float(np.prod(2.0 * reach + 1.0))
+    if count > _MOST_IMAGES:
+        return None, np.zeros(0, np.int64)
+    axes = [np.arange(-r, r + 1, dtype=np.float64) for r in reach.tolist()]
     shifts = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    return np.ascontiguousarray((shifts @ cell).reshape(-1, 3))
+    return np.tile(shifts, (n_structures, 1)), np.repeat(np.arange(n_structures), len(shifts))
+
+
+def _pack_by_sorting(
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]],
+    n_atoms: int,
+    cutoff: float,
+    half: bool,
+    structure: NDArray[np.int32] | None,
+) -> NativeList:
+    """As `pack_pairs`, numbering only the images that occur; slower."""
+    i, j, shift = pairs
+    if half:
+        i, j, shift = np.concatenate([i, j]), np.concatenate([j, i]), np.concatenate([shift, -shift])
+    order = np.argsort(i, kind="stable")
+    owners = np.zeros(len(i), np.int64) if structure is None else structure[i[order]].astype(np.int64)
+    rows = np.column_stack([owners, shift[order]])
+    found, image = np.unique(rows, axis=0, return_inverse=True)
+    first = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n_atoms))])
+    columns = first.astype(np.int64), j[order].astype(np.int32), image.reshape(-1).astype(np.int32)
+    return NativeList(*columns, found[:, 1:].astype(np.float64), found[:, 0], cutoff)
 
 
 @dataclass(frozen=True)
@@ -123,28 +154,65 @@ class NativeKernel:
         """One evaluation; arrays must be contiguous and of the types given.
 
         Arguments:
-            positions: [N, 3] Å. species: [N] indices of elements. images: from `image_vectors`.
+            positions: [N, 3] Å. species: [N] indices of elements. images: `neighbours.images(cell)`.
             structure: [N] of each atom, None for one structure.
             weights: [N] or None: forces and virial become those of `sum_i weights_i E_i`.
 
         Raises:
             InputError: for overlapping atoms or NaN positions.
         """
+        call = PreparedCall(self, species, neighbours, images, n_threads)
+        call.batch(structure, n_structures)
+        return call(positions, weights=weights, forces=forces)
+
+
+class PreparedCall:
+    """An evaluation in which only positions change: what small systems need, where every microsecond counts.
+
+    Arguments as in `NativeKernel.evaluate`.
+    """
+
+    def __init__(
+        self,
+        kernel: NativeKernel,
+        species: NDArray[np.int32],
+        neighbours: NativeList,
+        images: Array,
+        n_threads: int = 1,
+    ) -> None:
         lib = library()
         assert lib is not None
-        n = positions.shape[0]
-        energies = np.empty(n)
+        self._evaluate = lib.snnp_evaluate
+        self._kept = (kernel, species, neighbours, images)  # alive as long as the pointers are used
+        self._plan = (_address(kernel.packed), kernel.packed.nbytes)
+        n = species.shape[0]
+        self._system = System(n, 1, images.shape[0], None, _address(species), None)
+        self._system.first, self._system.neighbour = _address(neighbours.first), _address(neighbours.neighbour)
+        self._system.image, self._system.images = _address(neighbours.image), _address(images)
+        self._system.n_threads = n_threads
+        self._report = Report()
+        self._owner: NDArray[np.int32] | None = None
+
+    def batch(self, structure: NDArray[np.int32] | None, n_structures: int) -> None:
+        """Evaluate several structures at once: `structure` [N] of each atom."""
+        self._owner = structure
+        self._system.structure = None if structure is None else _address(structure)
+        self._system.n_structures = n_structures
+
+    def __call__(self, positions: Array, *, weights: Array | None = None, forces: bool = True) -> NativeResult:
+        """Evaluate at positions [N, 3] (contiguous float64)."""
+        system, report = self._system, self._report
+        n = system.n_atoms
+        energies, virial = np.empty(n), np.empty((system.n_structures, 3, 3))
         out = np.empty((n, 3)) if forces else None
-        virial = np.empty((n_structures, 3, 3))
-        system = System(n, n_structures, images.shape[0], positions.ctypes.data, species.ctypes.data)
-        system.structure = None if structure is None else structure.ctypes.data
-        system.first, system.neighbour = neighbours.first.ctypes.data, neighbours.neighbour.ctypes.data
-        system.image, system.images = neighbours.image.ctypes.data, images.ctypes.data
-        system.weights = None if weights is None else weights.ctypes.data
-        system.n_threads, system.energies = n_threads, energies.ctypes.data
-        system.forces = None if out is None else out.ctypes.data
-        system.virial = virial.ctypes.data
-        report = Report()
-        if lib.snnp_evaluate(self.packed.ctypes.data, self.packed.nbytes, ctypes.byref(system), ctypes.byref(report)):
+        system.positions, system.energies, system.virial = _address(positions), _address(energies), _address(virial)
+        system.forces = None if out is None else _address(out)
+        system.weights = None if weights is None else _address(weights)
+        if self._evaluate(*self._plan, ctypes.byref(system), ctypes.byref(report)):
             raise InputError(status_message(report))
         return NativeResult(energies, out, virial)
+
+
+def _address(array: NDArray[Any]) -> int:
+    # Several times faster than `array.ctypes.data`.
+    return int(array.__array_interface__["data"][0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 from snnp.kernels.plan import ReadoutPlan, SplinePlan, SplineTable, spline_table
 from snnp.models.readout import Readout
 from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
-from snnp.models.spline_nnp import SplineNNP
 from snnp.splines import SplineSet
+
+if TYPE_CHECKING:
+    from snnp.models.spline_nnp import SplineNNP
 
 __all__ = ["make_plan"]
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from ase.data import atomic_numbers, chemical_symbols
 from pydantic import BaseModel
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
+from snnp.kernels.native import NativeKernel, NativeResult
+from snnp.models.native import evaluate_structure
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
@@ -120,17 +123,26 @@ class Potential(ExactModule, ABC):
         """
         species = self.species_of_number[structure.numbers]
         if structure.n_atoms and int(species.min()) < 0:
-            number = int(structure.numbers[species < 0][0])
-            symbol = chemical_symbols[number] if number < len(chemical_symbols) else str(number)
-            raise UnknownElementError(
-                f"this model knows {', '.join(self.elements)} but the structure holds {symbol}; "
-                f"use a model trained with {symbol}, or remove these atoms."
-            )
+            self.check_elements(structure.numbers.cpu().numpy())
         return species
+
+    def check_elements(self, numbers: np.ndarray) -> None:
+        """Raise `UnknownElementError` for the first of the atomic numbers [N] that the potential does not know."""
+        for number in numbers.tolist():
+            symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else str(number)
+            if symbol not in self.elements:
+                raise UnknownElementError(
+                    f"this model knows {', '.join(self.elements)} but the structure holds {symbol}; "
+                    f"use a model trained with {symbol}, or remove these atoms."
+                )
 
     @abstractmethod
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies in eV without E0, differentiable in the pair vectors [P, 3] and in the parameters."""
+
+    def native_kernel(self) -> NativeKernel | None:
+        """The compiled evaluation of the present parameters, or None where torch computes (most families, GPUs)."""
+        return None
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
@@ -168,6 +180,10 @@ class Potential(ExactModule, ABC):
             neighbours = neighbour_list(structure, self.cutoff)
         elif neighbours.cutoff < self.cutoff - 1e-9:
             raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
+        kernel = self.native_kernel()
+        if kernel is not None:
+            result = evaluate_structure(kernel, structure, species, neighbours, forces=forces or stress)
+            return self._prediction(structure, result, forces=forces, stress=stress)
         with torch.no_grad():
             reference = self._reference.to(self.device)[species]
             if forces or stress:
@@ -185,6 +201,18 @@ class Potential(ExactModule, ABC):
                 stress=sum_stress(pairs, structure) if stress and pairs is not None else None,
             )
 
+    def _prediction(self, structure: Structure, result: NativeResult, *, forces: bool, stress: bool) -> Prediction:
+        energies = torch.from_numpy(result.energies)
+        total = torch.zeros(structure.n_structures, dtype=torch.float64)
+        total.index_add_(0, structure.structure_of_atom, energies)
+        virial = torch.from_numpy(result.virial)
+        return Prediction(
+            energy=total,
+            energies=energies,
+            forces=torch.from_numpy(result.forces).to(self.dtype) if forces and result.forces is not None else None,
+            stress=_stress_of(virial, structure).to(self.dtype) if stress else None,
+        )
+
 
 def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
     """[N, 3] forces: `F_i = sum_j dE/dr_ij - sum_j dE/dr_ji`. Differentiable."""
@@ -200,7 +228,12 @@ def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
     owner = structure.structure_of_atom[pairs.i]
     zero = torch.zeros(structure.n_structures, 3, 3, dtype=gradients.dtype, device=gradients.device)
     strain_gradient = zero.index_add(0, owner, outer)
+    return _stress_of(strain_gradient, structure)
+
+
+def _stress_of(strain_gradient: Tensor, structure: Structure) -> Tensor:
+    """[B, 3, 3] symmetric stress from dE/dstrain [B, 3, 3]; zeros for structures not fully periodic."""
     periodic = structure.pbc.all(dim=1)
-    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume())).to(gradients.dtype)
+    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume())).to(strain_gradient.dtype)
     symmetric = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
     return symmetric / volume[:, None, None] * periodic[:, None, None]

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from snnp.harmonics import Harmonics
+from snnp.kernels.native import NativeKernel
 from snnp.models import moments
 from snnp.models.config import SplineNNPConfig
+from snnp.models.kernel_cache import KernelCache
 from snnp.models.potential import PairGradients, Potential
 from snnp.models.readout import Readout
 from snnp.models.repulsion import zbl_energies
@@ -87,6 +89,7 @@ class SplineNNP(Potential):
         self.register_buffer("unordered", _unordered(config.n_elements), persistent=False)
         self.double()
         self.reset(seed)
+        self._kernels = KernelCache()
 
     projection: Tensor
     unordered: Tensor
@@ -315,6 +318,11 @@ class SplineNNP(Potential):
         return energies, slopes[..., None] * shell.unit
 
     # The contract.
+
+    def native_kernel(self) -> NativeKernel | None:
+        """The compiled evaluation where the library is built and the model lives on the CPU."""
+        # A subclass may compute something else.
+        return self._kernels.of(self) if type(self) is SplineNNP else None
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies without E0; differentiable in the vectors (automatic differentiation)."""

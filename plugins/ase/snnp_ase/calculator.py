@@ -15,8 +15,7 @@ from snnp.errors import InputError
 from snnp.hub import load_model
 from snnp.models.io import dump_model, parse_model
 from snnp.models.potential import Potential
-from snnp.neighbours import Neighbours, VerletList
-from snnp.structure import Structure
+from snnp.models.session import Session
 
 __all__ = ["SNNPCalculator", "own_model"]
 
@@ -34,8 +33,8 @@ class SNNPCalculator(Calculator):
         device: where to compute; by default the CPU (a potential stays where it is).
         dtype: `"float32"`, `"float64"` or the torch type; by default the model's own. Take float64 for phonons and
             tight relaxations.
-        skin: Å, how much farther than the cutoff the neighbour list reaches; it is rebuilt when an atom has moved half
-            of it, or when the atoms, the cell or the periodicity changed.
+        skin: Å, how much farther than the cutoff the neighbour list reaches; it is rebuilt when an atom has moved about
+            half of it, or when the atoms or the periodicity changed.
 
     Raises:
         ModelFileError: a missing or damaged model.
@@ -63,15 +62,13 @@ class SNNPCalculator(Calculator):
         super().__init__()
         self.implemented_properties = list(type(self).implemented_properties)  # its own, as callers may edit it
         self.model = own_model(model, dtype, device)
-        self._verlet = VerletList(self.model.cutoff, skin)
-        self._on_host: Neighbours | None = None
-        self._on_device: Neighbours | None = None
+        self._session = Session(self.model, skin)
         self._stress_expected = False
 
     @property
     def n_neighbour_builds(self) -> int:
         """How often the neighbour list was built."""
-        return self._verlet.n_builds
+        return self._session.n_neighbour_builds
 
     def expect_stress(self) -> None:
         """Let the next calculation include the stress, whatever it is asked for (saves one if the stress follows)."""
@@ -80,11 +77,41 @@ class SNNPCalculator(Calculator):
     def reset(self) -> None:
         """Forget results and the neighbour list."""
         super().reset()
-        self._verlet = VerletList(self.model.cutoff, self._verlet.skin)
-        self._on_host = self._on_device = None
+        self._session = Session(self.model, self._session.skin)
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since the last calculation, compared exactly (ASE allows 1e-15, and takes far longer)."""
+        old = self.atoms
+        if old is None:
+            return list(all_changes)
+        mine, theirs = old.arrays, atoms.arrays
+        if mine["numbers"].shape != theirs["numbers"].shape:
+            return list(all_changes)
+        same = {
+            "positions": (mine["positions"] == theirs["positions"]).all(),
+            "numbers": (mine["numbers"] == theirs["numbers"]).all(),
+            "cell": (old.cell.array == atoms.cell.array).all(),
+            "pbc": (old.pbc == atoms.pbc).all(),
+        }
+        return [name for name, unchanged in same.items() if not unchanged]
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """ASE's entry; remembers whether the stress is asked for, so that the next step computes it with the forces."""
+        """ASE's entry; remembers whether the stress is asked for, so that the next step computes it with the forces.
+
+        Where only positions and cell differ from the last call, they are copied alone: copying and comparing whole
+        Atoms would take longer than evaluating a small system.
+        """
+        if atoms is not None and self.atoms is not None:
+            changes = self.check_state(atoms)
+            if changes and not set(changes) - {"positions", "cell"}:
+                self.results = {}
+                self.atoms.positions[:] = atoms.positions
+                self.atoms.cell[:] = atoms.cell.array
+                changes = []
+            if not changes:
+                if name in self.implemented_properties and name not in self.results and allow_calculation:
+                    self._evaluate(stress=name == "stress")
+                atoms = None
         value = super().get_property(name, atoms, allow_calculation)
         if name == "stress":
             self._stress_expected = True
@@ -98,39 +125,32 @@ class SNNPCalculator(Calculator):
     ) -> None:
         """Compute everything at once; the stress only where it is asked for or was for the step before."""
         super().calculate(atoms, properties or ["energy"], system_changes)
-        assert self.atoms is not None
-        structure = Structure.from_ase(self.atoms)
-        periodic = bool(self.atoms.pbc.all())
-        stress = periodic and (self._stress_expected or "stress" in (properties or []))
-        self._stress_expected = False
-        prediction = self.model.compute(structure, self._neighbours(structure), forces=True, stress=stress)
-        assert prediction.forces is not None
-        energy = float(prediction.energy[0])
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": prediction.energies.cpu().numpy(),
-            "forces": prediction.forces.double().cpu().numpy(),
-        }
-        if prediction.stress is not None:
-            self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].double().cpu().numpy())
+        self._evaluate(stress="stress" in (properties or []))
 
-    def _neighbours(self, structure: Structure) -> Neighbours:
-        """The list where the model computes; it travels only when it was rebuilt."""
-        neighbours = self._verlet.update(structure)
-        if self._on_device is None or neighbours is not self._on_host:
-            self._on_host, self._on_device = neighbours, neighbours.to(self.model.device)
-        return self._on_device
+    def _evaluate(self, *, stress: bool) -> None:
+        """Fill `results` for `self.atoms`."""
+        atoms = self.atoms
+        assert atoms is not None
+        stress, self._stress_expected = stress or self._stress_expected, False
+        result = self._session.evaluate(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, stress=stress)
+        self.results = {
+            "energy": result.energy,
+            "free_energy": result.energy,
+            "energies": result.energies,
+            "forces": result.forces,
+        }
+        if result.stress is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the content of the model folder (JSON and safetensors), with the last results."""
         text, weights = dump_model(self.model)
-        arguments = (text, weights, str(self.model.device), self._verlet.skin)
+        arguments = (text, weights, str(self.model.device), self._session.skin)
         return _rebuild, arguments, {"atoms": self.atoms, "results": self.results}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SNNPCalculator:
         """A calculator of its own with a copy of the model, any class of potential."""
-        twin = SNNPCalculator(copy.deepcopy(self.model, memo), skin=self._verlet.skin)
+        twin = SNNPCalculator(copy.deepcopy(self.model, memo), skin=self._session.skin)
         twin.atoms, twin.results = copy.deepcopy(self.atoms, memo), copy.deepcopy(self.results, memo)
         return twin
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from snnp.errors import InputError, SnnpError
 from snnp.models.potential import Potential
-from snnp.neighbours import VerletList
-from snnp.structure import Structure
+from snnp.models.session import Evaluation, Session
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 from snnp_openmm.source import ModelSource
 
@@ -28,15 +25,6 @@ _FORCE_UNIT = EV_IN_KJ_PER_MOL * NM_IN_ANGSTROM
 
 class PotentialError(SnnpError):
     """A potential failed inside OpenMM; the message holds the cause, because OpenMM keeps nothing but the message."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Energy (eV), forces [N, 3] (eV/Å, float64), and stress [3, 3] (eV/Å³) where asked for."""
-
-    energy: float
-    forces: np.ndarray
-    stress: np.ndarray | None
 
 
 class Evaluator:
@@ -64,18 +52,16 @@ class Evaluator:
         self.model: Potential = source.model
         self.error: BaseException | None = None
         self._source, self._skin = source, skin
-        self._numbers = torch.as_tensor(np.asarray(numbers), dtype=torch.int64)
-        self._pbc = torch.tensor([pbc], dtype=torch.bool)
-        self._owner = torch.zeros(len(numbers), dtype=torch.int64)
+        self._numbers = np.asarray(numbers).astype(np.int64)
+        self._pbc = np.array(pbc, dtype=bool)
         self._lock = threading.Lock()
         self._expects_stress = False
         self.forget()
         # Elements are checked now: an error here keeps its type, one inside OpenMM does not.
-        self.model.species(self._structure(np.zeros((len(numbers), 3)), np.zeros((3, 3))).to(device=self.model.device))
+        self.model.check_elements(self._numbers)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        pbc = tuple(self._pbc[0].tolist())
-        return Evaluator, (self._source, self._numbers.numpy().astype(np.uint8), pbc, self._skin)
+        return Evaluator, (self._source, self._numbers.astype(np.uint8), tuple(self._pbc.tolist()), self._skin)
 
     @property
     def is_periodic(self) -> bool:
@@ -85,11 +71,11 @@ class Evaluator:
     @property
     def n_neighbour_lists(self) -> int:
         """How often the neighbour list has been built."""
-        return self._list.n_builds
+        return self._session.n_neighbour_builds
 
     def forget(self) -> None:
         """Drop the neighbour list and the last result, so that the next call does not depend on the ones before."""
-        self._list = VerletList(self.model.cutoff, self._skin)
+        self._session = Session(self.model, self._skin)
         self._last: Evaluation | None = None
         # Those of the last result: as they came, and without jumps by lattice vectors.
         self._positions = self._continuous = np.zeros((0, 3))
@@ -132,22 +118,10 @@ class Evaluator:
         if last is not None and same_cell and np.array_equal(positions, self._positions):
             return last
         continuous = self._unwrap(positions, cell) if same_cell else positions
-        structure = self._structure(continuous, cell)
-        prediction = self.model.compute(structure, self._list.update(structure), stress=stress)
-        assert prediction.forces is not None
-        result = Evaluation(
-            energy=float(prediction.energy),
-            forces=prediction.forces.double().cpu().numpy(),
-            stress=prediction.stress[0].double().cpu().numpy() if prediction.stress is not None else None,
-        )
-        self._check(result, structure)
+        result = self._session.evaluate(self._numbers, continuous, cell, self._pbc, stress=stress)
+        self._check(result, positions)
         self._positions, self._continuous, self._cell, self._last = positions, continuous, cell, result
         return result
-
-    def _structure(self, positions: np.ndarray, cell: np.ndarray) -> Structure:
-        return Structure(
-            self._numbers, torch.from_numpy(positions), torch.from_numpy(cell)[None], self._pbc, self._owner
-        )
 
     def _unwrap(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Undo jumps by lattice vectors since the last call, so that a wrapped atom does not look like a moved one.
@@ -159,15 +133,14 @@ class Evaluator:
         moved = positions - self._continuous
         if not np.abs(moved).max(initial=0.0) > self._skin:
             return positions
-        periodic = self._pbc[0].numpy()
-        images = np.rint(moved @ np.linalg.pinv(cell)) * periodic
+        images = np.rint(moved @ np.linalg.pinv(cell)) * self._pbc
         return positions - images @ cell
 
-    def _check(self, result: Evaluation, structure: Structure) -> None:
+    def _check(self, result: Evaluation, positions: np.ndarray) -> None:
         # The sum of squares is finite only if every force is.
         if math.isfinite(result.energy) and math.isfinite(float(np.vdot(result.forces, result.forces))):
             return
-        largest = float(structure.positions.abs().max())
+        largest = float(np.abs(positions).max())
         raise InputError(
             f"the potential gave energy {result.energy} eV and forces that are not finite "
             f"(largest coordinate {largest:.3g} Å); use a shorter time step or relax the structure first."

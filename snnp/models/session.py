@@ -1,0 +1,131 @@
+"""Repeated evaluation of one system, for simulation: arrays in, arrays out, and a neighbour list that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+from numpy.typing import NDArray
+
+from snnp.kernels.lists import ListKeeper
+from snnp.kernels.native import NativeKernel, NativeList, PreparedCall
+from snnp.models.potential import Potential
+from snnp.neighbours import Neighbours, VerletList
+from snnp.structure import Structure
+
+__all__ = ["Evaluation", "Session"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), stress [3, 3] (eV/Å³) or None; all float64."""
+
+    energy: float
+    energies: Array
+    forces: Array
+    stress: Array | None
+
+
+class Session:
+    """Evaluates a potential for atoms that move a little from call to call.
+
+    The compiled kernel serves where the potential has one, without passing through torch; torch does otherwise.
+
+    Arguments:
+        potential: may change its parameters between calls.
+        skin: Å, how much farther than the cutoff the neighbour list reaches; it is rebuilt when an atom has moved about
+            half of it, or when atoms or periodicity changed.
+
+    Raises:
+        InputError: for a negative skin.
+    """
+
+    def __init__(self, potential: Potential, skin: float = 0.5) -> None:
+        self.potential, self.skin = potential, float(skin)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the neighbour list, so that the next call does not depend on the ones before."""
+        self._keeper = ListKeeper(self.potential.cutoff, self.skin)
+        self._verlet = VerletList(self.potential.cutoff, self.skin)
+        self._numbers = np.zeros(0, np.int64)
+        self._species = np.zeros(0, np.int32)
+        self._prepared: tuple[NativeKernel, NativeList, Array, int] | None = None
+        self._call: PreparedCall | None = None
+        self._moved: tuple[Neighbours, Neighbours] | None = None
+
+    @property
+    def n_neighbour_builds(self) -> int:
+        """How often a neighbour list was built."""
+        return self._keeper.n_builds + self._verlet.n_builds
+
+    def evaluate(
+        self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], *, stress: bool = False
+    ) -> Evaluation:
+        """Energy, forces and, for fully periodic systems, the stress if asked for (or where it comes for free).
+
+        Arguments:
+            numbers: [N] atomic numbers; positions: [N, 3] Å; cell: [3, 3] Å, rows are lattice vectors; pbc: [3].
+
+        Raises:
+            UnknownElementError: for an element that the potential does not know.
+            InputError: for NaN positions, a flat cell, or atoms closer than 0.1 Å.
+        """
+        kernel = self.potential.native_kernel()
+        if kernel is None:
+            return self._through_torch(numbers, positions, cell, pbc, stress)
+        if not (numbers.shape == self._numbers.shape and bool((numbers == self._numbers).all())):
+            self._identify(numbers)
+        positions = np.ascontiguousarray(positions, dtype=np.float64)
+        cell = np.ascontiguousarray(cell, dtype=np.float64)
+        periodic = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
+        neighbours, images = self._keeper.update(positions, cell, periodic)
+        prepared = (kernel, neighbours, images, torch.get_num_threads())
+        if (
+            self._call is None
+            or self._prepared is None
+            or any(a is not b for a, b in zip(prepared, self._prepared, strict=True))
+        ):
+            self._call = PreparedCall(kernel, self._species, neighbours, images, prepared[3])
+            self._prepared = prepared
+        result = self._call(positions)
+        assert result.forces is not None
+        tensor = None
+        if all(periodic):  # costs nothing here, and saves an evaluation if it is asked for later
+            virial = result.virial[0] / abs(np.linalg.det(cell))
+            tensor = 0.5 * (virial + virial.T)
+        return Evaluation(float(result.energies.sum()), result.energies, result.forces, tensor)
+
+    def _identify(self, numbers: NDArray[np.int64]) -> None:
+        """Check and index the elements; another set of atoms needs another list."""
+        self.potential.check_elements(numbers)
+        index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
+        self._species = np.array([index[number] for number in numbers.tolist()], dtype=np.int32)
+        self._numbers = np.array(numbers)
+        self._call = None
+
+    def _through_torch(
+        self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], stress: bool
+    ) -> Evaluation:
+        potential = self.potential
+        structure = Structure(
+            numbers=torch.as_tensor(np.asarray(numbers, dtype=np.int64)),
+            positions=torch.as_tensor(np.asarray(positions, dtype=np.float64)),
+            cell=torch.as_tensor(np.asarray(cell, dtype=np.float64))[None],
+            pbc=torch.as_tensor(np.asarray(pbc, dtype=bool))[None],
+            structure_of_atom=torch.zeros(len(numbers), dtype=torch.int64),
+        )
+        neighbours = self._verlet.update(structure)
+        # A list travels to the device only when it was rebuilt.
+        if self._moved is None or self._moved[0] is not neighbours:
+            self._moved = (neighbours, neighbours.to(potential.device))
+        with_stress = stress and bool(np.all(pbc))
+        prediction = potential.compute(structure, self._moved[1], forces=True, stress=with_stress)
+        assert prediction.forces is not None
+        tensor = None if prediction.stress is None else prediction.stress[0].double().cpu().numpy()
+        forces = prediction.forces.double().cpu().numpy()
+        return Evaluation(float(prediction.energy[0]), prediction.energies.cpu().numpy(), forces, tensor)
