@@ -39,6 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "hip-nn": {"family": "hip-nn", "n_features": 5, "n_sensitivities": 6, "n_interactions": 2, "cutoff": 4.5},
     "hip-nn-ts": {"family": "hip-nn", "n_features": 5, "n_sensitivities": 6, "n_interactions": 1, "l_max": 1},
+    "ani": {"family": "ani", "hidden": [8, 6]},
 }
 SYSTEMS = ("crystals", "molecules")
 

@@ -18,6 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from snnp.data import read_frames
 from snnp.errors import ConfigError
 from snnp.models import SplineNNPConfig, load_model
+from snnp.models.ani import ANI, ANIConfig
 from snnp.models.hipnn import HIPNN, HIPNNConfig
 from snnp.training import Progress, evaluate, load_config, loop, resume, train
 from snnp.training.families import FAMILIES
@@ -28,6 +29,7 @@ from snnp.training.setup import build_model, load_problem, resolve
 MODELS: dict[str, dict[str, Any]] = {
     "hip-nn": {"family": "hip-nn", "n_features": 6, "n_sensitivities": 8, "n_interactions": 1, "cutoff": 4.5},
     "hip-nn-ts": {"family": "hip-nn", "n_features": 5, "n_sensitivities": 6, "n_interactions": 1, "l_max": 1},
+    "ani": {"family": "ani", "hidden": [16, 8], "aev": {"radial": {"cutoff": 4.5}}},
 }
 
 
@@ -81,7 +83,7 @@ def test_family_chooses_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"family": "mace"}, r"key 'model': .*no family 'mace'.*s-nnp, hip-nn"),
+        ({"family": "mace"}, r"key 'model': .*no family 'mace'.*s-nnp, hip-nn, ani"),
         ({"family": ["hip-nn"]}, r"key 'model': .*no family"),
         ({"family": "hip-nn", "n_feature": 3}, r"unknown key 'model.n_feature'.*'model.n_features'"),
         ({"family": "hip-nn", "n_features": 0}, r"key 'model.n_features': .*\(got 0\)"),
@@ -106,18 +108,26 @@ def test_what_follows_from_the_data(data: Path, family: str) -> None:
     config = load_config(settings(data, family))
     problem = load_problem(config)
     resolved = resolve(config, problem)
-    assert isinstance(resolved.model, HIPNNConfig)
-    assert resolved.model.elements == ("Cu",)
     shortest = min(
         float(np.min(frame.structure.to_ase()[0].get_all_distances(mic=True) + 9.0 * np.eye(frame.n_atoms)))
         for frame in problem.split.train
     )
-    assert resolved.model.lower == pytest.approx(0.85 * shortest, abs=1e-3)
-    assert resolved.optimiser.force_training == FAMILIES["hip-nn"].force_training
+    if isinstance(resolved.model, ANIConfig):
+        radial = resolved.model.aev.radial
+        assert radial.shifts[0] == pytest.approx(0.9 * shortest, abs=1e-3)
+        # As far from the cutoff as before, counted in the widths of the Gaussians.
+        assert isinstance(config.model, ANIConfig)
+        old = config.model.aev.radial
+        distances = [(each.cutoff - each.shifts[-1]) * each.eta**0.5 for each in (radial, old)]
+        assert distances[0] == pytest.approx(distances[1], rel=1e-4)
+    else:
+        assert isinstance(resolved.model, HIPNNConfig)
+        assert resolved.model.lower == pytest.approx(0.85 * shortest, abs=1e-3)
+    assert resolved.model.elements == ("Cu",)
+    assert resolved.optimiser.force_training == FAMILIES[str(MODELS[family]["family"])].force_training
     assert resolve(resolved, problem) == resolved
-    kept = resolve(load_config(settings(data, family), ["ranges=given", "model.lower=1.1"]), problem)
-    assert isinstance(kept.model, HIPNNConfig)
-    assert kept.model.lower == 1.1
+    kept = resolve(load_config(settings(data, family), ["ranges=given"]), problem)
+    assert kept.model == config.model.model_copy(update={"elements": ("Cu",)})
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -150,11 +160,11 @@ def test_a_run_learns(data: Path, tmp_path: Path, family: str, force_training: s
     reference = np.concatenate([frame.forces for frame in read_frames(data / "test.xyz")])
     assert result.evaluations["test"].total.forces.mae < 0.35 * np.abs(reference).mean()
     model = load_model(tmp_path / "run")
-    assert isinstance(model, HIPNN)
+    assert isinstance(model, ANI if family == "ani" else HIPNN)
     again = evaluate(model, read_frames(data / "test.xyz"))
     assert again.total.forces.mae == pytest.approx(result.evaluations["test"].total.forces.mae, rel=1e-6)
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert resolved["model"]["family"] == "hip-nn"
+    assert resolved["model"]["family"] == MODELS[family]["family"]
     assert resolved["optimiser"]["force_training"] == force_training
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from snnp.data import Keys
 from snnp.errors import ConfigError, near_matches
+from snnp.models.ani import ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.hipnn import HIPNNConfig
 from snnp.training.families import FAMILIES, family_of
@@ -119,7 +120,9 @@ def _write_model(config: BaseModel) -> dict[str, Any]:
 
 
 ModelConfig = Annotated[
-    SplineNNPConfig | HIPNNConfig, PlainValidator(_read_model), PlainSerializer(_write_model, return_type=dict)
+    SplineNNPConfig | HIPNNConfig | ANIConfig,
+    PlainValidator(_read_model),
+    PlainSerializer(_write_model, return_type=dict),
 ]
 """The form of the model; its key `family` (s-nnp, hip-nn, ani; by default s-nnp) decides which other keys there are."""
 
@@ -127,8 +130,8 @@ ModelConfig = Annotated[
 class TrainConfig(_Config):
     """Everything that determines a run; `ranges: auto` sets what follows from the shortest distance in the data.
 
-    That is: lower ends of filters and the repulsion of an s-NNP, the innermost sensitivity of a HIP-NN. The key
-    `model.family` ("s-nnp", "hip-nn", "ani") chooses the family, and with it the other keys of `model`.
+    That is: lower ends of filters and the repulsion of an s-NNP, the innermost sensitivity of a HIP-NN, the shifts of
+    an ANI. The key `model.family` ("s-nnp", "hip-nn", "ani") chooses the family, and with it the other keys of `model`.
     """
 
     data: DataConfig

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from torch import Tensor
 
+from snnp.models.ani import ANI, ANIConfig
 from snnp.models.config import RepulsionConfig, SplineNNPConfig
 from snnp.models.hipnn import HIPNN, HIPNNConfig, hierarchicality
 from snnp.models.potential import Potential
@@ -53,6 +54,18 @@ def _hip_ranges(config: HIPNNConfig, shortest: float) -> HIPNNConfig:
     return HIPNNConfig.model_validate({**config.model_dump(), "lower": round(0.85 * shortest, 3)})
 
 
+def _ani_ranges(config: ANIConfig, shortest: float) -> ANIConfig:
+    """Shifts move to the interval from 0.9 d to the cutoff, and Gaussians widen with the distance between them."""
+    tree = config.model_dump()
+    for part in (tree["aev"]["radial"], tree["aev"]["angular"]):
+        first, lower, cutoff = min(part["shifts"]), round(0.9 * shortest, 3), part["cutoff"]
+        stretch = (cutoff - lower) / (cutoff - first)
+        if stretch > 0.0:
+            part["shifts"] = [round(lower + stretch * (shift - first), 6) for shift in part["shifts"]]
+            part["eta"] = round(part["eta"] / stretch**2, 6)
+    return ANIConfig.model_validate(tree)
+
+
 FAMILIES: dict[str, Family] = {
     "s-nnp": Family(
         config=SplineNNPConfig,
@@ -67,6 +80,13 @@ FAMILIES: dict[str, Family] = {
         force_training="directional",
         cutoff=lambda config: config.cutoff,
         ranges=_hip_ranges,
+    ),
+    "ani": Family(
+        config=ANIConfig,
+        potential=ANI,
+        force_training="exact",
+        cutoff=lambda config: config.cutoff,
+        ranges=_ani_ranges,
     ),
 }
 
