@@ -39,7 +39,10 @@ def _write(path: Path, text: str) -> None:
 def _command_help() -> str:
     """The help of `snnp` and of each command, as the program prints it."""
     runner = CliRunner(env={"COLUMNS": str(HELP_WIDTH), "TERM": "dumb", "NO_COLOR": "1"})
-    names = [[], *([info.name] for info in app.registered_commands)]
+    names: list[list[str]] = [[], *([str(info.name)] for info in app.registered_commands)]
+    for group in app.registered_groups:
+        inside = group.typer_instance.registered_commands if group.typer_instance else []
+        names += [[str(group.name)], *([str(group.name), str(info.name)] for info in inside)]
     sections = []
     for words in names:
         shown = runner.invoke(app, [*words, "--help"])

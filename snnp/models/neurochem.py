@@ -1,0 +1,296 @@
+"""Networks in the format of NeuroChem, the program that trained the published ANI potentials.
+
+A folder holds `*.params` (constants of the environment vector), `sae_linfit.dat` (energies of atoms, Hartree) and
+`networks/ANN-<element>.nnf` (topology, compressed text) with `*.wparam` and `*.bparam` (little-endian float32, weights
+row by row, one row per output). An ensemble is a folder of such folders, `train0`, `train1`, ...
+
+Everything is read as text or as plain numbers of an expected count: no file can run code or ask for more memory than it
+fills itself.
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from snnp.errors import InputError, ModelFileError
+from snnp.models.ani import ANI, ANIConfig
+from snnp.models.ensemble import Ensemble
+from snnp.units import HARTREE_IN_EV
+
+__all__ = ["read_neurochem"]
+
+_ACTIVATIONS = {9: "celu", 5: "gaussian"}
+_LINEAR = 6
+_LONGEST_TEXT = 1 << 20
+"""Bytes: what a topology file may grow to when it is decompressed. Real ones have about a thousand."""
+_TYPE = 1
+"""The only kind of environment vector (TM) that the published networks use."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    n_in: int
+    n_out: int
+    activation: int
+    weights: str
+    biases: str
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One network: where its files are."""
+
+    params: Path
+    energies: Path
+    networks: Path
+
+
+def read_neurochem(folder: str | Path) -> ANI | Ensemble:
+    """Read a folder of NeuroChem's: an `Ensemble` where it holds several networks per element, else an `ANI`.
+
+    Arguments:
+        folder: of an ensemble (`train0/`, `train1/`, ...), of one network (`networks/`), or the folder around one.
+
+    Returns:
+        The potential in float32, as stored; energies in eV (1 Hartree = 27.211386245988 eV).
+
+    Raises:
+        ModelFileError: names the file that is missing, damaged, or not understood.
+    """
+    folder = Path(folder)
+    members = _find_members(folder)
+    models = [_read_member(member) for member in members]
+    digest = hashlib.sha256()
+    for member in members:
+        for path in (member.params, member.energies, *sorted(member.networks.iterdir())):
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    try:
+        model = models[0] if len(models) == 1 else Ensemble(models)
+    except InputError as error:
+        raise ModelFileError(f"{folder}: the networks do not belong together: {error}") from None
+    source = {"format": "NeuroChem", "folder": folder.resolve().name, "files_sha256": digest.hexdigest()}
+    model.metadata = {"source": source}
+    return model.eval()
+
+
+def _find_members(folder: Path) -> list[_Member]:
+    if not folder.is_dir():
+        raise ModelFileError(f"{folder} is not a folder; give the folder that holds train0/, train1/, ...")
+    if (folder / "networks").is_dir():
+        return [_Member(_one(folder, "*.params"), _one(folder, "sae*.dat"), folder / "networks")]
+    inside = [path for path in folder.iterdir() if path.is_dir()]
+    trained = [path for path in inside if (path / "networks").is_dir()]
+    if not trained:
+        if len(inside) == 1:
+            return _find_members(inside[0])
+        raise ModelFileError(
+            f"{folder} holds no NeuroChem networks: expected networks/, or train0/networks/, train1/networks/, ..."
+        )
+    trained.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)[-1:]])
+    # What all members share may lie beside them only.
+    return [_Member(_one(m, "*.params", folder), _one(m, "sae*.dat", folder), m / "networks") for m in trained]
+
+
+def _one(folder: Path, pattern: str, fallback: Path | None = None) -> Path:
+    found = sorted(folder.glob(pattern)) or (sorted(fallback.glob(pattern)) if fallback else [])
+    if len(found) != 1:
+        what = "no file" if not found else f"{len(found)} files"
+        raise ModelFileError(f"{folder} holds {what} {pattern}; expected one, as NeuroChem writes it.")
+    return found[0]
+
+
+def _read_member(member: _Member) -> ANI:
+    elements, aev = _read_params(member.params)
+    energies = _read_energies(member.energies, elements)
+    layers = {symbol: _read_topology(member.networks / f"ANN-{symbol}.nnf") for symbol in elements}
+    activations = {layer.activation for each in layers.values() for layer in each[:-1]}
+    if len(activations) != 1:
+        raise ModelFileError(f"{member.networks}: activations {sorted(activations)} are mixed; one for all is known.")
+    try:
+        config = ANIConfig.model_validate(
+            {
+                "elements": elements,
+                "aev": aev,
+                "hidden": {symbol: [layer.n_out for layer in each[:-1]] for symbol, each in layers.items()},
+                "activation": _ACTIVATIONS[activations.pop()],
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ModelFileError(f"{member.params}: {key}: {first['msg']}.") from None
+    length = config.aev.length(len(elements))
+    model = ANI(config, energies).float()
+    for symbol, each in layers.items():
+        if each[0].n_in != length:
+            raise ModelFileError(
+                f"{member.networks}/ANN-{symbol}.nnf takes {each[0].n_in} inputs, but {member.params.name} makes "
+                f"{length}; the two files do not belong together."
+            )
+        _fill(model, symbol, each, member.networks)
+    return model
+
+
+def _fill(model: ANI, symbol: str, layers: list[_Layer], folder: Path) -> None:
+    for layer, stored in zip(model.network(symbol).layers, layers, strict=True):
+        assert isinstance(layer, torch.nn.Linear)
+        # The last layer gives Hartree.
+        scale = HARTREE_IN_EV if stored.activation == _LINEAR else 1.0
+        weights = scale * _numbers(folder / stored.weights, stored.n_out * stored.n_in)
+        biases = scale * _numbers(folder / stored.biases, stored.n_out)
+        with torch.no_grad():
+            layer.weight.copy_(weights.reshape(stored.n_out, stored.n_in))
+            layer.bias.copy_(biases)
+
+
+def _numbers(path: Path, count: int) -> torch.Tensor:
+    content = _bytes(path)
+    if len(content) != 4 * count:
+        raise ModelFileError(
+            f"{path} has {len(content)} bytes, but the topology asks for {count} numbers of 4 bytes; "
+            "the file is damaged or of another network."
+        )
+    values = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float64))
+    if not bool(torch.isfinite(values).all()):
+        raise ModelFileError(f"{path} holds NaN or infinity; fetch it again.")
+    return values
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing; the folder is not complete, fetch it again.") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode("ascii")
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{path} is not a text file.") from None
+
+
+def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Elements and the keys of an `AEVConfig`."""
+    entries: dict[str, list[str]] = {}
+    for line in _text(path).splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            entries[key.strip()] = [part.strip() for part in value.strip().strip("[]").split(",")]
+    kind = entries.get("TM", [str(_TYPE)])
+    if kind != [str(_TYPE)]:
+        raise ModelFileError(f"{path}: TM = {', '.join(kind)} is not supported; only TM = {_TYPE} is.")
+    if "Atyp" not in entries:
+        raise ModelFileError(f"{path} names no elements: Atyp is missing.")
+
+    def numbers(key: str, *, one: bool = False) -> Any:
+        if key not in entries:
+            raise ModelFileError(f"{path}: {key} is missing; the file is not complete.")
+        try:
+            values = [float(part) for part in entries[key]]
+        except ValueError:
+            raise ModelFileError(f"{path}: {key} must be numbers, got {', '.join(entries[key])}.") from None
+        if one and len(values) != 1:
+            raise ModelFileError(f"{path}: {key} has {len(values)} values; only one is supported.")
+        return values[0] if one else values
+
+    radial = {"eta": numbers("EtaR", one=True), "shifts": numbers("ShfR"), "cutoff": numbers("Rcr", one=True)}
+    angular = {
+        "eta": numbers("EtaA", one=True),
+        "zeta": numbers("Zeta", one=True),
+        "shifts": numbers("ShfA"),
+        "sections": numbers("ShfZ"),
+        "cutoff": numbers("Rca", one=True),
+    }
+    return tuple(entries["Atyp"]), {"radial": radial, "angular": angular}
+
+
+def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:
+    """E0 in eV of each element; lines are `H,0=-0.5991` in Hartree."""
+    found = {}
+    for line in _text(path).splitlines():
+        match = re.fullmatch(r"\s*([A-Z][a-z]?)\s*,\s*\d+\s*=\s*(\S+)\s*", line)
+        if match:
+            try:
+                found[match[1]] = float(match[2]) * HARTREE_IN_EV
+            except ValueError:
+                raise ModelFileError(f"{path}: the energy of {match[1]} is no number: {match[2]}.") from None
+    missing = [symbol for symbol in elements if symbol not in found]
+    if missing:
+        raise ModelFileError(f"{path} has no energy of {', '.join(missing)}.")
+    return {symbol: found[symbol] for symbol in elements}
+
+
+def _read_topology(path: Path) -> list[_Layer]:
+    """Layers of one element; the last is linear with one output."""
+    text = _decompress(path)
+    inputs = re.search(r"inputsize=(\d+);", text)
+    blocks = re.findall(r"layer\s*\[\s*\n(.*?)\n\]", text, flags=re.DOTALL)
+    if inputs is None or not blocks:
+        raise ModelFileError(f"{path} holds no layers; it is no NeuroChem topology.")
+    layers, width = [], int(inputs[1])
+    for number, block in enumerate(blocks, 1):
+        keys = dict(re.findall(r"(\w+)=([^;]*);", block))
+        layer = _layer(keys, f"{path}, layer {number}")
+        if layer.n_in != width:
+            raise ModelFileError(f"{path}, layer {number} takes {layer.n_in} inputs, the layer before gives {width}.")
+        last = number == len(blocks)
+        if last != (layer.activation == _LINEAR) or (last and layer.n_out != 1):
+            raise ModelFileError(
+                f"{path}, layer {number}: activation {layer.activation} with {layer.n_out} nodes is not supported; "
+                f"hidden layers have 9 (CELU) or 5 (Gaussian), the last has {_LINEAR} (linear) and one node."
+            )
+        layers.append(layer)
+        width = layer.n_out
+    if len(layers) < 2:
+        raise ModelFileError(f"{path} has no hidden layer.")
+    return layers
+
+
+def _layer(keys: dict[str, str], where: str) -> _Layer:
+    try:
+        n_in, n_out, activation = (int(keys[key]) for key in ("blocksize", "nodes", "activation"))
+        kind, normalised = int(keys.get("type", 0)), int(keys.get("btchnorm", 0))
+    except (KeyError, ValueError) as error:
+        raise ModelFileError(f"{where}: blocksize, nodes and activation must be whole numbers ({error}).") from None
+    if activation not in (*_ACTIVATIONS, _LINEAR):
+        raise ModelFileError(
+            f"{where}: activation {activation} is not supported; 9 (CELU), 5 (Gaussian) and {_LINEAR} (linear) are."
+        )
+    if kind != 0 or normalised != 0:
+        raise ModelFileError(f"{where}: type {kind} with btchnorm {normalised} is not supported; plain layers are.")
+    files = []
+    for key, count in (("weights", n_in * n_out), ("biases", n_out)):
+        match = re.fullmatch(r"FILE:([A-Za-z0-9_.-]+)\[(\d+)\]", keys.get(key, ""))
+        if match is None or match[1].startswith("."):
+            raise ModelFileError(f"{where}: {key} must be FILE:name[count], got {keys.get(key)!r}.")
+        if int(match[2]) != count:
+            raise ModelFileError(
+                f"{where}: {key} has {match[2]} numbers, but {n_out} nodes of {n_in} inputs need {count}."
+            )
+        files.append(match[1])
+    return _Layer(n_in, n_out, activation, files[0], files[1])
+
+
+def _decompress(path: Path) -> str:
+    """The text of a topology file: its length in decimal, `=`, a newline, and bzip2."""
+    head, mark, packed = _bytes(path).partition(b"=\n")
+    if not mark or not head.isdigit() or len(head) > 12:
+        raise ModelFileError(f"{path} is no NeuroChem topology: it does not begin with the length of its text.")
+    unpacker = bz2.BZ2Decompressor()
+    try:
+        content = unpacker.decompress(packed, _LONGEST_TEXT)
+    except OSError:
+        raise ModelFileError(f"{path} is damaged: its text cannot be decompressed.") from None
+    if not unpacker.eof or len(content) != int(head):
+        raise ModelFileError(f"{path} is damaged: its text has {len(content)} bytes instead of {int(head)}.")
+    return content.decode("ascii", errors="replace")
