@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +37,7 @@ class Fault:
     path: str  # a regular expression, searched for in the path
     times: int = 1
     status: int | None = None  # answer this
+    wait: float = 0.0  # seconds before the answer
     drop_after: int | None = None  # send so many bytes of the body, then close the connection
     change: Callable[[bytes], bytes] | None = None  # send another body of the same length
     headers: dict[str, str] = field(default_factory=dict)  # send these in place of the true ones
@@ -153,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
                     fault.times -= 1
                     self.fault = fault
                     break
+        if self.fault is not None:
+            time.sleep(self.fault.wait)
         if self.fault is not None and self.fault.status is not None:
             self._error(self.fault.status, "planned fault")
             return
@@ -237,15 +241,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(401 if self.user is None else 403, f"You have no rights to create in {owner}")
             return
         name = f"{owner}/{wanted['name']}"
+        prefix = "" if kind == "model" else f"{kind}s/"
+        answer = {"url": f"{self.server_state.url}/{prefix}{name}", "name": name, "id": name}
         if (kind, name) in self.server_state.repositories:
-            self._error(409, "You already created this repo")
+            self._json({**answer, "error": "You already created this model repo"}, status=409)
             return
         private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
         repository = Repository(private=private)
         repository.commit({".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
         self.server_state.repositories[kind, name] = repository
-        prefix = "" if kind == "model" else f"{kind}s/"
-        self._json({"url": f"{self.server_state.url}/{prefix}{name}", "name": name, "id": name})
+        self._json(answer)
 
     def info(self, kinds: str, name: str, revision: str = "main") -> None:
         repository = self._find(kinds, name)

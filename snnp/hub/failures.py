@@ -25,6 +25,8 @@ def hub_library() -> ModuleType:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors  # its attributes are lazy, its modules are not among them
     except ImportError:
         raise MissingDependencyError(
             "models and datasets of the Hub need huggingface_hub; install it with 'pip install \"snnp[hub]\"'."
@@ -108,7 +110,10 @@ def explained(reference: Reference, kind: Kind, *, writing: bool = False) -> Ite
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(_out_of_reach(reference, kind, error)) from None
     except (RuntimeError, errors.XetDownloadError) as error:  # what is made of a failed transfer of one file
-        raise HubError(_refused(reference, _root(error), writing)) from None
+        cause = _root(error)
+        if not isinstance(cause, errors.HTTPError):
+            raise HubError(f"the transfer of {reference} failed ({_line(cause)}); try again.") from None
+        raise HubError(_refused(reference, cause, writing)) from None
     except errors.FileMetadataError as error:
         raise HubError(f"{endpoint()} does not answer as a Hub does ({_line(error)}); check HF_ENDPOINT.") from None
     except OSError as error:
