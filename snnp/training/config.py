@@ -151,7 +151,7 @@ class TrainConfig(_Config):
         """Å by which directional training displaces pairs; None for exact training."""
         chosen = self.optimiser.force_training
         if chosen == "auto":
-            chosen = FAMILIES[family_of(self.model)].force_training
+            chosen = FAMILIES[family_of(self.model)].force_training(self.model)
         return (self.optimiser.displacement or _DISPLACEMENT[self.dtype]) if chosen == "directional" else None
 
     @model_validator(mode="after")

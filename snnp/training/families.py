@@ -27,14 +27,15 @@ class Family:
 
     Arguments:
         config: its configuration; potential: builds it from configuration, E0 and `seed`.
-        force_training: the faster way to its force gradients, by the measurement in docs/studies/directional.md.
+        force_training: the faster way to the force gradients of a configuration, as measured on one CPU core
+            (docs/studies/directional.md).
         cutoff: reach (Å) of a configuration.
         ranges: a configuration with what `ranges: auto` sets, given the shortest distance (Å) of the training set.
     """
 
     config: type[BaseModel]
     potential: Callable[..., Potential]
-    force_training: ForceTraining
+    force_training: Callable[[Any], ForceTraining]
     cutoff: Callable[[Any], float]
     ranges: Callable[[Any, float], BaseModel]
 
@@ -70,21 +71,21 @@ FAMILIES: dict[str, Family] = {
     "s-nnp": Family(
         config=SplineNNPConfig,
         potential=SplineNNP,
-        force_training="exact",
+        force_training=lambda _: "exact",
         cutoff=lambda config: max(config.radial_cutoff, config.angular_cutoff),
         ranges=_spline_ranges,
     ),
     "hip-nn": Family(
         config=HIPNNConfig,
         potential=HIPNN,
-        force_training="directional",
+        force_training=lambda config: "directional" if config.l_max else "exact",
         cutoff=lambda config: config.cutoff,
         ranges=_hip_ranges,
     ),
     "ani": Family(
         config=ANIConfig,
         potential=ANI,
-        force_training="exact",
+        force_training=lambda _: "directional",
         cutoff=lambda config: config.cutoff,
         ranges=_ani_ranges,
     ),
