@@ -253,3 +253,21 @@ def test_skin_zero_rebuilds_and_negative_is_refused() -> None:
     assert kept.n_builds == 2
     with pytest.raises(InputError, match="skin must not be negative"):
         VerletList(2.5, skin=-0.1)
+
+
+@pytest.mark.parametrize("largest", [8, 40])
+def test_a_batch_of_molecules_is_its_molecules(largest: int) -> None:
+    """Small ones are searched all at once, which is another way to the same pairs; a larger one goes the common way."""
+    rng = np.random.default_rng(0)
+    sizes = [3, 0, 1, 8, largest, 5]
+    frames = [Atoms(f"H{n}" if n else "", rng.uniform(-2.0, 2.0, (n, 3)), cell=CUBE) for n in sizes]
+    wanted: Pairs = Counter()
+    first = 0
+    for atoms in frames:
+        wanted.update((i + first, j + first, x, y, z) for i, j, x, y, z in _ours(Structure.from_ase(atoms), 2.1))
+        first += len(atoms)
+    batch = Structure.from_ase(frames)
+    assert sum(wanted.values()) > 30
+    assert _ours(batch, 2.1) == wanted
+    assert bool((neighbour_list(batch, 2.1).i.diff() >= 0).all())
+    assert neighbour_list(Structure.from_ase([Atoms(), Atoms()]), 2.1).n_pairs == 0

@@ -26,8 +26,17 @@ from snnp.structure import Structure
 
 __all__ = ["HIPNN", "hierarchicality"]
 
-_CHUNK_PAIRS = 6144
-"""Pairs evaluated at once for inference: the arrays of a chunk (V numbers per pair) stay in the caches of a core."""
+_CHUNK_NUMBERS = 2**18
+"""V or F numbers for each pair of a chunk of atoms: for inference the arrays of a chunk (1 MB) stay in cache."""
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what it frees: it would return the arrays of every call to the system and fault them in anew.
+
+    It keeps at least as much as the largest block of up to 32 MB that was ever freed. For batches of molecules this
+    halves the time of a call; untouched, the block itself takes no memory.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class HIPNN(Potential):
@@ -58,6 +67,7 @@ class HIPNN(Potential):
         self.readouts = nn.ModuleList(dense(n, 1, bias=k > 0) for k, n in enumerate(config.widths))
         self.double()
         self.reset(seed)
+        _keep_freed_memory()
 
     @property
     def n_orders(self) -> int:
@@ -111,15 +121,17 @@ class HIPNN(Potential):
 
     def _geometries(self, structure: Structure, neighbours: Neighbours, species: Tensor) -> list[PairGeometry]:
         """Chunks of atoms, in order; at least one."""
-        vectors, n_atoms = pair_vectors(structure, neighbours).to(self.dtype), structure.n_atoms
-        counts = torch.bincount(neighbours.i, minlength=n_atoms)
-        ends = [0, *counts.cumsum(0).tolist()]
-        n_chunk = max(1, _CHUNK_PAIRS * n_atoms // max(1, neighbours.n_pairs))
+        n_atoms, config = structure.n_atoms, self.config
+        ends = [0, *torch.bincount(neighbours.i, minlength=n_atoms).cumsum(0).tolist()]
+        n_pairs = _CHUNK_NUMBERS // max(config.n_features, config.n_sensitivities)
+        n_pairs = n_pairs // 2 if config.l_max else n_pairs
+        n_chunk = max(1, n_pairs * n_atoms // max(1, neighbours.n_pairs))
         chunks = []
         for first in range(0, max(n_atoms, 1), n_chunk):
             centre = torch.arange(first, min(first + n_chunk, n_atoms), device=self.device)
             mine = slice(ends[first], ends[first + len(centre)])
-            pairs = (neighbours.i[mine] - first, neighbours.j[mine], vectors[mine])
+            part = Neighbours(neighbours.i[mine], neighbours.j[mine], neighbours.shift[mine], neighbours.cutoff)
+            pairs = (part.i - first, part.j, pair_vectors(structure, part).to(self.dtype))
             chunks.append(self.angles.geometry(make_shell(pairs, species, centre, self.cutoff), self.cutoff))
         return chunks
 

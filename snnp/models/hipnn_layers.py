@@ -31,10 +31,10 @@ _FAR = 9.0
 
 @dataclass(frozen=True)
 class PairGeometry:
-    """What the layers need of the pairs of n atoms.
+    """What the layers need of the pairs of n atoms; the neighbours J stand last, where the processor runs along them.
 
     `inverse` 1/r, `cut` and `cut_slope` [n, J]: the cosine that ends every sensitivity (zero in padding); `directions`
-    [n, J, C]: the tensors A.
+    [n, C, J]: the tensors A.
     """
 
     shell: Shell
@@ -62,19 +62,21 @@ class Tensors(Harmonics):
         angle = (0.5 * math.pi / cutoff) * shell.distance
         cosine = torch.cos(angle) * shell.mask
         slope = (-math.pi / cutoff) * cosine * torch.sin(angle)
-        directions = self(shell.unit) * self.factors if self.degree else torch.ones_like(shell.unit[..., :1])
+        directions = torch.ones_like(shell.distance)[:, None]
+        if self.degree:
+            directions = (self(shell.unit) * self.factors).transpose(1, 2).contiguous()
         return PairGeometry(shell, shell.distance.reciprocal(), cosine.square(), slope, directions)
 
     def pair_gradients(self, geometry: PairGeometry, slopes: Tensor, turns: Tensor | None) -> Tensor:
-        """dE/dr_ij [n, J, 3] from dE/dr [n, J] and, above degree 0, dE/dA [n, J, C]."""
+        """dE/dr_ij [n, J, 3] from dE/dr [n, J] and, above degree 0, dE/dA [n, C, J]."""
         unit = geometry.shell.unit
         if turns is None:
             return slopes[..., None] * unit
         n_lower = self.degree**2
-        lowered = (turns * self.factors) @ self.lowering.permute(1, 0, 2).flatten(1)
+        lowering = (self.lowering * self.factors[:, None]).transpose(1, 2).flatten(0, 1)
         # Solid harmonics of the lower degrees: A without its factors, which are 1 below degree 2.
-        below = geometry.directions[..., None, :n_lower]
-        tangent = (lowered.unflatten(-1, (3, n_lower)) * below).sum(dim=-1) * geometry.inverse[..., None]
+        lowered = (lowering @ turns).unflatten(1, (3, n_lower)) * geometry.directions[:, None, :n_lower]
+        tangent = (lowered.sum(dim=2) * geometry.inverse[:, None]).transpose(1, 2)
         return tangent + (slopes - (tangent * unit).sum(dim=-1))[..., None] * unit
 
 
@@ -97,29 +99,28 @@ class Interaction(nn.Module):
         self.own = dense(n_in, n_out)
         self.scales = nn.Parameter(torch.zeros(config.l_max, n_out, dtype=torch.float64))
 
-    def _gaussians(self, geometry: PairGeometry) -> tuple[Tensor, Tensor]:
-        """exp(-t²/2) and t = (1/r - 1/mu) sigma, [n, V, J]."""
-        t = (geometry.inverse[:, None, :] - self.mu.reciprocal()[:, None]) * self.sigma[:, None]
-        t = t.clamp(-_FAR, _FAR)
-        return torch.exp(-0.5 * t.square()), t
+    def _gaussians(self, geometry: PairGeometry) -> Tensor:
+        """exp(-t²/2) [n, V, J] with t = (1/r - 1/mu) sigma."""
+        t = (geometry.inverse[:, None] - self.mu.reciprocal()[:, None]) * self.sigma[:, None]
+        return t.clamp(-_FAR, _FAR).square().mul_(-0.5).exp_()
 
     def _sources(self, features: Tensor, geometry: PairGeometry) -> tuple[Tensor, Tensor]:
-        """Features of the neighbours [n, J, F], and times the tensors [n, J, C F]."""
+        """Features of the neighbours [n, F, J], and times the tensors [n, C F, J]."""
         j = geometry.shell.j
-        z = features.index_select(0, j.flatten()).unflatten(0, j.shape)
+        z = features.index_select(0, j.flatten()).unflatten(0, j.shape).transpose(1, 2)
         if self.l_max == 0:
             return z, z
-        return z, (geometry.directions[..., None] * z[..., None, :]).flatten(-2)
+        z = z.contiguous()
+        return z, (geometry.directions[:, :, None] * z[:, None]).flatten(1, 2)
 
     def tensors(self, features: Tensor, geometry: PairGeometry) -> Tensor:
         """[n, C, F_out]: sums over neighbours of features [N, F_in], mixed by the weights; differentiable."""
-        gaussians, _ = self._gaussians(geometry)
-        sensitivities = gaussians * geometry.cut[:, None, :]
+        sensitivities = self._gaussians(geometry) * geometry.cut[:, None]
         _, sources = self._sources(features, geometry)
-        environment = sources.transpose(1, 2) @ sensitivities.transpose(1, 2)
+        environment = sources @ sensitivities.transpose(1, 2)
         n_in, n_radial, n_out = self.weights.shape
         mixed = environment.reshape(-1, n_in * n_radial) @ self.weights.reshape(n_in * n_radial, n_out)
-        return mixed.unflatten(0, (-1, geometry.directions.shape[-1]))
+        return mixed.unflatten(0, (-1, geometry.directions.shape[1]))
 
     def _norm(self, tensors: Tensor, degree: int) -> tuple[Tensor, Tensor]:
         part = tensors[:, degree**2 : (degree + 1) ** 2]
@@ -146,28 +147,30 @@ class Interaction(nn.Module):
         """Gradients of the pairs from dE/dt [n, C, F_out].
 
         Returns:
-            dE/dr [n, J]; above degree 0 dE/dA [n, J, C]; and, `to_features`, dE/dz_j [n, J, F_in] of the neighbours.
+            dE/dr [n, J]; above degree 0 dE/dA [n, C, J]; and, `to_features`, dE/dz_j [n, J, F_in] of the neighbours.
         """
         n_in, n_radial, n_out = self.weights.shape
         n_atoms, n_components = gradient.shape[:2]
         back = gradient.reshape(-1, n_out) @ self.weights.reshape(-1, n_out).T
         back = back.reshape(n_atoms, n_components * n_in, n_radial)
-        gaussians, t = self._gaussians(geometry)
+        gaussians = self._gaussians(geometry)
         z, sources = self._sources(features, geometry)
-        along = (back.transpose(1, 2) @ sources.transpose(1, 2)).mul_(gaussians)
-        slopes = geometry.cut_slope * along.sum(dim=1)
-        along.mul_(t).mul_(self.sigma[:, None])
-        slopes = slopes + geometry.cut * geometry.inverse.square() * along.sum(dim=1)
+        # The slope of a Gaussian is linear in 1/r, so that three weighted sums over v are enough.
+        squares = self.sigma.square()
+        weights = torch.stack([torch.ones_like(squares), squares, squares / self.mu])
+        sums = weights @ (back.transpose(1, 2) @ sources).mul_(gaussians)
+        along = geometry.inverse * sums[:, 1] - sums[:, 2]
+        slopes = geometry.cut_slope * sums[:, 0] + geometry.cut * geometry.inverse.square() * along
         if not to_features and self.l_max == 0:
             return slopes, None, None
-        sensitivities = gaussians.mul_(geometry.cut[:, None, :])
-        to_sources = sensitivities.transpose(1, 2) @ back.transpose(1, 2)
+        sensitivities = gaussians.mul_(geometry.cut[:, None])
         if self.l_max == 0:
-            return slopes, None, to_sources
-        to_sources = to_sources.unflatten(-1, (n_components, n_in))
-        turns = (to_sources * z[..., None, :]).sum(dim=-1)
-        to_z = (to_sources * geometry.directions[..., None]).sum(dim=-2) if to_features else None
-        return slopes, turns, to_z
+            return slopes, None, sensitivities.transpose(1, 2) @ back.transpose(1, 2)
+        to_sources = (back @ sensitivities).unflatten(1, (n_components, n_in))
+        turns = (to_sources * z[:, None]).sum(dim=2)
+        if not to_features:
+            return slopes, turns, None
+        return slopes, turns, (to_sources * geometry.directions[:, :, None]).sum(dim=1).transpose(1, 2)
 
 
 class Residual(nn.Module):
