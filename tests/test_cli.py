@@ -192,7 +192,7 @@ def test_info_says_everything(run: Path) -> None:
     assert result["n_parameters"] == model.n_parameters
     assert result["dtype"] == "float32"
     assert result["reference_energies_ev"] == model.reference_energies
-    assert result["format_version"] == 1
+    assert result["format_version"] == 2
     assert len(result["files"]["model.safetensors"]["sha256"]) == 64
     assert result["metadata"]["errors"]["test"]["n_structures"] == 3
     text = _snnp("info", run).stdout
@@ -294,7 +294,7 @@ def test_plot_writes_a_picture(run: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_benchmark_measures_the_plugin(run: Path) -> None:
-    result = _json("benchmark", run, "fcc:Cu:2x2x2", "--steps", 3)
+    result = _json("benchmark", run, "--engine", "openmm", "--structure", "fcc:Cu:2x2x2", "--steps", 3)
     assert result["engine"] == "openmm"
     assert result["n_atoms"] == 32
     assert result["model_us_per_atom"] > 0.0

@@ -9,7 +9,7 @@ from snnp.analysis.card import markdown_table
 from snnp.errors import DataError
 from snnp.models.potential import Potential
 
-__all__ = ["comparison_page"]
+__all__ = ["PUBLISHED_ERRORS", "comparison_page"]
 
 # Energy (meV/atom) and force (eV/Å) errors on the upstream test files of the data set of Zuo et al. (2020).
 _ELEMENTS = ("Ni", "Cu", "Li", "Mo", "Si", "Ge")
@@ -21,6 +21,14 @@ _PUBLISHED = {
     "MTP [3]": ("0.48 / 0.01", "0.41 / 0.01", "0.49 / 0.01", "2.83 / 0.09", "2.21 / 0.06", "1.79 / 0.05"),
     "ACE [4]": ("0.34 / 0.015", "0.23 / 0.005", "0.17 / 0.005", "2.91 / 0.097", "2.03 / 0.066", "2.16 / 0.050"),
 }
+PUBLISHED_ERRORS = {
+    name.partition(" [")[0]: {
+        symbol: (float(energy), float(force))
+        for symbol, (energy, _, force) in zip(_ELEMENTS, (text.partition(" / ") for text in texts), strict=True)
+    }
+    for name, texts in _PUBLISHED.items()
+}
+"""(meV/atom, eV/Å) by method and element: mean absolute errors on the upstream test files of Zuo et al."""
 _PUBLISHED_NOTES = """\
 1. J. A. Vita, D. R. Trinkle, Comput. Mater. Sci. 200, 110752 (2021): the published coefficients, evaluated with LAMMPS,
    with one constant of energy per element fitted on the test set.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import hub, imports, learn, models, publish, simulate
+from snnp.cli import benchmark, hub, imports, learn, models, publish, simulate
 from snnp.cli.console import fail
 from snnp.cli.options import examples
 from snnp.errors import SnnpError
@@ -95,7 +95,7 @@ app.command("md", epilog=simulate.MD_EXAMPLES)(simulate.md_command)
 app.command("relax", epilog=simulate.RELAX_EXAMPLES)(simulate.relax_command)
 app.command("export", epilog=publish.EXPORT_EXAMPLES)(publish.export_command)
 app.command("plot", epilog=publish.PLOT_EXAMPLES)(publish.plot_command)
-app.command("benchmark", epilog=publish.BENCHMARK_EXAMPLES)(publish.benchmark_command)
+app.command("benchmark", epilog=benchmark.BENCHMARK_EXAMPLES)(benchmark.benchmark_command)
 app.add_typer(imports.app, name="import")
 
 

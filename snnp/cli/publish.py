@@ -1,4 +1,4 @@
-"""`snnp export`, `snnp plot` and `snnp benchmark`: a model for other programs, for the eye, and against the clock."""
+"""`snnp export` and `snnp plot`: a model for other programs, and for the eye."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from snnp.cli.console import number, print_json, print_pairs
+from snnp.cli.console import print_json, print_pairs
 from snnp.cli.files import prepare_output
-from snnp.cli.options import Dtype, Json, Model, StructureSpec, as_dtype, examples
+from snnp.cli.options import Dtype, Json, Model, as_dtype, examples
 from snnp.errors import InputError
 
-__all__ = [
-    "BENCHMARK_EXAMPLES",
-    "EXPORT_EXAMPLES",
-    "PLOT_EXAMPLES",
-    "benchmark_command",
-    "export_command",
-    "plot_command",
-]
+__all__ = ["EXPORT_EXAMPLES", "PLOT_EXAMPLES", "export_command", "plot_command"]
 
 EXPORT_EXAMPLES = examples(
     "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
@@ -32,7 +25,6 @@ PLOT_EXAMPLES = examples(
     "snnp plot snnp-si curves.png",
     "snnp plot runs/mine curves.pdf --data train.xyz",
 )
-BENCHMARK_EXAMPLES = examples("snnp benchmark snnp-si diamond:Si:8x8x8 --steps 50 --json")
 
 
 class ExportFormat(StrEnum):
@@ -140,28 +132,3 @@ def plot_command(
         seen = Structure.concatenate([frame.structure for frame in read_frames(data)])
     path = draw_page(potential, out, title=Path(model).name, structures=seen)
     print_pairs({"written to": str(path)})
-
-
-def benchmark_command(
-    model: Model,
-    structure: StructureSpec,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="Molecular dynamics engine to measure.")] = "openmm",
-    steps: Annotated[int, typer.Option("--steps", "-n", metavar="N", help="Steps to measure.")] = 50,
-    as_json: Json = False,
-) -> None:
-    """Measure what an engine adds to each step, beside the bare model call."""
-    from snnp.hub import load_pinned
-    from snnp.sampling import build_structure
-    from snnp.sampling.run import find_entry_point
-
-    potential, model = load_pinned(model)
-    atoms = build_structure(structure)
-    measured = find_entry_point("snnp.benchmarks", engine)(potential, atoms, steps)
-    if as_json:
-        print_json({"model": model, "structure": structure, "engine": engine, **measured})
-        return
-    pairs = {
-        name.replace("_", " "): number(value) if isinstance(value, float) else str(value)
-        for name, value in measured.items()
-    }
-    print_pairs(pairs, title=f"{model} in {engine}")
