@@ -267,7 +267,7 @@ def test_a_batch_of_molecules_is_its_molecules(largest: int) -> None:
         wanted.update((i + first, j + first, x, y, z) for i, j, x, y, z in _ours(Structure.from_ase(atoms), 2.1))
         first += len(atoms)
     batch = Structure.from_ase(frames)
-    assert sum(wanted.values()) > 30
+    assert sum(wanted.values()) > 20
     assert _ours(batch, 2.1) == wanted
     assert bool((neighbour_list(batch, 2.1).i.diff() >= 0).all())
     assert neighbour_list(Structure.from_ase([Atoms(), Atoms()]), 2.1).n_pairs == 0
