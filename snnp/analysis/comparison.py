@@ -8,6 +8,7 @@ from typing import Any
 from snnp.analysis.card import markdown_table
 from snnp.errors import DataError
 from snnp.models.potential import Potential
+from snnp.models.spline_nnp import SplineNNP
 
 __all__ = ["PUBLISHED_ERRORS", "comparison_page"]
 
@@ -90,17 +91,19 @@ def _pair(errors: Mapping[str, Any]) -> str:
 
 
 def _benchmark_rows(models: Mapping[str, Potential]) -> list[list[str]]:
-    """One row of the models of one element each, one row per model of several."""
+    """One row of the s-NNPs of one element each, one row per model of several or of another family."""
     own: dict[str, str] = {}
     rows = []
     for name, model in models.items():
         metrics = model.metadata["metrics"]
         if "mlearn/" not in metrics["data"]:
             continue
-        if pure := metrics.get("pure_elements"):
-            rows.append([f"`{name}`", *(_pair(pure[s]) if s in pure else "–" for s in _ELEMENTS)])
-        else:
+        pure = metrics.get("pure_elements")
+        if pure is None and isinstance(model, SplineNNP):
             own[model.elements[0]] = _pair(metrics)
+        else:
+            pure = pure or {model.elements[0]: metrics}
+            rows.append([f"`{name}`", *(_pair(pure[s]) if s in pure else "–" for s in _ELEMENTS)])
     single = [["s-NNP, one model per element", *(own.get(symbol, "–") for symbol in _ELEMENTS)]] if own else []
     return [*single, *rows]
 
