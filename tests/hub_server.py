@@ -39,7 +39,7 @@ class Fault:
     status: int | None = None  # answer this
     wait: float = 0.0  # seconds before the answer
     drop_after: int | None = None  # send so many bytes of the body, then close the connection
-    change: Callable[[bytes], bytes] | None = None  # send another body of the same length
+    change: Callable[[bytes], bytes] | None = None  # send another body
     headers: dict[str, str] = field(default_factory=dict)  # send these in place of the true ones
 
 
@@ -180,9 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         fault = self.fault
-        headers = {"Content-Length": str(len(content)), **headers, **(fault.headers if fault else {})}
         if fault is not None and fault.change is not None:
             content = fault.change(content)
+        headers = {"Content-Length": str(len(content)), **headers, **(fault.headers if fault else {})}
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

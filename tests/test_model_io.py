@@ -82,7 +82,7 @@ def test_folder_holds_two_readable_files(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     description = json.loads((folder / "config.json").read_text())
     assert description["format"] == "snnp-model"
-    assert description["format_version"] == FORMAT_VERSION == 1
+    assert description["format_version"] == FORMAT_VERSION == 2
     assert description["class"] == "SplineNNP"
     assert description["units"] == {"energy": "eV", "length": "angstrom"}
     assert SplineNNPConfig.model_validate(description["config"]) == CONFIG
@@ -212,8 +212,8 @@ def test_config_is_of_something_else(folder: Path, text: str) -> None:
 
 
 def test_newer_version_says_how_to_upgrade(folder: Path) -> None:
-    _edit(folder, format_version=2)
-    assert "has format version 2, this snnp reads up to 1; upgrade with" in _refused(folder)
+    _edit(folder, format_version=3)
+    assert "has format version 3, this snnp reads up to 2; upgrade with" in _refused(folder)
 
 
 @pytest.mark.parametrize("version", ["1", 0, -1, 1.0, []])

@@ -23,6 +23,15 @@ from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
 from snnp.models.ani import ANI, ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.ensemble import Ensemble, EnsembleConfig
+from snnp.models.formats import (
+    CONFIG_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    UNITS,
+    WEIGHTS_FILE,
+    check_statements,
+    read_description,
+)
 from snnp.models.hipnn import HIPNN
 from snnp.models.hipnn_config import HIPNNConfig
 from snnp.models.potential import Potential
@@ -38,10 +47,6 @@ __all__ = [
     "save_model",
     "write_atomically",
 ]
-
-FORMAT = "snnp-model"
-FORMAT_VERSION = 1
-_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,12 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "class": name,
+        "elements": list(model.elements),
+        "cutoff": model.cutoff,
         "config": model.config.model_dump(mode="json"),
         "reference_energies": model.reference_energies,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "units": {"energy": "eV", "length": "angstrom"},
+        "units": UNITS,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "metadata": model.metadata,
     }
@@ -129,8 +136,8 @@ def save_model(model: Potential, folder: str | Path) -> Path:
     text, weights = dump_model(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _WEIGHTS_FILE, weights)
-    write_atomically(folder / _CONFIG_FILE, text.encode())
+    write_atomically(folder / WEIGHTS_FILE, weights)
+    write_atomically(folder / CONFIG_FILE, text.encode())
     return folder
 
 
@@ -140,17 +147,13 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
     Raises:
         ModelFileError: names the file and what is wrong with it.
     """
-    try:
-        description = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelFileError(
-            f"{where}/{_CONFIG_FILE} is not valid JSON ({error}); fetch or save the model again."
-        ) from None
-    _check_header(description, where)
+    description = read_description(text, where)
+    if description.get("class") not in list(_FAMILIES):  # a list: what a file holds may not be hashable
+        raise ModelFileError(f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp.")
     digest = hashlib.sha256(weights).hexdigest()
     if digest != description.get("weights_sha256"):
         raise ModelFileError(
-            f"{where}/{_WEIGHTS_FILE} is damaged: its sha256 is {digest[:12]}…, {_CONFIG_FILE} expects "
+            f"{where}/{WEIGHTS_FILE} is damaged: its sha256 is {digest[:12]}…, {CONFIG_FILE} expects "
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
     try:
@@ -162,15 +165,17 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         state = load(weights)
         model.load_state_dict(state)
         _check_finite(state)
+        check_statements(description, model)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(f"{where}/{_CONFIG_FILE}: config key {key!r}: {first['msg']}.") from None
+        raise ModelFileError(f"{where}/{CONFIG_FILE}: config key {key!r}: {first['msg']}.") from None
     except (
         KeyError,
         TypeError,
         ValueError,
         AttributeError,
+        MemoryError,
         RuntimeError,
         SafetensorError,
         SnnpError,
@@ -180,21 +185,6 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
     metadata = description.get("metadata", {})
     model.metadata = metadata if isinstance(metadata, dict) else {}
     return model.eval()
-
-
-def _check_header(description: Any, where: str) -> None:
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ModelFileError(f'{where}/{_CONFIG_FILE} is not an snnp model (no \'"format": "{FORMAT}"\' in it).')
-    version = description.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise ModelFileError(f"{where}/{_CONFIG_FILE} has no valid format_version (got {version!r}).")
-    if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{where} has format version {version}, this snnp reads up to {FORMAT_VERSION}; "
-            "upgrade with 'pip install --upgrade snnp'."
-        )
-    if description.get("class") not in list(_FAMILIES):  # a list: what a file holds may not be hashable
-        raise ModelFileError(f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp.")
 
 
 def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, float]:
@@ -212,7 +202,7 @@ def _check_finite(state: dict[str, torch.Tensor]) -> None:
     """Raise `InputError` for weights that are NaN or infinite: every energy would be, far from the cause."""
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name} in {_WEIGHTS_FILE} holds NaN or infinity")
+            raise InputError(f"{name} in {WEIGHTS_FILE} holds NaN or infinity")
 
 
 def _zoo_roots() -> list[Path]:
@@ -227,7 +217,7 @@ def _bundled() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in _zoo_roots():
         for path in sorted(root.iterdir()):
-            if (path / _CONFIG_FILE).is_file():
+            if (path / CONFIG_FILE).is_file():
                 found.setdefault(path.name, path)
     return found
 
@@ -247,14 +237,14 @@ def model_folder(name_or_path: str | Path) -> Path:
     if str(name_or_path) in bundled:
         return bundled[str(name_or_path)]
     path = Path(name_or_path)
-    if path.is_file() and path.name == _CONFIG_FILE:
+    if path.is_file() and path.name == CONFIG_FILE:
         path = path.parent
     for candidate in (path, path / "best"):
-        if (candidate / _CONFIG_FILE).is_file():
+        if (candidate / CONFIG_FILE).is_file():
             return candidate
     if path.is_dir():
         raise ModelFileError(
-            f"{path} holds no {_CONFIG_FILE}; give a model folder or a run folder written by snnp train."
+            f"{path} holds no {CONFIG_FILE}; give a model folder or a run folder written by snnp train."
         )
     hint = near_matches(str(name_or_path), bundled) or f" Bundled models: {', '.join(sorted(bundled)) or 'none'}."
     raise ModelFileError(f"there is no model named {str(name_or_path)!r} and no folder of that name.{hint}")
@@ -283,13 +273,11 @@ def load_model(
     else:
         folder = model_folder(source)
         try:
-            text, weights = (folder / _CONFIG_FILE).read_text(), (folder / _WEIGHTS_FILE).read_bytes()
+            text, weights = (folder / CONFIG_FILE).read_text(), (folder / WEIGHTS_FILE).read_bytes()
         except FileNotFoundError as error:
             raise ModelFileError(f"{folder} is not complete: {Path(str(error.filename)).name} is missing.") from None
         except UnicodeDecodeError:
-            raise ModelFileError(
-                f"{folder / _CONFIG_FILE} is not a text file; fetch or save the model again."
-            ) from None
+            raise ModelFileError(f"{folder / CONFIG_FILE} is not a text file; fetch or save the model again.") from None
         model = parse_model(text, weights, str(folder))
     if dtype not in (None, model.dtype) or (device is not None and torch.device(device) != model.device):
         # A copy: the caller's model stays as it is.

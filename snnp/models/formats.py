@@ -1,0 +1,72 @@
+"""Versions of `config.json`: reading any of them, and bringing old ones up to the present form. See docs/format.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from snnp.errors import InputError, ModelFileError
+from snnp.models.potential import Potential
+
+__all__ = ["CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_statements", "read_description"]
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = "snnp-model"
+FORMAT_VERSION = 2
+UNITS = {"energy": "eV", "length": "angstrom"}
+_TOLERANCE = 1e-6  # Å
+
+
+def read_description(text: str, where: str) -> dict[str, Any]:
+    """Parse `config.json` of any version up to the present one, and return it in the present form.
+
+    Raises:
+        ModelFileError: for what is no JSON, no snnp model, or of a newer version.
+    """
+    path = f"{where}/{CONFIG_FILE}"
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSON that is wrong, holds endless numbers, or is nested too deeply
+        raise ModelFileError(f"{path} is not valid JSON ({error}); fetch or save the model again.") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ModelFileError(f'{path} is not an snnp model (no \'"format": "{FORMAT}"\' in it).')
+    version = description.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ModelFileError(f"{path} has no valid format_version (got {version!r}).")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{where} has format version {version}, this snnp reads up to {FORMAT_VERSION}; "
+            "upgrade with 'pip install --upgrade snnp'."
+        )
+    for old in range(version, FORMAT_VERSION):
+        description = _UPGRADES[old](description)
+    return description
+
+
+def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 states elements and cutoff beside the class, for readers that do not know it, and must state units."""
+    config = old.get("config")
+    elements = config.get("elements") if isinstance(config, dict) else None
+    return {"units": UNITS, **old, "elements": elements, "cutoff": None, "format_version": 2}
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+
+
+def check_statements(description: dict[str, Any], model: Potential) -> None:
+    """Compare what `config.json` states for other readers with the model that it describes.
+
+    Raises:
+        InputError: names the statement that does not hold.
+    """
+    if description.get("units") != UNITS:
+        raise InputError(f"units must be {UNITS}, config.json says {description.get('units')!r}")
+    elements = description.get("elements")
+    if not isinstance(elements, list) or tuple(elements) != model.elements:
+        raise InputError(f"elements are {', '.join(model.elements)}, config.json says {elements!r}")
+    cutoff = description.get("cutoff")
+    if cutoff is None and "cutoff" in description:  # an old file, which did not state it
+        return
+    if not isinstance(cutoff, int | float) or not abs(cutoff - model.cutoff) <= _TOLERANCE:
+        raise InputError(f"cutoff is {model.cutoff:g} Å, config.json says {cutoff!r}")
