@@ -137,9 +137,9 @@ def _network(state: Mapping[str, Tensor], prefix: str, config: HIPNNConfig) -> d
         for name in ("mu", "sigma"):
             found[f"{ours}.interaction.{name}"] = _take(state, f"{base}.sensitivity.{name}").reshape(-1)
         found[f"{ours}.interaction.weights"] = _take(state, f"{base}.int_weights").permute(2, 0, 1)
-        scales = [_take(state, f"{base}.{name}") for name in _SCALES[: config.l_max]]
-        empty = torch.zeros(0, config.n_features, dtype=found[f"{ours}.interaction.mu"].dtype)
-        found[f"{ours}.interaction.scales"] = torch.stack(scales) if scales else empty
+        if config.l_max:
+            scales = [_take(state, f"{base}.{name}") for name in _SCALES[: config.l_max]]
+            found[f"{ours}.interaction.scales"] = torch.stack(scales)
         pairs = [(f"{ours}.interaction.own", f"{base}.selfint"), (f"{ours}.residual.linear", f"{theirs}.0.res_layer")]
         for k in range(config.n_atom_layers):
             pairs.append((f"{ours}.layers.{k}.linear", f"{theirs}.{k + 1}.base_layer"))

@@ -97,7 +97,8 @@ class Interaction(nn.Module):
         self.sigma = nn.Parameter(torch.full_like(centres, 2.0 * config.lower * n_radial))
         self.weights = nn.Parameter(torch.zeros(n_in, n_radial, n_out, dtype=torch.float64))
         self.own = dense(n_in, n_out)
-        self.scales = nn.Parameter(torch.zeros(config.l_max, n_out, dtype=torch.float64))
+        scales = torch.zeros(config.l_max, n_out, dtype=torch.float64)
+        self.scales = nn.Parameter(scales) if config.l_max else None
 
     def _gaussians(self, geometry: PairGeometry) -> Tensor:
         """exp(-t²/2) [n, V, J] with t = (1/r - 1/mu) sigma."""
@@ -122,24 +123,25 @@ class Interaction(nn.Module):
         mixed = environment.reshape(-1, n_in * n_radial) @ self.weights.reshape(n_in * n_radial, n_out)
         return mixed.unflatten(0, (-1, geometry.directions.shape[1]))
 
-    def _norm(self, tensors: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-        part = tensors[:, degree**2 : (degree + 1) ** 2]
-        return part, (part.square().sum(dim=1) + self.cusp).sqrt()
+    def _norms(self, tensors: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Scale [F_out], components [n, 2 l + 1, F_out] and norm [n, F_out] of the tensors of degree 1 and up."""
+        if self.scales is None:
+            return []
+        parts = [tensors[:, degree**2 : (degree + 1) ** 2] for degree in range(1, self.l_max + 1)]
+        norms = [(part.square().sum(dim=1) + self.cusp).sqrt() for part in parts]
+        return list(zip(self.scales, parts, norms, strict=True))
 
     def forward(self, tensors: Tensor, own: Tensor) -> Tensor:
         """[n, F_out] from the sums [n, C, F_out] and the atoms' own features [n, F_in]."""
         total = tensors[:, 0] + self.own(own)
-        for degree in range(1, self.l_max + 1):
-            total = total + self.scales[degree - 1] * self._norm(tensors, degree)[1]
+        for scale, _, norm in self._norms(tensors):
+            total = total + scale * norm
         return total
 
     def tensor_gradients(self, tensors: Tensor, gradient: Tensor) -> Tensor:
         """dE/dt [n, C, F_out] from the gradient [n, F_out] of what `forward` returns."""
-        parts = [gradient[:, None]]
-        for degree in range(1, self.l_max + 1):
-            part, norm = self._norm(tensors, degree)
-            parts.append(part * (gradient * self.scales[degree - 1] / norm)[:, None])
-        return torch.cat(parts, dim=1)
+        turned = [part * (gradient * scale / norm)[:, None] for scale, part, norm in self._norms(tensors)]
+        return torch.cat([gradient[:, None], *turned], dim=1)
 
     def backward_pairs(
         self, features: Tensor, geometry: PairGeometry, gradient: Tensor, *, to_features: bool
@@ -249,7 +251,8 @@ class Block(nn.Module):
         weights, scales = self.interaction.weights, self.interaction.scales
         n_in, n_radial, n_out = weights.shape
         weights.normal_(0.0, math.sqrt(2.0 / (n_in * (n_out + n_radial))), generator=generator)
-        scales.normal_(0.0, 1.0, generator=generator)
+        if scales is not None:
+            scales.normal_(0.0, 1.0, generator=generator)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 bound = layer.in_features**-0.5
