@@ -9,11 +9,9 @@ from typing import Any
 from snnp.errors import HubError
 from snnp.hub.failures import endpoint, explained, hub_library, patiently
 from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_folder
-from snnp.hub.names import Kind, Reference
+from snnp.hub.names import Kind, Reference, is_commit
 
 __all__ = ["RemoteRepository", "fetch", "list_repositories", "upload"]
-
-_COMMIT_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def fetch(reference: Reference, kind: Kind, *, force: bool = False) -> tuple[Pat
 
 def _checked_commit(commit: str) -> str:
     """A commit hash becomes a folder name, so it must be one."""
-    if len(commit) != _COMMIT_LENGTH or not set(commit) <= set("0123456789abcdef"):
+    if not is_commit(commit):
         raise HubError(f"{endpoint()} answered {commit[:60]!r} where a commit hash belongs; check HF_ENDPOINT.")
     return commit
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from snnp.errors import HubError, InputError
 from snnp.hub.client import fetch
 from snnp.hub.manifest import MANIFEST_FILE, read_manifest, verify_folder
-from snnp.hub.names import Kind, Reference, parse_reference
+from snnp.hub.names import Kind, Reference, is_commit, parse_reference
 from snnp.models.io import write_atomically
 
 __all__ = ["add_to_mirror", "find_in_mirror", "mirror_folder"]
@@ -60,7 +60,7 @@ def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
     if (base / "refs" / commit).is_file():
         commit = (base / "refs" / commit).read_text(encoding="ascii", errors="replace").strip()
     folder = base / commit
-    if "/" in commit or not (folder / MANIFEST_FILE).is_file():
+    if not is_commit(commit) or not (folder / MANIFEST_FILE).is_file():
         return None
     cure = f"mirror it again with 'snnp mirror {mirror} {reference}'"
     verify_folder(folder, read_manifest(folder, kind), cure=cure)

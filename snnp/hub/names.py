@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from snnp.errors import HubError, InputError
 
-__all__ = ["KINDS", "Kind", "Reference", "check_file_name", "check_revision", "parse_reference"]
+__all__ = ["KINDS", "Kind", "Reference", "check_file_name", "check_revision", "is_commit", "parse_reference"]
 
 Kind = Literal["model", "dataset"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -17,6 +17,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", re.ASCII)
 _LONGEST = 200
 
@@ -62,6 +63,11 @@ def parse_reference(text: str, revision: str | None = None) -> Reference | None:
     if wanted is not None:
         check_revision(wanted)
     return Reference(repository, wanted)
+
+
+def is_commit(text: str) -> bool:
+    """Whether a text is a whole commit hash."""
+    return _COMMIT.fullmatch(text) is not None
 
 
 def check_revision(revision: str) -> None:

@@ -160,7 +160,8 @@ def _gallery(names: list[str]) -> str:
 
 def _examine(model: Potential, name: str) -> None:
     """Refuse what the doctor finds errors in."""
-    if importlib.util.find_spec("snnp.doctor") is None:
+    spec = importlib.util.find_spec("snnp.doctor")
+    if spec is None or spec.origin is None:
         return
     report = importlib.import_module("snnp.doctor").examine_model(model)
     if report.errors:
