@@ -57,8 +57,8 @@ def _command_help() -> str:
 def _type_name(field: FieldInfo) -> str:
     annotation = field.annotation
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    for prefix in ("typing.", "pathlib.", "snnp.models.config.", "snnp.training.config.", "snnp.data.frames."):
-        text = text.replace(prefix, "")
+    # Modules are of no interest in a table of keys: snnp.models.config.RadialConfig is RadialConfig.
+    text = re.sub(r"\b(?:typing|pathlib|snnp(?:\.[a-z_]+)+)\.", "", text)
     return text.replace("NoneType", "None")
 
 
@@ -94,7 +94,7 @@ def _key_tables(model: type[BaseModel], path: str = "") -> str:
     """One table per configuration class, nested ones after their parent."""
     about, meanings = _docstring_parts(model)
     meanings |= {name: field.description for name, field in model.model_fields.items() if field.description}
-    lines = [f"### `{path}`", ""] if path else []
+    lines = [f"### `{path}`: {model.__name__}", ""] if path else []
     lines += [about, "", "| key | type | default |" + (" meaning |" if meanings else "")]
     lines += ["|---" * (4 if meanings else 3) + "|"]
     for name, field in model.model_fields.items():
