@@ -27,6 +27,7 @@ TRAIN_EXAMPLES = examples(
     after=(
         "A whole config.yaml (everything else has a default):",
         "data: {train: [train.xyz], valid: 0.1, test: test.xyz}",
+        "model: {family: s-nnp}   # or hip-nn, ani",
         "optimiser: {epochs: 200}",
     ),
 )
