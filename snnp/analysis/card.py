@@ -107,7 +107,7 @@ def card_markdown(name: str, model: Potential) -> str:
         _overview(model),
         _use(name, model),
         _data(model),
-        _errors(about["metrics"]) if "metrics" in about else "",
+        _errors(about["metrics"]) if "metrics" in about else _errors_of_run(about.get("errors", {})),
         _properties(about["properties"], model) if about.get("properties") else "",
         _stability(about["stability"]) if "stability" in about else "",
         _speed(about["speed"]) if "speed" in about else "",
@@ -223,6 +223,16 @@ def _errors(metrics: Mapping[str, Any]) -> str:
     return text
 
 
+def _errors_of_run(errors: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `snnp train` states: one row per part of the data."""
+    parts = {name: part for name, part in errors.items() if "n_structures" in part}
+    if not parts:
+        return ""
+    body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in parts.items()]
+    text = "## Errors\n\nEnergies per structure, forces over all components, stresses over six components.\n\n"
+    return text + markdown_table(["", "structures", *_ERROR_COLUMNS], body)
+
+
 def _properties(properties: Mapping[str, Mapping[str, Any]], model: Potential) -> str:
     true_zero = {s for s, how in model.metadata.get("reference_energies_from", {}).items() if how == "isolated atoms"}
     columns = dict(_PROPERTY_COLUMNS)
@@ -317,6 +327,20 @@ def _limits(model: Potential) -> str:
     return "## Limits\n\n" + "\n".join(f"- {_sentence(line)}" for line in lines) + "\n"
 
 
+def _provenance(known: Mapping[str, Any], with_command: bool) -> str:
+    """Data with their commits or checksums, the split, the command: what it takes to make the model again."""
+    sets = []
+    for each in known.get("datasets", []):
+        version = each.get("commit") or each.get("sha256")
+        sets.append(
+            f"`{each['name']}`" + (f" ({'commit' if 'commit' in each else 'sha256'} `{version}`)" if version else "")
+        )
+    lines = [f"Data: {', '.join(sets)}." if sets else ""]
+    lines.append(f"Split: sha256 `{known['split_sha256']}`." if "split_sha256" in known else "")
+    lines.append(f"Command: `{known['command']}`." if with_command and "command" in known else "")
+    return " ".join(line for line in lines if line)
+
+
 def _making(name: str, about: Mapping[str, Any]) -> str:
     lines = []
     if training := about.get("training"):
@@ -330,4 +354,6 @@ def _making(name: str, about: Mapping[str, Any]) -> str:
             f"Training and every number above: `{built['command']}` ({built['date']}; {built['cpu']}; {versions}); "
             "the configuration is in `recipe.yaml`."
         )
+    if known := about.get("provenance"):
+        lines.append(_provenance(known, with_command="built" not in about))
     return "## How it was made\n\n" + " ".join(lines) + "\n" if lines else ""

@@ -21,14 +21,9 @@ class Publication:
     kind: Kind
     folder: Path
     manifest: Manifest
+    files: dict[str, int]  # name and size in bytes, the manifest included
     commit: str | None = None
     address: str | None = None
-
-    @property
-    def files(self) -> dict[str, int]:
-        """Name and size in bytes of every file, the manifest included."""
-        sizes = {name: entry.bytes for name, entry in self.manifest.files.items()}
-        return {**sizes, MANIFEST_FILE: (self.folder / MANIFEST_FILE).stat().st_size}
 
 
 def publish(
@@ -61,12 +56,13 @@ def publish(
     manifest = read_manifest(folder, kind)
     verify_folder(folder, manifest, cure="write the manifest again", quick=False)
     _check_card(folder, manifest)
-    plan = Publication(repository, kind, folder, manifest)
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    files = {**sizes, MANIFEST_FILE: (folder / MANIFEST_FILE).stat().st_size}
     if dry_run:
-        return plan
+        return Publication(repository, kind, folder, manifest, files)
     summary = message or f"Publish {kind} with snnp"
-    commit, address = upload(folder, list(plan.files), repository, kind, private=private, message=summary)
-    return Publication(repository, kind, folder, manifest, commit, address)
+    commit, address = upload(folder, list(files), repository, kind, private=private, message=summary)
+    return Publication(repository, kind, folder, manifest, files, commit, address)
 
 
 def _check_card(folder: Path, manifest: Manifest) -> None:
