@@ -44,7 +44,6 @@ _Private = Annotated[bool, typer.Option("--private", help="A new repository is v
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
 
 publish_app = typer.Typer(
-    name="publish",
     help="Publish a model or a dataset on the Hub.",
     epilog=PUBLISH_EXAMPLES,
     no_args_is_help=True,

@@ -1,13 +1,11 @@
 """One naming scheme for models and datasets, and the one function that finds them.
 
-| what | example | where it lies |
-|---|---|---|
-| bundled name (models) | `snnp-si` | in the installation |
-| folder or file | `runs/mine` | on this disk |
-| name in a mirror | `org/name`, `org/name@v1.0` | in the folder that `SNNP_MIRROR` names |
-| name on the Hub | `org/name`, `org/name@v1.0` | in the cache of huggingface_hub, fetched if need be |
+Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two:
 
-The first that exists is taken, in this order. A revision, where one is named, rules out the first two.
+- a bundled model (`snnp-si`), in the installation;
+- a folder or file (`runs/mine`), on this disk;
+- a repository (`org/name`, `org/name@v1.0`) in the mirror that `SNNP_MIRROR` names;
+- a repository on the Hub, in the cache of huggingface_hub, fetched if need be.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
     """Find a model or dataset by name, fetch it if need be, and check it against its manifest.
 
     Arguments:
-        name: as in the table above.
+        name: as in the list above.
         kind: "model" or "dataset".
         revision: branch, tag or commit hash; may also follow the name after an @.
         force: download again what is on the Hub.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -160,10 +160,10 @@ def _gallery(names: list[str]) -> str:
 
 def _examine(model: Potential, name: str) -> None:
     """Refuse what the doctor finds errors in."""
-    spec = importlib.util.find_spec("snnp.doctor")
-    if spec is None or spec.origin is None:
+    doctor = importlib.import_module("snnp.doctor")
+    if not hasattr(doctor, "examine_model"):
         return
-    report = importlib.import_module("snnp.doctor").examine_model(model)
+    report = doctor.examine_model(model)
     if report.errors:
         found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
         raise HubError(f"{name} cannot be published, the doctor finds: {found}. 'snnp doctor model {name}' says more.")
