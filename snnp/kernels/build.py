@@ -20,7 +20,8 @@ from pathlib import Path
 __all__ = ["BuildError", "build", "find_compiler", "library_name"]
 
 _HERE = Path(__file__).resolve().parent
-_COMMON = ("api.cpp", "check.cpp", "list.cpp", "pool.cpp")
+_COMMON = ("api.cpp", "check.cpp", "list.cpp", "pool.cpp", "train_api.cpp")
+_PER_TARGET = ("train.cpp", "kernel.cpp")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wno-psabi"),
     # What lets the compiler fuse and vectorise; results do not depend on errno, traps or the sign of zero.
@@ -65,7 +66,8 @@ def _jobs(x86: bool) -> list[tuple[str, str, list[str]]]:
     """Source, object and flags of everything to compile, the slowest first."""
     jobs = []
     for name, width, flags in _X86 if x86 else _PORTABLE:
-        jobs.append(("kernel.cpp", f"{name}.o", [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *flags]))
+        defines = [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *flags]
+        jobs += [(source, f"{name}_{source}.o", defines) for source in _PER_TARGET]
     defines = ["-DSNNP_X86"] if x86 else []
     return jobs + [(source, f"{source}.o", defines) for source in _COMMON]
 

@@ -23,9 +23,9 @@ _MOST_IMAGES = 32768
 
 
 def supports(plan: SplinePlan) -> bool:
-    """Whether the compiled code covers this form (very deep networks and degrees above 12 are left to torch)."""
-    n_layers = len(plan.readout.weights)
-    return n_layers <= MAX_LAYERS and plan.degree <= MAX_DEGREE and plan.n_elements < 256
+    """Whether the compiled code covers this form (very deep networks and degrees above 8 are left to torch)."""
+    shallow = len(plan.readout.weights) <= MAX_LAYERS and plan.n_elements < 256
+    return shallow and (plan.evaluator == "spline" or plan.degree <= MAX_DEGREE)
 
 
 @dataclass(frozen=True)

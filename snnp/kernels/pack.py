@@ -14,7 +14,7 @@ from snnp.units import COULOMB_EV_ANGSTROM
 __all__ = ["MAX_DEGREE", "MAX_LAYERS", "pack_plan"]
 
 MAGIC, VERSION = 0x504E4E5373706C6E, 1
-MAX_LAYERS, MAX_DEGREE = 8, 12
+MAX_LAYERS, MAX_DEGREE = 8, 8
 _PAD = 64
 _EVALUATORS = {"none": 0, "legendre": 1, "spline": 2}
 _ACTIVATIONS = {"silu": 0, "tanh": 1, "softplus": 2}

@@ -18,6 +18,7 @@ from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stre
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
+from snnp.training.native import NativeGeometry, predict_native
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import Batch
 
@@ -68,7 +69,16 @@ def predict(model: Potential, batch: Batch) -> Predicted:
     if isinstance(batch.geometry, Pairs):
         return _predict_pairs(model, batch.geometry)
     assert isinstance(model, SplineNNP)
+    if isinstance(batch.geometry, NativeGeometry):
+        energies, forces, strain = predict_native(model, batch.geometry)
+        energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
+        return Predicted(energy, forces, _stress(strain, batch))
     return _predict_sums(model, batch, batch.geometry)
+
+
+def _stress(strain: Tensor, batch: Batch) -> Tensor:
+    """[B, 3, 3] from dE/dstrain [B, 3, 3]."""
+    return 0.5 * (strain + strain.transpose(1, 2)) / batch.volume[:, None, None]
 
 
 def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predicted:
@@ -82,9 +92,7 @@ def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predict
         # Sum over the neighbours of an atom first: a product of small matrices instead of an outer product per pair.
         per_atom = (shell.unit * shell.distance[..., None]).transpose(1, 2) @ gradient
         strain = strain.index_add(0, batch.owner, per_atom.flatten(1))
-    stress = strain.unflatten(1, (3, 3))
-    stress = 0.5 * (stress + stress.transpose(1, 2)) / batch.volume[:, None, None]
-    return Predicted(energy, forces, stress)
+    return Predicted(energy, forces, _stress(strain.unflatten(1, (3, 3)), batch))
 
 
 def _predict_pairs(model: Potential, pairs: Pairs) -> Predicted:

@@ -13,23 +13,27 @@ from snnp.data import Frame
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.structure import Structure
+from snnp.training.native import NativeGeometry, cut_native, make_native, trains_natively
 from snnp.training.pairs import Pairs, cut_pairs, make_pairs
 from snnp.training.sums import Repulsion, cut_sums, make_sums
 
-__all__ = ["Batch", "PreparedData", "prepare"]
+__all__ = ["AnyGeometry", "Batch", "PreparedData", "prepare"]
+
+AnyGeometry = NativeGeometry | Geometry | Pairs
 
 
 @dataclass(frozen=True)
 class Batch:
     """Frames ready for a training step: n atoms of B frames.
 
-    `geometry` of the atoms (indices local to the batch): the sums of an s-NNP, or pairs for any family. `owner` [n]
+    `geometry` of the atoms (indices local to the batch): stored pairs for the compiled kernel or sums for torch (both
+    of an s-NNP), or pairs for any family. `owner` [n]
     frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
-    have E0 taken off, and beside sums the fixed repulsion: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
+    have E0 taken off, and for an s-NNP the fixed repulsion: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
     frame lacks is NaN.
     """
 
-    geometry: Geometry | Pairs
+    geometry: AnyGeometry
     owner: Tensor
     counts: Tensor
     volume: Tensor
@@ -60,13 +64,8 @@ class PreparedData:
         chosen, rows = chosen.to(device), rows.to(device)
         counts = everything.counts[chosen]
         owner = torch.repeat_interleave(torch.arange(len(frames), device=device), counts)
-        local = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=device)
-        local[rows] = torch.arange(len(rows), device=device)
-        geometry = everything.geometry
         return Batch(
-            geometry=cut_pairs(geometry, chosen, rows, local, owner)
-            if isinstance(geometry, Pairs)
-            else cut_sums(geometry, rows, local),
+            geometry=self._cut(chosen, rows, owner),
             owner=owner,
             counts=counts,
             volume=everything.volume[chosen],
@@ -74,6 +73,16 @@ class PreparedData:
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
         )
+
+    def _cut(self, frames: Tensor, rows: Tensor, owner: Tensor) -> AnyGeometry:
+        geometry = self.everything.geometry
+        if isinstance(geometry, NativeGeometry):
+            return cut_native(geometry, rows, frames, self.starts, owner)
+        local = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=rows.device)
+        local[rows] = torch.arange(len(rows), device=rows.device)
+        if isinstance(geometry, Pairs):
+            return cut_pairs(geometry, frames, rows, local, owner)
+        return cut_sums(geometry, rows, local)
 
     def batches(self, order: np.ndarray, batch_atoms: int) -> list[list[int]]:
         """Group frames in the given order so that each batch holds at most `batch_atoms` atoms (at least one frame)."""
@@ -124,14 +133,16 @@ def prepare(
         model: fixes cutoffs, grids, E0 and repulsion; its parameters are not used. It must be in float64 on the CPU.
         frames: labelled structures.
         displacement: Å by which directional training changes the vectors of pairs; None: geometry stays as it is.
-            An s-NNP then needs only sums over neighbours, any other family pairs.
+            An s-NNP then trains on the compiled kernel, or on sums over neighbours, any other family on pairs.
     """
     structure = Structure.concatenate([frame.structure for frame in frames])
     periodic = structure.pbc.all(dim=1)
     volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume()))
-    geometry: Geometry | Pairs
+    geometry: AnyGeometry
     repulsion: Repulsion | None = None
-    if isinstance(model, SplineNNP) and displacement is None:
+    if isinstance(model, SplineNNP) and displacement is None and trains_natively(model, dtype, device):
+        geometry, repulsion = make_native(model, structure, dtype)
+    elif isinstance(model, SplineNNP) and displacement is None:
         geometry, repulsion = make_sums(model, [frame.structure for frame in frames], dtype, device)
     else:
         geometry = make_pairs(structure, model.cutoff, displacement or 0.0).to(dtype, device)

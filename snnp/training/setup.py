@@ -30,8 +30,9 @@ from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.training.config import DataConfig, TrainConfig
 from snnp.training.families import FAMILIES, family_of
+from snnp.training.native import NativeGeometry, native_features
 from snnp.training.pairs import Pairs
-from snnp.training.prepared import PreparedData
+from snnp.training.prepared import AnyGeometry, PreparedData
 
 __all__ = ["Problem", "build_model", "load_problem", "resolve", "standardise"]
 
@@ -172,7 +173,13 @@ def _features(model: SplineNNP, data: PreparedData) -> Tensor:
     """[n, D] of all atoms."""
     chunks = [range(first, min(first + 16, data.n_frames)) for first in range(0, data.n_frames, 16)]
     geometries = (data.batch(chunk).geometry for chunk in chunks)
-    return torch.cat([model.features(_sums(model, geometry)) for geometry in geometries])
+    return torch.cat([_features_of(model, geometry) for geometry in geometries])
+
+
+def _features_of(model: SplineNNP, geometry: AnyGeometry) -> Tensor:
+    if isinstance(geometry, NativeGeometry):
+        return native_features(model, geometry)
+    return model.features(_sums(model, geometry))
 
 
 def _sums(model: SplineNNP, geometry: Geometry | Pairs) -> Geometry:

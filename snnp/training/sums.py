@@ -15,7 +15,7 @@ from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["Repulsion", "cut_sums", "make_sums"]
+__all__ = ["Repulsion", "cut_sums", "make_sums", "repulsion_of"]
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def make_sums(
     for chunk, neighbours in zip(chunks, lists, strict=True):
         pairs = (neighbours.i, neighbours.j, pair_vectors(chunk, neighbours))
         geometry = model.geometry(pairs, model.species(chunk), torch.arange(chunk.n_atoms), n_columns, reused=True)
-        repulsions.append(_repulsion(model, geometry, chunk))
+        repulsions.append(repulsion_of(model, geometry.radial_shell, chunk))
         cast = _map_tensors(geometry, lambda t: t.to(dtype=dtype if t.is_floating_point() else None, device=device))
         parts.append(_relabelled(cast, lambda index, offset=n_atoms: index + offset))  # type: ignore[misc]
         n_atoms += chunk.n_atoms
@@ -63,9 +63,10 @@ def cut_sums(geometry: Geometry, rows: Tensor, local: Tensor) -> Geometry:
     return _relabelled(_map_tensors(geometry, lambda tensor: tensor.index_select(0, rows)), lambda index: local[index])
 
 
-def _repulsion(model: SplineNNP, geometry: Geometry, structure: Structure) -> Repulsion:
-    energies, gradients = model.repulsion(geometry.radial_shell, structure.numbers)
-    pairs = geometry.radial_shell.pair_gradients(gradients)
+def repulsion_of(model: SplineNNP, shell: Shell, structure: Structure) -> Repulsion:
+    """The repulsion between the atoms of a shell."""
+    energies, gradients = model.repulsion(shell, structure.numbers)
+    pairs = shell.pair_gradients(gradients)
     outer = pairs.vectors[:, :, None] * pairs.gradients[:, None, :]
     virials = torch.zeros(structure.n_structures, 3, 3, dtype=outer.dtype)
     virials.index_add_(0, structure.structure_of_atom[pairs.i], outer)

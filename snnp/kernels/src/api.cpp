@@ -8,9 +8,10 @@
 
 namespace snnp {
 
-#define SNNP_DECLARE(target) \
-  namespace target {         \
+#define SNNP_DECLARE(target)                                                      \
+  namespace target {                                                              \
   void evaluate_part(const Plan*, const snnp_system&, const Part&, snnp_report*); \
+  void train_part(const Plan*, const TrainingPart&, snnp_report*);                \
   }
 #ifdef SNNP_X86
 SNNP_DECLARE(avx512)
@@ -24,6 +25,7 @@ struct Target {
   const char* name;
   bool (*runs_here)();
   EvaluatePart evaluate;
+  TrainPart train;
 };
 
 bool always() { return true; }
@@ -37,10 +39,10 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 
 const Target targets[] = {
 #ifdef SNNP_X86
-    {"avx512", has_avx512, avx512::evaluate_part},
-    {"avx2", has_avx2, avx2::evaluate_part},
+    {"avx512", has_avx512, avx512::evaluate_part, avx512::train_part},
+    {"avx2", has_avx2, avx2::evaluate_part, avx2::train_part},
 #endif
-    {"portable", always, portable::evaluate_part},
+    {"portable", always, portable::evaluate_part, portable::train_part},
 };
 
 const Target* best() {
@@ -92,6 +94,9 @@ void add_virials(const Job& job) {
 }
 
 }  // namespace
+
+TrainPart chosen_training() { return chosen->train; }
+
 }  // namespace snnp
 
 using namespace snnp;

@@ -82,7 +82,7 @@ struct Checker {
   void angular() {
     const int64_t c = plan->n_channels, stride = plan->f.stride;
     require(plan->f.n_groups > 0 && (c == 1 || c == plan->n_elements));
-    require(plan->degree >= 0 && plan->degree <= 12 && plan->angular_cutoff <= plan->cutoff);
+    require(plan->degree >= 0 && plan->degree <= kMaxDegree && plan->angular_cutoff <= plan->cutoff);
     if (!sound) return;
     groups(plan->radial_group, plan->f.n_groups);
     if (plan->evaluator == kLegendre) {

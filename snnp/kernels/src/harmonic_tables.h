@@ -4,7 +4,7 @@
 
 namespace snnp {
 
-constexpr int kMaxDegree = 12;
+constexpr int kMaxDegree = 8;
 
 // Constants of the recursions, for 0 <= m <= l (Schmidt's normalisation N_lm = sqrt((2 - delta_m0) (l-m)! / (l+m)!)).
 template <typename T>

@@ -45,8 +45,7 @@ struct ByDegree {
   Gradients<T> gradients[kMaxDegree + 1];
 };
 
-#define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>, \
-                             F<T, 9>, F<T, 10>, F<T, 11>, F<T, 12>}
+#define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>}
 template <typename T>
 constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(angular_features), SNNP_EACH_DEGREE(angular_gradients)};
 

@@ -13,4 +13,17 @@ struct Part {
 
 using EvaluatePart = void (*)(const Plan*, const snnp_system&, const Part&, snnp_report*);
 
+// Atoms [begin, end) of a batch. Sums over atoms (forces, virial, gradients of tables) have arrays of their own.
+struct TrainingPart {
+  int64_t task, begin, end;
+  const snnp_batch* batch;
+  const snnp_training* arrays;
+  double *forces, *virial;
+  void *rho, *f, *legendre, *at_one;
+};
+
+using TrainPart = void (*)(const Plan*, const TrainingPart&, snnp_report*);
+
+TrainPart chosen_training();  // of the instruction set in use
+
 }  // namespace snnp

@@ -68,6 +68,35 @@ SNNP_API void snnp_pack_list(const snnp_pairs* pairs);
 SNNP_API double snnp_largest_move(int64_t n_atoms, const double* positions, const double* reference, const double* map);
 SNNP_API int snnp_evaluate(const void* plan, int64_t plan_bytes, const snnp_system* system, snnp_report* report);
 
+// Training on the atoms `rows` of stored pairs; "real" is the float type of the plan, which must have no pair term and no
+// angles evaluated as splines. Rows of features are padded as in the plan (feature_stride numbers),
+// moments, g and h start at a multiple of 64 bytes.
+typedef struct {
+  int64_t n_atoms, n_structures, n_threads;
+  const int64_t *rows, *shift;          // [n] stored index of each atom; stored minus local index
+  const int32_t* owner;                 // [n] structure within the batch
+  const int64_t* first;                 // of all stored atoms: pairs of atom k are first[k] .. first[k + 1]
+  const int32_t *neighbour, *species;   // [P] stored index, [N]
+  const void *x, *y, *z, *r;            // real [P]: unit vectors and distances
+} snnp_batch;
+
+enum snnp_task { SNNP_FEATURES = 0, SNNP_FORCES = 1, SNNP_TANGENTS = 2, SNNP_GRADIENTS = 3 };
+
+// in:  h = dE/dG, g = dL/dG [n, stride]; p = dL/dF [n, 3] and s = dL/dvirial [B, 9] in double (s_ab belongs to r_a F_b).
+// out: FEATURES: features, moments [n, C (L+1)^2 f.stride]. FORCES (moments, h): forces [n, 3], virial [B, 9] in double.
+//      TANGENTS (moments, p, s): features_dot, moments_dot. GRADIENTS (moments, moments_dot, g, h, p, s; without forces
+//      moments_dot, h, p, s are NULL): rho, f, legendre, at_one, in the layouts of the plan's tables.
+typedef struct {
+  const void *h, *g;
+  const double *p, *s;
+  void *features, *moments, *features_dot, *moments_dot;
+  double *forces, *virial;
+  void *rho, *f, *legendre, *at_one;
+} snnp_training;
+
+SNNP_API int snnp_train(int64_t task, const void* plan, int64_t plan_bytes, const snnp_batch* batch,
+                        const snnp_training* arrays, snnp_report* report);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,203 @@
+"""Energies, forces and virials of an s-NNP on a GPU, through Triton; why it is built so: docs/decisions/010-gpu-kernel.md.
+
+The kernels themselves need Triton, which comes with the CUDA builds of torch. With `TRITON_INTERPRET=1` set before
+Python starts they run on the CPU, slowly: that is how they are tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnp.errors import InputError, MissingDependencyError
+from snnp.kernels.gpu_arrays import Atoms, Rows, Work, make_form, make_network, make_tables, make_work
+from snnp.kernels.plan import SplinePlan
+
+__all__ = ["GpuKernel", "GpuResult", "available", "rows_of", "supports"]
+
+_MOST_FILTERS, _MOST_HARMONICS, _MOST_HIDDEN, _MOST_CHANNELS = 64, 49, 128, 4
+"""Beyond these the arrays of one atom no longer fit into the registers of a warp."""
+
+
+def supports(plan: SplinePlan) -> bool:
+    """Whether the kernels cover this form; others (spline evaluator, embedding) are left to torch."""
+    legendre = plan.evaluator == "legendre" or plan.f.n_filters == 0
+    widths = [weight.shape[1] for weight in plan.readout.weights]
+    return (
+        legendre
+        and plan.readout.embedding is None
+        and plan.n_channels <= _MOST_CHANNELS
+        and plan.n_channels * max(plan.f.n_filters, 1) <= _MOST_FILTERS
+        and plan.rho.n_filters <= _MOST_FILTERS
+        and (plan.degree + 1) ** 2 <= _MOST_HARMONICS
+        and max(widths, default=0) <= _MOST_HIDDEN
+    )
+
+
+@lru_cache(maxsize=1)
+def available() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class GpuResult:
+    """energies [N] eV (with E0, float64), forces [N, 3] eV/Å, virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij, float64)."""
+
+    energies: Tensor
+    forces: Tensor
+    virial: Tensor
+
+
+def rows_of(pairs: tuple[Tensor, Tensor, Tensor], n_atoms: int, structure: Tensor) -> tuple[Rows, tuple[int, int, int]]:
+    """Rows of a full list of pairs (i [P] ascending, j [P], shift [P, 3]), and the reach of the images along each axis.
+
+    Arguments:
+        structure: [N] of each atom: images of structure b follow those of structure b - 1.
+
+    Raises:
+        InputError: if the list lacks the reverse of a pair.
+    """
+    i, j, shift = pairs
+    n_pairs, device = i.shape[0], i.device
+    reach = shift.abs().amax(dim=0) if n_pairs else shift.new_zeros(3)
+    sizes = 2 * reach + 1
+    n_images = int(sizes.prod())
+
+    def image(s: Tensor) -> Tensor:
+        s = s + reach
+        return (s[:, 0] * sizes[1] + s[:, 1]) * sizes[2] + s[:, 2]
+
+    count = torch.bincount(i, minlength=n_atoms)
+    capacity = max(int(count.max()) if n_pairs else 1, 1)
+    column = torch.arange(n_pairs, device=device) - (count.cumsum(0) - count)[i]
+    place = i * capacity + column
+    # Every pair as one number: (centre, neighbour, image); the reverse pair is looked up among the sorted numbers.
+    keys, order = torch.sort((i * n_atoms + j) * n_images + image(shift))
+    wanted = (j * n_atoms + i) * n_images + image(-shift)
+    found = torch.searchsorted(keys, wanted).clamp(max=max(n_pairs - 1, 0))
+    if n_pairs and not torch.equal(keys[found], wanted):
+        raise InputError("the neighbour list holds i -> j without j -> i; give a full list (see snnp.neighbours).")
+    entries = [j, image(shift) + structure[i] * n_images, place[order[found]] if n_pairs else place]
+    kinds = (torch.int32, torch.int32, torch.int32 if n_atoms * capacity < 2**31 else torch.int64)
+    columns = []
+    for values, kind in zip(entries, kinds, strict=True):
+        dense = torch.zeros(n_atoms * capacity, dtype=kind, device=device)
+        columns.append(dense.index_copy_(0, place, values.to(kind)).view(n_atoms, capacity))
+    reached = reach.tolist()
+    return Rows(count.to(torch.int32), *columns, capacity), (reached[0], reached[1], reached[2])
+
+
+def image_vectors(reach: tuple[int, int, int], cell: Tensor) -> Tensor:
+    """[B * images, 3] float64 translations in Å of all numbered images, for cells [B, 3, 3]."""
+    axes = [torch.arange(-r, r + 1, dtype=torch.float64, device=cell.device) for r in reach]
+    shifts = torch.cartesian_prod(*axes)
+    return (shifts @ cell.double()).reshape(-1, 3).contiguous()
+
+
+class GpuKernel:
+    """A model on a device, ready to be evaluated.
+
+    Arguments:
+        plan: the model; `supports(plan)` must hold.
+        device: a CUDA device; the CPU under Triton's interpreter.
+        dtype: in which distances, moments and the network are computed; positions enter in float64.
+        precision: of float32 matrix products: "tf32x3" runs on tensor cores and keeps 21 bits of every product,
+            "ieee" is plain float32.
+
+    Raises:
+        MissingDependencyError: without Triton.
+    """
+
+    def __init__(
+        self,
+        plan: SplinePlan,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        *,
+        precision: str = "tf32x3",
+    ) -> None:
+        if not available():
+            raise MissingDependencyError("the GPU kernels need Triton; install it with: pip install 'snnp[gpu]'.")
+        # Imported here: the rest of the package works without Triton.
+        from snnp.kernels import _gpu_atoms
+
+        self._kernels = _gpu_atoms
+        self.device, self.dtype, self.cutoff = torch.device(device), dtype, plan.cutoff
+        self.form = make_form(plan, precision if dtype == torch.float32 else "ieee", block=32, atoms=32)
+        self.tables = make_tables(plan, self.form, self.device, dtype)
+        self.network = make_network(plan, self.form, self.device, dtype)
+        self.reference = torch.from_numpy(plan.reference).to(self.device)
+
+    def make_work(self, n_atoms: int, capacity: int) -> Work:
+        """Work arrays for N atoms with rows of `capacity` neighbours."""
+        return make_work(self.form, n_atoms, capacity, self.device, self.dtype)
+
+    def launch(self, atoms: Atoms, rows: Rows, work: Work) -> None:
+        """Fill `work`; nothing waits for the device, so that the launches can be captured in a CUDA graph."""
+        n, form, options = (
+            atoms.species.shape[0],
+            self.form,
+            {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True},
+        )
+        if n == 0:
+            return
+        with _on(self.device):
+            self._kernels.moments_kernel[(n,)](atoms, rows, self.tables, work, form, **options)
+            blocks = (-(-n // form.atoms),)
+            self._kernels.network_kernel[blocks](n, atoms.species, self.network, work, form, **options)
+            self._kernels.gradients_kernel[(n,)](atoms, rows, self.tables, work, form, **options)
+            self._kernels.forces_kernel[(n,)](rows, work, form, **options)
+
+    def evaluate(
+        self,
+        atoms: Atoms,
+        rows: Rows,
+        structure: Tensor,
+        n_structures: int = 1,
+    ) -> GpuResult:
+        """One evaluation of a batch of B structures.
+
+        Arguments:
+            structure: [N] int64, structure of each atom.
+
+        Raises:
+            InputError: for overlapping atoms or NaN positions.
+        """
+        n = atoms.species.shape[0]
+        work = self.make_work(n, rows.capacity)
+        self.launch(atoms, rows, work)
+        if int(work.status):
+            raise InputError(overlap_message(atoms, rows))
+        energies = work.energies.double() + self.reference[atoms.species.long()]
+        virial = torch.zeros(n_structures, 6, dtype=torch.float64, device=self.device)
+        virial.index_add_(0, structure, work.virial.double())
+        return GpuResult(energies, work.forces, full_virial(virial))
+
+
+def full_virial(six: Tensor) -> Tensor:
+    """[..., 3, 3] from (xx, yy, zz, yz, xz, xy) [..., 6]."""
+    return six[..., [0, 5, 4, 5, 1, 3, 4, 3, 2]].unflatten(-1, (3, 3))
+
+
+def overlap_message(atoms: Atoms, rows: Rows) -> str:
+    """Which atoms overlap, for an `InputError`."""
+    listed = torch.arange(rows.capacity, device=rows.count.device) < rows.count[:, None]
+    vectors = atoms.positions[rows.neighbour.long()] - atoms.positions[:, None] + atoms.images[rows.image.long()]
+    squares = vectors.square().sum(dim=-1).masked_fill(~listed, torch.inf)
+    worst = int(squares.nan_to_num(nan=-1.0, posinf=torch.inf).argmin())
+    i, distance = worst // rows.capacity, float(squares.flatten()[worst]) ** 0.5
+    return (
+        f"atoms {i} and {int(rows.neighbour.flatten()[worst])} overlap ({distance:.3f} Å apart); "
+        "remove the duplicate, or check the units of the positions (Å expected)."
+    )
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
