@@ -26,6 +26,7 @@ from snnp.analysis.comparison import comparison_page
 from snnp.data import Frame
 from snnp.errors import DataError
 from snnp.models.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.hipnn import HIPNN, HIPNNConfig
 from snnp.models.io import load_model
 from snnp.models.spline_nnp import SplineNNP
 from snnp.structure import Structure
@@ -272,6 +273,15 @@ def test_card_of_a_model_without_metadata_leaves_out_what_is_not_known() -> None
     assert re.findall(r"^## (.*)", card, flags=re.MULTILINE) == ["Use", "Data", "Limits"]
     assert "None" not in card
     assert "nan" not in card
+
+
+def test_card_of_another_family_names_its_form() -> None:
+    plain = HIPNN(HIPNNConfig(elements=("Si",), n_features=4, n_sensitivities=5, n_interactions=2))
+    form = "| form | HIP-NN, interaction layers: 2, on-site layers after each: 3, 4 features, 5 sensitivities |"
+    assert form in card_markdown("plain", plain)
+    tensors = HIPNN(HIPNNConfig(elements=("Si",), l_max=2))
+    assert "| form | HIP-NN-TS with tensors up to l = 2, " in card_markdown("tensors", tensors)
+    assert "repulsion" not in card_markdown("tensors", tensors)
 
 
 def test_blown_up_run_is_written_as_such() -> None:
