@@ -209,6 +209,7 @@ def test_pickle_in_place_of_weights_does_not_run(hub: HubServer, outside: Path) 
 
 # Configurations.
 
+_LINEAR = json.loads(SOUND["config.json"])["config"]
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a class outside the package": ({"class": "os.system"}, "unknown class 'os.system'"),
     "a class of another package": ({"class": "torch.nn.Module"}, "unknown class"),
@@ -216,6 +217,15 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "code to import": ({"auto_map": {"AutoModel": "evil.Model"}, "class": "AutoModel"}, "unknown class 'AutoModel'"),
     "a newer format": ({"format_version": 99}, "upgrade with"),
     "a type that is code": ({"dtype": "load"}, "does not hold a working model"),
+    "filters by the billion": ({"config": {**_LINEAR, "radial": {"n_filters": 10**9}}}, "sizes such as 1e+09"),
+    "a number that is a word": ({"config": {**_LINEAR, "radial": {"n_filters": "1000000000"}}}, "sizes such as 1e+09"),
+    "a number in disguise": ({"config": {**_LINEAR, "radial": {"n_filters": 1e12}}}, "sizes such as 1e+12"),
+    "sizes that multiply": (
+        {"config": {**_LINEAR, "radial": {"n_filters": 100_000, "intervals": 100_000}}},
+        "sizes such as 1e+05",
+    ),
+    "a wide network": ({"config": {**_LINEAR, "network": {"hidden": [50_000, 50_000]}}}, "sizes such as 5e+04"),
+    "a deep network": ({"config": {**_LINEAR, "network": {"hidden": [500] * 10_000}}}, "sizes such as 500"),
     "an unknown key": ({"config": {"elements": ["Cu"], "run": "evil"}}, "config key 'run'"),
 }
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from snnp.errors import InputError, ModelFileError
 from snnp.models.potential import Potential
 
-__all__ = ["CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_statements", "read_description"]
+__all__ = [
+    "CONFIG_FILE",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "UNITS",
+    "WEIGHTS_FILE",
+    "check_sizes",
+    "check_statements",
+    "read_description",
+]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "snnp-model"
 FORMAT_VERSION = 2
 UNITS = {"energy": "eV", "length": "angstrom"}
 _TOLERANCE = 1e-6  # Å
+_FREE = 10_000_000  # numbers that a model may hold without weights that bear it out: less than 100 MB
 
 
 def read_description(text: str, where: str) -> dict[str, Any]:
@@ -70,3 +82,36 @@ def check_statements(description: dict[str, Any], model: Potential) -> None:
         return
     if not isinstance(cutoff, int | float) or not abs(cutoff - model.cutoff) <= _TOLERANCE:
         raise InputError(f"cutoff is {model.cutoff:g} Å, config.json says {cutoff!r}")
+
+
+def check_sizes(config: Any, n_bytes: int) -> None:
+    """Refuse hyperparameters that would take far more memory than the weights that come with them.
+
+    Widths that stand together multiply, the layers of a list their neighbours; what exceeds the bytes of the weights
+    by far is damaged or hostile, and building the model would end the program.
+
+    Arguments:
+        config: of any family, as it stands in the file.
+        n_bytes: size of the weights.
+
+    Raises:
+        InputError: names the sizes.
+    """
+    inner = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
+    sizes = [size for size in map(_size, inner) if size > 1]
+    total = math.prod(sizes) if isinstance(config, dict) else sum(a * b for a, b in pairwise([*sizes, 1]))
+    if total > max(_FREE, n_bytes):
+        raise InputError(
+            f"sizes such as {max(sizes):.3g} in config are far more than the weights hold ({n_bytes:,} bytes)"
+        )
+    for part in inner:
+        check_sizes(part, n_bytes)
+
+
+def _size(value: Any) -> float:
+    """What a value counts for as a width: whole numbers, and whatever would be taken for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return 0.0
+    if isinstance(value, str):
+        return float(value) if value.isascii() and value.isdigit() and len(value) < 300 else 0.0
+    return float(min(abs(value), 10**300)) if isinstance(value, int) or value >= _FREE else 0.0

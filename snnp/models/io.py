@@ -29,6 +29,7 @@ from snnp.models.formats import (
     FORMAT_VERSION,
     UNITS,
     WEIGHTS_FILE,
+    check_sizes,
     check_statements,
     read_description,
 )
@@ -157,6 +158,7 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
     try:
+        check_sizes(description["config"], len(weights))
         family = _FAMILIES[description["class"]]
         config = family.config.model_validate(description["config"])
         energies = _reference_energies(description["reference_energies"], _elements(config))
