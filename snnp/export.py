@@ -17,6 +17,8 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
 from snnp.errors import InputError, UnknownElementError
+from snnp.models.hipnn import HIPNN
+from snnp.models.hipnn_scripted import ScriptedHIPNN
 from snnp.models.io import write_atomically
 from snnp.models.potential import SHORTEST_DISTANCE, Potential
 from snnp.models.scripted import ScriptedSplineNNP
@@ -107,22 +109,55 @@ def find_pairs(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> t
     return torch.cat(found_i), torch.cat(found_j), torch.cat(found_shift)
 
 
+class _InChunks(nn.Module):
+    """A potential whose atoms know nothing but their neighbours' distances, evaluated some atoms at a time."""
+
+    def __init__(self, model: SplineNNP, forces: bool) -> None:
+        super().__init__()
+        legendre = model.config.angular.evaluator == "legendre"
+        self.chunk_cpu, self.chunk_gpu = 256, 4096 if legendre else 512
+        self.potential = ScriptedSplineNNP(model, forces)
+
+    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
+        vectors = vectors.to(self.potential.rho.table.dtype)
+        n_atoms = species.shape[0]
+        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
+        energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
+        gradients = [torch.zeros_like(vectors[:0])]
+        chunk = self.chunk_gpu if vectors.is_cuda else self.chunk_cpu
+        begin = 0
+        for first in range(0, n_atoms, chunk):
+            last = min(first + chunk, n_atoms)
+            end = int(ends[last - 1])
+            here, channel = i[begin:end] - first, species[j[begin:end]]
+            energies, part = self.potential(here, channel, vectors[begin:end], species[first:last])
+            energy = energy + energies.sum()
+            gradients.append(part)
+            begin = end
+        return energy, torch.cat(gradients)
+
+
 class _Exported(nn.Module):
     """Positions in the user's units to energy and forces in the user's units; what all entry points share."""
 
     species_of_number: Tensor
     numbers: Tensor
 
-    def __init__(self, model: SplineNNP, forces: bool, units: tuple[float, float], numbers: Tensor | None) -> None:
+    def __init__(self, model: Potential, forces: bool, units: tuple[float, float], numbers: Tensor | None) -> None:
         super().__init__()
         self.cutoff, self.shortest = model.cutoff, SHORTEST_DISTANCE
         self.to_angstrom, self.from_ev = units
         self.known = ", ".join(model.elements)
-        legendre = model.config.angular.evaluator == "legendre"
-        self.chunk_cpu, self.chunk_gpu = 256, 4096 if legendre else 512
         self.register_buffer("species_of_number", model.species_of_number.clone())
         self.register_buffer("numbers", torch.zeros(0, dtype=torch.int64) if numbers is None else numbers)
-        self.potential = ScriptedSplineNNP(model, forces)
+        if isinstance(model, HIPNN):
+            self.potential: nn.Module = ScriptedHIPNN(model, forces)
+        elif isinstance(model, SplineNNP):
+            self.potential = _InChunks(model, forces)
+        else:
+            name = type(model).__name__
+            raise InputError(f"models of class {name} cannot be exported to TorchScript; SplineNNP and HIPNN can.")
 
     def check(self, numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
         """Raise for input that cannot be computed."""
@@ -156,7 +191,7 @@ class _Exported(nn.Module):
         self.check(numbers, positions, cell, pbc)
         # Differences of positions are formed in float64, whatever comes in: boxes are large, bonds short.
         r, cell = positions.double() * self.to_angstrom, cell.double() * self.to_angstrom
-        species, n_atoms = self.species(numbers), positions.shape[0]
+        species = self.species(numbers)
         i, j, shift = find_pairs(r.detach(), cell.detach(), pbc, self.cutoff)
         vectors = r[j] - r[i] + shift.to(cell.dtype) @ cell
         if i.shape[0] > 0:
@@ -164,21 +199,9 @@ class _Exported(nn.Module):
             if float(least.values) <= self.shortest**2:
                 pair = f"{int(i[least.indices])} and {int(j[least.indices])}"
                 raise ValueError(f"atoms {pair} overlap; are the positions in the unit of this file?")
-        vectors = vectors.to(self.potential.rho.table.dtype)
-        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
-        energy = torch.zeros([], dtype=torch.float64, device=r.device)
-        forces = torch.zeros_like(r)
-        chunk = self.chunk_gpu if r.is_cuda else self.chunk_cpu
-        begin = 0
-        for first in range(0, n_atoms, chunk):
-            last = min(first + chunk, n_atoms)
-            end = int(ends[last - 1])
-            here, there, part = i[begin:end], j[begin:end], vectors[begin:end]
-            energies, gradients = self.potential(here - first, species[there], part, species[first:last])
-            energy = energy + energies.sum()
-            gradients = gradients.double()
-            forces = forces.index_add(0, here, gradients).index_add(0, there, -gradients)
-            begin = end
+        energy, gradients = self.potential(i, j, vectors, species)
+        gradients = gradients.double()
+        forces = torch.zeros_like(r).index_add(0, i, gradients).index_add(0, j, -gradients)
         scale = self.from_ev * self.to_angstrom
         return energy * self.from_ev, (forces * scale).to(positions.dtype)
 
@@ -219,7 +242,7 @@ class _AnyForces(_Exported):
         return self.evaluate(numbers, positions.detach(), cell.detach(), pbc)
 
 
-def _checked_numbers(model: SplineNNP, numbers: Sequence[int]) -> Tensor:
+def _checked_numbers(model: Potential, numbers: Sequence[int]) -> Tensor:
     """Atomic numbers as a buffer, all known to the model."""
     fixed = torch.as_tensor([int(number) for number in numbers], dtype=torch.int64)
     known = {atomic_numbers[symbol] for symbol in model.elements}
@@ -251,8 +274,6 @@ def scripted_module(
     forces: bool = False,
 ) -> torch.jit.ScriptModule:
     """The compiled module that `export_torchscript` writes; arguments and errors are described there."""
-    if not isinstance(model, SplineNNP):
-        raise InputError(f"models of class {type(model).__name__} cannot be exported to TorchScript; SplineNNP can.")
     for name, value, known in (("length_unit", length_unit, _LENGTHS), ("energy_unit", energy_unit, _ENERGIES)):
         if value not in known:
             raise InputError(f"{name} must be {' or '.join(repr(each) for each in known)}, got {value!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
+from snnp.export import export_torchscript, scripted_module
 from snnp.models import HIPNN, HIPNNConfig, load_model, save_model
 from snnp.models import hipnn as hipnn_module
 from snnp.models.hipnn import hierarchicality
@@ -115,7 +117,7 @@ def test_energies_are_those_of_the_formulas(l_max: int) -> None:
 @pytest.mark.parametrize("elements", [("Al",), ("H", "C", "O")], ids=len)
 @pytest.mark.parametrize("l_max", [0, 1, 2])
 def test_contract(elements: tuple[str, ...], l_max: int) -> None:
-    check_potential(_model(elements, l_max, n_interactions=2 if l_max < 2 else 1, cusp=1e-2), skip=["export"])
+    check_potential(_model(elements, l_max, n_interactions=2 if l_max < 2 else 1, cusp=1e-2))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,39 @@ def test_graphless_forces_are_those_of_the_graph() -> None:
     assert forces is not None
     assert torch.allclose(sum_forces(pairs, structure.n_atoms), forces)
     assert not pairs.gradients.detach().isnan().any()
+
+
+# The TorchScript export, beyond what the contract checks.
+
+
+def test_exported_forces_do_not_depend_on_the_callers_mode(tmp_path: Path) -> None:
+    """Gradients come from automatic differentiation inside the file, which must work where a caller records nothing."""
+    model, structure = _model(l_max=2).float(), _water()
+    path = export_torchscript(model, tmp_path / "m.pt", length_unit="angstrom", energy_unit="eV", forces=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole
+        module = torch.jit.load(path)
+    arguments = (structure.numbers, structure.positions, structure.cell[0], structure.pbc[0])
+    with torch.no_grad():
+        energy, forces = module(*arguments)
+        assert not torch.is_grad_enabled()
+    wanted = model.compute(structure)
+    assert wanted.forces is not None
+    assert float(energy) == pytest.approx(float(wanted.energy), abs=1e-5)
+    assert torch.allclose(forces, wanted.forces.double(), rtol=0, atol=1e-5)
+
+
+def test_exported_energy_is_differentiable() -> None:
+    """What TorchForce asks of a file without forces."""
+    model, structure = _model(l_max=1), _water()
+    module = scripted_module(
+        model, numbers=structure.numbers.tolist(), periodic=False, length_unit="angstrom", energy_unit="eV"
+    )
+    positions = structure.positions.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(module(positions), positions)
+    wanted = model.compute(structure).forces
+    assert wanted is not None
+    assert torch.allclose(-gradient, wanted, rtol=0, atol=1e-9)
 
 
 # The hierarchy.
