@@ -229,8 +229,9 @@ def test_configurations_that_make_no_sense(keys: dict[str, object], message: str
         ANIConfig.model_validate({"elements": ("H", "O"), **keys})
 
 
-def test_programs_around(tmp_path: Path) -> None:
+def test_programs_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calculator, evaluation, and dynamics on both engines take an ensemble of ANI networks as any model."""
+    monkeypatch.chdir(tmp_path)  # dynamics writes its trajectory where it runs
     ensemble = Ensemble([_model(("Al",), seed) for seed in (0, 1)])
     folder = save_model(ensemble, tmp_path / "ani")
     atoms = bulk("Al", cubic=True).repeat((2, 1, 1))
@@ -250,3 +251,26 @@ def test_programs_around(tmp_path: Path) -> None:
         done = runner.invoke(app, [*run, "--ensemble", "nve", "--log-every", "2", "--log", str(log)])
         assert done.exit_code == 0, done.output
         assert len(log.read_text().splitlines()) == 4
+
+
+def test_networks_of_an_ensemble_share_their_vectors() -> None:
+    """Computed together as one by one; without the spread of forces the mean is the same."""
+    members = [_model(seed=seed) for seed in range(3)]
+    structure = Structure.from_ase([_ethanol(), _crystal()])
+    each = [member.compute(structure, stress=True) for member in members]
+    ensemble = Ensemble(members)
+    for spread in (True, False):
+        ensemble.force_spread = spread
+        result = ensemble.compute(structure, stress=True)
+        for name in ("energies", "forces", "stress"):
+            mean = torch.stack([getattr(one, name) for one in each]).mean(dim=0)
+            torch.testing.assert_close(getattr(result, name), mean, rtol=0, atol=1e-12)
+        energies = torch.stack([one.energy for one in each])
+        torch.testing.assert_close(result.energy_std, energies.std(dim=0, correction=0), rtol=0, atol=1e-12)
+        if spread:
+            forces = torch.stack([one.forces for one in each if one.forces is not None])
+            torch.testing.assert_close(result.forces_std, forces.std(dim=0, correction=0), rtol=0, atol=1e-12)
+        else:
+            assert result.forces_std is None
+    other = Ensemble([members[0], _model(seed=1, aev=AEVConfig())])  # other vectors: one by one
+    assert other.compute(structure).forces_std is not None

@@ -125,16 +125,16 @@ class AEV(ExactModule):
         self.register_constant("radial_shifts", torch.tensor(radial.shifts, dtype=double))
         self.register_constant("angular_shifts", torch.tensor(angular.shifts, dtype=double))
         sections = torch.tensor(angular.sections, dtype=double)
-        self.register_constant("sections", torch.stack([sections.cos(), sections.sin()]))
+        self.register_constant("half_sections", 0.5 * torch.stack([sections.cos(), sections.sin()]))
 
     radial_shifts: Tensor
     angular_shifts: Tensor
-    sections: Tensor
+    half_sections: Tensor
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Radial terms per element, angular terms per pair of elements."""
-        return len(self.radial_shifts), len(self.angular_shifts) * self.sections.shape[1]
+        return len(self.radial_shifts), len(self.angular_shifts) * self.half_sections.shape[1]
 
     def columns(self, present: list[int], n_elements: int) -> Tensor:
         """Where the terms of the elements `present` (ascending) stand in the vector of all elements."""
@@ -157,7 +157,7 @@ class AEV(ExactModule):
         config = self.config
         distance = vectors.norm(dim=1)
         unit = vectors / distance[:, None]
-        gaussians = _exp(-config.radial.eta * (distance[:, None] - self.radial_shifts).square())
+        gaussians = _gaussians(distance, self.radial_shifts, config.radial.eta)
         inside = 0.25 * cosine_cutoff(distance, config.radial.cutoff)
         key = row * sizes[1] + element
         radial = gaussians.new_zeros(sizes[0] * sizes[1], gaussians.shape[1])
@@ -172,9 +172,10 @@ class AEV(ExactModule):
         cosine = (near_unit.index_select(0, first) * near_unit.index_select(0, second)).sum(dim=1)
         mean = 0.5 * (near_distance.index_select(0, first) + near_distance.index_select(0, second))
         weight = 2.0 * cutoff.index_select(0, first) * cutoff.index_select(0, second)
-        shells = _exp(-config.angular.eta * (mean[:, None] - self.angular_shifts).square())
-        base = 0.5 + 0.5 * (torch.stack(_tilted(cosine), dim=1) @ self.sections)
-        powers = _exp(config.angular.zeta * base.log())
+        shells = _gaussians(mean, self.angular_shifts, config.angular.eta)
+        # [1 + cos(theta - theta_z)] / 2, and its power.
+        base = torch.stack(_tilted(cosine), dim=1) @ self.half_sections + 0.5
+        powers = _exp(base.log(), config.angular.zeta)
         angular = triples.products(shells * weight[:, None], powers)
         state = AEVState(
             *(key, distance, unit, gaussians, near, near_distance, near_unit, triples),
@@ -202,14 +203,14 @@ class AEV(ExactModule):
         """[Q, 3] dE/dr_ij from h = dE/dG [n, pairs * A * Z]; per triple, W = sum_az h_az R_a Z_z."""
         config, triples = self.config.angular, state.triples
         over_sections, over_shells = triples.contractions(
-            state.shells, state.powers, h.reshape(-1, len(self.angular_shifts), self.sections.shape[1])
+            state.shells, state.powers, h.reshape(-1, len(self.angular_shifts), self.half_sections.shape[1])
         )
         value, shifted = ((over_sections * state.shells) @ _moments(self.angular_shifts)).unbind(dim=1)
         by_mean = -2.0 * config.eta * state.weight * (state.mean * value - shifted)
-        turned = (over_shells * state.powers / state.base) @ self.sections.T
+        turned = (over_shells * state.powers / state.base) @ self.half_sections.T
         tilted, sine = _tilted(state.cosine)
         by_cosine = turned[:, 0] - tilted / sine * turned[:, 1]
-        by_cosine = by_cosine * state.weight * (0.5 * _ANGLE_FACTOR * config.zeta)
+        by_cosine = by_cosine * state.weight * (_ANGLE_FACTOR * config.zeta)
         distance, unit = state.near_distance, state.near_unit
         cutoff = cosine_cutoff(distance, config.cutoff)
         slope = cosine_cutoff_slope(distance, config.cutoff)
@@ -235,12 +236,21 @@ def cosine_cutoff_slope(distance: Tensor, cutoff: float) -> Tensor:
     return torch.where(distance < cutoff, inside, 0.0)
 
 
-def _exp(exponent: Tensor) -> Tensor:
-    """Exponential of numbers below zero; what is less than 1e-17 stays there.
+def _gaussians(distance: Tensor, shifts: Tensor, eta: float) -> Tensor:
+    """[n, K] exp[-eta (r - R_k)²]."""
+    away = distance[:, None] - shifts
+    return _exp(away.square() if away.requires_grad else away.square_(), -eta)
+
+
+def _exp(exponent: Tensor, factor: float) -> Tensor:
+    """Exponential of `factor` times `exponent`, a number below zero; what is less than 1e-17 stays there.
 
     Gaussians far out and their products would otherwise be denormal numbers, which processors treat ten times slower.
+    `exponent` is overwritten where no graph needs it: fresh memory costs more than the arithmetic.
     """
-    return torch.exp(exponent.clamp(min=_LEAST_EXPONENT))
+    if exponent.requires_grad:
+        return torch.exp((factor * exponent).clamp(min=_LEAST_EXPONENT))
+    return exponent.mul_(factor).clamp_(min=_LEAST_EXPONENT).exp_()
 
 
 def _moments(shifts: Tensor) -> Tensor:

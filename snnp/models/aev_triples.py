@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["Block", "Triples", "make_triples"]
 
-_MERGE = 4096
+_MERGE = 512
 """Padded triples that a block of its own is worth: that many take as long as its share of operator calls."""
 
 

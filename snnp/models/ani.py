@@ -9,9 +9,9 @@ Source: J. S. Smith, O. Isayev, A. E. Roitberg, Chem. Sci. 8, 3192 (2017), doi 1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -23,7 +23,7 @@ from snnp.models.shells import refuse_overlaps
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["ANI", "ANIConfig", "AtomicNetwork"]
+__all__ = ["ANI", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
 
 Activation = Literal["celu", "gaussian"]
 
@@ -160,60 +160,81 @@ class ANI(Potential):
         assert isinstance(network, AtomicNetwork)
         return network
 
-    def _evaluate(
-        self, structure: Structure, vectors: Tensor, neighbours: Neighbours, *, gradients: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Energies [N] without E0, and dE/dr_ij [P, 3] of the pairs (empty where not asked for)."""
-        refuse_overlaps(vectors.detach().square().sum(dim=1), neighbours.i, neighbours.j)
-        species = self.species(structure)
-        if structure.n_atoms == 0:
-            return vectors.new_zeros(0), torch.zeros_like(vectors)
-        present = torch.unique(species).tolist()
-        columns = None
-        if len(present) < len(self.elements):
-            columns = self.aev.columns(present, len(self.elements)).to(species.device)
-            species = torch.searchsorted(torch.tensor(present, device=species.device), species)
-        networks = [self.network(self.elements[element]) for element in present]
-        energies, slopes = [vectors.new_zeros(0)], [vectors[:0]]
-        for atoms, pairs in self._chunks(vectors, neighbours, structure.n_atoms):
-            own, row = species[atoms], neighbours.i[pairs] - atoms.start
-            sizes = (len(own), len(present))
-            features, state = self.aev(row, species[neighbours.j[pairs]], vectors[pairs], sizes)
-            parts, by_features, order = [], [], []
-            for element, network in enumerate(networks):
-                mine = (own == element).nonzero()[:, 0]
-                part, kept = network(features.index_select(0, mine), columns)
-                parts.append(part)
-                order.append(mine)
-                if gradients:
-                    by_features.append(network.gradient(kept))
-            back = torch.cat(order).argsort()
-            energies.append(torch.cat(parts)[back])
-            if gradients:
-                slopes.append(self.aev.pair_gradients(state, torch.cat(by_features)[back]))
-        return torch.cat(energies), torch.cat(slopes)
-
-    def _chunks(self, vectors: Tensor, neighbours: Neighbours, n_atoms: int) -> Iterator[tuple[slice, slice]]:
-        """Ranges of atoms, and of their pairs, that hold few enough triples."""
-        counts = torch.bincount(neighbours.i, minlength=n_atoms)
-        near = vectors.detach().square().sum(dim=1) < self.config.aev.angular.cutoff**2
-        triples = torch.bincount(neighbours.i[near], minlength=n_atoms)
-        triples = (triples * (triples - 1) // 2).cumsum(0)
-        budget = _CHUNK_TRIPLES["cuda" if vectors.is_cuda else "cpu"]
-        number = triples.div(budget, rounding_mode="floor")
-        atoms = [0, *(torch.diff(number).nonzero()[:, 0] + 1).tolist(), n_atoms]
-        pairs = [0, *counts.cumsum(0).tolist()]
-        for first, last in pairwise(atoms):
-            yield slice(first, last), slice(pairs[first], pairs[last])
-
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies without E0; twice differentiable in the vectors and the parameters."""
-        return self._evaluate(structure, vectors, neighbours, gradients=False)[0]
+        return evaluate_together([self], structure, vectors, neighbours, gradients="none")[0][0]
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
         """Analytic."""
         vectors = pair_vectors(structure, neighbours).to(self.dtype)
-        energies, slopes = self._evaluate(structure, vectors, neighbours, gradients=True)
-        return energies, PairGradients(neighbours.i, neighbours.j, vectors, slopes)
+        energies, slopes = evaluate_together([self], structure, vectors, neighbours, gradients="each")
+        return energies[0], PairGradients(neighbours.i, neighbours.j, vectors, slopes[0])
+
+
+def share_vectors(models: Sequence[Potential]) -> TypeGuard[Sequence[ANI]]:
+    """Whether all are ANI potentials of the same elements (in order) that see the same vectors."""
+    first = models[0]
+    return isinstance(first, ANI) and all(
+        isinstance(model, ANI) and model.elements == first.elements and model.config.aev == first.config.aev
+        for model in models
+    )
+
+
+def evaluate_together(
+    models: Sequence[ANI],
+    structure: Structure,
+    vectors: Tensor,
+    neighbours: Neighbours,
+    *,
+    gradients: Literal["none", "mean", "each"],
+) -> tuple[Tensor, list[Tensor]]:
+    """Energies [M, N] without E0 of M networks on one computation of their vectors; see `share_vectors`.
+
+    Returns also dE/dr_ij [P, 3] of the mean energy, or of each network, or none.
+    """
+    refuse_overlaps(vectors.detach().square().sum(dim=1), neighbours.i, neighbours.j)
+    first = models[0]
+    species = first.species(structure)
+    if structure.n_atoms == 0:
+        return vectors.new_zeros(len(models), 0), [torch.zeros_like(vectors)] * len(models)
+    present = torch.unique(species).tolist()
+    columns = None
+    if len(present) < len(first.elements):
+        columns = first.aev.columns(present, len(first.elements)).to(species.device)
+        species = torch.searchsorted(torch.tensor(present, device=species.device), species)
+    symbols = [first.elements[element] for element in present]
+    energies, slopes = [], []
+    for atoms, pairs in _chunks(first, vectors, neighbours, structure.n_atoms):
+        own, row = species[atoms], neighbours.i[pairs] - atoms.start
+        features, state = first.aev(row, species[neighbours.j[pairs]], vectors[pairs], (len(own), len(present)))
+        groups = [(own == element).nonzero()[:, 0] for element in range(len(present))]
+        back = torch.cat(groups).argsort()
+        inputs = [features.index_select(0, group) for group in groups]
+        each, by_features = [], []
+        for model in models:
+            evaluated = [model.network(symbol)(x, columns) for symbol, x in zip(symbols, inputs, strict=True)]
+            each.append(torch.cat([part for part, _ in evaluated])[back])
+            if gradients != "none":
+                parts = [model.network(s).gradient(kept) for s, (_, kept) in zip(symbols, evaluated, strict=True)]
+                by_features.append(torch.cat(parts)[back])
+        energies.append(torch.stack(each))
+        if gradients == "mean":
+            by_features = [torch.stack(by_features).mean(dim=0)]
+        slopes.append([first.aev.pair_gradients(state, h) for h in by_features])
+    return torch.cat(energies, dim=1), [torch.cat(parts) for parts in zip(*slopes, strict=True)]
+
+
+def _chunks(model: ANI, vectors: Tensor, neighbours: Neighbours, n_atoms: int) -> Iterator[tuple[slice, slice]]:
+    """Ranges of atoms, and of their pairs, that hold few enough triples."""
+    counts = torch.bincount(neighbours.i, minlength=n_atoms)
+    near = vectors.detach().square().sum(dim=1) < model.config.aev.angular.cutoff**2
+    triples = torch.bincount(neighbours.i[near], minlength=n_atoms)
+    triples = (triples * (triples - 1) // 2).cumsum(0)
+    budget = _CHUNK_TRIPLES["cuda" if vectors.is_cuda else "cpu"]
+    number = triples.div(budget, rounding_mode="floor")
+    atoms = [0, *(torch.diff(number).nonzero()[:, 0] + 1).tolist(), n_atoms]
+    pairs = [0, *counts.cumsum(0).tolist()]
+    for first, last in pairwise(atoms):
+        yield slice(first, last), slice(pairs[first], pairs[last])

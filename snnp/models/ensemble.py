@@ -8,15 +8,16 @@ Members may be of any families and have different cutoffs and E0; they share the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from snnp.errors import InputError
+from snnp.models.ani import evaluate_together, share_vectors
 from snnp.models.potential import PairGradients, Potential, Prediction
-from snnp.neighbours import Neighbours, neighbour_list
+from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
@@ -59,6 +60,8 @@ class Ensemble(Potential):
     """
 
     config: EnsembleConfig
+    force_spread: bool = True
+    """Whether `compute` returns `forces_std`. Without it ANI networks that share their vectors differentiate once."""
 
     def __init__(self, potentials: Sequence[Potential]) -> None:
         if not potentials:
@@ -139,7 +142,7 @@ class Ensemble(Potential):
         self.species(structure)
         if neighbours is None:
             neighbours = neighbour_list(structure, self.cutoff)
-        each = [m.compute(structure, neighbours, forces=forces, stress=stress) for m in self.potentials]
+        each = self._predictions(structure, neighbours, forces=forces, stress=stress)
         energy = torch.stack([prediction.energy for prediction in each])
         all_forces = [p.forces for p in each if p.forces is not None]
         all_stress = [p.stress for p in each if p.stress is not None]
@@ -150,8 +153,34 @@ class Ensemble(Potential):
             forces=None if stacked is None else stacked.mean(dim=0),
             stress=torch.stack(all_stress).mean(dim=0) if all_stress else None,
             energy_std=_spread(energy),
-            forces_std=None if stacked is None else _spread(stacked),
+            forces_std=None if stacked is None or not self.force_spread else _spread(stacked),
         )
+
+    def _predictions(
+        self, structure: Structure, neighbours: Neighbours, *, forces: bool, stress: bool
+    ) -> list[Prediction]:
+        """Of each member; without `force_spread` forces and stress may be the ensemble's instead of the member's."""
+        potentials = self.potentials
+        if not share_vectors(potentials):
+            return [m.compute(structure, neighbours, forces=forces, stress=stress) for m in potentials]
+        if neighbours.cutoff < self.cutoff - 1e-9:
+            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
+        neighbours = neighbours.to(self.device)
+        with torch.no_grad():
+            vectors = pair_vectors(structure, neighbours).to(self.dtype)
+            wanted: Literal["none", "mean", "each"] = "each" if self.force_spread else "mean"
+            energies, slopes = evaluate_together(
+                potentials, structure, vectors, neighbours, gradients=wanted if forces or stress else "none"
+            )
+            pairs: list[PairGradients | None] = [None]
+            if slopes:
+                pairs = [PairGradients(neighbours.i, neighbours.j, vectors, each) for each in slopes]
+            if len(pairs) < len(potentials):
+                pairs *= len(potentials)
+            return [
+                member._assemble(structure, mine, each, forces=forces, stress=stress)
+                for member, mine, each in zip(potentials, energies, pairs, strict=True)
+            ]
 
 
 def _mean(values: Any) -> float:

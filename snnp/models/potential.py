@@ -185,21 +185,26 @@ class Potential(ExactModule, ABC):
             result = evaluate_structure(kernel, structure, species, neighbours, forces=forces or stress)
             return self._prediction(structure, result, forces=forces, stress=stress)
         with torch.no_grad():
-            reference = self._reference.to(self.device)[species]
             if forces or stress:
                 energies, pairs = self._energies_and_pair_gradients(structure, neighbours.to(self.device))
             else:
                 vectors = pair_vectors(structure, neighbours.to(self.device)).to(self.dtype)
                 energies, pairs = self.atomic_energies(structure, vectors, neighbours.to(self.device)), None
-            energies = energies.double() + reference
-            total = torch.zeros(structure.n_structures, dtype=torch.float64, device=self.device)
-            total.index_add_(0, structure.structure_of_atom, energies)
-            return Prediction(
-                energy=total,
-                energies=energies,
-                forces=sum_forces(pairs, structure.n_atoms) if forces and pairs is not None else None,
-                stress=sum_stress(pairs, structure) if stress and pairs is not None else None,
-            )
+            return self._assemble(structure, energies, pairs, forces=forces, stress=stress)
+
+    def _assemble(
+        self, structure: Structure, energies: Tensor, pairs: PairGradients | None, *, forces: bool, stress: bool
+    ) -> Prediction:
+        """What follows from energies [N] without E0 and pair gradients."""
+        energies = energies.double() + self._reference.to(self.device)[self.species(structure)]
+        total = torch.zeros(structure.n_structures, dtype=torch.float64, device=self.device)
+        total.index_add_(0, structure.structure_of_atom, energies)
+        return Prediction(
+            energy=total,
+            energies=energies,
+            forces=sum_forces(pairs, structure.n_atoms) if forces and pairs is not None else None,
+            stress=sum_stress(pairs, structure) if stress and pairs is not None else None,
+        )
 
     def _prediction(self, structure: Structure, result: NativeResult, *, forces: bool, stress: bool) -> Prediction:
         energies = torch.from_numpy(result.energies)
