@@ -1,20 +1,27 @@
-"""Reference structures with energies, forces and stresses, as read from files."""
+"""Reference structures with energies, forces and stresses: from files, and from datasets."""
 
 from snnp.data.checks import Finding, check_frames
-from snnp.data.frames import Frame, Keys, elements_of, read_frames
+from snnp.data.convert import convert
+from snnp.data.dataset import Batch, Dataset
+from snnp.data.frames import Frame, Keys, elements_of
 from snnp.data.reference import ReferenceEnergies, fit_reference_energies, is_isolated_atom
+from snnp.data.sources import load_dataset, read_frames
 from snnp.data.splits import Split, load_split, save_split, split_frames
 
 __all__ = [
+    "Batch",
+    "Dataset",
     "Finding",
     "Frame",
     "Keys",
     "ReferenceEnergies",
     "Split",
     "check_frames",
+    "convert",
     "elements_of",
     "fit_reference_energies",
     "is_isolated_atom",
+    "load_dataset",
     "load_split",
     "read_frames",
     "save_split",

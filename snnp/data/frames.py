@@ -6,7 +6,7 @@ import gzip
 import io
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from ase.io.formats import UnknownFileTypeError
 from snnp.errors import DataError, InputError, near_matches
 from snnp.structure import Structure
 
-__all__ = ["Frame", "Keys", "elements_of", "read_frames"]
+__all__ = ["USUAL_NAMES", "Frame", "Keys", "choose_names", "elements_of", "labels_of", "parse_images", "read_frames"]
 
 _log = logging.getLogger(__name__)
 
 # In order of preference: names that can only mean the reference come before names that a calculator may have written.
-_USUAL_NAMES = {
+USUAL_NAMES = {
     "energy": (
         *("REF_energy", "ref_energy", "energy", "dft_energy", "DFT_energy", "Energy"),
         *("total_energy", "free_energy"),
@@ -135,13 +135,17 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys()) ->
     if not files:
         raise DataError("no data file was given; name at least one file of reference structures.")
     frames: list[Frame] = []
-    for file, label in zip(files, _labels(files), strict=True):
+    for file, label in zip(files, labels_of(files), strict=True):
         frames.extend(_read_file(file, label, keys))
     return frames
 
 
-def _labels(files: list[Path]) -> list[str]:
-    """Shortest trailing part of each path that tells the files apart."""
+def labels_of(files: list[Path]) -> list[str]:
+    """Shortest trailing part of each path that tells the files apart.
+
+    Raises:
+        DataError: for a file that is listed twice.
+    """
     for depth in range(1, max(len(file.parts) for file in files) + 1):
         labels = ["/".join(file.parts[-depth:]) for file in files]
         if len(set(labels)) == len(labels):
@@ -151,9 +155,10 @@ def _labels(files: list[Path]) -> list[str]:
 
 
 def _read_file(file: Path, label: str, keys: Keys) -> list[Frame]:
-    images = _parse(file)
+    images = parse_images(file)
     tables = [_named_values(atoms) for atoms in images]
-    names = _choose_names(file, tables, keys, all(len(atoms) == 1 for atoms in images))
+    present = {name for table in tables for name in table}
+    names = choose_names(file, present, all(len(atoms) == 1 for atoms in images), keys)
     _log.info("%s: %d frames, %s", file, len(images), names)
     return [
         _frame(atoms, table, names, f"{label}#{index}")
@@ -161,8 +166,12 @@ def _read_file(file: Path, label: str, keys: Keys) -> list[Frame]:
     ]
 
 
-def _parse(file: Path) -> list[Atoms]:
-    """All images of a file."""
+def parse_images(file: Path) -> list[Atoms]:
+    """All images of a file, as ASE reads them.
+
+    Raises:
+        DataError: for a file that is missing, empty or unreadable.
+    """
     if not file.is_file():
         siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
         what = "is a folder, not a data file" if file.is_dir() else "does not exist"
@@ -200,12 +209,24 @@ def _named_values(atoms: Atoms) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _choose_names(file: Path, tables: list[dict[str, Any]], keys: Keys, single_atoms: bool) -> dict[str, str | None]:
-    """The one name per quantity that is used for this file."""
-    present = sorted({name for table in tables for name in table})
-    listing = ", ".join(present) or "none"
+def choose_names(
+    file: Path, present: Collection[str], single_atoms: bool, keys: Keys = Keys(), *, labelled: bool = True
+) -> dict[str, str | None]:
+    """The one name per quantity that is used for a file: "energy", "forces", "stress", "group" -> name or None.
+
+    Arguments:
+        file: named in errors.
+        present: all names that occur in the file.
+        single_atoms: whether it holds single atoms only, which need no forces.
+        keys: names that are prescribed.
+        labelled: whether there must be energies.
+
+    Raises:
+        DataError: if a prescribed name is missing, or there is no energy.
+    """
+    listing = ", ".join(sorted(present)) or "none"
     names: dict[str, str | None] = {}
-    for quantity, usual in _USUAL_NAMES.items():
+    for quantity, usual in USUAL_NAMES.items():
         wanted = getattr(keys, quantity)
         if wanted is None:
             names[quantity] = next((name for name in usual if name in present), None)
@@ -215,7 +236,7 @@ def _choose_names(file: Path, tables: list[dict[str, Any]], keys: Keys, single_a
                 f"{file} has no key '{wanted}' for {quantity}; it has: {listing}.{near_matches(wanted, present)}"
             )
         names[quantity] = wanted
-    if names["energy"] is None:
+    if names["energy"] is None and labelled:
         raise DataError(
             f"{file} holds no energies under a usual name (such as energy or REF_energy); it has: {listing}. "
             "Name the key that holds the energy."

@@ -1,0 +1,215 @@
+"""Blocks from and to ASE's `Atoms`, and extended XYZ that holds every digit of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError, all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian
+from ase.data import chemical_symbols
+from ase.io.extxyz import per_config_properties
+
+from snnp.data.block import Block
+from snnp.data.comment import write_pair
+from snnp.data.extras import Extras, pack, unpack
+from snnp.data.extxyz import full_tensor, take_labels
+from snnp.data.frames import Keys, choose_names
+from snnp.errors import DataError
+
+__all__ = ["block_from_atoms", "to_atoms", "xyz_lines"]
+
+_LABELS = ("energy", "forces", "stress")
+
+
+def to_atoms(block: Block) -> Iterator[Atoms]:
+    """One `Atoms` per frame: labels as results of a calculator (in `info` and `arrays` where they had other names)."""
+    for row in range(len(block)):
+        one = block.slice(row, row + 1)
+        extras = unpack(one.extras[0] if one.extras else None, one.ids[0] if one.ids else f"#{row}")
+        atoms = Atoms(numbers=one.numbers, positions=one.positions, cell=one.cell[0], pbc=one.pbc[0])
+        results: dict[str, Any] = {}
+        info, arrays = dict(extras.info), dict(extras.arrays)
+        for name, value in _labels(one, extras).items():
+            if name in _LABELS:
+                results[name] = value
+            elif np.ndim(value) == 2 and len(value) == len(atoms) and name == extras.names.get("forces"):
+                arrays[name] = value
+            else:
+                info[name] = value
+        for table in (info, arrays):
+            results |= {name: table.pop(name) for name in list(table) if name in all_properties}
+        mask = arrays.pop("move_mask", None)
+        if mask is not None:
+            atoms.set_constraint(_constraints(np.asarray(mask, dtype=bool)))
+        for name, value in arrays.items():
+            atoms.set_array(name, value)
+        atoms.info.update(info)
+        if results:
+            if "stress" in results:
+                results["stress"] = _voigt(results["stress"])
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        yield atoms
+
+
+def _labels(one: Block, extras: Extras) -> dict[str, Any]:
+    """Energy, forces and stress of a single frame under the names that they had; not those that `info` holds itself."""
+    found: dict[str, Any] = {}
+    if one.has_energy[0]:
+        found[extras.names.get("energy", "energy")] = float(one.energy[0])
+    if one.has_forces[0]:
+        found[extras.names.get("forces", "forces")] = one.forces.copy()
+    if one.has_stress[0]:
+        found[extras.names.get("stress", "stress")] = one.stress[0].copy()
+    return {name: value for name, value in found.items() if name not in extras.info}
+
+
+def _voigt(stress: np.ndarray) -> np.ndarray:
+    """Six numbers, as ASE keeps a stress; its reader of extended XYZ takes the upper triangle, too."""
+    return np.array([stress[0, 0], stress[1, 1], stress[2, 2], stress[1, 2], stress[0, 2], stress[0, 1]])
+
+
+def _constraints(mask: np.ndarray) -> list[Any]:
+    if mask.ndim == 1:
+        return [FixAtoms(mask=~mask)]
+    return [FixCartesian(int(atom), mask=~free) for atom, free in enumerate(mask) if not free.all()]
+
+
+def block_from_atoms(
+    images: Sequence[Atoms], ids: Sequence[str], keys: Keys = Keys(), *, labelled: bool = True
+) -> Block:
+    """Frames from `Atoms`: labels under the names that `read_frames` looks for, all else as extras.
+
+    Arguments:
+        images: each with `info`, `arrays`, and the results of a calculator, or without.
+        ids: configuration ids.
+        keys: names of the labels, where they are unusual.
+        labelled: whether there must be energies.
+
+    Raises:
+        DataError: for what a dataset cannot hold, or where energies are missing; names the frame.
+    """
+    if not images:
+        raise DataError("there are no structures to store; give at least one.")
+    tables = [_tables(atoms, name) for atoms, name in zip(images, ids, strict=True)]
+    present = {name for info, arrays in tables for name in (*info, *arrays)}
+    single = all(len(atoms) == 1 for atoms in images)
+    names = choose_names(Path(ids[0].rpartition("#")[0]), present, single, keys, labelled=labelled)
+    rows = zip(images, tables, ids, strict=True)
+    return Block.concatenate([_one_block(atoms, info, arrays, names, where) for atoms, (info, arrays), where in rows])
+
+
+def _tables(atoms: Atoms, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What belongs to the frame, and what to its atoms; results of a calculator among them."""
+    if len(atoms) == 0:
+        raise DataError(f"{name} has no atoms.")
+    info, arrays = dict(atoms.info), {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
+    info.update(info.pop("key_value_pairs", {}))  # of an ASE database
+    for key, value in _results(atoms).items():
+        table = arrays if key not in per_config_properties and np.shape(value)[:1] == (len(atoms),) else info
+        if key in table and not np.array_equal(table[key], value):
+            raise DataError(f"{name} has two values of {key}, of its calculator and beside it; remove one of them.")
+        table[key] = value
+    if atoms.constraints:
+        arrays["move_mask"] = _mask(atoms, name)
+    return info, arrays
+
+
+def _one_block(
+    atoms: Atoms, info: dict[str, Any], arrays: dict[str, Any], names: Mapping[str, str | None], where: str
+) -> Block:
+    forces = arrays.pop(str(names["forces"]), None)
+    block = Block.conformers(
+        atoms.numbers,
+        atoms.positions[None],
+        energy=np.array([np.nan]),
+        forces=None if forces is None else np.asarray(forces, dtype=np.float64)[None],
+        cell=atoms.cell.array[None].copy(),
+    )
+    if "stress" in info:
+        info["stress"] = full_tensor(info["stress"], where)
+    renamed = {"forces": str(names["forces"])} if forces is not None and names["forces"] != "forces" else {}
+    info["pbc"] = atoms.pbc
+    renamed |= take_labels(block, 0, info, names, where)
+    group = info.get(str(names["group"]))
+    extras = pack(Extras(info, arrays, renamed), where)
+    return block.named([where], [None if group is None else str(group)], [extras])
+
+
+def _results(atoms: Atoms) -> dict[str, Any]:
+    """What a calculator has computed for these atoms as they are; nothing is computed now."""
+    if atoms.calc is None or atoms.calc.calculation_required(atoms, []):
+        return {}
+    try:
+        return {key: value for key, value in atoms.calc.results.items() if value is not None}
+    except (AttributeError, PropertyNotImplementedError):
+        return {}
+
+
+def _mask(atoms: Atoms, name: str) -> np.ndarray:
+    """[N] or [N, 3] bool, what may move, as extended XYZ has it."""
+    free = np.ones((len(atoms), 3), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            free[constraint.index] = False
+        elif isinstance(constraint, FixCartesian):
+            free[constraint.index] = ~np.asarray(constraint.mask)
+        else:
+            raise DataError(
+                f"{name} has a constraint {type(constraint).__name__}, which a dataset cannot hold (FixAtoms and "
+                "FixCartesian it can); remove it."
+            )
+    return free[:, 0] if (free == free[:, :1]).all() else free
+
+
+def xyz_lines(block: Block) -> Iterator[str]:
+    """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers."""
+    for row in range(len(block)):
+        one = block.slice(row, row + 1)
+        extras = unpack(one.extras[0] if one.extras else None, one.ids[0] if one.ids else f"#{row}")
+        labels = _labels(one, extras)
+        forces = labels.pop(extras.names.get("forces", "forces"), None)
+        columns: list[tuple[str, np.ndarray]] = [("pos", one.positions)]
+        columns += [] if forces is None else [(extras.names.get("forces", "forces"), forces)]
+        columns += list(extras.arrays.items())
+        yield f"{len(one.numbers)}\n{_comment(one, extras, labels, columns)}\n" + "\n".join(_rows(one, columns)) + "\n"
+
+
+def _comment(one: Block, extras: Extras, labels: dict[str, Any], columns: Iterable[tuple[str, np.ndarray]]) -> str:
+    pairs = []
+    if one.cell[0].any():
+        pairs.append(f'Lattice="{_matrix(one.cell[0].T)}"')
+    kinds = {"f": "R", "i": "I", "u": "I", "b": "L", "U": "S"}
+    fields = [f"{name}:{kinds[array.dtype.kind]}:{array[0].size}" for name, array in columns]
+    pairs.append("Properties=" + ":".join(["species:S:1", *fields]))
+    for name, value in {**labels, **extras.info}.items():
+        special = name in ("stress", "virial") and np.shape(value) == (3, 3)
+        pairs.append(f'{name}="{_matrix(value)}"' if special else write_pair(name, value))
+    flags = " ".join("T" if periodic else "F" for periodic in one.pbc[0])
+    return " ".join([*pairs, f'pbc="{flags}"'])
+
+
+def _matrix(value: np.ndarray) -> str:
+    """Nine numbers, column by column."""
+    return " ".join(map(repr, np.asarray(value).ravel(order="F").tolist()))
+
+
+def _rows(one: Block, columns: Iterable[tuple[str, np.ndarray]]) -> Iterator[str]:
+    """One line per atom."""
+    texts: list[list[str]] = [[chemical_symbols[number] for number in one.numbers]]
+    for name, array in columns:
+        flat = array.reshape(len(array), -1)
+        for values in flat.T.tolist():
+            if array.dtype.kind == "b":
+                texts.append(["T" if value else "F" for value in values])
+            elif array.dtype.kind == "U":
+                if any(not value or value.split() != [value] for value in values):
+                    raise DataError(f"the texts of {name} have spaces, which extended XYZ cannot hold; use parquet.")
+                texts.append(values)
+            else:
+                texts.append(list(map(repr, values)))
+    return (" ".join(row) for row in zip(*texts, strict=True))

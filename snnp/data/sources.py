@@ -1,0 +1,132 @@
+"""Where frames come from: a file, a dataset in a folder, or a dataset by name, and one function for all of them.
+
+load_dataset("org/name@v1.0", split="train")       from the Hub or a mirror
+load_dataset("folder", part="ccsdt", split="test")  one of several levels of theory
+read_frames(["train.xyz", "org/name:train"])        files and datasets, as training takes them
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from snnp.data.convert import is_xyz, read_any
+from snnp.data.dataset import Dataset
+from snnp.data.frames import Frame, Keys, labels_of
+from snnp.data.frames import read_frames as read_files
+from snnp.data.source import BlockSource, ParquetSource
+from snnp.errors import DataError, near_matches
+
+__all__ = ["dataset_files", "load_dataset", "read_frames"]
+
+_SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")
+
+
+def load_dataset(
+    name: str | Path, split: str | None = None, *, part: str | None = None, revision: str | None = None
+) -> Dataset:
+    """Open a dataset; nothing but its footer is read.
+
+    Arguments:
+        name: `org/name[@revision]` on the Hub or in a mirror, a folder, a parquet file, or a file of extended XYZ
+            (which is read into memory).
+        split: "train", "valid", "test", ...; None: all frames.
+        part: which file, where a dataset has several, one for each level of theory; its name without ".parquet".
+        revision: branch, tag or commit hash; may also follow the name after an @.
+
+    Raises:
+        DataError: if there is no such split or part, or the file is damaged or hostile.
+        HubError: if the name is unknown or cannot be fetched, or the files are not those of the manifest.
+        MissingDependencyError: without pyarrow, or huggingface_hub for names on the Hub.
+    """
+    from snnp.hub import resolve
+
+    place = resolve(name, "dataset", revision)
+    path = place.folder
+    if path.is_dir():
+        path = _choose(dataset_files(path), part, str(name))
+    elif part is not None and part != path.stem:
+        raise DataError(f"{name} is one file, it has no part {part!r}.")
+    if is_xyz(path):
+        blocks = list(read_any(path))
+        source: ParquetSource | BlockSource = BlockSource(blocks, path.name)
+    else:
+        source = ParquetSource(path)
+    dataset = Dataset(source, np.arange(int(source.sizes.sum())))
+    return dataset if split is None else dataset.select(split)
+
+
+def dataset_files(folder: Path) -> dict[str, Path]:
+    """Part -> parquet file of a dataset's folder."""
+    return {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")}
+
+
+def _choose(files: dict[str, Path], part: str | None, name: str) -> Path:
+    if not files:
+        raise DataError(f"{name} is a folder without parquet files; make one with 'snnp convert' or a recipe.")
+    if part is None and len(files) == 1:
+        return next(iter(files.values()))
+    if part is None:
+        raise DataError(f"{name} has several levels of theory, name one with part=...: {', '.join(files)}.")
+    if part not in files:
+        raise DataError(f"{name} has no part {part!r}; it has: {', '.join(files)}.{near_matches(part, files)}")
+    return files[part]
+
+
+def read_frames(
+    path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *, split: str | None = None
+) -> list[Frame]:
+    """Read frames from files and datasets: extended XYZ, whatever ASE reads, parquet, folders, names on the Hub.
+
+    A dataset may be followed by `:split` or `:part/split`, as in `org/name:train` or `org/ani-1x:ccsdt_cbs/test`.
+
+    Arguments:
+        path: one or several.
+        keys: names of the labels in files, where they are unusual; the columns of datasets have fixed names.
+        split: of datasets that name none and have it; None: all frames.
+
+    Raises:
+        DataError: as `load_dataset` and, for files, `snnp.data.frames.read_frames` say.
+    """
+    sources = [path] if isinstance(path, str | Path) else list(path)
+    opened = [_as_dataset(str(source), split) for source in sources]
+    if not any(opened):
+        return read_files([Path(source) for source in sources] if len(sources) != 1 else Path(sources[0]), keys)
+    labels = labels_of([Path(str(source)) for source in sources])
+    frames: list[Frame] = []
+    for source, dataset, label in zip(sources, opened, labels, strict=True):
+        if dataset is None:
+            prefix = Path(source).name
+            found = [replace(f, source=label + f.source.removeprefix(prefix)) for f in read_files(source, keys)]
+        elif keys != Keys():
+            raise DataError(f"{source} is a dataset, whose columns have fixed names; leave the keys of labels away.")
+        else:
+            found = dataset.frames()
+            if len(sources) > 1:
+                found = [replace(frame, source=f"{label}/{frame.source}") for frame in found]
+        frames += found
+    return frames
+
+
+def _as_dataset(text: str, split: str | None) -> Dataset | None:
+    """A dataset if the text names one; None for files that are read by the file."""
+    from snnp.hub import parse_reference
+
+    name, part, wanted = text, None, None
+    if not Path(text).exists() and (match := _SELECTION.fullmatch(text)):
+        name, part, wanted = match["name"], match["part"], match["split"]
+    path = Path(name)
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        return None
+    if not path.exists() and (path.suffix.lower() == ".parquet" or parse_reference(name) is None):
+        return None
+    if not path.exists() and path.parent.is_dir() and path.suffix:
+        return None  # a file that is missing is more likely than an organisation named like a folder here
+    dataset = load_dataset(name, part=part)
+    if wanted is not None:
+        return dataset.select(wanted)
+    return dataset.select(split) if split in dataset.splits else dataset
