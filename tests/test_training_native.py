@@ -1,0 +1,95 @@
+"""Training on the compiled kernel gives the loss and the gradients that torch gives on sums over neighbours."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from snnp import Structure
+from snnp.data import Frame
+from snnp.kernels.library import library, switched_off
+from snnp.models.config import AngularConfig, EmbeddingConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.spline_nnp import SplineNNP
+from snnp.training.config import LossConfig
+from snnp.training.loss import Weights, loss, predict
+from snnp.training.native import NativeGeometry
+from snnp.training.prepared import prepare
+from snnp.training.setup import standardise
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
+
+FORMS = {
+    "one element": (("Cu",), {}),
+    "repulsion": (("Cu",), {"repulsion": RepulsionConfig(inner=2.2, outer=2.9)}),
+    "pairs of elements": (
+        ("Cu", "Mo", "Si"),
+        {"filters": "pair", "angular": AngularConfig(n_filters=5, degree=3, elements="pair", cutoff=4.0)},
+    ),
+    "shared filters, linear": (("Cu", "Mo"), {"filters": "shared", "network": None}),
+    "radial, embeddings": (("Cu", "Mo"), {"angular": AngularConfig(n_filters=0), "embedding": EmbeddingConfig()}),
+    "angular": (("Cu", "Mo"), {"radial": RadialConfig(n_filters=0), "angular": AngularConfig(n_filters=33, degree=6)}),
+}
+
+
+def frames(elements: tuple[str, ...]) -> list[Frame]:
+    rng, made = np.random.default_rng(0), []
+    for k in range(5):
+        atoms = bulk("Cu", "fcc", a=3.6, cubic=True).repeat(1 + k % 2)
+        atoms.set_chemical_symbols(rng.choice(elements, len(atoms)))
+        atoms.positions += rng.normal(0.0, 0.2, atoms.positions.shape)
+        forces = None if k == 3 else rng.normal(0.0, 1.0, atoms.positions.shape)
+        stress = rng.normal(0.0, 0.01, (3, 3))
+        structure = Structure.from_ase(atoms)
+        made.append(
+            Frame(structure, energy=float(rng.normal()), forces=forces, stress=stress, source=str(k), group="g")
+        )
+    return made
+
+
+def step(form: str, dtype: torch.dtype, *, native: bool) -> tuple[float, list[torch.Tensor]]:
+    """Loss of a batch that skips frames and changes their order, and the gradients of all parameters."""
+    elements, keys = FORMS[form]
+    model = SplineNNP(SplineNNPConfig(elements=elements, **keys), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    with nullcontext() if native else switched_off():
+        data = prepare(model, frames(elements), dtype)
+        model.to(dtype)
+        standardise(model, data)
+        batch = data.batch([3, 0, 4])
+        assert isinstance(batch.geometry, NativeGeometry) == native
+        value = loss(predict(model, batch), batch, LossConfig(), Weights(1.0, 1.0, 5.0))
+        value.backward()
+    gradients = [p.grad for p in model.parameters() if p.numel()]
+    assert all(g is not None for g in gradients)
+    return float(value.detach()), [g for g in gradients if g is not None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_gradients_are_torchs(form: str, dtype: torch.dtype, tolerance: float) -> None:
+    expected, found = step(form, dtype, native=False), step(form, dtype, native=True)
+    assert found[0] == pytest.approx(expected[0], rel=tolerance)
+    for a, b in zip(expected[1], found[1], strict=True):
+        assert float((a - b).abs().max()) <= tolerance * float(a.abs().max().clamp_min(1e-12))
+
+
+def test_energies_alone() -> None:
+    """Without forces in the loss the passes over tangents are not needed."""
+    gradients = []
+    for native in (False, True):
+        model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
+        with nullcontext() if native else switched_off():
+            data = prepare(model, frames(("Cu",)), torch.float64)
+            batch = data.batch([1, 2])
+            predict(model, batch).energy.square().sum().backward()
+        gradients.append(model.f.free.grad)
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-10)
