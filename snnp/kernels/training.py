@@ -1,4 +1,4 @@
-"""Features, forces and their parameter derivatives of an s-NNP from compiled code: the four passes of a training step."""
+"""Features, forces and their parameter derivatives from compiled code: the four passes of a training step."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class FeatureKernel:
         plan: the form; its coefficients are only where the passes start. dtype: np.float32 or np.float64.
 
     Attributes:
-        rho, f: [G, K, 4, stride], views of the tables; rho_slopes: [G, F, K, 4]; legendre: [C, C, L + 1, stride]; at_one:
-            [C, stride]. feature_stride: numbers in a row of features.
+        rho, f: [G, K, 4, stride], views of the tables; rho_slopes: [G, F, K, 4]; legendre: [C, C, L + 1, stride];
+            at_one: [C, stride]. feature_stride: numbers in a row of features.
     """
 
     def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> None:
@@ -136,13 +136,13 @@ class FeatureKernel:
         return features, moments
 
     def forces(self, batch: TrainingBatch, moments: Array, h: Array, n_threads: int) -> tuple[Array, Array]:
-        """Forces [n, 3] and virials [B, 3, 3] (sum of r_ij (x) dE/dr_ij) in float64, from h = dE/dG [n, feature_stride]."""
+        """Forces [n, 3] and virials [B, 3, 3] (sum of r (x) dE/dr) in float64, from h = dE/dG [n, feature_stride]."""
         forces, virial = np.empty((len(batch.rows), 3)), np.empty((batch.n_structures, 3, 3))
         self._run(_FORCES, batch, n_threads, moments=moments, h=h, forces=forces, virial=virial)
         return forces, virial
 
     def tangents(self, batch: TrainingBatch, moments: Array, p: Array, s: Array, n_threads: int) -> tuple[Array, Array]:
-        """dL/dh [n, feature_stride] from p = dL/dF [n, 3] and s = dL/dvirial [B, 3, 3] (float64); and moments for later."""
+        """dL/dh [n, feature_stride] from p = dL/dF [n, 3], s = dL/dvirial [B, 3, 3] (float64); and moments for later."""
         features, dot = (
             np.zeros((len(batch.rows), self.feature_stride), self.dtype),
             _aligned(moments.shape, self.dtype),
@@ -151,7 +151,7 @@ class FeatureKernel:
         return features, dot
 
     def gradients(self, batch: TrainingBatch, n_threads: int, **arrays: Array) -> tuple[Array, Array, Array, Array]:
-        """dL/drho, dL/df, dL/dlegendre, dL/dat_one (tables), from moments, g = dL/dG and, with forces, moments_dot, h, p, s."""
+        """dL/d(rho, f, legendre, at_one) from moments, g = dL/dG and, with forces, moments_dot, h, p, s."""
         out = {name: np.zeros(getattr(self, name).shape, self.dtype) for name in ("rho", "f", "legendre", "at_one")}
         self._run(_GRADIENTS, batch, n_threads, **arrays, **out)
         return out["rho"], out["f"], out["legendre"], out["at_one"]

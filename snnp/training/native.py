@@ -35,7 +35,7 @@ class NativeGeometry:
     """Stored pairs of all atoms, and which atoms of them these are.
 
     Arguments:
-        kernel: the passes. maps: [G, K * 4, free] per set of radial splines: coefficients of polynomials from parameters.
+        kernel: the passes. maps: [G, K * 4, free] per set of radial splines, parameters to polynomials.
         batch: the chosen atoms. species: [n] int64.
     """
 
@@ -167,7 +167,7 @@ class _Features(torch.autograd.Function):
 
 
 class _Forces(torch.autograd.Function):
-    """h = dE/dfeatures [n, D] -> forces [n, 3], virials [B, 3, 3]; features are an input to come before them backward."""
+    """h = dE/dfeatures [n, D] -> forces [n, 3], virials [B, 3, 3]; takes features to come before them backward."""
 
     @staticmethod
     def forward(ctx: Any, record: _Record, h: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
