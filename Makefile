@@ -8,10 +8,10 @@ EXTRAS := openmm,hub,docs,dev
 SOURCES := snnp plugins/ase/snnp_ase plugins/openmm/snnp_openmm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs
+.PHONY: help setup demo test lint format docs instructions sanitize
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
 
 setup: $(INSTALLED) $(KERNELS)  ## create .venv and install snnp with everything that demo, tests and docs need
 
@@ -51,3 +51,10 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 
 docs: $(INSTALLED)  ## build the documentation into docs/_build, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+instructions: $(KERNELS)  ## count the kernels' instructions with valgrind; fails if they grew by over 10 %
+	$(BIN)/python tests/native/instructions.py
+
+sanitize: $(KERNELS)  ## random cases through kernels built with address, undefined-behaviour and thread sanitizers
+	$(BIN)/python tests/native/sanitize.py address
+	$(BIN)/python tests/native/sanitize.py thread
