@@ -140,7 +140,7 @@ def write_pair(name: str, value: Any) -> str:
     key = name if _BARE.fullmatch(name) else '"' + re.sub(r'(["\\])', r"\\\1", name) + '"'
     text = _plain(value)
     if text is None or not _same(read_value(name, text, name) if _readable(name, text) else None, value):
-        text = "_JSON " + json.dumps(value.tolist() if isinstance(value, np.ndarray) else value)
+        text = "_JSON " + json.dumps(value, default=np.ndarray.tolist)
     if not _BARE.fullmatch(text):
         text = '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
     return f"{key}={text}"
