@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.kernels.library import Pairs, Report, System, library, status_message
-from snnp.kernels.pack import MAX_DEGREE, MAX_LAYERS, pack_plan
+from snnp.kernels.pack import HEADER_BYTES, MAX_DEGREE, MAX_LAYERS, pack_plan
 from snnp.kernels.plan import SplinePlan
 
 __all__ = ["NativeKernel", "NativeList", "NativeResult", "PreparedCall", "pack_pairs", "supports"]
@@ -137,6 +137,21 @@ class NativeKernel:
         self.cutoff = plan.cutoff
         self.n_elements = plan.n_elements
         self.packed = pack_plan(plan, dtype)
+
+    @classmethod
+    def from_packed(cls, packed: NDArray[np.uint8]) -> NativeKernel:
+        """A kernel from the bytes of another, which must start at a multiple of 64; checked at every evaluation.
+
+        Raises:
+            InputError: if they are too few to be a packed model.
+        """
+        if packed.nbytes < HEADER_BYTES:
+            raise InputError(f"a packed model has at least {HEADER_BYTES} bytes, got {packed.nbytes}.")
+        kernel = cls.__new__(cls)
+        kernel.packed = packed
+        kernel.n_elements = int(packed[32:40].view(np.int64)[0])
+        kernel.cutoff = float(packed[64:72].view(np.float64)[0])
+        return kernel
 
     def evaluate(
         self,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from snnp.kernels.plan import ReadoutPlan, SplinePlan, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
-__all__ = ["MAX_DEGREE", "MAX_LAYERS", "pack_plan"]
+__all__ = ["HEADER_BYTES", "MAX_DEGREE", "MAX_LAYERS", "pack_plan"]
 
 MAGIC, VERSION = 0x504E4E5373706C6E, 1
 MAX_LAYERS, MAX_DEGREE = 8, 8
@@ -21,13 +21,15 @@ _ACTIVATIONS = {"silu": 0, "tanh": 1, "softplus": 2}
 _TABLE, _LAYER = "10q", "7q"
 _HEADER = f"<6q 2q 4d 10d 4q {5 * 10}q 2q 5q 4q {MAX_LAYERS * 7}q"
 
+HEADER_BYTES = struct.calcsize(_HEADER)
+
 
 @dataclass
 class _Block:
     """Arrays behind one another, each at a multiple of 64 bytes; `real` is the float type of the kernel."""
 
     real: type
-    size: int = struct.calcsize(_HEADER)
+    size: int = HEADER_BYTES
     pieces: list[tuple[int, bytes]] = field(default_factory=list)
 
     def add(self, values: NDArray[np.generic], dtype: type | None = None) -> int:

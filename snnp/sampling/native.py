@@ -1,0 +1,140 @@
+"""The embedded engine: molecular dynamics on the evaluation itself, with whole-array steps and no calculator between.
+
+`nve` is velocity Verlet. `nvt` is Langevin dynamics in the BAOAB splitting (Leimkuhler and Matthews, Appl. Math. Res.
+Express 2013, 34). `npt` adds stochastic cell rescaling of the volume (Bernetti and Bussi, J. Chem. Phys. 153, 114107
+(2020), eq. 5): with e = ln V,
+
+    de = -beta / tau (P0 - P - k T / V) dt + sqrt(2 k T beta / (V tau)) dW,
+
+positions scale with exp(de / 3), momenta with exp(-de / 3); the shape of the cell is kept. Only beta / tau acts, so the
+compressibility beta below sets nothing but the meaning of `barostat_time_fs`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+
+from snnp.hub import load_model
+from snnp.models.potential import Potential
+from snnp.models.session import Evaluation, Session
+from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Snapshot
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
+
+__all__ = ["NativeDynamics", "run_md"]
+
+Array = NDArray[np.float64]
+
+_FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
+"""1 fs in ASE's unit of time, Å sqrt(amu/eV): in it momenta over masses are velocities without a factor."""
+_COMPRESSIBILITY = 0.01 / GPA_IN_EV_PER_ANGSTROM3
+"""1 / (100 GPa), in the range of metals and semiconductors."""
+
+
+class NativeDynamics:
+    """An engine for `snnp.sampling.drive`.
+
+    Arguments:
+        potential: in the precision and on the device of the run.
+        start: atoms with momenta, and the random numbers where a run is resumed.
+        settings: ensemble, time step, thermostat and barostat.
+    """
+
+    name = "native"
+
+    def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
+        self._settings, self._atoms = settings, start.atoms.copy()
+        self._periodic = bool(self._atoms.pbc.all())
+        self._session = Session(potential)
+        self._rng = np.random.default_rng([settings.seed, 1])  # not the stream of the initial velocities
+        if "rng" in start.state.values:
+            self._rng.bit_generator.state = start.state.values["rng"]
+        self._positions: Array = self._atoms.positions.copy()
+        self._momenta: Array = self._atoms.get_momenta()
+        self._cell: Array = self._atoms.cell.array.copy()
+        self._masses: Array = self._atoms.get_masses()[:, None]
+        self._dt = settings.dt_fs * _FS
+        self._now = self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
+        atoms = self._atoms
+        return self._session.evaluate(atoms.numbers, self._positions, self._cell, atoms.pbc, stress=self._periodic)
+
+    def advance(self, n_steps: int) -> None:
+        """Go on by some steps.
+
+        Raises:
+            InputError: if atoms have come too close or flown apart.
+        """
+        langevin, npt = self._settings.ensemble != "nve", self._settings.ensemble == "npt"
+        half, drift = 0.5 * self._dt, self._dt / self._masses
+        for _ in range(n_steps):
+            self._momenta += half * self._now.forces
+            if langevin:
+                self._positions += 0.5 * drift * self._momenta
+                self._thermostat()
+                self._positions += 0.5 * drift * self._momenta
+            else:
+                self._positions += drift * self._momenta
+            if npt:
+                self._barostat()
+            self._now = self._evaluate()
+            self._momenta += half * self._now.forces
+
+    def _thermostat(self) -> None:
+        """Exact solution of friction and noise over one step."""
+        keep = math.exp(-self._settings.friction_per_ps * 1e-3 * self._settings.dt_fs)
+        noise = np.sqrt((1.0 - keep**2) * BOLTZMANN_EV_PER_K * self._settings.temperature_k * self._masses)
+        self._momenta *= keep
+        self._momenta += noise * self._rng.standard_normal(self._momenta.shape)
+
+    def _barostat(self) -> None:
+        """One Euler step of ln V, with the stress of the last evaluation and the kinetic energy of now."""
+        settings, stress = self._settings, self._now.stress
+        assert stress is not None
+        volume = abs(float(np.linalg.det(self._cell)))
+        kinetic = 0.5 * float((self._momenta**2 / self._masses).sum())
+        pressure = 2.0 * kinetic / (3.0 * volume) - float(np.trace(stress)) / 3.0
+        target, kt = settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, BOLTZMANN_EV_PER_K * settings.temperature_k
+        rate = _COMPRESSIBILITY * settings.dt_fs / settings.barostat_time_fs
+        strain = -rate * (target - pressure - kt / volume) + math.sqrt(2.0 * kt * rate / volume) * self._rng.normal()
+        scale = math.exp(strain / 3.0)
+        self._cell *= scale
+        self._positions *= scale
+        self._momenta /= scale
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        atoms = self._atoms.copy()
+        atoms.set_cell(self._cell)
+        atoms.positions = self._positions
+        atoms.set_momenta(self._momenta)
+        return Snapshot(atoms, self._now.energy, self._now.forces.copy(), self._now.stress)
+
+    def state(self) -> EngineState:
+        """The random numbers; the neighbour list is built anew, as in a resumed run, so that both agree to the bit."""
+        self._session.forget()
+        self._now = self._evaluate()
+        return EngineState(values={"rng": self._rng.bit_generator.state})
+
+
+def run_md(
+    model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
+) -> MDResult:
+    """Run molecular dynamics with the embedded engine; see `snnp.sampling.run_md`.
+
+    Raises:
+        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
+    """
+    dtype = torch.float32 if settings.dtype == "float32" else torch.float64
+    potential = load_model(model, dtype=dtype, device=settings.device)
+    start = starting_point(structure, settings, NativeDynamics.name)
+    return drive(NativeDynamics(potential, start, settings), start, settings, report)
