@@ -54,6 +54,8 @@ class NativeList:
         """[n_images, 3] translations in Å for cells [B, 3, 3]."""
         if len(cell) == 1:
             return np.ascontiguousarray(self.shifts @ cell[0])
+        if len(cell) == 0:  # no structures: a list that is empty, too
+            return np.zeros_like(self.shifts)
         return np.ascontiguousarray(np.einsum("ka,kab->kb", self.shifts, cell[self.owner]))
 
 
