@@ -1,0 +1,116 @@
+"""`snnp doctor`: what is wrong with a data set or a model, what it means, and how to mend it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from snnp.cli.console import print_json, print_table, say
+from snnp.cli.files import prepare_folder
+from snnp.cli.options import Json, Model, examples
+
+if TYPE_CHECKING:
+    from snnp.doctor import Report
+
+__all__ = ["DOCTOR_EXAMPLES", "data_command", "doctor_app", "model_command"]
+
+DOCTOR_EXAMPLES = examples("snnp doctor data train.xyz test.xyz", "snnp doctor model runs/mine")
+_DATA_EXAMPLES = examples(
+    "snnp doctor data train.xyz test.xyz",
+    "snnp doctor data train=a.xyz test=b.xyz --out report",
+    "snnp doctor data org/name --json",
+    after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
+)
+_MODEL_EXAMPLES = examples(
+    "snnp doctor model snnp-si",
+    "snnp doctor model runs/mine --strict",
+    after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
+)
+_FOUND = 3
+
+_Key = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of this quantity in the files, where it is unusual.")
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where report.html and report.json go; default: runs/doctor-NAME."),
+]
+_Strict = Annotated[bool, typer.Option("--strict", help="Warnings count as errors for the exit code.")]
+
+doctor_app = typer.Typer(
+    name="doctor",
+    help="Examine a data set or a model before it is used or published.",
+    epilog=DOCTOR_EXAMPLES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def data_command(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SET...",
+            help="Files, a folder, or a dataset by name. Splits are told from names (train, valid, test) or set: "
+            "train=FILE.",
+        ),
+    ],
+    part: Annotated[str | None, typer.Option(metavar="NAME", help="Part of a dataset with several.")] = None,
+    energy_key: _Key = None,
+    forces_key: _Key = None,
+    stress_key: _Key = None,
+    group_key: _Key = None,
+    out: _Out = None,
+    strict: _Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
+    from snnp.data import Keys
+    from snnp.doctor import examine_data
+    from snnp.doctor.reading import read_set
+
+    keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
+    frames, unreadable = read_set(data, keys, part=part)
+    report = examine_data(frames, subject=", ".join(data), unreadable=unreadable)
+    _finish(report, out, Path(data[0]), strict, as_json)
+
+
+def model_command(model: Model, out: _Out = None, strict: _Strict = False, as_json: Json = False) -> None:
+    """Examine a model: derivatives, symmetries, smoothness, precision, dimers, dynamics, cost, storage."""
+    from snnp.doctor import examine_model
+    from snnp.hub import load_pinned
+
+    potential, name = load_pinned(model)
+    _finish(examine_model(potential, subject=name), out, Path(model), strict, as_json)
+
+
+doctor_app.command("data", epilog=_DATA_EXAMPLES)(data_command)
+doctor_app.command("model", epilog=_MODEL_EXAMPLES)(model_command)
+
+
+def _finish(report: Report, out: Path | None, subject: Path, strict: bool, as_json: bool) -> None:
+    from snnp.models.io import write_atomically
+
+    name = re.sub(r"[^\w.-]+", "-", subject.name.partition("=")[2] or subject.name)
+    folder = out or Path("runs") / f"doctor-{name}"
+    prepare_folder(folder)
+    write_atomically(folder / "report.html", report.to_html().encode())
+    write_atomically(folder / "report.json", report.to_json().encode())
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report, folder)
+    if report.errors or (strict and report.warnings):
+        raise typer.Exit(_FOUND)
+
+
+def _print(report: Report, folder: Path) -> None:
+    if report.findings:
+        rows = [[each.severity, each.check, each.message, each.cure] for each in report.findings]
+        print_table(["", "check", "found", "how to mend it"], rows, title=f"{report.subject}: {report.verdict}")
+    else:
+        print_table([], [], title=f"{report.subject}: {report.verdict}")
+    say(f"More, with pictures and the names of frames: {folder / 'report.html'}")

@@ -1,0 +1,187 @@
+"""A model at work: conservation of energy in short runs, and cost by number of atoms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.data import atomic_numbers, covalent_radii, reference_states
+
+from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.stability import StabilityRun, crystal, time_step_for, watch_run
+from snnp.doctor.report import Finding
+from snnp.models.potential import Potential
+from snnp.sampling.relax import relax
+from snnp.sampling.run import MDProgress, MDResult, Report, find_entry_point
+from snnp.sampling.settings import MDSettings
+from snnp.structure import Structure
+
+__all__ = ["Run", "Scaling", "check_runs", "check_scaling", "measure_scaling", "short_runs"]
+
+_STEPS, _KELVIN = 500, 300.0
+_ATOMS = 32
+_MOST_RUNS = 4
+_MOLECULES = ("CH3CONH2", "CH3CH2OH", "CH3NO2", "C2H6", "H2CO", "H2O", "NH3", "CH4", "CO2", "N2", "O2", "H2")
+# meV/atom over the run, beyond the noise: a thermal energy of 300 K is 39.
+_DRIFT_WARNING, _DRIFT_ERROR = 0.3, 3.0
+_SIZES = (2, 3, 4, 6, 8, 10)  # fcc cells along each axis: 32 to 4,000 atoms
+_ENOUGH_SECONDS = 1.5
+_REPEATS = 3
+_STEEP = 1.35
+
+
+@dataclass(frozen=True)
+class Run:
+    """A short run at constant energy.
+
+    Arguments:
+        name: what moved; solid: whether it is a crystal of an element.
+        seen: what `snnp.analysis.stability` says.
+        picoseconds, energy: [n] ps, and meV/atom relative to the start.
+    """
+
+    name: str
+    solid: bool
+    seen: StabilityRun
+    picoseconds: np.ndarray
+    energy: np.ndarray
+
+    @property
+    def drift(self) -> float:
+        """meV/atom over the run that the noise does not explain."""
+        slope, error = self.seen.drift_mev_per_atom_per_ns, self.seen.drift_error
+        if slope is None or error is None:
+            return 0.0
+        return max(0.0, abs(slope) - 3.0 * error) * self.seen.picoseconds / 1000.0
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """[n] atoms, seconds of one core per energy and forces, and the exponent for large systems."""
+
+    atoms: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def exponent(self) -> float:
+        """d log(time) / d log(atoms) over the larger half."""
+        half = len(self.atoms) // 2
+        slope, _ = np.polyfit(np.log(self.atoms[half:]), np.log(self.seconds[half:]), 1)
+        return float(slope)
+
+
+def _systems(model: Potential) -> list[tuple[str, bool, Atoms]]:
+    """Crystals of the elements at the model's own lattice constant; a molecule where there are none."""
+    solids = [symbol for symbol in model.elements if symbol in GROUND_STATES][:_MOST_RUNS]
+    if solids:
+        return [(f"{symbol} crystal", True, _relaxed_crystal(model, symbol)) for symbol in solids]
+    names = [name for name in _MOLECULES if set(molecule(name).symbols) <= set(model.elements)]
+    # Measured geometries are strained in the eyes of a model, which would heat the run.
+    return [(f"{name} molecule", False, relax(model, molecule(name), steps=200).atoms) for name in names[:1]]
+
+
+def _relaxed_crystal(model: Potential, symbol: str) -> Atoms:
+    """At the lattice constant of lowest energy within 8 % of the measured one."""
+    state: Any = reference_states[atomic_numbers[symbol]]
+    constants = float(state["a"]) * np.linspace(0.92, 1.08, 33)
+    cells = [bulk(symbol, GROUND_STATES[symbol], a=a) for a in constants]
+    energy = model.compute(Structure.from_ase(cells), forces=False).energy
+    return crystal(symbol, float(constants[int(energy.argmin())]), _ATOMS)
+
+
+def short_runs(model: Potential) -> list[Run]:
+    """Half a picosecond or more at constant energy, 300 K, in the model's float type."""
+    engine = find_entry_point("snnp.md_engines", "ase")
+    dtype = "float64" if str(model.dtype) == "torch.float64" else "float32"
+    result = []
+    for name, solid, atoms in _systems(model):
+        settings = MDSettings(
+            ensemble="nve", temperature_k=_KELVIN, steps=_STEPS, dt_fs=time_step_for(atoms), seed=1, dtype=dtype
+        )
+        kept: list[tuple[float, float]] = []
+
+        def watched(
+            model: Potential, atoms: Atoms, settings: MDSettings, report: Report | None, kept: list = kept
+        ) -> MDResult:
+            def both(progress: MDProgress) -> None:
+                kept.append((progress.sample.time_ps, progress.sample.total_energy_ev))
+                if report is not None:
+                    report(progress)
+
+            done: MDResult = engine(model, atoms, settings, both)
+            return done
+
+        seen, _ = watch_run(model, atoms, settings, watched)
+        times, energies = np.array(kept).T
+        result.append(Run(name, solid, seen, times, (energies - energies[0]) * 1000.0 / len(atoms)))
+    return result
+
+
+def check_runs(runs: list[Run]) -> Iterator[Finding]:
+    """Runs that blow up or do not conserve energy."""
+    for run in runs:
+        if run.seen.failure is not None:
+            yield Finding(
+                "dynamics",
+                "error" if run.solid else "warning",
+                f"{run.name}, constant energy from {_KELVIN:g} K: {run.seen.failure} "
+                f"after {run.seen.picoseconds:.2f} ps",
+                "The model cannot keep this together."
+                if run.solid
+                else "The model cannot keep this together; if nothing like it was trained on, that is no surprise.",
+                "Add hot structures with short distances to the training data, and a short-range repulsion.",
+            )
+        elif run.drift > _DRIFT_WARNING:
+            yield Finding(
+                "dynamics",
+                "error" if run.drift > _DRIFT_ERROR else "warning",
+                f"{run.name}: the total energy drifts by {run.drift:.2g} meV/atom within {run.seen.picoseconds:.2g} ps",
+                "Energy is not conserved: long runs heat up or cool down, whatever the thermostat says.",
+                "If the checks of forces, smoothness and precision pass, the energy surface is rougher than the time "
+                "step resolves: train with smoother functions, or use a smaller step.",
+            )
+
+
+def measure_scaling(model: Potential) -> Scaling:
+    """Seconds of one core per call for cells of 32 to 4,000 atoms, as far as a second or so goes."""
+    radii = [covalent_radii[atomic_numbers[symbol]] for symbol in model.elements]
+    a = np.sqrt(2.0) * 2.3 * float(np.mean(radii))
+    rng = np.random.default_rng(3)
+    result = Scaling()
+    for size in _SIZES:
+        atoms = bulk("Cu", "fcc", a=a, cubic=True).repeat(size)
+        atoms.symbols = [model.elements[k % len(model.elements)] for k in range(len(atoms))]
+        atoms.positions += rng.normal(0.0, 0.03 * a, atoms.positions.shape)
+        structure = Structure.from_ase(atoms)
+        model.compute(structure)  # the first call of a size may compile or allocate
+        result.atoms.append(len(atoms))
+        result.seconds.append(min(_clocked(model, structure) for _ in range(_REPEATS)))
+        if result.seconds[-1] > _ENOUGH_SECONDS / _REPEATS:
+            break
+    return result
+
+
+def _clocked(model: Potential, structure: Structure) -> float:
+    # The processor's time, not the clock's: other programs do not count.
+    begin = time.process_time()
+    model.compute(structure)
+    return time.process_time() - begin
+
+
+def check_scaling(scaling: Scaling) -> Iterator[Finding]:
+    """Cost must grow in proportion to the number of atoms."""
+    if len(scaling.atoms) < 4 or scaling.exponent < _STEEP:
+        return
+    yield Finding(
+        "size scaling",
+        "warning",
+        f"the cost of energy and forces grows with the number of atoms to the power {scaling.exponent:.2f} "
+        f"({scaling.seconds[-1]:.2g} s for {scaling.atoms[-1]:,} atoms)",
+        "Large systems are out of reach: a potential with a cutoff should cost the same per atom at any size.",
+        "Look for matrices over all pairs of atoms where a neighbour list would do.",
+    )
