@@ -1,0 +1,182 @@
+"""What is known about a dataset: origin, licence, level of theory, counts; the manifest of a recipe, and of a release.
+
+`datasets/NAME/manifest.json` is a `Description`: where the upstream files are, with checksums, and what the recipe
+makes of them. In a folder that is published the same stands under "dataset" in the manifest of the files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from ase.data import chemical_symbols
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from snnp.data.source import ParquetSource
+from snnp.data.sources import dataset_files
+from snnp.errors import DataError
+
+__all__ = [
+    "Description",
+    "PartDescription",
+    "RawFile",
+    "describe_part",
+    "describe_parts",
+    "parse_description",
+    "read_description",
+]
+
+_MOST_BYTES = 4_000_000
+_Line = Annotated[str, Field(max_length=10_000)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RawFile(_Model):
+    """A file as it lies upstream, or as it must lie in the folder that a recipe is given."""
+
+    name: _Line
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    bytes: int | None = Field(None, ge=0)
+    url: _Line | None = None
+    note: _Line | None = None
+
+
+class PartDescription(_Model):
+    """One parquet file: one level of theory.
+
+    `files` are the raw files of each split, for recipes that take extended XYZ. What follows it is counted.
+    """
+
+    method: _Line
+    software: _Line = ""
+    note: _Line = ""
+    files: dict[str, list[_Line]] = {}
+    frames: int | None = Field(None, ge=0)
+    atoms: int | None = Field(None, ge=0)
+    splits: dict[str, int] = {}
+    sizes: tuple[int, int] | None = None
+    elements: list[_Line] = []
+    energies: int = 0
+    forces: int = 0
+    stresses: int = 0
+    bytes: int | None = Field(None, ge=0)
+
+
+class Description(_Model):
+    """A dataset.
+
+    `licence` is the Hub's name of it ("mit", "cc-by-4.0"), None where upstream states none; then nobody may hand the
+    data on, and `redistributable` must be False.
+    """
+
+    format: Literal["snnp-dataset"] = "snnp-dataset"
+    format_version: int = Field(1, ge=1, le=1)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    title: _Line
+    summary: _Line
+    origin: _Line
+    licence: _Line | None
+    licence_note: _Line = ""
+    redistributable: bool
+    citation: list[_Line] = []
+    conversions: _Line = ""
+    splits: _Line = ""
+    notes: list[_Line] = []
+    raw: list[RawFile] = []
+    parts: dict[str, PartDescription]
+
+    def why_not_redistributable(self) -> str | None:
+        """Why these data must not be handed on; None if they may."""
+        if self.licence is None:
+            return "upstream states no licence, so nobody may hand the data on"
+        if not self.redistributable:
+            return self.licence_note or "its description says so"
+        return None
+
+
+def read_description(path: str | Path) -> Description:
+    """Read a manifest.
+
+    Raises:
+        DataError: names the key that is wrong.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
+        return parse_description(json.loads(content), str(path))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} cannot be read as a description of a dataset: {' '.join(str(error).split())}."
+        ) from None
+
+
+def parse_description(tree: Any, where: str) -> Description:
+    """Validate a description that was read already.
+
+    Raises:
+        DataError: names the key that is wrong.
+    """
+    try:
+        description = Description.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])[:80]
+        raise DataError(f"{where}: {key or 'description'}: {first['msg']}.") from None
+    if description.licence is None and description.redistributable:
+        raise DataError(f"{where}: redistributable cannot be true without a licence; set it to false.")
+    return description
+
+
+def describe_part(path: Path, method: str = "", software: str = "", **more: Any) -> PartDescription:
+    """Count what a parquet file holds.
+
+    Arguments:
+        path: of the file.
+        method, software: in place of what the file says.
+        more: further fields, such as `files` and `note`.
+    """
+    source = ParquetSource(path)
+    atoms, smallest, largest, elements, known = 0, 1 << 62, 0, set[int](), np.zeros(3, dtype=np.int64)
+    for group in range(len(source.sizes)):
+        block = source.block(group, texts=False)
+        atoms += len(block.numbers)
+        smallest, largest = min(smallest, int(block.counts.min())), max(largest, int(block.counts.max()))
+        elements |= set(np.unique(block.numbers).tolist())
+        known += [block.has_energy.sum(), block.has_forces.sum(), block.has_stress.sum()]
+    return PartDescription(
+        method=method or source.method,
+        software=software or source.software,
+        frames=int(source.sizes.sum()),
+        atoms=atoms,
+        splits={name: len(rows) for name, rows in source.rows_of_splits().items() if name},
+        sizes=(smallest, largest),
+        elements=[chemical_symbols[z] for z in sorted(elements)],
+        energies=int(known[0]),
+        forces=int(known[1]),
+        stresses=int(known[2]),
+        bytes=path.stat().st_size,
+        **more,
+    )
+
+
+def describe_parts(folder: Path, stated: dict[str, PartDescription] | None = None) -> dict[str, PartDescription]:
+    """Count all parquet files of a folder; what is stated about them is kept."""
+    counted = {}
+    for name, path in dataset_files(folder).items():
+        said = (stated or {}).get(name)
+        more = {} if said is None else {"note": said.note, "files": said.files}
+        method, software = ("", "") if said is None else (said.method, said.software)
+        counted[name] = describe_part(path, method, software, **more)
+    if not counted:
+        raise DataError(f"{folder} holds no parquet files; make one with 'snnp convert' or a recipe.")
+    return counted
