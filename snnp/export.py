@@ -17,6 +17,9 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
 from snnp.errors import InputError, UnknownElementError
+from snnp.models.ani import ANI
+from snnp.models.ani_scripted import ScriptedANI
+from snnp.models.ensemble import Ensemble
 from snnp.models.hipnn import HIPNN
 from snnp.models.hipnn_scripted import ScriptedHIPNN
 from snnp.models.io import write_atomically
@@ -138,6 +141,40 @@ class _InChunks(nn.Module):
         return energy, torch.cat(gradients)
 
 
+class _Mean(nn.Module):
+    """The mean of the members of an ensemble."""
+
+    def __init__(self, model: Ensemble, forces: bool) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(_scripted(member, forces) for member in model.potentials)
+
+    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
+        energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
+        gradients: list[Tensor] = []
+        for member in self.members:
+            one, slopes = member(i, j, vectors, species)
+            energy = energy + one
+            gradients.append(slopes)
+        return energy / len(gradients), torch.stack(gradients).mean(dim=0)
+
+
+def _scripted(model: Potential, forces: bool) -> nn.Module:
+    """The compilable twin of a potential, for atoms of all its elements in its own order of species."""
+    if isinstance(model, SplineNNP):
+        return _InChunks(model, forces)
+    if isinstance(model, HIPNN):
+        return ScriptedHIPNN(model, forces)
+    if isinstance(model, ANI):
+        return ScriptedANI(model, forces)
+    if isinstance(model, Ensemble) and all(member.elements == model.elements for member in model.potentials):
+        return _Mean(model, forces)
+    name = type(model).__name__
+    if isinstance(model, Ensemble):
+        raise InputError("an Ensemble whose members list their elements in different orders cannot be exported.")
+    raise InputError(f"models of class {name} cannot be exported to TorchScript; SplineNNP, HIPNN and ANI can.")
+
+
 class _Exported(nn.Module):
     """Positions in the user's units to energy and forces in the user's units; what all entry points share."""
 
@@ -151,13 +188,7 @@ class _Exported(nn.Module):
         self.known = ", ".join(model.elements)
         self.register_buffer("species_of_number", model.species_of_number.clone())
         self.register_buffer("numbers", torch.zeros(0, dtype=torch.int64) if numbers is None else numbers)
-        if isinstance(model, HIPNN):
-            self.potential: nn.Module = ScriptedHIPNN(model, forces)
-        elif isinstance(model, SplineNNP):
-            self.potential = _InChunks(model, forces)
-        else:
-            name = type(model).__name__
-            raise InputError(f"models of class {name} cannot be exported to TorchScript; SplineNNP and HIPNN can.")
+        self.potential = _scripted(model, forces)
 
     def check(self, numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
         """Raise for input that cannot be computed."""

@@ -104,7 +104,7 @@ def test_vectors_are_the_sums_of_the_paper(atoms: Atoms) -> None:
     ids=["celu", "gaussian, layers by element", "ensemble"],
 )
 def test_contract(model: ANI | Ensemble) -> None:
-    check_potential(model, skip=["export"])
+    check_potential(model)
 
 
 def _torchani(model: ANI):  # type: ignore[no-untyped-def]  # torchani's modules are untyped

@@ -27,12 +27,13 @@ from torch import Tensor
 from snnp.exact import ExactModule
 from snnp.models.aev_triples import Triples, make_triples
 
-__all__ = ["AEV", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig", "AEVState"]
+__all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig", "AEVState"]
 
-_ANGLE_FACTOR = 0.95
+ANGLE_FACTOR = 0.95
 """NeuroChem's: keeps the sine away from zero, where the derivative of an angle is infinite."""
 
-_LEAST_EXPONENT = -40.0
+LEAST_EXPONENT = -40.0
+"""exp of it, 4e-18, stands for everything smaller."""
 
 
 class AEVRadialConfig(BaseModel):
@@ -210,7 +211,7 @@ class AEV(ExactModule):
         turned = (over_shells * state.powers / state.base) @ self.half_sections.T
         tilted, sine = _tilted(state.cosine)
         by_cosine = turned[:, 0] - tilted / sine * turned[:, 1]
-        by_cosine = by_cosine * state.weight * (_ANGLE_FACTOR * config.zeta)
+        by_cosine = by_cosine * state.weight * (ANGLE_FACTOR * config.zeta)
         distance, unit = state.near_distance, state.near_unit
         cutoff = cosine_cutoff(distance, config.cutoff)
         slope = cosine_cutoff_slope(distance, config.cutoff)
@@ -249,8 +250,8 @@ def _exp(exponent: Tensor, factor: float) -> Tensor:
     `exponent` is overwritten where no graph needs it: fresh memory costs more than the arithmetic.
     """
     if exponent.requires_grad:
-        return torch.exp((factor * exponent).clamp(min=_LEAST_EXPONENT))
-    return exponent.mul_(factor).clamp_(min=_LEAST_EXPONENT).exp_()
+        return torch.exp((factor * exponent).clamp(min=LEAST_EXPONENT))
+    return exponent.mul_(factor).clamp_(min=LEAST_EXPONENT).exp_()
 
 
 def _moments(shifts: Tensor) -> Tensor:
@@ -260,5 +261,5 @@ def _moments(shifts: Tensor) -> Tensor:
 
 def _tilted(cosine: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine of theta = arccos(0.95 cos)."""
-    tilted = _ANGLE_FACTOR * cosine
+    tilted = ANGLE_FACTOR * cosine
     return tilted, (1.0 - tilted.square()).sqrt()

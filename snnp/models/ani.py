@@ -23,11 +23,12 @@ from snnp.models.shells import refuse_overlaps
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["ANI", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
+__all__ = ["ANI", "CELU_ALPHA", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
 
 Activation = Literal["celu", "gaussian"]
 
-_CELU_ALPHA = 0.1
+CELU_ALPHA = 0.1
+"""NeuroChem's."""
 _CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
 """Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
 
@@ -92,7 +93,7 @@ class AtomicNetwork(nn.Module):
                 if self.activation == "celu":
                     x = celu(x)
                     # The slope is 1 above zero and exp(x / alpha) = y / alpha + 1 below.
-                    kept.append((x / _CELU_ALPHA + 1.0).clamp(max=1.0))
+                    kept.append((x / CELU_ALPHA + 1.0).clamp(max=1.0))
                 else:
                     y = torch.exp(-x.square())
                     kept.append(-2.0 * x * y)
@@ -111,7 +112,7 @@ class AtomicNetwork(nn.Module):
 
 def celu(x: Tensor) -> Tensor:
     """x above zero, alpha [exp(x / alpha) - 1] below; the derivative of torch's own has eight digits in float64."""
-    return torch.relu(x) + _CELU_ALPHA * torch.expm1(x.clamp(max=0.0) / _CELU_ALPHA)
+    return torch.relu(x) + CELU_ALPHA * torch.expm1(x.clamp(max=0.0) / CELU_ALPHA)
 
 
 class ANI(Potential):

@@ -71,7 +71,7 @@ def read_neurochem(folder: str | Path) -> ANI | Ensemble:
     models = [_read_member(member) for member in members]
     digest = hashlib.sha256()
     for member in members:
-        for path in (member.params, member.energies, *sorted(member.networks.iterdir())):
+        for path in (member.params, member.energies, *sorted(member.networks.glob("ANN-*"))):
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     try:
         model = models[0] if len(models) == 1 else Ensemble(models)
