@@ -31,6 +31,7 @@ def _load(name: str) -> ModuleType:
 
 
 cases = _load("cases")
+training = _load("training")
 instructions = _load("instructions")
 
 pytestmark = [
@@ -62,6 +63,21 @@ def test_driver_agrees_with_torch(seed: int, driver: Path, tmp_path: Path) -> No
     scale = 1.0 + expected.forces.abs().max().item() if n else 1.0
     np.testing.assert_allclose(numbers[:n] / scale, expected.energies.numpy() / scale, atol=tolerance)
     np.testing.assert_allclose(numbers[n : 4 * n].reshape(n, 3) / scale, expected.forces / scale, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 4, 5, 10])
+def test_replayed_training_is_what_was_recorded(seed: int, driver: Path, tmp_path: Path) -> None:
+    """The same library, instructions and threads: equal to the last bit."""
+    lib = library()
+    assert lib is not None
+    recorded = training.write_training_case(tmp_path / "case", seed, 2)
+    assert recorded is not None  # these seeds draw models that the passes cover
+    cases.run_driver(driver, tmp_path / "case", lib.snnp_target().decode())
+    replayed = training.read_results(tmp_path / "case.result", recorded)
+    assert len(replayed) == 14
+    for got, wanted in zip(replayed, recorded, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert max(np.abs(array).max(initial=0.0) for array in replayed) > 0.0
 
 
 def test_random_cases_are_of_all_kinds() -> None:

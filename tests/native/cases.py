@@ -22,10 +22,11 @@ from snnp.models.plan import make_plan
 from snnp.neighbours import find_pairs, neighbour_list
 from snnp.structure import Structure
 
-__all__ = ["Case", "build_driver", "random_case", "run_driver", "write_case"]
+__all__ = ["Case", "blob", "build_driver", "number", "random_case", "run_driver", "write_case"]
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE.parents[1] / "snnp" / "kernels" / "src"
+_DRIVER = ("driver.cpp", "training_driver.cpp")
 _SKIN = 0.4  # Å: lists hold pairs that do not count
 
 
@@ -40,7 +41,7 @@ class Case:
 
 
 def write_case(path: Path, case: Case) -> None:
-    """Write the arrays of a case in the order in which the driver reads them, each behind its length in bytes."""
+    """Write the arrays of a case in the order in which the driver reads them."""
     structure, reach = case.structure, case.model.cutoff + _SKIN
     positions, cells = structure.positions.double().numpy(), structure.cell.double().numpy()
     several = structure.n_structures > 1
@@ -68,10 +69,18 @@ def write_case(path: Path, case: Case) -> None:
         case.weights,
         cells,
     ]
-    with path.open("wb") as file:
-        for array in arrays:
-            content = b"" if array is None else np.ascontiguousarray(array).tobytes()
-            file.write(np.int64(len(content)).tobytes() + content)
+    path.write_bytes(number(0) + b"".join(blob(array) for array in arrays))
+
+
+def number(value: int) -> bytes:
+    """A number as the driver reads it."""
+    return np.int64(value).tobytes()
+
+
+def blob(array: np.ndarray | None) -> bytes:
+    """An array behind its length in bytes; None is as an empty one."""
+    content = b"" if array is None else np.ascontiguousarray(array).tobytes()
+    return number(len(content)) + content
 
 
 def build_driver(folder: Path, library: Path, flags: Sequence[str] = ()) -> Path:
@@ -79,7 +88,16 @@ def build_driver(folder: Path, library: Path, flags: Sequence[str] = ()) -> Path
     compiler = find_compiler()
     assert compiler is not None
     driver = folder / "driver"
-    command = [*compiler, "-std=c++17", "-O1", "-g", f"-I{_SOURCES}", *flags, str(_HERE / "driver.cpp"), str(library)]
+    command = [
+        *compiler,
+        "-std=c++17",
+        "-O1",
+        "-g",
+        f"-I{_SOURCES}",
+        *flags,
+        *(str(_HERE / name) for name in _DRIVER),
+        str(library),
+    ]
     command += [f"-Wl,-rpath,{library.parent}", "-lpthread", "-o", str(driver)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
@@ -95,7 +113,7 @@ def run_driver(
     before: Sequence[str] = (),
     environment: dict[str, str] | None = None,
 ) -> tuple[np.ndarray, str]:
-    """Run the driver; returns energies [N], forces [3 N] and virials [9 B] in one array, and what went to stderr.
+    """Run the driver; returns its result (energies [N], forces [3 N], virials [9 B]) and what went to stderr.
 
     Arguments:
         counts: calls, threads of the kernel, callers at once.

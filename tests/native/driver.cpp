@@ -2,38 +2,15 @@
 //
 //     driver CASE RESULT TARGET CALLS THREADS CALLERS
 //
-// CASE is written by cases.py. Each of CALLERS threads packs the neighbour list, checks it, and evaluates CALLS times
+// CASE is written by cases.py or training.py. A training case is replayed once. In any other, each of CALLERS threads packs the neighbour list, checks it, and evaluates CALLS times
 // with THREADS threads of the kernel; energies, forces and virial of the first caller go to RESULT.
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "driver.h"
 #include "snnp_kernels.h"
 
 namespace {
-
-// One allocation of exactly its size per array, so that a read beyond its end is seen.
-struct Blob {
-  void* data;
-  int64_t bytes;
-};
-
-void fail(const char* what) {
-  fprintf(stderr, "driver: %s\n", what);
-  exit(1);
-}
-
-Blob read_blob(FILE* file) {
-  Blob blob = {nullptr, 0};
-  if (fread(&blob.bytes, sizeof blob.bytes, 1, file) != 1) fail("the case file is too short");
-  if (blob.bytes == 0) return blob;
-  if (posix_memalign(&blob.data, 64, static_cast<size_t>(blob.bytes))) fail("no memory");
-  if (fread(blob.data, 1, static_cast<size_t>(blob.bytes), file) != static_cast<size_t>(blob.bytes))
-    fail("the case file is too short");
-  return blob;
-}
 
 template <typename X>
 X* allocate(int64_t count) {
@@ -106,6 +83,11 @@ int main(int argc, char** argv) {
   if (!snnp_set_target(argv[3])) fail("this machine or library has no such instruction set");
   FILE* file = fopen(argv[1], "rb");
   if (!file) fail("cannot read the case file");
+  if (read_number(file)) {
+    replay_training(file, argv[2]);
+    fclose(file);
+    return 0;
+  }
   Blob blobs[kBlobs];
   for (Blob& blob : blobs) blob = read_blob(file);
   fclose(file);

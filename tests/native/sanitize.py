@@ -23,8 +23,9 @@ from snnp.kernels.library import library, switched_off
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import Case, build_driver, random_case, run_driver, write_case
+from training import read_results, write_training_case
 
-__all__ = ["KINDS", "check", "expected", "sanitized_driver"]
+__all__ = ["KINDS", "check", "check_training", "expected", "sanitized_driver"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _COMMON = ("-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
@@ -78,6 +79,25 @@ def check(driver: Path, seed: int, folder: Path, target: str, counts: tuple[int,
         np.testing.assert_allclose(got / scale, wanted / scale, atol=tolerance, err_msg=f"seed {seed}, {target}")
 
 
+def check_training(driver: Path, seed: int, folder: Path, target: str, n_threads: int) -> None:
+    """Record the passes of a training step with the installed kernels, and replay them.
+
+    Raises:
+        RuntimeError: with the sanitizer's report.
+        AssertionError: if the results differ from the installed kernels'.
+    """
+    case = folder / "training.case"
+    wanted = write_training_case(case, seed, n_threads)
+    if wanted is None:
+        return
+    run_driver(driver, case, target)
+    for got, array in zip(read_results(case.with_suffix(".result"), wanted), wanted, strict=True):
+        scale = 1.0 + np.abs(array).max(initial=0.0)
+        # Sums of random signs, in another order: the installed kernels are compiled with other optimisations.
+        tolerance = 1e-9 if array.dtype == np.float64 and wanted[0].dtype == np.float64 else 1e-3
+        np.testing.assert_allclose(got / scale, array / scale, atol=tolerance, err_msg=f"seed {seed}, {target}")
+
+
 def main() -> int:
     """Build, run all cases on all instruction sets of this machine."""
     parser = argparse.ArgumentParser(description="Random cases under a sanitizer.")
@@ -94,6 +114,8 @@ def main() -> int:
     for seed in range(chosen.first, chosen.first + chosen.cases):
         for target in targets:
             check(driver, seed, driver.parent, target, KINDS[chosen.kind][1])
+            lib.snnp_set_target(target.encode())  # recorded on the same: lanes beyond the last filter hold anything
+            check_training(driver, seed, driver.parent, target, KINDS[chosen.kind][1][1])
         print(f"\r{seed - chosen.first + 1} of {chosen.cases} cases", end="", flush=True)
     print(f": nothing found by the {chosen.kind} sanitizer on {', '.join(targets)}")
     return 0

@@ -1,0 +1,90 @@
+"""Records the passes of a training step, so that the driver can replay them without Python."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snnp.kernels.training import FeatureKernel, TrainingBatch
+from snnp.training.native import make_native, trains_natively
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cases import blob, number, random_case
+
+__all__ = ["read_results", "write_training_case"]
+
+_NAMES = ("h", "g", "p", "s", "features", "moments", "features_dot", "moments_dot", "forces", "virial")
+_ALL = (*_NAMES, "rho", "f", "legendre", "at_one")  # in the order of snnp_training
+_OUTPUTS = (
+    {"features", "moments"},
+    {"forces", "virial"},
+    {"features_dot", "moments_dot"},
+    {"rho", "f", "legendre", "at_one"},
+)
+"""Of each task."""
+
+
+class _Recorder(FeatureKernel):
+    """Keeps each call as bytes for the driver, and what it gave."""
+
+    calls: list[bytes]
+    results: list[np.ndarray]
+
+    def _run(self, task: int, batch: TrainingBatch, n_threads: int, **arrays: Any) -> None:
+        call = number(task)
+        for name in _ALL:
+            array = arrays.get(name)
+            if array is None:
+                call += number(0)
+            elif name in _OUTPUTS[task]:
+                array[...] = 0  # the ends of rows are not written
+                call += number(2) + number(array.nbytes)
+            else:
+                call += number(1) + blob(array)
+        super()._run(task, batch, n_threads, **arrays)
+        self.calls.append(call)
+        self.results += [np.array(arrays[name]).reshape(-1) for name in _ALL if name in _OUTPUTS[task]]
+
+
+def write_training_case(path: Path, seed: int, n_threads: int) -> list[np.ndarray] | None:
+    """Record all passes of a random case with random gradients; returns the arrays that they gave, one behind another.
+
+    None, and no file, if the passes do not cover this model or there are no atoms.
+    """
+    case = random_case(seed)
+    model, structure = case.model, case.structure
+    if structure.n_atoms == 0 or not trains_natively(model, model.dtype, "cpu"):
+        return None
+    geometry, _ = make_native(model, structure, model.dtype)
+    kernel, batch = geometry.kernel, geometry.batch
+    kernel.__class__, recorder = _Recorder, kernel
+    assert isinstance(recorder, _Recorder)
+    recorder.calls, recorder.results = [], []
+    rng = np.random.default_rng(seed)
+    g, h = (kernel.padded(rng.standard_normal((structure.n_atoms, kernel.n_features))) for _ in range(2))
+    p, s = rng.standard_normal((structure.n_atoms, 3)), rng.standard_normal((structure.n_structures, 3, 3))
+    _, moments = kernel.features(batch, n_threads)
+    kernel.forces(batch, moments, h, n_threads)
+    _, dot = kernel.tangents(batch, moments, p, s, n_threads)
+    kernel.gradients(batch, n_threads, moments=moments, moments_dot=dot, g=g, h=h, p=p, s=s)
+    kernel.gradients(batch, n_threads, moments=moments, g=g)
+    pairs = batch.pairs
+    columns = [batch.rows, batch.shift, batch.owner, pairs.first, pairs.neighbour, pairs.species]
+    arrays = [recorder._packed, *columns, pairs.x, pairs.y, pairs.z, pairs.r]
+    content = [number(1), *(blob(array) for array in arrays)]
+    content += [number(batch.n_structures), number(n_threads), number(len(recorder.calls)), *recorder.calls]
+    path.write_bytes(b"".join(content))
+    return recorder.results
+
+
+def read_results(path: Path, like: list[np.ndarray]) -> list[np.ndarray]:
+    """The arrays that the driver wrote, in the types and sizes of those recorded."""
+    content, start, arrays = path.read_bytes(), 0, []
+    for array in like:
+        arrays.append(np.frombuffer(content[start : start + array.nbytes], dtype=array.dtype))
+        start += array.nbytes
+    assert start == len(content)
+    return arrays
