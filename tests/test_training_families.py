@@ -178,6 +178,20 @@ def test_both_force_trainings_take_the_same_path(data: Path, tmp_path: Path) -> 
     assert weights[0] != weights[1]  # they were not the same computation
 
 
+@pytest.mark.parametrize("method", ["soap", "adamw"])
+def test_weight_decay_leaves_distances_and_biases_alone(method: str) -> None:
+    model = HIPNN(HIPNNConfig(elements=("Cu",), n_features=3, n_sensitivities=4, n_interactions=1))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    config = load_config({"data": {"train": ["a.xyz"]}, "optimiser": {"method": method, "weight_decay": 0.5}}).optimiser
+    optimiser = loop._optimiser(model, config)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    for name, parameter in model.named_parameters():
+        factor = 1.0 - 0.5 * config.learning_rate if parameter.dim() > 1 else 1.0
+        torch.testing.assert_close(parameter.detach(), factor * before[name], msg=name)
+
+
 def test_resume_is_as_if_never_stopped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_SAVE_EVERY_SECONDS", 0.0)
     config = load_config(settings(data, "hip-nn-ts", force_training="directional"))

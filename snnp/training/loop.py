@@ -126,8 +126,13 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
 
 
 def _optimiser(model: Potential, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """SOAP or AdamW. Only matrices decay: distances and widths of sensitivities, say, are not better near zero."""
     kind = Soap if config.method == "soap" else torch.optim.AdamW
-    return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return kind(
+        [group for group in groups if group["params"]], lr=config.learning_rate, weight_decay=config.weight_decay
+    )
 
 
 def _learning_rate(config: OptimiserConfig, step: int, progress: float) -> float:
