@@ -128,11 +128,11 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
 def _optimiser(model: Potential, config: OptimiserConfig) -> torch.optim.Optimizer:
     """SOAP or AdamW. Only matrices decay: distances and widths of sensitivities, say, are not better near zero."""
     kind = Soap if config.method == "soap" else torch.optim.AdamW
-    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return kind(
-        [group for group in groups if group["params"]], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return kind(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _learning_rate(config: OptimiserConfig, step: int, progress: float) -> float:
