@@ -103,18 +103,8 @@ def test_provenance(prepared: Path, run: Path) -> None:
     assert known["command"] == "snnp train recipe.yaml"
     assert "torch" in known["versions"]
     assert training.load_config(prepared / "recipe.yaml").metadata == ABOUT
-    assert str(run.parent) not in (prepared / "README.md").read_text(), "paths of a machine are nobody's business"
-
-
-def test_published_run_gives_the_same_energy(hub: HubServer, run: Path) -> None:
-    done = publish_model(run, "org/argon")
-    history = hub.repositories["model", "org/argon"].commits
-    assert [message for _, message, _ in history] == ["initial commit", "argon: SplineNNP for Ar"]
-    assert history[-1][0] == done.commit
-    assert not done.folder.exists(), "the temporary folder is removed"
-    crystal = Structure.from_ase(bulk("Ar", a=5.3, cubic=True))
-    ours, theirs = load_model(run).compute(crystal), load_model("org/argon").compute(crystal)
-    assert float(ours.energy) == float(theirs.energy)
+    for name in ("README.md", "config.json"):
+        assert str(run.parent) not in (prepared / name).read_text(), "paths of a machine are nobody's business"
 
 
 def test_header_names_data_sets_and_base_model_on_the_hub() -> None:
@@ -232,18 +222,37 @@ def test_dry_run_shows_everything_and_uploads_nothing(hub: HubServer, run: Path,
     assert set(found["files"]) == {path.name for path in (tmp_path / "look").iterdir()}
     assert found["commit"] is None
     assert hub.requests == []
-    shown = _run(run, "org/argon", "--dry-run")
-    assert "model.safetensors" in shown.stdout
-    assert "Nothing was uploaded" in shown.stderr
 
 
-def test_statements_on_the_command_line(hub: HubServer, silent: Path) -> None:
-    sets = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in STATEMENTS.items()]
-    sets = [text.removesuffix("...").strip() for text in sets]
-    result = _run(silent, "org/silent", "--private", *(word for text in sets for word in ("--set", text)))
+def test_publication_on_the_command_line(hub: HubServer, run: Path) -> None:
+    result = _run(run, "org/argon", "--private", "--set", "licence=mit", "--set", "limits=[nobody uses it]")
     assert result.exit_code == 0, result.output
-    assert hub.repositories["model", "org/silent"].private
-    assert load_model("org/silent").metadata["level_of_theory"] == "PBE"
+    loaded = load_model("org/argon")
+    crystal = Structure.from_ase(bulk("Ar", a=5.3, cubic=True))
+    assert float(loaded.compute(crystal).energy) == float(load_model(run).compute(crystal).energy)
+    commit = str(loaded.metadata["loaded_from"]["commit"])
+    history = hub.repositories["model", "org/argon"].commits
+    assert [(oid, message) for oid, message, _ in history[1:]] == [(commit, "argon: SplineNNP for Ar")]
+    assert "model.safetensors" in result.stdout
+    assert commit in result.stdout
+    assert hub.repositories["model", "org/argon"].private
+    found = hub.repositories["model", "org/argon"].files("main")
+    assert found is not None
+    card = found[1]["README.md"].decode()
+    assert "license: mit" in card
+    assert "- nobody uses it." in card
+
+
+def test_what_the_doctor_finds_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    """Random weights and no repulsion: crystals of this model collapse."""
+    config = special_cases.linear(("Cu",), n_radial=4, n_angular=2, cutoff=4.0)
+    model = SplineNNP(config, {"Cu": -3.5}, seed=1)
+    model.metadata = STATEMENTS
+    with pytest.raises(
+        HubError, match=r"cannot be published, the doctor finds: .*came as close as.*'snnp doctor model"
+    ):
+        publish_model(save_model(model, tmp_path / "rough"), "org/rough")
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("text", ["licence", "=mit", "a b=c", "key=[1, 2"])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnp.cli.console import print_json, print_pairs, print_table, say
+from snnp.cli.console import print_json, print_pairs, print_table, say, warn
 from snnp.cli.options import Json, examples
 from snnp.errors import InputError
+
+if TYPE_CHECKING:
+    from snnp.doctor import Report
+    from snnp.hub import Publication
 
 __all__ = [
     "MIRROR_EXAMPLES",
@@ -115,15 +119,20 @@ def publish_model_command(
     from snnp.publish import publish_model
 
     about = _statements(statements or [])
-    done = publish_model(source, repository, private=private, dry_run=dry_run, about=about, folder=folder)
+
+    def show(plan: Publication, report: Report) -> None:
+        for finding in report.findings:
+            warn(f"the doctor: {finding.check}: {finding.message}")
+        if not as_json:
+            print_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in plan.files.items()], title=repository)
+
+    done = publish_model(source, repository, private=private, dry_run=dry_run, about=about, folder=folder, show=show)
     if as_json:
         print_json(
             {"repository": repository, "files": done.files, "commit": done.commit, "address": done.address}
             | ({"folder": str(folder)} if folder is not None else {})
         )
         return
-    rows = [[name, f"{size:,}"] for name, size in done.files.items()]
-    print_table(["file", "bytes"], rows, title=repository)
     if done.commit is None:
         say("Nothing was uploaded: leave --dry-run away for that.")
     else:

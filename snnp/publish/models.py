@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from snnp import hub
 from snnp.analysis.card import card_markdown
 from snnp.analysis.page import draw_page
+from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
 from snnp.hub.manifest import fingerprint
 from snnp.hub.names import parse_reference
@@ -49,6 +49,7 @@ def publish_model(
     dry_run: bool = False,
     about: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
+    show: Callable[[hub.Publication, Report], None] | None = None,
 ) -> hub.Publication:
     """Examine a model, render its card, and upload it in one commit.
 
@@ -59,6 +60,7 @@ def publish_model(
         dry_run: do everything but the upload.
         about: statements that replace those of the model's metadata (licence, dataset, level_of_theory, ...).
         folder: where the files are put together; by default a temporary folder that is removed in the end.
+        show: called with the files and the doctor's report before anything is uploaded.
 
     Returns:
         The files, and after an upload commit and address.
@@ -75,9 +77,14 @@ def publish_model(
     with tempfile.TemporaryDirectory(prefix="snnp-publish-") as temporary:
         place = kept or Path(temporary)
         model = prepare_model(source, repository, place, about)
-        _examine(model, str(source))
+        report = _examine(model, str(source))
+        plan = hub.publish("model", place, repository, dry_run=True)
+        if show is not None:
+            show(plan, report)
+        if dry_run:
+            return plan
         message = f"{repository.partition('/')[2]}: {type(model).__name__} for {', '.join(model.elements)}"
-        return hub.publish("model", place, repository, private=private, dry_run=dry_run, message=message)
+        return hub.publish("model", place, repository, private=private, message=message)
 
 
 def prepare_model(
@@ -95,7 +102,10 @@ def prepare_model(
     model.metadata = {**model.metadata, **(about or {})}
     if missing := missing_statements(model, found.stored):
         raise HubError(f"{source} cannot be published; it does not state: {'; '.join(missing)}.")
-    model.metadata = {**model.metadata, "name": name, "provenance": _provenance(found)}
+    provenance = _provenance(found)
+    if files := model.metadata.get("training_data"):
+        model.metadata["training_data"] = [_public_name(each) for each in files]
+    model.metadata = {**model.metadata, "name": name, "provenance": provenance}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
     pictures = _pictures(found, folder, name)
@@ -136,7 +146,12 @@ def _file(name: str) -> dict[str, str]:
     """A training file by its name, with its checksum where it can be read now."""
     path = Path(os.path.expandvars(name))
     checksum = {"sha256": fingerprint(path).sha256} if path.is_file() else {}
-    return {"name": name if "$" in name else path.name, **checksum}
+    return {"name": _public_name(name), **checksum}
+
+
+def _public_name(name: str) -> str:
+    """Without the folders of this machine; those below an environment variable mean something elsewhere, too."""
+    return name if "$" in name or not Path(name).is_absolute() else Path(name).name
 
 
 def _pictures(found: _Source, folder: Path, name: str) -> list[str]:
@@ -158,12 +173,10 @@ def _gallery(names: list[str]) -> str:
     return "\n## Pictures\n\n" + "\n\n".join(lines) + "\n" if lines else ""
 
 
-def _examine(model: Potential, name: str) -> None:
+def _examine(model: Potential, name: str) -> Report:
     """Refuse what the doctor finds errors in."""
-    doctor = importlib.import_module("snnp.doctor")
-    if not hasattr(doctor, "examine_model"):
-        return
-    report = doctor.examine_model(model)
+    report = examine_model(model, subject=name, pictures=False)
     if report.errors:
         found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
         raise HubError(f"{name} cannot be published, the doctor finds: {found}. 'snnp doctor model {name}' says more.")
+    return report
