@@ -23,14 +23,15 @@ class Soap(torch.optim.Optimizer):
     """The optimiser; parameters of one effective dimension are stepped by plain Adam.
 
     Arguments:
-        parameters: tensors; leading axes of length one are ignored, further axes are folded into the rows.
+        parameters: tensors, or groups of them as torch has them; leading axes of length one are ignored, further axes
+            are folded into the rows.
         lr: learning rate; betas: decay of the first and second moments; shampoo_beta: decay of `G G^T`.
         refresh: steps between updates of the eigenbasis.
     """
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 3e-3,
         betas: tuple[float, float] = (0.95, 0.95),
         weight_decay: float = 0.0,
