@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from snnp.data import load_dataset
     from snnp.hub import load_model
     from snnp.models import Potential, Prediction, SplineNNP, SplineNNPConfig, list_models, save_model
     from snnp.structure import Structure
@@ -24,6 +25,7 @@ __all__ = [
     "Structure",
     "__version__",
     "list_models",
+    "load_dataset",
     "load_model",
     "save_model",
 ]
@@ -31,7 +33,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Where the names above live; those that are not here are in snnp.models.
-_HOMES = {"Structure": "snnp.structure", "load_model": "snnp.hub"}
+_HOMES = {"Structure": "snnp.structure", "load_dataset": "snnp.data", "load_model": "snnp.hub"}
 
 
 def __getattr__(name: str) -> Any:

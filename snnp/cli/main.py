@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import benchmark, doctor, hub, imports, learn, models, publish, simulate
+from snnp.cli import benchmark, datasets, doctor, hub, imports, learn, models, publish, simulate
 from snnp.cli.console import fail
 from snnp.cli.options import examples
 from snnp.errors import SnnpError
@@ -89,6 +89,8 @@ app.command("info", epilog=models.INFO_EXAMPLES)(models.info_command)
 app.command("pull", epilog=hub.PULL_EXAMPLES)(hub.pull_command)
 app.command("mirror", epilog=hub.MIRROR_EXAMPLES)(hub.mirror_command)
 app.add_typer(hub.publish_app, name="publish")
+app.command("convert", epilog=datasets.CONVERT_EXAMPLES)(datasets.convert_command)
+app.command("describe", epilog=datasets.DESCRIBE_EXAMPLES)(datasets.describe_command)
 app.add_typer(doctor.doctor_app, name="doctor")
 app.command("train", epilog=learn.TRAIN_EXAMPLES)(learn.train_command)
 app.command("evaluate", epilog=learn.EVALUATE_EXAMPLES)(learn.evaluate_command)

@@ -5,7 +5,7 @@ from snnp.data.convert import convert
 from snnp.data.dataset import Batch, Dataset
 from snnp.data.frames import Frame, Keys, elements_of
 from snnp.data.reference import ReferenceEnergies, fit_reference_energies, is_isolated_atom
-from snnp.data.sources import load_dataset, read_frames
+from snnp.data.sources import dataset_records, load_dataset, read_frames
 from snnp.data.splits import Split, load_split, save_split, split_frames
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "check_frames",
     "convert",
+    "dataset_records",
     "elements_of",
     "fit_reference_energies",
     "is_isolated_atom",

@@ -139,12 +139,22 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
     return finish(out, description)
 
 
-def finish(folder: Path, description: Description) -> Description:
-    """Count the parquet files of a folder, and write its card and the manifest of its files."""
+def finish(folder: Path, description: Description, *, keep_card: bool = False) -> Description:
+    """Count the parquet files of a folder, and write its card and the manifest of its files.
+
+    Arguments:
+        folder: of the dataset.
+        description: what is known about it; counts are taken from the files.
+        keep_card: whether a `README.md` that is there stays as it is.
+
+    Raises:
+        DataError: if there are no parquet files, or they cannot be read.
+    """
     from snnp.hub import make_manifest, write_manifest
 
     counted = description.model_copy(update={"parts": describe_parts(folder, description.parts)})
-    write_atomically(folder / "README.md", (header(counted) + "\n" + card(counted)).encode())
+    if not (keep_card and (folder / "README.md").is_file()):
+        write_atomically(folder / "README.md", (header(counted) + "\n" + card(counted)).encode())
     about = {"dataset": json.loads(counted.model_dump_json())}
     names = ["README.md", *(f"{name}.parquet" for name in counted.parts)]
     names += sorted(path.name for path in folder.iterdir() if path.name == "recipe.py" or path.suffix == ".csv")

@@ -154,6 +154,12 @@ class ParquetSource:
             )
         return ", ".join(sorted(values))
 
+    @property
+    def stated_format(self) -> dict[str, Any] | None:
+        """What the file says of its format and units; None if another program wrote it."""
+        said = (self._schema.metadata or {}).get(FORMAT_KEY)
+        return None if said is None else dict(json.loads(said))
+
     @cached_property
     def sizes(self) -> np.ndarray:
         """[G] frames per row group."""

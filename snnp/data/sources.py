@@ -8,7 +8,7 @@ read_frames(["train.xyz", "org/name:train"])        files and datasets, as train
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from snnp.data.frames import read_frames as read_files
 from snnp.data.source import BlockSource, ParquetSource
 from snnp.errors import DataError, near_matches
 
-__all__ = ["dataset_files", "load_dataset", "read_frames"]
+__all__ = ["dataset_files", "dataset_records", "load_dataset", "read_frames"]
 
 _SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")
 
@@ -112,20 +112,43 @@ def read_frames(
     return frames
 
 
+def dataset_records(sources: Iterable[str]) -> list[dict[str, str]]:
+    """What a run keeps of the datasets that it took from the Hub or a mirror: name, revision, commit."""
+    from snnp.hub import parse_reference, resolve
+
+    records: dict[str, dict[str, str]] = {}
+    for source in sources:
+        name, _, _ = _selection(source)
+        if not Path(name).exists() and parse_reference(name) is not None and not _is_missing_file(Path(name)):
+            found = resolve(name, "dataset")
+            records[found.pinned] = found.record()
+    return list(records.values())
+
+
+def _selection(text: str) -> tuple[str, str | None, str | None]:
+    """Name, part and split of `name:part/split`."""
+    if not Path(text).exists() and (match := _SELECTION.fullmatch(text)):
+        return match["name"], match["part"], match["split"]
+    return text, None, None
+
+
+def _is_missing_file(path: Path) -> bool:
+    """Whether a name that is not there looks like a file's rather than like a repository's."""
+    return is_xyz(path) or (bool(path.suffix) and path.parent.is_dir())
+
+
 def _as_dataset(text: str, split: str | None) -> Dataset | None:
     """A dataset if the text names one; None for files that are read by the file."""
     from snnp.hub import parse_reference
 
-    name, part, wanted = text, None, None
-    if not Path(text).exists() and (match := _SELECTION.fullmatch(text)):
-        name, part, wanted = match["name"], match["part"], match["split"]
+    name, part, wanted = _selection(text)
     path = Path(name)
     if path.is_file() and path.suffix.lower() != ".parquet":
         return None
     if not path.exists() and (path.suffix.lower() == ".parquet" or parse_reference(name) is None):
         return None
-    if not path.exists() and path.parent.is_dir() and path.suffix:
-        return None  # a file that is missing is more likely than an organisation named like a folder here
+    if not path.exists() and _is_missing_file(path):
+        return None
     dataset = load_dataset(name, part=part)
     if wanted is not None:
         return dataset.select(wanted)

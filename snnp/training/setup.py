@@ -17,6 +17,7 @@ from snnp.data import (
     Frame,
     ReferenceEnergies,
     Split,
+    dataset_records,
     elements_of,
     fit_reference_energies,
     is_isolated_atom,
@@ -77,27 +78,30 @@ def _distinct(frames: Sequence[Frame]) -> list[Frame]:
     return list(seen.values())
 
 
-def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "") -> list[Frame]:
-    """Frames of some files; the part's name goes before the sources, as two parts may have files of one name."""
+def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "", split: str | None = None) -> list[Frame]:
+    """Frames of some files or datasets; the part's name goes before the sources: two parts may have files of one name.
+
+    `split` is taken of datasets that have it, where the path names none (`org/name:test`).
+    """
     paths = (paths,) if isinstance(paths, str) else paths
-    frames = read_frames([_expand(path) for path in paths], config.keys)
+    frames = read_frames([_expand(path) for path in paths], config.keys, split=split)
     return [replace(frame, source=part + frame.source) for frame in frames]
 
 
 def _divide(config: TrainConfig) -> Split:
     """Train, valid and test from files and fractions."""
     data = config.data
-    frames = _read(data.train, data)
+    frames = _read(data.train, data, split="train")
     valid = data.valid if isinstance(data.valid, float) else 0.0
     test = data.test if isinstance(data.test, float) else 0.0
     split = split_frames(_distinct(frames), valid=valid, test=test, seed=config.seed)
     if data.forces_only:
-        extra = _read(data.forces_only, data, "forces_only:")
+        extra = _read(data.forces_only, data, "forces_only:", "train")
         split = replace(split, train=[*split.train, *(replace(frame, energy=None) for frame in extra)])
     if isinstance(data.valid, str | tuple):
-        split = replace(split, valid=_read(data.valid, data, "valid:"))
+        split = replace(split, valid=_read(data.valid, data, "valid:", "valid"))
     if isinstance(data.test, str | tuple):
-        split = replace(split, test=_read(data.test, data, "test:"))
+        split = replace(split, test=_read(data.test, data, "test:", "test"))
     return split
 
 
@@ -123,7 +127,7 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
     isolated = None
     if config.data.isolated_atoms is not None:
         wanted = set(elements_of(split.train))
-        atoms = _read(config.data.isolated_atoms, config.data)
+        atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
     return Problem(split, fit_reference_energies(split.train, isolated))
 
@@ -166,6 +170,8 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
         "training_data": list(config.data.train),
         "n_training_frames": len(problem.split.train),
     }
+    if datasets := dataset_records(_expand(source) for source in config.data.train):
+        model.metadata["datasets"] = datasets
     return model
 
 
