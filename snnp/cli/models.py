@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from snnp.cli.hub import print_remote
 from snnp.cli.options import Json, Model, examples
 from snnp.cli.tables import print_errors, print_properties
 from snnp.errors import InputError
+
+if TYPE_CHECKING:
+    from snnp.models.potential import Potential
 
 __all__ = ["INFO_EXAMPLES", "LS_EXAMPLES", "info_command", "list_command"]
 
@@ -115,6 +118,7 @@ def _details(name: str) -> dict[str, Any]:
         "cutoff_angstrom": model.cutoff,
         "n_parameters": model.n_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "computed_by": _computed_by(model),
         "reference_energies_ev": model.reference_energies,
         "format_version": stored["format_version"],
         "folder": str(folder),
@@ -122,6 +126,13 @@ def _details(name: str) -> dict[str, Any]:
         "config": stored["config"],
         "metadata": dict(model.metadata),
     }
+
+
+def _computed_by(model: Potential) -> str:
+    """What evaluates this model on the CPU of this machine."""
+    from snnp.kernels.library import native_target
+
+    return "torch" if model.native_kernel() is None else f"native kernel ({native_target()})"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

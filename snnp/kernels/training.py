@@ -160,7 +160,7 @@ class FeatureKernel:
         lib = library()
         assert lib is not None
         pairs = batch.pairs
-        columns = [batch.rows, batch.shift, batch.owner, pairs.first, pairs.neighbour, pairs.species]
+        columns: list[Array] = [batch.rows, batch.shift, batch.owner, pairs.first, pairs.neighbour, pairs.species]
         columns += [pairs.x, pairs.y, pairs.z, pairs.r]
         call = _Batch(len(batch.rows), batch.n_structures, n_threads, *(_address(column) for column in columns))
         passed = _Arrays(**{name: _address(array) for name, array in arrays.items()})

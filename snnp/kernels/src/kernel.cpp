@@ -45,9 +45,14 @@ struct ByDegree {
   Gradients<T> gradients[kMaxDegree + 1];
 };
 
+template <typename T, int L>
+void features(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* out) {
+  angular_features<T, L, true>(plan, species, pairs, work, out);
+}
+
 #define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>}
 template <typename T>
-constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(angular_features), SNNP_EACH_DEGREE(angular_gradients)};
+constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(features), SNNP_EACH_DEGREE(angular_gradients)};
 
 // Hand the gradients of the pairs of atom i to forces and virial.
 template <typename T>

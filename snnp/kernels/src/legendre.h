@@ -74,8 +74,9 @@ inline void make_blocks(const Plan* plan, const Pairs<T>& pairs, Legendre<T>& wo
   }
 }
 
-// Harmonics of a block and its functions f, in both layouts; adds f^2 to the sums over selves.
-template <typename T, int L>
+// Harmonics of a block; its functions f in rows (for sums over pairs), and f and slopes with pairs as lanes (for forces).
+// With rows, f^2 is added to the sums over selves. Either layout is made only where a caller needs it.
+template <typename T, int L, bool in_rows, bool in_lanes>
 inline void fill_block(const Plan* plan, int64_t species, const Pairs<T>& pairs, int64_t block, Legendre<T>& work) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t* source = work.source + block * W;
@@ -95,13 +96,16 @@ inline void fill_block(const Plan* plan, int64_t species, const Pairs<T>& pairs,
     segments[q] = segment<T>(plan, plan->f, groups[pairs.species[source[q]]], pairs.r[source[q]]);
   for (int64_t b = 0; b < plan->f.n_filters; b += W) {
     Vec<T> rows[W], square = all<T>(0);
-    for (int q = 0; q < W; ++q) {
-      rows[q] = q < filled ? value_of<T>(segments[q], work.stride, b) : all<T>(0);
-      store<T>(work.f + (block * W + q) * work.stride + b, rows[q]);
-      square += rows[q] * rows[q];
+    for (int q = 0; q < W; ++q) rows[q] = q < filled ? value_of<T>(segments[q], work.stride, b) : all<T>(0);
+    if constexpr (in_rows) {
+      for (int q = 0; q < W; ++q) {
+        store<T>(work.f + (block * W + q) * work.stride + b, rows[q]);
+        square += rows[q] * rows[q];
+      }
+      T* selves = work.selves + work.channel[block] * work.stride + b;
+      store<T>(selves, load<T>(selves) + square);
     }
-    T* selves = work.selves + work.channel[block] * work.stride + b;
-    store<T>(selves, load<T>(selves) + square);
+    if constexpr (!in_lanes) continue;
     transpose<T>(rows);
     for (int q = 0; q < W; ++q) store<T>(work.f_lanes + (block * work.stride + b + q) * W, rows[q]);
     for (int q = 0; q < W; ++q) rows[q] = q < filled ? slope_of<T>(segments[q], work.stride, b) : all<T>(0);
@@ -164,12 +168,13 @@ inline Vec<T> feature_row(const Plan* plan, const Legendre<T>& work, int64_t b) 
   return T(0.5) * total;
 }
 
-template <typename T, int L>
+template <typename T, int L, bool forces_follow>
 inline void angular_features(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* features) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   make_blocks(plan, pairs, work);
   memset(work.selves, 0, plan->n_channels * work.stride * sizeof(T));
-  for (int64_t block = 0; block < work.n_blocks; ++block) fill_block<T, L>(plan, species, pairs, block, work);
+  for (int64_t block = 0; block < work.n_blocks; ++block)
+    fill_block<T, L, true, forces_follow>(plan, species, pairs, block, work);
   int64_t begin = 0;
   for (int64_t c = 0; c < plan->n_channels; ++c) {
     int64_t end = begin;

@@ -91,22 +91,29 @@ void angular(const Plan* plan, const TrainingPart& part, int64_t a, int64_t spec
   Tangents<T>& dot = work.tangents;
   legendre.moments = moments;
   if (part.task == SNNP_FEATURES) {
-    angular_features<T, L>(plan, species, work.pairs, legendre, static_cast<T*>(arrays.features) + row);
+    angular_features<T, L, false>(plan, species, work.pairs, legendre, static_cast<T*>(arrays.features) + row);
     return;
   }
   make_blocks(plan, work.pairs, legendre);
   memset(legendre.selves, 0, plan->n_channels * plan->f.stride * sizeof(T));
-  for (int64_t block = 0; block < legendre.n_blocks; ++block) fill_block<T, L>(plan, species, work.pairs, block, legendre);
+  for (int64_t block = 0; block < legendre.n_blocks; ++block) {
+    if (part.task == SNNP_FORCES) {
+      fill_block<T, L, false, true>(plan, species, work.pairs, block, legendre);
+    } else {
+      fill_block<T, L, true, false>(plan, species, work.pairs, block, legendre);
+    }
+  }
   if (arrays.h) memcpy(dot.h, static_cast<const T*>(arrays.h) + row, n * sizeof(T));
   if (part.task == SNNP_FORCES) {
     angular_gradients<T, L>(plan, work.pairs, dot.h, legendre);
   } else if (part.task == SNNP_TANGENTS) {
     T* moments_dot = static_cast<T*>(arrays.moments_dot) + a * size;
-    angular_tangents<T, L>(plan, work.pairs, legendre, dot, moments_dot, static_cast<T*>(arrays.features_dot) + row);
+    angular_tangents<T, L>(plan, species, work.pairs, legendre, dot, moments_dot, static_cast<T*>(arrays.features_dot) + row);
   } else {
     memcpy(dot.g, static_cast<const T*>(arrays.g) + row, n * sizeof(T));
     memset(dot.selves, 0, plan->n_channels * plan->f.stride * sizeof(T));
-    for (int64_t block = 0; block < legendre.n_blocks; ++block) fill_tangents<T, L>(plan, work.pairs, block, legendre, dot);
+    for (int64_t block = 0; block < legendre.n_blocks; ++block)
+      fill_tangents<T, L>(plan, species, work.pairs, block, legendre, dot);
     const T* moments_dot = arrays.moments_dot ? static_cast<const T*>(arrays.moments_dot) + a * size : work.zeros;
     angle_gradients<T, L>(plan, legendre, dot, moments_dot, static_cast<T*>(part.legendre), static_cast<T*>(part.at_one));
     function_gradients<T, L>(plan, species, work.pairs, legendre, dot, static_cast<T*>(part.f));

@@ -73,30 +73,28 @@ struct Tangents {
 
 // f' rate in rows, tangents of harmonics, and sum_j f f' rate of a block that `fill_block` has filled.
 template <typename T, int L>
-inline void fill_tangents(const Plan* plan, const Pairs<T>& pairs, int64_t block, Legendre<T>& work, Tangents<T>& dot) {
+inline void fill_tangents(const Plan* plan, int64_t species, const Pairs<T>& pairs, int64_t block, Legendre<T>& work, Tangents<T>& dot) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
-  Vec<T> qx = all<T>(0), qy = qx, qz = qx, along = qx, rate = qx;
+  Vec<T> qx = all<T>(0), qy = qx, qz = qx, along = qx;
   for (int q = 0; q < work.filled[block]; ++q) {
     const int64_t p = work.source[block * W + q];
     const T inverse = pairs.inverse[p];
     qx[q] = dot.qx[p] * inverse;
     qy[q] = dot.qy[p] * inverse;
     qz[q] = dot.qz[p] * inverse;
-    rate[q] = dot.rate[p];
     along[q] = dot.rate[p] * inverse;
   }
   harmonic_tangents<T, L>(work.harmonics + block * n_lm * W, qx, qy, qz, along, dot.harmonics + block * n_lm * W);
   T* selves = dot.selves + work.channel[block] * work.stride;
-  for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-    Vec<T> rows[W], total = all<T>(0);
-    for (int q = 0; q < W; ++q) rows[q] = rate * load<T>(work.slope_lanes + (block * work.stride + b + q) * W);
-    transpose<T>(rows);
-    for (int q = 0; q < W; ++q) {
-      T* place = dot.f_dot + (block * W + q) * work.stride + b;
-      store<T>(place, rows[q]);
-      total += rows[q] * load<T>(work.f + (block * W + q) * work.stride + b);
+  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
+  for (int q = 0; q < work.filled[block]; ++q) {
+    const int64_t row = (block * W + q) * work.stride, p = work.source[block * W + q];
+    const Segment<T> s = segment<T>(plan, plan->f, groups[pairs.species[p]], pairs.r[p]);
+    for (int64_t b = 0; b < plan->f.n_filters; b += W) {
+      const Vec<T> f_dot = dot.rate[p] * slope_of<T>(s, work.stride, b);
+      store<T>(dot.f_dot + row + b, f_dot);
+      store<T>(selves + b, load<T>(selves + b) + f_dot * load<T>(work.f + row + b));
     }
-    store<T>(selves + b, load<T>(selves + b) + total);
   }
 }
 
@@ -135,12 +133,12 @@ inline int64_t end_of_channel(const Legendre<T>& work, int64_t begin, int64_t c)
 
 // A' and G' of an atom whose blocks and moments are filled.
 template <typename T, int L>
-inline void angular_tangents(const Plan* plan, const Pairs<T>& pairs, Legendre<T>& work, Tangents<T>& dot, T* moments_dot,
-                             T* features_dot) {
+inline void angular_tangents(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work,
+                             Tangents<T>& dot, T* moments_dot, T* features_dot) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t channels = plan->n_channels, stride = work.stride;
   memset(dot.selves, 0, channels * stride * sizeof(T));
-  for (int64_t block = 0; block < work.n_blocks; ++block) fill_tangents<T, L>(plan, pairs, block, work, dot);
+  for (int64_t block = 0; block < work.n_blocks; ++block) fill_tangents<T, L>(plan, species, pairs, block, work, dot);
   for (int64_t c = 0, begin = 0; c < channels; ++c) {
     const int64_t end = end_of_channel(work, begin, c);
     for (int64_t b = 0; b < plan->f.n_filters; b += W)
