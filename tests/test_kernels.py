@@ -20,7 +20,7 @@ from snnp.errors import InputError
 from snnp.kernels.build import find_compiler
 from snnp.kernels.library import LIBRARY_FILE, Report, library, native_target, switched_off
 from snnp.kernels.lists import ListKeeper
-from snnp.kernels.native import NativeKernel, pack_pairs, supports
+from snnp.kernels.native import NativeKernel, PreparedCall, pack_pairs, supports
 from snnp.models.config import (
     AngularConfig,
     EmbeddingConfig,
@@ -177,7 +177,7 @@ def test_weights_per_atom() -> None:
     species = model.species(structure).int().numpy()
     images = packed.images(structure.cell.numpy())
     kernel = NativeKernel(make_plan(model), np.float64)
-    found = kernel.evaluate(structure.positions.numpy(), species, packed, images, weights=weights.numpy())
+    found = PreparedCall(kernel, species, packed, images)(structure.positions.numpy(), weights=weights.numpy())
     assert positions.grad is not None
     assert np.allclose(found.forces, -positions.grad.numpy(), atol=1e-11)
 
@@ -291,7 +291,7 @@ def test_a_damaged_plan_is_refused_or_harmless(changes: list[tuple[int, int]]) -
     species = model.species(structure).int().numpy()
     said = ""
     try:
-        kernel.evaluate(structure.positions.numpy(), species, *packed)
+        PreparedCall(kernel, species, *packed)(structure.positions.numpy())
     except InputError as error:
         said = str(error)
     assert not said or "damaged" in said or "overlap" in said or "memory" in said

@@ -1,4 +1,4 @@
-"""Compile `src/` into the library beside this file: `python -m snnp.kernels.build`.
+"""Compile `src/` into the library in `lib/`: `python -m snnp.kernels.build`.
 
 Only the standard library is imported here: setup.py runs this file before anything is installed.
 """
@@ -73,7 +73,7 @@ def _jobs(x86: bool) -> list[tuple[str, str, list[str]]]:
 
 
 def build(target: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
-    """Compile into `target` (by default beside this file) and return it; it appears whole or not at all.
+    """Compile into `target` (by default in `lib/`) and return it; it appears whole or not at all.
 
     Arguments:
         flags: for compiler and linker, behind the usual ones (sanitizers, debugging).
@@ -81,7 +81,7 @@ def build(target: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
     Raises:
         BuildError: without a working compiler.
     """
-    target = target or _HERE / library_name()
+    target = target or _HERE / "lib" / library_name()
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler found; install g++ or clang++, or 'pip install ziglang'.")

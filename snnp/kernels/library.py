@@ -1,4 +1,4 @@
-"""The compiled library beside this file, through its C interface; absent where it was not built."""
+"""The compiled library in `lib/`, through its C interface; absent where it was not built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snnp.errors import InputError
 __all__ = ["Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-LIBRARY_FILE = Path(__file__).with_name(f"libsnnp_kernels{_SUFFIX}")
+LIBRARY_FILE = Path(__file__).parent / "lib" / f"libsnnp_kernels{_SUFFIX}"
 SWITCH = "SNNP_KERNELS"
 """Environment variable: "off" leaves the library out; "avx512", "avx2" or "portable" choose instructions."""
 

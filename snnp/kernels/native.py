@@ -155,38 +155,14 @@ class NativeKernel:
         kernel.cutoff = float(packed[64:72].view(np.float64)[0])
         return kernel
 
-    def evaluate(
-        self,
-        positions: Array,
-        species: NDArray[np.int32],
-        neighbours: NativeList,
-        images: Array,
-        *,
-        structure: NDArray[np.int32] | None = None,
-        n_structures: int = 1,
-        weights: Array | None = None,
-        forces: bool = True,
-        n_threads: int = 1,
-    ) -> NativeResult:
-        """One evaluation; arrays must be contiguous and of the types given.
-
-        Arguments:
-            positions: [N, 3] Å. species: [N] indices of elements. images: `neighbours.images(cell)`.
-            structure: [N] of each atom, None for one structure.
-            weights: [N] or None: forces and virial become those of `sum_i weights_i E_i`.
-
-        Raises:
-            InputError: for overlapping atoms or NaN positions.
-        """
-        call = PreparedCall(self, species, neighbours, images, n_threads)
-        call.batch(structure, n_structures)
-        return call(positions, weights=weights, forces=forces)
-
 
 class PreparedCall:
-    """An evaluation in which only positions change: what small systems need, where every microsecond counts.
+    """An evaluation of one system, prepared once: then only positions change, and small systems cost microseconds.
 
-    Arguments as in `NativeKernel.evaluate`.
+    Arguments:
+        kernel: the model. species: [N] int32, indices of elements.
+        neighbours: the list. images: `neighbours.images(cell)`.
+        n_threads: parts of the work; results repeat to the bit for the same number.
     """
 
     def __init__(
@@ -211,13 +187,20 @@ class PreparedCall:
         self._owner: NDArray[np.int32] | None = None
 
     def batch(self, structure: NDArray[np.int32] | None, n_structures: int) -> None:
-        """Evaluate several structures at once: `structure` [N] of each atom."""
+        """Evaluate several structures at once: `structure` [N] of each atom, or None for one."""
         self._owner = structure
         self._system.structure = None if structure is None else _address(structure)
         self._system.n_structures = n_structures
 
     def __call__(self, positions: Array, *, weights: Array | None = None, forces: bool = True) -> NativeResult:
-        """Evaluate at positions [N, 3] (contiguous float64)."""
+        """Evaluate at positions [N, 3] (contiguous float64, Å).
+
+        Arguments:
+            weights: [N] or None: forces and virial become those of `sum_i weights_i E_i`.
+
+        Raises:
+            InputError: for overlapping atoms or NaN positions.
+        """
         system, report = self._system, self._report
         n = system.n_atoms
         energies, virial = np.empty(n), np.empty((system.n_structures, 3, 3))

@@ -28,8 +28,9 @@ class BuildKernels(build_ext):
             self.warn(f"snnp will run on torch alone: {error}")
 
     def copy_extensions_to_source(self) -> None:
-        built = Path(self.build_lib) / self.get_ext_filename("snnp.kernels.library")
+        built = Path(self.build_lib) / self.get_ext_filename(self.extensions[0].name)
         if built.is_file():
+            Path(__file__).with_name("lib").mkdir(exist_ok=True)
             super().copy_extensions_to_source()
 
 

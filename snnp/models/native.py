@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snnp.kernels.native import NativeKernel, NativeList, NativeResult, pack_pairs
+from snnp.kernels.native import NativeKernel, NativeList, NativeResult, PreparedCall, pack_pairs
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
@@ -29,18 +29,13 @@ def packed_list(structure: Structure, neighbours: Neighbours) -> NativeList:
 def evaluate_structure(
     kernel: NativeKernel, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool
 ) -> NativeResult:
-    """Evaluate a batch on the CPU; see `NativeKernel.evaluate` for what comes back and what is raised."""
+    """Evaluate a batch on the CPU; see `PreparedCall` for what comes back and what is raised."""
     packed = packed_list(structure, neighbours)
     several = structure.n_structures > 1
     positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
     cell = structure.cell.detach().to(torch.float64).numpy()
-    return kernel.evaluate(
-        positions,
-        species.to(torch.int32).contiguous().numpy(),
-        packed,
-        packed.images(cell),
-        structure=structure.structure_of_atom.to(torch.int32).numpy() if several else None,
-        n_structures=structure.n_structures,
-        forces=forces,
-        n_threads=torch.get_num_threads(),
-    )
+    elements = species.to(torch.int32).contiguous().numpy()
+    call = PreparedCall(kernel, elements, packed, packed.images(cell), torch.get_num_threads())
+    owner = structure.structure_of_atom.to(torch.int32).numpy() if several else None
+    call.batch(owner, structure.n_structures)
+    return call(positions, forces=forces)
