@@ -37,6 +37,7 @@ class Consensus:
         composition_residual: [n] eV/atom, energy beyond the composition alone.
         relative_misfit: of energies and forces together in one model, by the factor on forces that is tried; small
             where they belong together. Empty without energies or forces.
+        varied: [n] whether at least three atoms have forces of different size: fewer agree or disagree by chance.
         comparable: [n] whether forces are large and varied enough to be compared.
     """
 
@@ -47,6 +48,7 @@ class Consensus:
     residual: np.ndarray
     composition_residual: np.ndarray
     relative_misfit: dict[float, float]
+    varied: np.ndarray
     comparable: np.ndarray
 
 
@@ -110,9 +112,10 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     fitted = np.zeros(n, dtype=bool)
     fitted[chosen] = True
     table[:2, ~_covered(survey, fitted & moving)] = np.nan
+    varied = _varied(survey)
     usual = float(np.median(survey.force_rms[moving])) if moving.any() else 0.0
-    comparable = np.isfinite(table[0]) & moving & (survey.force_rms > 0.3 * usual) & _varied(survey, moving)
-    return Consensus(table[0], table[1], table[2], table[3], residual, beyond, misfit, comparable)
+    comparable = np.isfinite(table[0]) & moving & (survey.force_rms > 0.3 * usual) & varied
+    return Consensus(table[0], table[1], table[2], table[3], residual, beyond, misfit, varied, comparable)
 
 
 def _moving(survey: Survey) -> np.ndarray:
@@ -124,12 +127,12 @@ def _moving(survey: Survey) -> np.ndarray:
     return moving
 
 
-def _varied(survey: Survey, moving: np.ndarray) -> np.ndarray:
-    """[n] whether at least three atoms have forces of different size: few numbers agree or disagree by chance."""
-    result = np.zeros(len(moving), dtype=bool)
-    for k in np.flatnonzero(moving):
+def _varied(survey: Survey) -> np.ndarray:
+    """[n] whether at least three atoms have forces of different size."""
+    result = np.zeros(len(survey.frames), dtype=bool)
+    for k in np.flatnonzero(survey.has_forces & (survey.n_atoms > 2)):
         sizes = np.sort(np.linalg.norm(np.asarray(survey.frames[k].forces), axis=1))
-        result[k] = 1 + int((np.diff(sizes) > 1e-3 * sizes[-1]).sum()) >= 3
+        result[k] = int((np.diff(sizes) > 1e-3 * sizes[-1]).sum()) >= 2
     return result
 
 

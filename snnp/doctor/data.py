@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from snnp.data import Frame
 from snnp.doctor import coverage, duplicates, labels, mixture
-from snnp.doctor.consensus import consensus_of, spread
+from snnp.doctor.consensus import Consensus, consensus_of, spread
 from snnp.doctor.data_pictures import data_pictures
 from snnp.doctor.report import Finding, Report, sorted_findings
-from snnp.doctor.survey import survey
+from snnp.doctor.survey import Survey, survey
 
 __all__ = ["DATA_CHECKS", "examine_data"]
 
@@ -66,7 +66,19 @@ def examine_data(
     ]
     findings = [*unreadable, *(finding for run in runs for finding in run())]
     found = {finding.check for finding in findings}
-    facts = {
+    return Report(
+        subject=subject,
+        kind="data",
+        findings=sorted_findings(findings),
+        passed=tuple(name for name in DATA_CHECKS if name not in found),
+        facts=_facts(seen, consensus),
+        pictures=data_pictures(seen, consensus) if pictures else (),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _facts(seen: Survey, consensus: Consensus) -> dict[str, object]:
+    return {
         "Splits": coverage.split_table(seen),
         "Elements": coverage.element_table(seen),
         "Pairs of elements": coverage.pair_table(seen),
@@ -76,12 +88,3 @@ def examine_data(
             "misfit of energies and forces in one linear model": consensus.relative_misfit.get(1.0),
         },
     }
-    return Report(
-        subject=subject,
-        kind="data",
-        findings=sorted_findings(findings),
-        passed=tuple(name for name in DATA_CHECKS if name not in found),
-        facts=facts,
-        pictures=data_pictures(seen, consensus) if pictures else (),
-        seconds=time.perf_counter() - begin,
-    )

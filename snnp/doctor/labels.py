@@ -60,6 +60,7 @@ FORCE_FACTORS = {
 """By what forces would have to be multiplied, and what that means."""
 
 _OPPOSITE = -0.6  # correlation with the model's forces; clean frames of twenty sets stay above -0.4
+_FOLLOWS = 0.8  # correlation, up to the sign, that makes a ratio of sizes meaningful
 _RELIABLE = 0.5  # a tenth of all frames may have less than this before the model is no judge
 _FAR = 12.0  # robust standard deviations
 _LEAST_ENERGY = 0.1  # eV/atom; less is never called an outlier
@@ -164,20 +165,20 @@ def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 
 def _force_units(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
-    # Frames whose forces vanish on the common scale may still be comparable: their direction tells.
-    agree = (np.abs(consensus.force_correlation) > 0.7) & (survey.n_atoms > 2)
-    size = np.abs(consensus.force_ratio)
-    usual = np.log(size[agree & consensus.comparable])
+    size, correlation = np.abs(consensus.force_ratio), np.abs(consensus.force_correlation)
+    usual = np.log(size[consensus.comparable])
     centre, width = float(np.median(usual)), max(spread(usual), 0.05)
-    off = np.log(np.where(agree, size, np.nan)) - centre
+    # By the size that the model expects: forces in a large unit look like those of a structure at rest.
+    expected = np.exp(centre) * survey.force_rms * correlation / size
+    typical = float(np.median(survey.force_rms[consensus.comparable]))
+    judged = consensus.varied & (correlation > _FOLLOWS) & (expected > 0.3 * typical)
+    off = np.log(np.where(judged, size, np.nan)) - centre
     for unit, factor in _FORCE_UNITS.items():
         wanted = float(np.log(factor))
         tolerance = min(0.35 * abs(wanted), max(4.0 * width, 0.3))
         # Of all units the nearest: Hartree/Å and Rydberg/Bohr are within a factor of two.
         nearest = np.abs(off - wanted) <= np.min([np.abs(off - np.log(f)) for f in _FORCE_UNITS.values()], axis=0)
         bad = (np.abs(off - wanted) < tolerance) & (np.abs(off) > 6.0 * width) & nearest
-        # Small forces of well-known kinds of frames (near a minimum) are no unit: they must be as rare as a slip.
-        bad &= np.abs(np.where(agree, consensus.force_correlation, 0.0)) > 0.8
         if bad.any():
             yield Finding(
                 "force units",
