@@ -55,12 +55,19 @@ def block_of(table: Any, where: str) -> Block:
 
 
 def texts_of(column: Any) -> tuple[list[str], np.ndarray]:
-    """The different texts of a column, and [B] which of them each row has; null is ""."""
+    """The different texts of a column, and [B] which of them each row has; null is "".
+
+    Raises:
+        DataError: if they are no texts.
+    """
     pa = arrow()
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     merged = column.unify_dictionaries() if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-    words: list[str] = ["" if word is None else str(word) for word in _words(merged)]
+    try:
+        words: list[str] = ["" if word is None else str(word) for word in _words(merged)]
+    except UnicodeDecodeError:
+        raise DataError("a column of texts is not in UTF-8; the file is damaged.") from None
     codes = [np.nan_to_num(c.indices.to_numpy(zero_copy_only=False).astype(np.float64), nan=-1) for c in merged.chunks]
     code = np.concatenate(codes).astype(np.int64) if codes else np.zeros(0, dtype=np.int64)
     if (code < 0).any():

@@ -98,7 +98,7 @@ class ParquetSource:
             ]
             self._file = parquet().ParquetFile(self._path, memory_map=True, read_dictionary=texts, metadata=metadata)
             self._schema = self._file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as parquet: {_line(error)}.") from None
         self._check_schema()
         with self._path.open("rb") as stream:
@@ -184,10 +184,13 @@ class ParquetSource:
 
     def _single_value(self, group: int, name: str) -> str | None:
         """The one text of a column in a row group, from its statistics; None if they do not say, or there are more."""
-        known = self._file.metadata.row_group(group).column(self._column_index[name]).statistics
-        if known is None or not known.has_min_max or known.min != known.max or known.null_count:
+        try:
+            known = self._file.metadata.row_group(group).column(self._column_index[name]).statistics
+            if known is None or not known.has_min_max or known.min != known.max or known.null_count:
+                return None
+            return str(known.min)
+        except UnicodeDecodeError:
             return None
-        return str(known.min)
 
     @cached_property
     def _column_index(self) -> dict[str, int]:
