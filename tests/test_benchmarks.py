@@ -249,13 +249,17 @@ def test_lammps_adapter_computes_forces_at_the_positions_given() -> None:
     np.testing.assert_allclose(forces, numeric, atol=1e-5)
 
 
-def test_hippynn_adapter_runs() -> None:
-    (case,) = [case for case in peer_cases("hippynn", sys.executable, 32, 1) if case.name == "HIP-NN pytorch"]
+@pytest.mark.parametrize(
+    "program, name, n_parameters",
+    [("hippynn", "HIP-NN pytorch", 14_897), ("torchani", "ANI-2x, one network", 1_713_223)],
+)
+def test_adapters_of_neural_networks_run(program: str, name: str, n_parameters: int) -> None:
+    (case,) = [case for case in peer_cases(program, sys.executable, 32, 1) if case.name == name]
     measurements, failures = _measure(case)
     assert [failure.reason for failure in failures] == []
     (measured,) = measurements
-    assert measured.n_atoms == 32
-    assert measured.facts["parameters"] == 14_897  # of the table of published timings
+    assert 24 <= measured.n_atoms <= 32
+    assert measured.facts["parameters"] == n_parameters
 
 
 def test_nep_file_has_as_many_parameters_as_gpumd_counts(tmp_path: Path) -> None:
@@ -298,11 +302,12 @@ def test_document_is_json_and_complete(run_document: dict[str, Any]) -> None:
 
 def test_fraction_of_the_peak_is_what_it_says(run_document: dict[str, Any]) -> None:
     ceilings = run_document["ceilings"]
-    assert set(ceilings) == {"gflop_per_s_float32", "gflop_per_s_float64", "gbyte_per_s"}
+    assert {"matrix product float32", "matrix product float64", "copy"} <= set(ceilings)
     (row,) = [row for row in run_document["rows"] if row["case"] == "snnp-si"]
+    peak = max(ceilings["matrix product float32"], ceilings.get("multiply-add float32", 0.0))
     achieved = row["flop_per_atom"] / row["cpu_us_per_atom"] / 1e3  # GFLOP/s
-    assert row["fraction_of_peak_flops"] == pytest.approx(achieved / ceilings["gflop_per_s_float32"])
-    assert 0.0 < row["fraction_of_bandwidth"] < row["fraction_of_peak_flops"] < 1.5
+    assert row["fraction_of_peak_flops"] == pytest.approx(achieved / peak)
+    assert 0.0 < row["fraction_of_bandwidth"] < row["fraction_of_peak_flops"]
     assert row["neighbours"] == pytest.approx(28.0, abs=1.0)  # diamond within 5 Å
 
 

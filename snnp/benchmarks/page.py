@@ -66,7 +66,7 @@ def about(document: Mapping[str, Any]) -> dict[str, str]:
         "load average": "–" if load is None else f"{load:.1f} (at the end; what was measured counts, too)",
         "threads": ", ".join(sorted({str(row["threads"]) for row in document["rows"]})),
         "repeats": f"{document['repeats']}, interleaved, medians",
-        "peak": ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in ceilings.items()) or "–",
+        "peak": ", ".join(f"{name} {value:.3g}" for name, value in ceilings.items()) + " (GFLOP/s, GB/s)",
         "versions": ", ".join(f"{name} {' / '.join(sorted(versions[name]))}" for name in sorted(versions)),
         "command": document["command"],
         "date": document["date"],

@@ -66,6 +66,7 @@ def _draw_accuracy(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         panel.annotate(row["case"], (x, y), **place, textcoords="offset points", fontsize=6, color=_colour(row))
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.margins(x=0.12, y=0.1)
     panel.set_ylabel("force MAE (eV/Å)")
     panel.set_title(
         "filled: test set of the model; open: published, on the upstream test files (other structures)", fontsize=8
@@ -107,8 +108,10 @@ def draw_scaling(path: Path, document: Mapping[str, Any]) -> None:
             panel.plot(x, cpu, "o-", color=_PROGRAM_COLOURS["snnp"])
             panel.set_ylabel("CPU time (µs/atom)")
             panel.set_ylim(0.0, 1.15 * max(cpu))
-            if axis != "degree":
+            if axis == "atoms":
                 panel.set_xscale("log")
+            else:
+                panel.set_xticks(x)
         panel.set_xlabel(_LABELS[axis])
         _clean(panel)
     about = document["machine"]
@@ -118,7 +121,7 @@ def draw_scaling(path: Path, document: Mapping[str, Any]) -> None:
 
 def _clean(panel: Any) -> None:
     panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(axis="x", labelsize=8)
+    panel.tick_params(axis="both", which="both", labelsize=7)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from snnp.benchmarks.run import Case
 from snnp.benchmarks.systems import system_of
 from snnp.errors import InputError, MissingDependencyError, near_matches
+from snnp.kernels.build import find_compiler
 from snnp.models.io import load_model
 
 __all__ = ["PEERS", "ceiling_cases", "find_pythons", "own_cases", "peer_cases"]
@@ -89,8 +90,10 @@ def own_cases(
 
 
 def ceiling_cases(threads: int, device: str | None = None) -> list[Case]:
-    """The machine's own speed: matrix products and a copy."""
+    """The machine's own speed: multiply-adds (on a CPU with a compiler at hand), matrix products and a copy."""
     offered = importlib.import_module("snnp.benchmarks.adapters.machine").CASES
+    if find_compiler() is None or device not in (None, "cpu"):
+        offered = [case for case in offered if case["kind"] != "multiply-add"]
     return [
         Case("machine", case["name"], "molecules", 1, sys.executable, {**case, "device": device or "cpu"}, threads)
         for case in offered

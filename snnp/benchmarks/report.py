@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -70,14 +69,12 @@ def _seconds(measured: Measurement) -> float:
 
 
 def _ceilings(measured: Sequence[Measurement]) -> dict[str, float]:
-    """Operations and bytes per second of each precision, per CPU second (of one core) or per second of a GPU."""
+    """GFLOP/s and GB/s by what was done, per CPU second (of one core) or per second of a GPU."""
     found = {}
     for each in measured:
         if each.case.program == "machine":
-            if "flops" in each.facts:
-                found[f"gflop_per_s_{each.facts['dtype']}"] = each.facts["flops"] / _seconds(each) / 1e9
-            else:
-                found["gbyte_per_s"] = each.facts["bytes"] / _seconds(each) / 1e9
+            work = each.facts.get("flops") or each.facts["bytes"]
+            found[each.case.name] = work / _seconds(each) / 1e9
     return found
 
 
@@ -140,9 +137,9 @@ def _floor(measured: Measurement, model: Potential, ceilings: Mapping[str, float
     work = count_work(model.config, *within)
     seconds = _seconds(measured) / measured.n_atoms
     floor = {"neighbours": within[0], "flop_per_atom": work.flops, "bytes_per_atom": work.bytes}
-    peak = ceilings.get(f"gflop_per_s_{measured.facts['dtype']}", math.nan)
-    bandwidth = ceilings.get("gbyte_per_s", math.nan)
-    return floor | {
-        "fraction_of_peak_flops": work.flops / seconds / 1e9 / peak,
-        "fraction_of_bandwidth": work.bytes / seconds / 1e9 / bandwidth,
-    }
+    peaks = [speed for name, speed in ceilings.items() if name.endswith(f" {measured.facts['dtype']}")]
+    if peaks:
+        floor["fraction_of_peak_flops"] = work.flops / seconds / 1e9 / max(peaks)
+    if "copy" in ceilings:
+        floor["fraction_of_bandwidth"] = work.bytes / seconds / 1e9 / ceilings["copy"]
+    return floor
