@@ -74,7 +74,8 @@ def data_command(
 
     keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
     frames, unreadable = read_set(data, keys, part=part)
-    report = examine_data(frames, subject=", ".join(data), unreadable=unreadable)
+    subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
+    report = examine_data(frames, subject=subject, unreadable=unreadable)
     _finish(report, out, Path(data[0]), strict, as_json)
 
 

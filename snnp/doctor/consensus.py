@@ -132,7 +132,7 @@ def _varied(survey: Survey) -> np.ndarray:
     result = np.zeros(len(survey.frames), dtype=bool)
     for k in np.flatnonzero(survey.has_forces & (survey.n_atoms > 2)):
         sizes = np.sort(np.linalg.norm(np.asarray(survey.frames[k].forces), axis=1))
-        result[k] = int((np.diff(sizes) > 1e-3 * sizes[-1]).sum()) >= 2
+        result[k] = int((np.diff(sizes) > 1e-2 * sizes[-1]).sum()) >= 2
     return result
 
 

@@ -40,12 +40,9 @@ def png(drawn: Figure) -> bytes:
 
 def data_pictures(survey: Survey, consensus: Consensus) -> list[Picture]:
     """All pictures of a data set."""
-    return [
-        _histograms(survey, consensus),
-        _agreement(survey, consensus),
-        _coverage(survey),
-        _map(survey),
-    ]
+    drawn = [_histograms(survey, consensus), _agreement(survey, consensus)]
+    # One element has one pair: its numbers are in the table.
+    return [*drawn, *([_coverage(survey)] if len(survey.elements) > 1 else []), _map(survey)]
 
 
 def _by_split(panel: Axes, survey: Survey, values: np.ndarray, log: bool = False) -> None:
@@ -109,7 +106,7 @@ def _agreement(survey: Survey, consensus: Consensus) -> Picture:
     left.set_ylabel("correlation with the model's forces")
     energy = np.isfinite(consensus.residual)
     right.plot(np.flatnonzero(energy), consensus.residual[energy], ".", ms=3, color=COLOURS[1], rasterized=True)
-    right.set_yscale("symlog", linthresh=0.05)
+    right.set_yscale("symlog", linthresh=0.1)
     right.set_xlabel("frame")
     right.set_ylabel("energy beyond model (eV/atom)")
     caption = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from snnp.doctor.report import Finding
@@ -45,7 +46,9 @@ class Dimer:
 def dimer_curves(model: Potential) -> list[Dimer]:
     """Energies of all pairs of elements from 0.3 times the sum of their covalent radii to the cutoff."""
     result = []
-    alone = model.reference_energies
+    # Not E0: without neighbours, a network may still say something.
+    atoms = Structure.from_ase([Atoms(symbol) for symbol in model.elements])
+    alone = dict(zip(model.elements, model.compute(atoms, forces=False).energy.tolist(), strict=True))
     for a, b in itertools.combinations_with_replacement(model.elements, 2):
         za, zb = atomic_numbers[a], atomic_numbers[b]
         contact = float(covalent_radii[za] + covalent_radii[zb])

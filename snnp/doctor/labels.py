@@ -60,7 +60,7 @@ FORCE_FACTORS = {
 """By what forces would have to be multiplied, and what that means."""
 
 _OPPOSITE = -0.6  # correlation with the model's forces; clean frames of twenty sets stay above -0.4
-_FOLLOWS = 0.8  # correlation, up to the sign, that makes a ratio of sizes meaningful
+_FOLLOWS = 0.8  # correlation that makes a ratio of sizes meaningful
 _RELIABLE = 0.5  # a tenth of all frames may have less than this before the model is no judge
 _FAR = 12.0  # robust standard deviations
 _LEAST_ENERGY = 0.1  # eV/atom; less is never called an outlier
@@ -165,7 +165,7 @@ def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 
 def _force_units(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
-    size, correlation = np.abs(consensus.force_ratio), np.abs(consensus.force_correlation)
+    size, correlation = np.abs(consensus.force_ratio), consensus.force_correlation
     usual = np.log(size[consensus.comparable])
     centre, width = float(np.median(usual)), max(spread(usual), 0.05)
     # By the size that the model expects: forces in a large unit look like those of a structure at rest.

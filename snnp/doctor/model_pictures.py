@@ -47,8 +47,8 @@ def _dimers(dimers: list[Dimer]) -> Picture:
     drawn.supylabel("energy (eV)", fontsize=9)
     hidden = f" {len(dimers) - len(shown)} pairs are not shown." if len(dimers) > len(shown) else ""
     caption = (
-        "Two atoms alone, relative to far apart; linear between -1 and 1 eV, logarithmic beyond. To the left the "
-        f"curves must rise: a dashed line marks where one falls again.{hidden}"
+        "Two atoms alone, relative to far apart; the scale is linear between -1 and 1 eV and logarithmic beyond. To "
+        f"the left the curves must rise: a dashed line marks where one falls again.{hidden}"
     )
     return Picture("Dimers", caption, png(drawn))
 
@@ -60,7 +60,9 @@ def _runs(runs: list[Run]) -> Picture:
         panel.plot(run.picoseconds, run.energy, color=COLOURS[k % len(COLOURS)], lw=1.2, label=run.name)
     panel.set_xlabel("time (ps)")
     panel.set_ylabel("total energy (meV/atom)")
-    panel.legend(frameon=False, fontsize=8)
+    widest = max(1.0, 1.2 * max(float(np.abs(run.energy).max(initial=0.0)) for run in runs))
+    panel.set_ylim(-widest, widest)  # a thermal energy of 300 K is 39 meV: less than 1 is nothing
+    panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption = "At constant energy the line is flat up to small waves; a slope is a drift, a kink a jump of the forces."
     return Picture("Conservation of energy", caption, png(drawn))
 
