@@ -390,6 +390,13 @@ def test_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_command_measures_an_engine() -> None:
+    result = _snnp("reference", "--engine", "ase", "--structure", "fcc:Al:3x3x3", "--steps", 2, "--json")
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert (measured["engine"], measured["model"], measured["n_atoms"]) == ("ase", "reference", 108)
+
+
 def test_ase_adds_little_and_says_how_much() -> None:
     atoms = build_system("fcc:Cu:2x2x2", 32).to_ase()[0]
     result = measure_overhead("snnp-cu", atoms, steps=5)

@@ -17,6 +17,7 @@ from snnp.errors import InputError
 
 if TYPE_CHECKING:
     from snnp.benchmarks.run import Case, Plan
+    from snnp.models.potential import Potential
 
 __all__ = ["BENCHMARK_EXAMPLES", "benchmark_command"]
 
@@ -182,14 +183,19 @@ def _print(document: dict[str, Any], save: Path | None, as_json: bool) -> None:
 def _measure_engine(
     engine: str, models: list[str] | None, structure: str | None, atoms: int, steps: int, as_json: bool
 ) -> None:
+    from snnp.benchmarks.reference import ReferenceForm
     from snnp.benchmarks.systems import build_system, system_of
     from snnp.hub import load_pinned
+    from snnp.models.spline_nnp import SplineNNP
     from snnp.sampling import build_structure
     from snnp.sampling.run import find_entry_point
 
     if models is None or len(models) != 1:
         raise InputError("--engine measures one model; name it, for example: snnp benchmark snnp-si --engine openmm.")
-    potential, model = load_pinned(models[0])
+    potential: Potential = SplineNNP(ReferenceForm().config()).float()
+    model = models[0]
+    if model != _REFERENCE:
+        potential, model = load_pinned(model)
     given = structure or system_of(potential)
     frame = build_structure(structure) if structure else build_system(given, atoms).to_ase()[0]
     measured = find_entry_point("snnp.benchmarks", engine)(potential, frame, steps)

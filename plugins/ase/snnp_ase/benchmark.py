@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 
 from snnp.errors import InputError
 from snnp.models.io import load_model
 from snnp.models.potential import Potential
-from snnp.neighbours import VerletList
-from snnp.structure import Structure
+from snnp.models.session import Session
 from snnp_ase.calculator import SNNPCalculator
 
 __all__ = ["measure_overhead"]
@@ -44,7 +41,7 @@ def measure_overhead(model: str | Path | Potential, atoms: Atoms, steps: int = 1
     potential = load_model(model)
     atoms = atoms.copy()
     atoms.calc = SNNPCalculator(potential)
-    structure, verlet = Structure.from_ase(atoms), VerletList(potential.cutoff)
+    session, cell, pbc = Session(potential), atoms.cell.array, atoms.pbc
     generator = np.random.default_rng(0)
     start = atoms.positions.copy()
     seconds = np.zeros((_WARM_UP + steps, 2))
@@ -56,8 +53,7 @@ def measure_overhead(model: str | Path | Potential, atoms: Atoms, steps: int = 1
         atoms.get_potential_energy()
         seconds[k, 0] = time.perf_counter() - began
         began = time.perf_counter()
-        now = replace(structure, positions=torch.from_numpy(positions))
-        potential.compute(now, verlet.update(now))
+        session.evaluate(atoms.numbers, positions, cell, pbc)
         seconds[k, 1] = time.perf_counter() - began
     through_ase, bare = seconds[_WARM_UP:].T
     return {
