@@ -18,6 +18,10 @@ import numpy as np
 import pytest
 import torch
 
+# Before anything imports triton: where there is no GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

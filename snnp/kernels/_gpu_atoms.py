@@ -34,7 +34,7 @@ def _pairs(
     Outside, r is the cutoff, its inverse and the unit vector are zero.
     """
     real = tables.constants.dtype.element_ty
-    listed = lane < tl.load(rows.count + i)
+    listed = lane < tl.load(rows.length + i)
     entry = i * rows.capacity + lane
     j = tl.load(rows.neighbour + entry, mask=listed, other=0).to(tl.int64)
     image = tl.load(rows.image + entry, mask=listed, other=0).to(tl.int64)
@@ -46,14 +46,19 @@ def _pairs(
     y = (tl.load(there + 1) - tl.load(here + 1) + tl.load(shift + 1)).to(real)
     z = (tl.load(there + 2) - tl.load(here + 2) + tl.load(shift + 2)).to(real)
     square = x * x + y * y + z * z
-    inverse = tl.rsqrt(square)
-    r = square * inverse  # NaN for overlapping atoms
+    apart = square > shortest * shortest  # not so where it is NaN
+    inverse = tl.rsqrt(tl.where(apart, square, 1.0))
     cutoff = tl.load(tables.constants)
+    r = tl.where(apart, square * inverse, cutoff)
     inside = listed & (r < cutoff)
-    wrong = listed & ~(r > shortest)  # a NaN counts
-    inverse = tl.where(inside, inverse, 0.0)
     r = tl.where(inside, r, cutoff)
-    return listed, inside, wrong, tl.load(atoms.species + j), (r, inverse, x * inverse, y * inverse, z * inverse)
+    inverse = tl.where(inside, inverse, 0.0)
+    x = tl.where(inside, x * inverse, 0.0)
+    y = tl.where(inside, y * inverse, 0.0)
+    z = tl.where(inside, z * inverse, 0.0)
+    # Pairs too close are left out of every sum, and refused by the host.
+    too_close = tl.where(listed, tl.where(apart, 0, 1), 0)
+    return listed, inside, too_close, tl.load(atoms.species + j), (r, inverse, x, y, z)
 
 
 @triton.jit
@@ -99,11 +104,11 @@ def moments_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl.t
     squares = tl.zeros([form.block, form.channels * form.filters], real)
     wrong = tl.zeros([form.block], tl.int32)
     moments = tl.zeros([form.columns, form.channels * form.filters], real)
-    for start in range(0, tl.load(rows.count + i), form.block):
+    for start in range(0, tl.load(rows.length + i), form.block):
         lane = start + tl.arange(0, form.block)
         _, inside, too_close, species, geometry = _pairs(atoms, rows, tables, i, lane, form.shortest)
         r, _, ux, uy, uz = geometry
-        wrong |= too_close.to(tl.int32)
+        wrong |= too_close
         group = tl.load(tables.radial_group + z * form.elements + species)
         if form.n_radial > 0:
             value, _, _ = _splines(tables.rho, group, r, form.radial)
@@ -174,7 +179,7 @@ def _network(x: tl.tensor, net: tl.tuple, copy: tl.constexpr, form: tl.constexpr
         weights = _layer(rest + (k - 1) * h * h, h, h)
         hidden = product(hidden, tl.trans(weights), none, form.precision)
         hidden, slope = activate(hidden + tl.load(biases + k * h), form.activation)
-        slopes = slopes + (slope,)
+        slopes = slopes + (slope,)  # noqa: RUF005  kernels cannot unpack tuples
     last = tl.load(net.last + copy * h + tl.arange(0, h))[None, :]
     energy = tl.sum(hidden * last, axis=1) + tl.load(net.offset + copy)
     gradient = last * slopes[form.n_layers - 1]
@@ -215,7 +220,7 @@ def network_kernel(n_atoms: tl.tensor, species: tl.tensor, net: tl.tuple, work: 
 
 @triton.jit
 def _repulsion(tables: tl.tuple, z: tl.tensor, species: tl.tensor, r: tl.tensor, near: tl.tensor) -> Any:
-    """Energies and slopes of Ziegler, Biersack and Littmark, switched off between inner and outer; half of each pair."""
+    """Energies (half of each pair) and slopes of Ziegler, Biersack and Littmark, switched off from inner to outer."""
     c = tables.constants
     inner = tl.load(c + 2)
     width = tl.load(c + 3) - inner
@@ -304,7 +309,7 @@ def gradients_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl
     total = tl.zeros([form.block, 4], real)
     xx, yy, zz = tl.zeros_like(energy), tl.zeros_like(energy), tl.zeros_like(energy)
     yz, xz, xy = tl.zeros_like(energy), tl.zeros_like(energy), tl.zeros_like(energy)
-    for start in range(0, tl.load(rows.count + i), form.block):
+    for start in range(0, tl.load(rows.length + i), form.block):
         lane = start + tl.arange(0, form.block)
         listed, inside, _, species, geometry = _pairs(atoms, rows, tables, i, lane, form.shortest)
         r, inverse_r, ux, uy, uz = geometry
@@ -348,7 +353,7 @@ def forces_kernel(rows: tl.tuple, work: tl.tuple, form: tl.constexpr) -> None:
     """F_i = sum_j dE_i/dr_ij - sum_j dE_j/dr_ji; the second sum gathers what the neighbours wrote."""
     i = tl.program_id(0).to(tl.int64)
     component = tl.arange(0, 4)
-    n = tl.load(rows.count + i)
+    n = tl.load(rows.length + i)
     total = tl.zeros([form.block, 4], work.own.dtype.element_ty)
     for start in range(0, n, form.block):
         lane = start + tl.arange(0, form.block)

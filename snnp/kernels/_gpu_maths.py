@@ -8,6 +8,8 @@ Harmonics are Racah's R_lm = P_lm(z) (x + iy)^m / (l + m)!, whose gradients have
 sum_m Y_lm(u) Y_lm(v) = P_l(u . v), a factor (2 - delta_m0) (l - m)! (l + m)!, is part of the Legendre coefficients.
 """
 
+# ruff: noqa: RUF005  (kernels are compiled from a subset of Python that cannot unpack tuples)
+
 from __future__ import annotations
 
 import math

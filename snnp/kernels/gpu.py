@@ -1,4 +1,4 @@
-"""Energies, forces and virials of an s-NNP on a GPU, through Triton; why it is built so: docs/decisions/010-gpu-kernel.md.
+"""Energies, forces and virials of an s-NNP on a GPU, through Triton; reasons in docs/decisions/010-gpu-kernel.md.
 
 The kernels themselves need Triton, which comes with the CUDA builds of torch. With `TRITON_INTERPRET=1` set before
 Python starts they run on the CPU, slowly: that is how they are tested where there is no GPU.
@@ -24,6 +24,9 @@ __all__ = ["GpuKernel", "GpuResult", "available", "rows_of", "supports"]
 _MOST_FILTERS, _MOST_HARMONICS, _MOST_HIDDEN, _MOST_CHANNELS = 64, 49, 128, 4
 """Beyond these the arrays of one atom no longer fit into the registers of a warp."""
 
+_OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+"""One stage: staging the small tables through shared memory, as Triton would, costs more than reading them."""
+
 
 def supports(plan: SplinePlan) -> bool:
     """Whether the kernels cover this form; others (spline evaluator, embedding) are left to torch."""
@@ -48,7 +51,7 @@ def available() -> bool:
 
 @dataclass(frozen=True)
 class GpuResult:
-    """energies [N] eV (with E0, float64), forces [N, 3] eV/Å, virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij, float64)."""
+    """energies [N] eV with E0 and virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij), float64; forces [N, 3] eV/Å."""
 
     energies: Tensor
     forces: Tensor
@@ -84,14 +87,21 @@ def rows_of(pairs: tuple[Tensor, Tensor, Tensor], n_atoms: int, structure: Tenso
     found = torch.searchsorted(keys, wanted).clamp(max=max(n_pairs - 1, 0))
     if n_pairs and not torch.equal(keys[found], wanted):
         raise InputError("the neighbour list holds i -> j without j -> i; give a full list (see snnp.neighbours).")
-    entries = [j, image(shift) + structure[i] * n_images, place[order[found]] if n_pairs else place]
-    kinds = (torch.int32, torch.int32, torch.int32 if n_atoms * capacity < 2**31 else torch.int64)
-    columns = []
-    for values, kind in zip(entries, kinds, strict=True):
-        dense = torch.zeros(n_atoms * capacity, dtype=kind, device=device)
-        columns.append(dense.index_copy_(0, place, values.to(kind)).view(n_atoms, capacity))
+    wide = torch.int32 if n_atoms * capacity < 2**31 else torch.int64
+
+    def dense(values: Tensor, kind: torch.dtype) -> Tensor:
+        flat = torch.zeros(n_atoms * capacity, dtype=kind, device=device)
+        return flat.index_copy_(0, place, values.to(kind)).view(n_atoms, capacity)
+
     reached = reach.tolist()
-    return Rows(count.to(torch.int32), *columns, capacity), (reached[0], reached[1], reached[2])
+    rows = Rows(
+        length=count.to(torch.int32),
+        neighbour=dense(j, torch.int32),
+        image=dense(image(shift) + structure[i] * n_images, torch.int32),
+        reverse=dense(place[order[found]] if n_pairs else place, wide),
+        capacity=capacity,
+    )
+    return rows, (reached[0], reached[1], reached[2])
 
 
 def image_vectors(reach: tuple[int, int, int], cell: Tensor) -> Tensor:
@@ -108,8 +118,8 @@ class GpuKernel:
         plan: the model; `supports(plan)` must hold.
         device: a CUDA device; the CPU under Triton's interpreter.
         dtype: in which distances, moments and the network are computed; positions enter in float64.
-        precision: of float32 matrix products: "tf32x3" runs on tensor cores and keeps 21 bits of every product,
-            "ieee" is plain float32.
+        precision: of float32 matrix products: "ieee" is plain float32; "tf32x3" runs on tensor cores, with the first
+            21 bits of every product.
 
     Raises:
         MissingDependencyError: without Triton.
@@ -121,7 +131,7 @@ class GpuKernel:
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
         *,
-        precision: str = "tf32x3",
+        precision: str = "ieee",
     ) -> None:
         if not available():
             raise MissingDependencyError("the GPU kernels need Triton; install it with: pip install 'snnp[gpu]'.")
@@ -141,19 +151,15 @@ class GpuKernel:
 
     def launch(self, atoms: Atoms, rows: Rows, work: Work) -> None:
         """Fill `work`; nothing waits for the device, so that the launches can be captured in a CUDA graph."""
-        n, form, options = (
-            atoms.species.shape[0],
-            self.form,
-            {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True},
-        )
+        n, form, kernels = atoms.species.shape[0], self.form, self._kernels
         if n == 0:
             return
         with _on(self.device):
-            self._kernels.moments_kernel[(n,)](atoms, rows, self.tables, work, form, **options)
+            kernels.moments_kernel[(n,)](atoms, rows, self.tables, work, form, num_warps=1, **_OPTIONS)
             blocks = (-(-n // form.atoms),)
-            self._kernels.network_kernel[blocks](n, atoms.species, self.network, work, form, **options)
-            self._kernels.gradients_kernel[(n,)](atoms, rows, self.tables, work, form, **options)
-            self._kernels.forces_kernel[(n,)](rows, work, form, **options)
+            kernels.network_kernel[blocks](n, atoms.species, self.network, work, form, num_warps=4, **_OPTIONS)
+            kernels.gradients_kernel[(n,)](atoms, rows, self.tables, work, form, num_warps=1, **_OPTIONS)
+            kernels.forces_kernel[(n,)](rows, work, form, num_warps=1, **_OPTIONS)
 
     def evaluate(
         self,
@@ -188,7 +194,7 @@ def full_virial(six: Tensor) -> Tensor:
 
 def overlap_message(atoms: Atoms, rows: Rows) -> str:
     """Which atoms overlap, for an `InputError`."""
-    listed = torch.arange(rows.capacity, device=rows.count.device) < rows.count[:, None]
+    listed = torch.arange(rows.capacity, device=rows.length.device) < rows.length[:, None]
     vectors = atoms.positions[rows.neighbour.long()] - atoms.positions[:, None] + atoms.images[rows.image.long()]
     squares = vectors.square().sum(dim=-1).masked_fill(~listed, torch.inf)
     worst = int(squares.nan_to_num(nan=-1.0, posinf=torch.inf).argmin())

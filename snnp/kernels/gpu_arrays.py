@@ -128,16 +128,16 @@ class Atoms(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Neighbours of atom i in row i of [N, capacity], of which `count[i]` are in use.
+    """Neighbours of atom i in row i of [N, capacity], of which `length[i]` are in use.
 
     Arguments:
-        count: [N] int32.
+        length: [N] int32.
         neighbour, image: [N, capacity] int32: the pair's vector is `r_j - r_i + images[image]`.
         reverse: [N, capacity] integer, place of the pair j -> i in the flattened array.
         capacity: entries per row.
     """
 
-    count: Tensor
+    length: Tensor
     neighbour: Tensor
     image: Tensor
     reverse: Tensor
@@ -215,10 +215,9 @@ class _Device(NamedTuple):
 
 def _padded(values: Array, *shape: int) -> Array:
     """Fill up the last axes with zeros."""
-    kept = values.shape[: values.ndim - len(shape)]
-    out = np.zeros((*kept, *shape))
-    out[(..., *(slice(n) for n in values.shape[len(kept) :]))] = values
-    return out
+    kept = values.ndim - len(shape)
+    widths = [(0, 0)] * kept + [(0, new - old) for new, old in zip(shape, values.shape[kept:], strict=True)]
+    return np.pad(values, widths)
 
 
 def _spline_arrays(table: SplineTable | None, width: int, to: _Device) -> SplineArrays:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnp.kernels import gpu
+from snnp.kernels.gpu import GpuKernel
 from snnp.kernels.library import library
 from snnp.kernels.native import NativeKernel, supports
 from snnp.models.plan import make_plan
@@ -27,22 +29,29 @@ class KernelCache:
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
         self._state: tuple[Any, ...] = ()
-        self._kernel: NativeKernel | None = None
+        self._kernel: NativeKernel | GpuKernel | None = None
 
-    def of(self, model: SplineNNP) -> NativeKernel | None:
-        """The kernel; None where the library is missing or switched off, on a GPU, and for forms it does not cover."""
+    def native(self, model: SplineNNP) -> NativeKernel | None:
+        """The CPU's kernel; None without the library, or with it switched off, and for forms it does not cover."""
+        kernel = self._of(model)
+        return kernel if isinstance(kernel, NativeKernel) else None
+
+    def gpu(self, model: SplineNNP) -> GpuKernel | None:
+        """The GPU's kernel; None without Triton, in float64, and for forms it does not cover."""
+        kernel = self._of(model)
+        return kernel if isinstance(kernel, GpuKernel) else None
+
+    def _of(self, model: SplineNNP) -> NativeKernel | GpuKernel | None:
         if not self._tensors:
             self._tensors = [*model.parameters(), model.readout.mean, model.readout.std]
-        first = self._tensors[0]
-        if first.device.type != "cpu" or library() is None:
+        device = self._tensors[0].device
+        if not (library() is not None if device.type == "cpu" else device.type == "cuda" and gpu.available()):
             return None
         state = (id(model._reference), *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
         if state != self._state:
             # Parameters may have been replaced, not only changed.
             self._tensors = [*model.parameters(), model.readout.mean, model.readout.std]
-            plan = make_plan(model)
-            real = np.float32 if model.dtype == torch.float32 else np.float64
-            self._kernel = NativeKernel(plan, real) if supports(plan) else None
+            self._kernel = _pack(model, device)
             self._state = (state[0], *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
         return self._kernel
 
@@ -52,3 +61,10 @@ class KernelCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KernelCache, ()
+
+
+def _pack(model: SplineNNP, device: torch.device) -> NativeKernel | GpuKernel | None:
+    plan, single = make_plan(model), model.dtype == torch.float32
+    if device.type == "cpu":
+        return NativeKernel(plan, np.float32 if single else np.float64) if supports(plan) else None
+    return GpuKernel(plan, device) if single and gpu.supports(plan) else None

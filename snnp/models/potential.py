@@ -18,8 +18,10 @@ from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
+from snnp.kernels.gpu import GpuKernel, GpuResult
 from snnp.kernels.native import NativeKernel, NativeResult
 from snnp.models.native import evaluate_structure
+from snnp.models.on_gpu import evaluate_on_gpu
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
@@ -144,6 +146,10 @@ class Potential(ExactModule, ABC):
         """The compiled evaluation of the present parameters, or None where torch computes (most families, GPUs)."""
         return None
 
+    def gpu_kernel(self) -> GpuKernel | None:
+        """The same for a potential on a GPU, or None where torch computes."""
+        return None
+
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
@@ -184,6 +190,10 @@ class Potential(ExactModule, ABC):
         if kernel is not None:
             result = evaluate_structure(kernel, structure, species, neighbours, forces=forces or stress)
             return self._prediction(structure, result, forces=forces, stress=stress)
+        gpu = self.gpu_kernel()
+        if gpu is not None:
+            found = evaluate_on_gpu(gpu, structure, species, neighbours)
+            return self._prediction(structure, found, forces=forces, stress=stress)
         with torch.no_grad():
             if forces or stress:
                 energies, pairs = self._energies_and_pair_gradients(structure, neighbours.to(self.device))
@@ -206,15 +216,17 @@ class Potential(ExactModule, ABC):
             stress=sum_stress(pairs, structure) if stress and pairs is not None else None,
         )
 
-    def _prediction(self, structure: Structure, result: NativeResult, *, forces: bool, stress: bool) -> Prediction:
-        energies = torch.from_numpy(result.energies)
-        total = torch.zeros(structure.n_structures, dtype=torch.float64)
+    def _prediction(
+        self, structure: Structure, result: NativeResult | GpuResult, *, forces: bool, stress: bool
+    ) -> Prediction:
+        energies, virial = torch.as_tensor(result.energies), torch.as_tensor(result.virial)
+        total = torch.zeros(structure.n_structures, dtype=torch.float64, device=energies.device)
         total.index_add_(0, structure.structure_of_atom, energies)
-        virial = torch.from_numpy(result.virial)
+        known = forces and result.forces is not None
         return Prediction(
             energy=total,
             energies=energies,
-            forces=torch.from_numpy(result.forces).to(self.dtype) if forces and result.forces is not None else None,
+            forces=torch.as_tensor(result.forces).to(self.dtype) if known else None,
             stress=_stress_of(virial, structure).to(self.dtype) if stress else None,
         )
 

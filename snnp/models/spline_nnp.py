@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from snnp.harmonics import Harmonics
+from snnp.kernels.gpu import GpuKernel
 from snnp.kernels.native import NativeKernel
 from snnp.models import moments
 from snnp.models.config import SplineNNPConfig
@@ -322,7 +323,11 @@ class SplineNNP(Potential):
     def native_kernel(self) -> NativeKernel | None:
         """The compiled evaluation where the library is built and the model lives on the CPU."""
         # A subclass may compute something else.
-        return self._kernels.of(self) if type(self) is SplineNNP else None
+        return self._kernels.native(self) if type(self) is SplineNNP else None
+
+    def gpu_kernel(self) -> GpuKernel | None:
+        """The Triton kernels where Triton is installed and the model lives on a GPU in float32."""
+        return self._kernels.gpu(self) if type(self) is SplineNNP else None
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies without E0; differentiable in the vectors (automatic differentiation)."""
