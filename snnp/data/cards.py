@@ -38,8 +38,13 @@ def _size(frames: int) -> str:
     return next((name for most, name in steps if frames < most), "1M<n<10M")
 
 
-def card(description: Description) -> str:
-    """The text of a card, without its header."""
+def card(description: Description, *, recipe: bool = True) -> str:
+    """The text of a card, without its header.
+
+    Arguments:
+        description: with counts.
+        recipe: whether there is a recipe that builds the dataset from raw files.
+    """
     text = [f"# {description.name}: {description.title}", "", description.summary, ""]
     licence = description.licence_note or description.licence or "none stated upstream"
     reason = description.why_not_redistributable()
@@ -51,7 +56,7 @@ def card(description: Description) -> str:
     text += [f"- {_sentence(note)}" for note in description.notes]
     if description.citation:
         text.append(f"- **Citation.** {_sentence('; '.join(description.citation))}")
-    text += ["", *_parts_table(description), "", *_raw_table(description), *_use(description)]
+    text += ["", *_parts_table(description), "", *_raw_table(description), *_use(description, recipe)]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -114,15 +119,12 @@ def _checksum(sha256: str | None) -> str:
     return "–" if sha256 is None else f"`{sha256}`"
 
 
-def _use(description: Description) -> list[str]:
+def _use(description: Description, recipe: bool) -> list[str]:
+    build = ["Build it, then open the folder:", "", "```bash"]
+    build += [f"python datasets/{description.name}/recipe.py RAW {description.name}", "```", ""]
     part = f', part="{next(iter(description.parts))}"' if len(description.parts) > 1 else ""
     return [
-        "Build it, then open the folder:",
-        "",
-        "```bash",
-        f"python datasets/{description.name}/recipe.py RAW {description.name}",
-        "```",
-        "",
+        *(build if recipe else []),
         "```python",
         f'dataset = snnp.load_dataset("{description.name}"{part}, split="train")',
         "```",

@@ -153,8 +153,9 @@ def finish(folder: Path, description: Description, *, keep_card: bool = False) -
     from snnp.hub import make_manifest, write_manifest
 
     counted = description.model_copy(update={"parts": describe_parts(folder, description.parts)})
+    text = card(counted, recipe=(folder / "recipe.py").is_file())
     if not (keep_card and (folder / "README.md").is_file()):
-        write_atomically(folder / "README.md", (header(counted) + "\n" + card(counted)).encode())
+        write_atomically(folder / "README.md", (header(counted) + "\n" + text).encode())
     about = {"dataset": json.loads(counted.model_dump_json())}
     names = ["README.md", *(f"{name}.parquet" for name in counted.parts)]
     names += sorted(path.name for path in folder.iterdir() if path.name == "recipe.py" or path.suffix == ".csv")
