@@ -142,7 +142,7 @@ class FeatureKernel:
         return forces, virial
 
     def tangents(self, batch: TrainingBatch, moments: Array, p: Array, s: Array, n_threads: int) -> tuple[Array, Array]:
-        """dL/dh [n, feature_stride] from p = dL/dF [n, 3], s = dL/dvirial [B, 3, 3] (float64), and moments for later."""
+        """dL/dh [n, feature_stride] from p = dL/dF [n, 3], s = dL/dvirial [B, 3, 3] (float64), and moments."""
         features = np.zeros((len(batch.rows), self.feature_stride), self.dtype)
         dot = _aligned(moments.shape, self.dtype)
         self._run(_TANGENTS, batch, n_threads, moments=moments, p=p, s=s, features_dot=features, moments_dot=dot)
