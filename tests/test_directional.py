@@ -109,16 +109,16 @@ def test_gradient_equals_the_exact_one(system: str, family: str) -> None:
     config, model, found = built(system, family)
     value, reference = exact(config, model, prepare(model, found, torch.float64, displacement=0.0).everything)
     errors = {}
-    for displacement in (3e-5, 1e-4, 3e-4):
+    for displacement in (1e-6, 1e-5, 1e-4):
         model.zero_grad()
         batch = prepare(model, found, torch.float64, displacement=displacement).everything
         again, estimate = directional(config, model, batch, displacement)
         assert again == pytest.approx(value, rel=1e-9)
         errors[displacement] = relative(estimate, reference)
     assert max(errors.values()) < 1e-4, errors
-    # A central difference: nine times the error at three times the step, where rounding does not yet show.
-    if errors[1e-4] > 1e-8:
-        assert errors[3e-4] == pytest.approx(9.0 * errors[1e-4], rel=0.3)
+    # A central difference: a hundred times the error at ten times the step, where rounding does not yet show.
+    if errors[1e-4] > 1e-7 and family != "ani":  # whose activation has no second derivative at zero
+        assert errors[1e-4] == pytest.approx(100.0 * errors[1e-5], rel=0.3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,9 +19,9 @@ from snnp.training.families import FAMILIES, family_of
 __all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig", "load_config"]
 
 
-# Å. The error of the difference grows with the square of the displacement, that of rounding with its inverse: in
-# float32 they balance here, at about 1e-3 of the gradient for every family (docs/studies/directional.md).
-_DISPLACEMENT = {"float32": 3e-3, "float64": 1e-4}
+# Å. The error of the difference grows with the square of the displacement, that of rounding with its inverse: here
+# they are 2e-3 of the gradient or less in float32, 1e-8 in float64, for every family (docs/studies/directional.md).
+_DISPLACEMENT = {"float32": 1e-3, "float64": 1e-5}
 
 
 class _Config(BaseModel):
