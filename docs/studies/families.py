@@ -151,8 +151,10 @@ def _panel(axes: Axes, rows: Found, references: Found, peers: Found) -> None:
         x, y = result["us_per_atom"], result["errors"]["force_mae_ev_per_angstrom"]
         axes.plot(x, y, "o", ms=11, color=COLOURS[name], zorder=4)
         label = f"{name}\n{result['n_parameters']:,} parameters"
-        place = (9, -25) if name == "HIP-NN-TS" else (9, 7)  # beside ANI there is no room above
-        axes.annotate(label, (x, y), place, textcoords="offset points", fontsize=9, color=COLOURS[name], zorder=5)
+        left = name == "HIP-NN-TS"  # ANI is close to its right
+        place, side = ((-9, 7), "right") if left else ((9, 7), "left")
+        note = axes.annotate(label, (x, y), place, textcoords="offset points", fontsize=9, ha=side)
+        note.set(color=COLOURS[name], zorder=5)
     for name, values in references.items():
         cost, force = values.get("us_per_atom"), values["force"]
         if cost is None:
