@@ -300,7 +300,7 @@ def test_element_that_is_not_trained_on(sound: dict[str, list[Frame]]) -> None:
 
 def test_atoms_on_top_of_each_other(sound: dict[str, list[Frame]]) -> None:
     atoms = alloy(2)
-    atoms.positions[1] = atoms.positions[0] + (0.0, 0.0, 0.4)
+    atoms.positions[1] = atoms.positions[0] + (0.0, 0.0, 0.2)
     report = examine({**sound, "train": [*sound["train"], frame_of(atoms, "fused#0")]})
     (finding,) = report.errors
     assert finding.check == "plausibility"
@@ -340,6 +340,18 @@ def test_files_with_nan_are_read_all_the_same(sound: dict[str, list[Frame]], tmp
     assert the(examine_data(frames, unreadable=findings, pictures=False), "readable") == finding
     frames, _ = read_set([f"first={tmp_path / 'cu-validation.xyz'}", tmp_path / "cu_train.xyz"])
     assert {name: len(part) for name, part in frames.items()} == {"train": 11, "first": 3}
+
+
+def test_files_of_no_split_leak_nothing(sound: dict[str, list[Frame]], tmp_path: Path) -> None:
+    """Copies in a file of its own, and a test file with atoms alone."""
+    write(tmp_path / "train.xyz", sound["train"][:20])
+    write(tmp_path / "scan.xyz", sound["train"][:2])
+    write(tmp_path / "test.xyz", [frame_of(Atoms("Cu", cell=[12.0] * 3, pbc=True), "atom#0")])
+    frames, _ = read_set([tmp_path])
+    assert {name: len(part) for name, part in frames.items()} == {"train": 20, "test": 1, "other": 2}
+    report = examine(frames)
+    assert "leakage" in report.passed
+    assert the(report, "duplicates").frames == ("scan.xyz#0", "scan.xyz#1")
 
 
 def test_report_as_json_and_html(sound: dict[str, list[Frame]]) -> None:

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from snnp.doctor.linear import CUTOFF
 from snnp.doctor.report import Finding
-from snnp.doctor.survey import Survey
+from snnp.doctor.survey import UNASSIGNED, Survey
 
 __all__ = ["check_coverage", "check_distances", "element_table", "pair_table", "split_table"]
 
@@ -105,13 +105,14 @@ def check_coverage(survey: Survey) -> Iterator[Finding]:
             "Add structures in which they are neighbours, or state on the card that the model is not for them.",
         )
     split = np.array(survey.split)
-    first = split == survey.splits[0]
-    if first.all():
+    first, later = split == survey.splits[0], (split != survey.splits[0]) & (split != UNASSIGNED)
+    if not later.any():
         return
     have = survey.counts[first].sum(axis=0) > 0
-    new = [chemical_symbols[z] for z, known in zip(survey.elements, have, strict=True) if not known]
+    asked = survey.counts[later].sum(axis=0) > 0
+    new = [chemical_symbols[z] for z, missing in zip(survey.elements, asked & ~have, strict=True) if missing]
     if new:
-        frames = (survey.counts[:, ~have].sum(axis=1) > 0) & ~first
+        frames = (survey.counts[:, ~have].sum(axis=1) > 0) & later
         yield Finding(
             "coverage",
             "error",
@@ -120,12 +121,12 @@ def check_coverage(survey: Survey) -> Iterator[Finding]:
             "Split again so that every element is trained on, or take these frames out.",
             survey.names(frames),
         )
-    yield from _shorter(survey, first)
+    yield from _shorter(survey, first, later)
 
 
-def _shorter(survey: Survey, first: np.ndarray) -> Iterator[Finding]:
+def _shorter(survey: Survey, first: np.ndarray, later: np.ndarray) -> Iterator[Finding]:
     shortest = survey.closest[first].min(axis=0)
-    beyond = (survey.closest < shortest - _MARGIN) & ~first[:, None] & np.isfinite(shortest)
+    beyond = (survey.closest < shortest - _MARGIN) & later[:, None] & np.isfinite(shortest)
     pairs = [survey.pair_name(int(q)) for q in np.flatnonzero(beyond.any(axis=0))]
     if pairs:
         frames = beyond.any(axis=1)

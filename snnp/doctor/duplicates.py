@@ -17,7 +17,7 @@ import torch
 from snnp.data import Frame
 from snnp.doctor.environments import describe, distances, nearest
 from snnp.doctor.report import Finding
-from snnp.doctor.survey import Survey
+from snnp.doctor.survey import UNASSIGNED, Survey
 from snnp.neighbours import neighbour_list, pair_vectors
 
 __all__ = ["Clusters", "check_duplicates", "check_leakage", "difference", "find_clusters"]
@@ -190,13 +190,14 @@ def check_duplicates(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
 
 def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
     """Structures that are in more than one split, and test structures that hardly differ from training structures."""
-    if len(survey.splits) < 2:
+    splits = [name for name in survey.splits if name != UNASSIGNED]
+    if len(splits) < 2:
         return
     leaks: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for each in clusters.members:
-        names = tuple(name for name in survey.splits if name in {survey.split[k] for k in each})
+        names = tuple(name for name in splits if name in {survey.split[k] for k in each})
         if len(names) > 1 and survey.n_atoms[each[0]] > 1:  # atoms alone fix E0 in every split
-            leaks[names] += [k for k in each if survey.split[k] != names[0]]
+            leaks[names] += [k for k in each if survey.split[k] in names[1:]]
     for names, frames in leaks.items():
         yield Finding(
             "leakage",
@@ -212,7 +213,7 @@ def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
         yield Finding(
             "near duplicates",
             "warning",
-            f"{len(near):,} frames of other splits differ by less than {_NEAR} Å from one of {survey.splits[0]}",
+            f"{len(near):,} frames of other splits differ by less than {_NEAR} Å from one of {splits[0]}",
             "Neighbouring steps of one trajectory, or small displacements of one crystal: the test is easier than new "
             "structures would be.",
             "Split by trajectory or by parent structure, not frame by frame.",
@@ -223,8 +224,10 @@ def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
 def _near_duplicates(survey: Survey, sensitivity: float) -> list[int]:
     """Frames of later splits within 0.02 Å of one of the first split, closest fingerprints first."""
     split = np.array(survey.split)
-    first, others = np.flatnonzero(split == survey.splits[0]), np.flatnonzero(split != survey.splits[0])
-    others = others[survey.n_atoms[others] > 1]
+    first = np.flatnonzero(split == survey.splits[0])
+    others = np.flatnonzero((split != survey.splits[0]) & (split != UNASSIGNED) & (survey.n_atoms > 1))
+    if not len(others):
+        return []
     far, partner = (each[:, 0] for each in nearest(survey.fingerprint[others], survey.fingerprint[first], 1))
     close = np.flatnonzero(far < sensitivity * _NEAR)
     close = close[np.argsort(far[close])][:_MOST_CANDIDATES]

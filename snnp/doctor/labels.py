@@ -64,11 +64,13 @@ _FOLLOWS = 0.8  # correlation that makes a ratio of sizes meaningful
 _RELIABLE = 0.5  # a tenth of all frames may have less than this before the model is no judge
 _FAR = 12.0  # robust standard deviations
 _LEAST_ENERGY = 0.1  # eV/atom; less is never called an outlier
+_MENDED = 0.03  # eV/atom: so near must an energy come in another unit
 _IMPOSSIBLE = 5.0  # eV/atom away from what composition and structure lead to
 _MOST_OUTLIERS = 0.05  # of the frames: what is more frequent is another kind of structure
 _NET_FORCE, _NET_SHARE = 0.02, 0.05  # eV/Å per atom, and of the typical force
 _TORQUE = 0.05
 _ASYMMETRIC = 0.1
+_FUSED = 0.3  # Å
 
 
 def _plural(n: int, noun: str = "frame") -> str:
@@ -111,16 +113,17 @@ def check_plausibility(survey: Survey) -> Iterator[Finding]:
     advice = {
         "large_force": "One frame with huge forces outweighs thousands of others in a force loss.",
         "typical_force": "Forces of the whole set are outside what matter shows, so their unit is in doubt.",
-        "short_distance": "No chemistry has such distances; positions, cell or their units are wrong.",
+        "short_distance": "No matter has such distances: positions or cell are wrong, or two atoms were scanned on purpose.",
         "long_distance": "Atoms that feel nothing teach nothing; positions or cell may be in another unit.",
         "large_stress": "Stresses beyond 300 GPa are rare; the unit or the sign convention is in doubt.",
     }
-    certain = ("short_distance",)
+    # Scans of two atoms go down to 0.3 Å on purpose.
+    fused = float(survey.closest.min(initial=np.inf)) < _FUSED
     for found in check_frames(survey.frames):
         if found.kind in advice:  # outliers in energy are looked at more closely by check_energies
             yield Finding(
                 "plausibility",
-                "error" if found.kind in certain else "warning",
+                "error" if found.kind == "short_distance" and fused else "warning",
                 found.message,
                 advice[found.kind],
                 "Compare one of the frames with the output of the reference calculation and convert or remove it.",
@@ -226,7 +229,7 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     ]
     for said, cure, factor in hypotheses:
         mended = residual + survey.energy * (factor - 1.0) / n_atoms
-        hit = far & ~explained & (np.abs(mended) < np.maximum(4.0 * sigma, 0.02 * np.abs(residual)))
+        hit = far & ~explained & (np.abs(mended) < max(6.0 * sigma, _MENDED))
         # Among many outliers of another kind one may fit by chance, unless it is farther off than matter can be.
         certain = hit.any() and (np.abs(residual[hit]).min() > _IMPOSSIBLE or hit.sum() >= 0.2 * far.sum())
         if certain and hit.sum() < 0.5 * np.isfinite(residual).sum():

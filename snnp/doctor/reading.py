@@ -12,6 +12,7 @@ from snnp.data.convert import is_xyz, read_any
 from snnp.data.frames import labels_of
 from snnp.data.sources import dataset_files
 from snnp.doctor.report import Finding
+from snnp.doctor.survey import UNASSIGNED
 from snnp.errors import DataError
 
 __all__ = ["read_set"]
@@ -33,7 +34,7 @@ def read_set(
     """Read files, folders and datasets by name, and sort the frames into splits, the one that is trained on first.
 
     Splits are those of a dataset; for files, the word "train", "valid" or "test" in a file's name. `train=FILE` sets
-    the split of a file.
+    the split of a file. Files that speak of no split are "all", or "other" beside files that do.
 
     Arguments:
         keys: names of the labels in files, where they are unusual.
@@ -62,6 +63,8 @@ def read_set(
             for name in names or [None]:
                 chosen = dataset if name is None else dataset.select(name)
                 frames.setdefault(split or name or "all", []).extend(_good(chosen.blocks(), broken))
+    if len(frames) > 1 and "all" in frames:
+        frames[UNASSIGNED] = [*frames.get(UNASSIGNED, []), *frames.pop("all")]
     order = sorted(frames, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL))
     return {name: frames[name] for name in order if frames[name]}, _findings(broken)
 

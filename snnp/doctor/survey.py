@@ -18,7 +18,10 @@ from snnp.errors import DataError
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["Survey", "batches", "survey"]
+__all__ = ["UNASSIGNED", "Survey", "batches", "survey"]
+
+UNASSIGNED = "other"
+"""Name of the split for files that belong to none, beside files that do: nothing leaks from or into it."""
 
 _BATCH_ATOMS = 2000
 _MAP_ATOMS = 6000
