@@ -113,7 +113,7 @@ def check_plausibility(survey: Survey) -> Iterator[Finding]:
     advice = {
         "large_force": "One frame with huge forces outweighs thousands of others in a force loss.",
         "typical_force": "Forces of the whole set are outside what matter shows, so their unit is in doubt.",
-        "short_distance": "No matter has such distances: positions or cell are wrong, or two atoms were scanned on purpose.",
+        "short_distance": "No matter has such distances: positions or cell are wrong, or it is a scan on purpose.",
         "long_distance": "Atoms that feel nothing teach nothing; positions or cell may be in another unit.",
         "large_stress": "Stresses beyond 300 GPa are rare; the unit or the sign convention is in doubt.",
     }
