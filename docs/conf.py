@@ -33,7 +33,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 
-generate.write_pages(DOCS, DOCS.parent / "model_zoo")
+generate.write_pages(DOCS, DOCS.parent / "model_zoo", DOCS.parent / "datasets")
 
 # Headings that napoleon understands: what is indented below them is text, not a formula.
 _SECTIONS = ("Arguments", "Returns", "Raises", "Yields", "Example", "Examples", "Attributes", "Note", "Parameters")

@@ -18,6 +18,8 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
+from snnp.data.cards import table
+from snnp.data.description import read_description
 from snnp.sampling.settings import MDSettings
 from snnp.training.config import TrainConfig
 
@@ -132,6 +134,19 @@ def _zoo_pages(folder: Path, zoo: Path) -> str:
     return "\n".join([*header, *rows, *listing])
 
 
+def _dataset_pages(folder: Path, datasets: Path) -> str:
+    """Table of all datasets; each card becomes a page of its own."""
+    descriptions = [read_description(path) for path in sorted(datasets.glob("*/manifest.json"))]
+    for each in descriptions:
+        _write(
+            folder / "datasets" / f"{each.name}.md", (datasets / each.name / "README.md").read_text(encoding="utf-8")
+        )
+    names = [f"_generated/datasets/{each.name}" for each in descriptions]
+    listing = ["", "```{toctree}", ":hidden:", *names, "```", ""]
+    linked = re.sub(r"^\| `([^`]+)`", r"| [\1](_generated/datasets/\1.md)", table(descriptions), flags=re.MULTILINE)
+    return linked + "\n".join(listing)
+
+
 def _modules() -> Iterator[tuple[str, bool]]:
     """Name of every public module, and whether it is a package; the command line has a page of its own."""
     importlib.import_module("openmmml")  # it loads its plugins, ours too, while it is itself imported: it goes first
@@ -161,8 +176,8 @@ def _results(docs: Path) -> str:
     return "\n".join(["```{toctree}", ":maxdepth: 1", ":caption: Results", "", *names, "```", ""])
 
 
-def write_pages(docs: Path, zoo: Path) -> None:
-    """Write all generated pages into `docs/_generated`; `zoo` is the folder of bundled models."""
+def write_pages(docs: Path, zoo: Path, datasets: Path) -> None:
+    """Write all generated pages into `docs/_generated`; `zoo` and `datasets` are the folders of models and recipes."""
     folder = docs / "_generated"
     _write(folder / "results.md", _results(docs))
     _write(folder / "command-line.md", _command_help())
@@ -170,3 +185,4 @@ def write_pages(docs: Path, zoo: Path) -> None:
     _write(folder / "train-keys.md", _key_tables(TrainConfig))
     _write(folder / "md-keys.md", _key_tables(MDSettings))
     _write(folder / "zoo-table.md", _zoo_pages(folder, zoo))
+    _write(folder / "datasets-table.md", _dataset_pages(folder, datasets))

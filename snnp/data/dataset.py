@@ -1,11 +1,11 @@
 """Datasets: frames in a parquet file, looked at one by one, in slices, or in shuffled batches; never loaded whole.
 
-dataset = load_dataset("org/name", split="train")
-frame = dataset[3]                     # a Frame
-part = dataset[100:200]                # a Dataset again: nothing is copied
-for batch in dataset.batches(64, shuffle=0):
-    batch.structure, batch.energy, batch.forces
-dataset.to_ase(), dataset.to_hf(), dataset.write("train.xyz")
+    dataset = load_dataset("org/name", split="train")
+    frame = dataset[3]                        # a Frame
+    part = dataset[100:200]                   # a Dataset again: nothing is copied
+    batches = dataset.batches(64, shuffle=0)  # each with structure, energy, forces, stress
+
+What is not enough can be handed on: `to_ase()`, `to_hf()`, `write("train.xyz")`.
 """
 
 from __future__ import annotations

@@ -85,9 +85,12 @@ class ParquetSource:
         if not self._path.is_file():
             raise DataError(f"{path} does not exist, or is no file.")
         check_footer_size(self._path)
+        with self._path.open("rb") as stream:
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._content = memoryview(self._map)
         try:
             limits = {"thrift_string_size_limit": _THRIFT_BYTES, "thrift_container_size_limit": _THRIFT_BYTES // 10}
-            metadata = parquet().ParquetFile(self._path, memory_map=True, **limits).metadata
+            metadata = parquet().ParquetFile(pa.BufferReader(self._map), **limits).metadata
             check_footer(self._path, metadata, {*_TEXTS, *_NUMBERS, *_CONSTANTS})
             leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
             # Texts stay in dictionaries: one that a million rows share is unpacked once.
@@ -96,13 +99,11 @@ class ParquetSource:
                 for leaf in leaves
                 if leaf.path.partition(".")[0] in (*_TEXTS, *_CONSTANTS) and leaf.physical_type == "BYTE_ARRAY"
             ]
-            self._file = parquet().ParquetFile(self._path, memory_map=True, read_dictionary=texts, metadata=metadata)
+            self._file = parquet().ParquetFile(pa.BufferReader(self._map), read_dictionary=texts, metadata=metadata)
             self._schema = self._file.schema_arrow
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as parquet: {_line(error)}.") from None
         self._check_schema()
-        with self._path.open("rb") as stream:
-            self._content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         self._checked: set[tuple[int, str]] = set()
         self._kept: OrderedDict[tuple[int, bool], Block] = OrderedDict()
         self.method, self.software = (self._only(name) for name in ("method", "software"))
@@ -205,6 +206,7 @@ class ParquetSource:
             return self._kept[key]
         names = [name for name in (*_NUMBERS, *(_TEXTS if texts else ())) if name in self._schema.names]
         block = block_of(self._read(group, names), f"{self._path}, row group {group}")
+        self._let_go(group)
         if texts:
             first = int(self.sizes[:group].sum())
             ids = block.ids or [f"{self.name}#{first + k}" for k in range(len(block))]
@@ -213,6 +215,15 @@ class ParquetSource:
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return block
+
+    def _let_go(self, group: int) -> None:
+        """Tell the system that the pages of a row group may leave this process: they would count as its memory."""
+        metadata = self._file.metadata.row_group(group)
+        columns = [metadata.column(k) for k in range(metadata.num_columns)]
+        first = min(column.data_page_offset for column in columns) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = max(column.data_page_offset + column.total_compressed_size for column in columns)
+        if hasattr(mmap, "MADV_DONTNEED") and 0 <= first < min(last, len(self._map)):
+            self._map.madvise(mmap.MADV_DONTNEED, first, min(last, len(self._map)) - first)
 
     def _read(self, group: int, names: list[str]) -> Any:
         """Columns of a row group, after a look at their pages."""

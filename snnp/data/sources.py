@@ -1,8 +1,10 @@
 """Where frames come from: a file, a dataset in a folder, or a dataset by name, and one function for all of them.
 
-load_dataset("org/name@v1.0", split="train")       from the Hub or a mirror
-load_dataset("folder", part="ccsdt", split="test")  one of several levels of theory
-read_frames(["train.xyz", "org/name:train"])        files and datasets, as training takes them
+    load_dataset("org/name@v1.0", split="train")        from the Hub or a mirror
+    load_dataset("folder", part="ccsdt", split="test")  one of several levels of theory
+    read_frames(["train.xyz", "org/name:train"])        files and datasets, as training takes them
+
+Only this module knows names; all others of `snnp.data` work on files.
 """
 
 from __future__ import annotations
