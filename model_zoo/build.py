@@ -1,6 +1,7 @@
 """Build bundled models: train by the recipe, measure, and write the model folder with its card.
 
 python model_zoo/build.py snnp-si    # train (or take runs/snnp-si where it is finished), measure, write
+python model_zoo/build.py snnp-si --speed    # only time the model as it is, and rewrite its card
 python model_zoo/build.py --table    # docs/models.md from the models as they are
 """
 
@@ -29,6 +30,7 @@ from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
 from snnp.errors import ConfigError, SnnpError
+from snnp.kernels.library import native_target
 from snnp.models.io import dump_model, load_model, save_model, write_atomically
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
@@ -113,6 +115,20 @@ def build(name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | 
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, next(iter(systems)), next(iter(systems.values())), properties, effort)
     model.metadata["built"] = _provenance(name, effort)
+    return _write(name, model, folder)
+
+
+def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path:
+    """Measure the speed of a built model anew, after a change of what evaluates it; nothing else of it changes."""
+    folder, effort = zoo / name, effort or Effort()
+    torch.set_num_threads(1)
+    model = load_model(folder)
+    properties, label = model.metadata["properties"], next(iter(model.metadata["stability"]))
+    system = None
+    if label not in properties:
+        system = _systems(model, load_problem(load_config(folder / "recipe.yaml")), {})[label]
+    _tell(name, "speed")
+    model.metadata["speed"] = _speed(model, label, system, properties, effort)
     return _write(name, model, folder)
 
 
@@ -209,13 +225,17 @@ def _stability(name: str, model: Potential, system: System, effort: Effort) -> d
 
 
 def _speed(
-    model: Potential, label: str, system: System, properties: Mapping[str, Mapping[str, Any]], effort: Effort
+    model: Potential, label: str, system: System | None, properties: Mapping[str, Mapping[str, Any]], effort: Effort
 ) -> dict[str, Any]:
-    """CPU time for energy and forces of about 1000 atoms, one thread, with the neighbour list kept."""
+    """CPU time for energy and forces of about 1000 atoms, one thread, with the neighbour list kept.
+
+    `system` may be None where `label` is an element with properties.
+    """
     if label in properties:
         atoms = crystal(label, properties[label]["lattice_constant_angstrom"], SPEED_ATOMS)
         structure, text = _shaken(atoms), f"{len(atoms)} {label} atoms"
     else:
+        assert system is not None
         copies = round(SPEED_ATOMS / len(system.atoms))
         structure = Structure.concatenate([Structure.from_ase(system.atoms)] * copies)
         text = f"{structure.n_atoms} atoms in {copies} molecules"
@@ -235,6 +255,7 @@ def _speed(
         "n_calls": effort.calls,
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "computed_by": "torch" if model.native_kernel() is None else f"the native kernel ({native_target()})",
         "cpu": _cpu(),
     }
 
@@ -283,6 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the training run (default: runs/NAME); for one model only")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of the models (default: this one)")
     parser.add_argument("--quick", action="store_true", help="short measurements, for development")
+    parser.add_argument("--speed", action="store_true", help="only measure the speed of built models anew")
     parser.add_argument("--table", action="store_true", help="write the page that compares all models")
     parser.add_argument("--page", type=Path, default=TABLE_PAGE, help="where --table writes (default: docs/models.md)")
     options = parser.parse_args(arguments)
@@ -292,7 +314,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--run goes with one NAME")
     try:
         for name in options.names:
-            build(name, options.zoo, options.run, QUICK if options.quick else None)
+            effort = QUICK if options.quick else None
+            if options.speed:
+                time_again(name, options.zoo, effort)
+            else:
+                build(name, options.zoo, options.run, effort)
         if options.table:
             models = {path.parent.name: load_model(path) for path in sorted(options.zoo.glob("*/config.json"))}
             write_atomically(options.page, comparison_page(models).encode())

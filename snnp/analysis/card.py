@@ -295,6 +295,7 @@ def _drift(run: Mapping[str, Any]) -> str:
 def _speed(speed: Mapping[str, Any]) -> str:
     return (
         f"## Speed\n\n{speed['us_per_atom']:.1f} µs per atom for energy and forces of {speed['system']} "
+        f"by {speed.get('computed_by', 'torch')} "
         f"({speed['dtype']}, {speed['threads']} thread of {speed['cpu']}, neighbour list kept; CPU time, best of "
         f"{speed['n_calls']} calls, median {speed['us_per_atom_median']:.1f}).\n"
     )

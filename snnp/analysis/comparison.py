@@ -126,7 +126,7 @@ def _model_row(name: str, model: Potential) -> list[str]:
         f"{model.n_parameters:,}",
         f"{about['metrics']['energy_mae_mev_per_atom']:.2f}",
         f"{about['metrics']['force_mae_ev_per_angstrom']:.3f}",
-        f"{about['speed']['us_per_atom']:.0f}",
+        f"{about['speed']['us_per_atom']:.1f}",
         f"{about['training']['minutes']:.0f}",
         "yes" if all(run["survived"] for run in runs) else "no",
         drift,
