@@ -49,16 +49,19 @@ POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32",
 
 
 def al_model(name: str = "al") -> SplineNNP:
-    """The model of the speed targets ("al"), one that compiles fast ("small"), or a bundled one."""
+    """The model of the speed targets ("al"), a small one with everything in it ("small"), or a bundled one."""
     if name not in ("al", "small"):
         return cast(SplineNNP, load_model(name))
     sizes: dict[str, Any] = {"n_radial": 8, "n_angular": 16, "cutoff": 6.0, "hidden": (32, 32)}
+    elements = ("Al",)
     if name == "small":
-        sizes = {"n_radial": 4, "n_angular": 4, "cutoff": 4.0, "hidden": (8,)}
-    config = special_cases.s_nnp(("Al",), **sizes).model_dump()
+        elements, sizes = ("Al", "Ni"), {"n_radial": 4, "n_angular": 4, "cutoff": 4.0, "hidden": (8, 8)}
+    config = special_cases.s_nnp(elements, **sizes).model_dump()
     config["repulsion"] = {"inner": 1.1, "outer": 1.9}
     if name == "small":
-        config["angular"]["degree"] = 1
+        config |= {"filters": "pair", "pair_term": True}
+        config["angular"] |= {"degree": 1, "elements": "pair"}
+        config["network"]["activation"] = "softplus"
     model = SplineNNP(SplineNNPConfig.model_validate(config))
     model.readout.std.fill_(30.0)  # what features of a crystal vary by: the forces are those of a metal
     return model

@@ -88,22 +88,28 @@ def _spline(table: tl.tuple, group: tl.tensor, r: tl.tensor) -> Any:
 @triton.jit
 def _in_channels(values: tl.tensor, channel: tl.tensor, form: tl.constexpr) -> Any:
     """[pairs, C F] values [pairs, F] in the column block of the neighbour's channel, zero in the others."""
+    block: tl.constexpr = form.block
+    width: tl.constexpr = form.channels * form.filters
     chosen = channel[:, None] == tl.arange(0, form.channels)[None, :]
     spread = tl.where(chosen[:, :, None], values[:, None, :], 0.0)
-    return tl.reshape(spread, [form.block, form.channels * form.filters])
+    return tl.reshape(spread, [block, width])
 
 
 @triton.jit
 def moments_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl.tuple, form: tl.constexpr) -> None:
     """Features of one atom, and its moments weighted with the Legendre coefficients of the angular curves."""
+    block: tl.constexpr = form.block
+    radial: tl.constexpr = form.radial
+    columns: tl.constexpr = form.columns
+    filters: tl.constexpr = form.channels * form.filters
     i = tl.program_id(0).to(tl.int64)
     real = tables.constants.dtype.element_ty
     z = tl.load(atoms.species + i)
     # Summed over pairs at the end: a sum over threads costs more than the additions.
-    sums = tl.zeros([form.block, form.radial], real)
-    squares = tl.zeros([form.block, form.channels * form.filters], real)
-    wrong = tl.zeros([form.block], tl.int32)
-    moments = tl.zeros([form.columns, form.channels * form.filters], real)
+    sums = tl.zeros([block, radial], real)
+    squares = tl.zeros([block, filters], real)
+    wrong = tl.zeros([block], tl.int32)
+    moments = tl.zeros([columns, filters], real)
     for start in range(0, tl.load(rows.length + i), form.block):
         lane = start + tl.arange(0, form.block)
         _, inside, too_close, species, geometry = _pairs(atoms, rows, tables, i, lane, form.shortest)
@@ -121,7 +127,7 @@ def moments_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl.t
                 f = _in_channels(f, species, form)
             squares += f * f
             y = join_columns(harmonics(ux, uy, uz, form.degree), form.columns)
-            moments = product(tl.trans(y), f, moments, form.precision)
+            moments = product(tl.trans(y), f, moments, form)
     if tl.max(wrong, axis=0) > 0:
         tl.store(work.status, 1)
     out = work.features + i * form.features
@@ -139,20 +145,23 @@ def _weigh(
     tables: tl.tuple, work: tl.tuple, i: tl.tensor, moments: tl.tensor, selves: tl.tensor, form: tl.constexpr
 ) -> Any:
     """G3 [F] = 1/2 sum_c [ sum_lm A_c (sum_c' g_cc' A_c') - g_c(1) selves_c ]; the inner sums are stored."""
+    n_columns: tl.constexpr = form.columns
+    channels: tl.constexpr = form.channels
+    n_filters: tl.constexpr = form.filters
     columns = tl.arange(0, form.columns)[:, None]
     kept = columns < form.n_harmonics
     filters = tl.arange(0, form.filters)[None, :]
     every = tl.arange(0, form.channels * form.filters)
-    total = tl.sum(tl.reshape(-tl.load(tables.at_one + every) * selves, [form.channels, form.filters]), axis=0)
-    for c in tl.static_range(form.channels):
+    total = tl.sum(tl.reshape(-tl.load(tables.at_one + every) * selves, [channels, n_filters]), axis=0)
+    for c in tl.static_range(channels):
         g = tl.load(tables.legendre + (c * form.columns + columns) * (form.channels * form.filters) + every[None, :])
         weighted = g * moments
         own = moments
         if form.channels > 1:
             mine = every[None, :] // form.filters == c
-            weighted = tl.sum(tl.reshape(weighted, [form.columns, form.channels, form.filters]), axis=1)
+            weighted = tl.sum(tl.reshape(weighted, [n_columns, channels, n_filters]), axis=1)
             own = tl.where(mine, moments, 0.0)
-            own = tl.sum(tl.reshape(own, [form.columns, form.channels, form.filters]), axis=1)
+            own = tl.sum(tl.reshape(own, [n_columns, channels, n_filters]), axis=1)
         total += tl.sum(weighted * own, axis=0)
         place = (i * form.channels + c) * form.n_harmonics + columns
         tl.store(work.weighted + place * form.filters + filters, weighted, mask=kept & (filters < form.filters))
@@ -167,33 +176,37 @@ def _layer(weights: tl.tensor, n_out: tl.constexpr, n_in: tl.constexpr) -> Any:
 @triton.jit
 def _network(x: tl.tensor, net: tl.tuple, copy: tl.constexpr, form: tl.constexpr) -> Any:
     """Energies [atoms] and gradients [atoms, D] of one copy of the network."""
+    n_atoms: tl.constexpr = form.atoms
+    n_features: tl.constexpr = form.features
     h: tl.constexpr = form.hidden
+    n_layers: tl.constexpr = form.n_layers
     biases = net.biases + copy * (form.n_layers * h) + tl.arange(0, h)[None, :]
     first = _layer(net.first + copy * (h * form.features), h, form.features)
     rest = net.rest + copy * ((form.n_layers - 1) * h * h)
-    none = tl.zeros([form.atoms, h], first.dtype)
-    hidden = product(x, tl.trans(first), none, form.precision) + tl.load(biases)
-    hidden, slope = activate(hidden, form.activation)
+    none = tl.zeros([n_atoms, h], first.dtype)
+    hidden = product(x, tl.trans(first), none, form) + tl.load(biases)
+    hidden, slope = activate(hidden, form)
     slopes = (slope,)
-    for k in tl.static_range(1, form.n_layers):
+    for k in tl.static_range(1, n_layers):
         weights = _layer(rest + (k - 1) * h * h, h, h)
-        hidden = product(hidden, tl.trans(weights), none, form.precision)
-        hidden, slope = activate(hidden + tl.load(biases + k * h), form.activation)
+        hidden = product(hidden, tl.trans(weights), none, form)
+        hidden, slope = activate(hidden + tl.load(biases + k * h), form)
         slopes = slopes + (slope,)  # noqa: RUF005  kernels cannot unpack tuples
     last = tl.load(net.last + copy * h + tl.arange(0, h))[None, :]
     energy = tl.sum(hidden * last, axis=1) + tl.load(net.offset + copy)
     gradient = last * slopes[form.n_layers - 1]
-    for k in tl.static_range(1, form.n_layers):
+    for k in tl.static_range(1, n_layers):
         weights = _layer(rest + (form.n_layers - 1 - k) * h * h, h, h)
-        gradient = product(gradient, weights, none, form.precision)
+        gradient = product(gradient, weights, none, form)
         gradient = gradient * slopes[form.n_layers - 1 - k]
-    none = tl.zeros([form.atoms, form.features], first.dtype)
-    return energy, product(gradient, first, none, form.precision)
+    none = tl.zeros([n_atoms, n_features], first.dtype)
+    return energy, product(gradient, first, none, form)
 
 
 @triton.jit
 def network_kernel(n_atoms: tl.tensor, species: tl.tensor, net: tl.tuple, work: tl.tuple, form: tl.constexpr) -> None:
     """Energies of a block of atoms (without pair term and repulsion) and dE/dG."""
+    copies: tl.constexpr = form.copies
     atom = tl.program_id(0).to(tl.int64) * form.atoms + tl.arange(0, form.atoms)
     column = tl.arange(0, form.features)
     present = atom < n_atoms
@@ -206,7 +219,7 @@ def network_kernel(n_atoms: tl.tensor, species: tl.tensor, net: tl.tuple, work: 
     energy = tl.sum(linear * x, axis=1)
     gradient = linear
     if form.n_layers > 0:
-        for copy in tl.static_range(form.copies):
+        for copy in tl.static_range(copies):
             mine = present
             if form.copies > 1:
                 mine = present & (z == copy)
@@ -260,53 +273,86 @@ def _pair_terms(
     return energy, slope
 
 
+@triton.constexpr_function
+def _width(first: int, n_harmonics: int) -> int:
+    """Columns of a product that starts at a harmonic: at most 32, so that the sums stay in registers."""
+    return 16 if n_harmonics - first <= 16 else 32
+
+
+@triton.jit
+def _columns_of_product(
+    values: tl.tensor,
+    species: tl.tensor,
+    weighted: tl.tensor,
+    first: tl.constexpr,
+    width: tl.constexpr,
+    form: tl.constexpr,
+) -> Any:
+    block: tl.constexpr = form.block
+    channels: tl.constexpr = form.channels
+    lm = first + tl.arange(0, width)[None, :]
+    b = tl.arange(0, form.filters)[:, None]
+    total = tl.zeros([block, width], values.dtype)
+    for c in tl.static_range(channels):
+        mine = values
+        if form.channels > 1:
+            mine = tl.where((species == c)[:, None], values, 0.0)
+        place = weighted + (c * form.n_harmonics + lm) * form.filters + b
+        total = product(mine, tl.load(place, mask=lm < form.n_harmonics, other=0.0), total, form)
+    return split_columns(total, width)
+
+
+@triton.jit
+def _pull_back(values: tl.tensor, species: tl.tensor, weighted: tl.tensor, form: tl.constexpr) -> Any:
+    """sum_b values_b w_lm,b for all harmonics, a tuple of blocks; values [pairs, F], w of the neighbours' channels."""
+    n_harmonics: tl.constexpr = form.n_harmonics
+    pulled = ()
+    for first in tl.static_range(0, n_harmonics, 32):
+        pulled = pulled + _columns_of_product(values, species, weighted, first, _width(first, n_harmonics), form)
+    return pulled
+
+
 @triton.jit
 def _three_body(
     tables: tl.tuple, work: tl.tuple, i: tl.tensor, pairs: tl.tuple, group: tl.tensor, form: tl.constexpr
 ) -> Any:
-    """dE/dr along the pair without the turning of harmonics, and G = sum_lm dE/dY_lm grad S_lm (three blocks)."""
+    """dE/dr along the pair without the turning of harmonics, and G = sum_lm dE/dY_lm grad R_lm (three blocks)."""
+    n_harmonics: tl.constexpr = form.n_harmonics
     inside, species, r, ux, uy, uz = pairs
-    real = r.dtype
     near = inside & (r < tl.load(tables.constants + 1))
     value, slope, inverse = _splines(tables.f, group, r, form.filters)
-    value = tl.where(near[:, None], value, 0.0)
-    slope = tl.where(near[:, None], slope, 0.0)
     b = tl.arange(0, form.filters)
     h = tl.load(work.slopes + i * form.features + form.n_radial + b, mask=b < form.n_filters, other=0.0)
-    columns = tl.arange(0, form.columns)[None, :]
-    forward = tl.zeros([form.block, form.columns], real)
-    radial = tl.zeros([form.block, form.columns], real)
-    selves = tl.zeros_like(value)
-    for c in tl.static_range(form.channels):
-        if form.channels > 1:
-            f = tl.where((species == c)[:, None], value, 0.0)
-            d = tl.where((species == c)[:, None], slope, 0.0)
-        else:
-            f, d = value, slope
-        place = ((i * form.channels + c) * form.n_harmonics + columns) * form.filters + b[:, None]
-        weighted = tl.load(work.weighted + place, mask=columns < form.n_harmonics, other=0.0)
-        weighted = weighted * h[:, None]
-        forward = product(f, weighted, forward, form.precision)
-        radial = product(d, weighted, radial, form.precision)
-        selves -= f * d * (h * tl.load(tables.at_one + c * form.filters + b))[None, :]
+    value = tl.where(near[:, None], value, 0.0)
+    slope = tl.where(near[:, None], slope * h[None, :], 0.0)
+    selves = value * slope
+    if form.channels > 1:
+        channel = tl.where(inside, species, 0)
+        selves *= tl.load(tables.at_one + channel[:, None] * form.filters + b[None, :])
+    else:
+        selves *= tl.load(tables.at_one + b)[None, :]
+    along = -row_sums(selves, form.filters)
+    weighted = work.weighted + i * (form.channels * form.n_harmonics * form.filters)
     y = harmonics(ux, uy, uz, form.degree)
-    w = split_columns(radial, form.columns)
-    along = row_sums(selves, form.filters)
-    for k in tl.static_range(form.n_harmonics):
-        along += w[k] * y[k]
-    return along * inverse, solid_gradient(split_columns(forward, form.columns), y, form.degree)
+    # One after the other: the sums of both would not fit into the registers.
+    pulled = _pull_back(slope, species, weighted, form)
+    for k in tl.static_range(n_harmonics):
+        along += pulled[k] * y[k]
+    pulled = _pull_back(value * h[None, :], species, weighted, form)
+    return along * inverse, solid_gradient(pulled, y, form.degree)
 
 
 @triton.jit
 def gradients_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl.tuple, form: tl.constexpr) -> None:
     """dE_i/dr_ij of all pairs of one atom, their sum, the virial, and the energy of pair term and repulsion."""
+    block: tl.constexpr = form.block
     i = tl.program_id(0).to(tl.int64)
     real = tables.constants.dtype.element_ty
     z = tl.load(atoms.species + i)
     a = tl.arange(0, form.radial)
     h = tl.load(work.slopes + i * form.features + a, mask=a < form.n_radial, other=0.0)[None, :]
-    energy = tl.zeros([form.block], real)
-    total = tl.zeros([form.block, 4], real)
+    energy = tl.zeros([block], real)
+    total = tl.zeros([block, 4], real)
     xx, yy, zz = tl.zeros_like(energy), tl.zeros_like(energy), tl.zeros_like(energy)
     yz, xz, xy = tl.zeros_like(energy), tl.zeros_like(energy), tl.zeros_like(energy)
     for start in range(0, tl.load(rows.length + i), form.block):
@@ -330,7 +376,7 @@ def gradients_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl
         gz += along * uz
         # Joined as (x, y, z, 0): one vector of 16 bytes per pair.
         joined = tl.join(tl.join(gx, gz), tl.join(gy, tl.zeros_like(gx)))
-        gradient = tl.reshape(joined, [form.block, 4])
+        gradient = tl.reshape(joined, [block, 4])
         place = (i * rows.capacity + lane)[:, None] * 4 + tl.arange(0, 4)[None, :]
         tl.store(work.gradients + place, gradient, mask=listed[:, None])
         total += gradient
@@ -351,10 +397,11 @@ def gradients_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl
 @triton.jit
 def forces_kernel(rows: tl.tuple, work: tl.tuple, form: tl.constexpr) -> None:
     """F_i = sum_j dE_i/dr_ij - sum_j dE_j/dr_ji; the second sum gathers what the neighbours wrote."""
+    block: tl.constexpr = form.block
     i = tl.program_id(0).to(tl.int64)
     component = tl.arange(0, 4)
     n = tl.load(rows.length + i)
-    total = tl.zeros([form.block, 4], work.own.dtype.element_ty)
+    total = tl.zeros([block, 4], work.own.dtype.element_ty)
     for start in range(0, n, form.block):
         lane = start + tl.arange(0, form.block)
         place = tl.load(rows.reverse + i * rows.capacity + lane, mask=lane < n, other=0).to(tl.int64)

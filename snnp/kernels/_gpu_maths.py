@@ -191,9 +191,9 @@ def _high(x: tl.tensor) -> Any:
 
 
 @triton.jit
-def product(a: tl.tensor, b: tl.tensor, c: tl.tensor, precision: tl.constexpr) -> Any:
+def product(a: tl.tensor, b: tl.tensor, c: tl.tensor, form: tl.constexpr) -> Any:
     """a @ b + c; with precision "tf32x3" on tensor cores, in three products of halves (low times low is left out)."""
-    if precision == "tf32x3":
+    if form.precision == "tf32x3":
         a_high = _high(a)
         b_high = _high(b)
         c = tl.dot(a - a_high, b_high, c, input_precision="tf32")
@@ -204,13 +204,13 @@ def product(a: tl.tensor, b: tl.tensor, c: tl.tensor, precision: tl.constexpr) -
 
 
 @triton.jit
-def activate(x: tl.tensor, name: tl.constexpr) -> Any:
+def activate(x: tl.tensor, form: tl.constexpr) -> Any:
     """Value and slope of an activation."""
-    if name == "tanh":
+    if form.activation == "tanh":
         # 1 - 2 / (exp(2x) + 1) loses digits near 0 only against |x| itself, less than float32 sums before it.
         value = 2.0 * tl.sigmoid(2.0 * x) - 1.0
         slope = 1.0 - value * value
-    elif name == "softplus":
+    elif form.activation == "softplus":
         slope = tl.sigmoid(x)
         value = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
     else:

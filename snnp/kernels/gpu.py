@@ -24,6 +24,7 @@ __all__ = ["GpuKernel", "GpuResult", "available", "rows_of", "supports"]
 _MOST_FILTERS, _MOST_HARMONICS, _MOST_HIDDEN, _MOST_CHANNELS = 64, 49, 128, 4
 """Beyond these the arrays of one atom no longer fit into the registers of a warp."""
 
+_OLDEST_TRITON = (3, 6)
 _OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 """One stage: staging the small tables through shared memory, as Triton would, costs more than reading them."""
 
@@ -45,8 +46,13 @@ def supports(plan: SplinePlan) -> bool:
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether Triton is installed."""
-    return find_spec("triton") is not None
+    """Whether Triton is installed, in a version that compiles the kernels."""
+    if find_spec("triton") is None:
+        return False
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= _OLDEST_TRITON
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,9 @@ class GpuKernel:
         precision: str = "ieee",
     ) -> None:
         if not available():
-            raise MissingDependencyError("the GPU kernels need Triton; install it with: pip install 'snnp[gpu]'.")
+            raise MissingDependencyError(
+                "the GPU kernels need Triton 3.6 or newer; install it with: pip install 'snnp[gpu]'."
+            )
         # Imported here: the rest of the package works without Triton.
         from snnp.kernels import _gpu_atoms
 
