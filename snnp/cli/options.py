@@ -43,7 +43,8 @@ Model = Annotated[
 Data = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="DATA...", help="Files of structures with reference values: extended XYZ, or any format that ASE reads."
+        metavar="DATA...",
+        help="Files with reference values (extended XYZ, any format that ASE reads), or datasets (org/name:test).",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
