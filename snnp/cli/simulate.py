@@ -22,6 +22,7 @@ MD_EXAMPLES = examples(
     "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
     "snnp md snnp-cu fcc:Cu:6x6x6:a=3.63 --ensemble npt --pressure 1 --trajectory cu.dcd",
     "snnp md snnp-si start.cif --engine ase --ensemble nve --dt 0.5 --dtype float64 --json",
+    "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
 )
 RELAX_EXAMPLES = examples(
@@ -39,7 +40,8 @@ class Ensemble(StrEnum):
 
 
 _Engine = Annotated[
-    str | None, typer.Option(metavar="NAME", help="openmm or ase; default: openmm where it is installed, else ase.")
+    str | None,
+    typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm where it is installed, else ase."),
 ]
 _Ensemble = Annotated[Ensemble, typer.Option(help="Constant energy, temperature, or temperature and pressure.")]
 _Temperature = Annotated[float, typer.Option("--temperature", "-T", metavar="K", help="Of start and thermostat, in K.")]

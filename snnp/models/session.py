@@ -44,7 +44,7 @@ class Session:
         InputError: for a negative skin.
     """
 
-    def __init__(self, potential: Potential, skin: float = 0.5) -> None:
+    def __init__(self, potential: Potential, skin: float = 1.0) -> None:
         self.potential, self.skin = potential, float(skin)
         self.forget()
 

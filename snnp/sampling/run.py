@@ -117,7 +117,7 @@ def run_md(
         model: name, folder or potential.
         structure: the atoms to start from; unchanged.
         settings: what to run.
-        engine: `"ase"` or `"openmm"`.
+        engine: `"ase"`, `"openmm"` or `"native"`.
         report: called at every sample.
 
     Raises:

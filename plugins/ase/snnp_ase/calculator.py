@@ -57,7 +57,7 @@ class SNNPCalculator(Calculator):
         model: str | Path | Potential,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        skin: float = 0.5,
+        skin: float = 1.0,
     ) -> None:
         super().__init__()
         self.implemented_properties = list(type(self).implemented_properties)  # its own, as callers may edit it

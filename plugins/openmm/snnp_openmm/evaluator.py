@@ -47,7 +47,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, source: ModelSource, numbers: np.ndarray, pbc: tuple[bool, bool, bool], skin: float = 0.5
+        self, source: ModelSource, numbers: np.ndarray, pbc: tuple[bool, bool, bool], skin: float = 1.0
     ) -> None:
         self.model: Potential = source.model
         self.error: BaseException | None = None
