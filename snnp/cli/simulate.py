@@ -41,7 +41,7 @@ class Ensemble(StrEnum):
 
 _Engine = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm where it is installed, else ase."),
+    typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
 ]
 _Ensemble = Annotated[Ensemble, typer.Option(help="Constant energy, temperature, or temperature and pressure.")]
 _Temperature = Annotated[float, typer.Option("--temperature", "-T", metavar="K", help="Of start and thermostat, in K.")]
