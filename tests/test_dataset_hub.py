@@ -78,7 +78,7 @@ def test_published_and_opened_by_name(hub: HubServer, folder: Path, monkeypatch:
 
 
 def test_a_run_knows_the_commit_of_its_data(hub: HubServer, folder: Path) -> None:
-    commit = publish_dataset(folder, "org/copper", about=ABOUT).commit
+    commit = publish_dataset(folder, "org/copper", about=ABOUT, accept_findings=True).commit
     tree = {"data": {"train": ["org/copper"], "test": ["org/copper"], "valid": 0.25}}
     config = load_config({**tree, "model": {"elements": ["Cu"]}})
     problem = load_problem(config)
@@ -89,7 +89,7 @@ def test_a_run_knows_the_commit_of_its_data(hub: HubServer, folder: Path) -> Non
 
 
 def test_mirrors_hold_datasets(hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish_dataset(folder, "org/copper", about=ABOUT)
+    publish_dataset(folder, "org/copper", about=ABOUT, accept_findings=True)
     add_to_mirror(tmp_path / "mirror", "org/copper", "dataset")
     hub.clear()
     monkeypatch.setenv("SNNP_MIRROR", str(tmp_path / "mirror"))
@@ -150,7 +150,7 @@ def test_a_bomb_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_a_tampered_file(hub: HubServer, folder: Path) -> None:
-    publish_dataset(folder, "org/copper", about=ABOUT)
+    publish_dataset(folder, "org/copper", about=ABOUT, accept_findings=True)
     hub.faults.append(Fault("GET", "^/store/", change=lambda body: b"PAR2" + body[4:]))
     with pytest.raises(HubError, match=r"emt\.parquet has sha256"):
         snnp.load_dataset("org/copper")
@@ -158,7 +158,7 @@ def test_a_tampered_file(hub: HubServer, folder: Path) -> None:
 
 def test_commands(hub: HubServer, folder: Path) -> None:
     runner = CliRunner()
-    words = ["publish", "dataset", str(folder), "org/copper"]
+    words = ["publish", "dataset", str(folder), "org/copper", "--accept-findings"]
     words += [word for key, value in ABOUT.items() for word in ("--set", f"{key}={value}")]
     done = runner.invoke(app, [*words, "--json"])
     commit = json.loads(done.stdout)["commit"]

@@ -31,8 +31,8 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Where reference data come from: files, or datasets (`org/name`, a folder, a parquet file; `org/name:split`).
 
-    Paths may use environment variables (`$SNNP_DATA`) and `~`. Datasets that name no split give `train`, `valid`, `test`
-    or `isolated_atoms` where that key asks for it and they have it, else everything.
+    Paths may use environment variables (`$SNNP_DATA`) and `~`. Datasets that name no split give `train`, `valid`,
+    `test` or `isolated_atoms` where that key asks for it and they have it, else everything.
 
     `valid`: files, or the fraction of `train` held out for choosing the best weights. `test`: files never trained on,
     or a fraction. `forces_only`: more training files whose energies are ignored (another zero of energy, another
