@@ -32,7 +32,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from snnp.kernels import _gpu_atoms, _gpu_list, gpu
+from snnp.kernels import _gpu_atoms, _gpu_list, _gpu_network, gpu
 from snnp.kernels.gpu_arrays import Atoms, Form, Rows, make_form, make_network, make_tables, make_work
 from snnp.kernels.gpu_list import Grid, State
 from snnp.kernels.gpu_md import Clock, GpuDynamics, Integrator, System
@@ -171,8 +171,8 @@ def compile_all(model: SplineNNP, precision: str) -> None:
     print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
     total = 0.0
     for name, arguments in _arguments(plan, form).items():
-        atomwise = hasattr(_gpu_atoms, name)
-        kernel = getattr(_gpu_atoms if atomwise else _gpu_list, name)
+        module = next(m for m in (_gpu_atoms, _gpu_network, _gpu_list) if hasattr(m, name))
+        kernel, atomwise = getattr(module, name), module is not _gpu_list
         fixed = (form,) if atomwise else constants.get(name, (128,))
         row = compile_kernel(kernel, arguments, fixed, warps.get(name, 1))
         each = ""

@@ -144,9 +144,9 @@ class GpuKernel:
                 "the GPU kernels need Triton 3.6 or newer; install it with: pip install 'snnp[gpu]'."
             )
         # Imported here: the rest of the package works without Triton.
-        from snnp.kernels import _gpu_atoms
+        from snnp.kernels import _gpu_atoms, _gpu_network
 
-        self._kernels = _gpu_atoms
+        self._kernels, self._network_kernel = _gpu_atoms, _gpu_network.network_kernel
         self.device, self.dtype, self.cutoff = torch.device(device), dtype, plan.cutoff
         self.form = make_form(plan, precision if dtype == torch.float32 else "ieee", block=32, atoms=32)
         self.tables = make_tables(plan, self.form, self.device, dtype)
@@ -165,7 +165,7 @@ class GpuKernel:
         with _on(self.device):
             kernels.moments_kernel[(n,)](atoms, rows, self.tables, work, form, num_warps=1, **_OPTIONS)
             blocks = (-(-n // form.atoms),)
-            kernels.network_kernel[blocks](n, atoms.species, self.network, work, form, num_warps=4, **_OPTIONS)
+            self._network_kernel[blocks](n, atoms.species, self.network, work, form, num_warps=4, **_OPTIONS)
             kernels.gradients_kernel[(n,)](atoms, rows, self.tables, work, form, num_warps=1, **_OPTIONS)
             kernels.forces_kernel[(n,)](rows, work, form, num_warps=1, **_OPTIONS)
 
