@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from snnp.data import Dataset, convert, load_dataset, read_frames
 from snnp.data.atoms import block_from_atoms, to_atoms
 from snnp.data.block import Block
 from snnp.data.parquet import ParquetWriter
-from snnp.errors import DataError
+from snnp.data.recipes import hdf5
+from snnp.errors import DataError, MissingDependencyError
 from snnp.training import load_config
 from snnp.training.setup import load_problem
 
@@ -314,6 +316,19 @@ def test_writing_is_whole_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs its level of theory"):
         ParquetWriter(path, " ", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing, extra", [("pyarrow", "data"), ("datasets", "datasets"), ("h5py", "data")])
+def test_missing_packages_are_named(mixed: Path, monkeypatch: pytest.MonkeyPatch, missing: str, extra: str) -> None:
+    dataset = load_dataset(mixed)
+    monkeypatch.setitem(sys.modules, missing, None)
+    actions = {
+        "pyarrow": lambda: load_dataset(mixed),
+        "datasets": dataset.to_hf,
+        "h5py": lambda: list(hdf5(mixed, {"energy"})),
+    }
+    with pytest.raises(MissingDependencyError, match=rf"pip install 'snnp\[{extra}\]'"):
+        actions[missing]()
 
 
 def test_commands(tmp_path: Path, mixed: Path) -> None:
