@@ -168,7 +168,8 @@ def main() -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     command = f"python docs/benchmarks/kernel.py{' --million' if options.million else ''}"
     text = [f"# The native kernel at work, {date.today()}", "", f"`{command}`: AMD EPYC, {os.cpu_count()} cores,"]
-    text += [
+    python, torch_version = platform.python_version(), torch.__version__
+    text += [f"{native_target()}, Python {python}, torch {torch_version}, load {load}. float32, one"]
         f"{native_target()}, Python {platform.python_version()}, torch {torch.__version__}, load {load}. float32, one"
     ]
     text += ["thread and CPU time; rows of two threads and calls through ASE are wall time.", ""]
