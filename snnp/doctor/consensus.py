@@ -21,6 +21,7 @@ __all__ = ["Consensus", "consensus_of", "robust_composition", "spread"]
 
 _FIT_ATOMS, _FIT_FRAMES = 4000, 500  # for forces, and as many again for energies
 _CLOSEST, _MOST_PAIRS = 3, 15  # frames with the shortest distances of each pair of elements, which are fitted too
+_LARGE = 0.8  # quantile of the frames' typical forces that sets the scale
 _LEAST_FORCE = 0.01  # eV/Å; smaller ones are noise of the reference calculation
 _TINY = 1e-12
 
@@ -113,7 +114,7 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     fitted[chosen] = True
     table[:2, ~_covered(survey, fitted & moving)] = np.nan
     varied = _varied(survey)
-    usual = float(np.median(survey.force_rms[moving])) if moving.any() else 0.0
+    usual = float(np.quantile(survey.force_rms[moving], _LARGE)) if moving.any() else 0.0
     comparable = np.isfinite(table[0]) & moving & (survey.force_rms > 0.3 * usual) & varied
     return Consensus(table[0], table[1], table[2], table[3], residual, beyond, misfit, varied, comparable)
 
@@ -177,7 +178,8 @@ def _equations(survey: Survey, chosen: np.ndarray, beyond: np.ndarray, moving: n
     if moving.any():
         forces = [np.zeros((f.n_atoms, 3)) if f.forces is None else np.asarray(f.forces) for f in frames]
         rms = np.where(moving[chosen], np.nan_to_num(survey.force_rms[chosen]), 0.0)
-        usual = float(np.median(rms[rms > 0]))
+        # Of the hotter frames: small forces near a minimum are beyond such a model, and of no use for signs.
+        usual = float(np.quantile(rms[rms > 0], _LARGE))
         first = torch.from_numpy((rms > 0) / (1.0 + (rms / (2.0 * usual)) ** 2))
         owner = torch.arange(n).repeat_interleave(3 * torch.from_numpy(survey.n_atoms[chosen]))
         flat = terms.forces.reshape(len(owner), -1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from snnp.data import check_frames
 from snnp.doctor.consensus import Consensus, spread
+from snnp.doctor.mixture import find_heaps
 from snnp.doctor.report import Finding
 from snnp.doctor.survey import Survey
 from snnp.units import (
@@ -199,6 +200,9 @@ def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     misfit = consensus.relative_misfit
     if not misfit or np.isfinite(survey.energy).sum() < 20:
         return
+    heaps = find_heaps(consensus.composition_residual, survey.fingerprint)
+    if heaps is not None and heaps.distance > _IMPOSSIBLE:
+        return  # their distance is all that such a model sees of the energies
     best = min(misfit, key=lambda factor: misfit[factor])
     if best == 1.0 or misfit[best] > 0.5 * misfit[1.0] or misfit[best] > 0.4:
         return

@@ -18,6 +18,7 @@ _LEAST_FRAMES = 30
 _LEAST_SHARE = 0.02
 _GAP = 4.0  # widths of the wider heap; one heap of thousands of normal deviates has gaps below one
 _INTERLEAVED, _APART = 0.04, 0.2  # eV/atom, distance of heaps: of like structures, and of unlike ones
+_IMPOSSIBLE = 5.0  # eV/atom
 _AS_NEAR, _MIXED = 1.5, 0.3
 _CANDIDATES = 50
 
@@ -72,7 +73,10 @@ def check_mixture(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Two heaps of energies beyond composition and structure: mixed codes, functionals or zeros of energy."""
     heaps = find_heaps(consensus.residual, survey.fingerprint)
     if heaps is None:
-        return
+        # Heaps so far apart spoil the model; no matter differs as much for the same composition.
+        heaps = find_heaps(consensus.composition_residual, survey.fingerprint)
+        if heaps is None or heaps.distance < _IMPOSSIBLE:
+            return
     alike = heaps.mixed > _MIXED
     if heaps.distance < (_INTERLEAVED if alike else _APART):
         return
