@@ -170,8 +170,6 @@ def main() -> None:
     text = [f"# The native kernel at work, {date.today()}", "", f"`{command}`: AMD EPYC, {os.cpu_count()} cores,"]
     python, torch_version = platform.python_version(), torch.__version__
     text += [f"{native_target()}, Python {python}, torch {torch_version}, load {load}. float32, one"]
-        f"{native_target()}, Python {platform.python_version()}, torch {torch.__version__}, load {load}. float32, one"
-    ]
     text += ["thread and CPU time; rows of two threads and calls through ASE are wall time.", ""]
     for title, lines in parts.items():
         text += [f"## {title}", "", *lines, ""]
