@@ -204,7 +204,7 @@ def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     if heaps is not None and heaps.distance > _IMPOSSIBLE:
         return  # their distance is all that such a model sees of the energies
     best = min(misfit, key=lambda factor: misfit[factor])
-    if best == 1.0 or misfit[best] > 0.5 * misfit[1.0] or misfit[best] > 0.4:
+    if best == 1.0 or misfit[best] > 0.5 * misfit[1.0] or misfit[best] > 0.5:
         return
     yield Finding(
         "energies and forces",

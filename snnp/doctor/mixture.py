@@ -18,7 +18,7 @@ _LEAST_FRAMES = 30
 _LEAST_SHARE = 0.02
 _GAP = 4.0  # widths of the wider heap; one heap of thousands of normal deviates has gaps below one
 _INTERLEAVED, _APART = 0.04, 0.2  # eV/atom, distance of heaps: of like structures, and of unlike ones
-_IMPOSSIBLE = 5.0  # eV/atom
+_IMPOSSIBLE = 20.0  # eV/atom; two atoms pushed together reach 5
 _AS_NEAR, _MIXED = 1.5, 0.3
 _CANDIDATES = 50
 
