@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from snnp.cli.main import app
+from snnp.training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "docs/first-simulation.md", "docs/train.md", "docs/conventions.md"]
@@ -80,8 +82,16 @@ def test_script_is_installed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page: str) -> None:
-    known = {"bash", "python", "text", "{include}"}
+    known = {"bash", "python", "text", "yaml", "{include}"}
     assert {language for language, _ in _blocks(page)} <= known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_yaml_lines_are_settings_of_training(page: str) -> None:
+    """Each line of a YAML block stands alone, as one key of a training configuration."""
+    lines = [line for language, code in _blocks(page) if language == "yaml" for line in code.splitlines() if line]
+    for line in lines:
+        TrainConfig.model_validate({"data": {"train": ["train.xyz"]}, **yaml.safe_load(line)})
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL_LINES if line.startswith("make ")])
