@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,23 @@ def million_atoms() -> list[str]:
     ]
 
 
+def two_threads() -> list[str]:
+    """Wall time on one and on two threads, the best of 15 calls."""
+    lines = ["| atoms | one thread µs/atom | two threads µs/atom | ratio |", "|---|---|---|---|"]
+    for copies in (10, 20):
+        atoms = shaken(bulk("Al", cubic=True, a=4.05) * (copies, copies, copies))
+        arguments = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        taken = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            session = Session(load_model("snnp-al"), skin=0.5)
+            function = partial(session.evaluate, *arguments)
+            taken.append(best(function, 15, time.perf_counter) / len(atoms) * 1e6)
+        lines.append(f"| {len(atoms):,} | {taken[0]:.2f} | {taken[1]:.2f} | {taken[0] / taken[1]:.2f} |")
+    torch.set_num_threads(1)
+    return lines
+
+
 def prepared(element: str, frames: int) -> tuple[SplineNNP, PreparedData]:
     """An untrained model of the zoo's form for an element, with data."""
     form = load_model(f"snnp-{element.lower()}")
@@ -162,6 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = {"Small systems through ASE": small_systems(), "Neighbour lists in molecular dynamics": lists_in_dynamics()}
+    parts["Two threads"] = two_threads()
     parts["Training"] = training()
     if options.million:
         parts["A million atoms"] = million_atoms()
