@@ -11,7 +11,7 @@ import typer
 
 from snnp.cli.console import print_json, print_pairs, print_table, say
 from snnp.cli.files import prepare_output
-from snnp.cli.hub import _DryRun, _Private, _Repository, _statements, publish_app
+from snnp.cli.hub import DryRun, Private, Repository, parse_statements, publish_app
 from snnp.cli.options import Json, examples
 from snnp.errors import InputError
 
@@ -124,9 +124,9 @@ def describe_command(
 @publish_app.command("dataset", epilog=PUBLISH_DATASET_EXAMPLES)
 def publish_dataset_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With parquet files, of a recipe or convert.")],
-    repository: _Repository,
-    private: _Private = False,
-    dry_run: _DryRun = False,
+    repository: Repository,
+    private: Private = False,
+    dry_run: DryRun = False,
     statements: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="State title, summary, origin, licence, citation, ..."),
@@ -139,7 +139,7 @@ def publish_dataset_command(
     """Publish a dataset: licence and units checked, examined by the doctor, with card and checksums, in one commit."""
     from snnp.publish.datasets import publish_dataset
 
-    about = _statements(statements) if statements else None
+    about = parse_statements(statements) if statements else None
     done = publish_dataset(
         folder, repository, private=private, dry_run=dry_run, about=about, accept_findings=accept_findings
     )

@@ -43,9 +43,9 @@ PUBLISH_MODEL_EXAMPLES = examples(
 
 _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositories: org/name or org/name@REVISION.")]
 _IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
-_Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
-_Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
+Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
+Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
 
 publish_app = typer.Typer(
     help="Publish a model or a dataset on the Hub.",
@@ -103,9 +103,9 @@ def _report(found: list[dict[str, Any]], as_json: bool) -> None:
 @publish_app.command("model", epilog=PUBLISH_MODEL_EXAMPLES)
 def publish_model_command(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder or bundled name.")],
-    repository: _Repository,
-    private: _Private = False,
-    dry_run: _DryRun = False,
+    repository: Repository,
+    private: Private = False,
+    dry_run: DryRun = False,
     statements: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."),
@@ -118,7 +118,7 @@ def publish_model_command(
     """Publish a model: examined by the doctor, with a card and checksums, in one commit."""
     from snnp.publish import publish_model
 
-    about = _statements(statements or [])
+    about = parse_statements(statements or [])
 
     def show(plan: Publication, report: Report) -> None:
         for finding in report.findings:
@@ -140,7 +140,7 @@ def publish_model_command(
         say(f"Anybody who may read it can now use 'snnp pull {repository}@{done.commit[:40]}'.")
 
 
-def _statements(assignments: list[str]) -> dict[str, Any]:
+def parse_statements(assignments: list[str]) -> dict[str, Any]:
     """`KEY=VALUE`, values read as YAML."""
     import yaml
 

@@ -28,7 +28,7 @@ struct Workspace {
 };
 
 template <typename T>
-inline void load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Pairs<T>& pairs) {
+inline void load_pairs(const snnp_batch& batch, int64_t a, Pairs<T>& pairs) {
   const int64_t row = batch.rows[a], first = batch.first[row], n = batch.first[row + 1] - first;
   const T *x = static_cast<const T*>(batch.x) + first, *y = static_cast<const T*>(batch.y) + first;
   const T *z = static_cast<const T*>(batch.z) + first, *r = static_cast<const T*>(batch.r) + first;
@@ -43,7 +43,6 @@ inline void load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Pai
     pairs.j[p] = batch.neighbour[first + p] - static_cast<int32_t>(batch.shift[a]);
     pairs.species[p] = batch.species[batch.neighbour[first + p]];
   }
-  (void)plan;
 }
 
 // q_ij = p_i - p_j + s^T r_ij, and its part along the pair.
@@ -163,7 +162,7 @@ void train_atoms(const Plan* plan, const TrainingPart& part, snnp_report* report
   const bool moves = part.arrays->p && (part.task == SNNP_TANGENTS || part.task == SNNP_GRADIENTS);
   for (int64_t a = part.begin; a < part.end; ++a) {
     const int64_t species = part.batch->species[part.batch->rows[a]];
-    load_pairs<T>(plan, *part.batch, a, work.pairs);
+    load_pairs<T>(*part.batch, a, work.pairs);
     if (moves) load_directions<T>(part, a, work.pairs, work.tangents);
     if (plan->rho.n_filters) radial<T>(plan, part, a, species, work);
     if (plan->evaluator == kLegendre) angular_by_degree<T>[plan->degree](plan, part, a, species, work);

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Published s-MEAM files in snnp and in LAMMPS: bash docs/benchmarks/smeam.sh FOLDER (for the models; SNNP_DATA must be set)
+set -euo pipefail
+mkdir -p "$1" && cd "$1"
+
+compare() {  # file, element, structure, LAMMPS's case
+  python - "$SNNP_DATA/potentials/$1" "$2" <<'END'
+import sys
+
+from snnp.models.io import save_model
+from snnp.models.meam_spline import read_meam_spline
+
+save_model(read_meam_spline(sys.argv[1], (sys.argv[2],)).float(), f"smeam-{sys.argv[2]}")
+END
+  snnp benchmark "smeam-$2" --structure "$3" --against lammps --only "smeam-$2,$4" --repeats 7 --seconds 0.1
+}
+
+compare meam-spline/Ti.meam.spline Ti hcp:Ti:a=2.95:c=4.68 "meam/spline Ti"
+compare s-meam/Si.meam.spline Si diamond:Si:a=5.43 "s-MEAM Si"
+compare s-meam/Mo.meam.spline Mo bcc:Mo:a=3.16 "s-MEAM Mo"
