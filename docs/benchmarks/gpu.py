@@ -35,7 +35,7 @@ from triton.compiler import ASTSource
 from snnp.kernels import _gpu_atoms, _gpu_list, _gpu_network, gpu
 from snnp.kernels.gpu_arrays import Atoms, Form, Rows, make_form, make_network, make_tables, make_work
 from snnp.kernels.gpu_list import Grid, State
-from snnp.kernels.gpu_md import Clock, GpuDynamics, Integrator, System
+from snnp.kernels.gpu_md import Box, Clock, GpuDynamics, Integrator, System
 from snnp.kernels.plan import SplinePlan
 from snnp.models import SplineNNP, SplineNNPConfig, load_model, special_cases
 from snnp.models.plan import make_plan
@@ -142,21 +142,25 @@ def _arguments(plan: SplinePlan, form: Form) -> dict[str, tuple[Any, ...]]:
     atoms, rows = Atoms(numbers, whole, numbers), Rows(whole, whole, whole, whole, 80)
     tables, network = make_tables(plan, form, cpu, real), make_network(plan, form, cpu, real)
     work, n = make_work(form, 1, 80, cpu, real), 1000003
-    state, clock = State(numbers, whole, numbers, numbers, numbers, numbers), Clock(numbers, long, long, whole)
+    state, clock = (
+        State(numbers, whole, numbers, numbers, numbers, numbers),
+        Clock(numbers, long, long, whole, numbers, numbers),
+    )
     grid = Grid(numbers, numbers, numbers, whole, whole, whole, whole, numbers, whole, whole, whole, 32)
+    box = Box(numbers, numbers, numbers, numbers, numbers, numbers, 81)
     return {
         "moments_kernel": (atoms, rows, tables, work),
         "network_kernel": (n, whole, network, work),
         "gradients_kernel": (atoms, rows, tables, work),
         "forces_kernel": (rows, work),
-        "clear_kernel": (grid, whole, n),
         "bin_kernel": (state, grid, whole, n),
-        "sort_kernel": (grid, whole),
-        "search_kernel": (state, grid, rows, whole),
-        "reverse_kernel": (grid, rows, whole),
-        "finish_kernel": (whole,),
-        "advance_kernel": (state, work.forces, clock, n),
-        "kick_kernel": (state, work.forces, clock, n),
+        "sort_kernel": (grid, whole, n),
+        "search_kernel": (state, grid, rows, whole, n),
+        "reverse_kernel": (grid, rows, whole, n, n),
+        "advance_kernel": (state, work, clock, n),
+        "barostat_kernel": (box, grid, clock, n),
+        "scale_kernel": (state, box, clock, n),
+        "kick_kernel": (state, work, clock, n),
     }
 
 
@@ -165,8 +169,8 @@ def compile_all(model: SplineNNP, precision: str) -> None:
     plan = make_plan(model)
     form = make_form(plan, precision, block=32, atoms=32)
     constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
-    constants |= {"finish_kernel": (), "advance_kernel": (True, 128)}
-    warps = {"network_kernel": 4, "advance_kernel": 4, "kick_kernel": 4}
+    constants |= {"advance_kernel": (True, True, 128), "barostat_kernel": (1024,)}
+    warps = {"network_kernel": 4, "advance_kernel": 4, "scale_kernel": 4, "kick_kernel": 4}
     print(f"triton {triton.__version__}, compute capability 9.0, precision {precision}")
     print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
     total = 0.0

@@ -13,11 +13,11 @@ import triton.language as tl
 
 __all__ = [
     "advance_kernel",
+    "barostat_kernel",
     "bin_kernel",
-    "clear_kernel",
-    "finish_kernel",
     "kick_kernel",
     "reverse_kernel",
+    "scale_kernel",
     "search_kernel",
     "sort_kernel",
 ]
@@ -27,14 +27,6 @@ __all__ = [
 def _fraction(grid: tl.tuple, x: tl.tensor, y: tl.tensor, z: tl.tensor, axis: tl.constexpr) -> Any:
     inverse = grid.inverse + axis
     return x * tl.load(inverse) + y * tl.load(inverse + 3) + z * tl.load(inverse + 6) - tl.load(grid.origin + axis)
-
-
-@triton.jit
-def clear_kernel(grid: tl.tuple, flags: tl.tensor, n_cells: tl.tensor, block: tl.constexpr) -> None:
-    """Empty all cells."""
-    if tl.load(flags) > 0:
-        cell = tl.program_id(0) * block + tl.arange(0, block)
-        tl.store(grid.filled + cell, 0, mask=cell < n_cells)
 
 
 @triton.jit
@@ -76,16 +68,17 @@ def bin_kernel(state: tl.tuple, grid: tl.tuple, flags: tl.tensor, n_atoms: tl.te
 
 
 @triton.jit
-def sort_kernel(grid: tl.tuple, flags: tl.tensor, width: tl.constexpr) -> None:
-    """Sort the atoms of one cell."""
+def sort_kernel(grid: tl.tuple, flags: tl.tensor, n_cells: tl.tensor, width: tl.constexpr) -> None:
+    """Sort the atoms of every cell."""
     if tl.load(flags) > 0:
-        cell = tl.program_id(0).to(tl.int64)
-        filled = tl.load(grid.filled + cell)
-        if filled > 1:
-            lane = tl.arange(0, width)
-            members = grid.members + cell * grid.capacity + lane
-            present = lane < filled
-            tl.store(members, tl.sort(tl.load(members, mask=present, other=2147483647)), mask=present)
+        for number in range(tl.program_id(0), n_cells, tl.num_programs(0)):
+            cell = tl.cast(number, tl.int64)
+            filled = tl.load(grid.filled + cell)
+            if filled > 1:
+                lane = tl.arange(0, width)
+                members = grid.members + cell * grid.capacity + lane
+                present = lane < filled
+                tl.store(members, tl.sort(tl.load(members, mask=present, other=2147483647)), mask=present)
 
 
 @triton.jit
@@ -119,97 +112,128 @@ def _candidates(
 
 
 @triton.jit
-def search_kernel(state: tl.tuple, grid: tl.tuple, rows: tl.tuple, flags: tl.tensor, width: tl.constexpr) -> None:
-    """Neighbours of one atom: from the cells around its own."""
-    if tl.load(flags) > 0:
-        i = tl.program_id(0).to(tl.int64)
-        home = tl.load(grid.home + i)
-        size_y, size_z = tl.load(grid.sizes + 1), tl.load(grid.sizes + 2)
-        x, y, z = home // (size_y * size_z), home // size_z % size_y, home % size_z
-        turns_x, turns_y, turns_z = tl.load(grid.images), tl.load(grid.images + 1), tl.load(grid.images + 2)
-        reach_x, reach_y, reach_z = tl.load(grid.reach), tl.load(grid.reach + 1), tl.load(grid.reach + 2)
-        lane = tl.arange(0, width)
-        found = 0
-        for a in range(-reach_x, reach_x + 1):
-            cell_x, image_x, there_x = _step(grid, x, a, 0)
-            for b in range(-reach_y, reach_y + 1):
-                cell_y, image_y, there_y = _step(grid, y, b, 1)
-                for c in range(-reach_z, reach_z + 1):
-                    cell_z, image_z, there_z = _step(grid, z, c, 2)
-                    cell = (cell_x * size_y + cell_y) * size_z + cell_z
-                    filled = tl.load(grid.filled + cell)
-                    if there_x & there_y & there_z & (filled > 0):
-                        image = image_x + turns_x
-                        image = image * (2 * turns_y + 1) + image_y + turns_y
-                        image = image * (2 * turns_z + 1) + image_z + turns_z
-                        j, near = _candidates(state, grid, i, cell, (image_x, image_y, image_z), lane, filled)
-                        ones = tl.where(near, 1, 0)
-                        column = found + tl.cumsum(ones, axis=0) - 1
-                        entry = i * rows.capacity + column
-                        fits = near & (column < rows.capacity)
-                        tl.store(rows.neighbour + entry, j.to(tl.int32), mask=fits)
-                        tl.store(rows.image + entry, tl.zeros(lane.shape, tl.int32) + image, mask=fits)
-                        found += tl.sum(ones, axis=0)
-        tl.store(rows.length + i, tl.minimum(found, rows.capacity))
-        tl.atomic_max(flags + 2, found)
+def _search(state: tl.tuple, grid: tl.tuple, rows: tl.tuple, i: tl.tensor, block: tl.constexpr) -> Any:
+    """Enter the neighbours of one atom, from the cells around its own; how many there are."""
+    home = tl.load(grid.home + i)
+    size_y, size_z = tl.load(grid.sizes + 1), tl.load(grid.sizes + 2)
+    x, y, z = home // (size_y * size_z), home // size_z % size_y, home % size_z
+    turns_x, turns_y, turns_z = tl.load(grid.images), tl.load(grid.images + 1), tl.load(grid.images + 2)
+    reach_x, reach_y, reach_z = tl.load(grid.reach), tl.load(grid.reach + 1), tl.load(grid.reach + 2)
+    found = 0
+    for a in range(-reach_x, reach_x + 1):
+        cell_x, image_x, there_x = _step(grid, x, a, 0)
+        for b in range(-reach_y, reach_y + 1):
+            cell_y, image_y, there_y = _step(grid, y, b, 1)
+            for c in range(-reach_z, reach_z + 1):
+                cell_z, image_z, there_z = _step(grid, z, c, 2)
+                cell = (cell_x * size_y + cell_y) * size_z + cell_z
+                filled = tl.where(there_x & there_y & there_z, tl.load(grid.filled + cell), 0)
+                image = image_x + turns_x
+                image = image * (2 * turns_y + 1) + image_y + turns_y
+                image = image * (2 * turns_z + 1) + image_z + turns_z
+                for first in range(0, tl.minimum(filled, grid.capacity), block):
+                    lane = first + tl.arange(0, block)
+                    j, near = _candidates(state, grid, i, cell, (image_x, image_y, image_z), lane, filled)
+                    ones = tl.where(near, 1, 0)
+                    column = found + tl.cumsum(ones, axis=0) - 1
+                    entry = i * rows.capacity + column
+                    fits = near & (column < rows.capacity)
+                    tl.store(rows.neighbour + entry, j.to(tl.int32), mask=fits)
+                    tl.store(rows.image + entry, tl.zeros(lane.shape, tl.int32) + image, mask=fits)
+                    found += tl.sum(ones, axis=0)
+    return found
 
 
 @triton.jit
-def reverse_kernel(grid: tl.tuple, rows: tl.tuple, flags: tl.tensor, block: tl.constexpr) -> None:
-    """For every pair i -> j of one atom the place of j -> i."""
+def search_kernel(
+    state: tl.tuple, grid: tl.tuple, rows: tl.tuple, flags: tl.tensor, n_atoms: tl.tensor, block: tl.constexpr
+) -> None:
+    """Neighbours of all atoms, and the longest row."""
     if tl.load(flags) > 0:
-        i = tl.program_id(0).to(tl.int64)
-        n = tl.load(rows.length + i)
+        longest = 0
+        for atom in range(tl.program_id(0), n_atoms, tl.num_programs(0)):
+            i = tl.cast(atom, tl.int64)
+            found = _search(state, grid, rows, i, block)
+            tl.store(rows.length + i, tl.minimum(found, rows.capacity))
+            longest = tl.maximum(longest, found)
+        tl.atomic_max(flags + 2, longest)
+
+
+@triton.jit
+def _reverse(grid: tl.tuple, rows: tl.tuple, i: tl.tensor, last: tl.tensor, block: tl.constexpr) -> None:
+    """For every pair i -> j of one atom the place of j -> i."""
+    n = tl.load(rows.length + i)
+    for start in range(0, n, block):
+        lane = start + tl.arange(0, block)
+        entry = i * rows.capacity + lane
+        j = tl.load(rows.neighbour + entry, mask=lane < n, other=0).to(tl.int64)
+        opposite = last - tl.load(rows.image + entry, mask=lane < n, other=0)
+        length = tl.load(rows.length + j)
+        place = tl.zeros([block], tl.int64)
+        for first in range(0, rows.capacity, block):
+            column = first + tl.arange(0, block)
+            there = j[:, None] * rows.capacity + column[None, :]
+            listed = (lane < n)[:, None] & (column[None, :] < length[:, None])
+            same = tl.load(rows.neighbour + there, mask=listed, other=-1) == i
+            same &= tl.load(rows.image + there, mask=listed, other=-1) == opposite[:, None]
+            place += tl.sum(tl.where(same, there, 0), axis=1)
+        kind = rows.reverse.dtype.element_ty
+        tl.store(rows.reverse + entry, place.to(kind), mask=lane < n)
+
+
+@triton.jit
+def reverse_kernel(
+    grid: tl.tuple,
+    rows: tl.tuple,
+    flags: tl.tensor,
+    n_atoms: tl.tensor,
+    n_cells: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    """The place of j -> i for all pairs i -> j; cells are emptied for the next list."""
+    if tl.load(flags) > 0:
         last = 1
         for axis in tl.static_range(3):
             last *= 2 * tl.load(grid.images + axis) + 1
-        for start in range(0, n, block):
-            lane = start + tl.arange(0, block)
-            entry = i * rows.capacity + lane
-            j = tl.load(rows.neighbour + entry, mask=lane < n, other=0).to(tl.int64)
-            opposite = last - 1 - tl.load(rows.image + entry, mask=lane < n, other=0)
-            length = tl.load(rows.length + j)
-            place = tl.zeros([block], tl.int64)
-            for first in range(0, rows.capacity, block):
-                column = first + tl.arange(0, block)
-                there = j[:, None] * rows.capacity + column[None, :]
-                listed = (lane < n)[:, None] & (column[None, :] < length[:, None])
-                same = tl.load(rows.neighbour + there, mask=listed, other=-1) == i
-                same &= tl.load(rows.image + there, mask=listed, other=-1) == opposite[:, None]
-                place += tl.sum(tl.where(same, there, 0), axis=1)
-            kind = rows.reverse.dtype.element_ty
-            tl.store(rows.reverse + entry, place.to(kind), mask=lane < n)
+        for atom in range(tl.program_id(0), n_atoms, tl.num_programs(0)):
+            _reverse(grid, rows, tl.cast(atom, tl.int64), last - 1, block)
+        for cell in range(tl.program_id(0), n_cells, tl.num_programs(0)):
+            tl.store(grid.filled + cell, 0)
 
 
 @triton.jit
-def finish_kernel(flags: tl.tensor) -> None:
-    """The list is new: count it and lower the flag."""
-    tl.store(flags + 3, tl.load(flags + 3) + (tl.load(flags) > 0).to(tl.int32))
-    tl.store(flags, 0)
+def _ask(clock: tl.tuple, moved: tl.tensor) -> None:
+    """Ask for a new list where squared displacements are too large."""
+    # `not <=`: positions that are NaN ask for a list, and its kernels meet them.
+    if tl.max((~(moved <= tl.load(clock.numbers + 2))).to(tl.int32), axis=0) > 0:
+        tl.store(clock.flags, 1)
 
 
 @triton.jit
 def advance_kernel(
     state: tl.tuple,
-    forces: tl.tensor,
+    work: tl.tuple,
     clock: tl.tuple,
     n_atoms: tl.tensor,
     thermostat: tl.constexpr,
+    barostat: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """First half of a step: kick, drift (with the thermostat between two half drifts), and whether the list is too old.
 
-    Langevin dynamics in the order B A O A B (Leimkuhler and Matthews 2013, doi 10.1093/amrx/abs010).
+    Langevin dynamics in the order B A O A B (Leimkuhler and Matthews 2013, doi 10.1093/amrx/abs010). For a barostat,
+    which decides about the list, twice the kinetic energy less the virial's trace is summed in blocks.
     """
     atom = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = atom < n_atoms
-    kick = tl.load(state.kick + atom, mask=present, other=0.0)
+    kick = tl.load(state.kick + atom, mask=present, other=1.0)
     dt = tl.load(clock.numbers)
     moved = tl.zeros([block], tl.float64)
+    pressure = tl.zeros([block], tl.float64)
     for axis in tl.static_range(3):
         place = 3 * atom + axis
         v = tl.load(state.velocities + place, mask=present, other=0.0)
-        v += kick * tl.load(forces + place, mask=present, other=0.0).to(tl.float64)
+        v += kick * tl.load(work.forces + place, mask=present, other=0.0).to(tl.float64)
         x = tl.load(state.positions + place, mask=present, other=0.0)
         if thermostat:
             x += 0.5 * dt * v
@@ -221,21 +245,85 @@ def advance_kernel(
             x += dt * v
         tl.store(state.positions + place, x, mask=present)
         tl.store(state.velocities + place, v, mask=present)
-        d = x - tl.load(state.anchors + place, mask=present, other=0.0)
-        moved += tl.where(present, d * d, 0.0)
-    # `not <=`: positions that are NaN ask for a list, and its kernels meet them.
-    if tl.max((~(moved <= tl.load(clock.numbers + 2))).to(tl.int32), axis=0) > 0:
-        tl.store(clock.flags, 1)
+        if barostat:
+            # Inertia is dt / 2 over `kick`.
+            virial = tl.load(work.virial + 6 * atom + axis, mask=present, other=0.0).to(tl.float64)
+            pressure += tl.where(present, 0.5 * dt / kick * v * v - virial, 0.0)
+        else:
+            d = x - tl.load(state.anchors + place, mask=present, other=0.0)
+            moved += tl.where(present, d * d, 0.0)
+    if barostat:
+        tl.store(clock.sums + tl.program_id(0), tl.sum(pressure, axis=0))
+    else:
+        _ask(clock, moved)
 
 
 @triton.jit
-def kick_kernel(state: tl.tuple, forces: tl.tensor, clock: tl.tuple, n_numbers: tl.tensor, block: tl.constexpr) -> None:
-    """Second half of a step: kick; the step is counted."""
+def barostat_kernel(box: tl.tuple, grid: tl.tuple, clock: tl.tuple, n_sums: tl.tensor, block: tl.constexpr) -> None:
+    """Stochastic cell rescaling in one program: a new scale of the box, and everything that follows from it.
+
+    One Euler step of ln V (Bernetti and Bussi 2020, doi 10.1063/5.0020514, eq. 5), as in `snnp.sampling.native`.
+    """
+    lane = tl.arange(0, block)
+    total = tl.zeros([block], tl.float64)
+    for first in range(0, n_sums, block):
+        total += tl.load(clock.sums + first + lane, mask=first + lane < n_sums, other=0.0)
+    before = tl.load(box.scale)
+    volume = tl.load(box.numbers) * before * before * before
+    target, kt, rate = tl.load(box.numbers + 1), tl.load(box.numbers + 2), tl.load(box.numbers + 3)
+    pressure = tl.sum(total, axis=0) / (3.0 * volume)
+    # -1 is the number of no coordinate.
+    key = tl.load(clock.seed) + tl.load(clock.step)
+    noise = tl.max(tl.randn(key, tl.zeros([32], tl.int64) - 1), axis=0).to(tl.float64)
+    strain = rate * (pressure - target + kt / volume) + tl.sqrt(2.0 * kt * rate / volume) * noise
+    factor = tl.exp(strain / 3.0)
+    scale = before * factor
+    tl.store(box.scale, scale)
+    tl.store(box.scale + 2, factor)
+    # Kept as numbers for the host: a box too small for its grid, and how small it was.
+    tl.store(box.scale + 3, tl.minimum(tl.load(box.scale + 3), scale))
+    # The list holds all pairs closer than the reach when it was built; scaling has moved those beyond it, too.
+    room = 0.5 * (tl.load(box.numbers + 4) * scale / tl.load(box.scale + 1) - tl.load(box.numbers + 5))
+    tl.store(clock.numbers + 2, tl.where(room > 0.0, room * room, -1.0))
+    nine = tl.arange(0, 16)
+    tl.store(grid.cell + nine, scale * tl.load(box.cell + nine, mask=nine < 9), mask=nine < 9)
+    tl.store(grid.inverse + nine, tl.load(box.inverse + nine, mask=nine < 9) / scale, mask=nine < 9)
+    for first in range(0, box.n_images, block):
+        listed = first + lane < box.n_images
+        tl.store(box.images + first + lane, scale * tl.load(box.start + first + lane, mask=listed), mask=listed)
+
+
+@triton.jit
+def scale_kernel(state: tl.tuple, box: tl.tuple, clock: tl.tuple, n_atoms: tl.tensor, block: tl.constexpr) -> None:
+    """Positions follow the box, velocities the other way; whether the list is too old."""
+    atom = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    present = atom < n_atoms
+    factor = tl.load(box.scale + 2)
+    moved = tl.zeros([block], tl.float64)
+    for axis in tl.static_range(3):
+        place = 3 * atom + axis
+        x = factor * tl.load(state.positions + place, mask=present, other=0.0)
+        anchor = factor * tl.load(state.anchors + place, mask=present, other=0.0)
+        tl.store(state.positions + place, x, mask=present)
+        tl.store(state.anchors + place, anchor, mask=present)
+        tl.store(state.velocities + place, tl.load(state.velocities + place, mask=present) / factor, mask=present)
+        d = x - anchor
+        moved += tl.where(present, d * d, 0.0)
+    _ask(clock, moved)
+
+
+@triton.jit
+def kick_kernel(state: tl.tuple, work: tl.tuple, clock: tl.tuple, n_numbers: tl.tensor, block: tl.constexpr) -> None:
+    """Second half of a step: kick; the step is counted, and the list, if it is new."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = place < n_numbers
     v = tl.load(state.velocities + place, mask=present, other=0.0)
-    f = tl.load(forces + place, mask=present, other=0.0).to(tl.float64)
+    f = tl.load(work.forces + place, mask=present, other=0.0).to(tl.float64)
     v += tl.load(state.kick + place // 3, mask=present, other=0.0) * f
     tl.store(state.velocities + place, v, mask=present)
     if tl.program_id(0) == 0:
         tl.store(clock.step, tl.load(clock.step) + 1)
+        if tl.load(clock.flags) > 0:
+            tl.store(clock.scale + 1, tl.load(clock.scale))
+            tl.store(clock.flags + 3, tl.load(clock.flags + 3) + 1)
+            tl.store(clock.flags, 0)

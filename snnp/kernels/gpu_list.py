@@ -16,6 +16,10 @@ _MOST_CELLS = 2**27
 _BLOCK = 128
 _SLACK = 1.15
 """Room in a row beyond the longest found."""
+_FULLEST = 4096
+"""Atoms that a cell may hold: no matter is so dense, and cells are sorted at once."""
+_MOST_PROGRAMS = 16384
+"""Programs of a kernel that does nothing in most steps: each costs about a nanosecond even then."""
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -66,11 +70,12 @@ class Grid(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """What the device has to say, read by the host now and then: fullest cell, longest row, lists built."""
+    """What the device has to say, read now and then: fullest cell, longest row, number of lists, least scale."""
 
     fullest: int
     longest: int
     n_builds: int
+    least: float
 
 
 class CellList:
@@ -79,12 +84,17 @@ class CellList:
     Arguments:
         positions: [N, 3] float64 Å on the device; cell: [3, 3] Å, rows are lattice vectors; pbc: [3] bool.
         reach: Å, distance up to which pairs are listed (cutoff and skin).
+        margin: part of its lengths by which a barostat may shrink the box before the host must make another grid.
+
+    Attributes:
+        scale: [4] float64 on the device, lengths of the box over those of `cell`: now, when the list was built; the
+            factor of the last step; and the smallest so far.
 
     Raises:
         InputError: for positions that are not finite, or a flat periodic cell.
     """
 
-    def __init__(self, positions: Tensor, cell: Tensor, pbc: Tensor, reach: float) -> None:
+    def __init__(self, positions: Tensor, cell: Tensor, pbc: Tensor, reach: float, *, margin: float = 0.0) -> None:
         # Imported here: the rest of the package works without Triton.
         from snnp.kernels import _gpu_list
 
@@ -98,8 +108,10 @@ class CellList:
             raise InputError("the periodic cell is flat (zero volume); check its lattice vectors.")
         density = positions.shape[0] / volume
         self.flags = torch.zeros(4, dtype=torch.int32, device=self.device)
+        self.scale = torch.ones(4, dtype=torch.float64, device=self.device)
+        self._margin, self._least = margin, 1.0 - margin
         self._n_atoms = positions.shape[0]
-        self.grid = self._make_grid(max(2.0 * density * reach**3, 8.0))
+        self.grid = self._make_grid(min(max(2.0 * density * reach**3, 8.0), _FULLEST))
         self.rows = self._make_rows(int(1.3 * density * 4.2 * reach**3) + 8)
 
     @property
@@ -109,9 +121,9 @@ class CellList:
         return a, b, c
 
     def _make_grid(self, capacity: float) -> Grid:
-        device, box = self.device, self._box
-        inverse = torch.linalg.inv(box)
-        heights = 1.0 / inverse.norm(dim=0)
+        device, scale = self.device, self.scale[0]
+        inverse = torch.linalg.inv(self._box)
+        heights = self._least / inverse.norm(dim=0)
         sizes = (heights / self.reach).floor().clamp(min=1.0)
         # A long, thin structure must not ask for more cells than there are numbers.
         while float(sizes.prod()) > min(_MOST_CELLS, max(8.0 * self._n_atoms, 64.0)):
@@ -124,8 +136,8 @@ class CellList:
             return values.to(device=device, dtype=torch.int32)
 
         return Grid(
-            cell=box.flatten().to(device),
-            inverse=inverse.flatten().to(device),
+            cell=self._box.flatten().to(device) * scale,
+            inverse=inverse.flatten().to(device) / scale,
             origin=self._origin.to(device),
             sizes=whole(sizes),
             reach=whole(reach),
@@ -145,48 +157,78 @@ class CellList:
         neighbour, image = (torch.zeros(n, capacity, dtype=torch.int32, device=device) for _ in range(2))
         return Rows(length, neighbour, image, torch.zeros(n, capacity, dtype=place, device=device), capacity)
 
+    @property
+    def box(self) -> tuple[Tensor, Tensor]:
+        """[9] lattice vectors of the grid at scale 1, and their inverse, on the device."""
+        return self._box.flatten().to(self.device), torch.linalg.inv(self._box).flatten().to(self.device)
+
     def launch(self, state: State) -> None:
-        """Build the list if the flag says so; nothing waits for the device."""
+        """Build the list if the flag says so, which is left up; nothing waits for the device."""
         n, grid, kernels = self._n_atoms, self.grid, self._kernels
-        n_cells = grid.filled.shape[0]
-        kernels.clear_kernel[(-(-n_cells // _BLOCK),)](grid, self.flags, n_cells, _BLOCK, **_LAUNCH)
+        n_cells, by_atom = grid.filled.shape[0], (min(n, _MOST_PROGRAMS),)
         kernels.bin_kernel[(-(-n // _BLOCK),)](state, grid, self.flags, n, _BLOCK, **_LAUNCH)
-        kernels.sort_kernel[(n_cells,)](grid, self.flags, grid.capacity, **_LAUNCH)
-        kernels.search_kernel[(n,)](state, grid, self.rows, self.flags, grid.capacity, **_LAUNCH)
-        kernels.reverse_kernel[(n,)](grid, self.rows, self.flags, 32, **_LAUNCH)
-        kernels.finish_kernel[(1,)](self.flags, **_LAUNCH)
+        warps = {"num_warps": 1 if grid.capacity <= _BLOCK else 8}
+        cells = (min(n_cells, _MOST_PROGRAMS),)
+        kernels.sort_kernel[cells](grid, self.flags, n_cells, grid.capacity, **{**_LAUNCH, **warps})
+        kernels.search_kernel[by_atom](state, grid, self.rows, self.flags, n, 32, **_LAUNCH)
+        kernels.reverse_kernel[by_atom](grid, self.rows, self.flags, n, n_cells, 32, **_LAUNCH)
 
     def build(self, state: State) -> None:
-        """Build the list now, with as much room as it takes; waits for the device."""
+        """Build the list now, with as much room as it takes; waits for the device.
+
+        Raises:
+            InputError: see `grow`.
+        """
         while True:
             self.flags[0] = 1
             self.launch(state)
+            self.flags[0] = 0
+            self.flags[3] += 1
+            self.scale[1] = self.scale[0]
             longest = self.read().longest
-            if self.grow():
+            if self.is_short():
+                self.grow(state)
                 continue
+            self.flags[1:3] = 0
             # Rows cost memory on every atom: a generous first guess is taken back.
             if self.rows.capacity <= 1.5 * _SLACK * longest + 16:
                 return
             self.rows = self._make_rows(max(int(_SLACK * longest), 1))
 
-    def grow(self) -> bool:
-        """Make room where lists since the last call did not fit; whether any was missing. Waits for the device.
+    def is_short(self) -> bool:
+        """Whether a list since the last `grow` lacks neighbours for want of room. Waits for the device."""
+        seen = self.read()
+        room = seen.fullest <= self.grid.capacity and seen.longest <= self.rows.capacity
+        return not (room and seen.least >= self._least)
 
-        A list that did not fit lacks neighbours: everything since then must be computed again.
+    def grow(self, state: State) -> None:
+        """Make room where it was missing; everything since then must be computed again. Waits for the device.
+
+        Raises:
+            InputError: for positions that are not numbers, or thousands of atoms in one place.
         """
         seen = self.read()
         self.flags[1:3] = 0
-        crowded, long = seen.fullest > self.grid.capacity, seen.longest > self.rows.capacity
-        if crowded:
+        self.scale[3] = self.scale[0]
+        if seen.fullest > _FULLEST:
+            raise InputError(
+                f"{seen.fullest} atoms lie in one cell of the neighbour search: the structure has collapsed or flown "
+                "apart; check the positions and the time step."
+            )
+        if seen.least < self._least:
+            self._least = (1.0 - self._margin) * seen.least
+            self.grid = self._make_grid(self.grid.capacity)
+        if seen.fullest > self.grid.capacity:
+            if not bool(self.pbc.all()):
+                self._box, self._origin, _ = _box(state.positions, self._box, self.pbc, self.reach)
             self.grid = self._make_grid(seen.fullest)
-        if long:
+        if seen.longest > self.rows.capacity:
             self.rows = self._make_rows(int(_SLACK * seen.longest) + 1)
-        return crowded or long
 
     def read(self) -> Flags:
         """What the device counted since it was last asked to grow. Waits for the device."""
         _, fullest, longest, n_builds = self.flags.tolist()
-        return Flags(fullest, longest, n_builds)
+        return Flags(fullest, longest, n_builds, float(self.scale[3]))
 
 
 def _box(positions: Tensor, cell: Tensor, pbc: Tensor, reach: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Molecular dynamics on the GPU: positions, lists, forces and thermostat stay there, one captured graph per time step.
 
-Velocity Verlet, or Langevin dynamics in the order BAOAB. The host looks at the device once per call of `advance`.
+Velocity Verlet, or Langevin dynamics in the order BAOAB, or that with stochastic cell rescaling. The host looks at the
+device once per call of `advance`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from snnp.kernels.gpu_arrays import Atoms
 from snnp.kernels.gpu_list import CellList, State
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 
-__all__ = ["Clock", "GpuDynamics", "Integrator", "Observation", "System"]
+__all__ = ["Barostat", "Box", "Clock", "GpuDynamics", "Integrator", "Observation", "System"]
 
 _BLOCK = 128
+_SHRINKING = 0.03
+"""Part of its lengths by which a box under a barostat may shrink before its grid is made anew."""
 _LAUNCH: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -37,14 +40,23 @@ class System:
 
 
 @dataclass(frozen=True)
+class Barostat:
+    """Stochastic cell rescaling of a periodic box; pressure: eV/Å³; rate: Å³/eV, of ln V in one step per pressure."""
+
+    pressure: float
+    rate: float
+
+
+@dataclass(frozen=True)
 class Integrator:
     """How it moves.
 
     Arguments:
         dt_fs: time step, fs.
         temperature_k, friction_per_ps: of the thermostat; without friction the energy is conserved.
-        seed: of the thermostat's noise.
+        seed: of the thermostat's noise, and the barostat's.
         skin: Å, added to the cutoff when a list is built.
+        barostat: its temperature is the thermostat's.
     """
 
     dt_fs: float
@@ -52,23 +64,46 @@ class Integrator:
     friction_per_ps: float = 0.0
     seed: int = 0
     skin: float = 0.5
+    barostat: Barostat | None = None
 
 
 class Clock(NamedTuple):
-    """numbers [3]: time step, factor of the old velocity, squared limit of displacements; seed, step [1]; flags [4]."""
+    """numbers [3]: time step, factor of the old velocity, squared limit of displacements; seed, step [1]; flags, scale
+    [4] of the list; sums [blocks]: twice the kinetic energy less the virial's trace in eV, for a barostat."""
 
     numbers: Tensor
     seed: Tensor
     step: Tensor
     flags: Tensor
+    scale: Tensor
+    sums: Tensor
+
+
+class Box(NamedTuple):
+    """A box under a barostat.
+
+    Arguments:
+        numbers: [6] volume at scale 1 in Å³, target pressure, k T, rate; reach of the list and cutoff, Å.
+        scale: [4] of the list; cell, inverse: [9], start: [I, 3] images, all at scale 1.
+        images: [I, 3] at the present scale, for the evaluation; n_images: 3 I.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+    cell: Tensor
+    inverse: Tensor
+    start: Tensor
+    images: Tensor
+    n_images: int
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The system at one time: positions [N, 3] Å (true paths), velocities [N, 3] Å/fs, forces [N, 3] eV/Å, energies [N]
-    eV, virial [3, 3] eV (sum of r_ij (x) dE/dr_ij)."""
+    """The system at one time: positions [N, 3] Å (true paths), cell [3, 3] Å, velocities [N, 3] Å/fs, forces [N, 3]
+    eV/Å, energies [N] eV, virial [3, 3] eV (sum of r_ij (x) dE/dr_ij)."""
 
     positions: Tensor
+    cell: Tensor
     velocities: Tensor
     forces: Tensor
     energies: Tensor
@@ -85,7 +120,8 @@ class GpuDynamics:
         step: number of the start, on which the thermostat's noise depends.
 
     Raises:
-        InputError: for overlapping atoms, positions that are not finite, or a flat cell.
+        InputError: for overlapping atoms, positions that are not finite, a flat cell, or a barostat without a periodic
+            one.
     """
 
     def __init__(
@@ -94,12 +130,16 @@ class GpuDynamics:
         # Imported here: the rest of the package works without Triton.
         from snnp.kernels import _gpu_list
 
+        if integrator.barostat is not None and not bool(system.pbc.all()):
+            raise InputError(f"a barostat needs a fully periodic structure, got pbc={system.pbc.tolist()}.")
         self._kernels, self.kernel, self.integrator = _gpu_list, kernel, integrator
         device = kernel.device
         self._state = _state(system, velocities, integrator, device)
         self._species = system.species.to(device=device, dtype=torch.int32)
-        self.cell = system.cell.to(device=device, dtype=torch.float64)
-        self.list = CellList(self._state.positions, system.cell, system.pbc, kernel.cutoff + integrator.skin)
+        self._start_cell = system.cell.to(device=device, dtype=torch.float64)
+        margin = 0.0 if integrator.barostat is None else _SHRINKING
+        reach = kernel.cutoff + integrator.skin
+        self.list = CellList(self._state.positions, system.cell, system.pbc, reach, margin=margin)
         decay = math.exp(-integrator.friction_per_ps * 1e-3 * integrator.dt_fs)
         numbers = [integrator.dt_fs, decay, (0.5 * integrator.skin) ** 2]
         self._clock = Clock(
@@ -107,8 +147,9 @@ class GpuDynamics:
             seed=torch.tensor([integrator.seed << 32], dtype=torch.int64, device=device),
             step=torch.tensor([step], dtype=torch.int64, device=device),
             flags=self.list.flags,
+            scale=self.list.scale,
+            sums=torch.zeros(-(-len(self._species) // _BLOCK), dtype=torch.float64, device=device),
         )
-        self._graph: torch.cuda.CUDAGraph | None = None
         self._prepare()
 
     @property
@@ -117,50 +158,84 @@ class GpuDynamics:
         return int(self._clock.step)
 
     def _prepare(self) -> None:
-        """A new list at the present positions, work arrays that fit it, forces, and the graph of a step."""
+        """Work arrays that fit the list, energies and forces at the present positions, and the graph of a step."""
+        # What there was is dropped first: at ten million atoms there is no room for both.
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.__dict__.pop("_work", None)
         with _on(self.kernel.device):
             self.list.build(self._state)
-            self._atoms = Atoms(
-                self._state.positions,
-                self._species,
-                image_vectors(self.list.images, self.list.grid.cell.view(1, 3, 3)),
-            )
             self._work = self.kernel.make_work(self._species.shape[0], self.list.rows.capacity)
+            start = image_vectors(self.list.images, self._start_cell[None])
+            self._atoms = Atoms(self._state.positions, self._species, start * self.list.scale[0])
+            self._box = self._make_box(start)
             self.kernel.launch(self._atoms, self.list.rows, self._work)
             self._refuse_overlaps()
-            self._graph = self._capture() if self.kernel.device.type == "cuda" else None
+            if self.kernel.device.type == "cuda":
+                self._graph = self._capture()
 
-    def _launch_step(self) -> None:
-        state, forces, kernels = self._state, self._work.forces, self._kernels
-        n, blocks = self._species.shape[0], (-(-self._species.shape[0] // _BLOCK),)
-        thermostat = self.integrator.friction_per_ps > 0.0
-        kernels.advance_kernel[blocks](state, forces, self._clock, n, thermostat, _BLOCK, **_LAUNCH)
-        self.list.launch(state)
-        self.kernel.launch(self._atoms, self.list.rows, self._work)
-        kernels.kick_kernel[(-(-3 * n // _BLOCK),)](state, forces, self._clock, 3 * n, _BLOCK, **_LAUNCH)
+    def _make_box(self, start: Tensor) -> Box | None:
+        barostat, kt = self.integrator.barostat, BOLTZMANN_EV_PER_K * self.integrator.temperature_k
+        if barostat is None:
+            return None
+        volume = float(torch.linalg.det(self._start_cell).abs())
+        numbers = [volume, barostat.pressure, kt, barostat.rate, self.list.reach, self.kernel.cutoff]
+        return Box(
+            torch.tensor(numbers, dtype=torch.float64, device=self.kernel.device),
+            self.list.scale,
+            *self.list.box,
+            start,
+            self._atoms.images,
+            start.numel(),
+        )
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """The launches of one step. The step that compiles the kernels is taken back."""
-        before = self._kept()
-        self._launch_step()
-        self._restore(before)
-        # That step may have built a list at its end.
-        self.list.flags[0] = 1
-        torch.cuda.synchronize(self.kernel.device)
+        """The launches of one step."""
+        self._try_step()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._launch_step()
         return graph
 
+    def _try_step(self) -> None:
+        """One step that is taken back: kernels must be compiled before they are captured."""
+        before = self._kept()
+        self._launch_step()
+        self._restore(before)
+        # Energies and virial, which are not kept, belong to that step, and the list perhaps too.
+        self.list.build(self._state)
+        self.kernel.launch(self._atoms, self.list.rows, self._work)
+
+    def _launch_step(self) -> None:
+        """The ten kernels of a step, twelve with a barostat."""
+        state, work, clock, kernels = self._state, self._work, self._clock, self._kernels
+        n = self._species.shape[0]
+        blocks, thermostat, barostat = (-(-n // _BLOCK),), self.integrator.friction_per_ps > 0.0, self._box is not None
+        kernels.advance_kernel[blocks](state, work, clock, n, thermostat, barostat, _BLOCK, **_LAUNCH)
+        if self._box is not None:
+            # One warp: its threads read the old scale before they store the new one.
+            one = {**_LAUNCH, "num_warps": 1}
+            kernels.barostat_kernel[(1,)](self._box, self.list.grid, clock, blocks[0], 1024, **one)
+            kernels.scale_kernel[blocks](state, self._box, clock, n, _BLOCK, **_LAUNCH)
+        self.list.launch(state)
+        self.kernel.launch(self._atoms, self.list.rows, work)
+        kernels.kick_kernel[(-(-3 * n // _BLOCK),)](state, work, clock, 3 * n, _BLOCK, **_LAUNCH)
+
+    def _moving(self) -> tuple[Tensor, ...]:
+        """What a step changes and the next one starts from, beside the forces and what follows from the scale."""
+        state = self._state
+        return state.positions, state.wraps, state.anchors, state.velocities, self._clock.step, self._clock.scale
+
     def _kept(self) -> list[Tensor]:
-        """What a step changes and the next one starts from."""
-        moving = (self._state.positions, self._state.wraps, self._state.anchors, self._state.velocities)
-        return [tensor.clone() for tensor in (*moving, self._clock.step, self._work.forces)]
+        return [tensor.clone() for tensor in self._moving()]
 
     def _restore(self, kept: list[Tensor]) -> None:
-        moving = (self._state.positions, self._state.wraps, self._state.anchors, self._state.velocities)
-        for tensor, value in zip((*moving, self._clock.step, self._work.forces), kept, strict=True):
+        for tensor, value in zip(self._moving(), kept, strict=True):
             tensor.copy_(value)
+        cell, inverse = self.list.box
+        self.list.grid.cell.copy_(cell * self.list.scale[0])
+        self.list.grid.inverse.copy_(inverse / self.list.scale[0])
+        if self._box is not None:
+            self._atoms.images.copy_(self._box.start * self.list.scale[0])
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps; waits for the device once, at the end.
@@ -171,8 +246,9 @@ class GpuDynamics:
         before = self._kept()
         self._run(n_steps)
         # Too little room for a list: that part is computed again with more.
-        while self.list.grow():
+        while self.list.is_short():
             self._restore(before)
+            self.list.grow(self._state)
             self._prepare()
             self._run(n_steps)
         self._refuse_overlaps()
@@ -192,9 +268,10 @@ class GpuDynamics:
     def observe(self) -> Observation:
         """The system now; copies, so that it can go on meanwhile."""
         species = self._species.long()
-        cell = self.list.grid.cell.view(3, 3)
+        cell = self._start_cell * self.list.scale[0]
         return Observation(
             positions=self._state.positions + self._state.wraps.double() @ cell,
+            cell=cell,
             velocities=self._state.velocities.clone(),
             forces=self._work.forces.clone(),
             energies=self._work.energies.double() + self.kernel.reference[species],

@@ -6,8 +6,8 @@ Express 2013, 34). `npt` adds stochastic cell rescaling of the volume (Bernetti 
 
     de = -beta / tau (P0 - P - k T / V) dt + sqrt(2 k T beta / (V tau)) dW,
 
-positions scale with exp(de / 3), momenta with exp(-de / 3); the shape of the cell is kept. Only beta / tau acts, so the
-compressibility beta below sets nothing but the meaning of `barostat_time_fs`.
+positions scale with exp(de / 3), momenta with exp(-de / 3); the shape of the cell is kept. Only beta / tau acts, see
+`MDSettings.barostat_rate`. Where a GPU kernel covers the model, `snnp.sampling.native_gpu` does the same on the device.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from snnp.hub import load_model
+from snnp.kernels.gpu import GpuKernel
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.native_gpu import NativeGpuDynamics
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
+from snnp.structure import Structure
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
 
-__all__ = ["NativeDynamics", "run_md"]
+__all__ = ["NativeDynamics", "make_engine", "run_md"]
 
 Array = NDArray[np.float64]
 
 _FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
 """1 fs in ASE's unit of time, Å sqrt(amu/eV): in it momenta over masses are velocities without a factor."""
-_COMPRESSIBILITY = 0.01 / GPA_IN_EV_PER_ANGSTROM3
-"""1 / (100 GPa), in the range of metals and semiconductors."""
 
 
 class NativeDynamics:
@@ -104,7 +105,7 @@ class NativeDynamics:
         kinetic = 0.5 * float((self._momenta**2 / self._masses).sum())
         pressure = 2.0 * kinetic / (3.0 * volume) - float(np.trace(stress)) / 3.0
         target, kt = settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, BOLTZMANN_EV_PER_K * settings.temperature_k
-        rate = _COMPRESSIBILITY * settings.dt_fs / settings.barostat_time_fs
+        rate = settings.barostat_rate
         strain = -rate * (target - pressure - kt / volume) + math.sqrt(2.0 * kt * rate / volume) * self._rng.normal()
         scale = math.exp(strain / 3.0)
         self._cell *= scale
@@ -126,6 +127,20 @@ class NativeDynamics:
         return EngineState(values={"rng": self._rng.bit_generator.state})
 
 
+def make_engine(
+    potential: Potential, kernel: GpuKernel | None, start: Checkpoint, settings: MDSettings
+) -> NativeDynamics | NativeGpuDynamics:
+    """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host.
+
+    Raises:
+        SnnpError: for a bad structure.
+    """
+    if kernel is None:
+        return NativeDynamics(potential, start, settings)
+    species = potential.species(Structure.from_ase(start.atoms).to(device=potential.device))
+    return NativeGpuDynamics(kernel, species, start, settings)
+
+
 def run_md(
     model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
 ) -> MDResult:
@@ -137,4 +152,4 @@ def run_md(
     dtype = torch.float32 if settings.dtype == "float32" else torch.float64
     potential = load_model(model, dtype=dtype, device=settings.device)
     start = starting_point(structure, settings, NativeDynamics.name)
-    return drive(NativeDynamics(potential, start, settings), start, settings, report)
+    return drive(make_engine(potential, potential.gpu_kernel(), start, settings), start, settings, report)

@@ -8,10 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from snnp.errors import ConfigError, near_matches
+from snnp.units import GPA_IN_EV_PER_ANGSTROM3
 
 __all__ = ["MDSettings"]
 
 _FORMATS = (".extxyz", ".xyz", ".dcd", ".xtc")
+_COMPRESSIBILITY = 0.01 / GPA_IN_EV_PER_ANGSTROM3
+"""1 / (100 GPa), in the range of metals and semiconductors; it sets nothing but the meaning of `barostat_time_fs`."""
 
 
 class MDSettings(BaseModel):
@@ -80,6 +83,11 @@ class MDSettings(BaseModel):
         if len(set(outputs)) < len(outputs):
             raise ValueError("trajectory, log, plot and checkpoint must be different files")
         return self
+
+    @property
+    def barostat_rate(self) -> float:
+        """How far the barostat moves ln V in a step per pressure, Å³/eV: compressibility over time scale times step."""
+        return _COMPRESSIBILITY * self.dt_fs / self.barostat_time_fs
 
     def defining(self) -> dict[str, Any]:
         """The settings that must stay the same when a run is resumed, as JSON values."""

@@ -1,0 +1,308 @@
+"""The embedded engine on a GPU, or in Triton's interpreter: it is the CPU's, files and resumed runs included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read
+
+pytest.importorskip("triton", reason="Triton has no wheels for this platform")
+
+from snnp.errors import InputError
+from snnp.kernels.gpu import GpuKernel
+from snnp.kernels.gpu_list import CellList, State
+from snnp.kernels.gpu_md import Box, Clock
+from snnp.models import SplineNNP, SplineNNPConfig, special_cases
+from snnp.models.plan import make_plan
+from snnp.sampling import Checkpoint, MDSettings, drive, run_md, starting_point
+from snnp.sampling.native import NativeDynamics, make_engine
+from snnp.sampling.native_gpu import NativeGpuDynamics
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not CUDA, reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> SplineNNP:
+    """Radial filters and a network: the interpreter takes its time."""
+    base = special_cases.s_nnp(("Al", "Ni"), n_radial=3, n_angular=0, cutoff=3.2, hidden=(4,)).model_dump()
+    config = SplineNNPConfig.model_validate({**base, "pair_term": True, "repulsion": {"inner": 1.1, "outer": 2.2}})
+    model = SplineNNP(config, {"Al": -3.0, "Ni": -5.0})
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator))
+    return model
+
+
+@pytest.fixture
+def crystal() -> Atoms:
+    """Four atoms in a cell that is smaller than the cutoff, skewed, and away from the origin."""
+    atoms = bulk("Al", cubic=True, a=4.05)
+    atoms.symbols[1] = "Ni"
+    cell = atoms.cell.array.copy()
+    cell[2, 0] = 0.4
+    atoms.set_cell(cell, scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+    atoms.positions += [9.0, -5.0, 1.0]
+    return atoms
+
+
+@pytest.fixture
+def fragment() -> Atoms:
+    """Three atoms on the face of a periodic box: many empty cells, which cost the interpreter nothing."""
+    return Atoms("AlNiAl", positions=[[0.2, 3.9, 0.1], [7.8, 4.2, 2.5], [1.9, 4.0, 7.0]], cell=[8.0] * 3, pbc=True)
+
+
+def _kernel(model: SplineNNP) -> GpuKernel:
+    return GpuKernel(make_plan(model), DEVICE, torch.float32 if CUDA else torch.float64)
+
+
+def _engine(model: SplineNNP, start: Checkpoint, settings: MDSettings) -> NativeGpuDynamics:
+    engine = make_engine(model, _kernel(model), start, settings)
+    assert isinstance(engine, NativeGpuDynamics)
+    return engine
+
+
+def _both(model: SplineNNP, atoms: Atoms, settings: MDSettings) -> tuple[NativeGpuDynamics, NativeDynamics]:
+    start = starting_point(atoms, settings, NativeDynamics.name)
+    return _engine(model, start, settings), NativeDynamics(model, start, settings)
+
+
+def _assert_equal(ours: NativeGpuDynamics, theirs: NativeDynamics, tolerance: float) -> None:
+    a, b = ours.snapshot(), theirs.snapshot()
+    for found, wanted in (
+        (a.atoms.positions, b.atoms.positions),
+        (a.atoms.get_momenta(), b.atoms.get_momenta()),
+        (a.atoms.cell.array, b.atoms.cell.array),
+        (a.potential_energy, b.potential_energy),
+        (a.forces, b.forces),
+        (a.stress, b.stress),
+    ):
+        assert found is not None
+        assert wanted is not None
+        assert np.abs(found - wanted).max() < tolerance
+
+
+TOLERANCE = 1e-3 if CUDA else 1e-9
+
+
+def test_nve_is_the_cpus(model: SplineNNP, crystal: Atoms) -> None:
+    """Atoms so hot that lists are built on the way."""
+    settings = MDSettings(ensemble="nve", dt_fs=4.0, temperature_k=9000.0, seed=3)
+    ours, theirs = _both(model, crystal, settings)
+    _assert_equal(ours, theirs, TOLERANCE)
+    built = ours._dynamics.list.read().n_builds
+    for _ in range(2):
+        ours.advance(3)
+        theirs.advance(3)
+        _assert_equal(ours, theirs, TOLERANCE)
+    assert ours._dynamics.list.read().n_builds > built
+
+
+@pytest.mark.parametrize("pressure", [120.0, -40.0])
+def test_npt_without_heat_is_the_cpus(pressure: float, model: SplineNNP, crystal: Atoms) -> None:
+    """So cold that no noise is left: friction and barostat alone; a box that shrinks asks for another grid."""
+    settings = MDSettings(
+        ensemble="npt",
+        dt_fs=2.0,
+        temperature_k=1e-20,
+        pressure_gpa=pressure,
+        barostat_time_fs=100.0,
+        friction_per_ps=20.0,
+    )
+    ours, theirs = _both(model, crystal, settings)
+    least, volume = ours._dynamics.list._least, crystal.get_volume()
+    ours.advance(5)
+    theirs.advance(5)
+    _assert_equal(ours, theirs, TOLERANCE)
+    change = ours.snapshot().atoms.get_volume() / volume - 1.0
+    assert abs(change) > 0.03
+    assert (ours._dynamics.list._least < least) == (change < -0.09)
+
+
+def test_a_barostat_draws_normal_noise() -> None:
+    """Steps of ln V from rest and without a virial: k T / V pushes, and noise of variance 2 k T rate / V."""
+    from snnp.kernels import _gpu_list
+
+    volume, kt, rate, target, n = 64.0, 0.05, 0.02, 0.004, 400
+    atom = torch.zeros(1, 3, dtype=torch.float64, device=DEVICE)
+    cell = 4.0 * torch.eye(3, dtype=torch.float64)
+    cells = CellList(atom, cell, torch.ones(3, dtype=torch.bool), 3.0)
+    cell, inverse = cells.box
+    numbers = torch.tensor([volume, target, kt, rate, 3.0, 2.5], dtype=torch.float64, device=DEVICE)
+    start = torch.arange(81, dtype=torch.float64, device=DEVICE).view(27, 3)
+    box = Box(numbers, cells.scale, cell, inverse, start, start.clone(), 81)
+    limits = torch.zeros(3, dtype=torch.float64, device=DEVICE)
+    found = []
+    for step in range(n):
+        cells.scale.fill_(1.0)
+        key = torch.tensor([5 << 32], device=DEVICE), torch.tensor([step], device=DEVICE)
+        sums = torch.tensor([0.3, 0.2], dtype=torch.float64, device=DEVICE)
+        clock = Clock(limits, *key, cells.flags, cells.scale, sums)
+        _gpu_list.barostat_kernel[(1,)](box, cells.grid, clock, 2, 1024)
+        found.append(3.0 * float(cells.scale[0].log()))
+    pressure, drawn = 0.5 / (3.0 * volume), np.array(found)
+    noise = (drawn - rate * (pressure - target + kt / volume)) / np.sqrt(2.0 * kt * rate / volume)
+    assert abs(noise.mean()) < 4.0 / np.sqrt(n)
+    assert noise.var() == pytest.approx(1.0, abs=4.0 * np.sqrt(2.0 / n))
+    # Everything follows from the scale: cell, inverse, images, and how far atoms may go.
+    scale = cells.scale[0]
+    assert torch.allclose(cells.grid.cell, cell * scale)
+    assert torch.allclose(cells.grid.inverse, inverse / scale)
+    assert torch.allclose(box.images, start * scale)
+    assert float(limits[2]) == pytest.approx((0.5 * (3.0 * float(scale) - 2.5)) ** 2)
+
+
+def test_atoms_follow_the_box() -> None:
+    from snnp.kernels import _gpu_list
+
+    values = torch.arange(12, dtype=torch.float64, device=DEVICE).view(4, 3)
+    state = State(values.clone(), values.int(), values + 0.1, values.clone(), values, values)
+    scale = torch.tensor([0.9, 1.0, 0.9, 0.9], dtype=torch.float64, device=DEVICE)
+    box = Box(values, scale, values, values, values, values, 12)
+    for limit, asks in ((0.0243, 1), (0.0244, 0)):  # 3 x 0.09²
+        flags = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+        numbers = torch.tensor([1.0, 1.0, limit], dtype=torch.float64, device=DEVICE)
+        clock = Clock(numbers, flags, flags, flags, scale, values)
+        before = [tensor.clone() for tensor in (state.positions, state.anchors, state.velocities)]
+        _gpu_list.scale_kernel[(1,)](state, box, clock, 4, 128)
+        assert int(flags[0]) == asks
+        assert torch.equal(state.positions, 0.9 * before[0])
+        assert torch.equal(state.anchors, 0.9 * before[1])
+        assert torch.equal(state.velocities, before[2] / 0.9)
+        state.positions.copy_(before[0])
+        state.anchors.copy_(before[1])
+        state.velocities.copy_(before[2])
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+def test_a_resumed_run_is_the_uninterrupted_run(
+    ensemble: str, model: SplineNNP, fragment: Atoms, tmp_path: Path
+) -> None:
+    def run(name: str, steps: int, *, resume: bool = False) -> Atoms:
+        settings = MDSettings(
+            ensemble=ensemble,
+            temperature_k=900.0,
+            dt_fs=2.0,
+            steps=steps,
+            seed=7,
+            checkpoint=tmp_path / f"{name}.npz",
+            checkpoint_interval=2,
+            log=tmp_path / f"{name}.csv",
+            log_interval=1,
+            trajectory=tmp_path / f"{name}.xyz",
+            trajectory_interval=2,
+            resume=resume,
+        )
+        start = starting_point(fragment, settings, "native")
+        return drive(_engine(model, start, settings), start, settings).final
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    resumed = run("parts", 4, resume=True)
+    assert np.array_equal(whole.positions, resumed.positions)
+    assert np.array_equal(whole.get_momenta(), resumed.get_momenta())
+    assert np.array_equal(whole.cell.array, resumed.cell.array)
+    for suffix in ("csv", "xyz"):
+        assert (tmp_path / f"whole.{suffix}").read_text() == (tmp_path / f"parts.{suffix}").read_text()
+    frames = read(tmp_path / "whole.xyz", index=":")
+    assert len(frames) == 3
+    moved = np.abs(frames[-1].positions - fragment.positions).max()
+    assert 0.001 < moved < 1.0  # paths, not wrapped into the cell
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "npt"])
+def test_the_step_that_compiles_leaves_no_trace(ensemble: str, model: SplineNNP, fragment: Atoms) -> None:
+    settings = MDSettings(ensemble=ensemble, temperature_k=900.0, dt_fs=30.0, seed=7)
+    engine = _engine(model, starting_point(fragment, settings, "native"), settings)
+    before = engine.snapshot()
+    engine._dynamics._try_step()
+    after = engine.snapshot()
+    assert np.array_equal(before.atoms.positions, after.atoms.positions)
+    assert np.array_equal(before.atoms.get_momenta(), after.atoms.get_momenta())
+    assert np.array_equal(before.forces, after.forces)
+    assert before.potential_energy == after.potential_energy
+    assert np.array_equal(before.stress, after.stress)
+    assert engine._dynamics.step == 0
+
+
+def test_colliding_atoms_are_named(model: SplineNNP) -> None:
+    atoms = Atoms("AlAl", positions=[[1.0, 1.0, 1.0], [4.0, 1.0, 1.0]], cell=[12.0] * 3, pbc=True)
+    # 1.5 Å in the one step: they meet in the middle.
+    atoms.set_velocities(0.15 * np.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV) * np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]))
+    settings = MDSettings(ensemble="nve", dt_fs=10.0, steps=1)
+    start = starting_point(atoms, settings, "native")
+    with pytest.raises(InputError, match=r"blew up between steps 0 and 1 \(atoms [01] and [01] overlap"):
+        drive(_engine(model, start, settings), start, settings)
+
+
+def test_atoms_in_one_place_are_refused(model: SplineNNP) -> None:
+    n = 5000
+    atoms = Atoms(f"Al{n}", positions=np.full((n, 3), 2.0), cell=[40.0] * 3, pbc=True)
+    positions = torch.from_numpy(atoms.positions).to(DEVICE)
+    cells = CellList(positions, torch.from_numpy(atoms.cell.array), torch.ones(3, dtype=torch.bool), 4.0)
+    cells.flags[1] = n
+    zeros = torch.zeros(n, 3, dtype=torch.float64, device=DEVICE)
+    state = State(positions, zeros.int(), zeros, zeros, zeros[:, 0], zeros[:, 0])
+    assert cells.is_short()
+    with pytest.raises(InputError, match="5000 atoms lie in one cell"):
+        cells.grow(state)
+
+
+def test_other_models_take_the_host_path(model: SplineNNP, crystal: Atoms) -> None:
+    settings = MDSettings()
+    start = starting_point(crystal, settings, "native")
+    assert isinstance(make_engine(model, model.gpu_kernel(), start, settings), NativeDynamics)
+
+
+# On a GPU, through the command's own entrance.
+
+
+def _run(structure: Atoms, **values: Any) -> Any:
+    return run_md("snnp-al", structure, MDSettings(**values), engine="native")
+
+
+@pytest.fixture
+def aluminium() -> Atoms:
+    return bulk("Al", cubic=True, a=4.05) * (4, 4, 4)
+
+
+class TestOnAGpu:
+    pytestmark = on_gpu
+
+    def test_the_trajectory_is_the_cpus(self, aluminium: Atoms) -> None:
+        asked = {"ensemble": "nve", "steps": 100, "dt_fs": 2.0, "temperature_k": 600.0}
+        ours, theirs = _run(aluminium, device="cuda", **asked), _run(aluminium, dtype="float64", **asked)
+        assert np.abs(ours.final.positions - theirs.final.positions).max() < 1e-3
+
+    def test_ensembles(self, aluminium: Atoms) -> None:
+        common = {"device": "cuda", "steps": 6000, "dt_fs": 3.0, "temperature_k": 400.0, "friction_per_ps": 10.0}
+        nvt = _run(aluminium, ensemble="nvt", **common)
+        assert nvt.mean_temperature_k == pytest.approx(400.0, rel=0.03)
+        npt = _run(aluminium, ensemble="npt", pressure_gpa=2.0, barostat_time_fs=200.0, **common)
+        assert npt.mean_pressure_gpa == pytest.approx(2.0, abs=0.2)
+
+    @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+    def test_resumed_to_the_bit(self, ensemble: str, aluminium: Atoms, tmp_path: Path) -> None:
+        common = {"device": "cuda", "ensemble": ensemble, "checkpoint_interval": 50}
+        whole = _run(aluminium, steps=100, checkpoint=tmp_path / "whole.npz", **common)
+        _run(aluminium, steps=50, checkpoint=tmp_path / "parts.npz", **common)
+        resumed = _run(aluminium, steps=100, checkpoint=tmp_path / "parts.npz", resume=True, **common)
+        assert np.array_equal(whole.final.positions, resumed.final.positions)
+
+    def test_float64_takes_the_host_path(self, aluminium: Atoms) -> None:
+        asked = {"ensemble": "nve", "steps": 10, "dtype": "float64"}
+        ours, theirs = _run(aluminium, device="cuda", **asked), _run(aluminium, **asked)
+        assert np.abs(ours.final.positions - theirs.final.positions).max() < 1e-9
