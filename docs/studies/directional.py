@@ -35,7 +35,7 @@ from snnp.training import TrainConfig, load_config, resume, train
 from snnp.training.directional import directional_backward
 from snnp.training.families import penalised_energies
 from snnp.training.loss import loss, predict, weights_at
-from snnp.training.native import NativeGeometry, native_features
+from snnp.training.native import NativeGeometry, predict_native
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import Batch, prepare
 from snnp.training.setup import build_model, load_problem, resolve
@@ -93,7 +93,7 @@ def _energies(model: Potential, batch: Batch) -> torch.Tensor:
         return penalised_energies(model, batch.geometry)[0]
     assert isinstance(model, SplineNNP)
     if isinstance(batch.geometry, NativeGeometry):
-        return model.readout(native_features(model, batch.geometry), batch.geometry.species)[0]
+        return predict_native(model, batch.geometry)[0]
     return model.evaluate(batch.geometry)[0]
 
 

@@ -58,6 +58,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.snnp_evaluate.argtypes = [_pointer, _int, ctypes.POINTER(System), ctypes.POINTER(Report)]
     lib.snnp_check_list.argtypes = [_int, _int, _pointer, _pointer, _pointer, ctypes.POINTER(Report)]
     lib.snnp_train.argtypes = [_int, _pointer, _int, _pointer, _pointer, ctypes.POINTER(Report)]
+    lib.snnp_gradient_layout.argtypes = [_pointer, _int, _pointer]
     lib.snnp_pack_list.argtypes = [ctypes.POINTER(Pairs)]
     lib.snnp_pack_list.restype = None
     lib.snnp_largest_move.argtypes = [_int, _pointer, _pointer, _pointer]

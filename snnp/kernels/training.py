@@ -1,4 +1,4 @@
-"""Features, forces and their parameter derivatives from compiled code: the four passes of a training step."""
+"""Energies and forces of a batch, and the gradient of a loss in all parameters: the two compiled passes of a step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.kernels.library import Report, library, status_message
-from snnp.kernels.pack import MAX_DEGREE, pack_plan
+from snnp.kernels.pack import MAX_DEGREE, MAX_LAYERS, pack_plan
 from snnp.kernels.plan import SplinePlan
 
-__all__ = ["FeatureKernel", "StoredPairs", "TrainingBatch", "supports_training"]
+__all__ = ["StoredPairs", "Tables", "TrainingBatch", "TrainingKernel", "supports_training"]
 
 Array = NDArray[Any]
 _pointer, _int = ctypes.c_void_p, ctypes.c_int64
-_FEATURES, _FORCES, _TANGENTS, _GRADIENTS = range(4)
-# Words of the packed header (see pack.py) where tables begin.
-_RHO, _F, _ANGLES, _FEATURE_STRIDE = 26, 36, 76, 79
+_FEATURES, _PREDICT, _LEARN = range(3)
+# Words of the packed header (see pack.py) where tables begin, and words of a table and of a layer.
+_RHO, _F, _EMBEDDING, _ANGLES, _READOUT, _LAYERS = 26, 36, 66, 76, 78, 87
+_TABLE_WORDS, _LAYER_WORDS = 10, 7
+_N_OFFSETS = 7 + 2 * MAX_LAYERS
 
 
 class _Batch(ctypes.Structure):
@@ -31,8 +33,8 @@ class _Batch(ctypes.Structure):
 
 
 class _Arrays(ctypes.Structure):
-    _names = ("h", "g", "p", "s", "features", "moments", "features_dot", "moments_dot", "forces", "virial")
-    _fields_ = [(name, _pointer) for name in (*_names, "rho", "f", "legendre", "at_one")]
+    _names = ("rho", "f", "embedding", "e", "p", "s", "features", "energies", "forces", "virial", "gradient")
+    _fields_ = [(name, _pointer) for name in _names]
 
 
 def supports_training(plan: SplinePlan) -> bool:
@@ -43,7 +45,8 @@ def supports_training(plan: SplinePlan) -> bool:
 
 @dataclass(frozen=True)
 class StoredPairs:
-    """All pairs of many atoms: neighbours of atom k are the entries `first[k] .. first[k + 1]`.
+    """All pairs of many atoms: neighbours of atom k are the entries `first[k] .. first[k + 1]`, those that share radial
+    functions and channel side by side, and these by distance.
 
     Arguments:
         first: [N + 1] int64. neighbour: [P] int32, index among the stored atoms. species: [N] int32.
@@ -72,100 +75,188 @@ class TrainingBatch:
     n_structures: int
 
 
-class FeatureKernel:
-    """The passes for one form of model; the coefficients are set anew before every step.
+@dataclass(frozen=True)
+class Tables:
+    """Parameters, or the gradient of a loss in them, in the kernel's layouts; views without the padding.
 
     Arguments:
-        plan: the form; its coefficients are only where the passes start. dtype: np.float32 or np.float64.
+        rho, f, embedding: [G, K, F] B-spline coefficients.
+        legendre: [C, C, L + 1, F] of g for neighbours in two channels; at_one: [C, F], its value at 1.
+        linear: [Z, D]. weights: per layer [copies, in, out]; biases: [copies, out].
+    """
+
+    rho: Array
+    f: Array
+    embedding: Array
+    legendre: Array
+    at_one: Array
+    linear: Array
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+
+
+class TrainingKernel:
+    """The passes for one form of model.
+
+    Arguments:
+        plan: the form. dtype: np.float32 or np.float64.
 
     Attributes:
-        rho, f: [G, K, 4, stride], views of the tables; rho_slopes: [G, F, K, 4]; legendre: [C, C, L + 1, stride];
-            at_one: [C, stride]. feature_stride: numbers in a row of features.
+        tables: the parameters; to be written before `features` or `predict`. `learn` takes those of the call before.
     """
 
     def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> None:
-        self.dtype, self.n_features = dtype, plan.readout.mean.shape[0]
+        lib = library()
+        assert lib is not None
+        self.dtype, self.n_features, self._plan = dtype, plan.readout.mean.shape[0], plan
         self._packed = pack_plan(plan, dtype)
-        words = self._packed[: (_FEATURE_STRIDE + 1) * 8].view(np.int64)
-        self.feature_stride = int(words[_FEATURE_STRIDE])
-        self._inverse = plan.rho.inverse_spacing[:, None, None, None]
-        self.rho, self.f = self._table(words[_RHO : _RHO + 10]), self._table(words[_F : _F + 10])
-        n_groups, n_segments, n_filters = (int(k) for k in words[_RHO : _RHO + 3])
-        stride = int(words[_RHO + 9])
-        slopes = self._view(int(words[_RHO + 8]), (n_groups, n_filters, stride))[..., : 4 * n_segments]
-        self.rho_slopes = slopes.reshape(n_groups, n_filters, n_segments, 4) if n_filters else slopes
-        self._channels, self._harmonics = plan.n_channels, (plan.degree + 1) ** 2
-        angular = plan.f.n_filters > 0
-        shape = (plan.n_channels, plan.n_channels, plan.degree + 1, self.f.shape[3]) if angular else (0, 0, 0, 0)
-        self.legendre = self._view(int(words[_ANGLES]), shape)
-        self.at_one = self._view(int(words[_ANGLES + 1]), (shape[0], shape[3]))
+        words = self._packed[: (_LAYERS + MAX_LAYERS * _LAYER_WORDS) * 8].view(np.int64)
+        self._words = [int(word) for word in words]
+        self.feature_stride = self._words[_READOUT + 1]
+        offsets = np.zeros(_N_OFFSETS, np.int64)
+        lib.snnp_gradient_layout(_address(self._packed), self._packed.nbytes, _address(offsets))
+        self._offsets = [int(offset) for offset in offsets]
+        self._rows = {k: _aligned(self._rows_shape(k), dtype) for k in (_RHO, _F, _EMBEDDING)}
+        for rows in self._rows.values():
+            rows[...] = 0
+        self._transposed = [self._in_plan(self._layer(k)[5], self._transposed_shape(k)) for k in self._each_layer]
+        self.tables = self._views_of_plan()
 
-    def _view(self, offset: int, shape: tuple[int, ...]) -> Array:
+    # Layouts.
+
+    @property
+    def _each_layer(self) -> range:
+        return range(len(self._plan.readout.weights))
+
+    def _layer(self, k: int) -> list[int]:
+        """n_in, n_out, in_stride, out_stride, and where the forward and backward matrices and the bias begin."""
+        return self._words[_LAYERS + k * _LAYER_WORDS :][:_LAYER_WORDS]
+
+    def _layer_shapes(self, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        n_in, _, _, out_stride, *_ = self._layer(k)
+        copies = self._plan.readout.weights[k].shape[0]
+        return (copies, n_in, out_stride), (copies, out_stride)
+
+    def _transposed_shape(self, k: int) -> tuple[int, ...]:
+        _, n_out, in_stride, *_ = self._layer(k)
+        return (self._plan.readout.weights[k].shape[0], n_out, in_stride)
+
+    def _rows_shape(self, table: int) -> tuple[int, ...]:
+        n_groups, n_segments, _, stride = self._words[table : table + 4]
+        return (n_groups, n_segments + 1, stride)
+
+    def _angular_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        channels, stride = self._plan.n_channels, self._words[_F + 3]
+        channels *= int(stride > 0)
+        return (channels, channels, self._plan.degree + 1, stride), (channels, stride)
+
+    def _in_plan(self, offset: int, shape: tuple[int, ...]) -> Array:
         count = int(np.prod(shape))
         return self._packed[offset : offset + count * np.dtype(self.dtype).itemsize].view(self.dtype).reshape(shape)
 
-    def _table(self, words: NDArray[np.int64]) -> Array:
-        n_groups, n_segments, _, stride = (int(k) for k in words[:4])
-        return self._view(int(words[7]), (n_groups, n_segments, 4, stride))
+    def _trim(self, parts: dict[str, Any]) -> Tables:
+        """Views without padding of arrays in the kernel's layouts."""
+        plan, n = self._plan, self.n_features
+        n_f, layers = plan.f.n_filters, [self._layer(k)[1] for k in self._each_layer]
+        embedding = plan.readout.embedding
+        return Tables(
+            rho=parts["rho"][..., : plan.rho.n_filters],
+            f=parts["f"][..., :n_f],
+            embedding=parts["embedding"][..., : embedding.n_filters if embedding else 0],
+            legendre=parts["legendre"][..., :n_f],
+            at_one=parts["at_one"][..., :n_f],
+            linear=parts["linear"][..., :n],
+            weights=tuple(array[..., :width] for array, width in zip(parts["weights"], layers, strict=True)),
+            biases=tuple(array[..., :width] for array, width in zip(parts["biases"], layers, strict=True)),
+        )
 
-    def set_tables(self, rho: Array, f: Array, legendre: Array, at_one: Array) -> None:
-        """Copy the coefficients in, in the shapes of the attributes."""
-        for view, values in ((self.rho, rho), (self.f, f), (self.legendre, legendre), (self.at_one, at_one)):
-            view[...] = values
-        if self.rho.size:
-            c = self.rho[..., : self.rho_slopes.shape[1]] * self._inverse.astype(self.dtype)
-            for power in (1, 2, 3):
-                self.rho_slopes[..., power - 1] = power * c[:, :, power].transpose(0, 2, 1)
+    def _views_of_plan(self) -> Tables:
+        words, (legendre, at_one) = self._words, self._angular_shapes()
+        return self._trim(
+            {
+                "rho": self._rows[_RHO],
+                "f": self._rows[_F],
+                "embedding": self._rows[_EMBEDDING],
+                "legendre": self._in_plan(words[_ANGLES], legendre),
+                "at_one": self._in_plan(words[_ANGLES + 1], at_one),
+                "linear": self._in_plan(words[_READOUT + 4], (self._plan.n_elements, self.feature_stride)),
+                "weights": [self._in_plan(self._layer(k)[4], self._layer_shapes(k)[0]) for k in self._each_layer],
+                "biases": [self._in_plan(self._layer(k)[6], self._layer_shapes(k)[1]) for k in self._each_layer],
+            }
+        )
 
-    def padded(self, values: Array) -> Array:
-        """Rows [n, feature_stride] of `values` [n, D] with zeros behind them, as the passes take g and h."""
-        rows = _aligned((len(values), self.feature_stride), self.dtype)
-        rows[:, : self.n_features] = values
-        rows[:, self.n_features :] = 0
-        return rows
+    def _views_of_gradient(self, gradient: Array) -> Tables:
+        def part(k: int, shape: tuple[int, ...]) -> Array:
+            return gradient[self._offsets[k] : self._offsets[k + 1]].reshape(shape)
 
-    def _moments_shape(self, n_atoms: int) -> tuple[int, ...]:
-        return (n_atoms, self._channels * self._harmonics * self.f.shape[3])
+        legendre, at_one = self._angular_shapes()
+        return self._trim(
+            {
+                "rho": part(0, self._rows_shape(_RHO)),
+                "f": part(1, self._rows_shape(_F)),
+                "legendre": part(2, legendre),
+                "at_one": part(3, at_one),
+                "linear": part(4, (self._plan.n_elements, self.feature_stride)),
+                "embedding": part(5, self._rows_shape(_EMBEDDING)),
+                "weights": [part(6 + 2 * k, self._layer_shapes(k)[0]) for k in self._each_layer],
+                "biases": [part(7 + 2 * k, self._layer_shapes(k)[1]) for k in self._each_layer],
+            }
+        )
 
-    def features(self, batch: TrainingBatch, n_threads: int) -> tuple[Array, Array]:
-        """Features [n, feature_stride] (zero beyond D) and the moments for the other passes."""
-        n = len(batch.rows)
-        features = np.zeros((n, self.feature_stride), self.dtype)
-        moments = _aligned(self._moments_shape(n), self.dtype)
-        self._run(_FEATURES, batch, n_threads, features=features, moments=moments)
-        return features, moments
+    # Parameters.
 
-    def forces(self, batch: TrainingBatch, moments: Array, h: Array, n_threads: int) -> tuple[Array, Array]:
-        """Forces [n, 3] and virials [B, 3, 3] (sum of r (x) dE/dr) in float64, from h = dE/dG [n, feature_stride]."""
-        forces, virial = np.empty((len(batch.rows), 3)), np.empty((batch.n_structures, 3, 3))
-        self._run(_FORCES, batch, n_threads, moments=moments, h=h, forces=forces, virial=virial)
-        return forces, virial
+    def set_scale(self, mean: Array, std: Array) -> None:
+        """Mean and deviation [D] by which features are standardised."""
+        shape = (self.n_features,)
+        self._in_plan(self._words[_READOUT + 2], shape)[...] = mean
+        self._in_plan(self._words[_READOUT + 3], shape)[...] = 1.0 / std.astype(np.float64)
 
-    def tangents(self, batch: TrainingBatch, moments: Array, p: Array, s: Array, n_threads: int) -> tuple[Array, Array]:
-        """dL/dh [n, feature_stride] from p = dL/dF [n, 3], s = dL/dvirial [B, 3, 3] (float64), and moments."""
+    # Passes.
+
+    def features(self, batch: TrainingBatch, n_threads: int) -> Array:
+        """Features [n, D]."""
         features = np.zeros((len(batch.rows), self.feature_stride), self.dtype)
-        dot = _aligned(moments.shape, self.dtype)
-        self._run(_TANGENTS, batch, n_threads, moments=moments, p=p, s=s, features_dot=features, moments_dot=dot)
-        return features, dot
+        self._run(_FEATURES, batch, n_threads, features=features)
+        return features[:, : self.n_features]
 
-    def gradients(self, batch: TrainingBatch, n_threads: int, **arrays: Array) -> tuple[Array, Array, Array, Array]:
-        """dL/d(rho, f, legendre, at_one) from moments, g = dL/dG and, with forces, moments_dot, h, p, s."""
-        out = {name: np.zeros(getattr(self, name).shape, self.dtype) for name in ("rho", "f", "legendre", "at_one")}
-        self._run(_GRADIENTS, batch, n_threads, **arrays, **out)
-        return out["rho"], out["f"], out["legendre"], out["at_one"]
+    def predict(self, batch: TrainingBatch, n_threads: int) -> tuple[Array, Array, Array]:
+        """Energies [n] without E0 and repulsion, forces [n, 3], virials [B, 3, 3] (sum of r (x) dE/dr), in float64."""
+        n = len(batch.rows)
+        energies, forces, virial = np.empty(n), np.empty((n, 3)), np.empty((batch.n_structures, 3, 3))
+        self._run(_PREDICT, batch, n_threads, energies=energies, forces=forces, virial=virial)
+        return energies, forces, virial
+
+    def learn(self, batch: TrainingBatch, n_threads: int, e: Array, p: Array | None, s: Array | None) -> Tables:
+        """Gradient of a loss L in all parameters.
+
+        Arguments:
+            e: dL/dE [n]; p: dL/dF [n, 3]; s: dL/dvirial [B, 3, 3]; float64. p and s are None for energies alone.
+        """
+        gradient = _aligned((self._offsets[-1],), self.dtype)
+        forces = {} if p is None or s is None else {"p": p, "s": s}
+        self._run(_LEARN, batch, n_threads, e=e, gradient=gradient, **forces)
+        return self._views_of_gradient(gradient)
 
     def _run(self, task: int, batch: TrainingBatch, n_threads: int, **arrays: Array) -> None:
         lib = library()
         assert lib is not None
+        if task != _LEARN:
+            self._transpose()
         pairs = batch.pairs
         columns: list[Array] = [batch.rows, batch.shift, batch.owner, pairs.first, pairs.neighbour, pairs.species]
         columns += [pairs.x, pairs.y, pairs.z, pairs.r]
         call = _Batch(len(batch.rows), batch.n_structures, n_threads, *(_address(column) for column in columns))
-        passed = _Arrays(**{name: _address(array) for name, array in arrays.items()})
+        rows = {"rho": self._rows[_RHO], "f": self._rows[_F], "embedding": self._rows[_EMBEDDING]}
+        passed = _Arrays(**{name: _address(array) for name, array in (rows | arrays).items()})
         report = Report()
         plan = (_address(self._packed), self._packed.nbytes)
         if lib.snnp_train(task, *plan, ctypes.byref(call), ctypes.byref(passed), ctypes.byref(report)):
             raise InputError(status_message(report))
+
+    def _transpose(self) -> None:
+        """The second copy of the weights, by which the way back reads them."""
+        for target, weight in zip(self._transposed, self.tables.weights, strict=True):
+            target[..., : weight.shape[1]] = weight.transpose(0, 2, 1)
 
 
 def _aligned(shape: tuple[int, ...], dtype: type) -> Array:

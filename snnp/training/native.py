@@ -1,24 +1,22 @@
 """Training of an s-NNP on the compiled kernel: pairs are stored, everything else is computed anew at every step.
 
-Two operators with hand-written derivatives stand between parameters and loss: coefficients of splines to features, and
-dE/dfeatures to forces. The readout between them is torch's. The derivative of the forces in the coefficients needs what
-only the end of the backward pass knows, dL/dfeatures; so both operators share a record, and the first one computes it.
+One operator leads from the parameters to energies and forces, and its derivative back, both in compiled code; what lies
+between parameters and the kernel's tables is linear and written out here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from snnp.kernels.library import library
-from snnp.kernels.plan import spline_table
-from snnp.kernels.training import FeatureKernel, StoredPairs, TrainingBatch, supports_training
+from snnp.kernels.training import StoredPairs, Tables, TrainingBatch, TrainingKernel, supports_training
 from snnp.models.plan import make_plan
 from snnp.models.shells import make_shell
 from snnp.models.spline_nnp import SplineNNP
@@ -29,20 +27,40 @@ from snnp.training.sums import Repulsion, repulsion_of
 
 __all__ = ["NativeGeometry", "cut_native", "make_native", "native_features", "predict_native", "trains_natively"]
 
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """How parameters become tables.
+
+    Arguments:
+        rho, f, embedding: [free, K] end conditions of splines. g: [free, L + 1] to Legendre coefficients.
+        pairs: [C, C] int64, the group of g for neighbours in two channels.
+    """
+
+    rho: Array
+    f: Array
+    embedding: Array
+    g: Array
+    pairs: NDArray[np.int64]
+
+
+@dataclass
+class _Engine:
+    """The passes, the maps to their tables, and which call wrote these last."""
+
+    kernel: TrainingKernel
+    maps: _Maps
+    written_by: object = None
+
 
 @dataclass(frozen=True)
 class NativeGeometry:
-    """Stored pairs of all atoms, and which atoms of them these are.
+    """Stored pairs of all atoms, and which atoms of them these are."""
 
-    Arguments:
-        kernel: the passes. maps: [G, K * 4, free] per set of radial splines, parameters to polynomials.
-        batch: the chosen atoms. species: [n] int64.
-    """
-
-    kernel: FeatureKernel
-    maps: tuple[Tensor, Tensor]
+    engine: _Engine
     batch: TrainingBatch
-    species: Tensor
 
 
 def trains_natively(model: SplineNNP, dtype: torch.dtype, device: torch.device | str) -> bool:
@@ -59,35 +77,42 @@ def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> t
     distance = vectors.norm(dim=1)
     kept = distance < model.cutoff
     i, j, vectors, distance = lists.i[kept], lists.j[kept], vectors[kept], distance[kept]
+    real: Any = np.float32 if dtype == torch.float32 else np.float64
+    plan = make_plan(model)
+    group = plan.radial_group[species[i].numpy(), species[j].numpy()]
+    channel = species[j].numpy() if plan.n_channels > 1 else np.zeros(len(j), dtype=np.int64)
+    order = torch.from_numpy(np.lexsort((distance.numpy(), channel, group, i.numpy())))
     first = np.concatenate([[0], np.cumsum(torch.bincount(i, minlength=structure.n_atoms).numpy())]).astype(np.int64)
     columns = [*(vectors / distance[:, None]).T, distance]
     stored = StoredPairs(
         first,
-        j.to(torch.int32).numpy(),
+        j[order].to(torch.int32).numpy(),
         species.to(torch.int32).numpy(),
-        *(column.to(dtype).contiguous().numpy() for column in columns),
+        *(column[order].to(dtype).contiguous().numpy() for column in columns),
     )
     everyone = np.arange(structure.n_atoms)
     owner = structure.structure_of_atom.to(torch.int32).numpy()
     batch = TrainingBatch(stored, everyone, np.zeros_like(everyone), owner, structure.n_structures)
-    kernel = FeatureKernel(make_plan(model), np.float32 if dtype == torch.float32 else np.float64)
-    maps = (_polynomials(model.rho).to(dtype), _polynomials(model.f).to(dtype))
+    engine = _Engine(TrainingKernel(plan, real), _maps(model, plan.n_channels, real))
     # The repulsion reaches a few neighbours only; shells of those are small.
     reach = model.config.repulsion.outer if model.config.repulsion else 0.5
     shell = make_shell((i, j, vectors), species, torch.arange(structure.n_atoms), reach)
-    return NativeGeometry(kernel, maps, batch, species), repulsion_of(model, shell, structure)
+    return NativeGeometry(engine, batch), repulsion_of(model, shell, structure)
 
 
-def _polynomials(splines: SplineSet) -> Tensor:
-    """[G, K * 4, free]: the table of polynomials that each free parameter stands for (float64)."""
-    lower = np.array([grid.lower for grid in splines.grids])
-    spacing = np.array([grid.spacing for grid in splines.grids])
-    n_intervals = np.array([grid.n_intervals for grid in splines.grids])
-    free_to_full = splines.exact("map").cpu()
-    n_full = free_to_full.shape[1]
-    each = np.broadcast_to(np.eye(n_full), (len(lower), n_full, n_full))
-    table = torch.from_numpy(spline_table(lower, spacing, n_intervals, each).coefficients)
-    return table.flatten(1, 2) @ (free_to_full.T if splines.ends != ("free", "free") else torch.eye(n_full).double())
+def _ends(splines: SplineSet | None) -> Array:
+    """[free, K] from free parameters to B-spline coefficients."""
+    if splines is None:
+        return np.zeros((0, 0))
+    return splines.exact("map").cpu().numpy() if splines.ends != ("free", "free") else np.eye(splines.free.shape[2])
+
+
+def _maps(model: SplineNNP, n_channels: int, real: Any) -> _Maps:
+    projection = model.exact("projection").cpu().numpy()  # [L + 1, K]
+    pairs = model.unordered.cpu().numpy() if n_channels > 1 else np.zeros((1, 1), dtype=np.int64)
+    g = _ends(model.g)[:, : projection.shape[1]] @ projection.T
+    rho, f, embedding = (_ends(splines).astype(real) for splines in (model.rho, model.f, model.readout.embedding))
+    return _Maps(rho, f, embedding, g.astype(real), pairs)
 
 
 def cut_native(
@@ -108,95 +133,126 @@ def cut_native(
         owner=owner.to(torch.int32).numpy(),
         n_structures=len(frames),
     )
-    return replace(geometry, batch=batch, species=geometry.species[rows])
+    return replace(geometry, batch=batch)
 
 
-def _tables(model: SplineNNP, geometry: NativeGeometry) -> tuple[Tensor, ...]:
-    """The model's coefficients in the layouts of the kernel's tables; differentiable."""
-    tables = []
-    for splines, change, view in zip(
-        (model.rho, model.f), geometry.maps, (geometry.kernel.rho, geometry.kernel.f), strict=True
-    ):
-        if view.size == 0:
-            tables.append(change.new_zeros(view.shape))
-            continue
-        rows = (change @ splines.free.transpose(1, 2)).unflatten(1, (-1, 4))
-        tables.append(functional.pad(rows, (0, view.shape[-1] - rows.shape[-1])))
-    if geometry.kernel.legendre.size == 0:
-        shapes = geometry.kernel.legendre.shape, geometry.kernel.at_one.shape
-        return (*tables, *(tables[0].new_zeros(shape) for shape in shapes))
-    legendre = model.g.coefficients() @ model.projection.T  # [groups, F, L + 1]
-    at_one = legendre.sum(dim=-1)
-    if geometry.kernel.legendre.shape[0] > 1:
-        pairs = model.unordered
-        angles, at_one = legendre[pairs], at_one[pairs.diagonal()]
-    else:
-        angles = legendre[:1, None]
-    padding = (0, geometry.kernel.at_one.shape[-1] - at_one.shape[-1])
-    return (*tables, functional.pad(angles.transpose(2, 3), padding), functional.pad(at_one, padding))
+def _parameters(model: SplineNNP) -> list[Tensor]:
+    """What the tables are made of: rho, f, g, then weights, biases, linear and embedding as far as present."""
+    readout = model.readout
+    found: list[Tensor] = [model.rho.free, model.f.free, model.g.free]
+    if readout.network is not None:
+        found += [*readout.network.effective_weights(), *readout.network.biases]
+    if readout.linear is not None:
+        found.append(readout.linear)
+    if readout.embedding is not None:
+        found.append(readout.embedding.free)
+    return found
 
 
-@dataclass
-class _Record:
-    """What the two operators of one evaluation share; `force` holds p, s, h and A' once the forces were asked for."""
+@dataclass(frozen=True)
+class _Parts:
+    """The list of `_parameters` by name; `linear` and `embedding` hold one array or none."""
 
-    kernel: FeatureKernel
-    batch: TrainingBatch
-    moments: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    h: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    force: dict[str, np.ndarray] = field(default_factory=dict)
+    splines: list[Array]
+    weights: list[Array]
+    biases: list[Array]
+    linear: list[Array]
+    embedding: list[Array]
 
 
-class _Features(torch.autograd.Function):
-    """Tables -> features [n, D]."""
+def _named(values: list[Array], tables: Tables) -> _Parts:
+    n = len(tables.weights)
+    splines, weights, biases, rest = values[:3], values[3 : 3 + n], values[3 + n : 3 + 2 * n], values[3 + 2 * n :]
+    embedding = rest[-1:] if tables.embedding.size else []
+    return _Parts(splines, weights, biases, rest[: len(rest) - len(embedding)], embedding)
+
+
+def _write(values: list[Array], maps: _Maps, tables: Tables) -> None:
+    """Parameters to tables."""
+    parts = _named(values, tables)
+    if tables.rho.size:
+        tables.rho[...] = (parts.splines[0] @ maps.rho).transpose(0, 2, 1)
+    if tables.f.size:
+        tables.f[...] = (parts.splines[1] @ maps.f).transpose(0, 2, 1)
+        legendre = parts.splines[2] @ maps.g  # [groups, F, L + 1]
+        tables.legendre[...] = legendre[maps.pairs].transpose(0, 1, 3, 2)
+        tables.at_one[...] = legendre.sum(axis=-1)[maps.pairs.diagonal()]
+    for table, weight in zip(tables.weights, parts.weights, strict=True):
+        table[...] = weight.transpose(0, 2, 1)
+    for table, bias in zip(tables.biases, parts.biases, strict=True):
+        table[...] = bias
+    for linear in parts.linear:
+        tables.linear[...] = linear
+    for free in parts.embedding:
+        tables.embedding[...] = (free @ maps.embedding).transpose(0, 2, 1)
+
+
+def _read(tables: Tables, maps: _Maps, like: list[Array]) -> list[Array]:
+    """The gradient in the tables as that in the parameters: `_write` the other way round."""
+    parts = _named(like, tables)
+    found = [np.zeros_like(free) for free in parts.splines]
+    if tables.rho.size:
+        found[0] = tables.rho.transpose(0, 2, 1) @ maps.rho.T
+    if tables.f.size:
+        found[1] = tables.f.transpose(0, 2, 1) @ maps.f.T
+        legendre = np.zeros((*found[2].shape[:2], maps.g.shape[1]), found[2].dtype)
+        np.add.at(legendre, maps.pairs, tables.legendre.transpose(0, 1, 3, 2))
+        np.add.at(legendre, maps.pairs.diagonal(), tables.at_one[..., None])
+        found[2] = legendre @ maps.g.T
+    found += [np.ascontiguousarray(table.transpose(0, 2, 1)) for table in tables.weights]
+    found += [np.ascontiguousarray(table) for table in tables.biases]
+    found += [np.ascontiguousarray(tables.linear) for _ in parts.linear]
+    found += [tables.embedding.transpose(0, 2, 1) @ maps.embedding.T for _ in parts.embedding]
+    return found
+
+
+class _Evaluate(torch.autograd.Function):
+    """Parameters -> energies [n], forces [n, 3], virials [B, 3, 3]."""
 
     @staticmethod
-    def forward(ctx: Any, record: _Record, *tables: Tensor) -> Tensor:
-        ctx.record = record
-        record.kernel.set_tables(*(table.detach().numpy() for table in tables))
-        features, record.moments = record.kernel.features(record.batch, torch.get_num_threads())
-        return torch.from_numpy(features)[:, : record.kernel.n_features]
+    def forward(ctx: Any, geometry: NativeGeometry, *parameters: Tensor) -> tuple[Tensor, ...]:
+        engine = geometry.engine
+        _write([value.detach().numpy() for value in parameters], engine.maps, engine.kernel.tables)
+        engine.written_by, ctx.geometry = ctx, geometry
+        ctx.save_for_backward(*parameters)
+        ctx.set_materialize_grads(False)
+        found = engine.kernel.predict(geometry.batch, torch.get_num_threads())
+        return tuple(torch.from_numpy(array).to(parameters[0].dtype) for array in found)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        record: _Record = ctx.record
-        arrays = {"moments": record.moments, "g": record.kernel.padded(gradient.detach().numpy()), **record.force}
-        found = record.kernel.gradients(record.batch, torch.get_num_threads(), **arrays)
-        return None, *(torch.from_numpy(table) for table in found)
+    def backward(ctx: Any, energy: Tensor | None, force: Tensor | None, virial: Tensor | None) -> tuple[Any, ...]:
+        engine, batch = ctx.geometry.engine, ctx.geometry.batch
+        values = [value.detach().numpy() for value in ctx.saved_tensors]
+        if engine.written_by is not ctx:
+            _write(values, engine.maps, engine.kernel.tables)
+        n, structures = len(batch.rows), batch.n_structures
+        e = _double(energy, (n,))
+        p, s = _double(force, (n, 3)), _double(virial, (structures, 3, 3))
+        directions = (None, None) if force is None and virial is None else (p, s)
+        found = engine.kernel.learn(batch, torch.get_num_threads(), e, *directions)
+        return None, *(torch.from_numpy(array) for array in _read(found, engine.maps, values))
 
 
-class _Forces(torch.autograd.Function):
-    """h = dE/dfeatures [n, D] -> forces [n, 3], virials [B, 3, 3]; takes features to come before them backward."""
-
-    @staticmethod
-    def forward(ctx: Any, record: _Record, h: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.record, ctx.like = record, features
-        record.h = record.kernel.padded(h.detach().numpy())
-        forces, virial = record.kernel.forces(record.batch, record.moments, record.h, torch.get_num_threads())
-        return torch.from_numpy(forces).to(h.dtype), torch.from_numpy(virial).to(h.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, force: Tensor, virial: Tensor) -> tuple[Any, ...]:
-        record: _Record = ctx.record
-        p, s = (value.double().contiguous().numpy() for value in (force, virial))
-        n_threads = torch.get_num_threads()
-        tangents, moments = record.kernel.tangents(record.batch, record.moments, p, s, n_threads)
-        record.force = {"h": record.h, "moments_dot": moments, "p": p, "s": s}
-        return None, torch.from_numpy(tangents)[:, : record.kernel.n_features], torch.zeros_like(ctx.like)
+def _double(value: Tensor | None, shape: tuple[int, ...]) -> Array:
+    return np.zeros(shape) if value is None else value.double().contiguous().numpy()
 
 
+def _scaled(model: SplineNNP, geometry: NativeGeometry) -> NativeGeometry:
+    geometry.engine.kernel.set_scale(model.readout.mean.numpy(), model.readout.std.numpy())
+    return geometry
+
+
+@torch.no_grad()
 def native_features(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
-    """[n, D] features of the chosen atoms; differentiable in the parameters."""
-    record = _Record(geometry.kernel, geometry.batch)
-    return _Features.apply(record, *_tables(model, geometry))
+    """[n, D] features of the chosen atoms."""
+    engine = geometry.engine
+    engine.written_by = None
+    _write([value.numpy() for value in _parameters(model)], engine.maps, engine.kernel.tables)
+    return torch.from_numpy(engine.kernel.features(geometry.batch, torch.get_num_threads()))
 
 
 def predict_native(model: SplineNNP, geometry: NativeGeometry) -> tuple[Tensor, Tensor, Tensor]:
     """Energies [n] (without E0 and repulsion), forces [n, 3], and sums of r (x) dE/dr [B, 3, 3]; differentiable."""
-    record = _Record(geometry.kernel, geometry.batch)
-    features = _Features.apply(record, *_tables(model, geometry))
-    energies, h = model.readout(features, geometry.species)
-    forces, virial = _Forces.apply(record, h, features)
+    energies, forces, virial = _Evaluate.apply(_scaled(model, geometry), *_parameters(model))
     return energies, forces, virial

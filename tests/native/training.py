@@ -8,43 +8,38 @@ from typing import Any
 
 import numpy as np
 
-from snnp.kernels.training import FeatureKernel, TrainingBatch
-from snnp.training.native import make_native, trains_natively
+from snnp.kernels.training import TrainingBatch, TrainingKernel
+from snnp.training.native import make_native, native_features, trains_natively
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import blob, number, random_case
 
 __all__ = ["read_results", "write_training_case"]
 
-_NAMES = ("h", "g", "p", "s", "features", "moments", "features_dot", "moments_dot", "forces", "virial")
-_ALL = (*_NAMES, "rho", "f", "legendre", "at_one")  # in the order of snnp_training
-_OUTPUTS = (
-    {"features", "moments"},
-    {"forces", "virial"},
-    {"features_dot", "moments_dot"},
-    {"rho", "f", "legendre", "at_one"},
-)
+_ALL = ("rho", "f", "embedding", "e", "p", "s", "features", "energies", "forces", "virial", "gradient")
+"""In the order of snnp_training."""
+_OUTPUTS = ({"features"}, {"energies", "forces", "virial"}, {"gradient"})
 """Of each task."""
 
 
-class _Recorder(FeatureKernel):
+class _Recorder(TrainingKernel):
     """Keeps each call as bytes for the driver, and what it gave."""
 
     calls: list[bytes]
     results: list[np.ndarray]
 
     def _run(self, task: int, batch: TrainingBatch, n_threads: int, **arrays: Any) -> None:
+        rows = dict(zip(_ALL[:3], self._rows.values(), strict=True))
+        super()._run(task, batch, n_threads, **arrays)
         call = number(task)
         for name in _ALL:
-            array = arrays.get(name)
+            array = (rows | arrays).get(name)
             if array is None:
                 call += number(0)
             elif name in _OUTPUTS[task]:
-                array[...] = 0  # the ends of rows are not written
                 call += number(2) + number(array.nbytes)
             else:
                 call += number(1) + blob(array)
-        super()._run(task, batch, n_threads, **arrays)
         self.calls.append(call)
         self.results += [np.array(arrays[name]).reshape(-1) for name in _ALL if name in _OUTPUTS[task]]
 
@@ -59,18 +54,18 @@ def write_training_case(path: Path, seed: int, n_threads: int) -> list[np.ndarra
     if structure.n_atoms == 0 or not trains_natively(model, model.dtype, "cpu"):
         return None
     geometry, _ = make_native(model, structure, model.dtype)
-    kernel, batch = geometry.kernel, geometry.batch
+    kernel, batch = geometry.engine.kernel, geometry.batch
+    native_features(model, geometry)  # writes the tables
     kernel.__class__, recorder = _Recorder, kernel
     assert isinstance(recorder, _Recorder)
     recorder.calls, recorder.results = [], []
     rng = np.random.default_rng(seed)
-    g, h = (kernel.padded(rng.standard_normal((structure.n_atoms, kernel.n_features))) for _ in range(2))
-    p, s = rng.standard_normal((structure.n_atoms, 3)), rng.standard_normal((structure.n_structures, 3, 3))
-    _, moments = kernel.features(batch, n_threads)
-    kernel.forces(batch, moments, h, n_threads)
-    _, dot = kernel.tangents(batch, moments, p, s, n_threads)
-    kernel.gradients(batch, n_threads, moments=moments, moments_dot=dot, g=g, h=h, p=p, s=s)
-    kernel.gradients(batch, n_threads, moments=moments, g=g)
+    e, p = rng.standard_normal(structure.n_atoms), rng.standard_normal((structure.n_atoms, 3))
+    s = rng.standard_normal((structure.n_structures, 3, 3))
+    kernel.features(batch, n_threads)
+    kernel.predict(batch, n_threads)
+    kernel.learn(batch, n_threads, e, p, s)
+    kernel.learn(batch, n_threads, e, None, None)
     pairs = batch.pairs
     columns = [batch.rows, batch.shift, batch.owner, pairs.first, pairs.neighbour, pairs.species]
     arrays = [recorder._packed, *columns, pairs.x, pairs.y, pairs.z, pairs.r]

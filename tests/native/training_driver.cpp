@@ -8,7 +8,7 @@ namespace {
 
 enum { kPlan, kRows, kShift, kOwner, kFirst, kNeighbour, kSpecies, kX, kY, kZ, kR, kBlobs };
 enum { kAbsent = 0, kInput = 1, kOutput = 2 };
-constexpr int kArrays = 14;  // of snnp_training, all of them pointers
+constexpr int kArrays = 11;  // of snnp_training, all of them pointers
 
 void replay_one(FILE* file, FILE* out, const Blob* blobs, const snnp_batch& batch) {
   const int64_t task = read_number(file);

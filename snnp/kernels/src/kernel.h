@@ -13,14 +13,18 @@ struct Part {
 
 using EvaluatePart = void (*)(const Plan*, const snnp_system&, const Part&, snnp_report*);
 
-// Atoms [begin, end) of a batch. Sums over atoms (forces, virial, gradients of tables) have arrays of their own.
+// Atoms [begin, end) of a batch. Sums over atoms (forces and virial, or the gradient) have arrays of their own.
 struct TrainingPart {
   int64_t task, begin, end;
   const snnp_batch* batch;
   const snnp_training* arrays;
   double *forces, *virial;
-  void *rho, *f, *legendre, *at_one;
+  void* gradient;
 };
+
+// Where each part of a gradient begins, and its whole size, in numbers: see snnp_gradient_layout.
+constexpr int kGradientParts = 6 + 2 * kMaxLayers;
+void gradient_layout(const Plan* plan, int64_t* offsets);
 
 using TrainPart = void (*)(const Plan*, const TrainingPart&, snnp_report*);
 

@@ -69,8 +69,8 @@ SNNP_API double snnp_largest_move(int64_t n_atoms, const double* positions, cons
 SNNP_API int snnp_evaluate(const void* plan, int64_t plan_bytes, const snnp_system* system, snnp_report* report);
 
 // Training on the atoms `rows` of stored pairs; "real" is the float type of the plan, which must have no pair term and no
-// angles evaluated as splines. Rows of features are padded as in the plan (feature_stride numbers),
-// moments, g and h start at a multiple of 64 bytes.
+// angles evaluated as splines. Splines are given by their B-spline coefficients besides; the plan's own tables of rho, f and
+// the embedding are not read. Pairs of an atom are sorted by group and channel, and within these best by distance.
 typedef struct {
   int64_t n_atoms, n_structures, n_threads;
   const int64_t *rows, *shift;          // [n] stored index of each atom; stored minus local index
@@ -80,22 +80,25 @@ typedef struct {
   const void *x, *y, *z, *r;            // real [P]: unit vectors and distances
 } snnp_batch;
 
-enum snnp_task { SNNP_FEATURES = 0, SNNP_FORCES = 1, SNNP_TANGENTS = 2, SNNP_GRADIENTS = 3 };
+enum snnp_task { SNNP_FEATURES = 0, SNNP_PREDICT = 1, SNNP_LEARN = 2 };
 
-// in:  h = dE/dG, g = dL/dG [n, stride]; p = dL/dF [n, 3] and s = dL/dvirial [B, 9] in double (s_ab belongs to r_a F_b).
-// out: FEATURES: features, moments [n, C (L+1)^2 f.stride]. FORCES (moments, h): forces [n, 3], virial [B, 9] in double.
-//      TANGENTS (moments, p, s): features_dot, moments_dot. GRADIENTS (moments, moments_dot, g, h, p, s; without forces
-//      moments_dot, h, p, s are NULL): rho, f, legendre, at_one, in the layouts of the plan's tables.
+// in:  rho, f, embedding: real [G, K + 1, stride], rows of B-spline coefficients (K segments as in the plan's tables).
+//      LEARN: e = dL/dE [n], p = dL/dF [n, 3] and s = dL/dvirial [B, 9] (s_ab belongs to r_a F_b), both NULL for energies alone.
+// out: FEATURES: features, real [n, feature_stride]. PREDICT: energies [n] without E0 and repulsion; where `forces` is not
+//      NULL forces [n, 3] and virial [B, 9]. LEARN: gradient of L, real, laid out as `snnp_gradient_layout` says.
 typedef struct {
-  const void *h, *g;
-  const double *p, *s;
-  void *features, *moments, *features_dot, *moments_dot;
-  double *forces, *virial;
-  void *rho, *f, *legendre, *at_one;
+  const void *rho, *f, *embedding;
+  const double *e, *p, *s;
+  void* features;
+  double *energies, *forces, *virial;
+  void* gradient;
 } snnp_training;
 
 SNNP_API int snnp_train(int64_t task, const void* plan, int64_t plan_bytes, const snnp_batch* batch,
                         const snnp_training* arrays, snnp_report* report);
+// Where the parts of a gradient begin, in numbers: rho, f, legendre, at_one, linear, embedding, then weight [copies, in,
+// out_stride] and bias [copies, out_stride] of each of 8 layers (empty beyond the last), then the whole size: 23 offsets.
+SNNP_API int snnp_gradient_layout(const void* plan, int64_t plan_bytes, int64_t* offsets);
 
 #ifdef __cplusplus
 }

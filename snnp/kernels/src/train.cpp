@@ -2,8 +2,9 @@
 #include <stdlib.h>
 
 #include "kernel.h"
-#include "radial.h"
-#include "train.h"
+#include "train_forces.h"
+#include "train_gradients.h"
+#include "train_readout.h"
 
 namespace snnp {
 namespace SNNP_TARGET {
@@ -12,57 +13,103 @@ namespace {
 template <typename T>
 struct Workspace {
   Pairs<T> pairs;
-  Radial<T> radial;
+  Run *runs, *angular_runs;  // [Z]
+  int64_t n_runs, k_stride;
+  Weights<T> weights;         // of rho
+  T *columns, *p, *p_dot;     // of rho: [G, F, k_stride], sums of weights [runs, K] and their derivatives
   Legendre<T> legendre;
-  Tangents<T> tangents;
-  T* zeros;  // in place of h or A' where only energies are trained
+  Training<T> training;
+  Readout<T> readout;
+  DualReadout<T> dual;
+  T *features, *features_dot, *g, *h;
 
-  void allocate(Arena& arena, const Plan* plan, int64_t capacity) {
-    const int64_t rows = round_up(capacity + 1, kPad), n_lm = (plan->degree + 1) * (plan->degree + 1);
+  void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
+    // A whole vector may be written from any pair on.
+    const int64_t rows = round_up(capacity + 1, kPad) + kPad, n_rows = plan->rho.n_segments + 1;
+    k_stride = round_up(n_rows, kPad) + kPad;
     pairs.allocate(arena, rows);
-    radial.allocate(arena, plan);
-    if (plan->evaluator == kLegendre) legendre.allocate(arena, plan, rows);
-    tangents.allocate(arena, plan, rows);
-    zeros = arena.take<T>(plan->n_channels * n_lm * plan->f.stride + plan->feature_stride);
+    runs = arena.take<Run>(plan->n_elements);
+    angular_runs = arena.take<Run>(plan->n_elements);
+    weights.allocate(arena, rows);
+    columns = arena.take<T>(plan->rho.n_groups * plan->rho.n_filters * k_stride);
+    p = arena.take<T>(plan->n_elements * n_rows);
+    p_dot = arena.take<T>(plan->n_elements * n_rows);
+    if (plan->evaluator == kLegendre) {
+      legendre.allocate(arena, plan, rows);
+      training.allocate(arena, plan, rows, learns);
+    } else {
+      training.rate = arena.take<T>(rows);
+      training.qx = training.qy = training.qz = nullptr;
+    }
+    if (learns) dual.allocate(arena, plan);
+    else readout.allocate(arena, plan);
+    T** const per_feature[] = {&features, &features_dot, &g, &h};
+    for (T** array : per_feature) *array = arena.take<T>(plan->feature_stride + kPad);
   }
 };
 
+// Coefficients with k running fastest, as the way back to the pairs takes them.
 template <typename T>
-inline void load_pairs(const snnp_batch& batch, int64_t a, Pairs<T>& pairs) {
+void turn_rows(const Table& table, const T* rows, int64_t k_stride, T* columns) {
+  const int64_t n_rows = table.n_segments + 1;
+  for (int64_t group = 0; group < table.n_groups; ++group)
+    for (int64_t b = 0; b < table.n_filters; ++b)
+      for (int64_t k = 0; k < n_rows; ++k)
+        columns[(group * table.n_filters + b) * k_stride + k] = rows[(group * n_rows + k) * table.stride + b];
+}
+
+// Pairs of atom `a`, and their runs; false where the pairs of one run do not stand together.
+template <typename T>
+bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Workspace<T>& work) {
+  constexpr int W = Lanes<T>::W;
   const int64_t row = batch.rows[a], first = batch.first[row], n = batch.first[row + 1] - first;
-  const T *x = static_cast<const T*>(batch.x) + first, *y = static_cast<const T*>(batch.y) + first;
-  const T *z = static_cast<const T*>(batch.z) + first, *r = static_cast<const T*>(batch.r) + first;
+  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + batch.species[row] * plan->n_elements;
+  Pairs<T>& pairs = work.pairs;
+  const void* const sources[] = {batch.x, batch.y, batch.z, batch.r};
+  T* const targets[] = {pairs.x, pairs.y, pairs.z, pairs.r};
+  for (int k = 0; k < 4; ++k) memcpy(targets[k], static_cast<const T*>(sources[k]) + first, n * sizeof(T));
   pairs.n = n;
-  for (int64_t p = 0; p < n; ++p) {
-    pairs.x[p] = x[p];
-    pairs.y[p] = y[p];
-    pairs.z[p] = z[p];
-    pairs.r[p] = r[p];
-    pairs.inverse[p] = T(1) / r[p];
-    pairs.radial[p] = pairs.gx[p] = pairs.gy[p] = pairs.gz[p] = 0;
-    pairs.j[p] = batch.neighbour[first + p] - static_cast<int32_t>(batch.shift[a]);
-    pairs.species[p] = batch.species[batch.neighbour[first + p]];
+  for (int64_t p = n; p < round_up(n, W); ++p) pairs.x[p] = pairs.y[p] = 0, pairs.z[p] = pairs.r[p] = 1;
+  for (int64_t p = 0; p < n; p += W) {
+    store<T>(pairs.inverse + p, T(1) / load<T>(pairs.r + p));
+    T* const sums[] = {pairs.radial, pairs.gx, pairs.gy, pairs.gz};
+    for (T* array : sums) store<T>(array + p, all<T>(0));
   }
+  work.n_runs = 0;
+  for (int64_t p = 0; p < n; ++p) {
+    pairs.j[p] = batch.neighbour[first + p] - static_cast<int32_t>(batch.shift[a]);
+    const int32_t element = batch.species[batch.neighbour[first + p]];
+    const int64_t group = groups[element], channel = plan->n_channels > 1 ? element : 0;
+    const Run* last = work.runs + work.n_runs - 1;
+    if (p == 0 || last->group != group || last->channel != channel) {
+      if (work.n_runs == plan->n_elements) return false;
+      work.runs[work.n_runs++] = {p, p, group, channel, 0, 0};
+    }
+    work.runs[work.n_runs - 1].end = p + 1;
+  }
+  for (int64_t k = 0; k < work.n_runs; ++k) {
+    Run& run = work.angular_runs[k] = work.runs[k];
+    while (run.end > run.begin && !(pairs.r[run.end - 1] < T(plan->angular_cutoff))) --run.end;
+  }
+  return true;
 }
 
 // q_ij = p_i - p_j + s^T r_ij, and its part along the pair.
 template <typename T>
-inline void load_directions(const TrainingPart& part, int64_t a, const Pairs<T>& pairs, Tangents<T>& dot) {
+void load_directions(const TrainingPart& part, int64_t a, const Pairs<T>& pairs, Training<T>& own) {
   const double *p = part.arrays->p, *s = part.arrays->s + 9 * part.batch->owner[a], *mine = p + 3 * a;
   for (int64_t k = 0; k < pairs.n; ++k) {
-    const double *other = p + 3 * static_cast<int64_t>(pairs.j[k]);
-    const double r[3] = {pairs.r[k] * double(pairs.x[k]), pairs.r[k] * double(pairs.y[k]), pairs.r[k] * double(pairs.z[k])};
-    double q[3];
-    for (int b = 0; b < 3; ++b) q[b] = mine[b] - other[b] + s[b] * r[0] + s[3 + b] * r[1] + s[6 + b] * r[2];
-    dot.qx[k] = T(q[0]);
-    dot.qy[k] = T(q[1]);
-    dot.qz[k] = T(q[2]);
-    dot.rate[k] = dot.qx[k] * pairs.x[k] + dot.qy[k] * pairs.y[k] + dot.qz[k] * pairs.z[k];
+    const double* other = p + 3 * static_cast<int64_t>(pairs.j[k]);
+    const T r[3] = {pairs.r[k] * pairs.x[k], pairs.r[k] * pairs.y[k], pairs.r[k] * pairs.z[k]};
+    T q[3];
+    for (int b = 0; b < 3; ++b) q[b] = T(mine[b] - other[b]) + T(s[b]) * r[0] + T(s[3 + b]) * r[1] + T(s[6 + b]) * r[2];
+    own.rate[k] = q[0] * pairs.x[k] + q[1] * pairs.y[k] + q[2] * pairs.z[k];
+    if (own.qx) own.qx[k] = q[0], own.qy[k] = q[1], own.qz[k] = q[2];
   }
 }
 
 template <typename T>
-inline void add_forces(const TrainingPart& part, int64_t a, const Pairs<T>& pairs) {
+void add_forces(const TrainingPart& part, int64_t a, Pairs<T>& pairs) {
   double* virial = part.virial + 9 * part.batch->owner[a];
   double total[3] = {0, 0, 0}, v[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
   for (int64_t p = 0; p < pairs.n; ++p) {
@@ -79,71 +126,137 @@ inline void add_forces(const TrainingPart& part, int64_t a, const Pairs<T>& pair
   for (int b = 0; b < 9; ++b) virial[b] += v[b];
 }
 
-template <typename T, int L>
-void angular(const Plan* plan, const TrainingPart& part, int64_t a, int64_t species, Workspace<T>& work) {
-  constexpr int64_t n_lm = (L + 1) * (L + 1);
-  const snnp_training& arrays = *part.arrays;
-  const int64_t size = plan->n_channels * n_lm * plan->f.stride, n_radial = plan->rho.n_filters, n = plan->f.n_filters;
-  const int64_t row = a * plan->feature_stride + n_radial;
-  T* moments = static_cast<T*>(arrays.moments) + a * size;
-  Legendre<T>& legendre = work.legendre;
-  Tangents<T>& dot = work.tangents;
-  legendre.moments = moments;
-  if (part.task == SNNP_FEATURES) {
-    angular_features<T, L, false>(plan, species, work.pairs, legendre, static_cast<T*>(arrays.features) + row);
-    return;
-  }
-  make_blocks(plan, work.pairs, legendre);
-  memset(legendre.selves, 0, plan->n_channels * plan->f.stride * sizeof(T));
-  for (int64_t block = 0; block < legendre.n_blocks; ++block) {
-    if (part.task == SNNP_FORCES) {
-      fill_block<T, L, false, true>(plan, species, work.pairs, block, legendre);
-    } else {
-      fill_block<T, L, true, false>(plan, species, work.pairs, block, legendre);
+// Radial features, from the sums of weights of each run; with `rate` also their derivatives.
+template <typename T>
+void radial_sums(const Plan* plan, const T* rows, const T* rate, Workspace<T>& work) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t n_rows = plan->rho.n_segments + 1, stride = plan->rho.stride;
+  memset(work.features, 0, stride * sizeof(T));
+  memset(work.features_dot, 0, stride * sizeof(T));
+  for (int64_t k = 0; k < work.n_runs; ++k) {
+    Run& run = work.runs[k];
+    weigh<T>(plan, plan->rho, work.pairs.r, run, work.weights);
+    T *p = work.p + k * n_rows, *p_dot = work.p_dot + k * n_rows;
+    memset(p, 0, n_rows * sizeof(T));
+    sum_weights<T>(run, work.weights, nullptr, p);
+    if (rate) {
+      memset(p_dot, 0, n_rows * sizeof(T));
+      sum_weights<T>(run, work.weights, rate, p_dot);
     }
-  }
-  if (arrays.h) memcpy(dot.h, static_cast<const T*>(arrays.h) + row, n * sizeof(T));
-  if (part.task == SNNP_FORCES) {
-    angular_gradients<T, L>(plan, work.pairs, dot.h, legendre);
-  } else if (part.task == SNNP_TANGENTS) {
-    T* moments_dot = static_cast<T*>(arrays.moments_dot) + a * size;
-    angular_tangents<T, L>(plan, species, work.pairs, legendre, dot, moments_dot, static_cast<T*>(arrays.features_dot) + row);
-  } else {
-    memcpy(dot.g, static_cast<const T*>(arrays.g) + row, n * sizeof(T));
-    memset(dot.selves, 0, plan->n_channels * plan->f.stride * sizeof(T));
-    for (int64_t block = 0; block < legendre.n_blocks; ++block)
-      fill_tangents<T, L>(plan, species, work.pairs, block, legendre, dot);
-    const T* moments_dot = arrays.moments_dot ? static_cast<const T*>(arrays.moments_dot) + a * size : work.zeros;
-    angle_gradients<T, L>(plan, legendre, dot, moments_dot, static_cast<T*>(part.legendre), static_cast<T*>(part.at_one));
-    function_gradients<T, L>(plan, species, work.pairs, legendre, dot, static_cast<T*>(part.f));
+    for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
+      const T* c = rows + run.group * n_rows * stride + b;
+      Vec<T> value = load<T>(work.features + b), dot = load<T>(work.features_dot + b);
+      for (int64_t row = run.low; row < run.high; ++row) {
+        value += p[row] * load<T>(c + row * stride);
+        if (rate) dot += p_dot[row] * load<T>(c + row * stride);
+      }
+      store<T>(work.features + b, value);
+      store<T>(work.features_dot + b, dot);
+    }
   }
 }
 
+// Derivatives in the coefficients of rho.
 template <typename T>
-using Angular = void (*)(const Plan*, const TrainingPart&, int64_t, int64_t, Workspace<T>&);
-template <typename T>
-constexpr Angular<T> angular_by_degree[kMaxDegree + 1] = {
-    angular<T, 0>, angular<T, 1>, angular<T, 2>, angular<T, 3>, angular<T, 4>,
-    angular<T, 5>, angular<T, 6>, angular<T, 7>, angular<T, 8>};
+void radial_gradients(const Plan* plan, const Workspace<T>& work, T* rho) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t n_rows = plan->rho.n_segments + 1, stride = plan->rho.stride;
+  for (int64_t k = 0; k < work.n_runs; ++k) {
+    const Run& run = work.runs[k];
+    const T *p = work.p + k * n_rows, *p_dot = work.p_dot + k * n_rows;
+    for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
+      const Vec<T> g = load<T>(work.g + b), h = load<T>(work.h + b);
+      T* out = rho + run.group * n_rows * stride + b;
+      for (int64_t row = run.low; row < run.high; ++row)
+        store<T>(out + row * stride, load<T>(out + row * stride) + p[row] * g + p_dot[row] * h);
+    }
+  }
+}
+
+template <typename T, int L>
+void angular_forward(const Plan* plan, const T* rows, bool moves, Workspace<T>& work) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t n = plan->f.n_filters, n_radial = plan->rho.n_filters;
+  Legendre<T>& legendre = work.legendre;
+  if (moves) angular_sums<T, L, true>(plan, rows, work.angular_runs, work.n_runs, work.pairs, legendre, work.training);
+  else angular_sums<T, L, false>(plan, rows, work.angular_runs, work.n_runs, work.pairs, legendre, work.training);
+  for (int64_t b = 0; b < n; b += W) {
+    const Vec<T> row = feature_row<T, L>(plan, legendre, b);
+    for (int q = 0; q < W && b + q < n; ++q) work.features[n_radial + b + q] = row[q];
+  }
+  if (moves) angular_tangents<T, L>(plan, legendre, work.training, work.features_dot + n_radial);
+}
+
+template <typename T, int L>
+void angular_back(const Plan* plan, const T* rows, Gradients<T>* gradients, Workspace<T>& work) {
+  const int64_t n = plan->f.n_filters, n_radial = plan->rho.n_filters;
+  memcpy(work.training.h, work.h + n_radial, n * sizeof(T));
+  if (!gradients) {
+    angular_pull<T, L>(plan, work.angular_runs, work.n_runs, work.pairs, work.legendre, work.training);
+    return;
+  }
+  memcpy(work.training.g, work.g + n_radial, n * sizeof(T));
+  angle_gradients<T, L>(plan, work.legendre, work.training, gradients->legendre, gradients->at_one);
+  function_gradients<T, L>(plan, rows, work.angular_runs, work.n_runs, work.training, gradients->f);
+}
 
 template <typename T>
-void radial(const Plan* plan, const TrainingPart& part, int64_t a, int64_t species, Workspace<T>& work) {
+struct ByDegree {
+  void (*forward[kMaxDegree + 1])(const Plan*, const T*, bool, Workspace<T>&);
+  void (*back[kMaxDegree + 1])(const Plan*, const T*, Gradients<T>*, Workspace<T>&);
+};
+#define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>}
+template <typename T>
+constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(angular_forward), SNNP_EACH_DEGREE(angular_back)};
+
+template <typename T>
+void train_atom(const Plan* plan, const TrainingPart& part, int64_t a, Workspace<T>& work, Gradients<T>& gradients) {
   const snnp_training& arrays = *part.arrays;
-  const int64_t row = a * plan->feature_stride;
-  const T* h = arrays.h ? static_cast<const T*>(arrays.h) + row : work.zeros;
-  if (part.task == SNNP_FEATURES)
-    radial_features<T>(plan, species, work.pairs, static_cast<T*>(arrays.features) + row);
-  else if (part.task == SNNP_FORCES)
-    radial_slopes<T>(plan, species, work.pairs, h, work.radial);
-  else if (part.task == SNNP_TANGENTS)
-    radial_tangents<T>(plan, species, work.pairs, work.tangents, static_cast<T*>(arrays.features_dot) + row);
-  else
-    radial_gradients<T>(plan, species, work.pairs, work.tangents, static_cast<const T*>(arrays.g) + row, h,
-                        static_cast<T*>(part.rho));
+  const int64_t species = part.batch->species[part.batch->rows[a]];
+  const bool angular = plan->evaluator == kLegendre, learns = part.task == SNNP_LEARN;
+  const T *rho = static_cast<const T*>(arrays.rho), *f = static_cast<const T*>(arrays.f);
+  if (learns && arrays.p) load_directions<T>(part, a, work.pairs, work.training);
+  if (plan->rho.n_filters) radial_sums<T>(plan, rho, learns ? work.training.rate : nullptr, work);
+  if (angular) by_degree<T>.forward[plan->degree](plan, f, learns, work);
+  if (part.task == SNNP_FEATURES) {
+    memcpy(static_cast<T*>(arrays.features) + a * plan->feature_stride, work.features, plan->n_features * sizeof(T));
+    return;
+  }
+  if (learns) {
+    const T* embedding = static_cast<const T*>(arrays.embedding);
+    learn_readout<T>(plan, embedding, species, T(arrays.e[a]), work.features, work.features_dot, work.dual, work.g, work.h,
+                     gradients);
+    if (plan->rho.n_filters) radial_gradients<T>(plan, work, gradients.rho);
+    if (angular) by_degree<T>.back[plan->degree](plan, f, &gradients, work);
+    return;
+  }
+  arrays.energies[a] = read_out<T>(plan, species, work.features, work.readout, work.h);
+  if (!arrays.forces) return;
+  for (int64_t k = 0; plan->rho.n_filters && k < work.n_runs; ++k) {
+    const T* columns = work.columns + work.runs[k].group * plan->rho.n_filters * work.k_stride;
+    radial_pull<T>(plan, work.runs[k], columns, work.k_stride, work.h, work.weights, work.pairs);
+  }
+  if (angular) by_degree<T>.back[plan->degree](plan, f, nullptr, work);
+  add_forces<T>(part, a, work.pairs);
+}
+
+template <typename T>
+Gradients<T> gradients_at(const Plan* plan, void* memory) {
+  T* base = static_cast<T*>(memory);
+  int64_t offsets[kGradientParts + 1];
+  gradient_layout(plan, offsets);
+  Gradients<T> found = {base + offsets[0], base + offsets[1], base + offsets[2], base + offsets[3], base + offsets[4],
+                        base + offsets[5], {}, {}};
+  for (int k = 0; k < kMaxLayers; ++k) {
+    found.weight[k] = base + offsets[6 + 2 * k];
+    found.bias[k] = base + offsets[7 + 2 * k];
+  }
+  return found;
 }
 
 template <typename T>
 void train_atoms(const Plan* plan, const TrainingPart& part, snnp_report* report) {
+  const bool learns = part.task == SNNP_LEARN;
   int64_t capacity = 0;
   for (int64_t a = part.begin; a < part.end; ++a) {
     const int64_t row = part.batch->rows[a], n = part.batch->first[row + 1] - part.batch->first[row];
@@ -151,22 +264,26 @@ void train_atoms(const Plan* plan, const TrainingPart& part, snnp_report* report
   }
   Workspace<T> work;
   Arena arena = {nullptr, 0};
-  work.allocate(arena, plan, capacity);
+  work.allocate(arena, plan, capacity, learns);
   void* memory = calloc(arena.used + kPad, 1);
   if (!memory) {
     report->status = SNNP_NO_MEMORY;
     return;
   }
   arena = {reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(memory), kPad)), 0};
-  work.allocate(arena, plan, capacity);
-  const bool moves = part.arrays->p && (part.task == SNNP_TANGENTS || part.task == SNNP_GRADIENTS);
+  work.allocate(arena, plan, capacity, learns);
+  if (part.task == SNNP_PREDICT && part.arrays->forces) {
+    if (plan->rho.n_filters) turn_rows<T>(plan->rho, static_cast<const T*>(part.arrays->rho), work.k_stride, work.columns);
+    if (plan->evaluator == kLegendre)
+      turn_rows<T>(plan->f, static_cast<const T*>(part.arrays->f), work.training.k_stride, work.training.columns);
+  }
+  Gradients<T> gradients = learns ? gradients_at<T>(plan, part.gradient) : Gradients<T>{};
   for (int64_t a = part.begin; a < part.end; ++a) {
-    const int64_t species = part.batch->species[part.batch->rows[a]];
-    load_pairs<T>(*part.batch, a, work.pairs);
-    if (moves) load_directions<T>(part, a, work.pairs, work.tangents);
-    if (plan->rho.n_filters) radial<T>(plan, part, a, species, work);
-    if (plan->evaluator == kLegendre) angular_by_degree<T>[plan->degree](plan, part, a, species, work);
-    if (part.task == SNNP_FORCES) add_forces<T>(part, a, work.pairs);
+    if (!load_pairs<T>(plan, *part.batch, a, work)) {
+      *report = {SNNP_BAD_LIST, part.batch->rows[a], 0, 0.0};
+      break;
+    }
+    train_atom<T>(plan, part, a, work, gradients);
   }
   free(memory);
 }

@@ -1,13 +1,21 @@
-// Training: features, forces, and the derivatives of both in the coefficients of the splines.
+// Training: features, forces, and the derivatives of both in the coefficients of the splines, in the basis of B-splines.
 //
 // With q_ij = p_i - p_j + s r_ij, where p = dL/dF and s = dL/dvirial, the force loss depends on the parameters as
 // sum_i h_i . G'_i does, where h = dE/dG and G' is the derivative of the features along q (moments A and A' likewise).
-// So, given g = dL/dG besides, everything follows from sum_i (g_i . G_i + h_i . G'_i) in one pass over the pairs.
+// So, given g = dL/dG besides, everything follows from sum_i (g_i . G_i + h_i . G'_i) in one pass over the atoms.
 #pragma once
+#include "bsplines.h"
 #include "legendre.h"
 
 namespace snnp {
 namespace SNNP_TARGET {
+
+// Rows of a matrix whose sums are formed at once.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int64_t kRows = 4;
+#else
+constexpr int64_t kRows = 2;
+#endif
 
 // Derivatives of harmonics along (qx, qy, qz) / r; `along` is the part of q / r in the direction of the pair.
 template <typename T, int L>
@@ -43,245 +51,181 @@ inline void harmonic_tangents(const T* values, Vec<T> qx, Vec<T> qy, Vec<T> qz, 
   }
 }
 
-// What one atom needs besides `Legendre`.
+// What an atom needs besides `Legendre`: coefficients turned, sums over pairs, and derivatives along q.
 template <typename T>
-struct Tangents {
-  T *rate;               // [pairs] dr/dt along q
-  T *qx, *qy, *qz;       // [pairs] q
-  T *f_dot;              // [blocks * W, stride] slope times rate
-  T *harmonics;          // [blocks, (L+1)^2, W]
-  T *selves;             // sum_j f f' rate [C, stride]
+struct Training {
+  int64_t k_stride;      // numbers in a row of `columns`
+  T* columns;            // [G, F, k_stride] coefficients of f, k running fastest
+  Weights<T> weights;
+  Sums<T> sums;
+  T *d, *gamma;          // dE/dP [K, width]; [4, k_stride]: sum_b of the self terms c_kb c_k+d,b
+  T *v_rows, *slopes;    // [pairs, (L+1)^2 padded], [pairs, W]: dE/dY_lm and its radial part, before they are turned
+  T *rate, *qx, *qy, *qz;  // [pairs] q, and its part along the pair
+  T *selves_dot;         // sum_j f f' rate [C, stride]
+  T *moments_dot;        // A' [C, (L+1)^2, stride]
   T *bar, *bar_dot;      // dL/dA, dL/dA' [C, (L+1)^2, stride]
   T *g, *h;              // [stride] of the angular features
 
-  void allocate(Arena& arena, const Plan* plan, int64_t capacity) {
+  void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
     constexpr int W = Lanes<T>::W;
     const int64_t n_lm = (plan->degree + 1) * (plan->degree + 1), c = plan->n_channels, stride = plan->f.stride;
-    const int64_t rows = round_up(capacity, W) + c * W;
+    k_stride = round_up(plan->f.n_segments + 1 + 4, W) + W;
+    columns = arena.take<T>(plan->f.n_groups * plan->f.n_filters * k_stride);
+    weights.allocate(arena, capacity);
+    sums.allocate(arena, plan, capacity, learns);
+    g = arena.take<T>(stride);
+    h = arena.take<T>(stride);
+    if (!learns) {
+      d = arena.take<T>((k_stride + kRows) * sums.width);
+      gamma = arena.take<T>(4 * k_stride);
+      v_rows = arena.take<T>(capacity * round_up(n_lm, W));
+      slopes = arena.take<T>(capacity * W);
+      return;
+    }
     T** const per_pair[] = {&rate, &qx, &qy, &qz};
-    for (T** array : per_pair) *array = arena.take<T>(rows);
-    if (plan->evaluator != kLegendre) return;
-    f_dot = arena.take<T>(rows * stride);
-    harmonics = arena.take<T>(rows * n_lm);
-    selves = arena.take<T>(c * stride);
-    T** const moments[] = {&bar, &bar_dot};
+    for (T** array : per_pair) *array = arena.take<T>(capacity);
+    selves_dot = arena.take<T>(c * stride);
+    T** const moments[] = {&moments_dot, &bar, &bar_dot};
     for (T** array : moments) *array = arena.take<T>(c * n_lm * stride);
-    T** const features[] = {&g, &h};
-    for (T** array : features) *array = arena.take<T>(stride);
   }
 };
 
-// f' rate in rows, tangents of harmonics, and sum_j f f' rate of a block that `fill_block` has filled.
+// W rows from W vectors over pairs: harmonics (n_lm of them) and then `extra`, the weights of B-splines at these pairs.
 template <typename T, int L>
-inline void fill_tangents(const Plan* plan, int64_t species, const Pairs<T>& pairs, int64_t block, Legendre<T>& work, Tangents<T>& dot) {
-  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
-  Vec<T> qx = all<T>(0), qy = qx, qz = qx, along = qx;
-  for (int q = 0; q < work.filled[block]; ++q) {
-    const int64_t p = work.source[block * W + q];
-    const T inverse = pairs.inverse[p];
-    qx[q] = dot.qx[p] * inverse;
-    qy[q] = dot.qy[p] * inverse;
-    qz[q] = dot.qz[p] * inverse;
-    along[q] = dot.rate[p] * inverse;
-  }
-  harmonic_tangents<T, L>(work.harmonics + block * n_lm * W, qx, qy, qz, along, dot.harmonics + block * n_lm * W);
-  T* selves = dot.selves + work.channel[block] * work.stride;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
-  for (int q = 0; q < work.filled[block]; ++q) {
-    const int64_t row = (block * W + q) * work.stride, p = work.source[block * W + q];
-    const Segment<T> s = segment<T>(plan, plan->f, groups[pairs.species[p]], pairs.r[p]);
-    for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-      const Vec<T> f_dot = dot.rate[p] * slope_of<T>(s, work.stride, b);
-      store<T>(dot.f_dot + row + b, f_dot);
-      store<T>(selves + b, load<T>(selves + b) + f_dot * load<T>(work.f + row + b));
+inline void turn_block(const T* harmonics, T* const* extra, int64_t p, T* out) {
+  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), width = (n_lm + 4 + W - 1) / W * W;
+  for (int first = 0; first < width; first += W) {
+    Vec<T> rows[W];
+    for (int q = 0; q < W; ++q) {
+      const int k = first + q;
+      rows[q] = k < n_lm ? load<T>(harmonics + k * W) : k < n_lm + 4 ? load<T>(extra[k - n_lm] + p) : all<T>(0);
     }
+    transpose<T>(rows);
+    for (int q = 0; q < W; ++q) store<T>(out + q * width + first, rows[q]);
   }
 }
 
-// A' for `count` values of lm from `first`: sum_j f'_j Y_j + f_j Y'_j.
-template <typename T, int L, int first>
-inline void sum_tangents(const Legendre<T>& work, const Tangents<T>& dot, int64_t begin, int64_t end, int64_t b, T* out) {
-  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
-  constexpr int chunks = (n_lm + kSums - 1) / kSums, size = (n_lm + chunks - 1) / chunks;
+// A of one channel from a run, for `count` values of lm from `first`; a later run of the channel adds to it.
+template <typename T, int L, int first, bool moves>
+inline void contract(const Run& run, const T* c, int64_t stride, const T* p, const T* p_dot, bool adds, T* out, T* out_dot) {
+  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), width = (n_lm + 4 + W - 1) / W * W;
+  constexpr int most = moves ? kSums / 2 : kSums, chunks = (n_lm + most - 1) / most, size = (n_lm + chunks - 1) / chunks;
   if constexpr (first < n_lm) {
     constexpr int count = first + size <= n_lm ? size : n_lm - first;
-    Vec<T> sums[count];
+    Vec<T> sums[count], dots[count];
 #pragma GCC unroll 32
-    for (int c = 0; c < count; ++c) sums[c] = all<T>(0);
-    for (int64_t block = begin; block < end; ++block) {
-      const T* y = work.harmonics + (block * n_lm + first) * W;
-      const T* y_dot = dot.harmonics + (block * n_lm + first) * W;
-      for (int q = 0; q < work.filled[block]; ++q) {
-        const Vec<T> f = load<T>(work.f + (block * W + q) * work.stride + b);
-        const Vec<T> f_dot = load<T>(dot.f_dot + (block * W + q) * work.stride + b);
+    for (int m = 0; m < count; ++m) {
+      sums[m] = adds ? load<T>(out + (first + m) * stride) : all<T>(0);
+      if constexpr (moves) dots[m] = adds ? load<T>(out_dot + (first + m) * stride) : all<T>(0);
+    }
+    for (int64_t k = run.low; k < run.high; ++k) {
+      const Vec<T> row = load<T>(c + k * stride);
 #pragma GCC unroll 32
-        for (int c = 0; c < count; ++c) sums[c] += f_dot * y[c * W + q] + f * y_dot[c * W + q];
+      for (int m = 0; m < count; ++m) {
+        sums[m] += row * p[k * width + first + m];
+        if constexpr (moves) dots[m] += row * p_dot[k * width + first + m];
       }
     }
 #pragma GCC unroll 32
-    for (int c = 0; c < count; ++c) store<T>(out + (first + c) * work.stride + b, sums[c]);
-    sum_tangents<T, L, first + count>(work, dot, begin, end, b, out);
+    for (int m = 0; m < count; ++m) {
+      store<T>(out + (first + m) * stride, sums[m]);
+      if constexpr (moves) store<T>(out_dot + (first + m) * stride, dots[m]);
+    }
+    contract<T, L, first + count, moves>(run, c, stride, p, p_dot, adds, out, out_dot);
   }
 }
 
-// Range of the blocks of channel c, which begin at `begin`.
+// sum_kk' c_k S_kk' c_k' of one vector of filters; S is symmetric.
 template <typename T>
-inline int64_t end_of_channel(const Legendre<T>& work, int64_t begin, int64_t c) {
-  while (begin < work.n_blocks && work.channel[begin] == c) ++begin;
-  return begin;
+inline Vec<T> band_product(const Run& run, const T* c, int64_t stride, const T* s) {
+  Vec<T> total = all<T>(0);
+  for (int64_t k = run.low; k < run.high; ++k) {
+    Vec<T> inner = s[k * 7 + 3] * load<T>(c + k * stride);
+    for (int64_t d = 1; d < 4 && k + d < run.high; ++d)
+      inner += T(2) * s[k * 7 + 3 + d] * load<T>(c + (k + d) * stride);
+    total += inner * load<T>(c + k * stride);
+  }
+  return total;
 }
 
-// A' and G' of an atom whose blocks and moments are filled.
-template <typename T, int L>
-inline void angular_tangents(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work,
-                             Tangents<T>& dot, T* moments_dot, T* features_dot) {
+// (S c)_k of one vector of filters.
+template <typename T>
+inline Vec<T> band_row(const Run& run, const T* c, int64_t stride, const T* s, int64_t k) {
+  const int64_t low = k - 3 < run.low ? run.low : k - 3, high = k + 4 > run.high ? run.high : k + 4;
+  Vec<T> total = all<T>(0);
+  for (int64_t other = low; other < high; ++other) total += s[k * 7 + 3 + other - k] * load<T>(c + other * stride);
+  return total;
+}
+
+// Harmonics of all pairs, and the rows to be summed.
+template <typename T, int L, bool moves>
+inline void angular_rows(const Pairs<T>& pairs, Legendre<T>& work, Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
-  const int64_t channels = plan->n_channels, stride = work.stride;
-  memset(dot.selves, 0, channels * stride * sizeof(T));
-  for (int64_t block = 0; block < work.n_blocks; ++block) fill_tangents<T, L>(plan, species, pairs, block, work, dot);
-  for (int64_t c = 0, begin = 0; c < channels; ++c) {
-    const int64_t end = end_of_channel(work, begin, c);
-    for (int64_t b = 0; b < plan->f.n_filters; b += W)
-      sum_tangents<T, L, 0>(work, dot, begin, end, b, moments_dot + c * n_lm * stride);
-    begin = end;
-  }
-  for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-    Vec<T> total = all<T>(0);
-    for (int64_t c = 0; c < channels; ++c) {
-      total -= load<T>(at<T>(plan, plan->at_one) + c * stride + b) * load<T>(dot.selves + c * stride + b);
-      for (int64_t other = 0; other < channels; ++other) {
-        const T* weights = at<T>(plan, plan->legendre) + (c * channels + other) * (L + 1) * stride + b;
-        const T* mine = work.moments + c * n_lm * stride + b;
-        const T* theirs = moments_dot + other * n_lm * stride + b;
-        for (int l = 0, lm = 0; l <= L; ++l) {
-          Vec<T> product = all<T>(0);
-          for (int m = -l; m <= l; ++m, ++lm) product += load<T>(mine + lm * stride) * load<T>(theirs + lm * stride);
-          total += product * load<T>(weights + l * stride);
-        }
+  for (int64_t p = 0; p < pairs.n; p += W) {
+    T* y = work.harmonics + p * n_lm;
+    harmonics<T, L>(load<T>(pairs.x + p), load<T>(pairs.y + p), load<T>(pairs.z + p), y);
+    turn_block<T, L>(y, own.weights.value, p, own.sums.row + p * own.sums.width);
+    if constexpr (moves) {
+      T y_dot[n_lm * W] __attribute__((aligned(kPad))), b_dot[4 * W] __attribute__((aligned(kPad)));
+      const Vec<T> inverse = load<T>(pairs.inverse + p), rate = load<T>(own.rate + p);
+      harmonic_tangents<T, L>(y, load<T>(own.qx + p) * inverse, load<T>(own.qy + p) * inverse, load<T>(own.qz + p) * inverse,
+                              rate * inverse, y_dot);
+      T* extra[4];
+      for (int a = 0; a < 4; ++a) {
+        store<T>(b_dot + a * W, rate * load<T>(own.weights.slope[a] + p));
+        extra[a] = b_dot + a * W;
       }
+      turn_block<T, L>(y_dot, extra, 0, own.sums.row_dot + p * own.sums.width);
     }
-    for (int q = 0; q < W && b + q < plan->f.n_filters; ++q) features_dot[b + q] = total[q];
   }
 }
 
-// Derivatives in the angular parameters: of g into `legendre` and `at_one`, and dL/dA, dL/dA' into the work arrays.
-template <typename T, int L>
-inline void angle_gradients(const Plan* plan, const Legendre<T>& work, Tangents<T>& dot, const T* moments_dot, T* legendre,
-                            T* at_one) {
+// Add what run k gives to A and to the sums of f^2 of its channel (and to A', and to the sums of f f').
+template <typename T, int L, bool moves>
+inline void add_run(const Plan* plan, const T* rows, const Run& run, int64_t k, bool adds, Legendre<T>& work, Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
-  const int64_t channels = plan->n_channels, stride = work.stride;
+  const int64_t stride = work.stride, n_rows = plan->f.n_segments + 1, c = run.channel;
+  T *p = own.sums.p + k * n_rows * own.sums.width, *s = own.sums.s + k * n_rows * 7, *p_dot = nullptr, *s_dot = nullptr;
+  sum_run<T, L, false>(run, own.weights, nullptr, own.sums, p, s);
+  if constexpr (moves) {
+    p_dot = own.sums.p_dot + k * n_rows * own.sums.width;
+    s_dot = own.sums.s_dot + k * n_rows * 7;
+    sum_run<T, L, true>(run, own.weights, own.rate, own.sums, p_dot, s_dot);
+  }
+  const T* table = rows + run.group * n_rows * stride;
   for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-    const Vec<T> g = load<T>(dot.g + b), h = load<T>(dot.h + b);
-    for (int64_t c = 0; c < channels; ++c) {
-      T* ones = at_one + c * stride + b;
-      const Vec<T> selves = T(0.5) * g * load<T>(work.selves + c * stride + b);
-      store<T>(ones, load<T>(ones) - selves - h * load<T>(dot.selves + c * stride + b));
-      T* bar = dot.bar + c * n_lm * stride + b;
-      T* bar_dot = dot.bar_dot + c * n_lm * stride + b;
-      for (int64_t other = 0; other < channels; ++other) {
-        const int64_t place = (c * channels + other) * (L + 1) * stride + b;
-        const T* weights = at<T>(plan, plan->legendre) + place;
-        const T* a = work.moments + c * n_lm * stride + b;
-        const T* a_dot = moments_dot + c * n_lm * stride + b;
-        const T* z = work.moments + other * n_lm * stride + b;
-        const T* z_dot = moments_dot + other * n_lm * stride + b;
-        for (int l = 0, lm = 0; l <= L; ++l) {
-          Vec<T> product = all<T>(0), tangent = all<T>(0);
-          const Vec<T> weight = load<T>(weights + l * stride);
-          for (int m = -l; m <= l; ++m, ++lm) {
-            const int64_t k = lm * stride;
-            const Vec<T> x = load<T>(z + k), x_dot = load<T>(z_dot + k);
-            product += load<T>(a + k) * x;
-            tangent += load<T>(a_dot + k) * x + load<T>(a + k) * x_dot;
-            const Vec<T> before = other ? load<T>(bar + k) : all<T>(0), dot_before = other ? load<T>(bar_dot + k) : all<T>(0);
-            store<T>(bar + k, before + weight * (g * x + h * x_dot));
-            store<T>(bar_dot + k, dot_before + weight * h * x);
-          }
-          T* out = legendre + place + l * stride;
-          store<T>(out, load<T>(out) + T(0.5) * (g * product + h * tangent));
-        }
-      }
+    T *out = work.moments + c * n_lm * stride + b, *out_dot = nullptr;
+    if constexpr (moves) out_dot = own.moments_dot + c * n_lm * stride + b;
+    contract<T, L, 0, moves>(run, table + b, stride, p, p_dot, adds, out, out_dot);
+    T* selves = work.selves + c * stride + b;
+    store<T>(selves, load<T>(selves) + band_product<T>(run, table + b, stride, s));
+    if constexpr (moves) {
+      selves = own.selves_dot + c * stride + b;
+      store<T>(selves, load<T>(selves) + T(0.5) * band_product<T>(run, table + b, stride, s_dot));
     }
   }
 }
 
-// Add df B(r) + df' rate B'(r) of one pair to the gradient of its polynomial, for one vector of filters.
-template <typename T>
-inline void add_to_table(const Segment<T>& s, int64_t offset, int64_t stride, Vec<T> value, Vec<T> slope, T* gradient) {
-  const Vec<T> x = slope * s.inverse, u = all<T>(s.u);
-  T* out = gradient + offset;
-  store<T>(out, load<T>(out) + value);
-  store<T>(out + stride, load<T>(out + stride) + u * value + x);
-  store<T>(out + 2 * stride, load<T>(out + 2 * stride) + u * (u * value + T(2) * x));
-  store<T>(out + 3 * stride, load<T>(out + 3 * stride) + u * u * (u * value + T(3) * x));
-}
-
-// Derivatives in the coefficients of f, from dL/dA and dL/dA'.
-template <typename T, int L>
-inline void function_gradients(const Plan* plan, int64_t species, const Pairs<T>& pairs, const Legendre<T>& work,
-                               const Tangents<T>& dot, T* gradient) {
-  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), group = 4;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
-  const T* table = at<T>(plan, plan->f.coefficients);
-  for (int64_t block = 0; block < work.n_blocks; ++block) {
-    const int64_t c = work.channel[block];
-    const T* y = work.harmonics + block * n_lm * W;
-    const T* y_dot = dot.harmonics + block * n_lm * W;
-    for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-      const Vec<T> at_one = load<T>(at<T>(plan, plan->at_one) + c * work.stride + b);
-      const Vec<T> g = load<T>(dot.g + b), h = load<T>(dot.h + b);
-      const T* bar = dot.bar + c * n_lm * work.stride + b;
-      const T* bar_dot = dot.bar_dot + c * n_lm * work.stride + b;
-      for (int q0 = 0; q0 < work.filled[block]; q0 += group) {
-        Vec<T> value[group], slope[group];
-#pragma GCC unroll 4
-        for (int k = 0; k < group; ++k) value[k] = slope[k] = all<T>(0);
-        for (int lm = 0; lm < n_lm; ++lm) {
-          const Vec<T> a = load<T>(bar + lm * work.stride), a_dot = load<T>(bar_dot + lm * work.stride);
-#pragma GCC unroll 4
-          for (int k = 0; k < group; ++k) {
-            value[k] += a * y[lm * W + q0 + k] + a_dot * y_dot[lm * W + q0 + k];
-            slope[k] += a_dot * y[lm * W + q0 + k];
-          }
-        }
-        for (int k = 0; k < group && q0 + k < work.filled[block]; ++k) {
-          const int64_t row = block * W + q0 + k, p = work.source[row];
-          const Vec<T> f = load<T>(work.f + row * work.stride + b), f_dot = load<T>(dot.f_dot + row * work.stride + b);
-          const Segment<T> s = segment<T>(plan, plan->f, groups[pairs.species[p]], pairs.r[p]);
-          add_to_table<T>(s, s.row - table + b, work.stride, value[k] - at_one * (g * f + h * f_dot),
-                          dot.rate[p] * (slope[k] - at_one * h * f), gradient);
-        }
-      }
+// Sums of all runs, moments A and sums of f^2; where something moves, their derivatives.
+template <typename T, int L, bool moves>
+inline void angular_sums(const Plan* plan, const T* rows, Run* runs, int64_t n_runs, const Pairs<T>& pairs, Legendre<T>& work,
+                         Training<T>& own) {
+  constexpr int n_lm = (L + 1) * (L + 1);
+  const int64_t size = work.stride * sizeof(T);
+  for (int64_t k = 0; k < n_runs; ++k) weigh<T>(plan, plan->f, pairs.r, runs[k], own.weights);
+  angular_rows<T, L, moves>(pairs, work, own);
+  memset(work.selves, 0, plan->n_channels * size);
+  if constexpr (moves) memset(own.selves_dot, 0, plan->n_channels * size);
+  for (int64_t c = 0; c < plan->n_channels; ++c) {
+    bool adds = false;
+    for (int64_t k = 0; k < n_runs; ++k) {
+      if (runs[k].channel != c) continue;
+      add_run<T, L, moves>(plan, rows, runs[k], k, adds, work, own);
+      adds = true;
     }
-  }
-}
-
-// G' of the radial features, and derivatives in their coefficients.
-template <typename T>
-inline void radial_tangents(const Plan* plan, int64_t species, const Pairs<T>& pairs, const Tangents<T>& dot, T* out) {
-  constexpr int W = Lanes<T>::W;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
-  for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
-    Vec<T> total = all<T>(0);
-    for (int64_t p = 0; p < pairs.n; ++p)
-      total += dot.rate[p] * slope_of<T>(segment<T>(plan, plan->rho, groups[pairs.species[p]], pairs.r[p]),
-                                         plan->rho.stride, b);
-    for (int q = 0; q < W && b + q < plan->rho.n_filters; ++q) out[b + q] = total[q];
-  }
-}
-
-template <typename T>
-inline void radial_gradients(const Plan* plan, int64_t species, const Pairs<T>& pairs, const Tangents<T>& dot, const T* g,
-                             const T* h, T* gradient) {
-  constexpr int W = Lanes<T>::W;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
-  const T* table = at<T>(plan, plan->rho.coefficients);
-  for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
-    const Vec<T> value = load<T>(g + b), slope = load<T>(h + b);
-    for (int64_t p = 0; p < pairs.n; ++p) {
-      const Segment<T> s = segment<T>(plan, plan->rho, groups[pairs.species[p]], pairs.r[p]);
-      add_to_table<T>(s, s.row - table + b, plan->rho.stride, value, dot.rate[p] * slope, gradient);
-    }
+    if (adds) continue;
+    memset(work.moments + c * n_lm * work.stride, 0, n_lm * size);
+    if constexpr (moves) memset(own.moments_dot + c * n_lm * work.stride, 0, n_lm * size);
   }
 }
 

@@ -9,48 +9,23 @@
 namespace snnp {
 namespace {
 
-// Sizes in bytes of one part's own sums.
-struct Sizes {
-  int64_t forces, virial, rho, f, legendre, at_one;
-  int64_t total() const { return forces + virial + rho + f + legendre + at_one; }
-};
-
-int64_t table_bytes(const Plan* plan, const Table& t) {
-  return t.n_groups * t.n_segments * 4 * t.stride * plan->real_size;
-}
-
-Sizes sizes_of(int64_t task, const Plan* plan, const snnp_batch* batch) {
-  if (task == SNNP_FORCES) return {batch->n_atoms * 24, batch->n_structures * 72, 0, 0, 0, 0};
-  if (task != SNNP_GRADIENTS) return {0, 0, 0, 0, 0, 0};
-  const int64_t row = plan->f.stride * plan->real_size, c = plan->n_channels;
-  const int64_t angular = plan->evaluator == kLegendre ? 1 : 0;
-  return {0, 0, table_bytes(plan, plan->rho), table_bytes(plan, plan->f), angular * c * c * (plan->degree + 1) * row,
-          angular * c * row};
-}
-
 struct Job {
   const Plan* plan;
   int64_t task, n_parts;
   const snnp_batch* batch;
   const snnp_training* arrays;
-  Sizes sizes;
-  char* sums;  // [parts, sizes.total()], zero
+  int64_t gradient_bytes, bytes;  // of a part's own sums: gradient, or forces and virial
+  char* sums;                     // [parts, bytes], zero
   snnp_report* reports;
 };
 
 void train_one(void* context, int64_t k) {
   const Job& job = *static_cast<const Job*>(context);
   const int64_t n = job.batch->n_atoms;
-  char* place = job.sums + k * job.sizes.total();
-  TrainingPart part = {job.task, n * k / job.n_parts, n * (k + 1) / job.n_parts, job.batch, job.arrays,
-                       nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-  // Tables first: their rows must be aligned, and all their sizes are whole vectors.
-  part.rho = place;
-  part.f = place + job.sizes.rho;
-  part.legendre = place + job.sizes.rho + job.sizes.f;
-  part.at_one = place + job.sizes.rho + job.sizes.f + job.sizes.legendre;
-  part.forces = reinterpret_cast<double*>(place);
-  part.virial = reinterpret_cast<double*>(place + job.sizes.forces);
+  char* place = job.sums + k * job.bytes;
+  double* forces = reinterpret_cast<double*>(place);
+  const TrainingPart part = {job.task, n * k / job.n_parts, n * (k + 1) / job.n_parts, job.batch, job.arrays,
+                             forces, forces + 3 * n, place};
   chosen_training()(job.plan, part, job.reports + k);
 }
 
@@ -66,23 +41,35 @@ void add_up(void* out, const char* sums, int64_t step, int64_t n_parts, int64_t 
 }
 
 void collect(const Job& job) {
-  const int64_t step = job.sizes.total();
-  if (job.task == SNNP_FORCES) {
-    add_up<double>(job.arrays->forces, job.sums, step, job.n_parts, job.sizes.forces);
-    add_up<double>(job.arrays->virial, job.sums + job.sizes.forces, step, job.n_parts, job.sizes.virial);
-  } else if (job.task == SNNP_GRADIENTS) {
-    void* const outs[] = {job.arrays->rho, job.arrays->f, job.arrays->legendre, job.arrays->at_one};
-    const int64_t bytes[] = {job.sizes.rho, job.sizes.f, job.sizes.legendre, job.sizes.at_one};
-    const char* from = job.sums;
-    for (int k = 0; k < 4; ++k) {
-      if (bytes[k] && job.plan->real_size == 4) add_up<float>(outs[k], from, step, job.n_parts, bytes[k]);
-      if (bytes[k] && job.plan->real_size == 8) add_up<double>(outs[k], from, step, job.n_parts, bytes[k]);
-      from += bytes[k];
-    }
+  const int64_t n_forces = job.batch->n_atoms * 24;
+  if (job.task == SNNP_PREDICT && job.arrays->forces) {
+    add_up<double>(job.arrays->forces, job.sums, job.bytes, job.n_parts, n_forces);
+    add_up<double>(job.arrays->virial, job.sums + n_forces, job.bytes, job.n_parts, job.batch->n_structures * 72);
   }
+  if (job.task != SNNP_LEARN) return;
+  if (job.plan->real_size == 4) add_up<float>(job.arrays->gradient, job.sums, job.bytes, job.n_parts, job.gradient_bytes);
+  else add_up<double>(job.arrays->gradient, job.sums, job.bytes, job.n_parts, job.gradient_bytes);
 }
 
 }  // namespace
+
+void gradient_layout(const Plan* plan, int64_t* offsets) {
+  const int64_t c = plan->n_channels, angular = plan->evaluator == kLegendre ? plan->f.stride : 0;
+  const Table* const tables[] = {&plan->rho, &plan->f, &plan->embedding};
+  int64_t rows[3];
+  for (int k = 0; k < 3; ++k) rows[k] = tables[k]->n_groups * (tables[k]->n_segments + 1) * tables[k]->stride;
+  const int64_t sizes[] = {rows[0], rows[1], c * c * (plan->degree + 1) * angular, c * angular,
+                           plan->n_elements * plan->feature_stride, rows[2]};
+  offsets[0] = 0;
+  for (int k = 0; k < 6; ++k) offsets[k + 1] = offsets[k] + sizes[k];
+  for (int k = 0; k < kMaxLayers; ++k) {
+    const Layer& layer = plan->layers[k];
+    const int64_t row = k < plan->n_layers ? plan->n_copies * layer.out_stride : 0;
+    offsets[7 + 2 * k] = offsets[6 + 2 * k] + layer.n_in * row;
+    offsets[8 + 2 * k] = offsets[7 + 2 * k] + row;
+  }
+}
+
 }  // namespace snnp
 
 using namespace snnp;
@@ -95,8 +82,12 @@ int snnp_train(int64_t task, const void* memory, int64_t plan_bytes, const snnp_
     return static_cast<int>(report->status = SNNP_BAD_PLAN);
   int64_t n_parts = batch->n_threads < batch->n_atoms / 8 ? batch->n_threads : batch->n_atoms / 8;
   n_parts = n_parts < 1 ? 1 : n_parts;
-  Job job = {plan, task, n_parts, batch, arrays, sizes_of(task, plan, batch), nullptr, nullptr};
-  void* memory_of_sums = calloc(static_cast<size_t>(n_parts * job.sizes.total() + kPad), 1);
+  Job job = {plan, task, n_parts, batch, arrays, 0, 0, nullptr, nullptr};
+  int64_t offsets[kGradientParts + 1];
+  gradient_layout(plan, offsets);
+  if (task == SNNP_LEARN) job.gradient_bytes = job.bytes = offsets[kGradientParts] * plan->real_size;
+  if (task == SNNP_PREDICT && arrays->forces) job.bytes = batch->n_atoms * 24 + batch->n_structures * 72;
+  void* memory_of_sums = calloc(static_cast<size_t>(n_parts * job.bytes + kPad), 1);
   job.reports = static_cast<snnp_report*>(calloc(static_cast<size_t>(n_parts), sizeof(snnp_report)));
   if (memory_of_sums && job.reports) {
     const int64_t start = reinterpret_cast<int64_t>(memory_of_sums);
@@ -111,4 +102,10 @@ int snnp_train(int64_t task, const void* memory, int64_t plan_bytes, const snnp_
   free(memory_of_sums);
   free(job.reports);
   return static_cast<int>(report->status);
+}
+
+int snnp_gradient_layout(const void* memory, int64_t plan_bytes, int64_t* offsets) {
+  if (!plan_is_sound(memory, plan_bytes)) return SNNP_BAD_PLAN;
+  gradient_layout(static_cast<const Plan*>(memory), offsets);
+  return SNNP_OK;
 }

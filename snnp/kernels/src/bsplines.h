@@ -1,0 +1,166 @@
+// Stored pairs in the basis of B-splines: f_b(r) = sum_k c_kb B_k(r), of which four functions are not zero at any r.
+//
+// With c outside the sums over neighbours, a pair meets four functions instead of all filters:
+//     A_lm,b = sum_k c_kb P_k,lm,   P_k,lm = sum_j B_k(r_j) Y_lm(r_j),   sum_j f_b^2 = sum_kk' c_kb c_k'b S_kk',
+// and the derivatives in c are sums over atoms alone. Rows k are counted from the start of a group's grid. A run of pairs
+// shares group and channel; within it pairs come sorted by distance, so that sums stay in registers.
+#pragma once
+#include "atom.h"
+
+namespace snnp {
+namespace SNNP_TARGET {
+
+template <typename T>
+inline Vec<T> load_any(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename T>
+inline void store_any(T* p, Vec<T> v) {
+  memcpy(p, &v, sizeof v);
+}
+
+// Sum of each of W rows.
+template <typename T>
+inline Vec<T> sum_rows(Vec<T>* rows) {
+  transpose<T>(rows);
+  for (int step = Lanes<T>::W / 2; step; step /= 2)
+    for (int q = 0; q < step; ++q) rows[q] += rows[q + step];
+  return rows[0];
+}
+
+// Pairs [begin, end) of the neighbours that share functions and channel; they touch the rows [low, high).
+struct Run {
+  int64_t begin, end, group, channel, low, high;
+};
+
+// B_k and B'_k of every pair for k = first .. first + 3.
+template <typename T>
+struct Weights {
+  T *value[4], *slope[4];  // [pairs]
+  int32_t* first;          // [pairs]
+
+  void allocate(Arena& arena, int64_t capacity) {
+    for (int a = 0; a < 4; ++a) {
+      value[a] = arena.take<T>(capacity);
+      slope[a] = arena.take<T>(capacity);
+    }
+    first = arena.take<int32_t>(capacity);
+  }
+};
+
+// Fill in the weights of a run, and which rows it touches. Beyond its ends a spline goes on as its tangent.
+template <typename T>
+inline void weigh(const Plan* plan, const Table& table, const T* r, Run& run, Weights<T>& out) {
+  constexpr int W = Lanes<T>::W;
+  using I = typename Lanes<T>::I;
+  const T lower = at<T>(plan, table.lower)[run.group], inverse = at<T>(plan, table.inverse)[run.group];
+  const T n = T(at<int32_t>(plan, table.counts)[run.group]);
+  for (int64_t p = run.begin; p < run.end; p += W) {
+    const Vec<T> t = (load_any<T>(r + p) - lower) * inverse;
+    // Within the grid the cell's cubic; beyond, value and slope of its end, at u = 0 or 1, and then the tangent.
+    const I cell = __builtin_convertvector(minimum<T>(maximum<T>(t, all<T>(0)), all<T>(n - T(1))), I);
+    const Vec<T> inside = __builtin_convertvector(cell, Vec<T>);
+    const Vec<T> free = t - inside, u = minimum<T>(maximum<T>(free, all<T>(0)), all<T>(1)), v = T(1) - u, rest = free - u;
+    const Vec<T> slopes[4] = {T(-0.5) * v * v, u * (T(1.5) * u - T(2)), T(0.5) + u * (T(1) - T(1.5) * u), T(0.5) * u * u};
+    const T sixth = T(1) / T(6), third = T(2) / T(3);
+    const Vec<T> values[4] = {sixth * v * v * v, third + u * u * (T(0.5) * u - T(1)), third + v * v * (T(0.5) * v - T(1)),
+                              sixth * u * u * u};
+    for (int a = 0; a < 4; ++a) {
+      store_any<T>(out.value[a] + p, values[a] + rest * slopes[a]);
+      store_any<T>(out.slope[a] + p, inverse * slopes[a]);
+    }
+    for (int q = 0; q < W && p + q < run.end; ++q) out.first[p + q] = static_cast<int32_t>(cell[q]);
+  }
+  run.low = table.n_segments;
+  run.high = 0;
+  for (int64_t p = run.begin; p < run.end; ++p) {
+    run.low = out.first[p] < run.low ? out.first[p] : run.low;
+    run.high = out.first[p] + 4 > run.high ? out.first[p] + 4 : run.high;
+  }
+  if (run.low > run.high) run.low = run.high;
+}
+
+// P and S of one run, and with a direction their derivatives along it.
+template <typename T>
+struct Sums {
+  int64_t width;       // numbers in a row: (L+1)^2 and four more, padded
+  T *row, *row_dot;    // [pairs, width] Y and B of each pair, and their derivatives
+  T *p, *p_dot;        // [runs, K, width]
+  T *s, *s_dot;        // [runs, K, 7]: S_k,k+d-3
+
+  void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool moves) {
+    const int64_t n_lm = (plan->degree + 1) * (plan->degree + 1);
+    const int64_t n_rows = plan->n_elements * (plan->f.n_segments + 1);
+    width = round_up(n_lm + 4, Lanes<T>::W);
+    row = arena.take<T>(capacity * width);
+    p = arena.take<T>(n_rows * width);
+    s = arena.take<T>(n_rows * 7 + kPad);
+    if (!moves) return;
+    row_dot = arena.take<T>(capacity * width);
+    p_dot = arena.take<T>(n_rows * width);
+    s_dot = arena.take<T>(n_rows * 7 + kPad);
+  }
+};
+
+// Add what the pairs of one segment gave to the rows of P and S that begin at `first`.
+template <typename T, int L, int V>
+inline void flush(const Vec<T> (&found)[4][V], int64_t first, T* p, T* s) {
+  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
+  for (int a = 0; a < 4; ++a) {
+    T* out = p + (first + a) * V * W;
+    T products[V * W] __attribute__((aligned(kPad)));
+    for (int v = 0; v < V; ++v) {
+      store<T>(products + v * W, found[a][v]);
+      store<T>(out + v * W, load<T>(out + v * W) + found[a][v]);
+    }
+    for (int other = 0; other < 4; ++other) s[(first + a) * 7 + other - a + 3] += products[n_lm + other];
+  }
+}
+
+// P and S of a run from the rows of its pairs; `moves`: P' and S', from p_dot/dt = sum rate B' Y + B Y'.
+template <typename T, int L, bool moves>
+inline void sum_run(const Run& run, const Weights<T>& weights, const T* rate, const Sums<T>& sums, T* p_out, T* s_out) {
+  constexpr int W = Lanes<T>::W, V = ((L + 1) * (L + 1) + 4 + W - 1) / W;
+  memset(p_out + run.low * V * W, 0, (run.high - run.low) * V * W * sizeof(T));
+  memset(s_out + run.low * 7, 0, (run.high - run.low) * 7 * sizeof(T));
+  for (int64_t p = run.begin; p < run.end;) {
+    const int32_t first = weights.first[p];
+    Vec<T> found[4][V];
+    for (int a = 0; a < 4; ++a)
+      for (int v = 0; v < V; ++v) found[a][v] = all<T>(0);
+    for (; p < run.end && weights.first[p] == first; ++p) {
+      const T* row = sums.row + p * V * W;
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) {
+        const T weight = moves ? rate[p] * weights.slope[a][p] : weights.value[a][p];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) found[a][v] += weight * load<T>(row + v * W);
+      }
+      if constexpr (moves) {
+        const T* row_dot = sums.row_dot + p * V * W;
+#pragma GCC unroll 4
+        for (int a = 0; a < 4; ++a)
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) found[a][v] += weights.value[a][p] * load<T>(row_dot + v * W);
+      }
+    }
+    flush<T, L, V>(found, first, p_out, s_out);
+  }
+}
+
+// Sums over pairs of B_k, or of rate B'_k, into out [K]; rows [low, high) must be zero.
+template <typename T>
+inline void sum_weights(const Run& run, const Weights<T>& weights, const T* rate, T* out) {
+  for (int64_t p = run.begin; p < run.end;) {
+    const int32_t first = weights.first[p];
+    T found[4] = {0, 0, 0, 0};
+    for (; p < run.end && weights.first[p] == first; ++p)
+      for (int a = 0; a < 4; ++a) found[a] += rate ? rate[p] * weights.slope[a][p] : weights.value[a][p];
+    for (int a = 0; a < 4; ++a) out[first + a] += found[a];
+  }
+}
+
+}  // namespace SNNP_TARGET
+}  // namespace snnp
