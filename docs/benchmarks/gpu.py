@@ -1,22 +1,23 @@
-"""The GPU kernels: what they compile to (no GPU needed), and what they do on one.
+"""The GPU kernels on a GPU: times, errors, memory, and a page of them. Runs unattended, in less than ten minutes.
 
-    python docs/benchmarks/gpu.py compile [--model al|small|NAME] [--precision ieee|tf32x3]
-    python docs/benchmarks/gpu.py run [--atoms 1000 32000 1000000 10000000] [--json FILE]
+    python docs/benchmarks/gpu.py [--atoms 1000 32000 1000000 10000000] [--minutes 9] [--page docs/benchmarks/DATE-gpu.md]
 
-`compile` asks Triton for machine code of an H100/H200 and counts: registers, bytes spilled from them, instructions per
-atom, and from these the time below which no such GPU can be. `run` needs a GPU: perturbed fcc Al, 8 radial and 16
-three-body filters, L = 4, two layers of 32; steps of molecular dynamics in a captured graph at 300 K, their parts, the
-torch path beside them, and errors against the CPU in float64.
+Perturbed fcc Al at 300 K, 8 radial and 16 three-body filters, L = 4, two layers of 32: steps of molecular dynamics in a
+captured graph, their parts, the torch path beside them, errors against the CPU in float64, and whole runs with a log.
+Every case is a process of its own: one that fails or hangs costs its own row of the page, which is written anew after
+every case, its numbers beside it as JSON. `--device cpu --atoms 4` with TRITON_INTERPRET=1 tries this script without a
+GPU; its times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
+import datetime
 import json
-import re
+import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,26 +27,25 @@ from typing import Any, cast
 import numpy as np
 import torch
 import triton
+from ase import Atoms as AseAtoms
 from ase import units
-from ase.build import bulk
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from snnp.kernels import _gpu_atoms, _gpu_list, _gpu_network, gpu
-from snnp.kernels.gpu_arrays import Atoms, Form, Rows, make_form, make_network, make_tables, make_work
-from snnp.kernels.gpu_list import Grid, State
-from snnp.kernels.gpu_md import Box, Clock, GpuDynamics, Integrator, System
-from snnp.kernels.plan import SplinePlan
+from snnp.kernels import gpu
+from snnp.kernels.gpu_arrays import Atoms
+from snnp.kernels.gpu_md import Barostat, GpuDynamics, Integrator, System
 from snnp.models import SplineNNP, SplineNNPConfig, load_model, special_cases
 from snnp.models.plan import make_plan
 from snnp.neighbours import neighbour_list
+from snnp.sampling import MDSettings, drive, starting_point
+from snnp.sampling.native import make_engine
 from snnp.structure import Structure
 
-SKIN = 0.5  # Å
-PAIRS_PER_THREAD = 2  # passes over blocks of 32 for the 62 neighbours within 6.5 Å
-ISSUE = 132 * 4 * 1.755e9  # instructions of warps per second: multiprocessors, schedulers, clock of an H100/H200
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+ENSEMBLES = {
+    "nve": Integrator(dt_fs=2.0),
+    "nvt": Integrator(dt_fs=2.0, temperature_k=300.0, friction_per_ps=1.0),
+    "npt": Integrator(dt_fs=2.0, temperature_k=300.0, friction_per_ps=1.0, barostat=Barostat(0.0, 3e-3)),
+}
 
 
 def al_model(name: str = "al") -> SplineNNP:
@@ -67,255 +67,254 @@ def al_model(name: str = "al") -> SplineNNP:
     return model
 
 
-# What the compiler makes of the kernels.
-
-
-def signature(value: Any, path: tuple[int, ...], hints: dict[Any, Any]) -> Any:
-    """Type of an argument in Triton's words; aligned pointers and sizes are noted in `hints`, as at run time."""
-    if isinstance(value, torch.Tensor):
-        hints[path] = [["tt.divisibility", 16]]
-        return POINTERS[value.dtype]
-    if isinstance(value, int):
-        if value % 16 == 0:
-            hints[path] = [["tt.divisibility", 16]]
-        return "i32"
-    return type(value)(*(signature(entry, (*path, k), hints) for k, entry in enumerate(value)))
-
-
-def compile_kernel(kernel: Any, arguments: tuple[Any, ...], constants: tuple[Any, ...], n_warps: int) -> dict[str, Any]:
-    """Registers, spills and instructions of a kernel on compute capability 9.0."""
-    hints: dict[Any, Any] = {}
-    names = kernel.arg_names[: len(arguments)]
-    types = {name: signature(a, (k,), hints) for k, (name, a) in enumerate(zip(names, arguments, strict=True))}
-    types |= dict.fromkeys(kernel.arg_names[len(arguments) :], "constexpr")
-    fixed = {(len(arguments) + k,): value for k, value in enumerate(constants)}
-    source = ASTSource(fn=kernel, signature=types, constexprs=fixed, attrs=hints)
-    options = {"num_warps": n_warps, "num_stages": 1, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(compiled.asm["cubin"])
-        usage = _output(tools / "cuobjdump", "-res-usage", binary)
-        text = _output(tools / "nvdisasm", "-c", binary)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None
-    inside, outside, kinds = count_instructions(text)
-    return {
-        "kernel": kernel.__name__,
-        "warps": n_warps,
-        "registers": int(found[1]),
-        "spilled bytes": int(found[2]),
-        "in loop": inside,
-        "outside": outside,
-        "most": dict(kinds.most_common(6)),
-    }
-
-
-def _output(*command: Any) -> str:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
-
-
-def count_instructions(text: str) -> tuple[int, int, collections.Counter[str]]:
-    """Instructions between a label and a jump back to it, and the others."""
-    labels: dict[str, int] = {}
-    code: list[str] = []
-    for label, instruction in re.findall(r"^(\.L[^:]*):|/\*[0-9a-f]{4,5}\*/\s+(.*?);", text, re.MULTILINE):
-        if label:
-            labels[label] = len(code)
-        elif not instruction.startswith("NOP"):
-            code.append(instruction)
-    inside: set[int] = set()
-    for k, instruction in enumerate(code):
-        jump = re.search(r"BRA.*?`\((\.L[^)]*)\)", instruction)
-        if jump and labels.get(jump[1], len(code)) < k:
-            inside |= set(range(labels[jump[1]], k + 1))
-    kinds = collections.Counter(re.sub(r"^@!?U?P\d+\s+", "", line).split()[0].split(".")[0] for line in code)
-    return len(inside), len(code) - len(inside), kinds
-
-
-def _arguments(plan: SplinePlan, form: Form) -> dict[str, tuple[Any, ...]]:
-    """Arguments of the kernels by name; only types and alignment matter."""
-    cpu, real = torch.device("cpu"), torch.float32
-    numbers, whole = torch.zeros(32, dtype=torch.float64), torch.zeros(32, dtype=torch.int32)
-    long = torch.zeros(1, dtype=torch.int64)
-    atoms, rows = Atoms(numbers, whole, numbers), Rows(whole, whole, whole, whole, 80)
-    tables, network = make_tables(plan, form, cpu, real), make_network(plan, form, cpu, real)
-    work, n = make_work(form, 1, 80, cpu, real), 1000003
-    state, clock = (
-        State(numbers, whole, numbers, numbers, numbers, numbers),
-        Clock(numbers, long, long, whole, numbers, numbers),
-    )
-    grid = Grid(numbers, numbers, numbers, whole, whole, whole, whole, numbers, whole, whole, whole, 32)
-    box = Box(numbers, numbers, numbers, numbers, numbers, numbers, 81)
-    return {
-        "moments_kernel": (atoms, rows, tables, work),
-        "network_kernel": (n, whole, network, work),
-        "gradients_kernel": (atoms, rows, tables, work),
-        "forces_kernel": (rows, work),
-        "bin_kernel": (state, grid, whole, n),
-        "sort_kernel": (grid, whole, n),
-        "search_kernel": (state, grid, rows, whole, n),
-        "reverse_kernel": (grid, rows, whole, n, n),
-        "advance_kernel": (state, work, clock, n),
-        "barostat_kernel": (box, grid, clock, n),
-        "scale_kernel": (state, box, clock, n),
-        "kick_kernel": (state, work, clock, n),
-    }
-
-
-def compile_all(model: SplineNNP, precision: str) -> None:
-    """Compile every kernel and print what came out."""
-    plan = make_plan(model)
-    form = make_form(plan, precision, block=32, atoms=32)
-    constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
-    constants |= {"advance_kernel": (True, True, 128), "barostat_kernel": (1024,)}
-    warps = {"network_kernel": 4, "advance_kernel": 4, "scale_kernel": 4, "kick_kernel": 4}
-    print(f"triton {triton.__version__}, compute capability 9.0, precision {precision}")
-    print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
-    total = 0.0
-    for name, arguments in _arguments(plan, form).items():
-        module = next(m for m in (_gpu_atoms, _gpu_network, _gpu_list) if hasattr(m, name))
-        kernel, atomwise = getattr(module, name), module is not _gpu_list
-        fixed = (form,) if atomwise else constants.get(name, (128,))
-        row = compile_kernel(kernel, arguments, fixed, warps.get(name, 1))
-        each = ""
-        if atomwise:
-            atoms_per_program = form.atoms if name == "network_kernel" else 1
-            work = row["warps"] * (PAIRS_PER_THREAD * row["in loop"] + row["outside"]) / atoms_per_program
-            total += work
-            each = f"{work:.0f}"
-        counts = [row[key] for key in ("warps", "registers", "spilled bytes", "in loop", "outside")]
-        print(
-            f"{name:18} {counts[0]:5} {counts[1]:9} {counts[2]:7} {counts[3]:8} {counts[4]:8} {each:>9}  {row['most']}"
-        )
-    floor = 1e9 * total / ISSUE
-    print(f"one evaluation: {total:.0f} instructions of a warp per atom, {floor:.1f} ns at {ISSUE:.3g} per second")
-
-
-# What they do on a GPU.
-
-
-def al_crystal(n_atoms: int) -> Any:
+def al_crystal(n_atoms: int) -> AseAtoms:
     """Perturbed fcc Al of about so many atoms at 300 K."""
-    repeats = max(round((n_atoms / 4) ** (1 / 3)), 1)
-    crystal = bulk("Al", "fcc", a=4.05, cubic=True) * (repeats, repeats, repeats)
-    crystal.rattle(0.1, seed=0)
+    repeats, a = max(round((n_atoms / 4) ** (1 / 3)), 1), 4.05
+    corners = np.stack(np.meshgrid(*3 * [np.arange(repeats)], indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    basis = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+    positions = a * (corners + basis).reshape(-1, 3)
+    positions += 0.1 * np.random.default_rng(0).standard_normal(positions.shape)
+    crystal = AseAtoms(numbers=np.full(len(positions), 13), positions=positions, cell=3 * [a * repeats], pbc=True)
     MaxwellBoltzmannDistribution(crystal, temperature_K=300, rng=np.random.default_rng(0))
     return crystal
 
 
-def seconds_per_call(call: Callable[[], Any], repeats: int = 20) -> float:
-    """Median over repeats, by the device's clock."""
+def wait(device: str) -> None:
+    """Until the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_per_call(call: Callable[[], Any], device: str, repeats: int = 20) -> float:
+    """Median over repeats."""
     times = []
-    for _ in range(repeats + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    for k in range(repeats + 3):
+        wait(device)
+        start = time.perf_counter()
         call()
-        end.record()
-        end.synchronize()
-        times.append(1e-3 * start.elapsed_time(end))
-    return statistics.median(times[3:])
+        wait(device)
+        if k >= 3 or device == "cpu":
+            times.append(time.perf_counter() - start)
+        if device == "cpu":
+            break
+    return statistics.median(times)
 
 
-def measure(model: SplineNNP, n_atoms: int, precision: str) -> dict[str, Any]:
-    """Time of a step and of its parts for one size."""
+def begin(n_atoms: int, precision: str, ensemble: str, device: str) -> tuple[gpu.GpuKernel, GpuDynamics]:
+    """Dynamics of the crystal."""
     crystal = al_crystal(n_atoms)
-    structure = Structure.from_ase(crystal)
-    n = structure.n_atoms
-    kernel = gpu.GpuKernel(make_plan(model), "cuda", precision=precision)
-    torch.cuda.reset_peak_memory_stats()
-    masses = torch.from_numpy(crystal.get_masses())
-    system = System(structure.positions, torch.zeros(n), masses, structure.cell[0], structure.pbc[0])
+    kernel = gpu.GpuKernel(make_plan(al_model()), device, precision=precision)
+    system = System(
+        positions=torch.from_numpy(crystal.positions),
+        species=torch.zeros(len(crystal)),
+        masses=torch.from_numpy(crystal.get_masses()),
+        cell=torch.from_numpy(crystal.cell.array),
+        pbc=torch.from_numpy(crystal.pbc),
+    )
     velocities = torch.from_numpy(crystal.get_velocities() * units.fs)
-    dynamics = GpuDynamics(kernel, system, velocities, Integrator(dt_fs=2.0, skin=SKIN))
-    dynamics.advance(50)
-    built, steps = dynamics.list.read().n_builds, 200
+    return kernel, GpuDynamics(kernel, system, velocities, ENSEMBLES[ensemble])
+
+
+def step_case(atoms: int, precision: str, ensemble: str, device: str) -> dict[str, Any]:
+    """Time of a step and of a new list, and memory."""
+    _, dynamics = begin(atoms, precision, ensemble, device)
+    n = len(dynamics._species)
+    # Some lists must be built on the way, which 20 steps do not promise; ten million atoms have no time for more.
+    steps = 1 if device == "cpu" else max(40, min(1000, int(4e8 / n)))
+    dynamics.advance(max(steps // 10, 1))
+    built = dynamics.list.read().n_builds
     start = time.perf_counter()
     dynamics.advance(steps)
     step = (time.perf_counter() - start) / steps
     built = dynamics.list.read().n_builds - built
-    evaluation = seconds_per_call(lambda: kernel.launch(dynamics._atoms, dynamics.list.rows, dynamics._work))
 
     def new_list() -> None:
         dynamics.list.flags[0] = 1
         dynamics.list.launch(dynamics._state)
 
-    listing = seconds_per_call(new_list, 5)
+    listing = seconds_per_call(new_list, device, 5)
+    memory = torch.cuda.max_memory_allocated() / n if device == "cuda" else float("nan")
     return {
         "atoms": n,
         "precision": precision,
-        "step_us": 1e6 * step,
-        "ns_per_atom_step": 1e9 * step / n,
-        "million_atom_steps_per_s": 1e-6 * n / step,
-        "evaluation_ns_per_atom": 1e9 * evaluation / n,
-        "list_ns_per_atom": 1e9 * listing / n,
-        "steps_per_list": steps / max(built, 1),
-        "bytes_per_atom": torch.cuda.max_memory_allocated() / n,
+        "ensemble": ensemble,
+        "µs per step": 1e6 * step,
+        "ns per atom and step": 1e9 * step / n,
+        "million atom-steps/s": 1e-6 * n / step,
+        "new list, ns per atom": 1e9 * listing / n,
+        "steps per list": steps / max(built, 1),
+        "bytes per atom": memory,
     }
 
 
-def errors(model: SplineNNP, precision: str) -> dict[str, Any]:
+def parts_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
+    """Time of each kernel of an evaluation."""
+    kernel, dynamics = begin(atoms, precision, "nve", device)
+    n, form, modules = len(dynamics._species), kernel.form, kernel._kernels
+    at, rows, work = dynamics._atoms, dynamics.list.rows, dynamics._work
+    one = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+    blocks, four = (-(-n // form.atoms),), {**one, "num_warps": 4}
+    calls: dict[str, Callable[[], Any]] = {
+        "moments": lambda: modules.moments_kernel[(n,)](at, rows, kernel.tables, work, form, **one),
+        "network": lambda: kernel._network_kernel[blocks](n, at.species, kernel.network, work, form, **four),
+        "gradients": lambda: modules.gradients_kernel[(n,)](at, rows, kernel.tables, work, form, **one),
+        "forces": lambda: modules.forces_kernel[(n,)](rows, work, form, **one),
+        "evaluation": lambda: kernel.launch(at, rows, work),
+    }
+    times = {f"{name}, ns per atom": 1e9 * seconds_per_call(call, device) / n for name, call in calls.items()}
+    return {"atoms": n, "precision": precision, **times}
+
+
+def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
     """Largest errors relative to the largest value, against the CPU in float64; the torch path's time beside ours."""
-    structure = Structure.from_ase(al_crystal(4000))
+    model, structure = al_model().double(), Structure.from_ase(al_crystal(atoms))
     neighbours = neighbour_list(structure, model.cutoff)
-    exact = model.double().compute(structure, neighbours, stress=True)
+    exact = model.compute(structure, neighbours, stress=True)
     single = SplineNNP(model.config)
     single.load_state_dict(model.state_dict())
-    single = single.float().to("cuda")
-    on_device, listed = structure.to(device="cuda"), neighbours.to("cuda")
-    kernel = gpu.GpuKernel(make_plan(model), "cuda", precision=precision)
-    rows, reach = gpu.rows_of((listed.i, listed.j, listed.shift), structure.n_atoms, on_device.structure_of_atom)
-    species = torch.zeros(structure.n_atoms, dtype=torch.int32, device="cuda")
-    atoms = Atoms(on_device.positions.contiguous(), species, gpu.image_vectors(reach, on_device.cell))
-    found = kernel.evaluate(atoms, rows, on_device.structure_of_atom)
+    single = single.float().to(device)
+    there, listed = structure.to(device=device), neighbours.to(device)
+    kernel = gpu.GpuKernel(make_plan(model), device, precision=precision)
+    rows, reach = gpu.rows_of((listed.i, listed.j, listed.shift), structure.n_atoms, there.structure_of_atom)
+    species = torch.zeros(structure.n_atoms, dtype=torch.int32, device=device)
+    at = Atoms(there.positions.contiguous(), species, gpu.image_vectors(reach, there.cell))
+    found = kernel.evaluate(at, rows, there.structure_of_atom)
     work = kernel.make_work(structure.n_atoms, rows.capacity)
-    ours = seconds_per_call(lambda: kernel.launch(atoms, rows, work))
+    ours = seconds_per_call(lambda: kernel.launch(at, rows, work), device)
     with torch.no_grad():
-        torch_path = seconds_per_call(lambda: single._energies_and_pair_gradients(on_device, listed), 5)
+        torch_path = seconds_per_call(lambda: single._energies_and_pair_gradients(there, listed), device, 5)
     assert exact.forces is not None
-    largest = {"energies": exact.energies, "forces": exact.forces}
-    got = {"energies": found.energies.cpu(), "forces": found.forces.cpu().double()}
-    return {
-        "precision": precision,
-        **{name: float((got[name] - want).abs().max() / want.abs().max()) for name, want in largest.items()},
-        "times_torch_path": torch_path / ours,
-    }
+    assert exact.stress is not None
+    virial = found.virial.cpu() / structure.volume()[:, None, None]
+    got = {"energies": found.energies.cpu(), "forces": found.forces.cpu().double(), "stress": virial}
+    want = {"energies": exact.energies, "forces": exact.forces, "stress": exact.stress}
+    relative = {name: float((got[name] - want[name]).abs().max() / want[name].abs().max()) for name in want}
+    return {"atoms": structure.n_atoms, "precision": precision, **relative, "torch path / ours": torch_path / ours}
 
 
-def run(sizes: list[int], output: Path | None) -> None:
-    """Measure everything, print tables, write JSON."""
-    model, precisions = al_model(), ("ieee", "tf32x3")
-    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-    print(machine)
-    accuracy = [errors(model, precision) for precision in precisions]
-    for entry in accuracy:
-        print({key: f"{value:.3g}" if isinstance(value, float) else value for key, value in entry.items()})
-    speed = []
-    for n_atoms in sizes:
-        for precision in precisions:
-            speed.append(measure(model, n_atoms, precision))
-            print({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in speed[-1].items()})
-    if output is not None:
-        output.write_text(json.dumps({"machine": machine, "accuracy": accuracy, "speed": speed}, indent=1) + "\n")
+def command_case(atoms: int, device: str) -> dict[str, Any]:
+    """A run as the command does it, with a log and a checkpoint, twice as long each time: the rate of the difference."""
+    model, crystal = al_model(), al_crystal(atoms)
+    kernel = model.float().to(device).gpu_kernel() if device == "cuda" else gpu.GpuKernel(make_plan(model), device)
+    unit = 1 if device == "cpu" else max(100, min(10000, int(2e8 / len(crystal))))
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in (unit, 2 * unit):
+            settings = MDSettings(
+                steps=steps,
+                dt_fs=2.0,
+                log=Path(folder) / "log.csv",
+                log_interval=unit,
+                checkpoint=Path(folder) / "run.npz",
+                checkpoint_interval=unit,
+            )
+            start = starting_point(crystal, settings, "native")
+            result = drive(make_engine(model, kernel, start, settings), start, settings)
+            seconds.append(result.seconds)
+    step = (seconds[1] - seconds[0]) / unit
+    return {"atoms": len(crystal), "steps per log and checkpoint": unit, "µs per step, files included": 1e6 * step}
 
 
-def main() -> None:
+def machine_case(device: str) -> dict[str, Any]:
+    """What it ran on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "Triton's interpreter"
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "Python": platform.python_version()}
+    return {"device": name, **versions}
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "machine": machine_case,
+    "errors": errors_case,
+    "step": step_case,
+    "parts": parts_case,
+    "command": command_case,
+}
+TITLES = {
+    "machine": "Machine",
+    "errors": "Largest error against the CPU in float64, relative to the largest value",
+    "step": "A step of molecular dynamics in a captured graph",
+    "parts": "The kernels of an evaluation",
+    "command": "Whole runs (`snnp md --engine native --device cuda`)",
+}
+
+
+def plan_cases(sizes: list[int], device: str) -> list[tuple[str, dict[str, Any]]]:
+    """What to measure, the most wanted first."""
+    middle = sorted(sizes)[len(sizes) // 2]
+    precisions = ("ieee", "tf32x3")
+    cases: list[tuple[str, dict[str, Any]]] = [("machine", {})]
+    cases += [("errors", {"atoms": min(4000, middle), "precision": precision}) for precision in precisions]
+    cases += [("step", {"atoms": n, "precision": "ieee", "ensemble": "nve"}) for n in sizes]
+    cases += [("parts", {"atoms": middle, "precision": precision}) for precision in precisions]
+    cases += [("step", {"atoms": n, "precision": "tf32x3", "ensemble": "nve"}) for n in sizes]
+    cases += [("step", {"atoms": middle, "precision": "ieee", "ensemble": name}) for name in ("nvt", "npt")]
+    cases += [("command", {"atoms": n}) for n in (sizes[0], middle)]
+    return [(name, {**arguments, "device": device}) for name, arguments in cases]
+
+
+def try_case(name: str, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Run a case in a process of its own; what went wrong if it did."""
+    command = [sys.executable, __file__, "--case", json.dumps([name, arguments])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {**arguments, "failed": f"not done after {seconds:.0f} s"}
+    if done.returncode == 0:
+        return cast("dict[str, Any]", json.loads(done.stdout.splitlines()[-1]))
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+    print(done.stderr, file=sys.stderr)
+    return {**arguments, "failed": lines[-1]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names)]
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        lines.append([f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "/") for cell in cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_page(page: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """The page and its numbers, as far as they are known."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    parts = [f"# The GPU kernels, {today}", "`python docs/benchmarks/gpu.py " + " ".join(sys.argv[1:]).strip() + "`"]
+    parts += [f"## {TITLES[name]}\n\n{table(rows)}" for name, rows in found.items()]
+    page.write_text("\n\n".join(parts) + "\n")
+    page.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def run(sizes: list[int], device: str, minutes: float, page: Path) -> bool:
+    """Measure everything for which there is time; whether all of it worked."""
+    end, found, good = time.monotonic() + 60.0 * minutes, dict[str, list[dict[str, Any]]](), True
+    for name, arguments in plan_cases(sizes, device):
+        left = end - time.monotonic()
+        row = try_case(name, arguments, min(left, 180.0)) if left > 5.0 else {**arguments, "failed": "no time left"}
+        print(name, {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
+        found.setdefault(name, []).append(row)
+        good = good and "failed" not in row
+        write_page(page, found)
+    return good
+
+
+def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    compiling = commands.add_parser("compile")
-    compiling.add_argument("--model", default="al", help="al, small, or the name of a bundled model")
-    compiling.add_argument("--precision", choices=("ieee", "tf32x3"), default="ieee")
-    running = commands.add_parser("run")
-    running.add_argument("--atoms", type=int, nargs="+", default=[1000, 32000, 1000000, 10000000])
-    running.add_argument("--json", type=Path)
+    parser.add_argument("--atoms", type=int, nargs="+", default=[1000, 32000, 1000000, 10000000])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--case", help="JSON: run one case here and print its numbers")
     options = parser.parse_args()
-    if options.command == "compile":
-        compile_all(al_model(options.model), options.precision)
-    else:
-        run(options.atoms, options.json)
+    if options.case:
+        name, arguments = json.loads(options.case)
+        print(json.dumps(CASES[name](**arguments)))
+        return 0
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    page = options.page or Path(__file__).parent / f"{today}-gpu.md"
+    return 0 if run(options.atoms, options.device, options.minutes, page) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,9 +46,10 @@ def bin_kernel(state: tl.tuple, grid: tl.tuple, flags: tl.tensor, n_atoms: tl.te
             periodic = tl.load(grid.periodic + axis)
             turns = tl.floor(s) * periodic
             # Open directions: atoms beyond the grid belong to its outermost cells, which keeps neighbours together.
+            # What is not a number becomes one before it is an integer.
             size = tl.load(grid.sizes + axis)
-            cell = tl.floor((s - turns) * size).to(tl.int32)
-            home = home * size + tl.minimum(tl.maximum(cell, 0), size - 1)
+            cell = tl.maximum(tl.floor((s - turns) * size), 0.0)
+            home = home * size + tl.minimum(cell, (size - 1).to(tl.float64)).to(tl.int32)
             vector = grid.cell + 3 * axis
             new_x -= turns * tl.load(vector)
             new_y -= turns * tl.load(vector + 1)
@@ -127,11 +128,13 @@ def _search(state: tl.tuple, grid: tl.tuple, rows: tl.tuple, i: tl.tensor, block
             for c in range(-reach_z, reach_z + 1):
                 cell_z, image_z, there_z = _step(grid, z, c, 2)
                 cell = (cell_x * size_y + cell_y) * size_z + cell_z
-                filled = tl.where(there_x & there_y & there_z, tl.load(grid.filled + cell), 0)
+                # A cell that was too small knows how many atoms it should hold, but not all of them.
+                filled = tl.minimum(tl.load(grid.filled + cell), grid.capacity)
+                filled = tl.where(there_x & there_y & there_z, filled, 0)
                 image = image_x + turns_x
                 image = image * (2 * turns_y + 1) + image_y + turns_y
                 image = image * (2 * turns_z + 1) + image_z + turns_z
-                for first in range(0, tl.minimum(filled, grid.capacity), block):
+                for first in range(0, filled, block):
                     lane = first + tl.arange(0, block)
                     j, near = _candidates(state, grid, i, cell, (image_x, image_y, image_z), lane, filled)
                     ones = tl.where(near, 1, 0)

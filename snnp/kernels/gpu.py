@@ -7,6 +7,7 @@ Python starts they run on the CPU, slowly: that is how they are tested where the
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ __all__ = ["GpuKernel", "GpuResult", "available", "rows_of", "supports"]
 _MOST_FILTERS, _MOST_HARMONICS, _MOST_HIDDEN, _MOST_CHANNELS = 64, 49, 128, 4
 """Beyond these the arrays of one atom no longer fit into the registers of a warp."""
 
+_ROWS_AT_ONCE = 2**17
 _OLDEST_TRITON = (3, 6)
 _OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 """One stage: staging the small tables through shared memory, as Triton would, costs more than reading them."""
@@ -202,13 +204,22 @@ def full_virial(six: Tensor) -> Tensor:
 
 def overlap_message(atoms: Atoms, rows: Rows) -> str:
     """Which atoms overlap, for an `InputError`."""
-    listed = torch.arange(rows.capacity, device=rows.length.device) < rows.length[:, None]
-    vectors = atoms.positions[rows.neighbour.long()] - atoms.positions[:, None] + atoms.images[rows.image.long()]
-    squares = vectors.square().sum(dim=-1).masked_fill(~listed, torch.inf)
-    worst = int(squares.nan_to_num(nan=-1.0, posinf=torch.inf).argmin())
-    i, distance = worst // rows.capacity, float(squares.flatten()[worst]) ** 0.5
+    columns = torch.arange(rows.capacity, device=rows.length.device)
+    nearest, found = math.inf, (0, 0)
+    # In parts: vectors of all pairs would take more memory than everything else.
+    for first in range(0, rows.length.shape[0], _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        neighbour = rows.neighbour[part].long()
+        vectors = atoms.positions[neighbour] - atoms.positions[part, None] + atoms.images[rows.image[part].long()]
+        squares = vectors.square().sum(dim=-1).nan_to_num(nan=-1.0, posinf=math.inf)
+        squares = squares.masked_fill(columns >= rows.length[part, None], math.inf)
+        worst = int(squares.argmin())
+        if float(squares.flatten()[worst]) < nearest:
+            nearest = float(squares.flatten()[worst])
+            found = first + worst // rows.capacity, int(neighbour.flatten()[worst])
+    distance = math.sqrt(nearest) if nearest >= 0.0 else math.nan
     return (
-        f"atoms {i} and {int(rows.neighbour.flatten()[worst])} overlap ({distance:.3f} Å apart); "
+        f"atoms {found[0]} and {found[1]} overlap ({distance:.3f} Å apart); "
         "remove the duplicate, or check the units of the positions (Å expected)."
     )
 

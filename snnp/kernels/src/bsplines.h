@@ -35,10 +35,26 @@ struct Run {
   int64_t begin, end, group, channel, low, high;
 };
 
-// B_k and B'_k of every pair for k = first .. first + 3.
+// Four numbers: the functions that are not zero at a distance.
+template <typename T>
+struct Quad {
+  typedef T V __attribute__((vector_size(4 * sizeof(T)), may_alias));
+};
+template <typename T>
+using Four = typename Quad<T>::V;
+
+template <typename T>
+inline Four<T> load_four(const T* p) {
+  Four<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// B_k and B'_k of every pair for k = first .. first + 3, with pairs as lanes and as rows of eight, B before B'.
 template <typename T>
 struct Weights {
   T *value[4], *slope[4];  // [pairs]
+  T* row;                  // [pairs, 8]
   int32_t* first;          // [pairs]
 
   void allocate(Arena& arena, int64_t capacity) {
@@ -46,9 +62,22 @@ struct Weights {
       value[a] = arena.take<T>(capacity);
       slope[a] = arena.take<T>(capacity);
     }
+    row = arena.take<T>(capacity * 8);
     first = arena.take<int32_t>(capacity);
   }
 };
+
+// Rows of eight from eight vectors.
+template <typename T>
+inline void store_eights(const Vec<T>* vectors, T* out) {
+  constexpr int W = Lanes<T>::W, n = W < 8 ? W : 8;
+  for (int first = 0; first < 8; first += W) {
+    Vec<T> rows[W];
+    for (int q = 0; q < W; ++q) rows[q] = q < n ? vectors[first + q] : all<T>(0);
+    transpose<T>(rows);
+    for (int q = 0; q < W; ++q) memcpy(out + q * 8 + first, &rows[q], n * sizeof(T));
+  }
+}
 
 // Fill in the weights of a run, and which rows it touches. Beyond its ends a spline goes on as its tangent.
 template <typename T>
@@ -67,10 +96,14 @@ inline void weigh(const Plan* plan, const Table& table, const T* r, Run& run, We
     const T sixth = T(1) / T(6), third = T(2) / T(3);
     const Vec<T> values[4] = {sixth * v * v * v, third + u * u * (T(0.5) * u - T(1)), third + v * v * (T(0.5) * v - T(1)),
                               sixth * u * u * u};
+    Vec<T> both[8];
     for (int a = 0; a < 4; ++a) {
-      store_any<T>(out.value[a] + p, values[a] + rest * slopes[a]);
-      store_any<T>(out.slope[a] + p, inverse * slopes[a]);
+      both[a] = values[a] + rest * slopes[a];
+      both[4 + a] = inverse * slopes[a];
+      store_any<T>(out.value[a] + p, both[a]);
+      store_any<T>(out.slope[a] + p, both[4 + a]);
     }
+    store_eights<T>(both, out.row + p * 8);
     for (int q = 0; q < W && p + q < run.end; ++q) out.first[p + q] = static_cast<int32_t>(cell[q]);
   }
   run.low = table.n_segments;
@@ -125,40 +158,45 @@ inline void sum_run(const Run& run, const Weights<T>& weights, const T* rate, co
   constexpr int W = Lanes<T>::W, V = ((L + 1) * (L + 1) + 4 + W - 1) / W;
   memset(p_out + run.low * V * W, 0, (run.high - run.low) * V * W * sizeof(T));
   memset(s_out + run.low * 7, 0, (run.high - run.low) * 7 * sizeof(T));
+  const T *rows = sums.row, *rows_dot = sums.row_dot, *eights = weights.row;
+  const int32_t* firsts = weights.first;
   for (int64_t p = run.begin; p < run.end;) {
-    const int32_t first = weights.first[p];
+    const int32_t first = firsts[p];
     Vec<T> found[4][V];
     for (int a = 0; a < 4; ++a)
       for (int v = 0; v < V; ++v) found[a][v] = all<T>(0);
-    for (; p < run.end && weights.first[p] == first; ++p) {
-      const T* row = sums.row + p * V * W;
+    for (; p < run.end && firsts[p] == first; ++p) {
+      const T *row = rows + p * V * W, *weight = eights + p * 8;
 #pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) {
-        const T weight = moves ? rate[p] * weights.slope[a][p] : weights.value[a][p];
+      for (int a = 0; a < 4; ++a)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) found[a][v] += weight * load<T>(row + v * W);
-      }
+        for (int v = 0; v < V; ++v)
+          found[a][v] += (moves ? rate[p] * weight[4 + a] : weight[a]) * load<T>(row + v * W);
       if constexpr (moves) {
-        const T* row_dot = sums.row_dot + p * V * W;
+        const T* row_dot = rows_dot + p * V * W;
 #pragma GCC unroll 4
         for (int a = 0; a < 4; ++a)
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) found[a][v] += weights.value[a][p] * load<T>(row_dot + v * W);
+          for (int v = 0; v < V; ++v) found[a][v] += weight[a] * load<T>(row_dot + v * W);
       }
     }
     flush<T, L, V>(found, first, p_out, s_out);
   }
 }
 
-// Sums over pairs of B_k, or of rate B'_k, into out [K]; rows [low, high) must be zero.
-template <typename T>
+// Sums over pairs of B_k, or of rate B'_k, added to out [K].
+template <typename T, bool moves>
 inline void sum_weights(const Run& run, const Weights<T>& weights, const T* rate, T* out) {
+  const T* eights = weights.row;
+  const int32_t* firsts = weights.first;
   for (int64_t p = run.begin; p < run.end;) {
-    const int32_t first = weights.first[p];
-    T found[4] = {0, 0, 0, 0};
-    for (; p < run.end && weights.first[p] == first; ++p)
-      for (int a = 0; a < 4; ++a) found[a] += rate ? rate[p] * weights.slope[a][p] : weights.value[a][p];
-    for (int a = 0; a < 4; ++a) out[first + a] += found[a];
+    const int32_t first = firsts[p];
+    Four<T> found = load_four<T>(out + first);
+    for (; p < run.end && firsts[p] == first; ++p) {
+      if constexpr (moves) found += rate[p] * load_four<T>(eights + p * 8 + 4);
+      else found += load_four<T>(eights + p * 8);
+    }
+    memcpy(out + first, &found, sizeof found);
   }
 }
 

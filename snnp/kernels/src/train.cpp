@@ -38,8 +38,8 @@ struct Workspace {
       legendre.allocate(arena, plan, rows);
       training.allocate(arena, plan, rows, learns);
     } else {
-      training.rate = arena.take<T>(rows);
-      training.qx = training.qy = training.qz = nullptr;
+      T** const per_pair[] = {&training.rate, &training.qx, &training.qy, &training.qz};
+      for (T** array : per_pair) *array = arena.take<T>(rows);
     }
     if (learns) dual.allocate(arena, plan);
     else readout.allocate(arena, plan);
@@ -75,10 +75,12 @@ bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Workspace<
     T* const sums[] = {pairs.radial, pairs.gx, pairs.gy, pairs.gz};
     for (T* array : sums) store<T>(array + p, all<T>(0));
   }
+  const int32_t *neighbour = batch.neighbour + first, shift = static_cast<int32_t>(batch.shift[a]);
+  for (int64_t p = 0; p < n; ++p) pairs.j[p] = neighbour[p] - shift;
   work.n_runs = 0;
-  for (int64_t p = 0; p < n; ++p) {
-    pairs.j[p] = batch.neighbour[first + p] - static_cast<int32_t>(batch.shift[a]);
-    const int32_t element = batch.species[batch.neighbour[first + p]];
+  if (plan->n_elements == 1 && n) work.runs[work.n_runs++] = {0, n, groups[0], 0, 0, 0};
+  for (int64_t p = 0; p < n && plan->n_elements > 1; ++p) {
+    const int32_t element = batch.species[neighbour[p]];
     const int64_t group = groups[element], channel = plan->n_channels > 1 ? element : 0;
     const Run* last = work.runs + work.n_runs - 1;
     if (p == 0 || last->group != group || last->channel != channel) {
@@ -97,33 +99,57 @@ bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Workspace<
 // q_ij = p_i - p_j + s^T r_ij, and its part along the pair.
 template <typename T>
 void load_directions(const TrainingPart& part, int64_t a, const Pairs<T>& pairs, Training<T>& own) {
-  const double *p = part.arrays->p, *s = part.arrays->s + 9 * part.batch->owner[a], *mine = p + 3 * a;
+  constexpr int W = Lanes<T>::W;
+  const double *p = part.arrays->p, *mine = p + 3 * a;
+  const int32_t* j = pairs.j;
+  T *qx = own.qx, *qy = own.qy, *qz = own.qz;
   for (int64_t k = 0; k < pairs.n; ++k) {
-    const double* other = p + 3 * static_cast<int64_t>(pairs.j[k]);
-    const T r[3] = {pairs.r[k] * pairs.x[k], pairs.r[k] * pairs.y[k], pairs.r[k] * pairs.z[k]};
-    T q[3];
-    for (int b = 0; b < 3; ++b) q[b] = T(mine[b] - other[b]) + T(s[b]) * r[0] + T(s[3 + b]) * r[1] + T(s[6 + b]) * r[2];
-    own.rate[k] = q[0] * pairs.x[k] + q[1] * pairs.y[k] + q[2] * pairs.z[k];
-    if (own.qx) own.qx[k] = q[0], own.qy[k] = q[1], own.qz[k] = q[2];
+    const double* other = p + 3 * static_cast<int64_t>(j[k]);
+    qx[k] = T(mine[0] - other[0]);
+    qy[k] = T(mine[1] - other[1]);
+    qz[k] = T(mine[2] - other[2]);
+  }
+  T s[9];
+  for (int b = 0; b < 9; ++b) s[b] = T(part.arrays->s[9 * part.batch->owner[a] + b]);
+  for (int64_t k = 0; k < pairs.n; k += W) {
+    const Vec<T> x = load<T>(pairs.x + k), y = load<T>(pairs.y + k), z = load<T>(pairs.z + k), r = load<T>(pairs.r + k);
+    const Vec<T> x_dot = load<T>(qx + k) + r * (s[0] * x + s[3] * y + s[6] * z);
+    const Vec<T> y_dot = load<T>(qy + k) + r * (s[1] * x + s[4] * y + s[7] * z);
+    const Vec<T> z_dot = load<T>(qz + k) + r * (s[2] * x + s[5] * y + s[8] * z);
+    store<T>(qx + k, x_dot);
+    store<T>(qy + k, y_dot);
+    store<T>(qz + k, z_dot);
+    store<T>(own.rate + k, x_dot * x + y_dot * y + z_dot * z);
   }
 }
 
 template <typename T>
 void add_forces(const TrainingPart& part, int64_t a, Pairs<T>& pairs) {
-  double* virial = part.virial + 9 * part.batch->owner[a];
-  double total[3] = {0, 0, 0}, v[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
-  for (int64_t p = 0; p < pairs.n; ++p) {
-    const T u[3] = {pairs.x[p], pairs.y[p], pairs.z[p]}, rest[3] = {pairs.gx[p], pairs.gy[p], pairs.gz[p]};
-    double* force = part.forces + 3 * static_cast<int64_t>(pairs.j[p]);
+  constexpr int W = Lanes<T>::W;
+  for (int64_t p = pairs.n; p < round_up(pairs.n, W); ++p) pairs.radial[p] = pairs.gx[p] = pairs.gy[p] = pairs.gz[p] = 0;
+  Vec<T> total[3], v[9];
+  for (Vec<T>& sum : total) sum = all<T>(0);
+  for (Vec<T>& sum : v) sum = all<T>(0);
+  for (int64_t p = 0; p < pairs.n; p += W) {
+    const Vec<T> u[3] = {load<T>(pairs.x + p), load<T>(pairs.y + p), load<T>(pairs.z + p)}, r = load<T>(pairs.r + p);
+    T* const rests[3] = {pairs.gx + p, pairs.gy + p, pairs.gz + p};
     for (int b = 0; b < 3; ++b) {
-      const double g = double(rest[b] + pairs.radial[p] * u[b]);
-      force[b] -= g;
+      const Vec<T> g = load<T>(rests[b]) + load<T>(pairs.radial + p) * u[b];
+      store<T>(rests[b], g);
       total[b] += g;
-      for (int c = 0; c < 3; ++c) v[3 * c + b] += double(pairs.r[p] * u[c]) * g;
+      for (int c = 0; c < 3; ++c) v[3 * c + b] += r * u[c] * g;
     }
   }
-  for (int b = 0; b < 3; ++b) part.forces[3 * a + b] += total[b];
-  for (int b = 0; b < 9; ++b) virial[b] += v[b];
+  const T *gx = pairs.gx, *gy = pairs.gy, *gz = pairs.gz;
+  const int32_t* j = pairs.j;
+  for (int64_t p = 0; p < pairs.n; ++p) {
+    double* force = part.forces + 3 * static_cast<int64_t>(j[p]);
+    force[0] -= double(gx[p]);
+    force[1] -= double(gy[p]);
+    force[2] -= double(gz[p]);
+  }
+  for (int b = 0; b < 3; ++b) part.forces[3 * a + b] += double(sum<T>(total[b]));
+  for (int b = 0; b < 9; ++b) part.virial[9 * part.batch->owner[a] + b] += double(sum<T>(v[b]));
 }
 
 // Radial features, from the sums of weights of each run; with `rate` also their derivatives.
@@ -138,10 +164,10 @@ void radial_sums(const Plan* plan, const T* rows, const T* rate, Workspace<T>& w
     weigh<T>(plan, plan->rho, work.pairs.r, run, work.weights);
     T *p = work.p + k * n_rows, *p_dot = work.p_dot + k * n_rows;
     memset(p, 0, n_rows * sizeof(T));
-    sum_weights<T>(run, work.weights, nullptr, p);
+    sum_weights<T, false>(run, work.weights, nullptr, p);
     if (rate) {
       memset(p_dot, 0, n_rows * sizeof(T));
-      sum_weights<T>(run, work.weights, rate, p_dot);
+      sum_weights<T, true>(run, work.weights, rate, p_dot);
     }
     for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
       const T* c = rows + run.group * n_rows * stride + b;

@@ -47,8 +47,11 @@ inline void pull_band(const Plan* plan, const Run& run, const T* columns, int64_
 template <typename T, int L>
 inline void pull_pairs(const Run& run, Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), V = (n_lm + W - 1) / W, U = (n_lm + 4 + W - 1) / W;
+  const int32_t* firsts = own.weights.first;
+  const T *eights = own.weights.row, *pair_rows = own.sums.row;
+  T *v_rows = own.v_rows, *slopes = own.slopes;
   for (int64_t p = run.begin; p < run.end;) {
-    const int32_t first = own.weights.first[p];
+    const int32_t first = firsts[p];
     // The row of a pair ends with its weights: with gamma in their places the self term comes along.
     T local[4 * U * W] __attribute__((aligned(kPad)));
     memcpy(local, own.d + first * U * W, sizeof local);
@@ -60,21 +63,21 @@ inline void pull_pairs(const Run& run, Training<T>& own) {
     Vec<T> d[4][U];
     for (int a = 0; a < 4; ++a)
       for (int v = 0; v < U; ++v) d[a][v] = load<T>(local + (a * U + v) * W);
-    for (; p < run.end && own.weights.first[p] == first; ++p) {
-      const T* row = own.sums.row + p * U * W;
+    for (; p < run.end && firsts[p] == first; ++p) {
+      const T *row = pair_rows + p * U * W, *weight = eights + p * 8;
       Vec<T> slope = all<T>(0);
 #pragma GCC unroll 8
       for (int v = 0; v < U; ++v) {
         Vec<T> value = all<T>(0), along = all<T>(0);
 #pragma GCC unroll 4
         for (int a = 0; a < 4; ++a) {
-          value += own.weights.value[a][p] * d[a][v];
-          along += own.weights.slope[a][p] * d[a][v];
+          value += weight[a] * d[a][v];
+          along += weight[4 + a] * d[a][v];
         }
         slope += along * load<T>(row + v * W);
-        if (v < V) store<T>(own.v_rows + (p * V + v) * W, value);
+        if (v < V) store<T>(v_rows + (p * V + v) * W, value);
       }
-      store<T>(own.slopes + p * W, slope);
+      store<T>(slopes + p * W, slope);
     }
   }
 }
@@ -84,10 +87,12 @@ template <typename T, int L>
 inline void angular_pull(const Plan* plan, const Run* runs, int64_t n_runs, Pairs<T>& pairs, Legendre<T>& work, Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), V = (n_lm + W - 1) / W;
   moment_gradients<T, L>(plan, own.h, work);
-  memset(own.v_rows, 0, pairs.n * V * W * sizeof(T));
-  memset(own.slopes, 0, pairs.n * W * sizeof(T));
   for (int64_t k = 0; k < n_runs; ++k) {
     const Run& run = runs[k];
+    // Pairs beyond the reach of f stand at the end of their run.
+    const int64_t next = k + 1 < n_runs ? runs[k + 1].begin : pairs.n;
+    memset(own.v_rows + run.end * V * W, 0, (next - run.end) * V * W * sizeof(T));
+    memset(own.slopes + run.end * W, 0, (next - run.end) * W * sizeof(T));
     if (run.begin == run.end) continue;
     const T* columns = own.columns + run.group * plan->f.n_filters * own.k_stride;
     pull_rows<T, L>(plan, run, columns, own.k_stride, work.turned + run.channel * work.stride * V * W, own.d);
@@ -120,7 +125,9 @@ template <typename T>
 inline void radial_pull(const Plan* plan, const Run& run, const T* columns, int64_t k_stride, const T* h,
                         const Weights<T>& weights, Pairs<T>& pairs) {
   constexpr int W = Lanes<T>::W;
-  T effective[64] __attribute__((aligned(kPad)));
+  const T* eights = weights.row;
+  const int32_t* firsts = weights.first;
+  T *radial = pairs.radial, effective[64] __attribute__((aligned(kPad)));
   for (int64_t low = run.low; low < run.high; low += 61) {
     // Pieces of 64 rows that overlap by three serve any number of them.
     for (int64_t k = 0; k < 64 && low + k < run.high; k += W) {
@@ -129,11 +136,10 @@ inline void radial_pull(const Plan* plan, const Run& run, const T* columns, int6
       store<T>(effective + k, total);
     }
     for (int64_t p = run.begin; p < run.end; ++p) {
-      const int64_t k = weights.first[p] - low;
+      const int64_t k = firsts[p] - low;
       if (k < 0 || k > 60) continue;
-      T slope = 0;
-      for (int a = 0; a < 4; ++a) slope += weights.slope[a][p] * effective[k + a];
-      pairs.radial[p] += slope;
+      const Four<T> slope = load_four<T>(eights + p * 8 + 4) * load_four<T>(effective + k);
+      radial[p] += (slope[0] + slope[1]) + (slope[2] + slope[3]);
     }
   }
 }
