@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ase.md.verlet import VelocityVerlet
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
 from snnp.errors import InputError
+from snnp.kernels import gpu
 from snnp.kernels.gpu import GpuKernel, rows_of, supports
 from snnp.kernels.gpu_arrays import make_form, make_work
 from snnp.kernels.gpu_list import CellList, State
@@ -125,6 +127,14 @@ def test_what_is_not_covered_is_left_to_torch() -> None:
     assert not supports(make_plan(_model(_config(network={"hidden": (200,)}))))
 
 
+def test_without_a_compiler_triton_cannot_start_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert not gpu._has_compiler()
+    monkeypatch.setenv("CC", sys.executable)
+    assert gpu._has_compiler() == (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+
+
 def _evaluate(structure: Structure, neighbours: Neighbours) -> None:
     model = _model(FORMS["without network"])
     kernel = GpuKernel(make_plan(model), DEVICE)
@@ -132,7 +142,9 @@ def _evaluate(structure: Structure, neighbours: Neighbours) -> None:
 
 
 @pytest.mark.parametrize("where", [[0.0, 0.0, 0.05], [0.0, 0.0, 0.0], [0.0, float("nan"), 1.0]])
-def test_overlaps_and_nan_are_refused(where: list[float]) -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 2**17])
+def test_overlaps_and_nan_are_refused(where: list[float], rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_ROWS_AT_ONCE", rows_at_once)
     atoms = Atoms("C3", positions=[[0.0, 0.0, 0.0], [0.0, 0.0, 1.3], [2.0, 0.0, 0.0]])
     neighbours = neighbour_list(Structure.from_ase(atoms), 3.4)
     atoms.positions[1] = where
@@ -217,6 +229,16 @@ def test_a_cell_list_makes_room() -> None:
     cells.grow(state)
     assert not cells.is_short()
     assert cells.rows.capacity >= 4
+
+
+def test_positions_that_are_not_numbers_do_no_harm() -> None:
+    """They lie in some cell, without neighbours: the host finds them in energies or overlaps."""
+    positions = torch.tensor([[0.1, 0.0, 0.0], [0.2, float("nan"), 0.0], [1.2, 0.0, 0.0]], dtype=torch.float64)
+    state = _state(positions.to(DEVICE))
+    cells = CellList(state.positions.nan_to_num(), 8.0 * torch.eye(3), torch.ones(3, dtype=torch.bool), 2.0)
+    cells.build(state)
+    assert cells.rows.length.tolist() == [1, 0, 1]
+    assert cells.grid.filled.tolist() == [0] * len(cells.grid.filled)  # emptied for the next list
 
 
 @pytest.mark.parametrize("positions", [[[0.0, 0.0, float("inf")]], [[0.0, 0.0, 0.0]]])
@@ -342,7 +364,7 @@ def test_the_thermostat_heats() -> None:
 def test_kernels_compile_for_a_gpu(repository: Path, tmp_path: Path) -> None:
     """The interpreter accepts more than the compiler does, so the compiler is asked too."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "docs/benchmarks/gpu.py", "compile", "--model", "small"]
+    command = [sys.executable, "-W", "ignore", "docs/benchmarks/gpu_compile.py", "--model", "small"]
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for kernel in ("moments_kernel", "network_kernel", "gradients_kernel", "forces_kernel", "search_kernel"):

@@ -151,7 +151,7 @@ def test_a_barostat_draws_normal_noise() -> None:
         key = torch.tensor([5 << 32], device=DEVICE), torch.tensor([step], device=DEVICE)
         sums = torch.tensor([0.3, 0.2], dtype=torch.float64, device=DEVICE)
         clock = Clock(limits, *key, cells.flags, cells.scale, sums)
-        _gpu_list.barostat_kernel[(1,)](box, cells.grid, clock, 2, 1024)
+        _gpu_list.barostat_kernel[(1,)](box, cells.grid, clock, 2, 1024, num_warps=1)
         found.append(3.0 * float(cells.scale[0].log()))
     pressure, drawn = 0.5 / (3.0 * volume), np.array(found)
     noise = (drawn - rate * (pressure - target + kt / volume)) / np.sqrt(2.0 * kt * rate / volume)
@@ -172,7 +172,7 @@ def test_atoms_follow_the_box() -> None:
     state = State(values.clone(), values.int(), values + 0.1, values.clone(), values, values)
     scale = torch.tensor([0.9, 1.0, 0.9, 0.9], dtype=torch.float64, device=DEVICE)
     box = Box(values, scale, values, values, values, values, 12)
-    for limit, asks in ((0.0243, 1), (0.0244, 0)):  # 3 x 0.09²
+    for limit, asks in ((0.0242, 1), (0.0244, 0)):  # around 3 x 0.09²
         flags = torch.zeros(4, dtype=torch.int32, device=DEVICE)
         numbers = torch.tensor([1.0, 1.0, limit], dtype=torch.float64, device=DEVICE)
         clock = Clock(numbers, flags, flags, flags, scale, values)

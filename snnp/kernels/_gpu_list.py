@@ -44,9 +44,9 @@ def bin_kernel(state: tl.tuple, grid: tl.tuple, flags: tl.tensor, n_atoms: tl.te
         for axis in tl.static_range(3):
             s = _fraction(grid, x, y, z, axis)
             periodic = tl.load(grid.periodic + axis)
-            turns = tl.floor(s) * periodic
-            # Open directions: atoms beyond the grid belong to its outermost cells, which keeps neighbours together.
             # What is not a number becomes one before it is an integer.
+            turns = tl.where(s == s, tl.floor(s) * periodic, 0.0)
+            # Open directions: atoms beyond the grid belong to its outermost cells, which keeps neighbours together.
             size = tl.load(grid.sizes + axis)
             cell = tl.maximum(tl.floor((s - turns) * size), 0.0)
             home = home * size + tl.minimum(cell, (size - 1).to(tl.float64)).to(tl.int32)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,13 +52,20 @@ def supports(plan: SplinePlan) -> bool:
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether Triton is installed, in a version that compiles the kernels."""
+    """Whether Triton is installed, in a version that compiles the kernels, and can start them."""
     if find_spec("triton") is None:
         return False
     import triton
 
     major, minor = triton.__version__.split(".")[:2]
-    return (int(major), int(minor)) >= _OLDEST_TRITON
+    recent = (int(major), int(minor)) >= _OLDEST_TRITON
+    return recent and (triton.knobs.runtime.interpret or _has_compiler())
+
+
+def _has_compiler() -> bool:
+    """Whether there are a C compiler and Python's headers: Triton starts kernels through C that it builds at first use."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class GpuKernel:
             21 bits of every product.
 
     Raises:
-        MissingDependencyError: without Triton.
+        MissingDependencyError: without Triton, or without the C compiler that it needs.
     """
 
     def __init__(
@@ -143,7 +154,8 @@ class GpuKernel:
     ) -> None:
         if not available():
             raise MissingDependencyError(
-                "the GPU kernels need Triton 3.6 or newer; install it with: pip install 'snnp[gpu]'."
+                "the GPU kernels need Triton 3.6 or newer (pip install 'snnp[gpu]'), and for it a C compiler and Python's "
+                "headers (on Debian: apt install gcc python3-dev)."
             )
         # Imported here: the rest of the package works without Triton.
         from snnp.kernels import _gpu_atoms, _gpu_network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,11 @@ class StoredPairs:
     y: Array
     z: Array
     r: Array
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the arrays begin, in the order of `snnp_batch`."""
+        return tuple(_address(column) for column in vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -242,10 +248,8 @@ class TrainingKernel:
         assert lib is not None
         if task != _LEARN:
             self._transpose()
-        pairs = batch.pairs
-        columns: list[Array] = [batch.rows, batch.shift, batch.owner, pairs.first, pairs.neighbour, pairs.species]
-        columns += [pairs.x, pairs.y, pairs.z, pairs.r]
-        call = _Batch(len(batch.rows), batch.n_structures, n_threads, *(_address(column) for column in columns))
+        own = (_address(column) for column in (batch.rows, batch.shift, batch.owner))
+        call = _Batch(len(batch.rows), batch.n_structures, n_threads, *own, *batch.pairs.addresses)
         rows = {"rho": self._rows[_RHO], "f": self._rows[_F], "embedding": self._rows[_EMBEDDING]}
         passed = _Arrays(**{name: _address(array) for name, array in (rows | arrays).items()})
         report = Report()

@@ -78,7 +78,7 @@ def predict(model: Potential, batch: Batch) -> Predicted:
 
 def _stress(strain: Tensor, batch: Batch) -> Tensor:
     """[B, 3, 3] from dE/dstrain [B, 3, 3]."""
-    return 0.5 * (strain + strain.transpose(1, 2)) / batch.volume[:, None, None]
+    return (strain + strain.mT) / (2.0 * batch.volume[:, None, None])
 
 
 def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predicted:
@@ -111,25 +111,26 @@ def _predict_pairs(model: Potential, pairs: Pairs) -> Predicted:
     return Predicted(energy, sum_forces(found, structure.n_atoms), sum_stress(found, structure), penalty)
 
 
-def _mean(errors: Tensor, shape: str, delta: float) -> Tensor:
-    """Mean of l(x) over entries that are not NaN; zero if there are none. Huber is scaled to x² near zero."""
-    known = ~errors.isnan()
-    errors = errors[known]
-    if errors.numel() == 0:
-        return errors.sum()
+def _mean(found: Tensor, label: Tensor, shape: str, delta: float) -> Tensor:
+    """Mean of l(found - label) where there is a label; zero if there is none. Huber is scaled to x² near zero."""
+    known = ~label.isnan()
+    # What has no label is its own: no error, and no gradient. A NaN that was found stays one, and stops the training.
+    errors = (found - torch.where(known, label, found.detach())).flatten()
+    count = known.sum().clamp_min(1)
     if shape == "mse":
-        return errors.square().mean()
+        return errors.dot(errors) / count
     size = errors.abs()
-    return torch.where(size < delta, size.square(), delta * (2.0 * size - delta)).mean()
+    return torch.where(size < delta, size.square(), delta * (2.0 * size - delta)).sum() / count
 
 
 def loss(predicted: Predicted, batch: Batch, config: LossConfig, weights: Weights) -> Tensor:
     """The scalar loss of a batch."""
-    per_atom = (predicted.energy - batch.energy) / batch.counts
-    total = weights.energy * _mean(per_atom, config.shape, config.energy_delta)
-    total = total + weights.force * _mean(predicted.forces - batch.forces, config.shape, config.force_delta)
+    counts, shape = batch.counts, config.shape
+    energy = _mean(predicted.energy / counts, batch.energy / counts, shape, config.energy_delta)
+    total = weights.energy * energy
+    total = total + weights.force * _mean(predicted.forces, batch.forces, shape, config.force_delta)
     if weights.stress > 0.0:
-        total = total + weights.stress * _mean(predicted.stress - batch.stress, config.shape, config.stress_delta)
+        total = total + weights.stress * _mean(predicted.stress, batch.stress, shape, config.stress_delta)
     if predicted.penalty is not None and config.hierarchicality_weight > 0.0:
         total = total + config.hierarchicality_weight * predicted.penalty.mean()
     return total
