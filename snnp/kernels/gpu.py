@@ -63,7 +63,7 @@ def available() -> bool:
 
 
 def _has_compiler() -> bool:
-    """Whether there are a C compiler and Python's headers: Triton starts kernels through C that it builds at first use."""
+    """Whether there are a C compiler and Python's headers: Triton starts kernels through C that it compiles first."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return compiler is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
@@ -154,8 +154,8 @@ class GpuKernel:
     ) -> None:
         if not available():
             raise MissingDependencyError(
-                "the GPU kernels need Triton 3.6 or newer (pip install 'snnp[gpu]'), and for it a C compiler and Python's "
-                "headers (on Debian: apt install gcc python3-dev)."
+                "the GPU kernels need Triton 3.6 or newer (pip install 'snnp[gpu]'), a C compiler and Python's headers "
+                "(on Debian: apt install gcc python3-dev)."
             )
         # Imported here: the rest of the package works without Triton.
         from snnp.kernels import _gpu_atoms, _gpu_network
