@@ -120,20 +120,13 @@ template <typename T>
 struct Sums {
   int64_t width;       // numbers in a row: (L+1)^2 and four more, padded
   T *row, *row_dot;    // [pairs, width] Y and B of each pair, and their derivatives
-  T *p, *p_dot;        // [runs, K, width]
-  T *s, *s_dot;        // [runs, K, 7]: S_k,k+d-3
+  T *p, *p_dot;        // [runs, K, width] of the present atom
+  T *s, *s_dot;        // [runs, K, 7]: S_k,k+d-3 of the present atom
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool moves) {
-    const int64_t n_lm = (plan->degree + 1) * (plan->degree + 1);
-    const int64_t n_rows = plan->n_elements * (plan->f.n_segments + 1);
-    width = round_up(n_lm + 4, Lanes<T>::W);
+    width = round_up((plan->degree + 1) * (plan->degree + 1) + 4, Lanes<T>::W);
     row = arena.take<T>(capacity * width);
-    p = arena.take<T>(n_rows * width);
-    s = arena.take<T>(n_rows * 7 + kPad);
-    if (!moves) return;
-    row_dot = arena.take<T>(capacity * width);
-    p_dot = arena.take<T>(n_rows * width);
-    s_dot = arena.take<T>(n_rows * 7 + kPad);
+    row_dot = moves ? arena.take<T>(capacity * width) : nullptr;
   }
 };
 

@@ -10,41 +10,72 @@ namespace snnp {
 namespace SNNP_TARGET {
 namespace {
 
+// What is kept of an atom between its features and the derivatives in them.
+template <typename T>
+struct Kept {
+  int64_t atom, species, n_runs;
+  Run *runs, *angular_runs;   // [Z]
+  T *p, *p_dot;               // of rho: sums of weights [runs, K] and their derivatives
+  T *moments, *selves, *moments_dot, *selves_dot, *sums, *sums_dot, *bands, *bands_dot;  // see Legendre, Training, Sums
+  T *features, *features_dot, *g, *h;
+
+  void allocate(Arena& arena, const Plan* plan) {
+    const int64_t n_rows = plan->rho.n_segments + 1, c = plan->n_channels, stride = plan->f.stride;
+    const int64_t n_lm = (plan->degree + 1) * (plan->degree + 1), n_sums = plan->n_elements * (plan->f.n_segments + 1);
+    runs = arena.take<Run>(plan->n_elements);
+    angular_runs = arena.take<Run>(plan->n_elements);
+    T** const radial[] = {&p, &p_dot};
+    for (T** array : radial) *array = arena.take<T>(plan->n_elements * n_rows);
+    T** const per_feature[] = {&features, &features_dot, &g, &h};
+    for (T** array : per_feature) *array = arena.take<T>(plan->feature_stride + kPad);
+    if (plan->evaluator != kLegendre) return;
+    T** const per_moment[] = {&moments, &moments_dot};
+    for (T** array : per_moment) *array = arena.take<T>(c * n_lm * stride);
+    T** const per_channel[] = {&selves, &selves_dot};
+    for (T** array : per_channel) *array = arena.take<T>(c * stride);
+    T** const per_row[] = {&sums, &sums_dot};
+    for (T** array : per_row) *array = arena.take<T>(n_sums * round_up(n_lm + 4, Lanes<T>::W));
+    T** const per_band[] = {&bands, &bands_dot};
+    for (T** array : per_band) *array = arena.take<T>(n_sums * 7 + kPad);
+  }
+};
+
 template <typename T>
 struct Workspace {
   Pairs<T> pairs;
-  Run *runs, *angular_runs;  // [Z]
-  int64_t n_runs, k_stride;
-  Weights<T> weights;         // of rho
-  T *columns, *p, *p_dot;     // of rho: [G, F, k_stride], sums of weights [runs, K] and their derivatives
+  Weights<T> weights;  // of rho
+  int64_t k_stride;
+  T* columns;          // of rho [G, F, k_stride]
   Legendre<T> legendre;
   Training<T> training;
   Readout<T> readout;
   DualReadout<T> dual;
-  T *features, *features_dot, *g, *h;
+  Kept<T> kept[kTogether];  // one of them unless the task is to learn
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
     // A whole vector may be written from any pair on.
-    const int64_t rows = round_up(capacity + 1, kPad) + kPad, n_rows = plan->rho.n_segments + 1;
-    k_stride = round_up(n_rows, kPad) + kPad;
+    const int64_t rows = round_up(capacity + 1, kPad) + kPad;
+    k_stride = round_up(plan->rho.n_segments + 1, kPad) + kPad;
     pairs.allocate(arena, rows);
-    runs = arena.take<Run>(plan->n_elements);
-    angular_runs = arena.take<Run>(plan->n_elements);
     weights.allocate(arena, rows);
     columns = arena.take<T>(plan->rho.n_groups * plan->rho.n_filters * k_stride);
-    p = arena.take<T>(plan->n_elements * n_rows);
-    p_dot = arena.take<T>(plan->n_elements * n_rows);
-    if (plan->evaluator == kLegendre) {
-      legendre.allocate(arena, plan, rows);
-      training.allocate(arena, plan, rows, learns);
-    } else {
-      T** const per_pair[] = {&training.rate, &training.qx, &training.qy, &training.qz};
-      for (T** array : per_pair) *array = arena.take<T>(rows);
-    }
+    if (plan->evaluator == kLegendre) legendre.allocate(arena, plan, rows);
+    training.allocate(arena, plan, rows, learns);
     if (learns) dual.allocate(arena, plan);
     else readout.allocate(arena, plan);
-    T** const per_feature[] = {&features, &features_dot, &g, &h};
-    for (T** array : per_feature) *array = arena.take<T>(plan->feature_stride + kPad);
+    for (int64_t k = 0; k < (learns ? kTogether : 1); ++k) kept[k].allocate(arena, plan);
+  }
+
+  // Point the work of the angular part at what is kept of an atom.
+  void use(const Kept<T>& mine) {
+    legendre.moments = mine.moments;
+    legendre.selves = mine.selves;
+    training.moments_dot = mine.moments_dot;
+    training.selves_dot = mine.selves_dot;
+    training.sums.p = mine.sums;
+    training.sums.p_dot = mine.sums_dot;
+    training.sums.s = mine.bands;
+    training.sums.s_dot = mine.bands_dot;
   }
 };
 
@@ -60,11 +91,12 @@ void turn_rows(const Table& table, const T* rows, int64_t k_stride, T* columns) 
 
 // Pairs of atom `a`, and their runs; false where the pairs of one run do not stand together.
 template <typename T>
-bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Workspace<T>& work) {
+bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Pairs<T>& pairs, Kept<T>& mine) {
   constexpr int W = Lanes<T>::W;
   const int64_t row = batch.rows[a], first = batch.first[row], n = batch.first[row + 1] - first;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + batch.species[row] * plan->n_elements;
-  Pairs<T>& pairs = work.pairs;
+  mine.atom = a;
+  mine.species = batch.species[row];
+  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + mine.species * plan->n_elements;
   const void* const sources[] = {batch.x, batch.y, batch.z, batch.r};
   T* const targets[] = {pairs.x, pairs.y, pairs.z, pairs.r};
   for (int k = 0; k < 4; ++k) memcpy(targets[k], static_cast<const T*>(sources[k]) + first, n * sizeof(T));
@@ -77,20 +109,20 @@ bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Workspace<
   }
   const int32_t *neighbour = batch.neighbour + first, shift = static_cast<int32_t>(batch.shift[a]);
   for (int64_t p = 0; p < n; ++p) pairs.j[p] = neighbour[p] - shift;
-  work.n_runs = 0;
-  if (plan->n_elements == 1 && n) work.runs[work.n_runs++] = {0, n, groups[0], 0, 0, 0};
+  mine.n_runs = 0;
+  if (plan->n_elements == 1 && n) mine.runs[mine.n_runs++] = {0, n, groups[0], 0, 0, 0};
   for (int64_t p = 0; p < n && plan->n_elements > 1; ++p) {
     const int32_t element = batch.species[neighbour[p]];
     const int64_t group = groups[element], channel = plan->n_channels > 1 ? element : 0;
-    const Run* last = work.runs + work.n_runs - 1;
+    const Run* last = mine.runs + mine.n_runs - 1;
     if (p == 0 || last->group != group || last->channel != channel) {
-      if (work.n_runs == plan->n_elements) return false;
-      work.runs[work.n_runs++] = {p, p, group, channel, 0, 0};
+      if (mine.n_runs == plan->n_elements) return false;
+      mine.runs[mine.n_runs++] = {p, p, group, channel, 0, 0};
     }
-    work.runs[work.n_runs - 1].end = p + 1;
+    mine.runs[mine.n_runs - 1].end = p + 1;
   }
-  for (int64_t k = 0; k < work.n_runs; ++k) {
-    Run& run = work.angular_runs[k] = work.runs[k];
+  for (int64_t k = 0; k < mine.n_runs; ++k) {
+    Run& run = mine.angular_runs[k] = mine.runs[k];
     while (run.end > run.begin && !(pairs.r[run.end - 1] < T(plan->angular_cutoff))) --run.end;
   }
   return true;
@@ -154,44 +186,44 @@ void add_forces(const TrainingPart& part, int64_t a, Pairs<T>& pairs) {
 
 // Radial features, from the sums of weights of each run; with `rate` also their derivatives.
 template <typename T>
-void radial_sums(const Plan* plan, const T* rows, const T* rate, Workspace<T>& work) {
+void radial_sums(const Plan* plan, const T* rows, const T* rate, const Pairs<T>& pairs, Weights<T>& weights, Kept<T>& mine) {
   constexpr int W = Lanes<T>::W;
   const int64_t n_rows = plan->rho.n_segments + 1, stride = plan->rho.stride;
-  memset(work.features, 0, stride * sizeof(T));
-  memset(work.features_dot, 0, stride * sizeof(T));
-  for (int64_t k = 0; k < work.n_runs; ++k) {
-    Run& run = work.runs[k];
-    weigh<T>(plan, plan->rho, work.pairs.r, run, work.weights);
-    T *p = work.p + k * n_rows, *p_dot = work.p_dot + k * n_rows;
+  memset(mine.features, 0, stride * sizeof(T));
+  memset(mine.features_dot, 0, stride * sizeof(T));
+  for (int64_t k = 0; k < mine.n_runs; ++k) {
+    Run& run = mine.runs[k];
+    weigh<T>(plan, plan->rho, pairs.r, run, weights);
+    T *p = mine.p + k * n_rows, *p_dot = mine.p_dot + k * n_rows;
     memset(p, 0, n_rows * sizeof(T));
-    sum_weights<T, false>(run, work.weights, nullptr, p);
+    sum_weights<T, false>(run, weights, nullptr, p);
     if (rate) {
       memset(p_dot, 0, n_rows * sizeof(T));
-      sum_weights<T, true>(run, work.weights, rate, p_dot);
+      sum_weights<T, true>(run, weights, rate, p_dot);
     }
     for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
       const T* c = rows + run.group * n_rows * stride + b;
-      Vec<T> value = load<T>(work.features + b), dot = load<T>(work.features_dot + b);
+      Vec<T> value = load<T>(mine.features + b), dot = load<T>(mine.features_dot + b);
       for (int64_t row = run.low; row < run.high; ++row) {
         value += p[row] * load<T>(c + row * stride);
         if (rate) dot += p_dot[row] * load<T>(c + row * stride);
       }
-      store<T>(work.features + b, value);
-      store<T>(work.features_dot + b, dot);
+      store<T>(mine.features + b, value);
+      store<T>(mine.features_dot + b, dot);
     }
   }
 }
 
 // Derivatives in the coefficients of rho.
 template <typename T>
-void radial_gradients(const Plan* plan, const Workspace<T>& work, T* rho) {
+void radial_gradients(const Plan* plan, const Kept<T>& mine, T* rho) {
   constexpr int W = Lanes<T>::W;
   const int64_t n_rows = plan->rho.n_segments + 1, stride = plan->rho.stride;
-  for (int64_t k = 0; k < work.n_runs; ++k) {
-    const Run& run = work.runs[k];
-    const T *p = work.p + k * n_rows, *p_dot = work.p_dot + k * n_rows;
+  for (int64_t k = 0; k < mine.n_runs; ++k) {
+    const Run& run = mine.runs[k];
+    const T *p = mine.p + k * n_rows, *p_dot = mine.p_dot + k * n_rows;
     for (int64_t b = 0; b < plan->rho.n_filters; b += W) {
-      const Vec<T> g = load<T>(work.g + b), h = load<T>(work.h + b);
+      const Vec<T> g = load<T>(mine.g + b), h = load<T>(mine.h + b);
       T* out = rho + run.group * n_rows * stride + b;
       for (int64_t row = run.low; row < run.high; ++row)
         store<T>(out + row * stride, load<T>(out + row * stride) + p[row] * g + p_dot[row] * h);
@@ -200,70 +232,90 @@ void radial_gradients(const Plan* plan, const Workspace<T>& work, T* rho) {
 }
 
 template <typename T, int L>
-void angular_forward(const Plan* plan, const T* rows, bool moves, Workspace<T>& work) {
+void angular_forward(const Plan* plan, const T* rows, bool moves, Workspace<T>& work, Kept<T>& mine) {
   constexpr int W = Lanes<T>::W;
   const int64_t n = plan->f.n_filters, n_radial = plan->rho.n_filters;
   Legendre<T>& legendre = work.legendre;
-  if (moves) angular_sums<T, L, true>(plan, rows, work.angular_runs, work.n_runs, work.pairs, legendre, work.training);
-  else angular_sums<T, L, false>(plan, rows, work.angular_runs, work.n_runs, work.pairs, legendre, work.training);
+  if (moves) angular_sums<T, L, true>(plan, rows, mine.angular_runs, mine.n_runs, work.pairs, legendre, work.training);
+  else angular_sums<T, L, false>(plan, rows, mine.angular_runs, mine.n_runs, work.pairs, legendre, work.training);
   for (int64_t b = 0; b < n; b += W) {
     const Vec<T> row = feature_row<T, L>(plan, legendre, b);
-    for (int q = 0; q < W && b + q < n; ++q) work.features[n_radial + b + q] = row[q];
+    for (int q = 0; q < W && b + q < n; ++q) mine.features[n_radial + b + q] = row[q];
   }
-  if (moves) angular_tangents<T, L>(plan, legendre, work.training, work.features_dot + n_radial);
+  if (moves) angular_tangents<T, L>(plan, legendre, work.training, mine.features_dot + n_radial);
 }
 
 template <typename T, int L>
-void angular_back(const Plan* plan, const T* rows, Gradients<T>* gradients, Workspace<T>& work) {
+void angular_back(const Plan* plan, const T* rows, Gradients<T>* gradients, Workspace<T>& work, const Kept<T>& mine) {
   const int64_t n = plan->f.n_filters, n_radial = plan->rho.n_filters;
-  memcpy(work.training.h, work.h + n_radial, n * sizeof(T));
+  memcpy(work.training.h, mine.h + n_radial, n * sizeof(T));
   if (!gradients) {
-    angular_pull<T, L>(plan, work.angular_runs, work.n_runs, work.pairs, work.legendre, work.training);
+    angular_pull<T, L>(plan, mine.angular_runs, mine.n_runs, work.pairs, work.legendre, work.training);
     return;
   }
-  memcpy(work.training.g, work.g + n_radial, n * sizeof(T));
+  memcpy(work.training.g, mine.g + n_radial, n * sizeof(T));
   angle_gradients<T, L>(plan, work.legendre, work.training, gradients->legendre, gradients->at_one);
-  function_gradients<T, L>(plan, rows, work.angular_runs, work.n_runs, work.training, gradients->f);
+  function_gradients<T, L>(plan, rows, mine.angular_runs, mine.n_runs, work.training, gradients->f);
 }
 
 template <typename T>
 struct ByDegree {
-  void (*forward[kMaxDegree + 1])(const Plan*, const T*, bool, Workspace<T>&);
-  void (*back[kMaxDegree + 1])(const Plan*, const T*, Gradients<T>*, Workspace<T>&);
+  void (*forward[kMaxDegree + 1])(const Plan*, const T*, bool, Workspace<T>&, Kept<T>&);
+  void (*back[kMaxDegree + 1])(const Plan*, const T*, Gradients<T>*, Workspace<T>&, const Kept<T>&);
 };
 #define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>}
 template <typename T>
 constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(angular_forward), SNNP_EACH_DEGREE(angular_back)};
 
+// Features of atom `a`; false for bad pairs.
 template <typename T>
-void train_atom(const Plan* plan, const TrainingPart& part, int64_t a, Workspace<T>& work, Gradients<T>& gradients) {
+bool forward(const Plan* plan, const TrainingPart& part, int64_t a, Workspace<T>& work, Kept<T>& mine) {
+  const bool learns = part.task == SNNP_LEARN;
   const snnp_training& arrays = *part.arrays;
-  const int64_t species = part.batch->species[part.batch->rows[a]];
-  const bool angular = plan->evaluator == kLegendre, learns = part.task == SNNP_LEARN;
-  const T *rho = static_cast<const T*>(arrays.rho), *f = static_cast<const T*>(arrays.f);
+  if (!load_pairs<T>(plan, *part.batch, a, work.pairs, mine)) return false;
+  work.use(mine);
   if (learns && arrays.p) load_directions<T>(part, a, work.pairs, work.training);
-  if (plan->rho.n_filters) radial_sums<T>(plan, rho, learns ? work.training.rate : nullptr, work);
-  if (angular) by_degree<T>.forward[plan->degree](plan, f, learns, work);
+  const T *rho = static_cast<const T*>(arrays.rho), *f = static_cast<const T*>(arrays.f);
+  if (plan->rho.n_filters) radial_sums<T>(plan, rho, learns ? work.training.rate : nullptr, work.pairs, work.weights, mine);
+  if (plan->evaluator == kLegendre) by_degree<T>.forward[plan->degree](plan, f, learns, work, mine);
+  return true;
+}
+
+template <typename T>
+void predict_atom(const Plan* plan, const TrainingPart& part, Workspace<T>& work, Kept<T>& mine) {
+  const snnp_training& arrays = *part.arrays;
   if (part.task == SNNP_FEATURES) {
-    memcpy(static_cast<T*>(arrays.features) + a * plan->feature_stride, work.features, plan->n_features * sizeof(T));
+    memcpy(static_cast<T*>(arrays.features) + mine.atom * plan->feature_stride, mine.features, plan->n_features * sizeof(T));
     return;
   }
-  if (learns) {
-    const T* embedding = static_cast<const T*>(arrays.embedding);
-    learn_readout<T>(plan, embedding, species, T(arrays.e[a]), work.features, work.features_dot, work.dual, work.g, work.h,
-                     gradients);
-    if (plan->rho.n_filters) radial_gradients<T>(plan, work, gradients.rho);
-    if (angular) by_degree<T>.back[plan->degree](plan, f, &gradients, work);
-    return;
-  }
-  arrays.energies[a] = read_out<T>(plan, species, work.features, work.readout, work.h);
+  arrays.energies[mine.atom] = read_out<T>(plan, mine.species, mine.features, work.readout, mine.h);
   if (!arrays.forces) return;
-  for (int64_t k = 0; plan->rho.n_filters && k < work.n_runs; ++k) {
-    const T* columns = work.columns + work.runs[k].group * plan->rho.n_filters * work.k_stride;
-    radial_pull<T>(plan, work.runs[k], columns, work.k_stride, work.h, work.weights, work.pairs);
+  for (int64_t k = 0; plan->rho.n_filters && k < mine.n_runs; ++k) {
+    const T* columns = work.columns + mine.runs[k].group * plan->rho.n_filters * work.k_stride;
+    radial_pull<T>(plan, mine.runs[k], columns, work.k_stride, mine.h, work.weights, work.pairs);
   }
-  if (angular) by_degree<T>.back[plan->degree](plan, f, nullptr, work);
-  add_forces<T>(part, a, work.pairs);
+  const T* f = static_cast<const T*>(arrays.f);
+  if (plan->evaluator == kLegendre) by_degree<T>.back[plan->degree](plan, f, nullptr, work, mine);
+  add_forces<T>(part, mine.atom, work.pairs);
+}
+
+// The gradients of n atoms whose features are known.
+template <typename T>
+void learn_atoms(const Plan* plan, const TrainingPart& part, int64_t n, Workspace<T>& work, Gradients<T>& gradients) {
+  const snnp_training& arrays = *part.arrays;
+  ReadoutRow<T> atoms[kTogether];
+  for (int64_t k = 0; k < n; ++k) {
+    const Kept<T>& mine = work.kept[k];
+    atoms[k] = {mine.species, T(arrays.e[mine.atom]), mine.features, mine.features_dot, mine.g, mine.h};
+  }
+  learn_readouts<T>(plan, static_cast<const T*>(arrays.embedding), atoms, n, work.dual, gradients);
+  for (int64_t k = 0; k < n; ++k) {
+    const Kept<T>& mine = work.kept[k];
+    if (plan->rho.n_filters) radial_gradients<T>(plan, mine, gradients.rho);
+    if (plan->evaluator != kLegendre) continue;
+    work.use(mine);
+    by_degree<T>.back[plan->degree](plan, static_cast<const T*>(arrays.f), &gradients, work, mine);
+  }
 }
 
 template <typename T>
@@ -304,12 +356,14 @@ void train_atoms(const Plan* plan, const TrainingPart& part, snnp_report* report
       turn_rows<T>(plan->f, static_cast<const T*>(part.arrays->f), work.training.k_stride, work.training.columns);
   }
   Gradients<T> gradients = learns ? gradients_at<T>(plan, part.gradient) : Gradients<T>{};
-  for (int64_t a = part.begin; a < part.end; ++a) {
-    if (!load_pairs<T>(plan, *part.batch, a, work)) {
-      *report = {SNNP_BAD_LIST, part.batch->rows[a], 0, 0.0};
-      break;
-    }
-    train_atom<T>(plan, part, a, work, gradients);
+  const int64_t step = learns ? kTogether : 1;
+  for (int64_t a = part.begin; a < part.end && !report->status; a += step) {
+    const int64_t n = part.end - a < step ? part.end - a : step;
+    for (int64_t k = 0; k < n; ++k)
+      if (!forward<T>(plan, part, a + k, work, work.kept[k])) *report = {SNNP_BAD_LIST, part.batch->rows[a + k], 0, 0.0};
+    if (report->status) break;
+    if (learns) learn_atoms<T>(plan, part, n, work, gradients);
+    else predict_atom<T>(plan, part, work, work.kept[0]);
   }
   free(memory);
 }

@@ -61,32 +61,31 @@ struct Training {
   T *d, *gamma;          // dE/dP [K, width]; [4, k_stride]: sum_b of the self terms c_kb c_k+d,b
   T *v_rows, *slopes;    // [pairs, (L+1)^2 padded], [pairs, W]: dE/dY_lm and its radial part, before they are turned
   T *rate, *qx, *qy, *qz;  // [pairs] q, and its part along the pair
-  T *selves_dot;         // sum_j f f' rate [C, stride]
-  T *moments_dot;        // A' [C, (L+1)^2, stride]
+  T *selves_dot, *moments_dot;  // sum_j f f' rate [C, stride], A' [C, (L+1)^2, stride] of the present atom
   T *bar, *bar_dot;      // dL/dA, dL/dA' [C, (L+1)^2, stride]
   T *g, *h;              // [stride] of the angular features
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
     constexpr int W = Lanes<T>::W;
     const int64_t n_lm = (plan->degree + 1) * (plan->degree + 1), c = plan->n_channels, stride = plan->f.stride;
+    T** const per_pair[] = {&rate, &qx, &qy, &qz};
+    for (T** array : per_pair) *array = learns ? arena.take<T>(capacity) : nullptr;
+    if (plan->evaluator != kLegendre) return;
     k_stride = round_up(plan->f.n_segments + 1 + 4, W) + W;
     columns = arena.take<T>(plan->f.n_groups * plan->f.n_filters * k_stride);
     weights.allocate(arena, capacity);
     sums.allocate(arena, plan, capacity, learns);
     g = arena.take<T>(stride);
     h = arena.take<T>(stride);
-    if (!learns) {
-      d = arena.take<T>((k_stride + kRows) * sums.width);
-      gamma = arena.take<T>(4 * k_stride);
-      v_rows = arena.take<T>(capacity * round_up(n_lm, W));
-      slopes = arena.take<T>(capacity * W);
+    if (learns) {
+      bar = arena.take<T>(c * n_lm * stride);
+      bar_dot = arena.take<T>(c * n_lm * stride);
       return;
     }
-    T** const per_pair[] = {&rate, &qx, &qy, &qz};
-    for (T** array : per_pair) *array = arena.take<T>(capacity);
-    selves_dot = arena.take<T>(c * stride);
-    T** const moments[] = {&moments_dot, &bar, &bar_dot};
-    for (T** array : moments) *array = arena.take<T>(c * n_lm * stride);
+    d = arena.take<T>((k_stride + kRows) * sums.width);
+    gamma = arena.take<T>(4 * k_stride);
+    v_rows = arena.take<T>(capacity * round_up(n_lm, W));
+    slopes = arena.take<T>(capacity * W);
   }
 };
 
