@@ -59,10 +59,9 @@ struct Training {
   Weights<T> weights;
   Sums<T> sums;
   T *d, *gamma;          // dE/dP [K, width]; [4, k_stride]: sum_b of the self terms c_kb c_k+d,b
-  T *v_rows, *slopes;    // [pairs, (L+1)^2 padded], [pairs, W]: dE/dY_lm and its radial part, before they are turned
   T *rate, *qx, *qy, *qz;  // [pairs] q, and its part along the pair
   T *selves_dot, *moments_dot;  // sum_j f f' rate [C, stride], A' [C, (L+1)^2, stride] of the present atom
-  T *bar, *bar_dot;      // dL/dA, dL/dA' [C, (L+1)^2, stride]
+  T *bar, *bar_dot;      // dL/dA, dL/dA' [C, (L+1)^2, stride]; without learning, dE/dA
   T *g, *h;              // [stride] of the angular features
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
@@ -77,15 +76,11 @@ struct Training {
     sums.allocate(arena, plan, capacity, learns);
     g = arena.take<T>(stride);
     h = arena.take<T>(stride);
-    if (learns) {
-      bar = arena.take<T>(c * n_lm * stride);
-      bar_dot = arena.take<T>(c * n_lm * stride);
-      return;
-    }
-    d = arena.take<T>((k_stride + kRows) * sums.width);
+    bar = arena.take<T>(c * n_lm * stride);
+    if (learns) bar_dot = arena.take<T>(c * n_lm * stride);
+    if (learns) return;
+    d = arena.take<T>(k_stride * sums.width);
     gamma = arena.take<T>(4 * k_stride);
-    v_rows = arena.take<T>(capacity * round_up(n_lm, W));
-    slopes = arena.take<T>(capacity * W);
   }
 };
 
@@ -158,10 +153,10 @@ inline Vec<T> band_row(const Run& run, const T* c, int64_t stride, const T* s, i
 
 // Harmonics of all pairs, and the rows to be summed.
 template <typename T, int L, bool moves>
-inline void angular_rows(const Pairs<T>& pairs, Legendre<T>& work, Training<T>& own) {
+inline void angular_rows(const Pairs<T>& pairs, Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   for (int64_t p = 0; p < pairs.n; p += W) {
-    T* y = work.harmonics + p * n_lm;
+    T y[n_lm * W] __attribute__((aligned(kPad)));
     harmonics<T, L>(load<T>(pairs.x + p), load<T>(pairs.y + p), load<T>(pairs.z + p), y);
     turn_block<T, L>(y, own.weights.value, p, own.sums.row + p * own.sums.width);
     if constexpr (moves) {
@@ -212,7 +207,7 @@ inline void angular_sums(const Plan* plan, const T* rows, Run* runs, int64_t n_r
   constexpr int n_lm = (L + 1) * (L + 1);
   const int64_t size = work.stride * sizeof(T);
   for (int64_t k = 0; k < n_runs; ++k) weigh<T>(plan, plan->f, pairs.r, runs[k], own.weights);
-  angular_rows<T, L, moves>(pairs, work, own);
+  angular_rows<T, L, moves>(pairs, own);
   memset(work.selves, 0, plan->n_channels * size);
   if constexpr (moves) memset(own.selves_dot, 0, plan->n_channels * size);
   for (int64_t c = 0; c < plan->n_channels; ++c) {
