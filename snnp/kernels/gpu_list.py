@@ -17,7 +17,7 @@ _BLOCK = 128
 _SLACK = 1.15
 """Room in a row beyond the longest found."""
 _FULLEST = 4096
-"""Atoms that a cell may hold: no matter is so dense, and cells are sorted at once."""
+"""Atoms that a cell or a row may hold: no matter is so dense, and cells are sorted at once."""
 _MOST_PROGRAMS = 16384
 """Programs of a kernel that does nothing in most steps: each costs about a nanosecond even then."""
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
@@ -106,19 +106,27 @@ class CellList:
         volume = float(torch.linalg.det(self._box).abs())
         if not volume > 0.0:
             raise InputError("the periodic cell is flat (zero volume); check its lattice vectors.")
-        density = positions.shape[0] / volume
+        self._expected = 4.2 * reach**3 * positions.shape[0] / volume
         self.flags = torch.zeros(4, dtype=torch.int32, device=self.device)
         self.scale = torch.ones(4, dtype=torch.float64, device=self.device)
         self._margin, self._least = margin, 1.0 - margin
         self._n_atoms = positions.shape[0]
-        self.grid = self._make_grid(min(max(2.0 * density * reach**3, 8.0), _FULLEST))
-        self.rows = self._make_rows(int(1.3 * density * 4.2 * reach**3) + 8)
+        self._refuse_more_than(self._expected)
+        self.grid = self._make_grid(max(0.5 * self._expected, 8.0))
+        self.rows = self._make_rows(int(1.3 * self._expected) + 8)
 
     @property
     def images(self) -> tuple[int, int, int]:
         """Images that pairs can meet along each axis, as `image_vectors` numbers them."""
         a, b, c = self.grid.images.tolist()
         return a, b, c
+
+    def _refuse_more_than(self, n_atoms: float) -> None:
+        if n_atoms > _FULLEST:
+            raise InputError(
+                f"{n_atoms:.0f} atoms lie within {self.reach:.1f} Å: the structure has collapsed or flown apart; check "
+                "positions, cell and time step."
+            )
 
     def _make_grid(self, capacity: float) -> Grid:
         device, scale = self.device, self.scale[0]
@@ -185,36 +193,30 @@ class CellList:
             self.flags[0] = 0
             self.flags[3] += 1
             self.scale[1] = self.scale[0]
-            longest = self.read().longest
-            if self.is_short():
-                self.grow(state)
-                continue
+            seen = self.read()
             self.flags[1:3] = 0
+            if self.is_short(seen):
+                self.grow(state, seen)
             # Rows cost memory on every atom: a generous first guess is taken back.
-            if self.rows.capacity <= 1.5 * _SLACK * longest + 16:
+            elif self.rows.capacity > 1.5 * _SLACK * seen.longest + 16:
+                self.rows = self._make_rows(max(int(_SLACK * seen.longest), 1))
+            else:
                 return
-            self.rows = self._make_rows(max(int(_SLACK * longest), 1))
 
-    def is_short(self) -> bool:
-        """Whether a list since the last `grow` lacks neighbours for want of room. Waits for the device."""
-        seen = self.read()
+    def is_short(self, seen: Flags) -> bool:
+        """Whether a list lacks neighbours for want of room."""
         room = seen.fullest <= self.grid.capacity and seen.longest <= self.rows.capacity
         return not (room and seen.least >= self._least)
 
-    def grow(self, state: State) -> None:
-        """Make room where it was missing; everything since then must be computed again. Waits for the device.
+    def grow(self, state: State, seen: Flags) -> None:
+        """Make room where it was missing; everything since the last one must be computed again.
 
         Raises:
             InputError: for positions that are not numbers, or thousands of atoms in one place.
         """
-        seen = self.read()
         self.flags[1:3] = 0
         self.scale[3] = self.scale[0]
-        if seen.fullest > _FULLEST:
-            raise InputError(
-                f"{seen.fullest} atoms lie in one cell of the neighbour search: the structure has collapsed or flown "
-                "apart; check the positions and the time step."
-            )
+        self._refuse_more_than(max(seen.fullest, seen.longest, self._expected / seen.least**3))
         if seen.least < self._least:
             self._least = (1.0 - self._margin) * seen.least
             self.grid = self._make_grid(self.grid.capacity)

@@ -246,9 +246,9 @@ class GpuDynamics:
         before = self._kept()
         self._run(n_steps)
         # Too little room for a list: that part is computed again with more.
-        while self.list.is_short():
+        while self.list.is_short(seen := self.list.read()):
             self._restore(before)
-            self.list.grow(self._state)
+            self.list.grow(self._state, seen)
             self._prepare()
             self._run(n_steps)
         self._refuse_overlaps()
