@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from snnp.models.config import (
 )
 from snnp.models.spline_nnp import SplineNNP
 from snnp.training.config import LossConfig
-from snnp.training.loss import Weights, loss, predict
+from snnp.training.loss import Weights, exact_backward
 from snnp.training.native import NativeGeometry
 from snnp.training.prepared import prepare
 from snnp.training.setup import standardise
@@ -72,7 +73,14 @@ def frames(elements: tuple[str, ...]) -> list[Frame]:
     return made
 
 
-def step(form: str, dtype: torch.dtype, *, native: bool) -> tuple[float, list[torch.Tensor]]:
+def step(
+    form: str,
+    dtype: torch.dtype,
+    *,
+    native: bool,
+    weights: tuple[float, float, float] = (1.0, 1.0, 5.0),
+    shape: Literal["mse", "huber"] = "mse",
+) -> tuple[float, list[torch.Tensor]]:
     """Loss of a batch that skips frames and changes their order, and the gradients of all parameters."""
     elements, keys = FORMS[form]
     model = SplineNNP(SplineNNPConfig(elements=elements, **keys), seed=1)
@@ -87,11 +95,10 @@ def step(form: str, dtype: torch.dtype, *, native: bool) -> tuple[float, list[to
         model.to(dtype)
         batch = data.batch([3, 0, 4])
         assert isinstance(batch.geometry, NativeGeometry) == native
-        value = loss(predict(model, batch), batch, LossConfig(), Weights(1.0, 1.0, 5.0))
-        value.backward()
+        value = exact_backward(model, batch, LossConfig(shape=shape), Weights(*weights))
     gradients = [p.grad for p in model.parameters() if p.numel()]
     assert all(g is not None for g in gradients)
-    return float(value.detach()), [g for g in gradients if g is not None]
+    return float(value), [g for g in gradients if g is not None]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -103,16 +110,34 @@ def test_gradients_are_torchs(form: str, dtype: torch.dtype, tolerance: float) -
         assert float((a - b).abs().max()) <= tolerance * float(a.abs().max().clamp_min(1e-12))
 
 
-def test_energies_alone() -> None:
-    """Without forces in the loss the passes over tangents are not needed."""
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.5, 0.0, 3.0), (0.0, 2.0, 0.0)])
+@pytest.mark.parametrize("shape", ["mse", "huber"])
+def test_parts_of_the_loss(weights: tuple[float, float, float], shape: Literal["mse", "huber"]) -> None:
+    """Without forces or stresses in the loss the derivatives along them are not needed."""
+    expected, found = (
+        step("repulsion", torch.float64, native=native, weights=weights, shape=shape) for native in (False, True)
+    )
+    assert found[0] == pytest.approx(expected[0], rel=1e-11)
+    for a, b in zip(expected[1], found[1], strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12 * float(a.abs().max()))
+
+
+def test_gradients_add_up() -> None:
+    """As those of `backward` do: two calls give twice the gradient."""
+    model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
+    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
+    assert isinstance(batch.geometry, NativeGeometry)
     gradients = []
-    for native in (False, True):
-        model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
-        with nullcontext() if native else switched_off():
-            data = prepare(model, frames(("Cu",)), torch.float64)
-            batch = data.batch([1, 2])
-            predict(model, batch).energy.square().sum().backward()
-        gradients.append(model.f.free.grad)
-    assert gradients[0] is not None
-    assert gradients[1] is not None
-    assert torch.allclose(gradients[0], gradients[1], rtol=1e-10)
+    for _ in range(2):
+        exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+        assert model.f.free.grad is not None
+        gradients.append(model.f.free.grad.clone())
+    assert torch.allclose(gradients[1], 2.0 * gradients[0], rtol=1e-12)
+
+
+def test_a_prediction_that_is_not_a_number_is_seen() -> None:
+    model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
+    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
+    with torch.no_grad():
+        model.f.free[0, 0, 3] = torch.nan
+    assert bool(exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0)).isnan())

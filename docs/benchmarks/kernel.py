@@ -32,8 +32,8 @@ from snnp.models.spline_nnp import SplineNNP
 from snnp.sampling import MDSettings, starting_point
 from snnp.sampling.native import NativeDynamics
 from snnp.training.config import LossConfig
-from snnp.training.loss import Weights, loss, predict
-from snnp.training.prepared import PreparedData, prepare
+from snnp.training.loss import Weights, exact_backward
+from snnp.training.prepared import Batch, PreparedData, prepare
 from snnp.training.setup import standardise
 from snnp_ase import SNNPCalculator
 
@@ -158,9 +158,9 @@ def training() -> list[str]:
                     model, data = prepared(element, frames)
                     batch = data.batch(data.batches(np.arange(data.n_frames), atoms)[0])
 
-                    def step(model: SplineNNP = model, batch: object = batch) -> None:
-                        value = loss(predict(model, batch), batch, LossConfig(), Weights(1.0, 1.0, 0.0))  # type: ignore[arg-type]
-                        value.backward()
+                    def step(model: SplineNNP = model, batch: Batch = batch) -> None:
+                        model.zero_grad()
+                        exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
 
                     clock = time.process_time if threads == 1 else time.perf_counter
                     taken.append(1e3 * best(step, 40, clock))

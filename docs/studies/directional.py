@@ -30,13 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 from snnp.data import Frame
 from snnp.models.io import write_atomically
 from snnp.models.potential import Potential
-from snnp.models.spline_nnp import SplineNNP
 from snnp.training import TrainConfig, load_config, resume, train
 from snnp.training.directional import directional_backward
-from snnp.training.families import penalised_energies
-from snnp.training.loss import loss, predict, weights_at
-from snnp.training.native import NativeGeometry, predict_native
-from snnp.training.pairs import Pairs
+from snnp.training.loss import Weights, exact_backward, weights_at
 from snnp.training.prepared import Batch, prepare
 from snnp.training.setup import build_model, load_problem, resolve
 
@@ -87,16 +83,6 @@ def train_all(study: Found, runs: Path, found: Found, save: Callable[[], None]) 
         save()
 
 
-def _energies(model: Potential, batch: Batch) -> torch.Tensor:
-    """[n] energies alone, differentiable, on the path that exact training takes."""
-    if isinstance(batch.geometry, Pairs):
-        return penalised_energies(model, batch.geometry)[0]
-    assert isinstance(model, SplineNNP)
-    if isinstance(batch.geometry, NativeGeometry):
-        return predict_native(model, batch.geometry)[0]
-    return model.evaluate(batch.geometry)[0]
-
-
 def steps_of(study: Found, kind: str, family: str, n_atoms: int, device: str) -> tuple[dict[str, Callable], int]:
     """One training step (without the optimiser) of each kind on one batch, and the number of its atoms."""
     config = configuration(study, kind, family, optimiser={"force_training": "directional"}, device=device)
@@ -113,11 +99,10 @@ def steps_of(study: Found, kind: str, family: str, n_atoms: int, device: str) ->
     weights = weights_at(config.loss, 0.0)
 
     def energy(batch: Batch = still) -> None:
-        energies = torch.zeros_like(batch.volume).index_add(0, batch.owner, _energies(model, batch))
-        (energies - batch.energy).square().mean().backward()
+        exact_backward(model, batch, config.loss, Weights(1.0, 0.0, 0.0))
 
     def exact() -> None:
-        loss(predict(model, still), still, config.loss, weights).backward()
+        exact_backward(model, still, config.loss, weights)
 
     def directional() -> None:
         assert config.displacement is not None
@@ -147,7 +132,7 @@ def measure_gradients(study: Found, found: Found, save: Callable[[], None]) -> N
             frames, weights = problem.split.train[: study["gradients"]["frames"]], weights_at(config.loss, 0.0)
             model = build_model(config, problem)
             batch = prepare(model, frames, torch.float64).everything
-            loss(predict(model, batch), batch, config.loss, weights).backward()
+            exact_backward(model, batch, config.loss, weights)
             exact = _gradient(model)
             results: dict[str, dict[str, float]] = {"float64": {}, "float32": {}}
             for dtype, errors in results.items():

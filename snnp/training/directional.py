@@ -15,15 +15,13 @@ learning potentials to force data (2020), arXiv:2006.05475.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from snnp.models.potential import Potential
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
-from snnp.training.loss import Predicted, Weights, loss, predict
+from snnp.training.loss import Residuals, Weights, predict, residuals
 from snnp.training.pairs import Pairs, join_pairs
 from snnp.training.prepared import Batch
 
@@ -33,31 +31,12 @@ _JOINED_PAIRS = 10_000
 """Up to so many pairs both copies pass the model together, which saves calls; beyond, arrays would leave the caches."""
 
 
-@dataclass(frozen=True)
-class _Residuals:
-    """The loss of a batch, and its derivatives by energies [B], forces [n, 3] and stresses [B, 3, 3]."""
-
-    value: Tensor
-    to_energy: Tensor
-    to_forces: Tensor
-    to_stress: Tensor
-
-
-def _residuals(model: Potential, batch: Batch, config: LossConfig, weights: Weights) -> _Residuals:
-    with torch.no_grad():
-        found = predict(model, batch)
-    leaves = [part.requires_grad_() for part in (found.energy, found.forces, found.stress)]
-    value = loss(Predicted(*leaves), batch, config, weights)
-    derivatives = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-    return _Residuals(value.detach(), *derivatives)
-
-
-def _direction(pairs: Pairs, residuals: _Residuals, volume: Tensor) -> Tensor:
+def _direction(pairs: Pairs, found: Residuals, volume: Tensor) -> Tensor:
     """[P, 3] change of the pair vectors per step along the direction: `q / V . r_ij - (p_j - p_i)`."""
     i, j = pairs.neighbours.i, pairs.neighbours.j
-    change = residuals.to_forces[i] - residuals.to_forces[j]
-    strain = 0.5 * (residuals.to_stress + residuals.to_stress.transpose(1, 2)) / volume[:, None, None]
-    if bool(strain.any()):
+    change = torch.zeros_like(pairs.vectors) if found.to_forces is None else found.to_forces[i] - found.to_forces[j]
+    if found.to_stress is not None:
+        strain = 0.5 * (found.to_stress + found.to_stress.mT) / volume[:, None, None]
         of_pair = strain[pairs.structure.structure_of_atom[i]]
         change = change + (of_pair @ pairs.vectors[:, :, None])[:, :, 0]
     return change
@@ -74,17 +53,18 @@ def directional_backward(
     """
     pairs = batch.geometry
     assert isinstance(pairs, Pairs)
-    residuals = _residuals(model, batch, config, weights)
-    change, owner = _direction(pairs, residuals, batch.volume), batch.owner[pairs.neighbours.i]
+    with torch.no_grad():
+        found = residuals(predict(model, batch), batch, config, weights)
+    change, owner = _direction(pairs, found, batch.volume), batch.owner[pairs.neighbours.i]
     farthest = torch.zeros_like(batch.volume).scatter_reduce(0, owner, change.norm(dim=1), "amax")
     # Where nothing pulls (no force labels, or none missed) a structure stays where it is.
     change = torch.where(farthest > 0.0, displacement / farthest, 0.0)[owner, None] * change
     slope = 0.5 * farthest / displacement
-    value = residuals.value
+    value = found.value
     for signs in ((1.0, -1.0),) if len(change) <= _JOINED_PAIRS else ((1.0,), (-1.0,)):
         copies = join_pairs([pairs.displaced(sign * change) for sign in signs])
         energies, penalty = penalised_energies(model, copies)
-        factors = torch.cat([0.5 * residuals.to_energy + sign * slope for sign in signs])
+        factors = torch.cat([0.5 * found.to_energy + sign * slope for sign in signs])
         part = (factors * copies.per_structure(energies)).sum()
         if penalty is not None and config.hierarchicality_weight > 0.0:
             share = 0.5 * len(signs) * config.hierarchicality_weight * penalty.mean()

@@ -24,7 +24,7 @@ from snnp.models.potential import Potential
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward
 from snnp.training.evaluation import Evaluation, evaluate
-from snnp.training.loss import loss, predict, weights_at
+from snnp.training.loss import exact_backward, predict, weights_at
 from snnp.training.prepared import PreparedData, prepare
 from snnp.training.report import write_report
 from snnp.training.setup import Problem, build_model, load_problem, resolve, standardise
@@ -195,15 +195,14 @@ def _step(
     batch, weights = data.batch(group), weights_at(config.loss, progress)
     state.optimiser.zero_grad(set_to_none=True)
     if config.displacement is None:
-        value = loss(predict(state.model, batch), batch, config.loss, weights)
-        value.backward()
+        value = exact_backward(state.model, batch, config.loss, weights)
     else:
         value = directional_backward(state.model, batch, config.loss, weights, config.displacement)
     torch.nn.utils.clip_grad_norm_(state.parameters, config.optimiser.gradient_clip)
     state.optimiser.step()
     state.counters.step += 1
     state.update_average(config.optimiser.ema_decay)
-    return float(value.detach())
+    return float(value)
 
 
 def _guard(

@@ -2,9 +2,11 @@ r"""The loss: weighted errors of energy per atom, forces and stress, ignoring la
 
     L = w_E <l(dE / n)> + w_F <l(dF)> + w_S <l(dS)>,   l(x) = x² or Huber's function
 
-`predict` is the one place where a batch meets a model. The sums of an s-NNP give analytic pair gradients that are
-differentiable in the parameters, so a force loss needs one backward pass; pairs of any other family are differentiated
-twice, unless no parameter gradient is asked for: then the model's own inference answers.
+`predict` is the one place where a batch meets a model, `residuals` is the loss with its derivatives by what was
+predicted, and `exact_backward` takes these on to the parameters. The compiled kernel does that itself. The sums of an
+s-NNP give analytic pair gradients that are differentiable in the parameters, so a force loss needs one backward pass;
+pairs of any other family are differentiated twice, unless no parameter gradient is asked for: then the model's own
+inference answers.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stre
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
-from snnp.training.native import NativeGeometry, predict_native
+from snnp.training.native import NativeGeometry, learn_native, predict_native
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import Batch
 
-__all__ = ["Predicted", "Weights", "loss", "predict", "weights_at"]
+__all__ = ["Predicted", "Residuals", "Weights", "exact_backward", "predict", "residuals", "weights_at"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def weights_at(config: LossConfig, progress: float) -> Weights:
 
 
 def predict(model: Potential, batch: Batch) -> Predicted:
-    """Evaluate a batch; differentiable in the parameters where gradients are enabled."""
+    """Evaluate a batch; differentiable in the parameters where gradients are enabled, but for stored pairs."""
     if isinstance(batch.geometry, Pairs):
         return _predict_pairs(model, batch.geometry)
     assert isinstance(model, SplineNNP)
@@ -111,26 +113,68 @@ def _predict_pairs(model: Potential, pairs: Pairs) -> Predicted:
     return Predicted(energy, sum_forces(found, structure.n_atoms), sum_stress(found, structure), penalty)
 
 
-def _mean(found: Tensor, label: Tensor, shape: str, delta: float) -> Tensor:
-    """Mean of l(found - label) where there is a label; zero if there is none. Huber is scaled to x² near zero."""
+def _mean(found: Tensor, label: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:
+    """Mean of l(found - label) where there is a label, zero if there is none, and its derivative by `found`.
+
+    Huber is scaled to x² near zero.
+    """
     known = ~label.isnan()
-    # What has no label is its own: no error, and no gradient. A NaN that was found stays one, and stops the training.
-    errors = (found - torch.where(known, label, found.detach())).flatten()
+    # A NaN that was found beside a label stays one, and stops the training.
+    errors = torch.where(known, found - label, 0.0)
     count = known.sum().clamp_min(1)
     if shape == "mse":
-        return errors.dot(errors) / count
+        flat = errors.flatten()
+        return flat.dot(flat) / count, errors * (2.0 / count)
     size = errors.abs()
-    return torch.where(size < delta, size.square(), delta * (2.0 * size - delta)).sum() / count
+    values = torch.where(size < delta, size.square(), delta * (2.0 * size - delta))
+    return values.sum() / count, errors.clamp(-delta, delta) * (2.0 / count)
 
 
-def loss(predicted: Predicted, batch: Batch, config: LossConfig, weights: Weights) -> Tensor:
-    """The scalar loss of a batch."""
+@dataclass(frozen=True)
+class Residuals:
+    """The loss of a batch, and its derivatives by energies [B], forces [n, 3] and stresses [B, 3, 3]; those by forces
+    and stresses are None where they have no weight."""
+
+    value: Tensor
+    to_energy: Tensor
+    to_forces: Tensor | None
+    to_stress: Tensor | None
+
+
+@torch.no_grad()
+def residuals(predicted: Predicted, batch: Batch, config: LossConfig, weights: Weights) -> Residuals:
+    """The loss and what it asks of the prediction, a penalty left out."""
     counts, shape = batch.counts, config.shape
-    energy = _mean(predicted.energy / counts, batch.energy / counts, shape, config.energy_delta)
-    total = weights.energy * energy
-    total = total + weights.force * _mean(predicted.forces, batch.forces, shape, config.force_delta)
+    value, to_energy = _mean(predicted.energy / counts, batch.energy / counts, shape, config.energy_delta)
+    value, to_energy = weights.energy * value, to_energy * (weights.energy / counts)
+    to_forces = to_stress = None
+    if weights.force > 0.0:
+        mean, to_forces = _mean(predicted.forces, batch.forces, shape, config.force_delta)
+        value, to_forces = value + weights.force * mean, weights.force * to_forces
     if weights.stress > 0.0:
-        total = total + weights.stress * _mean(predicted.stress, batch.stress, shape, config.stress_delta)
+        mean, to_stress = _mean(predicted.stress, batch.stress, shape, config.stress_delta)
+        value, to_stress = value + weights.stress * mean, weights.stress * to_stress
+    return Residuals(value, to_energy, to_forces, to_stress)
+
+
+def exact_backward(model: Potential, batch: Batch, config: LossConfig, weights: Weights) -> Tensor:
+    """Add the gradient of the loss of a batch to the parameters' `grad`; returns the loss."""
+    if isinstance(batch.geometry, NativeGeometry):
+        assert isinstance(model, SplineNNP)
+        with torch.no_grad():
+            found = residuals(predict(model, batch), batch, config, weights)
+        virial = None if found.to_stress is None else _stress(found.to_stress, batch)
+        learn_native(model, batch.geometry, found.to_energy[batch.owner], found.to_forces, virial)
+        return found.value
+    predicted = predict(model, batch)
+    found = residuals(predicted, batch, config, weights)
+    outputs = (predicted.energy, predicted.forces, predicted.stress)
+    derivatives = (found.to_energy, found.to_forces, found.to_stress)
+    roots = [(output, value) for output, value in zip(outputs, derivatives, strict=True) if value is not None]
+    value = found.value
     if predicted.penalty is not None and config.hierarchicality_weight > 0.0:
-        total = total + config.hierarchicality_weight * predicted.penalty.mean()
-    return total
+        penalty = config.hierarchicality_weight * predicted.penalty.mean()
+        roots.append((penalty, torch.ones_like(penalty)))
+        value = value + penalty.detach()
+    torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+    return value

@@ -1,7 +1,7 @@
 """Training of an s-NNP on the compiled kernel: pairs are stored, everything else is computed anew at every step.
 
-One operator leads from the parameters to energies and forces, and its derivative back, both in compiled code; what lies
-between parameters and the kernel's tables is linear and written out here.
+Compiled code leads from the parameters to energies and forces, and back from the derivatives of a loss by these. What
+lies between parameters and the kernel's tables is linear and written out here, so that no step records a graph.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from snnp.kernels.library import library
 from snnp.kernels.training import StoredPairs, Tables, TrainingBatch, TrainingKernel, supports_training
@@ -25,7 +24,10 @@ from snnp.splines import SplineSet
 from snnp.structure import Structure
 from snnp.training.sums import Repulsion, repulsion_of
 
-__all__ = ["NativeGeometry", "cut_native", "make_native", "native_features", "predict_native", "trains_natively"]
+__all__ = [
+    *("NativeGeometry", "cut_native", "learn_native", "make_native"),
+    *("native_features", "predict_native", "trains_natively"),
+]
 
 Array = NDArray[Any]
 
@@ -46,13 +48,12 @@ class _Maps:
     pairs: NDArray[np.int64]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Engine:
-    """The passes, the maps to their tables, and which call wrote these last."""
+    """The passes, and the maps to their tables."""
 
     kernel: TrainingKernel
     maps: _Maps
-    written_by: object = None
 
 
 @dataclass(frozen=True)
@@ -206,53 +207,47 @@ def _read(tables: Tables, maps: _Maps, like: list[Array]) -> list[Array]:
     return found
 
 
-class _Evaluate(torch.autograd.Function):
-    """Parameters -> energies [n], forces [n, 3], virials [B, 3, 3]."""
-
-    @staticmethod
-    def forward(ctx: Any, geometry: NativeGeometry, *parameters: Tensor) -> tuple[Tensor, ...]:
-        engine = geometry.engine
-        _write([value.detach().numpy() for value in parameters], engine.maps, engine.kernel.tables)
-        engine.written_by, ctx.geometry = ctx, geometry
-        ctx.save_for_backward(*parameters)
-        ctx.set_materialize_grads(False)
-        found = engine.kernel.predict(geometry.batch, torch.get_num_threads())
-        return tuple(torch.from_numpy(array).to(parameters[0].dtype) for array in found)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, energy: Tensor | None, force: Tensor | None, virial: Tensor | None) -> tuple[Any, ...]:
-        engine, batch = ctx.geometry.engine, ctx.geometry.batch
-        values = [value.detach().numpy() for value in ctx.saved_tensors]
-        if engine.written_by is not ctx:
-            _write(values, engine.maps, engine.kernel.tables)
-        n, structures = len(batch.rows), batch.n_structures
-        e = _double(energy, (n,))
-        p, s = _double(force, (n, 3)), _double(virial, (structures, 3, 3))
-        directions = (None, None) if force is None and virial is None else (p, s)
-        found = engine.kernel.learn(batch, torch.get_num_threads(), e, *directions)
-        return None, *(torch.from_numpy(array) for array in _read(found, engine.maps, values))
+def _written(model: SplineNNP, geometry: NativeGeometry) -> TrainingKernel:
+    """The kernel with the model's present parameters in its tables."""
+    kernel = geometry.engine.kernel
+    kernel.set_scale(model.readout.mean.numpy(), model.readout.std.numpy())
+    _write([value.detach().numpy() for value in _parameters(model)], geometry.engine.maps, kernel.tables)
+    return kernel
 
 
-def _double(value: Tensor | None, shape: tuple[int, ...]) -> Array:
-    return np.zeros(shape) if value is None else value.double().contiguous().numpy()
-
-
-def _scaled(model: SplineNNP, geometry: NativeGeometry) -> NativeGeometry:
-    geometry.engine.kernel.set_scale(model.readout.mean.numpy(), model.readout.std.numpy())
-    return geometry
-
-
-@torch.no_grad()
 def native_features(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
     """[n, D] features of the chosen atoms."""
-    engine = geometry.engine
-    engine.written_by = None
-    _write([value.numpy() for value in _parameters(model)], engine.maps, engine.kernel.tables)
-    return torch.from_numpy(engine.kernel.features(geometry.batch, torch.get_num_threads()))
+    features = _written(model, geometry).features(geometry.batch, torch.get_num_threads())
+    return torch.from_numpy(features)
 
 
 def predict_native(model: SplineNNP, geometry: NativeGeometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies [n] (without E0 and repulsion), forces [n, 3], and sums of r (x) dE/dr [B, 3, 3]; differentiable."""
-    energies, forces, virial = _Evaluate.apply(_scaled(model, geometry), *_parameters(model))
+    """Energies [n] (without E0 and repulsion), forces [n, 3], and sums of r (x) dE/dr [B, 3, 3]."""
+    found = _written(model, geometry).predict(geometry.batch, torch.get_num_threads())
+    energies, forces, virial = (torch.from_numpy(array).to(model.dtype) for array in found)
     return energies, forces, virial
+
+
+def learn_native(
+    model: SplineNNP, geometry: NativeGeometry, energies: Tensor, forces: Tensor | None, virial: Tensor | None
+) -> None:
+    """Add the gradient of a loss to the parameters' `grad`.
+
+    Arguments:
+        energies, forces, virial: derivatives of the loss by what `predict_native` gives; None for zeros.
+    """
+    kernel, batch = _written(model, geometry), geometry.batch
+    e, p, s = (None if value is None else value.double().contiguous().numpy() for value in (energies, forces, virial))
+    assert e is not None
+    if p is not None or s is not None:
+        p = np.zeros((len(batch.rows), 3)) if p is None else p
+        s = np.zeros((batch.n_structures, 3, 3)) if s is None else s
+    found = kernel.learn(batch, torch.get_num_threads(), e, p, s)
+    parameters = _parameters(model)
+    gradients = _read(found, geometry.engine.maps, [value.detach().numpy() for value in parameters])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.is_leaf:
+            new = torch.from_numpy(gradient)
+            parameter.grad = new if parameter.grad is None else parameter.grad + new
+        else:  # a weight with a constraint, made of the parameter
+            parameter.backward(torch.from_numpy(gradient))
