@@ -181,6 +181,15 @@ class CellList:
         kernels.search_kernel[by_atom](state, grid, self.rows, self.flags, n, 32, **_LAUNCH)
         kernels.reverse_kernel[by_atom](grid, self.rows, self.flags, n, n_cells, 32, **_LAUNCH)
 
+    def refresh(self, state: State) -> None:
+        """A list at the present positions with the room there is."""
+        self.flags[0] = 1
+        self.flags[1:3] = 0
+        self.launch(state)
+        self.flags[0] = 0
+        self.flags[3] += 1
+        self.scale[1] = self.scale[0]
+
     def build(self, state: State) -> None:
         """Build the list now, with as much room as it takes; waits for the device.
 
@@ -188,11 +197,7 @@ class CellList:
             InputError: see `grow`.
         """
         while True:
-            self.flags[0] = 1
-            self.launch(state)
-            self.flags[0] = 0
-            self.flags[3] += 1
-            self.scale[1] = self.scale[0]
+            self.refresh(state)
             seen = self.read()
             self.flags[1:3] = 0
             if self.is_short(seen):

@@ -201,8 +201,8 @@ class GpuDynamics:
         before = self._kept()
         self._launch_step()
         self._restore(before)
-        # Energies and virial, which are not kept, belong to that step, and the list perhaps too.
-        self.list.build(self._state)
+        # Energies and virial, which are not kept, belong to that step, and the list perhaps too. Arrays must stay.
+        self.list.refresh(self._state)
         self.kernel.launch(self._atoms, self.list.rows, self._work)
 
     def _launch_step(self) -> None:
