@@ -12,6 +12,7 @@ from ase.build import bulk
 
 from snnp import Structure
 from snnp.data import Frame
+from snnp.errors import InputError
 from snnp.kernels.library import library, switched_off
 from snnp.models.config import (
     AngularConfig,
@@ -141,3 +142,19 @@ def test_a_prediction_that_is_not_a_number_is_seen() -> None:
     with torch.no_grad():
         model.f.free[0, 0, 3] = torch.nan
     assert bool(exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0)).isnan())
+
+
+def test_pairs_out_of_order_are_refused() -> None:
+    """Runs of pairs that share their functions must stand together; sums of the others would be wrong."""
+    model = SplineNNP(SplineNNPConfig(elements=("Cu", "Mo")), seed=1)
+    batch = prepare(model, frames(("Cu", "Mo")), torch.float64).batch([1])
+    assert isinstance(batch.geometry, NativeGeometry)
+    stored = batch.geometry.batch.pairs
+    elements = stored.species[stored.neighbour[stored.first[8] : stored.first[9]]]
+    assert np.count_nonzero(np.diff(elements)) == 1
+    columns = [stored.neighbour, stored.x, stored.y, stored.z, stored.r]
+    order = np.random.default_rng(0).permutation(len(stored.r))
+    for column in columns:
+        column[...] = column[order]
+    with pytest.raises(InputError, match="not sorted by radial functions"):
+        exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))

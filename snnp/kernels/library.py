@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from snnp.errors import InputError
+from snnp.kernels.pack import VERSION
 
 __all__ = ["Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
 
@@ -52,7 +53,6 @@ class Pairs(ctypes.Structure):
 
 
 def _declare(lib: ctypes.CDLL) -> None:
-    lib.snnp_version.restype = _int
     lib.snnp_target.restype = ctypes.c_char_p
     lib.snnp_set_target.argtypes = [ctypes.c_char_p]
     lib.snnp_evaluate.argtypes = [_pointer, _int, ctypes.POINTER(System), ctypes.POINTER(Report)]
@@ -98,9 +98,11 @@ def _loaded() -> ctypes.CDLL | None:
     except OSError:
         # Built for another system or architecture: the torch path serves.
         return None
-    _declare(lib)
-    if lib.snnp_version() != 1:
+    lib.snnp_version.restype = _int
+    if lib.snnp_version() != VERSION:
+        # Left over from other sources.
         return None
+    _declare(lib)
     if wanted and not lib.snnp_set_target(wanted.encode()):
         best = lib.snnp_target().decode()
         raise InputError(f"{SWITCH}={wanted} is not available here; use off, portable, or leave it unset for {best}.")
@@ -124,4 +126,5 @@ def status_message(report: Report) -> str:
         1: "the packed model is damaged or of another version; pack it again.",
         3: "there is not enough memory for the kernel's work arrays; use fewer atoms or threads.",
         4: f"entry {report.i} of the neighbour list points outside the system; build the list again.",
+        5: f"stored pairs of atom {report.i} are not sorted by radial functions and channel; prepare the data again.",
     }[report.status]

@@ -18,6 +18,7 @@ enum snnp_status {
   SNNP_OVERLAP = 2,       // atoms `i` and `j` are `value` Angstrom apart (or a position is NaN)
   SNNP_NO_MEMORY = 3,
   SNNP_BAD_LIST = 4,      // entry `i` of the neighbour list points outside the system
+  SNNP_UNSORTED = 5,      // stored pairs of atom `i` that share functions and channel do not stand together
 };
 
 typedef struct {

@@ -360,7 +360,7 @@ void train_atoms(const Plan* plan, const TrainingPart& part, snnp_report* report
   for (int64_t a = part.begin; a < part.end && !report->status; a += step) {
     const int64_t n = part.end - a < step ? part.end - a : step;
     for (int64_t k = 0; k < n; ++k)
-      if (!forward<T>(plan, part, a + k, work, work.kept[k])) *report = {SNNP_BAD_LIST, part.batch->rows[a + k], 0, 0.0};
+      if (!forward<T>(plan, part, a + k, work, work.kept[k])) *report = {SNNP_UNSORTED, part.batch->rows[a + k], 0, 0.0};
     if (report->status) break;
     if (learns) learn_atoms<T>(plan, part, n, work, gradients);
     else predict_atom<T>(plan, part, work, work.kept[0]);
