@@ -36,7 +36,7 @@ struct Pairs {
 
   void allocate(Arena& arena, int64_t capacity) {
     T** const arrays[] = {&x, &y, &z, &r, &inverse, &radial, &gx, &gy, &gz};
-    for (T** array : arrays) *array = arena.take<T>(capacity);
+    for (T** array : arrays) *array = arena.take<T>(capacity + kPad);  // vectors may begin at any pair
     j = arena.take<int32_t>(capacity);
     species = arena.take<int32_t>(capacity);
   }
@@ -106,6 +106,25 @@ inline bool gather(const snnp_system& system, int64_t i, double cutoff, Pairs<T>
   return true;
 }
 
+// Where splines have their intervals: the same for all lanes, or the grid of each lane's group.
+template <typename T>
+struct Grid {
+  Vec<T> lower, inverse, count;
+};
+
+template <typename T>
+inline Grid<T> grid_of(const Plan* plan, const Table& table, int64_t group) {
+  return {all<T>(at<T>(plan, table.lower)[group]), all<T>(at<T>(plan, table.inverse)[group]),
+          all<T>(T(at<int32_t>(plan, table.counts)[group]))};
+}
+
+template <typename T>
+inline void set_lane(const Plan* plan, const Table& table, int64_t group, int q, Grid<T>& grid) {
+  grid.lower[q] = at<T>(plan, table.lower)[group];
+  grid.inverse[q] = at<T>(plan, table.inverse)[group];
+  grid.count[q] = T(at<int32_t>(plan, table.counts)[group]);
+}
+
 // The polynomial of a distance: row of coefficients and local coordinate.
 template <typename T>
 struct Segment {
@@ -133,6 +152,24 @@ inline Segment<T> segment(const Plan* plan, const Table& table, int64_t group, T
   const int64_t k = segment_index<T>(plan, table, group, r, found.u, found.inverse);
   found.row = at<T>(plan, table.coefficients) + k * 4 * table.stride;
   return found;
+}
+
+// Polynomials at the distances r of the first n lanes, whose neighbours are of the elements `kinds`.
+template <typename T>
+inline void find_segments(const Plan* plan, const Table& table, int64_t species, const int32_t* kinds, Vec<T> r, int n, Segment<T>* found) {
+  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
+  if (table.n_groups > 1) {
+    for (int q = 0; q < n; ++q) found[q] = segment<T>(plan, table, groups[kinds[q]], r[q]);
+    return;
+  }
+  // As in `segment_index`, for all lanes at once.
+  const Grid<T> grid = grid_of<T>(plan, table, 0);
+  const Vec<T> t = (r - grid.lower) * grid.inverse;
+  const Vec<T> above = minimum<T>(maximum<T>(t + T(1), all<T>(0)), grid.count + T(1));
+  const Index<T> k = __builtin_convertvector(above, Index<T>);
+  const Vec<T> u = t - (__builtin_convertvector(k, Vec<T>) - T(1));
+  const T* rows = at<T>(plan, table.coefficients);
+  for (int q = 0; q < n; ++q) found[q] = {rows + k[q] * 4 * table.stride, u[q], grid.inverse[0]};
 }
 
 template <typename T>

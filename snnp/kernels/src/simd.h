@@ -32,10 +32,19 @@ struct Lanes<double> {
 
 template <typename T>
 using Vec = typename Lanes<T>::V;
+template <typename T>
+using Index = typename Lanes<T>::I;
 
 template <typename T>
 inline Vec<T> load(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
+}
+// The same where p need not be a multiple of the vector's size.
+template <typename T>
+inline Vec<T> load_anywhere(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
 }
 template <typename T>
 inline void store(T* p, Vec<T> v) {
@@ -73,6 +82,54 @@ inline Vec<T> gather(const T* base, typename Lanes<T>::I index) {
   Vec<T> found;
   for (int q = 0; q < Lanes<T>::W; ++q) found[q] = base[index[q]];
   return found;
+#endif
+}
+
+// 0, 1, 2, ...
+template <typename T>
+inline Index<T> lane_numbers() {
+  Index<T> lanes;
+  for (int q = 0; q < Lanes<T>::W; ++q) lanes[q] = q;
+  return lanes;
+}
+
+// table[index[q]] for every lane; the table has 1 to 4 vectors, or any length where `vectors` is 0.
+template <typename T, int vectors>
+inline Vec<T> look_up(const T* table, Index<T> index) {
+  constexpr int W = Lanes<T>::W;
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  if constexpr (vectors == 1 && sizeof(T) == 4) {
+    return (Vec<T>)_mm512_permutexvar_ps((__m512i)index, (__m512)load<T>(table));
+  } else if constexpr (vectors == 1) {
+    return (Vec<T>)_mm512_permutexvar_pd((__m512i)index, (__m512d)load<T>(table));
+  } else if constexpr (vectors == 2 && sizeof(T) == 4) {
+    return (Vec<T>)_mm512_permutex2var_ps((__m512)load<T>(table), (__m512i)index, (__m512)load<T>(table + W));
+  } else if constexpr (vectors == 2) {
+    return (Vec<T>)_mm512_permutex2var_pd((__m512d)load<T>(table), (__m512i)index, (__m512d)load<T>(table + W));
+  } else if constexpr (vectors > 2) {
+    const Vec<T> low = look_up<T, 2>(table, index), high = look_up<T, vectors - 2>(table + 2 * W, index);
+    return index < 2 * W ? low : high;
+  }
+#elif defined(__AVX2__) && SNNP_BYTES == 32
+  if constexpr (vectors == 1 && sizeof(T) == 4) {
+    return (Vec<T>)_mm256_permutevar8x32_ps((__m256)load<T>(table), (__m256i)index);
+  } else if constexpr (vectors == 2 && sizeof(T) == 4) {
+    const Vec<T> low = look_up<T, 1>(table, index), high = look_up<T, 1>(table + W, index);
+    return index < W ? low : high;
+  }
+#endif
+  return gather<T>(table, index);
+}
+
+// How many multiplications a look-up costs.
+template <typename T>
+constexpr int cost_of_look_up(int64_t vectors) {
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  return vectors <= 2 ? 1 : (vectors <= 4 ? 3 : 24);
+#elif defined(__AVX2__) && SNNP_BYTES == 32
+  return vectors == 1 && sizeof(T) == 4 ? 1 : (vectors == 2 && sizeof(T) == 4 ? 3 : 10);
+#else
+  return 2 * Lanes<T>::W;
 #endif
 }
 
