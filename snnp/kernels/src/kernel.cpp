@@ -142,6 +142,7 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   arena.used = 0;
   work.allocate(arena, plan, capacity);
   if (plan->evaluator == kLegendre) memset(work.reduced.basis.ready, 0, plan->f.n_groups);
+  if (plan->rho.n_filters) memset(work.radial.basis.ready, 0, plan->rho.n_groups);
   memset(work.h_angular, 0, plan->f.stride * sizeof(T));
   memset(work.features, 0, plan->feature_stride * sizeof(T));
   memset(work.readout.x, 0, plan->feature_stride * sizeof(T));
