@@ -154,22 +154,33 @@ inline Segment<T> segment(const Plan* plan, const Table& table, int64_t group, T
   return found;
 }
 
-// Polynomials at the distances r of the first n lanes, whose neighbours are of the elements `kinds`.
+// Polynomials of W distances.
 template <typename T>
-inline void find_segments(const Plan* plan, const Table& table, int64_t species, const int32_t* kinds, Vec<T> r, int n, Segment<T>* found) {
+struct Segments {
+  const T* table;
+  int64_t step;
+  Index<T> number;
+  Vec<T> u, inverse;
+  Segment<T> operator[](int q) const { return {table + number[q] * step, u[q], inverse[q]}; }
+};
+
+// Those at the distances r of the first n lanes, whose neighbours are of the elements `kinds`.
+template <typename T>
+inline Segments<T> find_segments(const Plan* plan, const Table& table, int64_t species, const int32_t* kinds, Vec<T> r, int n) {
   const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
-  if (table.n_groups > 1) {
-    for (int q = 0; q < n; ++q) found[q] = segment<T>(plan, table, groups[kinds[q]], r[q]);
-    return;
-  }
+  Grid<T> grid = grid_of<T>(plan, table, groups[0]);
+  Index<T> start = Index<T>{} + typename Lanes<T>::Integer(groups[0] * table.n_segments);
+  if (table.n_groups > 1)
+    for (int q = 0; q < n; ++q) {
+      set_lane<T>(plan, table, groups[kinds[q]], q, grid);
+      start[q] = groups[kinds[q]] * table.n_segments;
+    }
   // As in `segment_index`, for all lanes at once.
-  const Grid<T> grid = grid_of<T>(plan, table, 0);
   const Vec<T> t = (r - grid.lower) * grid.inverse;
   const Vec<T> above = minimum<T>(maximum<T>(t + T(1), all<T>(0)), grid.count + T(1));
   const Index<T> k = __builtin_convertvector(above, Index<T>);
   const Vec<T> u = t - (__builtin_convertvector(k, Vec<T>) - T(1));
-  const T* rows = at<T>(plan, table.coefficients);
-  for (int q = 0; q < n; ++q) found[q] = {rows + k[q] * 4 * table.stride, u[q], grid.inverse[0]};
+  return {at<T>(plan, table.coefficients), 4 * table.stride, start + k, u, grid.inverse};
 }
 
 template <typename T>

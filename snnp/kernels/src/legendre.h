@@ -98,20 +98,22 @@ inline void fill_block(const Plan* plan, int64_t species, const Pairs<T>& pairs,
   harmonics<T, L>(x, y, z, work.harmonics + block * n_lm * W);
   int32_t kinds[W];
   for (int q = 0; q < filled; ++q) kinds[q] = pairs.species[source[q]];
-  Segment<T> segments[W];
-  find_segments<T>(plan, plan->f, species, kinds, r, filled, segments);
+  const Segments<T> segments = find_segments<T>(plan, plan->f, species, kinds, r, filled);
   for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-    Vec<T> rows[W], square = all<T>(0);
-    for (int q = 0; q < W; ++q) rows[q] = q < filled ? value_of<T>(segments[q], work.stride, b) : all<T>(0);
     if constexpr (in_rows) {
-      for (int q = 0; q < W; ++q) {
-        store<T>(work.f + (block * W + q) * work.stride + b, rows[q]);
-        square += rows[q] * rows[q];
+      Vec<T> square = all<T>(0);
+      T* out = work.f + block * W * work.stride + b;
+      for (int q = 0; q < filled; ++q, out += work.stride) {
+        const Vec<T> row = value_of<T>(segments[q], work.stride, b);
+        store<T>(out, row);
+        square += row * row;
       }
       T* selves = work.selves + work.channel[block] * work.stride + b;
       store<T>(selves, load<T>(selves) + square);
     }
     if constexpr (!in_lanes) continue;
+    Vec<T> rows[W];
+    for (int q = 0; q < W; ++q) rows[q] = q < filled ? value_of<T>(segments[q], work.stride, b) : all<T>(0);
     transpose<T>(rows);
     for (int q = 0; q < W; ++q) store<T>(work.f_lanes + (block * work.stride + b + q) * W, rows[q]);
     for (int q = 0; q < W; ++q) rows[q] = q < filled ? slope_of<T>(segments[q], work.stride, b) : all<T>(0);

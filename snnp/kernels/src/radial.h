@@ -28,8 +28,7 @@ inline void radial_features(const Plan* plan, int64_t species, const Pairs<T>& p
     Vec<T> even = all<T>(0), odd = all<T>(0);
     for (int64_t p = 0; p < pairs.n; p += W) {
       const int n = static_cast<int>(pairs.n - p < W ? pairs.n - p : W);
-      Segment<T> segments[W];
-      find_segments<T>(plan, rho, species, pairs.species + p, load<T>(pairs.r + p), n, segments);
+      const Segments<T> segments = find_segments<T>(plan, rho, species, pairs.species + p, load<T>(pairs.r + p), n);
       for (int q = 0; q + 1 < n; q += 2) {
         even += value_of<T>(segments[q], rho.stride, b);
         odd += value_of<T>(segments[q + 1], rho.stride, b);

@@ -14,6 +14,7 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   typedef float V __attribute__((vector_size(SNNP_BYTES), may_alias));
+  typedef int32_t Integer;
   typedef int32_t I __attribute__((vector_size(SNNP_BYTES), may_alias));
   static constexpr int W = SNNP_BYTES / 4;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
@@ -23,6 +24,7 @@ struct Lanes<float> {
 template <>
 struct Lanes<double> {
   typedef double V __attribute__((vector_size(SNNP_BYTES), may_alias));
+  typedef int64_t Integer;
   typedef int64_t I __attribute__((vector_size(SNNP_BYTES), may_alias));
   static constexpr int W = SNNP_BYTES / 8;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
