@@ -67,41 +67,83 @@ inline void normalise(Pairs<T>& pairs) {
   }
 }
 
-// Collect the neighbours of atom i. Differences are formed in double: far from the origin float would lose digits.
-template <typename T>
-inline bool gather(const snnp_system& system, int64_t i, double cutoff, Pairs<T>& pairs, snnp_report* report) {
-  const double xi = system.positions[3 * i], yi = system.positions[3 * i + 1], zi = system.positions[3 * i + 2];
-  const double limit = cutoff * cutoff;
-  int64_t n = 0;
-  bool sound = true;
+// Report the shortest distance of atom i, or one that is not a number.
+inline void report_overlap(const snnp_system& system, int64_t i, snnp_report* report) {
+  double shortest = INFINITY;
   for (int64_t e = system.first[i]; e < system.first[i + 1]; ++e) {
     const int64_t j = system.neighbour[e];
-    const double* shift = system.images + 3 * static_cast<int64_t>(system.image[e]);
-    const double dx = system.positions[3 * j] - xi + shift[0];
-    const double dy = system.positions[3 * j + 1] - yi + shift[1];
-    const double dz = system.positions[3 * j + 2] - zi + shift[2];
+    double square = 0;
+    for (int a = 0; a < 3; ++a) {
+      const double d = system.positions[3 * j + a] - system.positions[3 * i + a] + system.images[3 * system.image[e] + a];
+      square += d * d;
+    }
+    if (square >= shortest) continue;
+    shortest = square == square ? square : -1;
+    *report = {SNNP_OVERLAP, i, j, sqrt(square)};
+  }
+}
+
+// Vectors to the neighbours of atom i within the cutoff; false if any is too short. Differences are formed in double: far from
+// the origin float would lose digits.
+template <typename T>
+inline bool collect(const Plan* plan, const snnp_system& system, int64_t i, Pairs<T>& pairs) {
+  const double xi = system.positions[3 * i], yi = system.positions[3 * i + 1], zi = system.positions[3 * i + 2];
+  const int32_t* neighbour = system.neighbour + system.first[i];
+  const int32_t* image = system.image + system.first[i];
+  const int64_t in_list = system.first[i + 1] - system.first[i];
+  const double limit = plan->cutoff * plan->cutoff;
+  int64_t n = 0;
+#ifdef SNNP_COMPRESS
+  constexpr int W = Lanes<T>::W;
+  T *x = pairs.gx, *y = pairs.gy, *z = pairs.gz;  // for the time being
+  for (int64_t e = 0; e < in_list; ++e) {
+    const double* position = system.positions + 3 * static_cast<int64_t>(neighbour[e]);
+    const double* shift = system.images + 3 * static_cast<int64_t>(image[e]);
+    x[e] = T(position[0] - xi + shift[0]);
+    y[e] = T(position[1] - yi + shift[1]);
+    z[e] = T(position[2] - zi + shift[2]);
+  }
+  Mask short_ones = 0;
+  for (int64_t e = 0; e < in_list; e += W) {
+    const Vec<T> dx = load<T>(x + e), dy = load<T>(y + e), dz = load<T>(z + e);
+    const Vec<T> square = dx * dx + dy * dy + dz * dz;
+    const Index<T> counts = lane_numbers<T>() < static_cast<int>(in_list - e < W ? in_list - e : W);
+    short_ones |= mask_of<T>(~(square > T(kShortest * kShortest)) & counts);  // not a number is short, too
+    const Mask inside = mask_of<T>((square < T(limit)) & counts);
+    compress<T>(dx, inside, pairs.x + n);
+    compress<T>(dy, inside, pairs.y + n);
+    compress<T>(dz, inside, pairs.z + n);
+    compress_integers<T>(neighbour + e, inside, pairs.j + n);
+    n += __builtin_popcount(inside);
+  }
+  const bool sound = !short_ones;
+#else
+  bool sound = true;
+  for (int64_t e = 0; e < in_list; ++e) {
+    const double* position = system.positions + 3 * static_cast<int64_t>(neighbour[e]);
+    const double* shift = system.images + 3 * static_cast<int64_t>(image[e]);
+    const double dx = position[0] - xi + shift[0], dy = position[1] - yi + shift[1], dz = position[2] - zi + shift[2];
     const double square = dx * dx + dy * dy + dz * dz;
     sound &= square > kShortest * kShortest;  // false for NaN, too
     pairs.x[n] = T(dx);
     pairs.y[n] = T(dy);
     pairs.z[n] = T(dz);
-    pairs.j[n] = static_cast<int32_t>(j);
+    pairs.j[n] = neighbour[e];
     n += square < limit;
   }
+#endif
   pairs.n = n;
-  if (!sound) {
-    for (int64_t e = system.first[i]; e < system.first[i + 1]; ++e) {
-      const int64_t j = system.neighbour[e];
-      double square = 0;
-      for (int a = 0; a < 3; ++a) {
-        const double d = system.positions[3 * j + a] - system.positions[3 * i + a] + system.images[3 * system.image[e] + a];
-        square += d * d;
-      }
-      if (!(square > kShortest * kShortest)) *report = {SNNP_OVERLAP, i, j, sqrt(square)};
-    }
+  return sound;
+}
+
+// Collect the neighbours of atom i.
+template <typename T>
+inline bool gather(const Plan* plan, const snnp_system& system, int64_t i, Pairs<T>& pairs, snnp_report* report) {
+  if (!collect<T>(plan, system, i, pairs)) {
+    report_overlap(system, i, report);
     return false;
   }
-  for (int64_t p = 0; p < n; ++p) pairs.species[p] = system.species[pairs.j[p]];
+  for (int64_t p = 0; p < pairs.n; ++p) pairs.species[p] = plan->n_elements > 1 ? system.species[pairs.j[p]] : 0;
   normalise(pairs);
   return true;
 }

@@ -91,8 +91,9 @@ inline void sum_filters(const T* coefficients, int64_t length, const T* weights,
   }
 }
 
-// out [4, length], rows `stride` apart: for d = 0 .. 3 sum_b weights[b] beta_bk beta_b(k+d), the coefficients of sum_b weights[b] f_b^2.
-template <typename T>
+// out [4, length], rows `stride` apart: for d = 0 .. 3 sum_b weights[b] beta_bk beta_b(k+d), the coefficients of
+// sum_b weights[b] f_b^2. What beta_b(k+d) is beyond the row does not matter: where it is one vector, that is turned around.
+template <typename T, bool one_vector>
 inline void sum_squares(const T* coefficients, int64_t length, const T* weights, int64_t n_filters, T* out, int64_t stride) {
   constexpr int W = Lanes<T>::W;
   for (int64_t k = 0; k < length; k += W) {
@@ -103,7 +104,10 @@ inline void sum_squares(const T* coefficients, int64_t length, const T* weights,
       const Vec<T> beta = load<T>(row), weighted = weights[b] * beta;
       sums[0] += weighted * beta;
 #pragma GCC unroll 4
-      for (int d = 1; d < 4; ++d) sums[d] += weighted * load_anywhere<T>(row + d);
+      for (int d = 1; d < 4; ++d) {
+        if constexpr (one_vector) sums[d] += weighted * look_up<T, 1>(row, lane_numbers<T>() + d);
+        else sums[d] += weighted * load_anywhere<T>(row + d);
+      }
     }
 #pragma GCC unroll 4
     for (int d = 0; d < 4; ++d) store<T>(out + d * stride + k, sums[d]);

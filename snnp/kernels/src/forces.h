@@ -105,7 +105,8 @@ inline void reduce_channel(const Plan* plan, const T* h, int64_t species, int64_
     T *sums = work.sums + kind * length, *squares = work.squares + kind * length;
     for (int64_t k = 0; k < length; k += W)
       reduce<T, L, 0>(filters, legendre.gradient, coefficients + k, length, sums + k, work.stride());
-    sum_squares<T>(coefficients, length, selves, filters, squares, work.stride());
+    if (length == W) sum_squares<T, true>(coefficients, length, selves, filters, squares, work.stride());
+    else sum_squares<T, false>(coefficients, length, selves, filters, squares, work.stride());
   }
 }
 

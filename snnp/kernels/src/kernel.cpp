@@ -147,7 +147,7 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   memset(work.features, 0, plan->feature_stride * sizeof(T));
   memset(work.readout.x, 0, plan->feature_stride * sizeof(T));
   for (int64_t i = part.begin; i < part.end; ++i) {
-    if (!gather<T>(system, i, plan->cutoff, work.pairs, report)) break;
+    if (!gather<T>(plan, system, i, work.pairs, report)) break;
     atom<T>(plan, system, i, work, part.forces, part.virial);
   }
   free(memory);

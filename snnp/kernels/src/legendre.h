@@ -61,9 +61,15 @@ inline void make_blocks(const Plan* plan, const Pairs<T>& pairs, Legendre<T>& wo
   for (int64_t c = 0; c < plan->n_channels; ++c) {
     int64_t n = work.n_blocks * W;
     const int64_t start = n;
-    for (int64_t p = 0; p < pairs.n; ++p) {
-      work.source[n] = p;
-      n += pairs.r[p] < reach && (plan->n_channels == 1 || pairs.species[p] == c);
+    int64_t outside = plan->n_channels > 1;
+    for (int64_t p = 0; p < pairs.n; ++p) outside += !(pairs.r[p] < reach);
+    if (outside) {
+      for (int64_t p = 0; p < pairs.n; ++p) {
+        work.source[n] = p;
+        n += pairs.r[p] < reach && (plan->n_channels == 1 || pairs.species[p] == c);
+      }
+    } else {
+      for (; n < pairs.n; ++n) work.source[n] = n;
     }
     for (int64_t b = work.n_blocks; b * W < n; ++b) {
       work.channel[b] = static_cast<int32_t>(c);
@@ -275,18 +281,31 @@ inline Vec<T> pull_back(const Plan* plan, int64_t block, Legendre<T>& work) {
   }
 }
 
+// Add to what a block has in an array over pairs; zeros in padding.
+template <typename T>
+inline void add_to(T* values, const int64_t* source, int filled, Vec<T> more) {
+  if (source[filled - 1] - source[0] == filled - 1) {
+    T* first = values + source[0];
+    const Vec<T> all_of_them = load_anywhere<T>(first) + more;
+    memcpy(first, &all_of_them, sizeof more);
+  } else {
+    for (int q = 0; q < filled; ++q) values[source[q]] += more[q];
+  }
+}
+
 // Add dE/dr at fixed direction, and dE/du (with a part along u that does not count), to the pairs of a block.
 template <typename T>
 inline void add_to_pairs(const Legendre<T>& work, int64_t block, Vec<T> radial, Vec<T> gx, Vec<T> gy, Vec<T> gz, Pairs<T>& pairs) {
   const int64_t* source = work.source + block * Lanes<T>::W;
-  for (int q = 0; q < work.filled[block]; ++q) {
-    const int64_t p = source[q];
-    const T x = gx[q] * pairs.inverse[p], y = gy[q] * pairs.inverse[p], z = gz[q] * pairs.inverse[p];
-    pairs.radial[p] += radial[q] - (x * pairs.x[p] + y * pairs.y[p] + z * pairs.z[p]);
-    pairs.gx[p] += x;
-    pairs.gy[p] += y;
-    pairs.gz[p] += z;
-  }
+  const int filled = work.filled[block];
+  const Vec<T> inverse = of_block<T>(pairs.inverse, source, filled, T(0));
+  const Vec<T> x = gx * inverse, y = gy * inverse, z = gz * inverse;
+  const Vec<T> along = x * of_block<T>(pairs.x, source, filled, T(0)) + y * of_block<T>(pairs.y, source, filled, T(0)) +
+                       z * of_block<T>(pairs.z, source, filled, T(0));
+  add_to<T>(pairs.radial, source, filled, radial - along);
+  add_to<T>(pairs.gx, source, filled, x);
+  add_to<T>(pairs.gy, source, filled, y);
+  add_to<T>(pairs.gz, source, filled, z);
 }
 
 // Add the gradients of the three-body energy to those of the pairs.

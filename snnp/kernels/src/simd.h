@@ -58,9 +58,14 @@ inline Vec<T> all(T x) {
 }
 template <typename T>
 inline T sum(Vec<T> v) {
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
+  else return _mm512_reduce_add_pd((__m512d)v);
+#else
   T total = 0;
   for (int q = 0; q < Lanes<T>::W; ++q) total += v[q];
   return total;
+#endif
 }
 template <typename T>
 inline Vec<T> minimum(Vec<T> a, Vec<T> b) {
@@ -94,6 +99,33 @@ inline Index<T> lane_numbers() {
   for (int q = 0; q < Lanes<T>::W; ++q) lanes[q] = q;
   return lanes;
 }
+
+// One bit per lane, from the result of a comparison; and the lanes that are set, moved together at `out`, where a whole vector
+// may be overwritten. There are such instructions in AVX-512 alone.
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+#define SNNP_COMPRESS 1
+using Mask = uint32_t;
+template <typename T>
+inline Mask mask_of(Index<T> compared) {
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)compared);
+  else return _mm512_movepi64_mask((__m512i)compared);
+}
+template <typename T>
+inline void compress(Vec<T> v, Mask mask, T* out) {
+  if constexpr (sizeof(T) == 4) _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), (__m512)v));
+  else _mm512_storeu_pd(out, _mm512_maskz_compress_pd(static_cast<__mmask8>(mask), (__m512d)v));
+}
+template <typename T>
+inline void compress_integers(const int32_t* from, Mask mask, int32_t* out) {
+  if constexpr (sizeof(T) == 4) {
+    const __mmask16 some = static_cast<__mmask16>(mask);
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(some, _mm512_maskz_loadu_epi32(some, from)));
+  } else {
+    const __mmask8 some = static_cast<__mmask8>(mask);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_maskz_compress_epi32(some, _mm256_maskz_loadu_epi32(some, from)));
+  }
+}
+#endif
 
 // table[index[q]] for every lane; the table has 1 to 4 vectors, or any length where `vectors` is 0.
 template <typename T, int vectors>
