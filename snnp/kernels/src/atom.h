@@ -37,8 +37,8 @@ struct Pairs {
   void allocate(Arena& arena, int64_t capacity) {
     T** const arrays[] = {&x, &y, &z, &r, &inverse, &radial, &gx, &gy, &gz};
     for (T** array : arrays) *array = arena.take<T>(capacity + kPad);  // vectors may begin at any pair
-    j = arena.take<int32_t>(capacity);
-    species = arena.take<int32_t>(capacity);
+    j = arena.take<int32_t>(capacity + kPad);
+    species = arena.take<int32_t>(capacity + kPad);
   }
 };
 

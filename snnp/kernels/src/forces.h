@@ -56,7 +56,8 @@ inline bool number_kinds(const Plan* plan, int64_t species, const Pairs<T>& pair
 
 // Whether forces through B-splines cost less, for pairs that are distributed over blocks.
 template <typename T>
-inline bool reduction_pays(const Plan* plan, int64_t species, const Pairs<T>& pairs, const Legendre<T>& legendre, Reduced<T>& work) {
+inline bool reduction_pays(const Plan* plan, int64_t species, const Pairs<T>& pairs, const Legendre<T>& legendre,
+                           Reduced<T>& work) {
   constexpr int W = Lanes<T>::W;
   const int64_t blocks = legendre.n_blocks, filters = plan->f.n_filters;
   if (!number_kinds<T>(plan, species, pairs, work)) return false;
@@ -94,7 +95,8 @@ inline void reduce(int64_t n_filters, const T* gradient, const T* coefficients, 
 
 // P and squares of channel c.
 template <typename T, int L>
-inline void reduce_channel(const Plan* plan, const T* h, int64_t species, int64_t c, Legendre<T>& legendre, Reduced<T>& work) {
+inline void reduce_channel(const Plan* plan, const T* h, int64_t species, int64_t c, Legendre<T>& legendre,
+                           Reduced<T>& work) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), lm_padded = (n_lm + W - 1) / W * W;
   const int64_t length = work.basis.length, filters = plan->f.n_filters;
   for (int64_t b = 0; b < filters; b += W) moment_gradient<T, L>(plan, h, legendre, c, b, legendre.gradient + b * lm_padded);
@@ -112,7 +114,8 @@ inline void reduce_channel(const Plan* plan, const T* h, int64_t species, int64_
 
 // The B-splines of a block; none of them counts in padding.
 template <typename T>
-inline Weights<T> weights_of_block(const Plan* plan, const Pairs<T>& pairs, const Legendre<T>& legendre, int64_t block, const Reduced<T>& work) {
+inline Weights<T> weights_of_block(const Plan* plan, const Pairs<T>& pairs, const Legendre<T>& legendre, int64_t block,
+                                   const Reduced<T>& work) {
   constexpr int W = Lanes<T>::W;
   const int64_t* source = legendre.source + block * W;
   const int filled = legendre.filled[block];
@@ -137,7 +140,8 @@ inline Weights<T> weights_of_block(const Plan* plan, const Pairs<T>& pairs, cons
 }
 
 template <typename T, int L, int vectors>
-inline void pull_back_block(const Plan* plan, int64_t block, Legendre<T>& legendre, Reduced<T>& work, Pairs<T>& pairs) {
+inline void pull_back_block(const Plan* plan, int64_t block, Legendre<T>& legendre, Reduced<T>& work,
+                            Pairs<T>& pairs) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t stride = work.stride();
   const Weights<T> w = weights_of_block<T>(plan, pairs, legendre, block, work);
@@ -163,7 +167,8 @@ inline void pull_back_block(const Plan* plan, int64_t block, Legendre<T>& legend
 
 // What `angular_gradients` does, where `reduction_pays`.
 template <typename T, int L>
-inline void reduced_gradients(const Plan* plan, int64_t species, Pairs<T>& pairs, const T* h, Legendre<T>& legendre, Reduced<T>& work) {
+inline void reduced_gradients(const Plan* plan, int64_t species, Pairs<T>& pairs, const T* h, Legendre<T>& legendre,
+                              Reduced<T>& work) {
   const int64_t vectors = work.stride() / Lanes<T>::W;
   for (int64_t block = 0; block < legendre.n_blocks; ++block) {
     if (block == 0 || legendre.channel[block] != legendre.channel[block - 1])

@@ -286,8 +286,8 @@ template <typename T>
 inline void add_to(T* values, const int64_t* source, int filled, Vec<T> more) {
   if (source[filled - 1] - source[0] == filled - 1) {
     T* first = values + source[0];
-    const Vec<T> all_of_them = load_anywhere<T>(first) + more;
-    memcpy(first, &all_of_them, sizeof more);
+    const Vec<T> total = load_anywhere<T>(first) + more;
+    memcpy(first, &total, sizeof total);
   } else {
     for (int q = 0; q < filled; ++q) values[source[q]] += more[q];
   }
@@ -295,7 +295,8 @@ inline void add_to(T* values, const int64_t* source, int filled, Vec<T> more) {
 
 // Add dE/dr at fixed direction, and dE/du (with a part along u that does not count), to the pairs of a block.
 template <typename T>
-inline void add_to_pairs(const Legendre<T>& work, int64_t block, Vec<T> radial, Vec<T> gx, Vec<T> gy, Vec<T> gz, Pairs<T>& pairs) {
+inline void add_to_pairs(const Legendre<T>& work, int64_t block, Vec<T> radial, Vec<T> gx, Vec<T> gy, Vec<T> gz,
+                         Pairs<T>& pairs) {
   const int64_t* source = work.source + block * Lanes<T>::W;
   const int filled = work.filled[block];
   const Vec<T> inverse = of_block<T>(pairs.inverse, source, filled, T(0));

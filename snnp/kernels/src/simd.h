@@ -122,7 +122,8 @@ inline void compress_integers(const int32_t* from, Mask mask, int32_t* out) {
     _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(some, _mm512_maskz_loadu_epi32(some, from)));
   } else {
     const __mmask8 some = static_cast<__mmask8>(mask);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_maskz_compress_epi32(some, _mm256_maskz_loadu_epi32(some, from)));
+    const __m256i packed = _mm256_maskz_compress_epi32(some, _mm256_maskz_loadu_epi32(some, from));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), packed);
   }
 }
 #endif
