@@ -70,7 +70,7 @@ struct Checker {
       padded(layer.out_stride, layer.n_out);
       require(layer.in_stride < 131072 && layer.out_stride < 131072);
       if (!sound) return;
-      if (k == 0) require(layer.in_stride == plan->feature_stride);
+      require(layer.in_stride == (k ? plan->layers[k - 1].out_stride : plan->feature_stride));
       reals(layer.forward, plan->n_copies * layer.n_in * layer.out_stride);
       reals(layer.backward, plan->n_copies * layer.n_out * layer.in_stride);
       reals(layer.bias, plan->n_copies * layer.out_stride);
@@ -112,8 +112,8 @@ struct Checker {
     require(plan->n_features == plan->rho.n_filters + (plan->evaluator == kNone ? 0 : plan->f.n_filters));
     padded(plan->feature_stride, plan->n_features);
     if (!sound) return false;
-    reals(plan->mean, plan->n_features);
-    reals(plan->inverse_std, plan->n_features);
+    reals(plan->mean, plan->feature_stride);
+    reals(plan->inverse_std, plan->feature_stride);
     reals(plan->linear, plan->n_elements * plan->feature_stride);
     network();
     if (plan->embedding.n_groups) {

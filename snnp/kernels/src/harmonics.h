@@ -34,12 +34,16 @@ inline void harmonics(Vec<T> x, Vec<T> y, Vec<T> z, T* out) {
 
 // G_a = sum_lm v_lm dS_lm/dr_a at the unit vectors where the harmonics are `values`.
 template <typename T, int L>
-inline void solid_gradient(const T* v, const T* values, Vec<T>& gx, Vec<T>& gy, Vec<T>& gz) {
+inline void solid_gradient(const T* v, const T* values, Vec<T>& out_x, Vec<T>& out_y, Vec<T>& out_z) {
   constexpr int W = Lanes<T>::W;
   const HarmonicTables<T>& t = harmonic_tables<T>();
-  gx = gy = gz = all<T>(0);
+  // In registers, and by turns: the next sum need not wait for the last.
+  Vec<T> sums[2][3];
+  for (auto& each : sums)
+    for (Vec<T>& x : each) x = all<T>(0);
 #pragma GCC unroll 16
   for (int l = 1; l <= L; ++l) {
+    Vec<T>&gx = sums[l % 2][0], &gy = sums[l % 2][1], &gz = sums[l % 2][2];
     const int here = l * l + l, lower = (l - 1) * (l - 1) + (l - 1);
     Vec<T> v0 = load<T>(v + here * W);
     gz += t.level[l][0] * v0 * load<T>(values + lower * W);
@@ -70,6 +74,9 @@ inline void solid_gradient(const T* v, const T* values, Vec<T>& gx, Vec<T>& gy, 
       }
     }
   }
+  out_x = sums[0][0] + sums[1][0];
+  out_y = sums[0][1] + sums[1][1];
+  out_z = sums[0][2] + sums[1][2];
 }
 
 }  // namespace SNNP_TARGET

@@ -1,6 +1,7 @@
 // All atoms of a range, compiled once per instruction set (SNNP_TARGET, SNNP_BYTES given by the build).
 #include <stdlib.h>
 
+#include "forces.h"
 #include "kernel.h"
 #include "legendre.h"
 #include "radial.h"
@@ -17,15 +18,20 @@ struct Workspace {
   Pairs<T> pairs;
   Radial<T> radial;
   Legendre<T> legendre;
+  Reduced<T> reduced;
   Triples<T> triples;
   Readout<T> readout;
   T *features, *h, *h_angular;
+  bool reduces;  // how the forces of the atom at work are found, see forces.h
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity) {
     const int64_t rows = round_up(capacity + 1, kPad);
     pairs.allocate(arena, rows);
     radial.allocate(arena, plan);
-    if (plan->evaluator == kLegendre) legendre.allocate(arena, plan, rows);
+    if (plan->evaluator == kLegendre) {
+      legendre.allocate(arena, plan, rows);
+      reduced.allocate(arena, plan);
+    }
     if (plan->evaluator == kSpline) triples.allocate(arena, plan, rows);
     readout.allocate(arena, plan);
     features = arena.take<T>(plan->feature_stride);
@@ -35,24 +41,31 @@ struct Workspace {
 };
 
 template <typename T>
-using Features = void (*)(const Plan*, int64_t, const Pairs<T>&, Legendre<T>&, T*);
-template <typename T>
-using Gradients = void (*)(const Plan*, Pairs<T>&, const T*, Legendre<T>&);
+using Angular = void (*)(const Plan*, int64_t, Workspace<T>&, T*);
 
 template <typename T>
 struct ByDegree {
-  Features<T> features[kMaxDegree + 1];
-  Gradients<T> gradients[kMaxDegree + 1];
+  Angular<T> features[kMaxDegree + 1];
+  Angular<T> gradients[kMaxDegree + 1];
 };
 
 template <typename T, int L>
-void features(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* out) {
-  angular_features<T, L, true>(plan, species, pairs, work, out);
+void features(const Plan* plan, int64_t species, Workspace<T>& work, T* out) {
+  make_blocks(plan, work.pairs, work.legendre);
+  work.reduces = reduction_pays<T>(plan, species, work.pairs, work.legendre, work.reduced);
+  if (work.reduces) features_of_blocks<T, L, false>(plan, species, work.pairs, work.legendre, out);
+  else features_of_blocks<T, L, true>(plan, species, work.pairs, work.legendre, out);
+}
+
+template <typename T, int L>
+void gradients(const Plan* plan, int64_t species, Workspace<T>& work, T* h) {
+  if (work.reduces) reduced_gradients<T, L>(plan, species, work.pairs, h, work.legendre, work.reduced);
+  else angular_gradients<T, L>(plan, work.pairs, h, work.legendre);
 }
 
 #define SNNP_EACH_DEGREE(F) {F<T, 0>, F<T, 1>, F<T, 2>, F<T, 3>, F<T, 4>, F<T, 5>, F<T, 6>, F<T, 7>, F<T, 8>}
 template <typename T>
-constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(features), SNNP_EACH_DEGREE(angular_gradients)};
+constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(features), SNNP_EACH_DEGREE(gradients)};
 
 // Hand the gradients of the pairs of atom i to forces and virial.
 template <typename T>
@@ -90,7 +103,7 @@ void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& 
   Pairs<T>& pairs = work.pairs;
   if (n_radial) radial_features<T>(plan, species, pairs, work.features);
   T* angular = work.features + n_radial;
-  if (plan->evaluator == kLegendre) by_degree<T>.features[plan->degree](plan, species, pairs, work.legendre, angular);
+  if (plan->evaluator == kLegendre) by_degree<T>.features[plan->degree](plan, species, work, angular);
   if (plan->evaluator == kSpline) triple_features<T>(plan, species, pairs, work.triples, angular);
   double energy = read_out<T>(plan, species, work.features, work.readout, work.h);
   const T weight = system.weights ? T(system.weights[i]) : T(1);
@@ -103,7 +116,7 @@ void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& 
   if (n_radial) radial_slopes<T>(plan, species, pairs, work.h, work.radial);
   if (plan->evaluator != kNone) {
     memcpy(work.h_angular, work.h + n_radial, plan->f.n_filters * sizeof(T));
-    if (plan->evaluator == kLegendre) by_degree<T>.gradients[plan->degree](plan, pairs, work.h_angular, work.legendre);
+    if (plan->evaluator == kLegendre) by_degree<T>.gradients[plan->degree](plan, species, work, work.h_angular);
     else triple_gradients<T>(plan, pairs, work.h_angular, work.triples);
   }
   scatter<T>(system, i, pairs, forces, virial);
@@ -128,11 +141,13 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   arena.memory = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(memory), kPad));
   arena.used = 0;
   work.allocate(arena, plan, capacity);
+  if (plan->evaluator == kLegendre) memset(work.reduced.basis.ready, 0, plan->f.n_groups);
+  if (plan->rho.n_filters) memset(work.radial.basis.ready, 0, plan->rho.n_groups);
   memset(work.h_angular, 0, plan->f.stride * sizeof(T));
   memset(work.features, 0, plan->feature_stride * sizeof(T));
   memset(work.readout.x, 0, plan->feature_stride * sizeof(T));
   for (int64_t i = part.begin; i < part.end; ++i) {
-    if (!gather<T>(system, i, plan->cutoff, work.pairs, report)) break;
+    if (!gather<T>(plan, system, i, work.pairs, report)) break;
     atom<T>(plan, system, i, work, part.forces, part.virial);
   }
   free(memory);

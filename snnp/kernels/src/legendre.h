@@ -27,7 +27,7 @@ struct Legendre {
   T *f;               // [blocks * W, stride]
   T *f_lanes, *slope_lanes;  // [blocks, stride, W]
   T *moments;         // A [C, (L+1)^2, stride]
-  T *gradient;        // dE/dA [(L+1)^2 padded, stride] of one channel
+  T *gradient;        // dE/dA [stride / W, (L+1)^2 padded, W] of one channel
   T *turned;          // the same, [C, stride, (L+1)^2 padded]
   T *selves, *self_gradient;  // sum_j f_b^2 and its gradient [C, stride]
   T *v;               // [(L+1)^2, W]
@@ -61,9 +61,15 @@ inline void make_blocks(const Plan* plan, const Pairs<T>& pairs, Legendre<T>& wo
   for (int64_t c = 0; c < plan->n_channels; ++c) {
     int64_t n = work.n_blocks * W;
     const int64_t start = n;
-    for (int64_t p = 0; p < pairs.n; ++p) {
-      work.source[n] = p;
-      n += pairs.r[p] < reach && (plan->n_channels == 1 || pairs.species[p] == c);
+    int64_t outside = plan->n_channels > 1;
+    for (int64_t p = 0; p < pairs.n; ++p) outside += !(pairs.r[p] < reach);
+    if (outside) {
+      for (int64_t p = 0; p < pairs.n; ++p) {
+        work.source[n] = p;
+        n += pairs.r[p] < reach && (plan->n_channels == 1 || pairs.species[p] == c);
+      }
+    } else {
+      for (; n < pairs.n; ++n) work.source[n] = n;
     }
     for (int64_t b = work.n_blocks; b * W < n; ++b) {
       work.channel[b] = static_cast<int32_t>(c);
@@ -74,6 +80,18 @@ inline void make_blocks(const Plan* plan, const Pairs<T>& pairs, Legendre<T>& wo
   }
 }
 
+// What an array over pairs has for the pairs of a block.
+template <typename T>
+inline Vec<T> of_block(const T* values, const int64_t* source, int filled, T padding) {
+  if (source[filled - 1] - source[0] == filled - 1) {
+    const Vec<T> found = load_anywhere<T>(values + source[0]);
+    return lane_numbers<T>() < filled ? found : all<T>(padding);
+  }
+  Vec<T> found = all<T>(padding);
+  for (int q = 0; q < filled; ++q) found[q] = values[source[q]];
+  return found;
+}
+
 // Harmonics of a block; its functions f in rows (for sums over pairs), and f and slopes with pairs as lanes (for forces).
 // With rows, f^2 is added to the sums over selves. Either layout is made only where a caller needs it.
 template <typename T, int L, bool in_rows, bool in_lanes>
@@ -81,31 +99,27 @@ inline void fill_block(const Plan* plan, int64_t species, const Pairs<T>& pairs,
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t* source = work.source + block * W;
   const int filled = work.filled[block];
-  Vec<T> x = all<T>(0), y = all<T>(0), z = all<T>(1);
-  if (filled == W && source[W - 1] - source[0] == W - 1) {
-    memcpy(&x, pairs.x + source[0], sizeof x);
-    memcpy(&y, pairs.y + source[0], sizeof y);
-    memcpy(&z, pairs.z + source[0], sizeof z);
-  } else {
-    for (int q = 0; q < filled; ++q) x[q] = pairs.x[source[q]], y[q] = pairs.y[source[q]], z[q] = pairs.z[source[q]];
-  }
+  const Vec<T> x = of_block<T>(pairs.x, source, filled, T(0)), y = of_block<T>(pairs.y, source, filled, T(0));
+  const Vec<T> z = of_block<T>(pairs.z, source, filled, T(1)), r = of_block<T>(pairs.r, source, filled, T(1));
   harmonics<T, L>(x, y, z, work.harmonics + block * n_lm * W);
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
-  Segment<T> segments[W];
-  for (int q = 0; q < filled; ++q)
-    segments[q] = segment<T>(plan, plan->f, groups[pairs.species[source[q]]], pairs.r[source[q]]);
+  int32_t kinds[W];
+  for (int q = 0; q < filled; ++q) kinds[q] = pairs.species[source[q]];
+  const Segments<T> segments = find_segments<T>(plan, plan->f, species, kinds, r, filled);
   for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-    Vec<T> rows[W], square = all<T>(0);
-    for (int q = 0; q < W; ++q) rows[q] = q < filled ? value_of<T>(segments[q], work.stride, b) : all<T>(0);
     if constexpr (in_rows) {
-      for (int q = 0; q < W; ++q) {
-        store<T>(work.f + (block * W + q) * work.stride + b, rows[q]);
-        square += rows[q] * rows[q];
+      Vec<T> square = all<T>(0);
+      T* out = work.f + block * W * work.stride + b;
+      for (int q = 0; q < filled; ++q, out += work.stride) {
+        const Vec<T> row = value_of<T>(segments[q], work.stride, b);
+        store<T>(out, row);
+        square += row * row;
       }
       T* selves = work.selves + work.channel[block] * work.stride + b;
       store<T>(selves, load<T>(selves) + square);
     }
     if constexpr (!in_lanes) continue;
+    Vec<T> rows[W];
+    for (int q = 0; q < W; ++q) rows[q] = q < filled ? value_of<T>(segments[q], work.stride, b) : all<T>(0);
     transpose<T>(rows);
     for (int q = 0; q < W; ++q) store<T>(work.f_lanes + (block * work.stride + b + q) * W, rows[q]);
     for (int q = 0; q < W; ++q) rows[q] = q < filled ? slope_of<T>(segments[q], work.stride, b) : all<T>(0);
@@ -158,23 +172,23 @@ inline Vec<T> feature_row(const Plan* plan, const Legendre<T>& work, int64_t b) 
       const T* mine = work.moments + c * n_lm * stride + b;
       const T* theirs = work.moments + other * n_lm * stride + b;
       const T* weights = g + (c * channels + other) * (L + 1) * stride + b;
-      for (int l = 0, lm = 0; l <= L; ++l) {
+      for (int l = 0; l <= L; ++l, weights += stride) {
         Vec<T> product = all<T>(0);
-        for (int m = -l; m <= l; ++m, ++lm) product += load<T>(mine + lm * stride) * load<T>(theirs + lm * stride);
-        total += product * load<T>(weights + l * stride);
+        for (int m = -l; m <= l; ++m, mine += stride, theirs += stride) product += load<T>(mine) * load<T>(theirs);
+        total += product * load<T>(weights);
       }
     }
   }
   return T(0.5) * total;
 }
 
-template <typename T, int L, bool forces_follow>
-inline void angular_features(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* features) {
+// Features from pairs that are distributed over blocks; `in_lanes` if `angular_gradients` follows.
+template <typename T, int L, bool in_lanes>
+inline void features_of_blocks(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* features) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
-  make_blocks(plan, pairs, work);
   memset(work.selves, 0, plan->n_channels * work.stride * sizeof(T));
   for (int64_t block = 0; block < work.n_blocks; ++block)
-    fill_block<T, L, true, forces_follow>(plan, species, pairs, block, work);
+    fill_block<T, L, true, in_lanes>(plan, species, pairs, block, work);
   int64_t begin = 0;
   for (int64_t c = 0; c < plan->n_channels; ++c) {
     int64_t end = begin;
@@ -189,30 +203,46 @@ inline void angular_features(const Plan* plan, int64_t species, const Pairs<T>& 
   }
 }
 
-// dE/dA from dE/dG (h, padded with zeros), turned so that lm runs fastest.
+template <typename T, int L, bool forces_follow>
+inline void angular_features(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* features) {
+  make_blocks(plan, pairs, work);
+  features_of_blocks<T, L, forces_follow>(plan, species, pairs, work, features);
+}
+
+// dE/dA of channel c for one vector of filters, from dE/dG (h, padded with zeros); out [(L+1)^2, W].
+template <typename T, int L>
+inline void moment_gradient(const Plan* plan, const T* h, Legendre<T>& work, int64_t c, int64_t b, T* out) {
+  constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
+  const int64_t channels = plan->n_channels, stride = work.stride;
+  const Vec<T> mine = load<T>(h + b);
+  store<T>(work.self_gradient + c * stride + b, -mine * load<T>(at<T>(plan, plan->at_one) + c * stride + b));
+  for (int64_t other = 0; other < channels; ++other) {
+    const T* g = at<T>(plan, plan->legendre) + (c * channels + other) * (L + 1) * stride + b;
+    const T* a = work.moments + other * n_lm * stride + b;
+    T* row = out;
+    for (int l = 0; l <= L; ++l, g += stride) {
+      const Vec<T> weight = mine * load<T>(g);
+      for (int m = -l; m <= l; ++m, row += W, a += stride)
+        store<T>(row, other ? load<T>(row) + weight * load<T>(a) : weight * load<T>(a));
+    }
+  }
+}
+
+// dE/dA of all channels, turned so that lm runs fastest.
 template <typename T, int L>
 inline void moment_gradients(const Plan* plan, const T* h, Legendre<T>& work) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), lm_padded = (n_lm + W - 1) / W * W;
-  const int64_t channels = plan->n_channels, stride = work.stride;
-  for (int64_t c = 0; c < channels; ++c)
+  for (int64_t c = 0; c < plan->n_channels; ++c)
     for (int64_t b = 0; b < plan->f.n_filters; b += W) {
-      const Vec<T> mine = load<T>(h + b);
-      const T* at_one = at<T>(plan, plan->at_one) + c * stride + b;
-      store<T>(work.self_gradient + c * stride + b, -mine * load<T>(at_one));
-      Vec<T> rows[lm_padded];
-      for (int lm = 0; lm < lm_padded; ++lm) rows[lm] = all<T>(0);
-      for (int64_t other = 0; other < channels; ++other) {
-        const T* g = at<T>(plan, plan->legendre) + (c * channels + other) * (L + 1) * stride + b;
-        const T* a = work.moments + other * n_lm * stride + b;
-        for (int l = 0, lm = 0; l <= L; ++l) {
-          const Vec<T> weight = mine * load<T>(g + l * stride);
-          for (int m = -l; m <= l; ++m, ++lm) rows[lm] += weight * load<T>(a + lm * stride);
-        }
-      }
-      T* out = work.turned + (c * stride + b) * lm_padded;
+      T* rows = work.gradient + b * lm_padded;
+      moment_gradient<T, L>(plan, h, work, c, b, rows);
+      memset(rows + n_lm * W, 0, (lm_padded - n_lm) * W * sizeof(T));
+      T* out = work.turned + (c * work.stride + b) * lm_padded;
       for (int first = 0; first < lm_padded; first += W) {
-        transpose<T>(rows + first);
-        for (int q = 0; q < W; ++q) store<T>(out + q * lm_padded + first, rows[first + q]);
+        Vec<T> square[W];
+        for (int q = 0; q < W; ++q) square[q] = load<T>(rows + (first + q) * W);
+        transpose<T>(square);
+        for (int q = 0; q < W; ++q) store<T>(out + q * lm_padded + first, square[q]);
       }
     }
 }
@@ -251,6 +281,34 @@ inline Vec<T> pull_back(const Plan* plan, int64_t block, Legendre<T>& work) {
   }
 }
 
+// Add to what a block has in an array over pairs; zeros in padding.
+template <typename T>
+inline void add_to(T* values, const int64_t* source, int filled, Vec<T> more) {
+  if (source[filled - 1] - source[0] == filled - 1) {
+    T* first = values + source[0];
+    const Vec<T> total = load_anywhere<T>(first) + more;
+    memcpy(first, &total, sizeof total);
+  } else {
+    for (int q = 0; q < filled; ++q) values[source[q]] += more[q];
+  }
+}
+
+// Add dE/dr at fixed direction, and dE/du (with a part along u that does not count), to the pairs of a block.
+template <typename T>
+inline void add_to_pairs(const Legendre<T>& work, int64_t block, Vec<T> radial, Vec<T> gx, Vec<T> gy, Vec<T> gz,
+                         Pairs<T>& pairs) {
+  const int64_t* source = work.source + block * Lanes<T>::W;
+  const int filled = work.filled[block];
+  const Vec<T> inverse = of_block<T>(pairs.inverse, source, filled, T(0));
+  const Vec<T> x = gx * inverse, y = gy * inverse, z = gz * inverse;
+  const Vec<T> along = x * of_block<T>(pairs.x, source, filled, T(0)) + y * of_block<T>(pairs.y, source, filled, T(0)) +
+                       z * of_block<T>(pairs.z, source, filled, T(0));
+  add_to<T>(pairs.radial, source, filled, radial - along);
+  add_to<T>(pairs.gx, source, filled, x);
+  add_to<T>(pairs.gy, source, filled, y);
+  add_to<T>(pairs.gz, source, filled, z);
+}
+
 // Add the gradients of the three-body energy to those of the pairs.
 template <typename T, int L>
 inline void angular_gradients(const Plan* plan, Pairs<T>& pairs, const T* h, Legendre<T>& work) {
@@ -264,15 +322,7 @@ inline void angular_gradients(const Plan* plan, Pairs<T>& pairs, const T* h, Leg
     for (int64_t b = 0; b < plan->f.n_filters; ++b) radial += selves[b] * load<T>(f + b * W) * load<T>(d + b * W);
     Vec<T> gx, gy, gz;
     solid_gradient<T, L>(work.v, work.harmonics + block * n_lm * W, gx, gy, gz);
-    const int64_t* source = work.source + block * W;
-    for (int q = 0; q < work.filled[block]; ++q) {
-      const int64_t p = source[q];
-      const T x = gx[q] * pairs.inverse[p], y = gy[q] * pairs.inverse[p], z = gz[q] * pairs.inverse[p];
-      pairs.radial[p] += radial[q] - (x * pairs.x[p] + y * pairs.y[p] + z * pairs.z[p]);
-      pairs.gx[p] += x;
-      pairs.gy[p] += y;
-      pairs.gz[p] += z;
-    }
+    add_to_pairs<T>(work, block, radial, gx, gy, gz, pairs);
   }
 }
 

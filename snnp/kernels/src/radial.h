@@ -1,17 +1,20 @@
 // Terms that depend on distances alone: radial features, the pair term, the short-range repulsion.
 #pragma once
-#include "atom.h"
+#include "basis.h"
 
 namespace snnp {
 namespace SNNP_TARGET {
 
+// Its memory must be zeros at first.
 template <typename T>
 struct Radial {
-  T* effective;  // per element of the neighbour: sum_a h_a of the slope polynomials, [Z, slopes_stride]
-  char* present; // [Z]
+  Basis<T> basis;
+  T* sums;        // per element of the neighbour (or for all): sum_a h_a of the coefficients, [Z, length]
+  char* present;  // [Z]
 
   void allocate(Arena& arena, const Plan* plan) {
-    effective = arena.take<T>(plan->n_elements * plan->rho.slopes_stride);
+    basis.allocate(arena, plan->rho);
+    sums = arena.take<T>(plan->n_elements * basis.length);
     present = arena.take<char>(plan->n_elements);
   }
 };
@@ -21,51 +24,63 @@ template <typename T>
 inline void radial_features(const Plan* plan, int64_t species, const Pairs<T>& pairs, T* features) {
   constexpr int W = Lanes<T>::W;
   const Table& rho = plan->rho;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
   for (int64_t b = 0; b < rho.n_filters; b += W) {
     Vec<T> even = all<T>(0), odd = all<T>(0);
-    int64_t p = 0;
-    for (; p + 1 < pairs.n; p += 2) {
-      even += value_of<T>(segment<T>(plan, rho, groups[pairs.species[p]], pairs.r[p]), rho.stride, b);
-      odd += value_of<T>(segment<T>(plan, rho, groups[pairs.species[p + 1]], pairs.r[p + 1]), rho.stride, b);
+    for (int64_t p = 0; p < pairs.n; p += W) {
+      const int n = static_cast<int>(pairs.n - p < W ? pairs.n - p : W);
+      const Segments<T> segments = find_segments<T>(plan, rho, species, pairs.species + p, load<T>(pairs.r + p), n);
+      for (int q = 0; q + 1 < n; q += 2) {
+        even += value_of<T>(segments[q], rho.stride, b);
+        odd += value_of<T>(segments[q + 1], rho.stride, b);
+      }
+      if (n % 2) even += value_of<T>(segments[n - 1], rho.stride, b);
     }
-    if (p < pairs.n) even += value_of<T>(segment<T>(plan, rho, groups[pairs.species[p]], pairs.r[p]), rho.stride, b);
     even += odd;
     for (int q = 0; q < W && b + q < rho.n_filters; ++q) features[b + q] = even[q];
+  }
+}
+
+// Add the slopes of a spline with B-spline coefficients `sums` to all pairs; those of several groups are behind one another.
+template <typename T, int vectors>
+inline void add_slopes(const Plan* plan, int64_t species, Pairs<T>& pairs, const Radial<T>& work) {
+  constexpr int W = Lanes<T>::W;
+  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
+  Grid<T> grid = grid_of<T>(plan, plan->rho, groups[0]);
+  for (int64_t p = 0; p < pairs.n; p += W) {
+    const int n = static_cast<int>(pairs.n - p < W ? pairs.n - p : W);
+    Index<T> offset = {};
+    if (plan->rho.n_groups > 1)
+      for (int q = 0; q < n; ++q) {
+        const int32_t s = pairs.species[p + q];
+        set_lane<T>(plan, plan->rho, groups[s], q, grid);
+        offset[q] = s * work.basis.length;
+      }
+    const auto counts = lane_numbers<T>() < n;
+    const Weights<T> w = weights_at<T>(grid, counts ? load<T>(pairs.r + p) : all<T>(1));
+    Vec<T> slope = all<T>(0);
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) slope += w.slope[m] * look_up<T, vectors>(work.sums, w.first + offset + m);
+    store<T>(pairs.radial + p, load<T>(pairs.radial + p) + (counts ? slope : all<T>(0)));
   }
 }
 
 // radial[p] += sum_a h_a rho_a'(r): the filters are summed first, once per element, then evaluated once per pair.
 template <typename T>
 inline void radial_slopes(const Plan* plan, int64_t species, Pairs<T>& pairs, const T* h, Radial<T>& work) {
-  constexpr int W = Lanes<T>::W;
   const Table& rho = plan->rho;
-  const int64_t z = plan->n_elements, stride = rho.slopes_stride;
-  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * z;
+  const int64_t z = rho.n_groups > 1 ? plan->n_elements : 1, length = work.basis.length;
+  const int32_t* groups = at<int32_t>(plan, plan->radial_group) + species * plan->n_elements;
   memset(work.present, 0, z);
-  for (int64_t p = 0; p < pairs.n; ++p) work.present[pairs.species[p]] = 1;
-  for (int64_t s = 0; s < z; ++s) {
-    if (!work.present[s]) continue;
-    const T* slopes = at<T>(plan, rho.slopes) + groups[s] * rho.n_filters * stride;
-    T* out = work.effective + s * stride;
-    for (int64_t k = 0; k < stride; k += W) {
-      Vec<T> even = all<T>(0), odd = all<T>(0);
-      int64_t a = 0;
-      for (; a + 1 < rho.n_filters; a += 2) {
-        even += h[a] * load<T>(slopes + a * stride + k);
-        odd += h[a + 1] * load<T>(slopes + (a + 1) * stride + k);
-      }
-      if (a < rho.n_filters) even += h[a] * load<T>(slopes + a * stride + k);
-      store<T>(out + k, even + odd);
-    }
-  }
-  for (int64_t p = 0; p < pairs.n; ++p) {
-    T u, inverse;
-    const int64_t s = pairs.species[p], group = groups[s];
-    const int64_t k = segment_index<T>(plan, rho, group, pairs.r[p], u, inverse) - group * rho.n_segments;
-    const T* c = work.effective + s * stride + 4 * k;
-    pairs.radial[p] += c[0] + u * (c[1] + u * c[2]);
-  }
+  for (int64_t p = 0; p < pairs.n; ++p) work.present[z > 1 ? pairs.species[p] : 0] = 1;
+  for (int64_t s = 0; s < z; ++s)
+    if (work.present[s])
+      sum_filters<T>(coefficients_of<T>(plan, rho, groups[s], work.basis), length, h, rho.n_filters, work.sums + s * length);
+  const int64_t vectors = z * length / Lanes<T>::W;
+  if (vectors == 1) add_slopes<T, 1>(plan, species, pairs, work);
+  else if (vectors == 2) add_slopes<T, 2>(plan, species, pairs, work);
+  else if (vectors == 3) add_slopes<T, 3>(plan, species, pairs, work);
+  else if (vectors == 4) add_slopes<T, 4>(plan, species, pairs, work);
+  else add_slopes<T, 0>(plan, species, pairs, work);
 }
 
 // Energy 1/2 sum_j phi(r_ij) and its slopes, scaled by the weight of the atom.

@@ -26,6 +26,16 @@ struct Readout {
   }
 };
 
+// sum_k a[k] b[k] in double, over rows padded to whole vectors with zeros in one of them.
+template <typename T>
+inline double dot(const T* a, const T* b, int64_t n) {
+  constexpr int parts = 8;  // rows have multiples of 64 bytes
+  double sums[parts] = {};
+  for (int64_t k = 0; k < n; k += parts)
+    for (int q = 0; q < parts; ++q) sums[q] += double(a[k + q]) * double(b[k + q]);
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
 // out [n_out padded] = start + sum_k in[k] matrix[k, :]; the sums of up to 4 vectors stay in registers.
 template <typename T>
 inline void multiply(const T* matrix, int64_t stride, const T* in, int64_t n_in, const T* start, T* out) {
@@ -105,13 +115,13 @@ inline double network(const Plan* plan, int64_t species, Readout<T>& work) {
   }
   const Layer& top = plan->layers[last];
   const T* weights = at<T>(plan, top.backward) + copy * top.n_out * top.in_stride;
-  double energy = at<T>(plan, top.bias)[copy * top.out_stride];
-  for (int64_t k = 0; k < top.n_in; ++k) energy += double(weights[k]) * double(in[k]);
+  const double energy = double(at<T>(plan, top.bias)[copy * top.out_stride]) + dot<T>(weights, in, top.in_stride);
   T *gradient = work.gradient, *next = work.next;
   memcpy(gradient, weights, top.in_stride * sizeof(T));
   for (int64_t k = last - 1; k >= 0; --k) {
     const Layer& layer = plan->layers[k];
-    for (int64_t q = 0; q < layer.n_out; ++q) gradient[q] *= work.slopes[k][q];
+    for (int64_t q = 0; q < layer.out_stride; q += Lanes<T>::W)
+      store<T>(gradient + q, load<T>(gradient + q) * load<T>(work.slopes[k] + q));
     const T* matrix = at<T>(plan, layer.backward) + copy * layer.n_out * layer.in_stride;
     multiply<T>(matrix, layer.in_stride, gradient, layer.n_out, nullptr, next);
     T* swapped = gradient;
@@ -134,22 +144,24 @@ inline void embed(const Plan* plan, int64_t species, int64_t filter, T x, double
   slope = s.inverse * (c1 + s.u * (T(2) * c2 + s.u * (T(3) * c3)));
 }
 
-// Energy (without E0) of an atom with the given features; h receives dE/dfeatures.
+// Energy (without E0) of an atom with the given features; h receives dE/dfeatures. Both have feature_stride numbers.
 template <typename T>
 inline double read_out(const Plan* plan, int64_t species, const T* features, Readout<T>& work, T* h) {
   const int64_t d = plan->n_features;
   const T* mean = at<T>(plan, plan->mean);
   const T* inverse = at<T>(plan, plan->inverse_std);
   const T* linear = at<T>(plan, plan->linear) + species * plan->feature_stride;
-  double energy = 0;
-  for (int64_t a = 0; a < d; ++a) {
-    work.x[a] = (features[a] - mean[a]) * inverse[a];
-    energy += double(linear[a]) * double(work.x[a]);
-    h[a] = linear[a] * inverse[a];
+  constexpr int W = Lanes<T>::W;
+  for (int64_t a = 0; a < plan->feature_stride; a += W) {
+    const Vec<T> x = (load<T>(features + a) - load<T>(mean + a)) * load<T>(inverse + a);
+    store<T>(work.x + a, lane_numbers<T>() < static_cast<int>(d - a) ? x : all<T>(0));
+    store<T>(h + a, load<T>(linear + a) * load<T>(inverse + a));
   }
+  double energy = dot<T>(linear, work.x, plan->feature_stride);
   if (plan->n_layers) {
     energy += network<T>(plan, species, work);
-    for (int64_t a = 0; a < d; ++a) h[a] += work.gradient[a] * inverse[a];
+    for (int64_t a = 0; a < plan->feature_stride; a += W)
+      store<T>(h + a, load<T>(h + a) + load<T>(work.gradient + a) * load<T>(inverse + a));
   }
   if (plan->embedding.n_groups) {
     double value;

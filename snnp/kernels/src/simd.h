@@ -14,6 +14,7 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   typedef float V __attribute__((vector_size(SNNP_BYTES), may_alias));
+  typedef int32_t Integer;
   typedef int32_t I __attribute__((vector_size(SNNP_BYTES), may_alias));
   static constexpr int W = SNNP_BYTES / 4;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
@@ -23,6 +24,7 @@ struct Lanes<float> {
 template <>
 struct Lanes<double> {
   typedef double V __attribute__((vector_size(SNNP_BYTES), may_alias));
+  typedef int64_t Integer;
   typedef int64_t I __attribute__((vector_size(SNNP_BYTES), may_alias));
   static constexpr int W = SNNP_BYTES / 8;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
@@ -32,10 +34,19 @@ struct Lanes<double> {
 
 template <typename T>
 using Vec = typename Lanes<T>::V;
+template <typename T>
+using Index = typename Lanes<T>::I;
 
 template <typename T>
 inline Vec<T> load(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
+}
+// The same where p need not be a multiple of the vector's size.
+template <typename T>
+inline Vec<T> load_anywhere(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
 }
 template <typename T>
 inline void store(T* p, Vec<T> v) {
@@ -47,9 +58,14 @@ inline Vec<T> all(T x) {
 }
 template <typename T>
 inline T sum(Vec<T> v) {
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
+  else return _mm512_reduce_add_pd((__m512d)v);
+#else
   T total = 0;
   for (int q = 0; q < Lanes<T>::W; ++q) total += v[q];
   return total;
+#endif
 }
 template <typename T>
 inline Vec<T> minimum(Vec<T> a, Vec<T> b) {
@@ -73,6 +89,82 @@ inline Vec<T> gather(const T* base, typename Lanes<T>::I index) {
   Vec<T> found;
   for (int q = 0; q < Lanes<T>::W; ++q) found[q] = base[index[q]];
   return found;
+#endif
+}
+
+// 0, 1, 2, ...
+template <typename T>
+inline Index<T> lane_numbers() {
+  Index<T> lanes;
+  for (int q = 0; q < Lanes<T>::W; ++q) lanes[q] = q;
+  return lanes;
+}
+
+// One bit per lane, from the result of a comparison; and the lanes that are set, moved together at `out`, where a whole vector
+// may be overwritten. There are such instructions in AVX-512 alone.
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+#define SNNP_COMPRESS 1
+using Mask = uint32_t;
+template <typename T>
+inline Mask mask_of(Index<T> compared) {
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)compared);
+  else return _mm512_movepi64_mask((__m512i)compared);
+}
+template <typename T>
+inline void compress(Vec<T> v, Mask mask, T* out) {
+  if constexpr (sizeof(T) == 4) _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), (__m512)v));
+  else _mm512_storeu_pd(out, _mm512_maskz_compress_pd(static_cast<__mmask8>(mask), (__m512d)v));
+}
+template <typename T>
+inline void compress_integers(const int32_t* from, Mask mask, int32_t* out) {
+  if constexpr (sizeof(T) == 4) {
+    const __mmask16 some = static_cast<__mmask16>(mask);
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(some, _mm512_maskz_loadu_epi32(some, from)));
+  } else {
+    const __mmask8 some = static_cast<__mmask8>(mask);
+    const __m256i packed = _mm256_maskz_compress_epi32(some, _mm256_maskz_loadu_epi32(some, from));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), packed);
+  }
+}
+#endif
+
+// table[index[q]] for every lane; the table has 1 to 4 vectors, or any length where `vectors` is 0.
+template <typename T, int vectors>
+inline Vec<T> look_up(const T* table, Index<T> index) {
+  constexpr int W = Lanes<T>::W;
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  if constexpr (vectors == 1 && sizeof(T) == 4) {
+    return (Vec<T>)_mm512_permutexvar_ps((__m512i)index, (__m512)load<T>(table));
+  } else if constexpr (vectors == 1) {
+    return (Vec<T>)_mm512_permutexvar_pd((__m512i)index, (__m512d)load<T>(table));
+  } else if constexpr (vectors == 2 && sizeof(T) == 4) {
+    return (Vec<T>)_mm512_permutex2var_ps((__m512)load<T>(table), (__m512i)index, (__m512)load<T>(table + W));
+  } else if constexpr (vectors == 2) {
+    return (Vec<T>)_mm512_permutex2var_pd((__m512d)load<T>(table), (__m512i)index, (__m512d)load<T>(table + W));
+  } else if constexpr (vectors > 2) {
+    const Vec<T> low = look_up<T, 2>(table, index), high = look_up<T, vectors - 2>(table + 2 * W, index);
+    return index < 2 * W ? low : high;
+  }
+#elif defined(__AVX2__) && SNNP_BYTES == 32
+  if constexpr (vectors == 1 && sizeof(T) == 4) {
+    return (Vec<T>)_mm256_permutevar8x32_ps((__m256)load<T>(table), (__m256i)index);
+  } else if constexpr (vectors == 2 && sizeof(T) == 4) {
+    const Vec<T> low = look_up<T, 1>(table, index), high = look_up<T, 1>(table + W, index);
+    return index < W ? low : high;
+  }
+#endif
+  return gather<T>(table, index);
+}
+
+// How many multiplications a look-up costs.
+template <typename T>
+constexpr int cost_of_look_up(int64_t vectors) {
+#if defined(__AVX512F__) && SNNP_BYTES == 64
+  return vectors <= 2 ? 1 : (vectors <= 4 ? 3 : 24);
+#elif defined(__AVX2__) && SNNP_BYTES == 32
+  return vectors == 1 && sizeof(T) == 4 ? 1 : (vectors == 2 && sizeof(T) == 4 ? 3 : 10);
+#else
+  return 2 * Lanes<T>::W;
 #endif
 }
 
