@@ -5,29 +5,14 @@
 // and the derivatives in c are sums over atoms alone. Rows k are counted from the start of a group's grid. A run of pairs
 // shares group and channel; within it pairs come sorted by distance, so that sums stay in registers.
 #pragma once
-#include "atom.h"
+#include "basis.h"
 
 namespace snnp {
 namespace SNNP_TARGET {
 
 template <typename T>
-inline Vec<T> load_any(const T* p) {
-  Vec<T> v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-template <typename T>
-inline void store_any(T* p, Vec<T> v) {
+inline void store_anywhere(T* p, Vec<T> v) {
   memcpy(p, &v, sizeof v);
-}
-
-// Sum of each of W rows.
-template <typename T>
-inline Vec<T> sum_rows(Vec<T>* rows) {
-  transpose<T>(rows);
-  for (int step = Lanes<T>::W / 2; step; step /= 2)
-    for (int q = 0; q < step; ++q) rows[q] += rows[q + step];
-  return rows[0];
 }
 
 // Pairs [begin, end) of the neighbours that share functions and channel; they touch the rows [low, high).
@@ -52,7 +37,7 @@ inline Four<T> load_four(const T* p) {
 
 // B_k and B'_k of every pair for k = first .. first + 3, with pairs as lanes and as rows of eight, B before B'.
 template <typename T>
-struct Weights {
+struct PairWeights {
   T *value[4], *slope[4];  // [pairs]
   T* row;                  // [pairs, 8]
   int32_t* first;          // [pairs]
@@ -79,32 +64,20 @@ inline void store_eights(const Vec<T>* vectors, T* out) {
   }
 }
 
-// Fill in the weights of a run, and which rows it touches. Beyond its ends a spline goes on as its tangent.
+// Fill in the weights of a run, and which rows it touches.
 template <typename T>
-inline void weigh(const Plan* plan, const Table& table, const T* r, Run& run, Weights<T>& out) {
+inline void weigh(const Plan* plan, const Table& table, const T* r, Run& run, PairWeights<T>& out) {
   constexpr int W = Lanes<T>::W;
-  using I = typename Lanes<T>::I;
-  const T lower = at<T>(plan, table.lower)[run.group], inverse = at<T>(plan, table.inverse)[run.group];
-  const T n = T(at<int32_t>(plan, table.counts)[run.group]);
+  const Grid<T> grid = grid_of<T>(plan, table, run.group);
   for (int64_t p = run.begin; p < run.end; p += W) {
-    const Vec<T> t = (load_any<T>(r + p) - lower) * inverse;
-    // Within the grid the cell's cubic; beyond, value and slope of its end, at u = 0 or 1, and then the tangent.
-    const I cell = __builtin_convertvector(minimum<T>(maximum<T>(t, all<T>(0)), all<T>(n - T(1))), I);
-    const Vec<T> inside = __builtin_convertvector(cell, Vec<T>);
-    const Vec<T> free = t - inside, u = minimum<T>(maximum<T>(free, all<T>(0)), all<T>(1)), v = T(1) - u, rest = free - u;
-    const Vec<T> slopes[4] = {T(-0.5) * v * v, u * (T(1.5) * u - T(2)), T(0.5) + u * (T(1) - T(1.5) * u), T(0.5) * u * u};
-    const T sixth = T(1) / T(6), third = T(2) / T(3);
-    const Vec<T> values[4] = {sixth * v * v * v, third + u * u * (T(0.5) * u - T(1)), third + v * v * (T(0.5) * v - T(1)),
-                              sixth * u * u * u};
-    Vec<T> both[8];
+    const Weights<T> w = weights_at<T>(grid, load_anywhere<T>(r + p));
+    const Vec<T> both[8] = {w.value[0], w.value[1], w.value[2], w.value[3], w.slope[0], w.slope[1], w.slope[2], w.slope[3]};
     for (int a = 0; a < 4; ++a) {
-      both[a] = values[a] + rest * slopes[a];
-      both[4 + a] = inverse * slopes[a];
-      store_any<T>(out.value[a] + p, both[a]);
-      store_any<T>(out.slope[a] + p, both[4 + a]);
+      store_anywhere<T>(out.value[a] + p, w.value[a]);
+      store_anywhere<T>(out.slope[a] + p, w.slope[a]);
     }
     store_eights<T>(both, out.row + p * 8);
-    for (int q = 0; q < W && p + q < run.end; ++q) out.first[p + q] = static_cast<int32_t>(cell[q]);
+    for (int q = 0; q < W && p + q < run.end; ++q) out.first[p + q] = static_cast<int32_t>(w.first[q]);
   }
   run.low = table.n_segments;
   run.high = 0;
@@ -147,7 +120,7 @@ inline void flush(const Vec<T> (&found)[4][V], int64_t first, T* p, T* s) {
 
 // P and S of a run from the rows of its pairs; `moves`: P' and S', from p_dot/dt = sum rate B' Y + B Y'.
 template <typename T, int L, bool moves>
-inline void sum_run(const Run& run, const Weights<T>& weights, const T* rate, const Sums<T>& sums, T* p_out, T* s_out) {
+inline void sum_run(const Run& run, const PairWeights<T>& weights, const T* rate, const Sums<T>& sums, T* p_out, T* s_out) {
   constexpr int W = Lanes<T>::W, V = ((L + 1) * (L + 1) + 4 + W - 1) / W;
   memset(p_out + run.low * V * W, 0, (run.high - run.low) * V * W * sizeof(T));
   memset(s_out + run.low * 7, 0, (run.high - run.low) * 7 * sizeof(T));
@@ -179,7 +152,7 @@ inline void sum_run(const Run& run, const Weights<T>& weights, const T* rate, co
 
 // Sums over pairs of B_k, or of rate B'_k, added to out [K].
 template <typename T, bool moves>
-inline void sum_weights(const Run& run, const Weights<T>& weights, const T* rate, T* out) {
+inline void sum_weights(const Run& run, const PairWeights<T>& weights, const T* rate, T* out) {
   const T* eights = weights.row;
   const int32_t* firsts = weights.first;
   for (int64_t p = run.begin; p < run.end;) {

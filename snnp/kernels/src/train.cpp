@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "kernel.h"
+#include "radial.h"
 #include "train_forces.h"
 #include "train_gradients.h"
 #include "train_readout.h"
@@ -43,9 +44,8 @@ struct Kept {
 template <typename T>
 struct Workspace {
   Pairs<T> pairs;
-  Weights<T> weights;  // of rho
-  int64_t k_stride;
-  T* columns;          // of rho [G, F, k_stride]
+  PairWeights<T> weights;  // of rho
+  Radial<T> radial;
   Legendre<T> legendre;
   Training<T> training;
   Readout<T> readout;
@@ -55,10 +55,9 @@ struct Workspace {
   void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
     // A whole vector may be written from any pair on.
     const int64_t rows = round_up(capacity + 1, kPad) + kPad;
-    k_stride = round_up(plan->rho.n_segments + 1, kPad) + kPad;
     pairs.allocate(arena, rows);
     weights.allocate(arena, rows);
-    columns = arena.take<T>(plan->rho.n_groups * plan->rho.n_filters * k_stride);
+    radial.allocate(arena, plan);
     if (plan->evaluator == kLegendre) legendre.allocate(arena, plan, rows);
     training.allocate(arena, plan, rows, learns);
     if (learns) dual.allocate(arena, plan);
@@ -81,12 +80,14 @@ struct Workspace {
 
 // Coefficients with k running fastest, as the way back to the pairs takes them.
 template <typename T>
-void turn_rows(const Table& table, const T* rows, int64_t k_stride, T* columns) {
+void turn_rows(const Table& table, const T* rows, Basis<T>& basis) {
   const int64_t n_rows = table.n_segments + 1;
-  for (int64_t group = 0; group < table.n_groups; ++group)
+  for (int64_t group = 0; group < table.n_groups; ++group) {
+    basis.ready[group] = 1;
     for (int64_t b = 0; b < table.n_filters; ++b)
       for (int64_t k = 0; k < n_rows; ++k)
-        columns[(group * table.n_filters + b) * k_stride + k] = rows[(group * n_rows + k) * table.stride + b];
+        basis.coefficients[(group * table.n_filters + b) * basis.length + k] = rows[(group * n_rows + k) * table.stride + b];
+  }
 }
 
 // Pairs of atom `a`, and their runs; false where the pairs of one run do not stand together.
@@ -114,6 +115,7 @@ bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Pairs<T>& 
   for (int64_t p = 0; p < n && plan->n_elements > 1; ++p) {
     const int32_t element = batch.species[neighbour[p]];
     const int64_t group = groups[element], channel = plan->n_channels > 1 ? element : 0;
+    pairs.species[p] = element;
     const Run* last = mine.runs + mine.n_runs - 1;
     if (p == 0 || last->group != group || last->channel != channel) {
       if (mine.n_runs == plan->n_elements) return false;
@@ -186,7 +188,7 @@ void add_forces(const TrainingPart& part, int64_t a, Pairs<T>& pairs) {
 
 // Radial features, from the sums of weights of each run; with `rate` also their derivatives.
 template <typename T>
-void radial_sums(const Plan* plan, const T* rows, const T* rate, const Pairs<T>& pairs, Weights<T>& weights, Kept<T>& mine) {
+void radial_sums(const Plan* plan, const T* rows, const T* rate, const Pairs<T>& pairs, PairWeights<T>& weights, Kept<T>& mine) {
   constexpr int W = Lanes<T>::W;
   const int64_t n_rows = plan->rho.n_segments + 1, stride = plan->rho.stride;
   memset(mine.features, 0, stride * sizeof(T));
@@ -290,10 +292,7 @@ void predict_atom(const Plan* plan, const TrainingPart& part, Workspace<T>& work
   }
   arrays.energies[mine.atom] = read_out<T>(plan, mine.species, mine.features, work.readout, mine.h);
   if (!arrays.forces) return;
-  for (int64_t k = 0; plan->rho.n_filters && k < mine.n_runs; ++k) {
-    const T* columns = work.columns + mine.runs[k].group * plan->rho.n_filters * work.k_stride;
-    radial_pull<T>(plan, mine.runs[k], columns, work.k_stride, mine.h, work.weights, work.pairs);
-  }
+  if (plan->rho.n_filters) radial_slopes<T>(plan, mine.species, work.pairs, mine.h, work.radial);
   const T* f = static_cast<const T*>(arrays.f);
   if (plan->evaluator == kLegendre) by_degree<T>.back[plan->degree](plan, f, nullptr, work, mine);
   add_forces<T>(part, mine.atom, work.pairs);
@@ -351,9 +350,9 @@ void train_atoms(const Plan* plan, const TrainingPart& part, snnp_report* report
   arena = {reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(memory), kPad)), 0};
   work.allocate(arena, plan, capacity, learns);
   if (part.task == SNNP_PREDICT && part.arrays->forces) {
-    if (plan->rho.n_filters) turn_rows<T>(plan->rho, static_cast<const T*>(part.arrays->rho), work.k_stride, work.columns);
+    if (plan->rho.n_filters) turn_rows<T>(plan->rho, static_cast<const T*>(part.arrays->rho), work.radial.basis);
     if (plan->evaluator == kLegendre)
-      turn_rows<T>(plan->f, static_cast<const T*>(part.arrays->f), work.training.k_stride, work.training.columns);
+      turn_rows<T>(plan->f, static_cast<const T*>(part.arrays->f), work.training.basis);
   }
   Gradients<T> gradients = learns ? gradients_at<T>(plan, part.gradient) : Gradients<T>{};
   const int64_t step = learns ? kTogether : 1;

@@ -54,33 +54,29 @@ inline void harmonic_tangents(const T* values, Vec<T> qx, Vec<T> qy, Vec<T> qz, 
 // What an atom needs besides `Legendre`: coefficients turned, sums over pairs, and derivatives along q.
 template <typename T>
 struct Training {
-  int64_t k_stride;      // numbers in a row of `columns`
-  T* columns;            // [G, F, k_stride] coefficients of f, k running fastest
-  Weights<T> weights;
+  Basis<T> basis;        // of f
+  PairWeights<T> weights;
   Sums<T> sums;
-  T *d, *gamma;          // dE/dP [K, width]; [4, k_stride]: sum_b of the self terms c_kb c_k+d,b
+  T *d, *squares;        // dE/dP [(L+1)^2, length]; [4, length], see sum_squares
   T *rate, *qx, *qy, *qz;  // [pairs] q, and its part along the pair
   T *selves_dot, *moments_dot;  // sum_j f f' rate [C, stride], A' [C, (L+1)^2, stride] of the present atom
-  T *bar, *bar_dot;      // dL/dA, dL/dA' [C, (L+1)^2, stride]; without learning, dE/dA
+  T *bar, *bar_dot;      // dL/dA, dL/dA' [C, (L+1)^2, stride]
   T *g, *h;              // [stride] of the angular features
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity, bool learns) {
-    constexpr int W = Lanes<T>::W;
     const int64_t n_lm = (plan->degree + 1) * (plan->degree + 1), c = plan->n_channels, stride = plan->f.stride;
     T** const per_pair[] = {&rate, &qx, &qy, &qz};
     for (T** array : per_pair) *array = learns ? arena.take<T>(capacity) : nullptr;
     if (plan->evaluator != kLegendre) return;
-    k_stride = round_up(plan->f.n_segments + 1 + 4, W) + W;
-    columns = arena.take<T>(plan->f.n_groups * plan->f.n_filters * k_stride);
+    basis.allocate(arena, plan->f);
     weights.allocate(arena, capacity);
     sums.allocate(arena, plan, capacity, learns);
     g = arena.take<T>(stride);
     h = arena.take<T>(stride);
-    bar = arena.take<T>(c * n_lm * stride);
-    if (learns) bar_dot = arena.take<T>(c * n_lm * stride);
-    if (learns) return;
-    d = arena.take<T>(k_stride * sums.width);
-    gamma = arena.take<T>(4 * k_stride);
+    T** const moments[] = {&bar, &bar_dot};
+    for (T** array : moments) *array = learns ? arena.take<T>(c * n_lm * stride) : nullptr;
+    d = arena.take<T>(n_lm * basis.length);
+    squares = arena.take<T>(4 * basis.length + kPad);
   }
 };
 
