@@ -1,7 +1,8 @@
-"""How many floating-point operations an s-NNP needs: the least that its formulas ask for, counted from its form.
+"""How many floating-point operations the formulas of an s-NNP ask for as they stand, counted from its form.
 
 An addition, a multiplication, a division, a root and an exponential are one operation each. Counted are energy and
-forces. What a program does besides (loading, shuffling, filling up vectors) is its own affair, so that the fraction of
+forces, every filter at every pair. What a program does besides (loading, shuffling, filling up vectors) is its own
+affair, and so is what it saves (the kernel sums over filters before it goes back to the pairs), so that the fraction of
 the peak that it reaches compares programs.
 """
 
