@@ -18,8 +18,7 @@ MAX_LAYERS, MAX_DEGREE = 8, 8
 _PAD = 64
 _EVALUATORS = {"none": 0, "legendre": 1, "spline": 2}
 _ACTIVATIONS = {"silu": 0, "tanh": 1, "softplus": 2}
-_TABLE, _LAYER = "10q", "7q"
-_HEADER = f"<6q 2q 4d 10d 4q {5 * 10}q 2q 5q 4q {MAX_LAYERS * 7}q"
+_HEADER = f"<6q 2q 4d 10d 4q {5 * 8}q 2q 5q 4q {MAX_LAYERS * 7}q"
 
 HEADER_BYTES = struct.calcsize(_HEADER)
 
@@ -50,20 +49,13 @@ class _Block:
         return self.add(np.pad(values, widths))
 
 
-def _table(block: _Block, table: SplineTable | None, *, slopes: bool = False) -> list[int]:
+def _table(block: _Block, table: SplineTable | None) -> list[int]:
     if table is None or table.n_filters == 0:
-        return [0] * 10
+        return [0] * 8
     n_groups, n_segments, _, n_filters = table.coefficients.shape
     fields = [n_groups, n_segments, n_filters, block.stride(n_filters)]
     fields += [block.add(table.lower), block.add(table.inverse_spacing), block.add(table.n_intervals, np.int32)]
-    fields.append(block.rows(table.coefficients))
-    if not slopes:
-        return [*fields, 0, 0]
-    # Slopes in x as quadratics (c1, 2 c2, 3 c3, 0) / spacing, one row per filter.
-    c = table.coefficients.transpose(0, 3, 1, 2) * table.inverse_spacing[:, None, None, None]
-    quadratics = np.stack([c[..., 1], 2.0 * c[..., 2], 3.0 * c[..., 3], np.zeros_like(c[..., 0])], axis=-1)
-    flat = quadratics.reshape(n_groups, n_filters, 4 * n_segments)
-    return [*fields, block.rows(flat), block.stride(4 * n_segments)]
+    return [*fields, block.rows(table.coefficients)]
 
 
 def _layers(block: _Block, readout: ReadoutPlan) -> list[int]:
@@ -90,7 +82,7 @@ def pack_plan(plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> N
     cutoffs, constants = _repulsion(plan)
     groups = [block.add(plan.numbers, np.int32), block.add(plan.reference, np.float64)]
     groups += [block.add(plan.radial_group, np.int32), block.add(plan.pair_group, np.int32)]
-    tables = _table(block, plan.rho, slopes=True) + _table(block, plan.f) + _table(block, plan.phi)
+    tables = _table(block, plan.rho) + _table(block, plan.f) + _table(block, plan.phi)
     tables += _table(block, plan.g if evaluator == "spline" else None) + _table(block, readout.embedding)
     angular = [0, 0]
     if evaluator == "legendre":

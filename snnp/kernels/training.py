@@ -20,9 +20,8 @@ __all__ = ["StoredPairs", "Tables", "TrainingBatch", "TrainingKernel", "supports
 Array = NDArray[Any]
 _pointer, _int = ctypes.c_void_p, ctypes.c_int64
 _FEATURES, _PREDICT, _LEARN = range(3)
-# Words of the packed header (see pack.py) where tables begin, and words of a table and of a layer.
-_RHO, _F, _EMBEDDING, _ANGLES, _READOUT, _LAYERS = 26, 36, 66, 76, 78, 87
-_TABLE_WORDS, _LAYER_WORDS = 10, 7
+# Words of the packed header (see pack.py) where its parts begin, and words of a layer.
+_RHO, _F, _EMBEDDING, _ANGLES, _READOUT, _LAYERS, _LAYER_WORDS = 26, 34, 58, 66, 68, 77, 7
 _N_OFFSETS = 7 + 2 * MAX_LAYERS
 
 

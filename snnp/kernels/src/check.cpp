@@ -44,10 +44,6 @@ struct Checker {
       const int32_t n = at<int32_t>(plan, t.counts)[g];
       require(n >= 1 && n + 2 <= t.n_segments);
     }
-    if (sound && t.slopes) {
-      padded(t.slopes_stride, 4 * t.n_segments);
-      if (sound) reals(t.slopes, t.n_groups * t.n_filters * t.slopes_stride);
-    }
   }
 
   void groups(int64_t offset, int64_t n_groups) {
@@ -106,7 +102,6 @@ struct Checker {
     for (const Table* t : tables) table(*t);
     if (!sound) return false;
     groups(plan->radial_group, plan->rho.n_filters ? plan->rho.n_groups : 0);
-    require(plan->rho.n_filters == 0 || plan->rho.slopes != 0);
     groups(plan->pair_group, plan->phi.n_groups);
     if (plan->evaluator != kNone) angular();
     require(plan->n_features == plan->rho.n_filters + (plan->evaluator == kNone ? 0 : plan->f.n_filters));

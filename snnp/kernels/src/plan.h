@@ -17,8 +17,6 @@ struct Table {
   int64_t n_groups, n_segments, n_filters, stride;
   int64_t lower, inverse, counts;  // real [G], real [G], int32 [G] (n, without the segments beyond the ends)
   int64_t coefficients;            // real [G, K, 4, stride]
-  int64_t slopes;                  // real [G, F, K * 4 padded]: (c1, 2 c2, 3 c3, 0) / spacing of one filter; 0 if absent
-  int64_t slopes_stride;
 };
 
 struct Layer {
