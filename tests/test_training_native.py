@@ -136,6 +136,15 @@ def test_gradients_add_up() -> None:
     assert torch.allclose(gradients[1], 2.0 * gradients[0], rtol=1e-12)
 
 
+def test_frozen_parameters_stay_without_gradient() -> None:
+    model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
+    model.rho.free.requires_grad_(False)
+    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
+    exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+    assert model.rho.free.grad is None
+    assert model.f.free.grad is not None
+
+
 def test_a_prediction_that_is_not_a_number_is_seen() -> None:
     model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
     batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])

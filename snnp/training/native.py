@@ -245,9 +245,10 @@ def learn_native(
     found = kernel.learn(batch, torch.get_num_threads(), e, p, s)
     parameters = _parameters(model)
     gradients = _read(found, geometry.engine.maps, [value.detach().numpy() for value in parameters])
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient in zip(parameters, map(torch.from_numpy, gradients), strict=True):
+        if not parameter.requires_grad:
+            continue
         if parameter.is_leaf:
-            new = torch.from_numpy(gradient)
-            parameter.grad = new if parameter.grad is None else parameter.grad + new
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         else:  # a weight with a constraint, made of the parameter
-            parameter.backward(torch.from_numpy(gradient))
+            parameter.backward(gradient)
