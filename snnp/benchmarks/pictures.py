@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _PROGRAM_COLOURS = {
     "nep": "#3f8f8f",
 }
 _OTHER_COLOUR, _GUIDE = "#777777", "#bbbbbb"
+_LABEL_HEIGHT, _LABEL_WIDTH = 0.03, 0.35  # of a label: part of the range of errors, and decades of cost
 _LABELS = {
     "atoms": "atoms",
     "filters": "three-body filters",
@@ -56,17 +58,35 @@ def draw_comparison(path: Path, document: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
+def _label_heights(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Where the label of each case stands (eV/Å): beside its symbol, or above the label that is there already."""
+    errors = [math.log10(row["force_mae_ev_per_angstrom"]) for row in rows]
+    apart = _LABEL_HEIGHT * (max(errors) - min(errors))
+    heights: dict[str, float] = {}
+    taken: list[tuple[str, float, float]] = []
+    for error, row in sorted(zip(errors, rows, strict=True), key=lambda pair: pair[0]):
+        cost, height = math.log10(row["cpu_us_per_atom"]), error
+        for kind, other, there in sorted(taken, key=lambda label: label[2]):
+            if kind == row["accuracy"] and abs(other - cost) < _LABEL_WIDTH and abs(there - height) < apart:
+                height = there + apart
+        taken.append((row["accuracy"], cost, height))
+        heights[row["case"]] = 10.0**height
+    return heights
+
+
 def _draw_accuracy(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Open symbols: errors published, measured on other test structures than ours."""
+    heights = _label_heights(rows)
     for row in rows:
         own, (x, y) = row["accuracy"] != "published", (row["cpu_us_per_atom"], row["force_mae_ev_per_angstrom"])
         face = _colour(row) if own else "none"
         panel.plot(x, y, "o" if own else "s", color=_colour(row), markerfacecolor=face, markersize=5)
-        place = {"xytext": (-5, 2), "ha": "right"} if own else {"xytext": (5, 2), "ha": "left"}
-        panel.annotate(row["case"], (x, y), **place, textcoords="offset points", fontsize=6, color=_colour(row))
+        place = {"xytext": (-5, 0), "ha": "right"} if own else {"xytext": (5, 0), "ha": "left"}
+        place = {**place, "va": "center", "textcoords": "offset points"}
+        panel.annotate(row["case"], (x, heights[row["case"]]), **place, fontsize=6, color=_colour(row))
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.margins(x=0.12, y=0.1)
+    panel.margins(y=0.1)
     panel.set_ylabel("force MAE (eV/Å)")
     panel.set_title(
         "filled: test set of the model; open: published, on the upstream test files (other structures)", fontsize=8
@@ -82,6 +102,9 @@ def _draw_costs(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     panel.set_yticks(range(len(rows)), [f"{row['program']}: {row['case']}" for row in rows], fontsize=6)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xscale("log")
+    # Room for labels on the left of the accuracies above.
+    least, most = (row["cpu_us_per_atom_range"][k] for row, k in ((rows[0], 0), (rows[-1], 1)))
+    panel.set_xlim(0.4 * least, 1.5 * most)
     panel.set_xlabel("CPU time (µs per atom and call, median; line: all repeats)")
     panel.grid(axis="y", color=_GUIDE, linewidth=0.3)
     _clean(panel)
