@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 
 from snnp import Structure
 from snnp.data import Frame
 from snnp.errors import InputError
-from snnp.kernels.library import library, switched_off
+from snnp.kernels.library import library, native_target, switched_off
 from snnp.models.config import (
     AngularConfig,
     EmbeddingConfig,
@@ -25,7 +28,7 @@ from snnp.models.config import (
 from snnp.models.spline_nnp import SplineNNP
 from snnp.training.config import LossConfig
 from snnp.training.loss import Weights, exact_backward
-from snnp.training.native import NativeGeometry
+from snnp.training.native import NativeGeometry, predict_native
 from snnp.training.prepared import prepare
 from snnp.training.setup import standardise
 
@@ -56,7 +59,23 @@ FORMS = {
         },
     ),
     "angular": (("Cu", "Mo"), {"radial": RadialConfig(n_filters=0), "angular": AngularConfig(n_filters=33, degree=6)}),
+    "degree 0, few knots": (
+        ("Cu", "Mo"),
+        {
+            "radial": RadialConfig(n_filters=1, intervals=4),
+            "angular": AngularConfig(n_filters=1, degree=0, intervals=4),
+        },
+    ),
+    "degree 8, many knots": (
+        ("Cu", "Mo", "Si"),
+        {
+            "filters": "pair",
+            "radial": RadialConfig(n_filters=100, intervals=70),
+            "angular": AngularConfig(n_filters=65, degree=8, intervals=61, elements="pair"),
+        },
+    ),
 }
+TARGETS = ("avx512", "avx2", "portable")
 
 
 def frames(elements: tuple[str, ...]) -> list[Frame]:
@@ -102,13 +121,27 @@ def step(
     return float(value), [g for g in gradients if g is not None]
 
 
+@pytest.fixture
+def targets() -> Iterator[tuple[str, ...]]:
+    """The instruction sets of this machine; the one in use before is in use again afterwards."""
+    lib, before = library(), native_target()
+    assert lib is not None
+    assert before is not None
+    yield tuple(name for name in TARGETS if lib.snnp_set_target(name.encode()))
+    lib.snnp_set_target(before.encode())
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_gradients_are_torchs(form: str, dtype: torch.dtype, tolerance: float) -> None:
-    expected, found = step(form, dtype, native=False), step(form, dtype, native=True)
-    assert found[0] == pytest.approx(expected[0], rel=tolerance)
-    for a, b in zip(expected[1], found[1], strict=True):
-        assert float((a - b).abs().max()) <= tolerance * float(a.abs().max().clamp_min(1e-12))
+def test_gradients_are_torchs(form: str, dtype: torch.dtype, tolerance: float, targets: tuple[str, ...]) -> None:
+    lib, expected = library(), step(form, dtype, native=False)
+    assert lib is not None
+    for target in targets:
+        assert lib.snnp_set_target(target.encode())
+        found = step(form, dtype, native=True)
+        assert found[0] == pytest.approx(expected[0], rel=tolerance), target
+        for a, b in zip(expected[1], found[1], strict=True):
+            assert float((a - b).abs().max()) <= tolerance * float(a.abs().max().clamp_min(1e-12)), target
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.5, 0.0, 3.0), (0.0, 2.0, 0.0)])
@@ -167,3 +200,59 @@ def test_pairs_out_of_order_are_refused() -> None:
         column[...] = column[order]
     with pytest.raises(InputError, match="not sorted by radial functions"):
         exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+
+
+def test_atoms_without_neighbours() -> None:
+    """Alone, beside others in a batch, and with an element that no neighbour has."""
+    model = SplineNNP(SplineNNPConfig(elements=("Cu", "Mo", "Si"), filters="pair"), seed=1)
+    box = [20.0, 20.0, 20.0]
+    lone = [Atoms("Mo", [[1.0, 2.0, 3.0]], cell=box, pbc=True), Atoms("CuCu", [[0.0] * 3, [0.0, 0.0, 9.0]], cell=box)]
+    made = [
+        Frame(
+            Structure.from_ase(atoms),
+            energy=0.3,
+            forces=np.ones_like(atoms.positions),
+            stress=None,
+            source=str(k),
+            group="g",
+        )
+        for k, atoms in enumerate(lone)
+    ]
+    for chosen in ([0], [1, 0], [1, 2, 0, 3]):
+        found = []
+        for native in (False, True):
+            with nullcontext() if native else switched_off():
+                batch = prepare(model, [*made, *frames(("Cu", "Mo"))[:2]], torch.float64).batch(chosen)
+                model.zero_grad()
+                value = float(exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 5.0)))
+                assert isinstance(batch.geometry, NativeGeometry) == native
+            assert model.readout.linear is not None
+            kept = [model.rho.free.grad, model.f.free.grad, model.g.free.grad, model.readout.linear.grad]
+            found.append((value, [torch.zeros(1) if gradient is None else gradient.clone() for gradient in kept]))
+        assert found[1][0] == pytest.approx(found[0][0], rel=1e-12)
+        for a, b in zip(found[0][1], found[1][1], strict=True):
+            assert float((a - b).abs().max()) <= 1e-11 * max(1.0, float(a.abs().max()))
+
+
+def test_threads_change_nothing_but_rounding() -> None:
+    """Also more of them than there are parts of eight atoms; and no atoms at all."""
+    model = SplineNNP(SplineNNPConfig(elements=("Cu", "Mo"), filters="element"), seed=1)
+    geometry = prepare(model, frames(("Cu", "Mo")), torch.float64).everything.geometry
+    assert isinstance(geometry, NativeGeometry)
+    predict_native(model, geometry)  # writes the tables
+    kernel, batch = geometry.engine.kernel, geometry.batch
+    rng, n = np.random.default_rng(0), len(batch.rows)
+    e, p, s = rng.normal(size=n), rng.normal(size=(n, 3)), rng.normal(size=(batch.n_structures, 3, 3))
+    runs = [(kernel.predict(batch, k), kernel.learn(batch, k, e, p, s)) for k in (1, 3, 3, 1000)]
+    for predicted, learned in runs[1:]:
+        for a, b in zip(runs[0][0], predicted, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-13)
+        for name in ("rho", "f", "legendre", "at_one", "linear"):
+            a, b = getattr(runs[0][1], name), getattr(learned, name)
+            np.testing.assert_allclose(b, a, rtol=0.0, atol=1e-12 * np.abs(a).max())
+    # The same number of threads: the same bits.
+    assert all(np.array_equal(a, b) for a, b in zip(runs[1][0], runs[2][0], strict=True))
+    assert np.array_equal(runs[1][1].f, runs[2][1].f)
+    none = replace(batch, rows=batch.rows[:0], shift=batch.shift[:0], owner=batch.owner[:0])
+    assert [array.shape for array in kernel.predict(none, 2)] == [(0,), (0, 3), (batch.n_structures, 3, 3)]
+    assert not kernel.learn(none, 2, e[:0], p[:0], s).f.any()
