@@ -43,6 +43,11 @@ FORMS = {
     "short angular reach": {"angular": AngularConfig(n_filters=8, degree=2, cutoff=3.9)},
     "degree 0": {"angular": AngularConfig(degree=0), "network": None},
     "degree 8": {"angular": AngularConfig(n_filters=40, degree=8)},
+    "many knots": {
+        "radial": RadialConfig(n_filters=33, intervals=40),
+        "angular": AngularConfig(n_filters=48, degree=1, intervals=36),
+    },
+    "few knots": {"radial": RadialConfig(n_filters=1, intervals=4), "angular": AngularConfig(degree=5, intervals=4)},
     "degree 9, left to torch": {"angular": AngularConfig(n_filters=4, degree=9)},
     "angular only": {"radial": RadialConfig(n_filters=0)},
     "radial only, one embedding": {
@@ -136,6 +141,28 @@ def test_kernel_is_torch(form: str, target: str) -> None:
             assert float((a - b).abs().max()) <= tolerance * float(a.abs().max()), name
         model.to(torch.float64)
         model.load_state_dict(model_of(form).state_dict())
+
+
+@needs_library
+@pytest.mark.parametrize("n_elements", [1, 2, 4, 5])
+def test_neighbours_of_several_elements(n_elements: int, target: str) -> None:
+    """Enough pairs and filters that B-splines pay, up to four kinds of neighbours; beyond, each pair is on its own."""
+    elements = ("Cu", "Mo", "Si", "Al", "Ni")[:n_elements]
+    rng, atoms = np.random.default_rng(0), bulk("Cu", "fcc", a=3.6, cubic=True).repeat(2)
+    atoms.set_chemical_symbols(rng.choice(elements, len(atoms)))
+    atoms.positions += rng.normal(0.0, 0.1, atoms.positions.shape)
+    structure = Structure.from_ase(atoms)
+    for degree, n_filters in ((2, 40), (5, 16)):
+        angular = AngularConfig(n_filters=n_filters, degree=degree, cutoff=5.5)
+        radial = RadialConfig(cutoff=5.5)
+        model = SplineNNP(SplineNNPConfig(elements=elements, filters="pair", radial=radial, angular=angular), seed=1)
+        with switched_off():
+            expected = model.compute(structure, stress=True)
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+            found = model.to(dtype).compute(structure, stress=True)
+            for name in ("energies", "forces", "stress"):
+                a, b = getattr(expected, name), getattr(found, name).double()
+                assert float((a - b).abs().max()) <= tolerance * float(a.abs().max()), (target, name)
 
 
 @needs_library
