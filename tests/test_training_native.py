@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ from snnp import Structure
 from snnp.data import Frame
 from snnp.errors import InputError
 from snnp.kernels.library import library, native_target, switched_off
+from snnp.kernels.pack import MAX_LAYERS
 from snnp.models.config import (
     AngularConfig,
     EmbeddingConfig,
@@ -27,8 +29,13 @@ from snnp.models.config import (
 )
 from snnp.models.spline_nnp import SplineNNP
 from snnp.training.config import LossConfig
-from snnp.training.loss import Weights, exact_backward
-from snnp.training.native import NativeGeometry, predict_native
+from snnp.training.loss import Weights, exact_backward, predict, residuals
+from snnp.training.native import (
+    NativeGeometry,
+    learn_native,
+    native_energies,
+    predict_native,
+)
 from snnp.training.prepared import prepare
 from snnp.training.setup import standardise
 
@@ -113,6 +120,10 @@ def step(
         standardise(model, prepare(model, frames(elements), torch.float64))
         data = prepare(model, frames(elements), dtype)
         model.to(dtype)
+        # Nothing of the parameters may stay from when the data were prepared.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
         batch = data.batch([3, 0, 4])
         assert isinstance(batch.geometry, NativeGeometry) == native
         value = exact_backward(model, batch, LossConfig(shape=shape), Weights(*weights))
@@ -167,6 +178,41 @@ def test_gradients_add_up() -> None:
         assert model.f.free.grad is not None
         gradients.append(model.f.free.grad.clone())
     assert torch.allclose(gradients[1], 2.0 * gradients[0], rtol=1e-12)
+
+
+def test_two_models_may_share_the_data() -> None:
+    """As a teacher and a student do: each pass takes the parameters of the model that it is given."""
+    models = [SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=seed) for seed in (1, 2)]
+    batch = prepare(models[0], frames(("Cu",)), torch.float64).batch([1, 2])
+    assert isinstance(batch.geometry, NativeGeometry)
+    exact_backward(models[0], batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+    found = predict_native(models[0], batch.geometry)
+    predict_native(models[1], batch.geometry)
+    again = copy.deepcopy(models[0])
+    again.zero_grad()
+    with torch.no_grad():
+        wanted = residuals(predict(again, batch), batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+    predict_native(models[1], batch.geometry)
+    learn_native(again, copy.deepcopy(batch.geometry), wanted.to_energy[batch.owner], wanted.to_forces, None)
+    for a, b in zip(models[0].parameters(), again.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.allclose(a.grad, b.grad, rtol=1e-12)
+    assert torch.equal(native_energies(models[0], batch.geometry), found[0])
+
+
+def test_very_deep_networks_are_left_to_torch() -> None:
+    network = NetworkConfig(hidden=(4,) * MAX_LAYERS)
+    model = SplineNNP(SplineNNPConfig(elements=("Cu",), network=network), seed=1)
+    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
+    assert not isinstance(batch.geometry, NativeGeometry)
+    # Of these forces nothing depends on the one parameter that is trained.
+    model.requires_grad_(False)
+    assert model.readout.network is not None
+    bias = model.readout.network.biases[-1].requires_grad_()
+    exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+    assert bias.grad is not None
+    assert float(bias.grad.abs().max()) > 0.0
 
 
 def test_frozen_parameters_stay_without_gradient() -> None:

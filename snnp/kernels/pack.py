@@ -13,7 +13,7 @@ from snnp.units import COULOMB_EV_ANGSTROM
 
 __all__ = ["HEADER_BYTES", "MAX_DEGREE", "MAX_LAYERS", "VERSION", "pack_plan"]
 
-MAGIC, VERSION = 0x504E4E5373706C6E, 2
+MAGIC, VERSION = 0x504E4E5373706C6E, 3
 MAX_LAYERS, MAX_DEGREE = 8, 8
 _PAD = 64
 _EVALUATORS = {"none": 0, "legendre": 1, "spline": 2}

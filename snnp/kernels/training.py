@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.kernels.library import Report, library, status_message
-from snnp.kernels.pack import MAX_DEGREE, MAX_LAYERS, pack_plan
-from snnp.kernels.plan import SplinePlan
+from snnp.kernels.native import supports
+from snnp.kernels.pack import MAX_LAYERS, pack_plan
+from snnp.kernels.plan import SplinePlan, spline_table
 
 __all__ = ["StoredPairs", "Tables", "TrainingBatch", "TrainingKernel", "supports_training"]
 
@@ -39,8 +39,7 @@ class _Arrays(ctypes.Structure):
 
 def supports_training(plan: SplinePlan) -> bool:
     """Whether the passes cover this form; a pair term and angles as splines are left to torch."""
-    moments = plan.f.n_filters == 0 or (plan.evaluator == "legendre" and plan.degree <= MAX_DEGREE)
-    return moments and plan.phi is None
+    return supports(plan) and plan.phi is None and (plan.f.n_filters == 0 or plan.evaluator == "legendre")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class StoredPairs:
     z: Array
     r: Array
 
-    @cached_property
-    def addresses(self) -> tuple[int, ...]:
-        """Where the arrays begin, in the order of `snnp_batch`."""
-        return tuple(_address(column) for column in vars(self).values())
+    @property
+    def columns(self) -> tuple[Array, ...]:
+        """The arrays in the order of `snnp_batch`."""
+        return self.first, self.neighbour, self.species, self.x, self.y, self.z, self.r
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class TrainingKernel:
         plan: the form. dtype: np.float32 or np.float64.
 
     Attributes:
-        tables: the parameters; to be written before `features` or `predict`. `learn` takes those of the call before.
+        tables: the parameters, to be written before a pass.
     """
 
     def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> None:
@@ -119,12 +118,15 @@ class TrainingKernel:
         self._words = [int(word) for word in words]
         self.feature_stride = self._words[_READOUT + 1]
         offsets = np.zeros(_N_OFFSETS, np.int64)
-        lib.snnp_gradient_layout(_address(self._packed), self._packed.nbytes, _address(offsets))
+        refused = lib.snnp_gradient_layout(_address(self._packed), self._packed.nbytes, _address(offsets))
+        assert not refused
         self._offsets = [int(offset) for offset in offsets]
         self._rows = {k: _aligned(self._rows_shape(k), dtype) for k in (_RHO, _F, _EMBEDDING)}
         for rows in self._rows.values():
             rows[...] = 0
         self._transposed = [self._in_plan(self._layer(k)[5], self._transposed_shape(k)) for k in self._each_layer]
+        n_groups, n_segments, _, stride = self._words[_EMBEDDING : _EMBEDDING + 4]
+        self._embedding = self._in_plan(self._words[_EMBEDDING + 7], (n_groups, n_segments, 4, stride))
         self.tables = self._views_of_plan()
 
     # Layouts.
@@ -224,6 +226,12 @@ class TrainingKernel:
         self._run(_FEATURES, batch, n_threads, features=features)
         return features[:, : self.n_features]
 
+    def energies(self, batch: TrainingBatch, n_threads: int) -> Array:
+        """Energies [n] without E0 and repulsion, in float64."""
+        energies = np.empty(len(batch.rows))
+        self._run(_PREDICT, batch, n_threads, energies=energies)
+        return energies
+
     def predict(self, batch: TrainingBatch, n_threads: int) -> tuple[Array, Array, Array]:
         """Energies [n] without E0 and repulsion, forces [n, 3], virials [B, 3, 3] (sum of r (x) dE/dr), in float64."""
         n = len(batch.rows)
@@ -245,10 +253,9 @@ class TrainingKernel:
     def _run(self, task: int, batch: TrainingBatch, n_threads: int, **arrays: Array) -> None:
         lib = library()
         assert lib is not None
-        if task != _LEARN:
-            self._transpose()
-        own = (_address(column) for column in (batch.rows, batch.shift, batch.owner))
-        call = _Batch(len(batch.rows), batch.n_structures, n_threads, *own, *batch.pairs.addresses)
+        self._complete()
+        columns: list[Array] = [batch.rows, batch.shift, batch.owner, *batch.pairs.columns]
+        call = _Batch(len(batch.rows), batch.n_structures, n_threads, *(_address(column) for column in columns))
         rows = {"rho": self._rows[_RHO], "f": self._rows[_F], "embedding": self._rows[_EMBEDDING]}
         passed = _Arrays(**{name: _address(array) for name, array in (rows | arrays).items()})
         report = Report()
@@ -256,10 +263,14 @@ class TrainingKernel:
         if lib.snnp_train(task, *plan, ctypes.byref(call), ctypes.byref(passed), ctypes.byref(report)):
             raise InputError(status_message(report))
 
-    def _transpose(self) -> None:
-        """The second copy of the weights, by which the way back reads them."""
+    def _complete(self) -> None:
+        """Second copies: weights as the way back reads them, and an embedding's polynomials."""
         for target, weight in zip(self._transposed, self.tables.weights, strict=True):
             target[..., : weight.shape[1]] = weight.transpose(0, 2, 1)
+        if (embedding := self._plan.readout.embedding) is not None:
+            rows = self.tables.embedding.transpose(0, 2, 1)
+            spacing, counts = 1.0 / embedding.inverse_spacing, embedding.n_intervals.astype(np.int64)
+            self._embedding[..., : rows.shape[1]] = spline_table(embedding.lower, spacing, counts, rows).coefficients
 
 
 def _aligned(shape: tuple[int, ...], dtype: type) -> Array:

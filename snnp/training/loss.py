@@ -20,7 +20,7 @@ from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stre
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
-from snnp.training.native import NativeGeometry, learn_native, predict_native
+from snnp.training.native import NativeGeometry, learn_native, native_energies, predict_native
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import Batch
 
@@ -66,16 +66,35 @@ def weights_at(config: LossConfig, progress: float) -> Weights:
     )
 
 
-def predict(model: Potential, batch: Batch) -> Predicted:
-    """Evaluate a batch; differentiable in the parameters where gradients are enabled, but for stored pairs."""
+def predict(model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
+    """Evaluate a batch; differentiable in the parameters where gradients are enabled, but for stored pairs.
+
+    Without `forces`, forces and stresses that would cost something are NaN.
+    """
+    if not forces and not isinstance(batch.geometry, Geometry):
+        return _predict_energies(model, batch)
     if isinstance(batch.geometry, Pairs):
         return _predict_pairs(model, batch.geometry)
     assert isinstance(model, SplineNNP)
     if isinstance(batch.geometry, NativeGeometry):
-        energies, forces, strain = predict_native(model, batch.geometry)
+        energies, found, strain = predict_native(model, batch.geometry)
         energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
-        return Predicted(energy, forces, _stress(strain, batch))
+        return Predicted(energy, found, _stress(strain, batch))
     return _predict_sums(model, batch, batch.geometry)
+
+
+def _predict_energies(model: Potential, batch: Batch) -> Predicted:
+    penalty = None
+    if isinstance(batch.geometry, Pairs):
+        energies, penalty = penalised_energies(model, batch.geometry)
+        energy = batch.geometry.per_structure(energies)
+    else:
+        assert isinstance(model, SplineNNP)
+        assert isinstance(batch.geometry, NativeGeometry)
+        energies = native_energies(model, batch.geometry)
+        energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
+    forces, stress = (torch.full_like(values, torch.nan) for values in (batch.forces, batch.stress))
+    return Predicted(energy, forces, stress, penalty)
 
 
 def _stress(strain: Tensor, batch: Batch) -> Tensor:
@@ -159,18 +178,20 @@ def residuals(predicted: Predicted, batch: Batch, config: LossConfig, weights: W
 
 def exact_backward(model: Potential, batch: Batch, config: LossConfig, weights: Weights) -> Tensor:
     """Add the gradient of the loss of a batch to the parameters' `grad`; returns the loss."""
+    forces = weights.force > 0.0 or weights.stress > 0.0
     if isinstance(batch.geometry, NativeGeometry):
         assert isinstance(model, SplineNNP)
         with torch.no_grad():
-            found = residuals(predict(model, batch), batch, config, weights)
+            found = residuals(predict(model, batch, forces=forces), batch, config, weights)
         virial = None if found.to_stress is None else _stress(found.to_stress, batch)
         learn_native(model, batch.geometry, found.to_energy[batch.owner], found.to_forces, virial)
         return found.value
-    predicted = predict(model, batch)
+    predicted = predict(model, batch, forces=forces)
     found = residuals(predicted, batch, config, weights)
     outputs = (predicted.energy, predicted.forces, predicted.stress)
     derivatives = (found.to_energy, found.to_forces, found.to_stress)
-    roots = [(output, value) for output, value in zip(outputs, derivatives, strict=True) if value is not None]
+    pairs = zip(outputs, derivatives, strict=True)
+    roots = [(output, value) for output, value in pairs if value is not None and output.requires_grad]
     value = found.value
     if predicted.penalty is not None and config.hierarchicality_weight > 0.0:
         penalty = config.hierarchicality_weight * predicted.penalty.mean()

@@ -26,7 +26,7 @@ from snnp.training.sums import Repulsion, repulsion_of
 
 __all__ = [
     *("NativeGeometry", "cut_native", "learn_native", "make_native"),
-    *("native_features", "predict_native", "trains_natively"),
+    *("native_energies", "native_features", "predict_native", "trains_natively"),
 ]
 
 Array = NDArray[Any]
@@ -219,6 +219,11 @@ def native_features(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
     """[n, D] features of the chosen atoms."""
     features = _written(model, geometry).features(geometry.batch, torch.get_num_threads())
     return torch.from_numpy(features)
+
+
+def native_energies(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
+    """Energies [n] of the chosen atoms, without E0 and repulsion."""
+    return torch.from_numpy(_written(model, geometry).energies(geometry.batch, torch.get_num_threads())).to(model.dtype)
 
 
 def predict_native(model: SplineNNP, geometry: NativeGeometry) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ struct Basis {
   void allocate(Arena& arena, const Table& table) {
     constexpr int W = Lanes<T>::W;
     length = round_up(table.n_segments + 1, W);
-    coefficients = arena.take<T>(table.n_groups * table.n_filters * length + W);  // rows are also read from k + 3
+    coefficients = arena.take<T>(table.n_groups * table.n_filters * length + W + 3);  // rows are also read from k + 3
     ready = arena.take<char>(table.n_groups);
   }
 };

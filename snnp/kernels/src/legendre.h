@@ -1,7 +1,8 @@
 // Three-body features through moments A_lm,b = sum_j f_b(r_ij) Y_lm(r_ij), filters b as lanes; see snnp/models/moments.py.
 //
 // All loops over pairs are small matrix products: forward [lm, pair] x [pair, b], backward [lm, b] x [b, pair], where
-// f and its slope are kept in both layouts. A product works on a chunk of lm whose sums stay in registers.
+// f is kept in both layouts and its slope in the second (see forces.h for the way back that needs neither). A product works
+// on a chunk of lm whose sums stay in registers.
 #pragma once
 #include "atom.h"
 #include "harmonics.h"
@@ -16,9 +17,26 @@ constexpr int kSums = 26;
 constexpr int kSums = 12;
 #endif
 
+// Moments of one atom, and what follows from them alone.
 template <typename T>
-struct Legendre {
+struct Moments {
   int64_t stride;     // numbers in a row of filters
+  T *moments;         // A [C, (L+1)^2, stride]
+  T *gradient;        // dE/dA [stride / W, (L+1)^2 padded, W] of one channel
+  T *selves, *self_gradient;  // sum_j f_b^2 and its gradient [C, stride]
+
+  void allocate(Arena& arena, const Plan* plan) {
+    stride = plan->f.stride;
+    const int64_t c = plan->n_channels, n_lm = (plan->degree + 1) * (plan->degree + 1);
+    moments = arena.take<T>(c * n_lm * stride);
+    gradient = arena.take<T>(round_up(n_lm, Lanes<T>::W) * stride);
+    T** const selves_too[] = {&selves, &self_gradient};
+    for (T** array : selves_too) *array = arena.take<T>(c * stride);
+  }
+};
+
+template <typename T>
+struct Legendre : Moments<T> {
   int64_t n_blocks;   // blocks of W pairs; a block holds neighbours of one channel
   int64_t* source;    // [blocks * W] index of the pair, -1 in padding
   int32_t* channel;   // [blocks]
@@ -26,16 +44,13 @@ struct Legendre {
   T *harmonics;       // [blocks, (L+1)^2, W]
   T *f;               // [blocks * W, stride]
   T *f_lanes, *slope_lanes;  // [blocks, stride, W]
-  T *moments;         // A [C, (L+1)^2, stride]
-  T *gradient;        // dE/dA [stride / W, (L+1)^2 padded, W] of one channel
-  T *turned;          // the same, [C, stride, (L+1)^2 padded]
-  T *selves, *self_gradient;  // sum_j f_b^2 and its gradient [C, stride]
+  T *turned;          // dE/dA of all channels [C, stride, (L+1)^2 padded]
   T *v;               // [(L+1)^2, W]
 
   void allocate(Arena& arena, const Plan* plan, int64_t capacity) {
     constexpr int W = Lanes<T>::W;
-    stride = plan->f.stride;
-    const int64_t c = plan->n_channels, n_lm = (plan->degree + 1) * (plan->degree + 1), lm_padded = round_up(n_lm, W);
+    Moments<T>::allocate(arena, plan);
+    const int64_t c = plan->n_channels, n_lm = (plan->degree + 1) * (plan->degree + 1), stride = plan->f.stride;
     const int64_t rows = round_up(capacity, W) + c * W;
     source = arena.take<int64_t>(rows);
     channel = arena.take<int32_t>(rows / W);
@@ -43,11 +58,7 @@ struct Legendre {
     harmonics = arena.take<T>(rows * n_lm);
     T** const layouts[] = {&f, &f_lanes, &slope_lanes};
     for (T** array : layouts) *array = arena.take<T>(rows * stride);
-    moments = arena.take<T>(c * n_lm * stride);
-    gradient = arena.take<T>(lm_padded * stride);
-    turned = arena.take<T>(c * stride * lm_padded);
-    T** const selves_too[] = {&selves, &self_gradient};
-    for (T** array : selves_too) *array = arena.take<T>(c * stride);
+    turned = arena.take<T>(c * stride * round_up(n_lm, W));
     v = arena.take<T>(n_lm * W);
   }
 };
@@ -160,7 +171,7 @@ inline void sum_all_moments(const Legendre<T>& work, int64_t begin, int64_t end,
 
 // Features of one vector of filters: 1/2 [ sum_cc'l g_cc'l sum_m A_c,lm A_c',lm - sum_c g_c(1) sum_j f^2 ].
 template <typename T, int L>
-inline Vec<T> feature_row(const Plan* plan, const Legendre<T>& work, int64_t b) {
+inline Vec<T> feature_row(const Plan* plan, const Moments<T>& work, int64_t b) {
   constexpr int n_lm = (L + 1) * (L + 1);
   const int64_t channels = plan->n_channels, stride = work.stride;
   const T* g = at<T>(plan, plan->legendre);
@@ -203,15 +214,9 @@ inline void features_of_blocks(const Plan* plan, int64_t species, const Pairs<T>
   }
 }
 
-template <typename T, int L, bool forces_follow>
-inline void angular_features(const Plan* plan, int64_t species, const Pairs<T>& pairs, Legendre<T>& work, T* features) {
-  make_blocks(plan, pairs, work);
-  features_of_blocks<T, L, forces_follow>(plan, species, pairs, work, features);
-}
-
 // dE/dA of channel c for one vector of filters, from dE/dG (h, padded with zeros); out [(L+1)^2, W].
 template <typename T, int L>
-inline void moment_gradient(const Plan* plan, const T* h, Legendre<T>& work, int64_t c, int64_t b, T* out) {
+inline void moment_gradient(const Plan* plan, const T* h, Moments<T>& work, int64_t c, int64_t b, T* out) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t channels = plan->n_channels, stride = work.stride;
   const Vec<T> mine = load<T>(h + b);

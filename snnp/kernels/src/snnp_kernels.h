@@ -70,8 +70,8 @@ SNNP_API double snnp_largest_move(int64_t n_atoms, const double* positions, cons
 SNNP_API int snnp_evaluate(const void* plan, int64_t plan_bytes, const snnp_system* system, snnp_report* report);
 
 // Training on the atoms `rows` of stored pairs; "real" is the float type of the plan, which must have no pair term and no
-// angles evaluated as splines. Splines are given by their B-spline coefficients besides; the plan's own tables of rho, f and
-// the embedding are not read. Pairs of an atom are sorted by group and channel, and within these best by distance.
+// angles evaluated as splines. Splines are given by their B-spline coefficients besides; of the plan's own tables only that
+// of the embedding is read (by PREDICT). Pairs of an atom are sorted by group and channel, and within these best by distance.
 typedef struct {
   int64_t n_atoms, n_structures, n_threads;
   const int64_t *rows, *shift;          // [n] stored index of each atom; stored minus local index

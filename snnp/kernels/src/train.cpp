@@ -17,7 +17,7 @@ struct Kept {
   int64_t atom, species, n_runs;
   Run *runs, *angular_runs;   // [Z]
   T *p, *p_dot;               // of rho: sums of weights [runs, K] and their derivatives
-  T *moments, *selves, *moments_dot, *selves_dot, *sums, *sums_dot, *bands, *bands_dot;  // see Legendre, Training, Sums
+  T *moments, *selves, *moments_dot, *selves_dot, *sums, *sums_dot, *bands, *bands_dot;  // see Moments, Training, Sums
   T *features, *features_dot, *g, *h;
 
   void allocate(Arena& arena, const Plan* plan) {
@@ -46,7 +46,7 @@ struct Workspace {
   Pairs<T> pairs;
   PairWeights<T> weights;  // of rho
   Radial<T> radial;
-  Legendre<T> legendre;
+  Moments<T> moments;
   Training<T> training;
   Readout<T> readout;
   DualReadout<T> dual;
@@ -58,7 +58,7 @@ struct Workspace {
     pairs.allocate(arena, rows);
     weights.allocate(arena, rows);
     radial.allocate(arena, plan);
-    if (plan->evaluator == kLegendre) legendre.allocate(arena, plan, rows);
+    if (plan->evaluator == kLegendre) moments.allocate(arena, plan);
     training.allocate(arena, plan, rows, learns);
     if (learns) dual.allocate(arena, plan);
     else readout.allocate(arena, plan);
@@ -67,8 +67,8 @@ struct Workspace {
 
   // Point the work of the angular part at what is kept of an atom.
   void use(const Kept<T>& mine) {
-    legendre.moments = mine.moments;
-    legendre.selves = mine.selves;
+    moments.moments = mine.moments;
+    moments.selves = mine.selves;
     training.moments_dot = mine.moments_dot;
     training.selves_dot = mine.selves_dot;
     training.sums.p = mine.sums;
@@ -100,7 +100,7 @@ bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Pairs<T>& 
   const int32_t* groups = at<int32_t>(plan, plan->radial_group) + mine.species * plan->n_elements;
   const void* const sources[] = {batch.x, batch.y, batch.z, batch.r};
   T* const targets[] = {pairs.x, pairs.y, pairs.z, pairs.r};
-  for (int k = 0; k < 4; ++k) memcpy(targets[k], static_cast<const T*>(sources[k]) + first, n * sizeof(T));
+  for (int k = 0; k < 4 && n; ++k) memcpy(targets[k], static_cast<const T*>(sources[k]) + first, n * sizeof(T));
   pairs.n = n;
   for (int64_t p = n; p < round_up(n, W); ++p) pairs.x[p] = pairs.y[p] = 0, pairs.z[p] = pairs.r[p] = 1;
   for (int64_t p = 0; p < n; p += W) {
@@ -116,8 +116,8 @@ bool load_pairs(const Plan* plan, const snnp_batch& batch, int64_t a, Pairs<T>& 
     const int32_t element = batch.species[neighbour[p]];
     const int64_t group = groups[element], channel = plan->n_channels > 1 ? element : 0;
     pairs.species[p] = element;
-    const Run* last = mine.runs + mine.n_runs - 1;
-    if (p == 0 || last->group != group || last->channel != channel) {
+    const Run* last = mine.n_runs ? mine.runs + mine.n_runs - 1 : nullptr;
+    if (!last || last->group != group || last->channel != channel) {
       if (mine.n_runs == plan->n_elements) return false;
       mine.runs[mine.n_runs++] = {p, p, group, channel, 0, 0};
     }
@@ -188,7 +188,8 @@ void add_forces(const TrainingPart& part, int64_t a, Pairs<T>& pairs) {
 
 // Radial features, from the sums of weights of each run; with `rate` also their derivatives.
 template <typename T>
-void radial_sums(const Plan* plan, const T* rows, const T* rate, const Pairs<T>& pairs, PairWeights<T>& weights, Kept<T>& mine) {
+void radial_sums(const Plan* plan, const T* rows, const T* rate, const Pairs<T>& pairs, PairWeights<T>& weights,
+                 Kept<T>& mine) {
   constexpr int W = Lanes<T>::W;
   const int64_t n_rows = plan->rho.n_segments + 1, stride = plan->rho.stride;
   memset(mine.features, 0, stride * sizeof(T));
@@ -237,14 +238,13 @@ template <typename T, int L>
 void angular_forward(const Plan* plan, const T* rows, bool moves, Workspace<T>& work, Kept<T>& mine) {
   constexpr int W = Lanes<T>::W;
   const int64_t n = plan->f.n_filters, n_radial = plan->rho.n_filters;
-  Legendre<T>& legendre = work.legendre;
-  if (moves) angular_sums<T, L, true>(plan, rows, mine.angular_runs, mine.n_runs, work.pairs, legendre, work.training);
-  else angular_sums<T, L, false>(plan, rows, mine.angular_runs, mine.n_runs, work.pairs, legendre, work.training);
+  if (moves) angular_sums<T, L, true>(plan, rows, mine.angular_runs, mine.n_runs, work.pairs, work.moments, work.training);
+  else angular_sums<T, L, false>(plan, rows, mine.angular_runs, mine.n_runs, work.pairs, work.moments, work.training);
   for (int64_t b = 0; b < n; b += W) {
-    const Vec<T> row = feature_row<T, L>(plan, legendre, b);
+    const Vec<T> row = feature_row<T, L>(plan, work.moments, b);
     for (int q = 0; q < W && b + q < n; ++q) mine.features[n_radial + b + q] = row[q];
   }
-  if (moves) angular_tangents<T, L>(plan, legendre, work.training, mine.features_dot + n_radial);
+  if (moves) angular_tangents<T, L>(plan, work.moments, work.training, mine.features_dot + n_radial);
 }
 
 template <typename T, int L>
@@ -252,11 +252,11 @@ void angular_back(const Plan* plan, const T* rows, Gradients<T>* gradients, Work
   const int64_t n = plan->f.n_filters, n_radial = plan->rho.n_filters;
   memcpy(work.training.h, mine.h + n_radial, n * sizeof(T));
   if (!gradients) {
-    angular_pull<T, L>(plan, mine.angular_runs, mine.n_runs, work.pairs, work.legendre, work.training);
+    angular_pull<T, L>(plan, mine.angular_runs, mine.n_runs, work.pairs, work.moments, work.training);
     return;
   }
   memcpy(work.training.g, mine.g + n_radial, n * sizeof(T));
-  angle_gradients<T, L>(plan, work.legendre, work.training, gradients->legendre, gradients->at_one);
+  angle_gradients<T, L>(plan, work.moments, work.training, gradients->legendre, gradients->at_one);
   function_gradients<T, L>(plan, rows, mine.angular_runs, mine.n_runs, work.training, gradients->f);
 }
 

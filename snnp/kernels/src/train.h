@@ -51,7 +51,7 @@ inline void harmonic_tangents(const T* values, Vec<T> qx, Vec<T> qy, Vec<T> qz, 
   }
 }
 
-// What an atom needs besides `Legendre`: coefficients turned, sums over pairs, and derivatives along q.
+// What an atom needs besides `Moments`: coefficients turned, sums over pairs, and derivatives along q.
 template <typename T>
 struct Training {
   Basis<T> basis;        // of f
@@ -172,7 +172,7 @@ inline void angular_rows(const Pairs<T>& pairs, Training<T>& own) {
 
 // Add what run k gives to A and to the sums of f^2 of its channel (and to A', and to the sums of f f').
 template <typename T, int L, bool moves>
-inline void add_run(const Plan* plan, const T* rows, const Run& run, int64_t k, bool adds, Legendre<T>& work, Training<T>& own) {
+inline void add_run(const Plan* plan, const T* rows, const Run& run, int64_t k, bool adds, Moments<T>& work, Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t stride = work.stride, n_rows = plan->f.n_segments + 1, c = run.channel;
   T *p = own.sums.p + k * n_rows * own.sums.width, *s = own.sums.s + k * n_rows * 7, *p_dot = nullptr, *s_dot = nullptr;
@@ -198,7 +198,7 @@ inline void add_run(const Plan* plan, const T* rows, const Run& run, int64_t k, 
 
 // Sums of all runs, moments A and sums of f^2; where something moves, their derivatives.
 template <typename T, int L, bool moves>
-inline void angular_sums(const Plan* plan, const T* rows, Run* runs, int64_t n_runs, const Pairs<T>& pairs, Legendre<T>& work,
+inline void angular_sums(const Plan* plan, const T* rows, Run* runs, int64_t n_runs, const Pairs<T>& pairs, Moments<T>& work,
                          Training<T>& own) {
   constexpr int n_lm = (L + 1) * (L + 1);
   const int64_t size = work.stride * sizeof(T);

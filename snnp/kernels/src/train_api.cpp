@@ -78,7 +78,8 @@ int snnp_train(int64_t task, const void* memory, int64_t plan_bytes, const snnp_
                snnp_report* report) {
   *report = {SNNP_OK, 0, 0, 0.0};
   const Plan* plan = static_cast<const Plan*>(memory);
-  if (!plan_is_sound(memory, plan_bytes) || plan->evaluator == kSpline || plan->phi.n_groups)
+  if (!plan_is_sound(memory, plan_bytes) || plan->evaluator == kSpline || plan->phi.n_groups || task < SNNP_FEATURES ||
+      task > SNNP_LEARN)
     return static_cast<int>(report->status = SNNP_BAD_PLAN);
   int64_t n_parts = batch->n_threads < batch->n_atoms / 8 ? batch->n_threads : batch->n_atoms / 8;
   n_parts = n_parts < 1 ? 1 : n_parts;

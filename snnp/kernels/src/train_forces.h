@@ -47,7 +47,8 @@ inline void pull_run(const Plan* plan, const Run& run, const Training<T>& own, P
 
 // Gradients of the angular energy in the pairs, from h = dE/dG (own.h), added to pairs.radial, gx, gy, gz.
 template <typename T, int L>
-inline void angular_pull(const Plan* plan, const Run* runs, int64_t n_runs, Pairs<T>& pairs, Legendre<T>& work, Training<T>& own) {
+inline void angular_pull(const Plan* plan, const Run* runs, int64_t n_runs, Pairs<T>& pairs, Moments<T>& work,
+                         Training<T>& own) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1), lm_padded = (n_lm + W - 1) / W * W;
   const int64_t filters = plan->f.n_filters, length = own.basis.length, vectors = length / W;
   for (int64_t k = 0; k < n_runs; ++k) {

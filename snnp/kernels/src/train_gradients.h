@@ -7,7 +7,7 @@ namespace SNNP_TARGET {
 
 // G' of the angular features from A, A' and the sums of f f'.
 template <typename T, int L>
-inline void angular_tangents(const Plan* plan, const Legendre<T>& work, const Training<T>& own, T* features_dot) {
+inline void angular_tangents(const Plan* plan, const Moments<T>& work, const Training<T>& own, T* features_dot) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t channels = plan->n_channels, stride = work.stride;
   for (int64_t b = 0; b < plan->f.n_filters; b += W) {
@@ -31,7 +31,7 @@ inline void angular_tangents(const Plan* plan, const Legendre<T>& work, const Tr
 
 // Derivatives in the angular parameters: of g into `legendre` and `at_one`, and dL/dA, dL/dA' into the work arrays.
 template <typename T, int L>
-inline void angle_gradients(const Plan* plan, const Legendre<T>& work, Training<T>& own, T* legendre, T* at_one) {
+inline void angle_gradients(const Plan* plan, const Moments<T>& work, Training<T>& own, T* legendre, T* at_one) {
   constexpr int W = Lanes<T>::W, n_lm = (L + 1) * (L + 1);
   const int64_t channels = plan->n_channels, stride = work.stride;
   for (int64_t b = 0; b < plan->f.n_filters; b += W) {

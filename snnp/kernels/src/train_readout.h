@@ -39,7 +39,8 @@ struct DualReadout {
 
 // out [R, out_stride] = in [R, in_stride] matrix [n_in, out_stride], for R rows and N vectors of columns from b.
 template <typename T, int R, int N>
-inline void multiply_tile(const T* matrix, int64_t out_stride, const T* in, int64_t in_stride, int64_t n_in, int64_t b, T* out) {
+inline void multiply_tile(const T* matrix, int64_t out_stride, const T* in, int64_t in_stride, int64_t n_in, int64_t b,
+                          T* out) {
   constexpr int W = Lanes<T>::W;
   Vec<T> sums[R][N];
   for (int r = 0; r < R; ++r)
@@ -66,7 +67,8 @@ inline void multiply_rows(const T* matrix, int64_t out_stride, const T* in, int6
 
 // The same for any even number of rows.
 template <typename T>
-inline void multiply_all(const T* matrix, int64_t out_stride, const T* in, int64_t in_stride, int64_t n_in, int64_t n_rows, T* out) {
+inline void multiply_all(const T* matrix, int64_t out_stride, const T* in, int64_t in_stride, int64_t n_in, int64_t n_rows,
+                         T* out) {
   int64_t r = 0;
   for (; r + 8 <= n_rows; r += 8)
     multiply_rows<T, 8>(matrix, out_stride, in + r * in_stride, in_stride, n_in, out + r * out_stride);
@@ -124,7 +126,8 @@ inline void add_tile(const T* in, int64_t in_stride, int64_t n_in, const T* bar,
 }
 
 template <typename T>
-inline void add_products(const T* in, int64_t in_stride, int64_t n_in, const T* bar, int64_t stride, int64_t n_rows, T* gradient) {
+inline void add_products(const T* in, int64_t in_stride, int64_t n_in, const T* bar, int64_t stride, int64_t n_rows,
+                         T* gradient) {
   int64_t r = 0;
   for (; r + 8 <= n_rows; r += 8)
     add_tile<T, 8>(in + r * in_stride, in_stride, n_in, bar + r * stride, stride, gradient);
@@ -158,7 +161,8 @@ inline void learn_network(const Plan* plan, int64_t copy, int64_t n, const T* e,
   for (int64_t k = 0; k < last; ++k) {
     const Layer& layer = plan->layers[k];
     const int64_t size = layer.out_stride;
-    multiply_all<T>(at<T>(plan, layer.forward) + copy * layer.n_in * size, size, in, layer.in_stride, layer.n_in, 2 * n, work.value[k]);
+    const T* matrix = at<T>(plan, layer.forward) + copy * layer.n_in * size;
+    multiply_all<T>(matrix, size, in, layer.in_stride, layer.n_in, 2 * n, work.value[k]);
     const T* bias = at<T>(plan, layer.bias) + copy * size;
     for (int64_t a = 0; a < n; ++a)
       for (int64_t b = 0; b < size; b += W)
@@ -250,7 +254,8 @@ inline void learn_embeddings(const Plan* plan, const T* rows, const ReadoutRow<T
   const int64_t d = plan->n_features;
   if (!plan->embeds_sum) {
     for (int64_t a = 0; a < d; ++a)
-      learn_embedding<T>(plan, rows, atom.species, a, atom.e, atom.features[a], atom.features_dot[a], atom.g[a], atom.h[a], gradient);
+      learn_embedding<T>(plan, rows, atom.species, a, atom.e, atom.features[a], atom.features_dot[a], atom.g[a], atom.h[a],
+                         gradient);
     return;
   }
   T total = 0, total_dot = 0, to_value = 0, to_dot = 0;
@@ -261,8 +266,8 @@ inline void learn_embeddings(const Plan* plan, const T* rows, const ReadoutRow<T
 
 // Up to kTogether atoms.
 template <typename T>
-inline void learn_readouts(const Plan* plan, const T* embedding, const ReadoutRow<T>* atoms, int64_t n_atoms, DualReadout<T>& work,
-                           Gradients<T>& out) {
+inline void learn_readouts(const Plan* plan, const T* embedding, const ReadoutRow<T>* atoms, int64_t n_atoms,
+                           DualReadout<T>& work, Gradients<T>& out) {
   const int64_t d = plan->n_features, stride = plan->feature_stride;
   const T* inverse = at<T>(plan, plan->inverse_std);
   for (int64_t first = 0, n = 0; first < n_atoms; first += n, n = 0) {
@@ -281,7 +286,8 @@ inline void learn_readouts(const Plan* plan, const T* embedding, const ReadoutRo
         for (int64_t q = 0; q < d; ++q) g[q] += bar[q] * inverse[q], h[q] += bar_dot[q] * inverse[q];
       }
     }
-    for (int64_t a = 0; a < n && plan->embedding.n_groups; ++a) learn_embeddings<T>(plan, embedding, atoms[first + a], out.embedding);
+    for (int64_t a = 0; a < n && plan->embedding.n_groups; ++a)
+      learn_embeddings<T>(plan, embedding, atoms[first + a], out.embedding);
   }
 }
 

@@ -112,7 +112,8 @@ inline void sum_over_neighbours(const Plan* plan, const Pairs<T>& pairs, Triples
         const Vec<T> above = minimum<T>(maximum<T>(t + T(1), all<T>(0)), load<T>(work.count + k));
         const auto row = __builtin_convertvector(above, typename Lanes<T>::I);
         const Vec<T> u = t + T(1) - __builtin_convertvector(row, Vec<T>);
-        const auto start = (row + __builtin_convertvector(load<T>(work.base + k), typename Lanes<T>::I)) * (4 * int32_t(g.stride));
+        const auto base = __builtin_convertvector(load<T>(work.base + k), typename Lanes<T>::I);
+        const auto start = (row + base) * (4 * int32_t(g.stride));
         const Vec<T> c0 = gather<T>(table, start), c1 = gather<T>(table + g.stride, start);
         const Vec<T> c2 = gather<T>(table + 2 * g.stride, start), c3 = gather<T>(table + 3 * g.stride, start);
         const Vec<T> fk = load<T>(f + k);
