@@ -106,7 +106,7 @@ class TrainingKernel:
         plan: the form. dtype: np.float32 or np.float64.
 
     Attributes:
-        tables: the parameters, to be written before a pass.
+        tables: the parameters, to be written before a pass; a copy starts from those of the plan.
     """
 
     def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> None:
@@ -128,6 +128,10 @@ class TrainingKernel:
         n_groups, n_segments, _, stride = self._words[_EMBEDDING : _EMBEDDING + 4]
         self._embedding = self._in_plan(self._words[_EMBEDDING + 7], (n_groups, n_segments, 4, stride))
         self.tables = self._views_of_plan()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies are made anew: views of another's memory, and its alignment, would be lost."""
+        return TrainingKernel, (self._plan, self.dtype)
 
     # Layouts.
 
