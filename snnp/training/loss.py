@@ -20,7 +20,7 @@ from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stre
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
-from snnp.training.native import NativeGeometry, learn_native, native_energies, predict_native
+from snnp.training.native import Derivatives, NativeGeometry, NativePrediction, native_backward, predict_native
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import Batch
 
@@ -71,30 +71,24 @@ def predict(model: Potential, batch: Batch, *, forces: bool = True) -> Predicted
 
     Without `forces`, forces and stresses that would cost something are NaN.
     """
-    if not forces and not isinstance(batch.geometry, Geometry):
-        return _predict_energies(model, batch)
     if isinstance(batch.geometry, Pairs):
-        return _predict_pairs(model, batch.geometry)
+        return _predict_pairs(model, batch, batch.geometry, forces)
     assert isinstance(model, SplineNNP)
     if isinstance(batch.geometry, NativeGeometry):
-        energies, found, strain = predict_native(model, batch.geometry)
-        energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
-        return Predicted(energy, found, _stress(strain, batch))
+        return _of_native(predict_native(model, batch.geometry, forces=forces), batch)
     return _predict_sums(model, batch, batch.geometry)
 
 
-def _predict_energies(model: Potential, batch: Batch) -> Predicted:
-    penalty = None
-    if isinstance(batch.geometry, Pairs):
-        energies, penalty = penalised_energies(model, batch.geometry)
-        energy = batch.geometry.per_structure(energies)
-    else:
-        assert isinstance(model, SplineNNP)
-        assert isinstance(batch.geometry, NativeGeometry)
-        energies = native_energies(model, batch.geometry)
-        energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
-    forces, stress = (torch.full_like(values, torch.nan) for values in (batch.forces, batch.stress))
-    return Predicted(energy, forces, stress, penalty)
+def _of_native(found: NativePrediction, batch: Batch) -> Predicted:
+    dtype = batch.volume.dtype
+    energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, found.energies.to(dtype))
+    if found.forces is None or found.virial is None:
+        return Predicted(energy, *_unknown(batch))
+    return Predicted(energy, found.forces.to(dtype), _stress(found.virial.to(dtype), batch))
+
+
+def _unknown(batch: Batch) -> tuple[Tensor, Tensor]:
+    return torch.full_like(batch.forces, torch.nan), torch.full_like(batch.stress, torch.nan)
 
 
 def _stress(strain: Tensor, batch: Batch) -> Tensor:
@@ -116,9 +110,12 @@ def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predict
     return Predicted(energy, forces, _stress(strain.unflatten(1, (3, 3)), batch))
 
 
-def _predict_pairs(model: Potential, pairs: Pairs) -> Predicted:
+def _predict_pairs(model: Potential, batch: Batch, pairs: Pairs, forces: bool) -> Predicted:
     structure, neighbours = pairs.structure, pairs.neighbours
     penalty = None
+    if not forces:
+        energies, penalty = penalised_energies(model, pairs)
+        return Predicted(pairs.per_structure(energies), *_unknown(batch), penalty)
     if torch.is_grad_enabled():
         vectors = pairs.vectors.detach().requires_grad_()
         energies, penalty = penalised_energies(model, Pairs(structure, neighbours, vectors))
@@ -181,11 +178,16 @@ def exact_backward(model: Potential, batch: Batch, config: LossConfig, weights: 
     forces = weights.force > 0.0 or weights.stress > 0.0
     if isinstance(batch.geometry, NativeGeometry):
         assert isinstance(model, SplineNNP)
-        with torch.no_grad():
-            found = residuals(predict(model, batch, forces=forces), batch, config, weights)
-        virial = None if found.to_stress is None else _stress(found.to_stress, batch)
-        learn_native(model, batch.geometry, found.to_energy[batch.owner], found.to_forces, virial)
-        return found.value
+        values: list[Tensor] = []
+
+        def derive(prediction: NativePrediction) -> Derivatives:
+            found = residuals(_of_native(prediction, batch), batch, config, weights)
+            values.append(found.value)
+            virial = None if found.to_stress is None else _stress(found.to_stress, batch)
+            return found.to_energy[batch.owner], found.to_forces, virial
+
+        native_backward(model, batch.geometry, derive, forces=forces)
+        return values[0]
     predicted = predict(model, batch, forces=forces)
     found = residuals(predicted, batch, config, weights)
     outputs = (predicted.energy, predicted.forces, predicted.stress)

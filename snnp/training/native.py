@@ -6,6 +6,7 @@ lies between parameters and the kernel's tables is linear and written out here, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +26,8 @@ from snnp.structure import Structure
 from snnp.training.sums import Repulsion, repulsion_of
 
 __all__ = [
-    *("NativeGeometry", "cut_native", "learn_native", "make_native"),
-    *("native_energies", "native_features", "predict_native", "trains_natively"),
+    *("Derivatives", "NativeGeometry", "NativePrediction", "cut_native", "make_native", "native_backward"),
+    *("native_features", "predict_native", "trains_natively"),
 ]
 
 Array = NDArray[Any]
@@ -207,48 +208,71 @@ def _read(tables: Tables, maps: _Maps, like: list[Array]) -> list[Array]:
     return found
 
 
-def _written(model: SplineNNP, geometry: NativeGeometry) -> TrainingKernel:
-    """The kernel with the model's present parameters in its tables."""
-    kernel = geometry.engine.kernel
+def _written(model: SplineNNP, geometry: NativeGeometry) -> tuple[TrainingKernel, list[Tensor]]:
+    """The kernel with the model's present parameters in its tables, and these parameters."""
+    kernel, parameters = geometry.engine.kernel, _parameters(model)
     kernel.set_scale(model.readout.mean.numpy(), model.readout.std.numpy())
-    _write([value.detach().numpy() for value in _parameters(model)], geometry.engine.maps, kernel.tables)
-    return kernel
+    _write([value.detach().numpy() for value in parameters], geometry.engine.maps, kernel.tables)
+    return kernel, parameters
 
 
 def native_features(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
     """[n, D] features of the chosen atoms."""
-    features = _written(model, geometry).features(geometry.batch, torch.get_num_threads())
+    features = _written(model, geometry)[0].features(geometry.batch, torch.get_num_threads())
     return torch.from_numpy(features)
 
 
-def native_energies(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
-    """Energies [n] of the chosen atoms, without E0 and repulsion."""
-    return torch.from_numpy(_written(model, geometry).energies(geometry.batch, torch.get_num_threads())).to(model.dtype)
-
-
-def predict_native(model: SplineNNP, geometry: NativeGeometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies [n] (without E0 and repulsion), forces [n, 3], and sums of r (x) dE/dr [B, 3, 3]."""
-    found = _written(model, geometry).predict(geometry.batch, torch.get_num_threads())
-    energies, forces, virial = (torch.from_numpy(array).to(model.dtype) for array in found)
-    return energies, forces, virial
-
-
-def learn_native(
-    model: SplineNNP, geometry: NativeGeometry, energies: Tensor, forces: Tensor | None, virial: Tensor | None
-) -> None:
-    """Add the gradient of a loss to the parameters' `grad`.
+@dataclass(frozen=True)
+class NativePrediction:
+    """What the kernel says of the chosen atoms, in float64.
 
     Arguments:
-        energies, forces, virial: derivatives of the loss by what `predict_native` gives; None for zeros.
+        energies: [n], without E0 and repulsion.
+        forces: [n, 3] and virial: [B, 3, 3], the sum of r (x) dE/dr; None where they were not asked for.
     """
-    kernel, batch = _written(model, geometry), geometry.batch
-    e, p, s = (None if value is None else value.double().contiguous().numpy() for value in (energies, forces, virial))
+
+    energies: Tensor
+    forces: Tensor | None
+    virial: Tensor | None
+
+
+def predict_native(model: SplineNNP, geometry: NativeGeometry, *, forces: bool = True) -> NativePrediction:
+    """Evaluate the chosen atoms."""
+    return _predict(_written(model, geometry)[0], geometry, forces)
+
+
+def _predict(kernel: TrainingKernel, geometry: NativeGeometry, forces: bool) -> NativePrediction:
+    n_threads = torch.get_num_threads()
+    if not forces:
+        return NativePrediction(torch.from_numpy(kernel.energies(geometry.batch, n_threads)), None, None)
+    return NativePrediction(*(torch.from_numpy(array) for array in kernel.predict(geometry.batch, n_threads)))
+
+
+Derivatives = tuple[Tensor, Tensor | None, Tensor | None]
+"""Of a loss by energies [n], forces [n, 3] and virials [B, 3, 3]; None for zeros."""
+
+
+def native_backward(
+    model: SplineNNP,
+    geometry: NativeGeometry,
+    derive: Callable[[NativePrediction], Derivatives],
+    *,
+    forces: bool = True,
+) -> None:
+    """Evaluate the chosen atoms, and add the gradient of a loss to the parameters' `grad`.
+
+    Arguments:
+        derive: is shown the prediction, and returns the derivatives of the loss by it.
+        forces: whether forces and virials are part of the prediction.
+    """
+    kernel, parameters = _written(model, geometry)
+    batch, derivatives = geometry.batch, derive(_predict(kernel, geometry, forces))
+    e, p, s = (None if value is None else value.double().contiguous().numpy() for value in derivatives)
     assert e is not None
     if p is not None or s is not None:
         p = np.zeros((len(batch.rows), 3)) if p is None else p
         s = np.zeros((batch.n_structures, 3, 3)) if s is None else s
     found = kernel.learn(batch, torch.get_num_threads(), e, p, s)
-    parameters = _parameters(model)
     gradients = _read(found, geometry.engine.maps, [value.detach().numpy() for value in parameters])
     for parameter, gradient in zip(parameters, map(torch.from_numpy, gradients), strict=True):
         if not parameter.requires_grad:
