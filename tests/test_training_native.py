@@ -30,7 +30,7 @@ from snnp.models.config import (
 from snnp.models.spline_nnp import SplineNNP
 from snnp.training.config import LossConfig
 from snnp.training.loss import Weights, exact_backward
-from snnp.training.native import NativeGeometry, predict_native
+from snnp.training.native import NativeGeometry, kernel_threads_alone, predict_native
 from snnp.training.prepared import prepare
 from snnp.training.setup import standardise
 
@@ -195,6 +195,24 @@ def test_two_models_may_share_the_data() -> None:
     energies = predict_native(models[0], batch.geometry, forces=False)
     assert torch.equal(energies.energies, predict_native(models[0], batch.geometry).energies)
     assert energies.forces is None
+
+
+def test_torch_keeps_one_thread_beside_the_kernels() -> None:
+    """Those of the passes were counted when the data were prepared."""
+    model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        geometry = prepare(model, frames(("Cu",)), torch.float64).everything.geometry
+        assert isinstance(geometry, NativeGeometry)
+        with kernel_threads_alone(geometry):
+            assert torch.get_num_threads() == 1
+            assert geometry.engine.n_threads == 2
+        with kernel_threads_alone(None):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_very_deep_networks_are_left_to_torch() -> None:

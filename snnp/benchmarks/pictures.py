@@ -104,7 +104,7 @@ def _draw_costs(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     panel.set_xscale("log")
     # Room for labels on the left of the accuracies above.
     least, most = (row["cpu_us_per_atom_range"][k] for row, k in ((rows[0], 0), (rows[-1], 1)))
-    panel.set_xlim(0.4 * least, 1.5 * most)
+    panel.set_xlim(0.3 * least, 1.5 * most)
     panel.set_xlabel("CPU time (µs per atom and call, median; line: all repeats)")
     panel.grid(axis="y", color=_GUIDE, linewidth=0.3)
     _clean(panel)

@@ -25,6 +25,7 @@ from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loss import exact_backward, predict, weights_at
+from snnp.training.native import kernel_threads_alone
 from snnp.training.prepared import PreparedData, prepare
 from snnp.training.report import write_report
 from snnp.training.setup import Problem, build_model, load_problem, resolve, standardise
@@ -121,7 +122,8 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     _truncate_metrics(folder / _METRICS, state.counters.epoch)
     if resumed:
         report(Progress(state.counters.epoch, config.optimiser.epochs, message="resumed"))
-    _epochs(config, state, (data, valid), problem, folder, report)
+    with kernel_threads_alone(data.everything.geometry):
+        _epochs(config, state, (data, valid), problem, folder, report)
     return _finish(config, state, problem, folder)
 
 

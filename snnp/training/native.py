@@ -6,7 +6,8 @@ lies between parameters and the kernel's tables is linear and written out here, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from snnp.training.sums import Repulsion, repulsion_of
 
 __all__ = [
     *("Derivatives", "NativeGeometry", "NativePrediction", "cut_native", "make_native", "native_backward"),
-    *("native_features", "predict_native", "trains_natively"),
+    *("kernel_threads_alone", "native_features", "predict_native", "trains_natively"),
 ]
 
 Array = NDArray[Any]
@@ -51,10 +52,11 @@ class _Maps:
 
 @dataclass(frozen=True)
 class _Engine:
-    """The passes, and the maps to their tables."""
+    """The passes, the maps to their tables, and the threads of the passes."""
 
     kernel: TrainingKernel
     maps: _Maps
+    n_threads: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def trains_natively(model: SplineNNP, dtype: torch.dtype, device: torch.device |
 
 
 def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> tuple[NativeGeometry, Repulsion]:
-    """Pairs of all atoms in float64, stored as `dtype`, and the repulsion; see `snnp.training.sums.make_sums`."""
+    """Pairs of all atoms in float64, stored as `dtype`, and the repulsion; see `snnp.training.sums.make_sums`.
+
+    The passes will use as many threads as torch has now.
+    """
     lists = neighbour_list(structure, model.cutoff)
     vectors = pair_vectors(structure, lists)
     species = model.species(structure)
@@ -95,7 +100,7 @@ def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> t
     everyone = np.arange(structure.n_atoms)
     owner = structure.structure_of_atom.to(torch.int32).numpy()
     batch = TrainingBatch(stored, everyone, np.zeros_like(everyone), owner, structure.n_structures)
-    engine = _Engine(TrainingKernel(plan, real), _maps(model, plan.n_channels, real))
+    engine = _Engine(TrainingKernel(plan, real), _maps(model, plan.n_channels, real), torch.get_num_threads())
     # The repulsion reaches a few neighbours only; shells of those are small.
     reach = model.config.repulsion.outer if model.config.repulsion else 0.5
     shell = make_shell((i, j, vectors), species, torch.arange(structure.n_atoms), reach)
@@ -115,6 +120,21 @@ def _maps(model: SplineNNP, n_channels: int, real: Any) -> _Maps:
     g = _ends(model.g)[:, : projection.shape[1]] @ projection.T
     rho, f, embedding = (_ends(splines).astype(real) for splines in (model.rho, model.f, model.readout.embedding))
     return _Maps(rho, f, embedding, g.astype(real), pairs)
+
+
+@contextmanager
+def kernel_threads_alone(geometry: object) -> Iterator[None]:
+    """Give torch one thread where the compiled kernel does the work.
+
+    What is left to torch is small, and its threads go on spinning for milliseconds after each matrix product, on the
+    cores that the kernel's need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if isinstance(geometry, NativeGeometry) else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cut_native(
@@ -218,7 +238,7 @@ def _written(model: SplineNNP, geometry: NativeGeometry) -> tuple[TrainingKernel
 
 def native_features(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
     """[n, D] features of the chosen atoms."""
-    features = _written(model, geometry)[0].features(geometry.batch, torch.get_num_threads())
+    features = _written(model, geometry)[0].features(geometry.batch, geometry.engine.n_threads)
     return torch.from_numpy(features)
 
 
@@ -242,7 +262,7 @@ def predict_native(model: SplineNNP, geometry: NativeGeometry, *, forces: bool =
 
 
 def _predict(kernel: TrainingKernel, geometry: NativeGeometry, forces: bool) -> NativePrediction:
-    n_threads = torch.get_num_threads()
+    n_threads = geometry.engine.n_threads
     if not forces:
         return NativePrediction(torch.from_numpy(kernel.energies(geometry.batch, n_threads)), None, None)
     return NativePrediction(*(torch.from_numpy(array) for array in kernel.predict(geometry.batch, n_threads)))
@@ -272,7 +292,7 @@ def native_backward(
     if p is not None or s is not None:
         p = np.zeros((len(batch.rows), 3)) if p is None else p
         s = np.zeros((batch.n_structures, 3, 3)) if s is None else s
-    found = kernel.learn(batch, torch.get_num_threads(), e, p, s)
+    found = kernel.learn(batch, geometry.engine.n_threads, e, p, s)
     gradients = _read(found, geometry.engine.maps, [value.detach().numpy() for value in parameters])
     for parameter, gradient in zip(parameters, map(torch.from_numpy, gradients), strict=True):
         if not parameter.requires_grad:
