@@ -235,7 +235,10 @@ def costs_table(study: Found, found: Found) -> str:
             values, unit = case[quantity], case[quantity]["energy"]
             forces = [values["exact"], values["directional"]]
             cells.append(f"{unit:.1f}")
-            cells += [f"{'**' * (v == min(forces))}{v:.1f}{'**' * (v == min(forces))} ({v / unit:.1f})" for v in forces]
+            for value in forces:
+                bold = "**" * (value == min(forces))
+                multiple = f" ({value / unit:.1f})" if unit >= 0.05 else ""
+                cells.append(f"{bold}{value:.1f}{bold}{multiple}")
         device = "CPU, one thread" if case["device"] == "cpu" else case["device"]
         lines.append(f"| {device} | {case['set']} | {case['family']} | {case['n_atoms']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -272,14 +272,15 @@ constexpr ByDegree<T> by_degree = {SNNP_EACH_DEGREE(angular_forward), SNNP_EACH_
 // Features of atom `a`; false for bad pairs.
 template <typename T>
 bool forward(const Plan* plan, const TrainingPart& part, int64_t a, Workspace<T>& work, Kept<T>& mine) {
-  const bool learns = part.task == SNNP_LEARN;
   const snnp_training& arrays = *part.arrays;
+  // Without forces in the loss nothing moves, and all derivatives along q stay zero.
+  const bool moves = part.task == SNNP_LEARN && arrays.p;
   if (!load_pairs<T>(plan, *part.batch, a, work.pairs, mine)) return false;
   work.use(mine);
-  if (learns && arrays.p) load_directions<T>(part, a, work.pairs, work.training);
+  if (moves) load_directions<T>(part, a, work.pairs, work.training);
   const T *rho = static_cast<const T*>(arrays.rho), *f = static_cast<const T*>(arrays.f);
-  if (plan->rho.n_filters) radial_sums<T>(plan, rho, learns ? work.training.rate : nullptr, work.pairs, work.weights, mine);
-  if (plan->evaluator == kLegendre) by_degree<T>.forward[plan->degree](plan, f, learns, work, mine);
+  if (plan->rho.n_filters) radial_sums<T>(plan, rho, moves ? work.training.rate : nullptr, work.pairs, work.weights, mine);
+  if (plan->evaluator == kLegendre) by_degree<T>.forward[plan->degree](plan, f, moves, work, mine);
   return true;
 }
 
