@@ -207,7 +207,7 @@ class SplineSet(ExactModule):
         first, weights, slopes = bspline_weights(x, self.lower[group], self.spacing[group], self.n_intervals[group])
         coefficients = self.coefficients()
         length = coefficients.shape[2]
-        table = coefficients.transpose(1, 2).reshape(-1, self.n_filters)
+        table = coefficients.transpose(1, 2).flatten(0, 1)
         rows = (group * length + first)[..., None] + torch.arange(4, device=x.device)
         local = table[rows]
         return (weights[..., None] * local).sum(-2), (slopes[..., None] * local).sum(-2)

@@ -56,6 +56,10 @@ FORMS = {
         "pair_term": True,
     },
     "few spline angles": {"angular": AngularConfig(n_filters=3, evaluator="spline", cutoff=4.2), "pair_term": True},
+    "spline angles only": {
+        "radial": RadialConfig(n_filters=0),
+        "angular": AngularConfig(n_filters=3, evaluator="spline"),
+    },
     "many spline angles": {"angular": AngularConfig(n_filters=18, evaluator="spline", elements="pair")},
     "softplus, embeddings": {
         "network": NetworkConfig(hidden=(20,), activation="softplus", elements="shared"),

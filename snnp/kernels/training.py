@@ -106,7 +106,7 @@ class TrainingKernel:
         plan: the form. dtype: np.float32 or np.float64.
 
     Attributes:
-        tables: the parameters, to be written before a pass; a copy starts from those of the plan.
+        tables: the parameters; they must be written before a pass, in a copy of the kernel, too.
     """
 
     def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> None:
