@@ -1,5 +1,6 @@
 // Derivatives of the readout: with features G moving along G', those of e E + dE/dG . G' in all parameters, in G and in G'.
 #pragma once
+#include "basis.h"
 #include "readout.h"
 
 namespace snnp {
@@ -201,24 +202,18 @@ template <typename T>
 inline void learn_embedding(const Plan* plan, const T* rows, int64_t species, int64_t filter, T e, T x, T x_dot, T& g, T& h,
                             T* gradient) {
   const Table& table = plan->embedding;
-  const T inverse = at<T>(plan, table.inverse)[species], t = (x - at<T>(plan, table.lower)[species]) * inverse;
-  const T last = T(at<int32_t>(plan, table.counts)[species] - 1);
-  const T above = t > T(0) ? t : T(0);
-  const int64_t k = static_cast<int64_t>(above < last ? above : last);
-  const T free = t - T(k), low = free > T(0) ? free : T(0), u = low < T(1) ? low : T(1), v = T(1) - u, rest = free - u;
-  const T slopes[4] = {T(-0.5) * v * v, u * (T(1.5) * u - T(2)), T(0.5) + u * (T(1) - T(1.5) * u), T(0.5) * u * u};
-  const T sixth = T(1) / T(6), third = T(2) / T(3);
-  const T values[4] = {sixth * v * v * v, third + u * u * (T(0.5) * u - T(1)), third + v * v * (T(0.5) * v - T(1)),
-                       sixth * u * u * u};
-  const T curves[4] = {v, T(3) * u - T(2), T(1) - T(3) * u, u};
-  const int64_t place = (species * (table.n_segments + 1) + k) * table.stride + filter;
+  const Grid<T> grid = grid_of<T>(plan, table, species);
+  const Weights<T> w = weights_at<T>(grid, all<T>(x));
+  const T inverse = grid.inverse[0], u = (x - grid.lower[0]) * inverse - T(w.first[0]);
+  const bool inside = u >= T(0) && u <= T(1);  // beyond the grid the spline is its tangent
+  const T curves[4] = {T(1) - u, T(3) * u - T(2), T(1) - T(3) * u, u};
+  const int64_t place = (species * (table.n_segments + 1) + w.first[0]) * table.stride + filter;
   T slope = 0, curve = 0;
   for (int a = 0; a < 4; ++a) {
     const T c = rows[place + a * table.stride];
-    slope += inverse * slopes[a] * c;
-    // Beyond the grid the spline is its tangent.
-    if (rest == T(0)) curve += inverse * inverse * curves[a] * c;
-    gradient[place + a * table.stride] += e * (values[a] + rest * slopes[a]) + x_dot * inverse * slopes[a];
+    slope += w.slope[a][0] * c;
+    if (inside) curve += inverse * inverse * curves[a] * c;
+    gradient[place + a * table.stride] += e * w.value[a][0] + x_dot * w.slope[a][0];
   }
   g += e * slope + curve * x_dot;
   h += slope;
