@@ -10,11 +10,6 @@
 namespace snnp {
 namespace SNNP_TARGET {
 
-template <typename T>
-inline void store_anywhere(T* p, Vec<T> v) {
-  memcpy(p, &v, sizeof v);
-}
-
 // Pairs [begin, end) of the neighbours that share functions and channel; they touch the rows [low, high).
 struct Run {
   int64_t begin, end, group, channel, low, high;

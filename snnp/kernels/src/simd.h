@@ -53,6 +53,10 @@ inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
 template <typename T>
+inline void store_anywhere(T* p, Vec<T> v) {
+  memcpy(p, &v, sizeof v);
+}
+template <typename T>
 inline Vec<T> all(T x) {
   return Vec<T>{} + x;
 }
