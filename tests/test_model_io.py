@@ -366,3 +366,10 @@ def test_text_and_weights_without_a_folder(model: SplineNNP) -> None:
     ):
         assert np.isfinite(float(ours))
         assert float(ours) == float(theirs)
+
+
+@pytest.mark.parametrize("name", ["no-such-device", "cuda:7"])
+def test_a_device_that_cannot_be_used_is_named(name: str) -> None:
+    """Whether PyTorch has no CUDA, or no eighth GPU is there."""
+    with pytest.raises(InputError, match=f"device '{name}' cannot be used here .*; use cpu"):
+        load_model("snnp-si", device=name)

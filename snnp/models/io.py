@@ -46,6 +46,7 @@ __all__ = [
     "model_folder",
     "parse_model",
     "save_model",
+    "usable_device",
     "write_atomically",
 ]
 
@@ -252,6 +253,21 @@ def model_folder(name_or_path: str | Path) -> Path:
     raise ModelFileError(f"there is no model named {str(name_or_path)!r} and no folder of that name.{hint}")
 
 
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: if there is none, or if this PyTorch cannot use it.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"device {str(name)!r} cannot be used here ({reason}); use cpu, or install a PyTorch that supports it."
+        ) from None
+
+
 def load_model(
     source: str | Path | Potential,
     *,
@@ -266,10 +282,11 @@ def load_model(
 
     Raises:
         ModelFileError: for a missing, damaged, unknown or too new model.
-        InputError: for a type that is not float32 or float64.
+        InputError: for a type that is not float32 or float64, or a device that cannot be used.
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    device = None if device is None else usable_device(device)
     if isinstance(source, Potential):
         model = source
     else:
@@ -281,7 +298,7 @@ def load_model(
         except UnicodeDecodeError:
             raise ModelFileError(f"{folder / CONFIG_FILE} is not a text file; fetch or save the model again.") from None
         model = parse_model(text, weights, str(folder))
-    if dtype not in (None, model.dtype) or (device is not None and torch.device(device) != model.device):
+    if dtype not in (None, model.dtype) or (device is not None and device != model.device):
         # A copy: the caller's model stays as it is.
         model = copy.deepcopy(model).to(dtype=dtype, device=device)
     return model

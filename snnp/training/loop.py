@@ -19,7 +19,7 @@ import yaml
 
 from snnp.data import check_frames, save_split
 from snnp.errors import ConfigError, TrainingError
-from snnp.models.io import save_model, write_atomically
+from snnp.models.io import save_model, usable_device, write_atomically
 from snnp.models.potential import Potential
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward
@@ -79,11 +79,12 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent) -> 
 
     Raises:
         ConfigError: if the folder already holds a run.
-        DataError: for unusable data. TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
+        DataError: for unusable data. InputError: for an unusable device. TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
     """
     folder = Path(folder)
     if (folder / _CONFIG).exists():
         raise ConfigError(f"{folder} already holds a run; continue it with --resume {folder}, or name a new folder.")
+    usable_device(config.device)
     folder.mkdir(parents=True, exist_ok=True)
     problem = load_problem(config)
     for finding in check_frames([*problem.split.train, *problem.split.valid]):
@@ -105,6 +106,7 @@ def resume(folder: str | Path, report: Report = _silent) -> RunResult:
     if not (folder / _CONFIG).is_file():
         raise ConfigError(f"{folder} holds no run to resume (no {_CONFIG}); start one with 'snnp train CONFIG --out'.")
     config = load_config(folder / _CONFIG)
+    usable_device(config.device)
     return _run(config, load_problem(config, folder / _SPLIT), folder, report)
 
 
