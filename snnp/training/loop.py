@@ -79,7 +79,8 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent) -> 
 
     Raises:
         ConfigError: if the folder already holds a run.
-        DataError: for unusable data. InputError: for an unusable device. TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
+        DataError: for unusable data. InputError: for an unusable device.
+        TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
     """
     folder = Path(folder)
     if (folder / _CONFIG).exists():
