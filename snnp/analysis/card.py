@@ -16,7 +16,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
-from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.properties import GROUND_STATES, stated_properties
 from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
@@ -108,7 +108,7 @@ def card_markdown(name: str, model: Potential) -> str:
         _use(name, model),
         _data(model),
         _errors(about["metrics"]) if "metrics" in about else _errors_of_run(about.get("errors", {})),
-        _properties(about["properties"], model) if about.get("properties") else "",
+        _properties(stated_properties(model)) if about.get("properties") else "",
         _stability(about["stability"]) if "stability" in about else "",
         _speed(about["speed"]) if "speed" in about else "",
         _limits(model),
@@ -233,11 +233,9 @@ def _errors_of_run(errors: Mapping[str, Mapping[str, Any]]) -> str:
     return text + markdown_table(["", "structures", *_ERROR_COLUMNS], body)
 
 
-def _properties(properties: Mapping[str, Mapping[str, Any]], model: Potential) -> str:
-    true_zero = {s for s, how in model.metadata.get("reference_energies_from", {}).items() if how == "isolated atoms"}
+def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
     columns = dict(_PROPERTY_COLUMNS)
-    if not true_zero >= set(properties):
-        # The energy of the crystal is then counted from a fitted zero, which is no cohesive energy.
+    if all(crystal["cohesive_energy_ev_per_atom"] is None for crystal in properties.values()):
         del columns["E coh (eV/atom)"]
     rows: list[list[str]] = []
     sources: dict[tuple[str, str], list[str]] = {}

@@ -26,11 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
 from snnp.data import Frame
-from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
+from snnp.models.repulsion import Repulsion
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import bspline_weights
 from snnp.structure import Structure
-from snnp.units import COULOMB_EV_ANGSTROM
 
 __all__ = ["LEAST_TOLERANCE", "CompressedFrame", "CompressionConfig", "PairWall", "compressed_frames", "fit_wall"]
 
@@ -119,11 +118,10 @@ class PairWall:
 
 
 def _nuclear(r: Array, numbers: tuple[int, int]) -> tuple[Array, Array]:
-    """Screened nuclear repulsion and its slope, eV and eV/Å."""
-    decay = (numbers[0] ** 0.23 + numbers[1] ** 0.23) / SCREENING_LENGTH * np.array(DECAYS)
-    terms = COULOMB_EV_ANGSTROM * numbers[0] * numbers[1] * np.array(AMPLITUDES) * np.exp(-decay * r[:, None])
-    terms = terms / r[:, None]
-    return terms.sum(axis=1), (-terms * (decay + 1.0 / r[:, None])).sum(axis=1)
+    """Screened nuclear repulsion, not switched off, and its slope, eV and eV/Å."""
+    zi, zj = torch.tensor(numbers, dtype=torch.float64)
+    halves = Repulsion(2.0 * _REACH, 3.0 * _REACH)(torch.from_numpy(r), zi, zj)
+    return 2.0 * halves[0].numpy(), 2.0 * halves[1].numpy()
 
 
 def _pairs(structure: Structure) -> tuple[NDArray[np.int64], Array, tuple[Array, ...]]:
