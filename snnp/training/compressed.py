@@ -51,7 +51,7 @@ LEAST_TOLERANCE = 0.02
 _MOST_KINDS = 6
 _FEWEST_CRYSTALS = 40
 _LEVELS = 12
-_LEAST_WORK = 0.3
+_LEAST_WORK = 1.0
 """eV per atom and unit of -ln V."""
 _LATTICES = ("fcc", "bcc", "diamond", "sc")
 _AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 1, 0], [1, 1, 1]))
@@ -69,7 +69,7 @@ class CompressionConfig(BaseModel):
     share: float = Field(0.15, ge=0.0, le=1.0)
     volume: float = Field(0.15, gt=0.0, lt=0.9)
     length: float = Field(0.35, gt=0.0, lt=0.9)
-    tolerance: float = Field(0.05, ge=0.0)
+    tolerance: float = Field(0.06, ge=0.0)
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,8 @@ def _crystals(
             rises = _rise(crystal, wall, ratios, along)
             for ratio, energy in zip(ratios, rises + wall.energy(crystal), strict=True):
                 above = max(energy / crystal.n_atoms - kind.lowest, 0.0)
-                tolerance = LEAST_TOLERANCE + wall.error + settings.tolerance * above
+                # How far the pair potential is off matters near the data, where the potential knows better.
+                tolerance = LEAST_TOLERANCE + wall.error * float(np.exp(-above)) + settings.tolerance * above
                 structure, source = _deformed(crystal, float(ratio), along), f"compressed:{lattice}:{len(found)}"
                 frame = Frame(structure, float(energy), None, None, "compressed", source)
                 found.append(CompressedFrame(frame, tolerance))

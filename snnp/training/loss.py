@@ -28,7 +28,7 @@ from snnp.training.prepared import Batch
 __all__ = ["Predicted", "Residuals", "Weights", "exact_backward", "predict", "residuals", "weights_at"]
 
 
-_TOLERANT_WEIGHT = 0.2
+_TOLERANT_WEIGHT = 0.1
 """Of a frame with a tolerance, beside one of the data."""
 
 
