@@ -1,4 +1,4 @@
-"""One calculator, session, model, evaluator, list or operator for many threads; forks of a process that has computed."""
+"""One calculator, session, model, evaluator, list or operator for many threads; forks of a process that computed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError, PropertyNotPresent
-from snnp_ase import SNNPCalculator
-from snnp_openmm.evaluator import Evaluator
-from snnp_openmm.source import ModelSource
 
 from snnp import load_model
 from snnp.errors import InputError
@@ -32,6 +29,9 @@ from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential,
 from snnp.models.session import Session
 from snnp.neighbours import VerletList, neighbour_list
 from snnp.structure import Structure
+from snnp_ase import SNNPCalculator
+from snnp_openmm.evaluator import Evaluator
+from snnp_openmm.source import ModelSource
 
 SMALL: dict[str, Any] = {"n_radial": 3, "n_angular": 3, "cutoff": 4.0}
 compiled = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")

@@ -13,7 +13,7 @@ from pathlib import Path
 from snnp.errors import InputError
 from snnp.kernels.pack import VERSION
 
-__all__ = ["Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
+__all__ = ["TARGETS", "Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY_FILE = Path(__file__).parent / "lib" / f"libsnnp_kernels{_SUFFIX}"

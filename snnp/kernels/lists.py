@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 class _Kept(NamedTuple):
-    """A list, where atoms and cell were when it was built, and the cell that `images` belong to; nothing in it changes."""
+    """A list, atoms and cell as it was built, and the cell that `images` belong to; nothing in it changes."""
 
     list: NativeList
     images: Array

@@ -47,7 +47,7 @@ class KernelCache:
         if not (library() is not None if device.type == "cpu" else device.type == "cuda" and gpu.available()):
             return None
         if state != _state_of(model, tensors):
-            # Parameters may have been replaced, not only changed. What changes while packing is packed at the next call.
+            # Parameters may have been replaced, not only changed. Changes during packing are packed at the next call.
             tensors = _tensors_of(model)
             state = _state_of(model, tensors)
             kernel = _pack(model, device)

@@ -35,8 +35,8 @@ class Session:
     """Evaluates a potential for atoms that move a little from call to call.
 
     The compiled kernel serves where the potential has one, without passing through torch; torch does otherwise.
-    Threads may share a session: it keeps nothing but values that do not change, and replaces each as a whole. It has one
-    list, though, so threads that move different atoms do better with a session each.
+    Threads may share a session: it keeps nothing but values that do not change, and replaces each as a whole. It has
+    one list, though, so threads that move different atoms do better with a session each.
 
     Arguments:
         potential: may change its parameters between calls.

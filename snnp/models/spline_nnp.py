@@ -252,9 +252,7 @@ class SplineNNP(Potential):
 
         return features, pair_gradients
 
-    def _sum_features(
-        self, geometry: Geometry
-    ) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
+    def _sum_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
         """Features [n, D], radial filters, sums over them [n, F (+1)], and what turns dE/dG3 into pair gradients."""
         assert geometry.radial is not None
         rho = self.radial_filters()

@@ -84,7 +84,7 @@ _NOTHING = _Calculation(None, np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros(
 class SNNPCalculator(Calculator):
     """Energy, forces and stress of an snnp potential for `ase.Atoms`.
 
-    Threads may share a calculator: `get_property`, and with it every `atoms.get_...`, answers for the atoms it was given.
+    Threads may share a calculator: `get_property`, and with it every `atoms.get_...`, answers for the atoms given.
     `results` and `atoms` are those of the last calculation, whichever thread asked. One each is faster, as a calculator
     keeps one neighbour list.
 
@@ -167,8 +167,9 @@ class SNNPCalculator(Calculator):
         return self._known.changes(atoms)
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """ASE's entry, always for the atoms given; also remembers whether the stress is asked for, so that the next step
-        computes it with the forces.
+        """ASE's entry, always for the atoms given.
+
+        It remembers whether the stress is asked for, so that the next step computes it with the forces.
         """
         if name not in self.implemented_properties:
             raise PropertyNotImplementedError(f"{name} property not implemented")

@@ -118,7 +118,11 @@ class Evaluator:
         last = self._last  # read once: another thread may replace it
         if last is not None and not np.array_equal(cell, last.cell):
             last = None
-        if last is not None and np.array_equal(positions, last.positions) and not (stress and last.result.stress is None):
+        if (
+            last is not None
+            and np.array_equal(positions, last.positions)
+            and not (stress and last.result.stress is None)
+        ):
             return last.result
         continuous = positions if last is None else self._unwrap(positions, last)
         result = self._session.evaluate(self._numbers, continuous, cell, self._pbc, stress=stress)
