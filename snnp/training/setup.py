@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,11 +56,13 @@ class Problem:
 
 
 def _expand(path: str) -> str:
-    if "$SNNP_DATA" in path or "${SNNP_DATA}" in path:
-        os.environ.setdefault("SNNP_DATA", str(Path("../shared/data").resolve()))
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if "$" in expanded:
-        raise ConfigError(f"data path {path!r} uses an environment variable that is not set; set it or write the path.")
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        name = unset[1]
+        raise ConfigError(
+            f"data path {path!r} uses the environment variable {name}, which is not set; "
+            f"'export {name}=/path/to/the/folder', or write the path itself."
+        )
     return expanded
 
 
