@@ -135,7 +135,7 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
 
 
 def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
-    shortest = cutoff / 1.1  # where no pair is closer: room for the repulsion, which begins farther out
+    shortest = cutoff
     for frame in frames:
         vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
         if len(vectors):
