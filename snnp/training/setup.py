@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -150,7 +151,7 @@ def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[Compresse
 
 
 def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
-    shortest = cutoff / 1.1  # where no pair is closer: room for the repulsion, which begins farther out
+    shortest = cutoff
     for frame in frames:
         vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
         if len(vectors):
@@ -177,6 +178,16 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
 
 
+def _lowest_energy(problem: Problem) -> float:
+    """eV per atom relative to E0, of the training frames: far below, nothing that a model says can be trusted."""
+    zero = {atomic_numbers[symbol]: energy for symbol, energy in problem.reference.energies.items()}
+    return min(
+        (frame.energy - sum(zero[z] for z in frame.structure.numbers.tolist())) / frame.n_atoms
+        for frame in problem.split.train
+        if frame.energy is not None
+    )
+
+
 def build_model(config: TrainConfig, problem: Problem) -> Potential:
     """A fresh model in float64 with the metadata of the run."""
     family = FAMILIES[family_of(config.model)]
@@ -188,6 +199,7 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
         "training_data": list(config.data.train),
         "n_training_frames": len(problem.split.train),
         "n_compressed_frames": len(problem.compressed),
+        "lowest_energy_ev_per_atom": _lowest_energy(problem),
     }
     if datasets := dataset_records(_expand(source) for source in config.data.train):
         model.metadata["datasets"] = datasets
