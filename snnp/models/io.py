@@ -38,6 +38,7 @@ from snnp.models.weights import check_form, check_numbers, read_header, read_wei
 
 __all__ = [
     "FORMAT_VERSION",
+    "LARGEST_ENERGY",
     "dump_model",
     "list_models",
     "load_model",
@@ -52,7 +53,7 @@ __all__ = [
 
 # Bytes of the two files; the largest published potentials have a tenth of them.
 _MOST_BYTES = {CONFIG_FILE: 1 << 25, WEIGHTS_FILE: 1 << 31}
-_LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
+LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
 
 # What goes wrong where a file holds something else than was expected, in whatever we call with it.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -234,10 +235,10 @@ def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, f
         not isinstance(energies, dict)
         or set(energies) != set(elements)
         or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in energies.values())
-        or not all(abs(value) <= _LARGEST_ENERGY for value in energies.values())
+        or not all(abs(value) <= LARGEST_ENERGY for value in energies.values())
     ):
         raise InputError(
-            f"reference_energies must be one number of at most {_LARGEST_ENERGY:g} eV for each of {', '.join(elements)}"
+            f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {', '.join(elements)}"
         )
     return dict(energies)
 
