@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ __all__ = [
     "say",
     "tolerate_encoding",
     "warn",
+    "with_options",
 ]
 
 Update = Callable[..., None]
@@ -64,6 +66,31 @@ def _message(*parts: str | tuple[str, str]) -> None:
 def say(message: str) -> None:
     """Print a message for the person at the terminal (stderr)."""
     _message(printable(message))
+
+
+# Arguments of Python by the options that set them: errors from inside name the former.
+_OPTIONS = {
+    "temperature_k": "--temperature",
+    "pressure_gpa": "--pressure",
+    "dt_fs": "--dt",
+    "friction_per_ps": "--friction",
+    "trajectory_interval": "--every",
+    "log_interval": "--log-every",
+    "checkpoint_interval": "--checkpoint-every",
+    **{f"{name}_key": f"--{name}-key" for name in ("energy", "forces", "stress", "group")},
+}
+_SETTING = re.compile(r"molecular dynamics setting '(\w+)'")
+_ASSIGNED = re.compile(
+    r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(?=['.])"
+)
+_ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTIONS)})(?!\w)")
+
+
+def with_options(message: str) -> str:
+    """The message of an error with options in place of the arguments and fields that they set."""
+    message = _SETTING.sub(lambda match: _OPTIONS.get(match[1], f"--{match[1].replace('_', '-')}"), message)
+    message = _ARGUMENT.sub(lambda match: _OPTIONS[match[1]], message)
+    return _ASSIGNED.sub(lambda match: f"--{match[1]} VALUE" if match[2] else f"--{match[1]} ", message)
 
 
 def fail(message: str) -> None:

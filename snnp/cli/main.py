@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from snnp.cli import benchmark, datasets, doctor, hub, imports, learn, models, publish, simulate
-from snnp.cli.console import fail, print_trace, tolerate_encoding, warn
+from snnp.cli.console import fail, print_trace, tolerate_encoding, warn, with_options
 from snnp.cli.options import examples
 from snnp.errors import SnnpError
 
@@ -56,7 +56,7 @@ class _Commands(TyperGroup):
             command = error.ctx.command_path if error.ctx is not None else "snnp"
             _give_up(f"{error.format_message().rstrip('.')}; see '{command} --help'.", 2, debug)
         except SnnpError as error:
-            _give_up(str(error), 1, debug)
+            _give_up(with_options(str(error)), 1, debug)
         except OSError as error:
             _give_up(_describe(error), 1, debug)
         sys.exit(code if isinstance(code, int) else 0)

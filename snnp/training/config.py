@@ -24,6 +24,9 @@ __all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainC
 _DISPLACEMENT = {"float32": 1e-3, "float64": 1e-5}
 
 
+_MOST_VALUES, _DEEPEST = 100_000, 32
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -191,6 +194,23 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({_one_line(error)}).") from None
 
 
+def _check_tree(tree: Any) -> None:
+    """Raise `ValueError` for what YAML allows and no configuration is: lists that hold themselves, or grow by aliases."""
+    level, count = [tree], 0
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+        count += len(level)
+        if not level:
+            return
+        if count > _MOST_VALUES:
+            break
+    raise ValueError(f"it holds more than {_MOST_VALUES:,} values, or lists nested more than {_DEEPEST} deep")
+
+
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
 
@@ -206,12 +226,18 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
     else:
         where = str(source)
         try:
-            tree = yaml.safe_load(Path(source).read_text())
+            text = Path(source).read_text(encoding="utf-8")
+            if not text.strip():
+                raise ConfigError(f"config file {where} is empty; write one as shown by 'snnp train --help'.")
+            tree = yaml.safe_load(text)
+            _check_tree(tree)
         except FileNotFoundError:
             raise ConfigError(
                 f"config file {where} does not exist; write one as shown by 'snnp train --help'."
             ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except ConfigError:
+            raise
+        except (OSError, OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"config file {where} cannot be read as YAML: {_one_line(error)}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} must hold keys and values (data:, model:, ...), got {type(tree).__name__}.")
