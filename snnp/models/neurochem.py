@@ -170,10 +170,10 @@ def _numbers(path: Path, count: int) -> torch.Tensor:
             f"{path} has {len(content)} bytes, but the topology asks for {count} numbers of 4 bytes; "
             "the file is damaged or of another network."
         )
-    values = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float64))
-    if not bool(torch.isfinite(values).all()):
+    values = np.frombuffer(content, dtype="<f4")
+    if not np.isfinite(values).all():
         raise ModelFileError(f"{path} holds NaN or infinity; fetch it again.")
-    return values
+    return torch.from_numpy(values.astype(np.float64))
 
 
 def _bytes(path: Path, most: int = _LARGEST_FILE) -> bytes:

@@ -24,7 +24,7 @@ _MOST_HEADER_BYTES = 4_000_000  # forty thousand tensors; an ensemble of eight A
 _BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _TYPES = {"float32": "F32", "float64": "F64"}
 _FOREIGN = {b"\x80": "a pickle", b"PK": "a zip archive, as torch.save writes", b"\x93NUMPY": "a NumPy file"}
-_LARGEST = 1e12  # of any weight: products of a few layers stay far below the largest float32
+_LARGEST = 1e9  # of any weight: products of four layers stay below the largest float32
 _DIVISORS = (".std", ".mu")  # what the names of weights end in by which something is divided
 _SMALLEST = 1e-10
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from snnp.data import Keys
 from snnp.errors import ConfigError, near_matches
@@ -150,7 +160,7 @@ class TrainConfig(_Config):
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     validate_every: int = Field(5, ge=1)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
     def displacement(self) -> float | None:
@@ -190,19 +200,20 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         node = child
     try:
         node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({_one_line(error)}).") from None
 
 
 def _check_tree(tree: Any) -> None:
-    """Raise `ValueError` for what YAML allows and no configuration is: lists that hold themselves, or grow by aliases."""
+    """Raise `ValueError` for what YAML allows and no configuration is: lists in themselves, growth by aliases."""
     level, count = [tree], 0
     for _ in range(_DEEPEST):
-        level = [
-            inner
+        inner = (
+            each
             for value in level
-            for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-        ]
+            for each in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        )
+        level = list(islice(inner, _MOST_VALUES + 1))
         count += len(level)
         if not level:
             return
