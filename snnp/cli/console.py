@@ -81,7 +81,7 @@ _OPTIONS = {
 }
 _SETTING = re.compile(r"molecular dynamics setting '(\w+)'")
 _ASSIGNED = re.compile(
-    r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(?=['.])"
+    r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(\.\.\.)?(?=['.]|$)"
 )
 _ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTIONS)})(?!\w)")
 
