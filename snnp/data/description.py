@@ -122,6 +122,8 @@ def read_description(path: str | Path) -> Description:
             content = stream.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
+        if not content.strip():
+            raise DataError(f"{path} is empty; expected the description of a dataset.")
         return parse_description(json.loads(content), str(path))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
