@@ -30,8 +30,9 @@ from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
 from snnp.errors import ConfigError, SnnpError
+from snnp.files import write_atomically
 from snnp.kernels.library import native_target
-from snnp.models.io import dump_model, load_model, save_model, write_atomically
+from snnp.models.io import dump_model, load_model, save_model
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snnp.cli.console import print_json, print_table, say
-from snnp.cli.files import prepare_folder
-from snnp.cli.options import Json, Model, examples
+from snnp.cli.files import prepare_output
+from snnp.cli.options import Json, Model, Overwrite, examples
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
@@ -30,13 +31,14 @@ _MODEL_EXAMPLES = examples(
     after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
 )
 _FOUND = 3
+_PAGES = ("report.html", "report.json")
 
 _Key = Annotated[
     str | None, typer.Option(metavar="NAME", help="Name of this quantity in the files, where it is unusual.")
 ]
 _Out = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Where report.html and report.json go; default: runs/doctor-NAME."),
+    typer.Option(metavar="FOLDER", help="Where report.html and report.json go; default: runs/doctor-NAME, -2, -3."),
 ]
 _Strict = Annotated[bool, typer.Option("--strict", help="Warnings count as errors for the exit code.")]
 
@@ -64,6 +66,7 @@ def data_command(
     stress_key: _Key = None,
     group_key: _Key = None,
     out: _Out = None,
+    overwrite: Overwrite = False,
     strict: _Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -72,34 +75,48 @@ def data_command(
     from snnp.doctor import examine_data
     from snnp.doctor.reading import read_set
 
+    folder = _folder(out, Path(data[0]), overwrite)
     keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
     frames, unreadable = read_set(data, keys, part=part)
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     report = examine_data(frames, subject=subject, unreadable=unreadable)
-    _finish(report, out, Path(data[0]), strict, as_json)
+    _finish(report, folder, strict, as_json)
 
 
-def model_command(model: Model, out: _Out = None, strict: _Strict = False, as_json: Json = False) -> None:
+def model_command(
+    model: Model, out: _Out = None, overwrite: Overwrite = False, strict: _Strict = False, as_json: Json = False
+) -> None:
     """Examine a model: derivatives, symmetries, smoothness, precision, dimers, dynamics, cost, storage."""
     from snnp.doctor import examine_model
     from snnp.hub import load_pinned
 
     potential, name = load_pinned(model)
-    _finish(examine_model(potential, subject=name), out, Path(model), strict, as_json)
+    folder = _folder(out, Path(model), overwrite)
+    _finish(examine_model(potential, subject=name), folder, strict, as_json)
 
 
 doctor_app.command("data", epilog=_DATA_EXAMPLES)(data_command)
 doctor_app.command("model", epilog=_MODEL_EXAMPLES)(model_command)
 
 
-def _finish(report: Report, out: Path | None, subject: Path, strict: bool, as_json: bool) -> None:
-    from snnp.models.io import write_atomically
+def _folder(out: Path | None, subject: Path, overwrite: bool) -> Path:
+    """Where the pages go: as asked for, else the first of runs/doctor-NAME, -2, ... that has none."""
+    folder = out
+    if folder is None:
+        name = re.sub(r"[^\w.-]+", "-", subject.name.partition("=")[2] or subject.name)
+        endings = itertools.chain([""], (f"-{k}" for k in itertools.count(2)))
+        free = (Path("runs") / f"doctor-{name}{ending}" for ending in endings)
+        folder = next(each for each in free if overwrite or not any((each / page).exists() for page in _PAGES))
+    for page in _PAGES:
+        prepare_output(folder / page, overwrite=overwrite)
+    return folder
 
-    name = re.sub(r"[^\w.-]+", "-", subject.name.partition("=")[2] or subject.name)
-    folder = out or Path("runs") / f"doctor-{name}"
-    prepare_folder(folder)
-    write_atomically(folder / "report.html", report.to_html().encode())
-    write_atomically(folder / "report.json", report.to_json().encode())
+
+def _finish(report: Report, folder: Path, strict: bool, as_json: bool) -> None:
+    from snnp.files import write_atomically
+
+    for page, text in zip(_PAGES, (report.to_html(), report.to_json()), strict=True):
+        write_atomically(folder / page, text.encode())
     if as_json:
         print_json(report.to_dict())
     else:

@@ -29,7 +29,7 @@ from snnp.data.frames import Keys
 from snnp.data.parquet import ParquetWriter
 from snnp.data.source import BlockSource
 from snnp.errors import DataError, MissingDependencyError, SnnpError
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.neighbours import neighbour_list, pair_vectors
 
 __all__ = [

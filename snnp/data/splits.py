@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
+from snnp.files import write_atomically
 
 __all__ = ["Split", "load_split", "save_split", "split_frames"]
 
@@ -71,10 +71,7 @@ def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0,
 def save_split(split: Split, path: str | Path) -> None:
     """Write the sources of each part as JSON, atomically."""
     content = {"format": _FORMAT, **{part: [frame.source for frame in getattr(split, part)] for part in _PARTS}}
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:

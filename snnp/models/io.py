@@ -7,8 +7,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
+from snnp.files import write_atomically
 from snnp.models.ani import ANI, ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.ensemble import Ensemble, EnsembleConfig
@@ -41,13 +40,13 @@ from snnp.models.spline_nnp import SplineNNP
 __all__ = [
     "FORMAT_VERSION",
     "dump_model",
+    "fingerprint",
     "list_models",
     "load_model",
     "model_folder",
     "parse_model",
     "save_model",
     "usable_device",
-    "write_atomically",
 ]
 
 
@@ -88,21 +87,6 @@ def _elements(config: BaseModel) -> tuple[str, ...]:
     return tuple(getattr(config, "elements"))  # noqa: B009  pydantic's base class does not declare them
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: readers see the old content or the new, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def dump_model(model: Potential) -> tuple[str, bytes]:
     """The two files of a model folder: JSON text, and weights in the model's own float type."""
     name = type(model).__name__
@@ -125,6 +109,13 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "metadata": model.metadata,
     }
     return json.dumps(description, indent=2) + "\n", weights
+
+
+def fingerprint(model: Potential) -> str:
+    """A sha256 of what a model computes: form, E0 and weights, in its own float type; metadata do not count."""
+    stored = json.loads(dump_model(model)[0])
+    names = ("class", "elements", "config", "reference_energies", "dtype", "weights_sha256")
+    return hashlib.sha256(json.dumps([stored[name] for name in names], sort_keys=True).encode()).hexdigest()
 
 
 def save_model(model: Potential, folder: str | Path) -> Path:

@@ -24,8 +24,8 @@ import torch
 from ase.data import atomic_numbers
 
 from snnp.errors import InputError, ModelFileError
+from snnp.files import write_atomically
 from snnp.models.config import SplineNNPConfig
-from snnp.models.io import write_atomically
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
 from snnp.splines import SplineGrid, SplineSet, fit_knots

@@ -17,10 +17,11 @@ from snnp.analysis.card import card_markdown
 from snnp.analysis.page import draw_page
 from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
+from snnp.files import scratch_folder, write_atomically
 from snnp.hub.manifest import fingerprint
 from snnp.hub.names import parse_reference
 from snnp.models import SplineNNP
-from snnp.models.io import load_model, model_folder, save_model, write_atomically
+from snnp.models.io import load_model, model_folder, save_model
 from snnp.models.potential import Potential
 from snnp.publish.header import card_header
 from snnp.publish.requirements import missing_statements
@@ -74,8 +75,8 @@ def publish_model(
     kept = Path(folder) if folder is not None else None
     if kept is not None and kept.is_dir() and any(kept.iterdir()):
         raise InputError(f"{kept} is not empty; name a new folder.")
-    with tempfile.TemporaryDirectory(prefix="snnp-publish-") as temporary:
-        place = kept or Path(temporary)
+    with scratch_folder(Path(tempfile.gettempdir()), "snnp-publish") as temporary:
+        place = kept or temporary
         model = prepare_model(source, repository, place, about)
         report = _examine(model, str(source))
         plan = hub.publish("model", place, repository, dry_run=True)

@@ -151,5 +151,5 @@ def run_md(
     """
     dtype = torch.float32 if settings.dtype == "float32" else torch.float64
     potential = load_model(model, dtype=dtype, device=settings.device)
-    start = starting_point(structure, settings, NativeDynamics.name)
+    start = starting_point(structure, settings, NativeDynamics.name, model, potential)
     return drive(make_engine(potential, potential.gpu_kernel(), start, settings), start, settings, report)

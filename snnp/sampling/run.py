@@ -15,21 +15,35 @@ import numpy as np
 from ase import Atoms
 
 from snnp.errors import InputError, MissingDependencyError, near_matches
+from snnp.files import hold, refuse_existing
 from snnp.models.potential import Potential
-from snnp.sampling.checkpoint import Checkpoint, EngineState, write_checkpoint
+from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
 from snnp.sampling.log import LogWriter, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot, columns, degrees_of_freedom, energy_drift
-from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory
+from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory, topology_beside
+from snnp.signals import Interrupted, stop_requests
 
-__all__ = ["Engine", "MDProgress", "MDResult", "Report", "available_engines", "drive", "find_entry_point", "run_md"]
+__all__ = [
+    "Engine",
+    "MDProgress",
+    "MDResult",
+    "Report",
+    "available_engines",
+    "drive",
+    "find_entry_point",
+    "output_files",
+    "run_md",
+]
 
 _EXTRA_OF_ENGINE = {"openmm": "openmm"}
 _HOTTEST_K = 1e6
 """Above this no condensed matter or molecule is meant: the atoms are flying apart."""
 _RDF_SAMPLES = 40
+_PATIENCE = 100
+"""Steps after which a run looks whether it is asked to stop, where nothing is due before."""
 
 
 class Engine(Protocol):
@@ -159,26 +173,32 @@ def drive(engine: Engine, start: Checkpoint, settings: MDSettings, report: Repor
 
     Raises:
         InputError: the energy is not a number or the temperature exceeds a million K (the run has blown up), or an
-            output cannot be written.
+            output is held by another run, exists and must not be replaced, or is not that of the run to resume.
+        OSError: an output cannot be written; names it.
+        Interrupted: at Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
         recorder = _Recorder(start, settings, engine.name, stack)
+        request = stack.enter_context(stop_requests())
         step = start.step
-        if step == 0:
+        if not settings.resume:
             recorder.record(engine, step)
         while step < settings.steps:
             stop = recorder.next_stop(step)
-            _advance(engine, step, stop, settings)
-            step = stop
-            progress = recorder.record(engine, step)
+            while step < stop and request.signum is None:
+                reached = min(stop, step + _PATIENCE)
+                _advance(engine, step, reached, settings)
+                step = reached
+            progress = recorder.record(engine, step) if step == stop else None
+            if request.signum is not None and step < settings.steps:
+                raise Interrupted(request.signum, recorder.save(engine, step))
             if report is not None and progress is not None:
                 elapsed = time.perf_counter() - began
                 report(
                     MDProgress(step, settings.steps, _ns_per_day(step - start.step, settings.dt_fs, elapsed), progress)
                 )
-    seconds = time.perf_counter() - began
-    return recorder.result(step, seconds)
+        return recorder.result(step, time.perf_counter() - began)
 
 
 def _advance(engine: Engine, step: int, stop: int, settings: MDSettings) -> None:
@@ -214,9 +234,13 @@ class _Recorder:
         self._files: dict[str, Path] = {}
         self._log: LogWriter | None = None
         self._trajectory: TrajectoryWriter | None = None
-        for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
-            if path is not None:
-                _make_parent(path)
+        self._saved: int | None = None  # the step of the last checkpoint
+        outputs = output_files(settings)
+        for path in outputs.values():
+            _make_parent(path)
+        stack.enter_context(hold(outputs.values()))
+        if not settings.overwrite:
+            refuse_existing(_new_files(outputs, start, settings.resume), "choose another name, or ask for overwriting")
         if settings.log is not None:
             mark = start.files.get("log")
             self._log = LogWriter(settings.log, mark)
@@ -226,7 +250,7 @@ class _Recorder:
                 self._samples = read_log(settings.log)
         if settings.trajectory is not None:
             interval = settings.trajectory_interval
-            next_step = 0 if start.step == 0 else (start.step // interval + 1) * interval
+            next_step = (start.step // interval + 1) * interval if settings.resume else 0
             mark = start.files.get("trajectory")
             self._trajectory = open_trajectory(settings.trajectory, start.atoms, settings, mark, next_step)
             stack.callback(self._trajectory.close)
@@ -246,11 +270,12 @@ class _Recorder:
         """Write what is due at this step; returns the sample where one was taken."""
         settings = self._settings
         snapshot = engine.snapshot()
-        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)
+        time_fs = self._start.record.time_fs(step, settings.dt_fs)
+        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)._replace(time_ps=time_fs / 1000.0)
         _check_alive(sample, settings)
         self._final = snapshot.atoms
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
-            self._trajectory.write(snapshot, step)
+            self._trajectory.write(snapshot, step, time_fs)
         sampled = step % settings.log_interval == 0
         if sampled:
             self._samples.append(sample)
@@ -268,16 +293,29 @@ class _Recorder:
         if step - self._rdf.last_step >= self._settings.steps // (2 * _RDF_SAMPLES):
             self._rdf.add(snapshot.atoms, step)
 
+    def save(self, engine: Engine, step: int) -> str:
+        """Write a checkpoint although none is due; says how far the run is, and from where it can go on."""
+        path = self._settings.checkpoint
+        if path is None:
+            return f"stopped at step {step} of {self._settings.steps}, without a checkpoint to go on from"
+        if self._saved != step:
+            self._write_checkpoint(engine, engine.snapshot(), step, path)
+        return f"stopped at step {step} of {self._settings.steps}; the state is in '{path}'"
+
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
+        marks = self._marks()
+        settings, record = self._settings.defining(), self._start.record
+        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, engine.state(), settings, marks, record))
+        self._files["checkpoint"], self._saved = path, step
+
+    def _marks(self) -> dict[str, FileMark]:
         writers = {"trajectory": self._trajectory, "log": self._log}
-        marks = {name: writer.mark() for name, writer in writers.items() if writer is not None}
-        state = engine.state()
-        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, state, self._settings.defining(), marks))
-        self._files["checkpoint"] = path
+        return {name: writer.mark() for name, writer in writers.items() if writer is not None}
 
     def result(self, step: int, seconds: float) -> MDResult:
         """Make the picture and sum up."""
         settings, final = self._settings, self._final
+        self._marks()  # a full disk may show only when files are brought there
         if settings.plot is not None:
             plot_run(settings.plot, self._samples, self._rdf, settings, final)
             self._files["plot"] = settings.plot
@@ -298,6 +336,26 @@ class _Recorder:
             final=final,
             files=dict(self._files),
         )
+
+
+def output_files(settings: MDSettings) -> dict[str, Path]:
+    """The files that a run writes, by name."""
+    files = {name: getattr(settings, name) for name in ("trajectory", "log", "plot", "checkpoint")}
+    if settings.trajectory is not None and settings.trajectory.suffix.lower() in (".dcd", ".xtc"):
+        files["topology"] = topology_beside(settings.trajectory)
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _new_files(outputs: dict[str, Path], start: Checkpoint, resumed: bool) -> list[Path]:
+    """Those outputs that are not the resumed run's own."""
+    if not resumed:
+        return list(outputs.values())
+    own = {*start.files, "checkpoint"}
+    if "trajectory" in own:
+        own.add("topology")
+    if "plot" in outputs and start.record.plan.get("plot", outputs["plot"].name) == outputs["plot"].name:
+        own.add("plot")
+    return [path for name, path in outputs.items() if name not in own]
 
 
 def _make_parent(path: Path) -> None:

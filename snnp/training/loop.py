@@ -19,7 +19,8 @@ import yaml
 
 from snnp.data import check_frames, save_split
 from snnp.errors import ConfigError, TrainingError
-from snnp.models.io import save_model, usable_device, write_atomically
+from snnp.files import write_atomically
+from snnp.models.io import save_model, usable_device
 from snnp.models.potential import Potential
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from snnp.errors import DataError
+from snnp.files import replacing, write_atomically
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
     if (folder / "metrics.csv").is_file():
         plot_loss(folder / "loss.png", folder / "metrics.csv")
     content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
-    _write_text(folder / "summary.json", json.dumps(content, indent=2) + "\n")
-    _write_text(folder / "summary.md", summary_markdown(evaluations, details))
+    write_atomically(folder / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(folder / "summary.md", summary_markdown(evaluations, details).encode())
 
 
 def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantity: Literal["energy", "forces"]) -> None:
@@ -274,12 +274,5 @@ def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from snnp.errors import TrainingError
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.models.potential import Potential
 
 __all__ = ["Counters", "TrainState", "load_state", "save_state"]

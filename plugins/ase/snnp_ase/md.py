@@ -121,5 +121,5 @@ def run_md(
         SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
     """
     calculator = SNNPCalculator(model, device=settings.device, dtype=settings.dtype)
-    start = starting_point(structure, settings, ASEDynamics.name)
+    start = starting_point(structure, settings, ASEDynamics.name, model, calculator.model)
     return drive(ASEDynamics(calculator, start, settings), start, settings, report)
