@@ -21,24 +21,28 @@ from snnp.errors import InputError
 
 __all__ = [
     "hold",
-    "is_disk_full",
     "naming",
     "refuse_existing",
     "refuse_inputs",
     "replacing",
     "scratch_folder",
+    "why_full",
     "write_atomically",
 ]
 
 _PARTIAL = ".partial-"
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and something is put before and behind
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the limit on the size of files is reached",
+}
 _swept: set[str] = set()
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed because disk, quota or the allowed size of a file is used up."""
-    return error.errno in _FULL
+def why_full(error: OSError) -> str | None:
+    """What there was no room in, if that is why a write failed: disk, quota, or the allowed size of a file."""
+    return _FULL.get(error.errno or 0)
 
 
 @contextmanager
@@ -61,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     straight.
 
     Raises:
-        OSError: names the file; `is_disk_full` says whether that was the reason.
+        OSError: names the file; `why_full` tells a full disk.
     """
     path = Path(path)
     with naming(path):

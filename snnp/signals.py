@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,11 @@ class StopRequest:
     """The signal that came, or None so far."""
 
     signum: int | None = None
+    came: float = math.inf
+
+    def overdue(self, seconds: float) -> bool:
+        """Whether it came so long ago."""
+        return time.monotonic() - self.came > seconds
 
 
 @contextmanager
@@ -53,7 +60,7 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(each, handler)
 
     def note(signum: int, frame: FrameType | None) -> None:
-        request.signum = signum
+        request.signum, request.came = signum, time.monotonic()
         restore()
 
     for each in before:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +38,7 @@ _Key = Annotated[
 ]
 _Out = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Where report.html and report.json go; default: runs/doctor-NAME, -2, -3."),
+    typer.Option(metavar="FOLDER", help="Where report.html and report.json go; default: runs/doctor-NAME."),
 ]
 _Strict = Annotated[bool, typer.Option("--strict", help="Warnings count as errors for the exit code.")]
 
@@ -75,10 +75,10 @@ def data_command(
     from snnp.doctor import examine_data
     from snnp.doctor.reading import read_set
 
-    folder = _folder(out, Path(data[0]), overwrite)
+    subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
+    folder = _folder(out, Path(data[0]), subject, overwrite)
     keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
     frames, unreadable = read_set(data, keys, part=part)
-    subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     report = examine_data(frames, subject=subject, unreadable=unreadable)
     _finish(report, folder, strict, as_json)
 
@@ -91,7 +91,7 @@ def model_command(
     from snnp.hub import load_pinned
 
     potential, name = load_pinned(model)
-    folder = _folder(out, Path(model), overwrite)
+    folder = _folder(out, Path(model), name, overwrite)
     _finish(examine_model(potential, subject=name), folder, strict, as_json)
 
 
@@ -99,16 +99,16 @@ doctor_app.command("data", epilog=_DATA_EXAMPLES)(data_command)
 doctor_app.command("model", epilog=_MODEL_EXAMPLES)(model_command)
 
 
-def _folder(out: Path | None, subject: Path, overwrite: bool) -> Path:
-    """Where the pages go: as asked for, else the first of runs/doctor-NAME, -2, ... that has none."""
-    folder = out
-    if folder is None:
-        name = re.sub(r"[^\w.-]+", "-", subject.name.partition("=")[2] or subject.name)
-        endings = itertools.chain([""], (f"-{k}" for k in itertools.count(2)))
-        free = (Path("runs") / f"doctor-{name}{ending}" for ending in endings)
-        folder = next(each for each in free if overwrite or not any((each / page).exists() for page in _PAGES))
+def _folder(out: Path | None, source: Path, subject: str, overwrite: bool) -> Path:
+    """Where the pages go; an earlier report on the same subject is replaced, as it can be made again."""
+    name = re.sub(r"[^\w.-]+", "-", source.name.partition("=")[2] or source.name)
+    folder = out or Path("runs") / f"doctor-{name}"
+    try:
+        ours = json.loads((folder / _PAGES[1]).read_text(encoding="utf-8"))["subject"] == subject
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
     for page in _PAGES:
-        prepare_output(folder / page, overwrite=overwrite)
+        prepare_output(folder / page, overwrite=overwrite or ours)
     return folder
 
 

@@ -51,7 +51,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="Precision: float32 or float64.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist; never an input.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the random numbers.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers; default: 0.")]
 StructureSpec = Annotated[
     str,
     typer.Argument(

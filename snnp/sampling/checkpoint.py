@@ -206,8 +206,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise InputError(
-            f"no checkpoint '{path}' to resume from; run once without resume (with --overwrite where files of a run that "
-            "was killed before its first are in the way), or name the right file."
+            f"no checkpoint '{path}' to resume from; run once without resume (with --overwrite, where files of a run "
+            "that was killed before its first are in the way), or name the right file."
         )
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
@@ -368,22 +368,26 @@ def _continued(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> 
             cure += "" if name in _UNCHANGEABLE else ", or ask for the change with accept_changes (--accept-changes)"
             raise ConfigError(f"{name} is {value!r} but the run to resume had {before!r}; {cure}.")
         changes.append({"step": checkpoint.step, "setting": name, "before": before, "now": value})
-    record = replace(checkpoint.record, plan=now.plan, model=now.model, model_sha256=now.model_sha256)
+    record = replace(checkpoint.record, model=now.model, model_sha256=now.model_sha256)
+    files = dict(checkpoint.files)
+    for name in ("trajectory", "log"):
+        before, path = record.plan.get(name), getattr(settings, name)
+        if settings.accept_changes and before is not None and path is not None and before != path.name:
+            files.pop(name, None)  # the rest goes into a new file
     if changes:
         dt_before = checkpoint.settings.get("dt_fs", settings.dt_fs)
         clock = (checkpoint.step, record.time_fs(checkpoint.step, float(dt_before)))
         record = replace(record, clock=clock, changes=[*record.changes, *changes])
-        _check_files(checkpoint, settings, {change["setting"] for change in changes})
-    return replace(checkpoint, settings=settings.defining(), record=record)
+        if "trajectory" in files:
+            _check_one_clock(settings, {change["setting"] for change in changes})
+    return replace(checkpoint, settings=settings.defining(), files=files, record=record)
 
 
-def _check_files(checkpoint: Checkpoint, settings: MDSettings, changed: set[str]) -> None:
+def _check_one_clock(settings: MDSettings, changed: set[str]) -> None:
     """DCD and XTC hold one time step and one interval."""
     path = settings.trajectory
-    if path is None or path.suffix.lower() not in (".dcd", ".xtc") or "trajectory" not in checkpoint.files:
-        return
-    if changed & {"dt_fs", "trajectory_interval"}:
+    if path is not None and path.suffix.lower() in (".dcd", ".xtc") and changed & {"dt_fs", "trajectory_interval"}:
         raise ConfigError(
-            f"'{path}' holds one time step and one interval, which are to be changed; write the rest into another run: "
-            "start it from the last frame, or resume with a trajectory in extended XYZ."
+            f"'{path}' holds one time step and one interval, which are to change; give the rest of the run another "
+            "trajectory and name the checkpoint (--trajectory, --checkpoint)."
         )

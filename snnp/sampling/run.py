@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -304,7 +304,8 @@ class _Recorder:
 
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
         marks = self._marks()
-        settings, record = self._settings.defining(), self._start.record
+        settings = self._settings.defining()
+        record = replace(self._start.record, plan=self._settings.plan())
         write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, engine.state(), settings, marks, record))
         self._files["checkpoint"], self._saved = path, step
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plot_loss", "plot_parity", "summary_markdown", "write_report"]
+__all__ = ["REPORT_FILES", "plot_loss", "plot_parity", "summary_markdown", "write_report"]
+
+REPORT_FILES = ("parity_energy.png", "parity_forces.png", "loss.png", "summary.json", "summary.md")
 
 _COLOURS = {"train": "#9db4c0", "valid": "#1f5f8b", "test": "#c8553d"}
 _OTHER_COLOURS = ("#1f5f8b", "#c8553d", "#5b8c5a", "#8b5fbf", "#b08900", "#3aa6a6", "#8a8a8a")
