@@ -42,8 +42,8 @@ _EXTRA_OF_ENGINE = {"openmm": "openmm"}
 _HOTTEST_K = 1e6
 """Above this no condensed matter or molecule is meant: the atoms are flying apart."""
 _RDF_SAMPLES = 40
-_PATIENCE = 100
-"""Steps after which a run looks whether it is asked to stop, where nothing is due before."""
+_PATIENCE = 2_000_000
+"""Steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop."""
 
 
 class Engine(Protocol):
@@ -181,13 +181,13 @@ def drive(engine: Engine, start: Checkpoint, settings: MDSettings, report: Repor
     with ExitStack() as stack:
         recorder = _Recorder(start, settings, engine.name, stack)
         request = stack.enter_context(stop_requests())
-        step = start.step
+        step, patience = start.step, max(1, min(100, _PATIENCE // len(start.atoms)))
         if not settings.resume:
             recorder.record(engine, step)
         while step < settings.steps:
             stop = recorder.next_stop(step)
             while step < stop and request.signum is None:
-                reached = min(stop, step + _PATIENCE)
+                reached = min(stop, step + patience)
                 _advance(engine, step, reached, settings)
                 step = reached
             progress = recorder.record(engine, step) if step == stop else None
