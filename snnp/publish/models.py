@@ -75,9 +75,13 @@ def publish_model(
     kept = Path(folder) if folder is not None else None
     if kept is not None and kept.is_dir() and any(kept.iterdir()):
         raise InputError(f"{kept} is not empty; name a new folder.")
-    with scratch_folder(Path(tempfile.gettempdir()), "snnp-publish") as temporary:
-        place = kept or temporary
+    parent, name = (Path(tempfile.gettempdir()), "snnp-publish") if kept is None else (kept.parent, kept.name)
+    parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(parent, name) as place:
         model = prepare_model(source, repository, place, about)
+        if kept is not None:
+            place.chmod(0o755)
+            place = place.rename(kept)
         report = _examine(model, str(source))
         plan = hub.publish("model", place, repository, dry_run=True)
         if show is not None:
