@@ -72,7 +72,9 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
             raise InputError(f"{text} is {local.source} and has no revisions; leave {revision!r} away.")
         return local
     if reference is not None and not revised and _is_path(Path(text)) and find_in_mirror(reference, kind) is None:
-        raise HubError(f"{text} is not known, and {_no_folder(text, ' either')} (A repository on the Hub: {text}@main.)")
+        raise HubError(
+            f"{text} is not known, and {_no_folder(text, ' either')} (A repository on the Hub: {text}@main.)"
+        )
     if reference is None and kind == "model":
         return Resolved(model_folder(text), text, "folder")  # which says what is wrong
     if reference is None:

@@ -125,7 +125,7 @@ class _OpenMMWriter(TrajectoryWriter):
         self._pdb = topology_beside(path)
         if mark is None or not self._pdb.is_file():
             text = io.StringIO()
-            self._app.PDBFile.writeFile(self._topology, positions / NM_IN_ANGSTROM, text)
+            self._app.PDBFile.writeFile(self._topology, positions, text)  # bare numbers are Å here
             write_atomically(self._pdb, text.getvalue().encode())
 
     @property
