@@ -269,7 +269,7 @@ def _read_atoms(arrays: dict[str, np.ndarray]) -> Atoms:
 
 
 def _read_marks(files: dict[str, Any], tails: dict[str, str]) -> dict[str, FileMark]:
-    return {name: FileMark(*(_count(each) for each in mark), tails.get(name, "")) for name, mark in files.items()}
+    return {name: FileMark(_count(size), _count(n), str(tails.get(name, ""))) for name, (size, n) in files.items()}
 
 
 def _read_record(stored: dict[str, Any] | None) -> RunRecord:

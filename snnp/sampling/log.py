@@ -13,7 +13,7 @@ from snnp.files import naming
 from snnp.sampling.checkpoint import FileMark
 from snnp.sampling.snapshot import Sample
 
-__all__ = ["LogWriter", "cut_back", "mark_file", "read_log", "size_of"]
+__all__ = ["LogWriter", "check_mark", "cut_back", "mark_file", "read_log", "size_of"]
 
 
 _TAIL = 64
@@ -51,7 +51,14 @@ def _tail(path: Path, n_bytes: int) -> str:
 
 
 def cut_back(path: Path, mark: FileMark) -> None:
-    """Cut a file back to where it stood at a checkpoint.
+    """Cut a file back to where it stood at a checkpoint; raises as `check_mark` does."""
+    check_mark(path, mark)
+    if path.is_file():
+        os.truncate(path, mark.n_bytes)
+
+
+def check_mark(path: Path, mark: FileMark) -> None:
+    """See that a file is the one that stood at a mark.
 
     Raises:
         InputError: the file is missing, shorter than it was, or another one, so it is not that of the run.
@@ -68,7 +75,6 @@ def cut_back(path: Path, mark: FileMark) -> None:
             f"'{path}' is not the file that the run wrote: it differs before byte {mark.n_bytes}, where the checkpoint "
             "was taken; put the file of the interrupted run back, or start a new run."
         )
-    os.truncate(path, mark.n_bytes)
 
 
 class LogWriter:

@@ -18,7 +18,7 @@ from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.files import hold, refuse_existing
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
-from snnp.sampling.log import LogWriter, read_log
+from snnp.sampling.log import LogWriter, check_mark, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
@@ -241,6 +241,8 @@ class _Recorder:
         stack.enter_context(hold(outputs.values()))
         if not settings.overwrite:
             refuse_existing(_new_files(outputs, start, settings.resume), "choose another name, or ask for overwriting")
+        for name in start.files.keys() & outputs.keys():
+            check_mark(outputs[name], start.files[name])  # of all, before any is cut
         if settings.log is not None:
             mark = start.files.get("log")
             self._log = LogWriter(settings.log, mark)
