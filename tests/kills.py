@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import socketserver
 import sys
 import tempfile
 import time
@@ -319,6 +320,7 @@ def main() -> int:
     seed = random.SystemRandom().randrange(10**6) if chosen.seed is None else chosen.seed
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     torch.set_num_threads(1)
+    socketserver.BaseServer.handle_error = lambda *_: None  # type: ignore[method-assign]  # connections of the killed
     model_folder(MODEL)
     print(f"seed {seed}", flush=True)
     place = Path(tempfile.mkdtemp(prefix="snnp-kills-"))

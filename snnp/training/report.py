@@ -48,7 +48,8 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
         plot_parity(folder / "parity_energy.png", evaluations, "energy")
     if any(evaluation.forces.reference.size for evaluation in evaluations.values()):
         plot_parity(folder / "parity_forces.png", evaluations, "forces")
-    if (folder / "metrics.csv").is_file():
+    metrics = folder / "metrics.csv"
+    if metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1:
         plot_loss(folder / "loss.png", folder / "metrics.csv")
     content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
     write_atomically(folder / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
