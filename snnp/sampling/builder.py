@@ -13,7 +13,8 @@ from ase.collections import g2
 from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.io.formats import UnknownFileTypeError
 
-from snnp.errors import InputError, near_matches
+from snnp.data.reader import holds_xyz, read_atoms
+from snnp.errors import DataError, InputError, near_matches
 
 __all__ = ["build_structure"]
 
@@ -56,6 +57,12 @@ def build_structure(spec: str | Path, *, lattice_constant: float | None = None) 
 
 
 def _from_file(text: str) -> Atoms:
+    name, _, index = text.partition("@")
+    if holds_xyz(Path(name)) and re.fullmatch(r"-?\d*", index):
+        try:
+            return read_atoms(name, int(index or -1))
+        except DataError as error:
+            raise InputError(f"cannot read a structure from '{text}': {error}") from error
     try:
         atoms = ase.io.read(text)
     except UnknownFileTypeError as error:
