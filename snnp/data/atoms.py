@@ -18,7 +18,7 @@ from ase.io.extxyz import per_config_properties
 from snnp.data.block import Block
 from snnp.data.comment import write_pair
 from snnp.data.extras import Extras, pack, unpack
-from snnp.data.labels import Keys, Names, Units, choose_names, full_tensor, in_usual_units, take_labels
+from snnp.data.labels import Keys, Names, Units, choose_names, full_tensor, in_usual_units, stress_of, take_labels
 from snnp.errors import DataError
 
 __all__ = ["block_from_atoms", "to_atoms", "xyz_lines"]
@@ -30,7 +30,7 @@ def to_atoms(block: Block) -> Iterator[Atoms]:
     """One `Atoms` per frame: labels as results of a calculator (in `info` and `arrays` where they had other names)."""
     for row in range(len(block)):
         one = block.slice(row, row + 1)
-        extras = unpack(one.extras[0] if one.extras else None, one.ids[0] if one.ids else f"#{row}")
+        extras = _extras(one)
         atoms = Atoms(numbers=one.numbers, positions=one.positions, cell=one.cell[0], pbc=one.pbc[0])
         results: dict[str, Any] = {}
         info, arrays = dict(extras.info), dict(extras.arrays)
@@ -56,16 +56,36 @@ def to_atoms(block: Block) -> Iterator[Atoms]:
         yield atoms
 
 
+def _extras(one: Block) -> Extras:
+    """What else a single frame says."""
+    where = one.ids[0] if one.ids else "a frame"
+    extras = unpack(one.extras[0] if one.extras else None, where)
+    for name, value in extras.arrays.items():
+        if np.shape(value)[:1] != (len(one.numbers),):
+            raise DataError(f"{where}: arrays[{name[:40]!r}] has not one value for each atom.")
+    return extras
+
+
 def _labels(one: Block, extras: Extras) -> dict[str, Any]:
-    """Energy, forces and stress of a single frame under the names that they had; not those that `info` holds itself."""
+    """Energy, forces and stress of a single frame under the names that they had; not a stress that `info` holds itself.
+
+    Raises:
+        DataError: where that is another one.
+    """
     found: dict[str, Any] = {}
     if one.has_energy[0]:
         found[extras.names.get("energy", "energy")] = float(one.energy[0])
     if one.has_forces[0]:
         found[extras.names.get("forces", "forces")] = one.forces.copy()
-    if one.has_stress[0]:
-        found[extras.names.get("stress", "stress")] = one.stress[0].copy()
-    return {name: value for name, value in found.items() if name not in extras.info}
+    name = extras.names.get("stress", "stress")
+    if name in extras.info:
+        where = one.ids[0] if one.ids else "a frame"
+        said = stress_of(extras.info[name], name, one.cell[0], where) if one.has_stress[0] else None
+        if said is not None and not np.allclose(said, one.stress[0], rtol=1e-6, atol=1e-9):
+            raise DataError(f"{where}: {name} in its metadata is another stress than that of the frame; do not use it.")
+    elif one.has_stress[0]:
+        found[name] = one.stress[0].copy()
+    return found
 
 
 def _voigt(stress: np.ndarray) -> np.ndarray:
@@ -142,9 +162,8 @@ def _one_block(
     if "stress" in info and names["stress"] == "stress":
         info["stress"] = full_tensor(info["stress"], where)
     as_it_is = units == Units()
-    renamed = {"forces": str(names["forces"])} if forces is not None and as_it_is and names["forces"] != "forces" else {}
     info["pbc"] = atoms.pbc
-    renamed |= take_labels(block, 0, info, names, where)
+    renamed = take_labels(block, 0, info, names, where)
     group = info.get(str(names["group"]))
     if not as_it_is:  # in their own units they cannot keep their own names
         info.pop(str(names["stress"]), None)
@@ -183,7 +202,7 @@ def xyz_lines(block: Block) -> Iterator[str]:
     """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers."""
     for row in range(len(block)):
         one = block.slice(row, row + 1)
-        extras = unpack(one.extras[0] if one.extras else None, one.ids[0] if one.ids else f"#{row}")
+        extras = _extras(one)
         labels = _labels(one, extras)
         forces = labels.pop(extras.names.get("forces", "forces"), None)
         columns: list[tuple[str, np.ndarray]] = [("pos", one.positions)]

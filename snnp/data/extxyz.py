@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from ase.calculators.calculator import all_properties
 from ase.data import atomic_numbers
 
 from snnp.data.block import Block
@@ -114,11 +115,11 @@ def read_blocks(
         names = choose_names(path, shapes, single, keys, labelled=labelled)
         stream.seek(0)
         for run in _runs(_texts(stream, label), label):
-            yield _block(run, names, label, keys.units, extras)
+            yield _block(run, names, label, keys.units, (lambda name: True) if extras else None)
 
 
 def read_one(path: str | Path, index: int = -1) -> Block:
-    """One frame with all that it says, none of it taken for a label; lines of atoms may have more than is described.
+    """One frame with all that it says but results; lines of atoms may have more than is described.
 
     Arguments:
         path: the file.
@@ -140,7 +141,7 @@ def read_one(path: str | Path, index: int = -1) -> Block:
         raise DataError(f"{path} has {number} frames, there is none at {index}.")
     names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
     (run,) = _runs(iter([last[0]]), path.name, lenient=True)
-    return _block(run, names, path.name, Units(), True)
+    return _block(run, names, path.name, Units(), lambda name: name not in all_properties)
 
 
 class _Packed(io.RawIOBase):
@@ -410,8 +411,8 @@ def _parse_patiently(run: _Run, label: str) -> list[np.ndarray]:
     return [np.array(values) for values in found]
 
 
-def _block(run: _Run, names: Names, label: str, units: Units, extras: bool) -> Block:
-    """Arrays, labels and extras of a run."""
+def _block(run: _Run, names: Names, label: str, units: Units, keep: Callable[[str], bool] | None) -> Block:
+    """Arrays, labels and extras of a run; of these what is to be kept by its name, or none."""
     arrays = _columns(run, label)
     counts, first = run.counts, run.texts[0]
     n, b = int(counts.sum()), len(counts)
@@ -435,20 +436,22 @@ def _block(run: _Run, names: Names, label: str, units: Units, extras: bool) -> B
         has_forces=np.full(b, forces is not None),
     )
     as_it_is = units == Units()
-    renamed = {"forces": str(names["forces"])} if forces is not None and as_it_is and names["forces"] != "forces" else {}
     starts = block.starts
     groups: list[str | None] = []
     packed: list[str | None] = []
     for k, (text, info) in enumerate(zip(run.texts, run.infos, strict=True)):
         where = _at(label, text)
-        mine = renamed | take_labels(block, k, info, names, where)
+        mine = take_labels(block, k, info, names, where)
         if not as_it_is:  # in their own units they cannot keep their own names
             info.pop(str(names["stress"]), None)
             mine = {}
         group = info.get(str(names["group"]))
         groups.append(None if group is None else str(group))
-        rest = {name: array[starts[k] : starts[k + 1]] for name, array in arrays.items()}
-        packed.append(pack(Extras(info, rest, mine), where) if extras and (info or rest or mine) else None)
+        packed.append(None)
+        if keep is not None and (info or arrays or mine):
+            info = {name: value for name, value in info.items() if keep(name)}
+            rest = {name: array[starts[k] : starts[k + 1]] for name, array in arrays.items() if keep(name)}
+            packed[-1] = pack(Extras(info, rest, mine), where)
     block = in_usual_units(block, units, names)
     return block.named([f"{label}#{text.index}" for text in run.texts], groups, packed)
 

@@ -18,7 +18,7 @@ from snnp.data.block import Block
 from snnp.errors import DataError, near_matches
 from snnp.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
 
-__all__ = ["Keys", "Names", "Shape", "Units", "choose_names", "full_tensor", "in_usual_units", "take_labels"]
+__all__ = ["Keys", "Names", "Shape", "Units", "choose_names", "full_tensor", "in_usual_units", "stress_of", "take_labels"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ _LOOKS_LIKE = {
     "stress": re.compile(r"stress|virial|pressure", re.IGNORECASE),
 }
 _LONGEST_NAME = 80
+_LABELS = ("energy", "forces", "stress")
 _OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key", "group": "group_key"}
 _ATOMIC = {"energy": "Hartree", "length": "bohr"}
 
@@ -302,28 +303,34 @@ def take_labels(
     if lattice is not None:
         block.cell[k] = lattice
     block.pbc[k] = info.pop("pbc", lattice is not None)
-    renamed: dict[str, str] = {}
+    renamed = {what: name for what in _LABELS if (name := names[what]) is not None and name != what}
     energy = info.pop(str(names["energy"]), None)
     block.has_energy[k] = energy is not None
     if energy is not None:
         block.energy[k] = _number(energy, f"{where}: energy (key '{names['energy']}')")
-        if names["energy"] != "energy":
-            renamed["energy"] = str(names["energy"])
     name = str(names["stress"])
     if info.get(name) is None:
         return renamed
-    tensor = full_tensor(info[name], where, name)
-    if "virial" in name.lower():
-        volume = abs(float(np.linalg.det(block.cell[k])))
-        if not block.pbc[k].all() or volume == 0.0:
-            return renamed
-        tensor = -tensor / volume
-    block.stress[k], block.has_stress[k] = tensor, True
-    if name == "stress":
-        del info[name]
-    else:
-        renamed["stress"] = name
+    tensor = stress_of(info[name], name, block.cell[k], where)
+    block.has_stress[k] = tensor is not None and ("virial" not in name.lower() or block.pbc[k].all())
+    if block.has_stress[k]:
+        block.stress[k] = tensor
+        if name == "stress":
+            del info[name]
     return renamed
+
+
+def stress_of(value: Any, name: str, cell: np.ndarray, where: str) -> np.ndarray | None:
+    """[3, 3] stress of what a file has under a name: a virial is `-stress * V`; None for one without a volume.
+
+    Raises:
+        DataError: for anything but a tensor.
+    """
+    tensor = full_tensor(value, where, name)
+    if "virial" not in name.lower():
+        return tensor
+    volume = abs(float(np.linalg.det(cell)))
+    return -tensor / volume if volume > 0.0 else None
 
 
 def _number(value: Any, what: str) -> float:

@@ -70,11 +70,18 @@ def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Fra
 
 
 def _distinct(frames: Sequence[Frame]) -> list[Frame]:
-    """Frames without repetitions: sets that share frames would otherwise leak from one part into another."""
-    seen: dict[tuple[bytes, float | None], Frame] = {}
+    """Frames without repetitions: sets that share frames would otherwise leak from one part into another.
+
+    One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
+    """
+    seen: dict[tuple[object, ...], Frame] = {}
     for frame in frames:
-        positions = frame.structure.positions.numpy().round(6).tobytes()
-        seen.setdefault((positions, frame.energy), frame)
+        structure = frame.structure
+        arrays = (structure.positions.numpy(), structure.cell.numpy(), frame.forces, frame.stress)
+        # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
+        values = tuple(None if array is None else (np.round(array, 6) + 0.0).tobytes() for array in arrays)
+        exact = (structure.numbers.numpy().tobytes(), structure.pbc.numpy().tobytes(), frame.energy)
+        seen.setdefault((*exact, *values), frame)
     return list(seen.values())
 
 
