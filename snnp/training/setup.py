@@ -25,6 +25,7 @@ from snnp.data import (
     read_frames,
     split_frames,
 )
+from snnp.data.consistency import by_file, suspicions
 from snnp.errors import ConfigError, DataError
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import Geometry, SplineNNP
@@ -35,7 +36,7 @@ from snnp.training.native import NativeGeometry, native_features
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import AnyGeometry, PreparedData
 
-__all__ = ["Problem", "build_model", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,22 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
     return Problem(split, fit_reference_energies(split.train, isolated))
+
+
+def check_units(config: DataConfig, problem: Problem) -> list[str]:
+    """What is suspicious about the units of labels, file by file.
+
+    Raises:
+        DataError: where it is beyond doubt, unless `data.check_units` says to go on.
+    """
+    if config.check_units == "off":
+        return []
+    split = problem.split
+    found = suspicions(by_file([*split.train, *split.valid, *split.test]))
+    certain = [str(each) for each in found if each.certain]
+    if certain and config.check_units == "error":
+        raise DataError(f"{'. '.join(certain)}. To train all the same set data.check_units to warn.")
+    return [str(each) for each in found]
 
 
 def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
