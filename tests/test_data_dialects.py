@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import logging
@@ -110,7 +111,9 @@ def test_stresses_in_all_forms(tmp_path: Path, comment: str) -> None:
         np.testing.assert_array_equal(frame.stress, [[1, 2, 3], [2, 5, 6], [3, 6, 9]])
 
 
-@pytest.mark.parametrize("name", ["virial", "virials", "REF_virial", "REF_virials", "dft_virial", "Virial", "ref_virial"])
+@pytest.mark.parametrize(
+    "name", ["virial", "virials", "REF_virial", "REF_virials", "dft_virial", "Virial", "ref_virial"]
+)
 def test_virials_are_minus_stress_times_volume(tmp_path: Path, name: str) -> None:
     path = _write(tmp_path / "a.xyz", f'{LATTICE} {PROPERTIES} energy=-10.5 {name}="1 0 0 0 1 0 0 0 1"')
     for (frame,) in _frames_of_all_readers(path):
@@ -119,13 +122,43 @@ def test_virials_are_minus_stress_times_volume(tmp_path: Path, name: str) -> Non
 
 FLAGS = {
     (True, True, False): [
-        *('pbc="T T F"', "pbc=TTF", "pbc='T T F'", "pbc=[T,T,F]", "pbc=[T, T, F]", "pbc={T T F}", 'pbc="true true false"'),
-        *('pbc="True True False"', "pbc=[true, true, false]", 'pbc="_JSON [true, true, false]"', 'pbc="1 1 0"', "pbc=110"),
+        *(
+            'pbc="T T F"',
+            "pbc=TTF",
+            "pbc='T T F'",
+            "pbc=[T,T,F]",
+            "pbc=[T, T, F]",
+            "pbc={T T F}",
+            'pbc="true true false"',
+        ),
+        *(
+            'pbc="True True False"',
+            "pbc=[true, true, false]",
+            'pbc="_JSON [true, true, false]"',
+            'pbc="1 1 0"',
+            "pbc=110",
+        ),
         *('pbc="p p f"', "pbc=ppf", 'pbc="pp pp ff"', 'pbc="p p s"', 'pbc="p p fs"', 'PBC="T T F"', 'Pbc="t t f"'),
-        *('boundary="p p f"', "boundary=ppf", 'periodic="T T F"', 'Boundary = "p p m"', 'pbc="T,T,F"', 'pbc="yes yes no"'),
+        *(
+            'boundary="p p f"',
+            "boundary=ppf",
+            'periodic="T T F"',
+            'Boundary = "p p m"',
+            'pbc="T,T,F"',
+            'pbc="yes yes no"',
+        ),
         *('pbc="T T F" boundary="p p f"', 'pbc="T T F" boundary=twin', 'pbc="T T F" periodic=T'),
     ],
-    (False, False, False): ["pbc=FFF", 'pbc="f f f"', "pbc=F", "pbc=false", "pbc=0", 'pbc="0 0 0"', "pbc=fff", "pbc=000"],
+    (False, False, False): [
+        "pbc=FFF",
+        'pbc="f f f"',
+        "pbc=F",
+        "pbc=false",
+        "pbc=0",
+        'pbc="0 0 0"',
+        "pbc=fff",
+        "pbc=000",
+    ],
     (True, True, True): ["", "pbc=T", "pbc=true", 'pbc="T T T"', "pbc=TTT", "pbc=ppp", "pbc=1", "pbc=111", "pbc"],
 }
 
@@ -190,7 +223,7 @@ def test_blank_lines_lose_no_frames(tmp_path: Path, newline: str, blank: str, en
     for frames in _frames_of_all_readers(path):
         assert [frame.energy for frame in frames] == [-10.5, -10.4, -10.3]
     assert build_structure(f"{path}@1").get_chemical_formula() == "Si2"
-    assert path.read_bytes().rstrip() + b"junk" != path.write_bytes(path.read_bytes().rstrip() + b"\njunk\n")
+    path.write_bytes(path.read_bytes().rstrip() + b"\njunk\n")
     with pytest.raises(DataError, match="expected a number of atoms, found 'junk'"):
         read_frames(path)
 
@@ -226,7 +259,11 @@ def test_usual_names_are_read(
 @pytest.mark.parametrize(
     ("comment", "columns", "said"),
     [
-        ("energy=1", ":mace_forces:R:3", "no forces are read; mace_forces may hold them.*data.forces_key.*--forces-key"),
+        (
+            "energy=1",
+            ":mace_forces:R:3",
+            "no forces are read; mace_forces may hold them.*data.forces_key.*--forces-key",
+        ),
         ("energy=1", ":gradient:R:3", "no forces are read; gradient may hold them"),
         ("energy=1", ":fx:R:1:fy:R:1:fz:R:1", "no forces are read; fx or fy or fz may hold them"),
         ('energy=1 my_virial="1 0 0 0 1 0 0 0 1"', ":forces:R:3", "no stress are read; my_virial may hold.*stress_key"),
@@ -300,7 +337,7 @@ def test_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: s
         _check(frame)
     monkeypatch.setattr(reader, "_MOST_UNPACKED", 1 << 20)
     path.write_bytes(pack(text + b"\n" * (1 << 24)))  # type: ignore[operator]
-    with pytest.raises(DataError, match="unpacks to more than .* bytes, 200 times its size"):
+    with pytest.raises(DataError, match=r"unpacks to more than .* bytes, 200 times its size"):
         read_frames(path)
     path.write_bytes(pack(text)[:-9])  # type: ignore[operator]
     with pytest.raises(DataError, match="cannot be read"):
@@ -321,10 +358,8 @@ def test_long_comments_take_time_in_proportion() -> None:
     for piece in ("a", "a=", "a ", '"', "[", "{", "=", " = ", "\\", "a='", "a=[", "_", "energy", "= b "):
         start = time.perf_counter()
         comment = f"energy=1 {piece * 400_000}"
-        try:
+        with contextlib.suppress(DataError):
             reader.read_comment(comment, "here", {})
-        except DataError:
-            pass
         assert time.perf_counter() - start < 20
 
 
@@ -340,7 +375,7 @@ def test_start_structures_of_plain_xyz_may_hold_remarks(tmp_path: Path) -> None:
     path.write_text("1\nit's water, E: -76.4\nO 0 0 0 0.5 first\n\n2\nanother\nO 0 0 0\nH 0 0 1\n")
     assert build_structure(path).get_chemical_formula() == "HO"
     assert build_structure(f"{path}@0").info == {"comment": "it's water, E: -76.4"}
-    with pytest.raises(DataError, match="6 columns, expected 4"):
+    with pytest.raises(DataError, match="6 columns, expected 4 "):
         read_frames(path, Keys(energy="comment"))
 
 
@@ -364,7 +399,8 @@ def test_ase_reads_the_same_where_it_understands(tmp_path: Path) -> None:
         try:
             theirs = ase.io.read(io.StringIO(path.read_text()), format="extxyz")
             energy = theirs.get_potential_energy()
-            assert isinstance(energy, float) and theirs.cell.rank == 3
+            assert isinstance(energy, float)
+            assert theirs.cell.rank == 3
         except Exception:
             continue  # what ASE does not understand, or takes for something else
         (frame,) = read_frames(path)

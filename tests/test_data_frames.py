@@ -214,7 +214,12 @@ def test_single_atoms_need_no_forces_key(tmp_path: Path) -> None:
         ("energy=1", ":forces:R:2", "0 0", r"forces .column 'forces'. have 2 columns of type float64, expected three"),
         ('REF_energy="1 2"', "", "", "energy .key 'REF_energy'. has 2 numbers"),
         ("REF_energy=none", "", "", "energy .key 'REF_energy'. is not numeric: 'none'"),
-        ('energy=1 Lattice="5 0 0 0 5 0 0 0 5" REF_stress="1 2 3 4"', "", "", "stress .key 'REF_stress'. has 4 numbers"),
+        (
+            'energy=1 Lattice="5 0 0 0 5 0 0 0 5" REF_stress="1 2 3 4"',
+            "",
+            "",
+            "stress .key 'REF_stress'. has 4 numbers",
+        ),
         ('energy=1 Lattice="5 0 0 0 5 0 0 0 5" REF_stress="1 2 3 4 5 nan"', "", "", "stress holds NaN"),
         ('energy=1 Lattice="5 0 0 0 5 0 5 5 0"', "", "", "cell of structure 0 has no volume"),
     ],

@@ -18,11 +18,11 @@ from ase.constraints import FixAtoms, FixCartesian, FixedPlane
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snnp.data import Keys, read_frames
 from snnp.data.atoms import block_from_atoms, to_atoms, xyz_lines
 from snnp.data.block import Block
 from snnp.data.comment import read_comment, write_pair
 from snnp.data.extxyz import read_blocks
-from snnp.data import Keys, read_frames
 from snnp.errors import DataError
 
 
@@ -125,7 +125,7 @@ FORMS = [
     "Properties=species:S:1:pos:R:3 energy=-1.5 pbc=T",
     "energy=-1.5 'quoted key'=3 {braces}=[1 2 3]",
     'energy=-1.5 alone other="a b" list=1,2,3 json="_JSON [[1, 2], [3, 4]]" uid=12',
-    'energy=-1.5 stress="1 2 3 4 5 6 7 8 9" mixed=\'T F T\' name=T2',
+    "energy=-1.5 stress=\"1 2 3 4 5 6 7 8 9\" mixed='T F T' name=T2",
     "energy=-1 count=99999999999999999999 f=1e5 inf=-inf n=007 pi=3,14",
     'energy=-1.5 note="a \\"b\\" c" path=a=b=c',
 ]
@@ -188,7 +188,7 @@ def test_unusual_names_and_virials(tmp_path: Path) -> None:
 BROKEN = {
     "2\nProperties=species:S:1:pos:R:3 energy=1\nH 0 0 0\n": "#0 (line 1): the file ends in the middle",
     "1\nenergy=1\nH 0 0\n": "#0 (line 3): a line of atoms has 3 columns, expected 4 (symbols, positions)",
-    "1\nenergy=1\nH 0 0 0 1.5\n": "a line of atoms has 5 columns, expected 4 (symbols, positions): 'H 0 0 0 1.5'. Describe",
+    "1\nenergy=1\nH 0 0 0 1.5\n": "a line of atoms has 5 columns, expected 4 (symbols, positions): 'H 0 0 0 1.5'",
     "1\nenergy=1\nH 0 0 0\n\n1\nenergy=1\nH 0 0 zero\n": "#1 (line 7): 'zero' does not fit the column positions",
     "1\nenergy=1\nH 0 0 1_0\n": "'1_0' does not fit the column positions",
     "1\nenergy=1\nXq 0 0 0\n": "#0 (line 3): 'Xq' does not fit the column symbols",
@@ -208,11 +208,11 @@ BROKEN = {
     "1\nnote='it energy=1\nH 0 0 0\n": "has a ' that is not closed",
     '1\nenergy=1 stress="1 2 3"\nH 0 0 0\n': "stress must be the nine numbers",
     "1\nProperties=species:S:1:pos:Q:3 energy=1\nH 0 0 0\n": "is not a list of name:type:columns",
-    "1\nProperties=species:S:1:pos:R:3:forces:R:3:forces:R:3 energy=1\nH 0 0 0 1 1 1 2 2 2\n": "the column forces twice",
+    "1\nProperties=species:S:1:pos:R:3:forces:R:3:forces:R:3 energy=1\nH 0 0 0 1 1 1 2 2 2\n": "column forces twice",
     "1\nProperties=species:S:1 energy=1\nH\n": "no species or no three coordinates",
     "1\nProperties=species:S:1:pos:R:2 energy=1\nH 0 0\n": "no species or no three coordinates",
     "1\nProperties=species:S:1:Z:I:1:pos:R:3 energy=1\nH 2 0 0 0\n": "species and Z name different elements",
-    '1\nenergy=1 cell="4 0 0 0 4 0 0 0 4"\nH 0 0 0\n': "the cell is given as cell=..., which extended XYZ calls Lattice",
+    '1\nenergy=1 cell="4 0 0 0 4 0 0 0 4"\nH 0 0 0\n': "which extended XYZ calls Lattice",
     "1\n# CELL(abcABC): 4 4 4 90 90 90\nH 0 0 0\n": "the cell is not in the form Lattice=",
     "1\nproperties=3\nH 0 0 0\n": "holds no energies under a usual name",
 }

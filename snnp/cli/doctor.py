@@ -10,7 +10,7 @@ import typer
 
 from snnp.cli.console import print_json, print_table, say
 from snnp.cli.files import prepare_folder
-from snnp.cli.options import Json, Model, examples
+from snnp.cli.options import Json, Model, Units, examples
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
@@ -63,16 +63,17 @@ def data_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     out: _Out = None,
     strict: _Strict = False,
     as_json: Json = False,
 ) -> None:
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
-    from snnp.data import Keys
+    from snnp.data import keys_of
     from snnp.doctor import examine_data
     from snnp.doctor.reading import read_set
 
-    keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
+    keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
     frames, unreadable = read_set(data, keys, part=part)
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     report = examine_data(frames, subject=subject, unreadable=unreadable)

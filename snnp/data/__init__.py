@@ -4,7 +4,7 @@ from snnp.data.checks import Finding, check_frames
 from snnp.data.convert import convert
 from snnp.data.dataset import Batch, Dataset
 from snnp.data.frames import Frame, elements_of
-from snnp.data.labels import Keys, Units
+from snnp.data.labels import Keys, Units, keys_of
 from snnp.data.reference import ReferenceEnergies, fit_reference_energies, is_isolated_atom
 from snnp.data.sources import dataset_records, load_dataset, read_frames
 from snnp.data.splits import Split, load_split, save_split, split_frames
@@ -24,6 +24,7 @@ __all__ = [
     "elements_of",
     "fit_reference_energies",
     "is_isolated_atom",
+    "keys_of",
     "load_dataset",
     "load_split",
     "read_frames",

@@ -121,7 +121,9 @@ def block_from_atoms(
     single = all(len(atoms) == 1 for atoms in images)
     names = choose_names(Path(ids[0].rpartition("#")[0]), shapes, single, keys, labelled=labelled)
     rows = zip(images, tables, ids, strict=True)
-    return Block.concatenate([_one_block(atoms, *table, names, where, keys.units, extras) for atoms, table, where in rows])
+    return Block.concatenate(
+        [_one_block(atoms, *table, names, where, keys.units, extras) for atoms, table, where in rows]
+    )
 
 
 def _tables(atoms: Atoms, name: str, extras: bool) -> tuple[dict[str, Any], dict[str, Any]]:

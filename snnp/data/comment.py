@@ -226,7 +226,7 @@ def _boundaries(text: str, where: str) -> list[bool]:
         words = list(words[0])
     flags = [_FLAGS.get(word) for word in words]
     if len(flags) not in (1, 3) or None in flags or (len(flags) == 1 and words[0] in _OF_ONE_AXIS):
-        raise DataError(f"{where}: pbc is {text[:40]!r}; expected three truth values, such as pbc=\"T T F\".")
+        raise DataError(f'{where}: pbc is {text[:40]!r}; expected three truth values, such as pbc="T T F".')
     return [bool(flag) for flag in flags] * (3 // len(flags))
 
 
@@ -237,9 +237,10 @@ def _unify_boundaries(values: dict[str, Any], texts: dict[str, str | None], wher
         if "pbc" not in values:
             values["pbc"] = _boundaries(text, where)
             del values[name]
-        elif len(text.split()) == 3 and set(text.lower().split()) <= set(_FLAGS):
-            if _boundaries(text, where) != values["pbc"]:
-                raise DataError(f"{where}: pbc and {name} do not agree; remove one of them.")
+            continue
+        stated = len(text.split()) == 3 and set(text.lower().split()) <= set(_FLAGS)
+        if stated and _boundaries(text, where) != values["pbc"]:
+            raise DataError(f"{where}: pbc and {name} do not agree; remove one of them.")
 
 
 def read_value(name: str, text: str, where: str) -> Any:

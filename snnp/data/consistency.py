@@ -1,12 +1,12 @@
 """Do energies, forces and stresses belong together, and are they in eV and Å? Asked of neighbouring frames in seconds.
 
-Between two frames of the same atoms the energy changes by the work of forces and stress (trapezoid rule, exact where the
-energy is quadratic):
+Between two frames of the same atoms the energy changes by the work of forces and stress (the trapezoid rule is exact
+where the energy is quadratic):
 
     E_b - E_a = k_F * -sum_i (F_a + F_b)_i / 2 . dx_i + k_S * V (S_a + S_b) / 2 : strain
 
-In one system of units k_F = k_S = 1. A factor that is clearly another one is that of a unit, or of a sign, and is named.
-Where all labels are in the same wrong unit the factors are 1; then total energies of all electrons are compared with
+In one system of units k_F = k_S = 1. A factor that is clearly another is that of a unit, or of a sign, and is named.
+Where all labels are in the same wrong unit the factors are 1: then total energies of all electrons are compared with
 those of atoms, and the stiffness of matter with what is known.
 """
 
@@ -197,7 +197,7 @@ def _moves(a: int, positions: np.ndarray, cells: np.ndarray, periodic: bool) -> 
 
 
 def _slope(changes: np.ndarray, works: np.ndarray) -> Slope | None:
-    """The factor that brings the sum of absolute deviations to its least: the median of the ratios, weighted by work."""
+    """The factor of least absolute deviations: the median of the ratios, weighted by the work."""
     telling = np.isfinite(works) & (np.abs(works) > 0.0)
     changes, works = changes[telling], works[telling]
     size = float(np.abs(changes).sum())
@@ -401,7 +401,7 @@ def _suspicion(file: str, quantity: str, slope: Slope, meanings: Sequence[_Meani
 
 
 def _beside(files: Mapping[str, Sequence[Frame]]) -> Iterator[Suspicion]:
-    """Files whose energies, and forces, are those of another file of the same compositions times the factor of a unit."""
+    """Files whose energies and forces are those of another file, for the same compositions, times a unit."""
     sizes = {name: _sizes(frames) for name, frames in files.items()}
     for (name, mine), (other, theirs) in itertools.permutations(sizes.items(), 2):
         shared = [(mine[formula], theirs[formula]) for formula in mine if formula in theirs]
@@ -424,7 +424,9 @@ def _sizes(frames: Sequence[Frame]) -> dict[tuple[tuple[int, int], ...], tuple[f
             elements, counts = np.unique(frame.structure.numbers.numpy(), return_counts=True)
             counts = counts // np.gcd.reduce(counts)
             force = np.nan if frame.forces is None else float(np.sqrt(np.square(frame.forces).mean()))
-            found[tuple(zip(elements.tolist(), counts.tolist(), strict=True))].append((frame.energy / frame.n_atoms, force))
+            found[tuple(zip(elements.tolist(), counts.tolist(), strict=True))].append(
+                (frame.energy / frame.n_atoms, force)
+            )
     return {formula: tuple(np.median(np.array(values), axis=0).tolist()) for formula, values in found.items()}
 
 

@@ -16,6 +16,7 @@ from snnp.errors import DataError
 
 __all__ = ["convert", "write_blocks"]
 
+
 def convert(
     files: Mapping[str, Sequence[str | Path]],
     target: str | Path,

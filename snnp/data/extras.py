@@ -76,7 +76,7 @@ def unpack(text: str | None, where: str) -> Extras:
             tree = {"info": tree}
         parts = [{str(k): _decode(v) for k, v in tree.get(name, {}).items()} for name in ("info", "arrays", "names")]
         extras = Extras(info=parts[0], arrays=parts[1], names={key: str(value) for key, value in parts[2].items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(
             f"{where}: configuration_metadata cannot be read ({' '.join(str(error).split())}); the file is damaged."
         ) from None

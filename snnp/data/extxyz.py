@@ -460,7 +460,9 @@ def _atomic_numbers(arrays: dict[str, np.ndarray], where: str) -> np.ndarray:
     """[N] of symbols, of numbers, or of both where they agree."""
     numbers, symbols = arrays.pop("numbers", None), arrays.pop("symbols", None)
     for found in (numbers, symbols):
-        if found is not None and (found.ndim != 1 or found.dtype.kind != "i" or not 1 <= found.min() <= found.max() <= 118):
+        if found is not None and (
+            found.ndim != 1 or found.dtype.kind != "i" or not 1 <= found.min() <= found.max() <= 118
+        ):
             raise DataError(f"{where}: the columns of the atoms hold no species: expected symbols, or Z from 1 to 118.")
     if numbers is not None and symbols is not None and not np.array_equal(numbers, symbols):
         raise DataError(f"{where}: the columns species and Z name different elements.")

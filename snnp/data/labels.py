@@ -18,16 +18,30 @@ from snnp.data.block import Block
 from snnp.errors import DataError, near_matches
 from snnp.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
 
-__all__ = ["Keys", "Names", "Shape", "Units", "choose_names", "full_tensor", "in_usual_units", "stress_of", "take_labels"]
+__all__ = [
+    "Keys",
+    "Names",
+    "Shape",
+    "Units",
+    "choose_names",
+    "full_tensor",
+    "in_usual_units",
+    "keys_of",
+    "stress_of",
+    "take_labels",
+]
 
 _log = logging.getLogger(__name__)
 
 _GROUPS = ("config_type", "group", "tag")
 _REFERENCE = frozenset({"ref", "reference", "target", "true"})
 _LEVELS = frozenset(
-    "dft qm abinitio castep vasp qe espresso pwscf cp2k aims fhiaims orca gpaw abinit siesta psi4 gaussian molpro "
-    "nwchem turbomole openmx dftb xtb emt lda pbe pbesol pbe0 pbed3 rpbe scan rscan r2scan blyp b3lyp wb97x wb97xd "
-    "wb97mv hse hse06 hf mp2 ccsd ccsdt rpa caspt2".split()
+    (
+        *("dft", "qm", "abinitio", "castep", "vasp", "qe", "espresso", "pwscf", "cp2k", "aims", "fhiaims", "orca"),
+        *("gpaw", "abinit", "siesta", "psi4", "gaussian", "molpro", "nwchem", "turbomole", "openmx", "dftb", "xtb"),
+        *("emt", "lda", "pbe", "pbesol", "pbe0", "pbed3", "rpbe", "scan", "rscan", "r2scan", "blyp", "b3lyp", "wb97x"),
+        *("wb97xd", "wb97mv", "hse", "hse06", "hf", "mp2", "ccsd", "ccsdt", "rpa", "caspt2"),
+    )
 )
 # Sizes, weights and parts of labels, which are none themselves.
 _NO_LABELS = re.compile(
@@ -153,6 +167,13 @@ class Keys:
     units: Units = Units()
 
 
+def keys_of(
+    energy: str | None, forces: str | None, stress: str | None, group: str | None, units: object | None
+) -> Keys:
+    """Keys with units in any form that `Units.parse` takes, or None for eV and Å."""
+    return Keys(energy, forces, stress, group, Units() if units is None else Units.parse(units))
+
+
 Names = dict[str, str | None]
 """The one name of each quantity in a file: "energy", "forces", "stress", "group" -> name or None."""
 
@@ -264,7 +285,9 @@ def _warn(
     option = _OPTIONS[quantity]
     cure = f"data.{option} in a configuration or --{option.replace('_', '-')}"
     if chosen is None:
-        similar = [name for name in sorted(present) if len(name) <= _LONGEST_NAME and _LOOKS_LIKE[quantity].search(name)]
+        similar = [
+            name for name in sorted(present) if len(name) <= _LONGEST_NAME and _LOOKS_LIKE[quantity].search(name)
+        ]
         if similar := [name for name in similar if not _NO_LABELS.search(name)]:
             _log.warning(
                 "%s: no %s are read; %s may hold them: if so, name it with %s (%s: %s).",

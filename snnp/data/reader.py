@@ -34,7 +34,9 @@ _READ_ERRORS = (
 def is_xyz(path: Path) -> bool:
     """Whether a name stands for extended XYZ, packed or not."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    return suffixes[-1:] in ([".xyz"], [".extxyz"]) or (len(suffixes) > 1 and suffixes[-1] in PACKED and suffixes[-2] in XYZ)
+    return suffixes[-1:] in ([".xyz"], [".extxyz"]) or (
+        len(suffixes) > 1 and suffixes[-1] in PACKED and suffixes[-2] in XYZ
+    )
 
 
 def holds_xyz(path: Path) -> bool:

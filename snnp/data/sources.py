@@ -89,7 +89,7 @@ def read_frames(
 
     A dataset may be followed by `:split` or `:part/split`, as in `org/name:train` or `org/ani-1x:ccsdt_cbs/test`.
     Energies, forces, stresses and groups of files are found by their usual names (`REF_energy`, `energy`,
-    `dft_virial`, results of a calculator, `config_type`, ...) or by `keys`; within one file one name is used throughout.
+    `dft_virial`, results of a calculator, `config_type`, ...) or by `keys`; within one file one name is used.
     Any of them may be missing on some frames. Stresses of structures that are not fully periodic are left out: they
     have no defined volume. The `source` of a frame is "name#index", with the folder before it where names repeat.
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from snnp.data import Keys, Units
+from snnp.data import Keys, Units, keys_of
 from snnp.errors import ConfigError, near_matches
 from snnp.models.ani import ANIConfig
 from snnp.models.config import SplineNNPConfig
@@ -73,8 +73,7 @@ class DataConfig(_Config):
     @property
     def keys(self) -> Keys:
         """Names under which files hold their labels, and their units."""
-        units = Units() if self.units is None else Units.parse(self.units)
-        return Keys(self.energy_key, self.forces_key, self.stress_key, self.group_key, units)
+        return keys_of(self.energy_key, self.forces_key, self.stress_key, self.group_key, self.units)
 
     @field_validator("units")
     @classmethod
