@@ -221,7 +221,7 @@ WRONG: dict[str, Any] = {
 def test_unknown_units_are_refused(text: str) -> None:
     with pytest.raises(DataError, match=WRONG[text]):
         Units.parse(text)
-    with pytest.raises(ConfigError, match="data.units"):
+    with pytest.raises(ConfigError, match=r"data\.units"):
         load_config({"data": {"train": ["a.xyz"], "units": text}})
 
 

@@ -50,7 +50,7 @@ def to_atoms(block: Block) -> Iterator[Atoms]:
             atoms.set_array(name, value)
         atoms.info.update(info)
         if results:
-            if np.shape(results.get("stress")) == (3, 3):
+            if "stress" in results and np.shape(results["stress"]) == (3, 3):
                 results["stress"] = _voigt(results["stress"])
             atoms.calc = SinglePointCalculator(atoms, **results)
         yield atoms

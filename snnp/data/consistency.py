@@ -100,7 +100,8 @@ def relation_of(frames: Sequence[Frame]) -> Relation:
         if frame.energy is not None and frame.n_atoms > 1 and (frame.forces is not None or frame.stress is not None):
             groups[frame.structure.numbers.numpy().tobytes(), frame.structure.pbc.numpy().tobytes()].append(frame)
     largest = sorted(groups.values(), key=len, reverse=True)[:_MOST_GROUPS]
-    still, strained = [], []
+    still: list[_Pairs] = []
+    strained: list[_Pairs] = []
     for group in largest:
         for pairs in _pairs(_some(group)) if len(group) > 1 else ():
             (strained if pairs.of_stress.any() else still).append(pairs)

@@ -352,8 +352,9 @@ def stress_of(value: Any, name: str, cell: np.ndarray, where: str) -> np.ndarray
     tensor = full_tensor(value, where, name)
     if "virial" not in name.lower():
         return tensor
-    volume = abs(float(np.linalg.det(cell)))
-    return -tensor / volume if volume > 0.0 else None
+    with np.errstate(all="ignore"):  # of numbers that no structure has; they are refused where it is made
+        volume = abs(float(np.linalg.det(cell)))
+        return -tensor / volume if volume > 0.0 else None
 
 
 def _number(value: Any, what: str) -> float:

@@ -233,9 +233,7 @@ TARGETS = [
         "config",
         _check_config,
         [
-            {
-                "a.yaml": b"data: {train: [a.xyz], valid: 0.1, units: {energy: kcal/mol}}\nmodel: {family: hip-nn}\nseed: 1\n"
-            },
+            {"a.yaml": b"data: {train: [a.xyz], valid: 0.1, units: {energy: kcal/mol}}\nmodel: {family: ani}\n"},
             {"a.yaml": b"data:\n  train: [a.xyz]\n  max_force: 3\noptimiser: {epochs: 3, learning_rate: 1e-2}\n"},
         ],
         [
