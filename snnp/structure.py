@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snnp.errors import InputError
 
-__all__ = ["Structure"]
+__all__ = ["Structure", "StructureLike", "as_structure"]
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,24 @@ class Structure:
                 f"cell of structure {b} has no volume ({self.cell[b].tolist()} Å) although it is periodic; "
                 "give three independent lattice vectors or set pbc=False."
             )
+
+
+StructureLike = Structure | Atoms | Sequence[Atoms]
+"""What can be computed: a batch, one `ase.Atoms`, or a sequence of them (which becomes one batch)."""
+
+
+def as_structure(value: StructureLike) -> Structure:
+    """The batch that a value stands for.
+
+    Raises:
+        InputError: for anything else; names its type.
+    """
+    if isinstance(value, Structure):
+        return value
+    frames = [value] if isinstance(value, Atoms) else value
+    if not isinstance(frames, Sequence) or not all(isinstance(frame, Atoms) for frame in frames):
+        raise InputError(
+            f"a structure is an snnp.Structure, an ase.Atoms or a list of these, not {type(value).__name__}; "
+            "read a file with ase.io.read."
+        )
+    return Structure.from_ase(frames)

@@ -12,6 +12,7 @@ import typer
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
 from snnp.cli.files import prepare_output, write_structure
 from snnp.cli.options import Device, Dtype, Json, Model, Seed, StructureSpec, examples
+from snnp.errors import InputError
 
 if TYPE_CHECKING:
     from snnp.sampling import MDProgress, MDResult, RelaxProgress
@@ -27,6 +28,7 @@ MD_EXAMPLES = examples(
 )
 RELAX_EXAMPLES = examples(
     "snnp relax snnp-si diamond:Si:2x2x2 --cell --out relaxed.extxyz",
+    "snnp relax snnp-si diamond:Si:1x1x1 --pressure 5",
     "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
 )
 
@@ -175,7 +177,12 @@ def relax_command(
     fmax: Annotated[
         float, typer.Option(metavar="EV/Å", help="Largest force on an atom that counts as relaxed.")
     ] = 0.01,
-    cell: Annotated[bool, typer.Option("--cell/--no-cell", help="Relax the cell, too.")] = False,
+    cell: Annotated[
+        bool | None, typer.Option("--cell/--no-cell", help="Relax the cell, too; --pressure implies it.")
+    ] = None,
+    pressure: Annotated[
+        float, typer.Option("--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa.")
+    ] = 0.0,
     steps: Annotated[int, typer.Option(metavar="N", help="Stop after so many steps.")] = 500,
     as_json: Json = False,
 ) -> None:
@@ -183,16 +190,19 @@ def relax_command(
     from snnp.hub import load_pinned
     from snnp.sampling import build_structure, relax
 
+    if pressure and cell is False:
+        raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
     potential, model = load_pinned(model)
     atoms = build_structure(structure)
     if out is not None:
         prepare_output(out)
+    settings = {"fmax": fmax, "cell": bool(cell or pressure), "steps": steps, "pressure_gpa": pressure}
     with progress_bar("relaxing", steps) as update:
 
         def report(now: RelaxProgress) -> None:
             update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
 
-        result = relax(potential, atoms, fmax=fmax, cell=cell, steps=steps, report=report)
+        result = relax(potential, atoms, **settings, report=report)
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:
@@ -209,7 +219,8 @@ def relax_command(
         "largest force": f"{number(result.max_force_ev_per_angstrom)} eV/Å",
     }
     if result.max_stress_gpa is not None:
-        pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa"
+        beyond = f" beyond the pressure of {pressure:g} GPa" if pressure else ""
+        pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa{beyond}"
         pairs["volume"] = f"{number(values['volume_a3'] / values['n_atoms'], 5)} Å³/atom"
     if out is not None:
         pairs["written to"] = str(out)
