@@ -43,8 +43,8 @@ def prepare_output(path: Path) -> None:
         raise InputError(f"cannot write '{path}': it is a folder; choose the name of a file.")
 
 
-def write_structure(path: Path, atoms: Atoms) -> None:
-    """Write a structure in the format that the name stands for.
+def write_structure(path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None) -> None:
+    """Write structures in the format named, or that the name of the file stands for.
 
     Raises:
         InputError: if ASE knows no format of that name.
@@ -55,7 +55,7 @@ def write_structure(path: Path, atoms: Atoms) -> None:
     # The name keeps its ending, from which ASE tells the format.
     temporary = path.with_name(f".partial-{path.name}")
     try:
-        ase.io.write(temporary, atoms)
+        ase.io.write(temporary, atoms, format=file_format)
     except UnknownFileTypeError:
         raise InputError(
             f"'{path}' has no ending that ASE can write; use .extxyz, .cif or .vasp, for example."
