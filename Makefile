@@ -8,7 +8,7 @@ EXTRAS := openmm,hub,docs,dev
 SOURCES := snnp plugins/ase/snnp_ase plugins/openmm/snnp_openmm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs instructions sanitize
+.PHONY: help setup demo test lint format pages docs instructions sanitize
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ lint: $(INSTALLED)  ## ruff, mypy, and the directions of imports
 format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pages: $(INSTALLED)  ## rewrite the parts of docs/ that come from the code: help texts, keys, tables of models and data
+	$(BIN)/python docs/generate.py
 
 docs: $(INSTALLED)  ## build the documentation into docs/_build, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
