@@ -196,13 +196,13 @@ def relax_command(
     atoms = build_structure(structure)
     if out is not None:
         prepare_output(out)
-    settings = {"fmax": fmax, "cell": bool(cell or pressure), "steps": steps, "pressure_gpa": pressure}
+    cell = bool(cell or pressure)
     with progress_bar("relaxing", steps) as update:
 
         def report(now: RelaxProgress) -> None:
             update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
 
-        result = relax(potential, atoms, **settings, report=report)
+        result = relax(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure, report=report)
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:
