@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
+from snnp.cli.console import (
+    number,
+    print_errors,
+    print_json,
+    print_pairs,
+    print_properties,
+    print_table,
+    progress_bar,
+    say,
+    warn,
+)
 from snnp.cli.files import prepare_folder, readable
 from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, as_dtype, examples
-from snnp.cli.tables import print_errors, print_properties
 from snnp.errors import InputError
 from snnp.files import refuse_inputs
 from snnp.signals import Interrupted
