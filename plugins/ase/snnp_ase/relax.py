@@ -45,8 +45,6 @@ def relax(
         raise InputError(
             f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite number, and relax the cell."
         )
-            f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite number, and relax the cell."
-        )
     periodic = bool(atoms.pbc.all())
     if cell and not periodic:
         raise InputError(
