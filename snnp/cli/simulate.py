@@ -12,9 +12,12 @@ import typer
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
 from snnp.cli.files import prepare_output, write_structure
 from snnp.cli.options import Device, Dtype, Json, Model, Seed, StructureSpec, examples
+from snnp.errors import InputError
 
 if TYPE_CHECKING:
-    from snnp.sampling import MDProgress, MDResult, RelaxProgress
+    from ase import Atoms
+
+    from snnp.sampling import MDProgress, MDResult, MDSettings, RelaxProgress
 
 __all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
 
@@ -22,6 +25,8 @@ MD_EXAMPLES = examples(
     "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
     "snnp md snnp-cu fcc:Cu:6x6x6:a=3.63 --ensemble npt --pressure 1 --trajectory cu.dcd",
     "snnp md snnp-si start.cif --engine ase --ensemble nve --dt 0.5 --dtype float64 --json",
+    "snnp md snnp-si diamond:Si:3x3x3 --temperature 2500:300 --thermostat bussi --steps 50000",
+    "snnp md snnp-al slab.vasp --fix 0-15 --minimise --equilibrate 1000 --steps 20000",
     "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
 )
@@ -29,6 +34,9 @@ RELAX_EXAMPLES = examples(
     "snnp relax snnp-si diamond:Si:2x2x2 --cell --out relaxed.extxyz",
     "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
 )
+
+_MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
+"""eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
 
 
 class Ensemble(StrEnum):
@@ -39,18 +47,59 @@ class Ensemble(StrEnum):
     npt = "npt"
 
 
+class Thermostat(StrEnum):
+    """What keeps the temperature."""
+
+    langevin = "langevin"
+    bussi = "bussi"
+
+
+class Barostat(StrEnum):
+    """What the barostat changes: the volume, or the three lengths of a rectangular cell."""
+
+    isotropic = "isotropic"
+    anisotropic = "anisotropic"
+
+
 _Engine = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
 ]
 _Ensemble = Annotated[Ensemble, typer.Option(help="Constant energy, temperature, or temperature and pressure.")]
-_Temperature = Annotated[float, typer.Option("--temperature", "-T", metavar="K", help="Of start and thermostat, in K.")]
+_Temperature = Annotated[
+    str,
+    typer.Option(
+        "--temperature", "-T", metavar="K[:K]", help="Of start and thermostat, in K; two for a ramp, such as 3000:300."
+    ),
+]
 _Pressure = Annotated[float, typer.Option("--pressure", "-P", metavar="GPA", help="Of the barostat (npt), in GPa.")]
 _Steps = Annotated[
     int, typer.Option("--steps", "-n", metavar="N", help="Number of the last step, resumed runs included.")
 ]
 _TimeStep = Annotated[float, typer.Option("--dt", metavar="FS", help="Time step in fs.")]
-_Friction = Annotated[float, typer.Option(metavar="1/PS", help="Friction of the Langevin thermostat, in 1/ps.")]
+_Thermostat = Annotated[
+    Thermostat,
+    typer.Option(help="Langevin friction and noise, or stochastic velocity rescaling, which keeps momentum."),
+]
+_Friction = Annotated[
+    float, typer.Option(metavar="1/PS", help="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps.")
+]
+_Barostat = Annotated[Barostat, typer.Option(help="Scale the cell as a whole, or each length of a rectangular cell.")]
+_Fix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ATOMS", help="Atoms that stay where they are: elements, numbers, ranges; such as Cu,0-15,20."
+    ),
+]
+_Equilibrate = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="First steps, with a strong thermostat and left out of all means; default: 0.1 ps in nvt and npt if "
+        "velocities are drawn, else none.",
+    ),
+]
+_Minimise = Annotated[bool, typer.Option("--minimise", "--minimize", help="Relax the atoms (not the cell) first.")]
 _Trajectory = Annotated[
     str,
     typer.Option(metavar="FILE", help="Ends in .extxyz, .xyz, .dcd or .xtc; 'none' writes no trajectory."),
@@ -79,8 +128,13 @@ def md_command(
     structure: StructureSpec,
     engine: _Engine = None,
     ensemble: _Ensemble = Ensemble.nvt,
-    temperature: _Temperature = 300.0,
+    temperature: _Temperature = "300",
+    thermostat: _Thermostat = Thermostat.langevin,
     pressure: _Pressure = 0.0,
+    barostat: _Barostat = Barostat.isotropic,
+    fix: _Fix = None,
+    minimise: _Minimise = False,
+    equilibrate: _Equilibrate = None,
     steps: _Steps = 1000,
     dt: _TimeStep = 1.0,
     friction: _Friction = 1.0,
@@ -101,10 +155,16 @@ def md_command(
     from snnp.hub import load_pinned
     from snnp.sampling import MDSettings, build_structure, run_md
 
+    first, last = _temperatures(temperature)
     settings = MDSettings(
         ensemble=ensemble.value,
-        temperature_k=temperature,
+        temperature_k=first,
+        temperature_end_k=last,
+        thermostat=thermostat.value,
         pressure_gpa=pressure,
+        barostat=barostat.value,
+        fix=fix,
+        equilibrate=equilibrate,
         steps=steps,
         dt_fs=dt,
         friction_per_ps=friction,
@@ -123,6 +183,8 @@ def md_command(
         if path is not None:
             prepare_output(path)
     chosen = engine or _default_engine()
+    if minimise and not resume:
+        atoms = _minimised(model, atoms, fix)
     with progress_bar(f"{ensemble.value} with {chosen}", steps) as update:
 
         def report(now: MDProgress) -> None:
@@ -132,7 +194,38 @@ def md_command(
     if as_json:
         print_json({"model": model, "structure": structure, **result.to_json()})
     else:
-        _print_md(result, settings.dt_fs)
+        _print_md(result, settings)
+
+
+def _temperatures(text: str) -> tuple[float, float | None]:
+    """`300` or a ramp `3000:300`."""
+    first, colon, last = text.partition(":")
+    try:
+        return float(first), float(last) if colon else None
+    except ValueError:
+        raise InputError(
+            f"--temperature '{text}' is not understood; give K, such as 300, or a ramp 3000:300."
+        ) from None
+
+
+def _minimised(model: str, atoms: Atoms, fix: str | None) -> Atoms:
+    """The atoms at the nearest minimum; held ones where they were."""
+    from ase.constraints import FixAtoms
+
+    from snnp.sampling import relax
+    from snnp.sampling.ensemble import held_atoms
+
+    start = atoms.copy()
+    start.set_constraint(FixAtoms(mask=held_atoms(atoms, fix)))
+    with progress_bar("relaxing", _MINIMISE_STEPS) as update:
+
+        def report(now: RelaxProgress) -> None:
+            update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
+
+        result = relax(model, start, fmax=_MINIMISE_FMAX, steps=_MINIMISE_STEPS, report=report)
+    if not result.converged:
+        warn(f"not relaxed after {result.steps} steps: {result.max_force_ev_per_angstrom:.3g} eV/Å are left.")
+    return result.atoms
 
 
 def _outputs(trajectory: str, **others: tuple[str | None, str]) -> dict[str, Path | None]:
@@ -148,15 +241,22 @@ def _default_engine() -> str:
     return "openmm" if importlib.util.find_spec("openmm") is not None else "ase"
 
 
-def _print_md(result: MDResult, dt_fs: float) -> None:
-    per_atom = 1e6 * result.seconds / max(result.steps * result.n_atoms, 1)
+def _print_md(result: MDResult, settings: MDSettings) -> None:
     pairs = {
         "run": f"{result.ensemble} with {result.engine}, {result.n_atoms:,} atoms",
         "steps": f"{result.first_step} to {result.last_step}",
-        "time": f"{result.steps * dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
-        "speed": f"{number(result.ns_per_day)} ns/day ({number(per_atom)} µs per atom and step)",
-        "temperature": f"{result.mean_temperature_k:.1f} ± {result.temperature_std_k:.1f} K",
+        "time": f"{result.steps * settings.dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
     }
+    if result.ns_per_day is not None:
+        per_atom = 1e6 * result.seconds / (result.steps * result.n_atoms)
+        pairs["speed"] = f"{number(result.ns_per_day)} ns/day ({number(per_atom)} µs per atom and step)"
+    if result.equilibration:
+        pairs["equilibration"] = f"the first {result.equilibration} steps; no mean holds them"
+    if settings.temperature_end_k is not None:
+        pairs["temperature"] = f"a ramp from {settings.temperature_k:g} to {settings.temperature_end_k:g} K"
+    elif result.mean_temperature_k is not None:
+        spread = "" if result.temperature_std_k is None else f" ± {result.temperature_std_k:.1f}"
+        pairs["temperature"] = f"{result.mean_temperature_k:.1f}{spread} K"
     if result.drift_mev_per_atom_per_ns is not None:
         pairs["energy drift"] = f"{number(result.drift_mev_per_atom_per_ns)} meV/atom/ns"
     if result.mean_pressure_gpa is not None and result.mean_volume_a3 is not None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from snnp.errors import ConfigError, InputError
 from snnp.models.io import write_atomically
+from snnp.sampling.ensemble import check_box, held_atoms, without_drift
 from snnp.sampling.settings import MDSettings
 from snnp.units import BOLTZMANN_EV_PER_K
 
@@ -48,7 +50,7 @@ class Checkpoint:
         step: number of steps done.
         atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity.
         state: the engine's own variables; empty at the start of a fresh run.
-        settings: `MDSettings.defining()` of the run.
+        settings: `MDSettings.defining()` of the run, with the number of its equilibration steps.
         files: how far the trajectory and the log had been written, by `"trajectory"` and `"log"`.
     """
 
@@ -58,6 +60,11 @@ class Checkpoint:
     state: EngineState
     settings: dict[str, Any]
     files: dict[str, FileMark]
+
+    @property
+    def equilibration(self) -> int:
+        """Number of the run's first steps that are equilibration."""
+        return self.settings.get("equilibrate") or 0
 
 
 def starting_point(structure: Atoms, settings: MDSettings, engine: str) -> Checkpoint:
@@ -73,35 +80,34 @@ def starting_point(structure: Atoms, settings: MDSettings, engine: str) -> Check
     """
     if len(structure) == 0:
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
-    if structure.constraints:
-        kinds = ", ".join(type(constraint).__name__ for constraint in structure.constraints)
-        raise InputError(
-            f"the structure has constraints ({kinds}), which molecular dynamics here does not keep; "
-            "remove them, or use the ASE calculator in a script of your own."
-        )
-    if settings.ensemble == "npt" and not structure.pbc.all():
-        raise ConfigError(
-            f"ensemble 'npt' needs a fully periodic structure, got pbc={structure.pbc.tolist()}; use 'nvt'."
-        )
+    held = held_atoms(structure, settings.fix)
+    check_box(structure, settings, int(held.sum()))
     if settings.resume:
         assert settings.checkpoint is not None
         checkpoint = read_checkpoint(settings.checkpoint)
         _check_same_run(checkpoint, structure, settings, engine)
+        checkpoint.atoms.set_constraint(_constraint(held))
         return checkpoint
     atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
     atoms.set_masses(structure.get_masses())
-    brought = structure.has("momenta") and np.any(structure.get_momenta())
-    atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms.get_masses(), settings))
-    return Checkpoint(engine, 0, atoms, EngineState(), settings.defining(), {})
+    atoms.set_constraint(_constraint(held))
+    brought = structure.has("momenta") and bool(np.any(structure.get_momenta()))
+    momenta = structure.get_momenta() if brought else _thermal_momenta(atoms, settings)
+    atoms.set_momenta(momenta)  # those of held atoms stay zero
+    defining = {**settings.defining(), "equilibrate": settings.equilibration(drawn=not brought)}
+    return Checkpoint(engine, 0, atoms, EngineState(), defining, {})
 
 
-def _thermal_momenta(masses: np.ndarray, settings: MDSettings) -> np.ndarray:
+def _constraint(held: np.ndarray) -> FixAtoms | None:
+    return FixAtoms(mask=held) if held.any() else None
+
+
+def _thermal_momenta(atoms: Atoms, settings: MDSettings) -> np.ndarray:
     """[N, 3] momenta in ASE's units, sqrt(amu eV); without a total momentum where there is more than one atom."""
+    masses = atoms.get_masses()
     normal = np.random.default_rng(settings.seed).standard_normal((len(masses), 3))
     momenta = normal * np.sqrt(masses * BOLTZMANN_EV_PER_K * settings.temperature_k)[:, None]
-    if len(masses) > 1:
-        momenta -= masses[:, None] / masses.sum() * momenta.sum(axis=0)
-    return momenta
+    return without_drift(momenta, masses) if len(masses) > 1 and not atoms.constraints else momenta
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -180,6 +186,7 @@ def _check_same_run(checkpoint: Checkpoint, structure: Atoms, settings: MDSettin
             f"{structure.get_chemical_formula()}; resume with the same structure."
         )
     for name, now in settings.defining().items():
-        before = checkpoint.settings.get(name)
-        if before != now:
+        # What older versions did not store they did as the defaults say.
+        before = checkpoint.settings.get(name, MDSettings.model_fields[name].default)
+        if before != now and (name != "equilibrate" or now is not None):
             raise ConfigError(f"{name} is {now!r} but the run to resume had {before!r}; keep it, or start a new run.")
