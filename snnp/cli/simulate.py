@@ -153,13 +153,11 @@ def md_command(
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
     from snnp.hub import load_pinned
-    from snnp.sampling import MDSettings, build_structure, run_md
+    from snnp.sampling import MDSettings
 
-    first, last = _temperatures(temperature)
     settings = MDSettings(
         ensemble=ensemble.value,
-        temperature_k=first,
-        temperature_end_k=last,
+        **_temperatures(temperature),
         thermostat=thermostat.value,
         pressure_gpa=pressure,
         barostat=barostat.value,
@@ -178,30 +176,35 @@ def md_command(
         device=device,
     )
     _, model = load_pinned(model)  # a wrong name is said before anything else is built
-    atoms = build_structure(structure)
-    for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
-        if path is not None:
-            prepare_output(path)
-    chosen = engine or _default_engine()
-    if minimise and not resume:
-        atoms = _minimised(model, atoms, fix)
-    with progress_bar(f"{ensemble.value} with {chosen}", steps) as update:
-
-        def report(now: MDProgress) -> None:
-            update(now.step, note=f"{now.sample.temperature_k:.0f} K  {number(now.ns_per_day)} ns/day")
-
-        result = run_md(model, atoms, settings, engine=chosen, report=report)
+    result = _simulate(model, structure, settings, engine or _default_engine(), minimise=minimise and not resume)
     if as_json:
         print_json({"model": model, "structure": structure, **result.to_json()})
     else:
         _print_md(result, settings)
 
 
-def _temperatures(text: str) -> tuple[float, float | None]:
+def _simulate(model: str, structure: str, settings: MDSettings, engine: str, *, minimise: bool) -> MDResult:
+    from snnp.sampling import build_structure, run_md
+
+    atoms = build_structure(structure)
+    for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
+        if path is not None:
+            prepare_output(path)
+    if minimise:
+        atoms = _minimised(model, atoms, settings.fix)
+    with progress_bar(f"{settings.ensemble} with {engine}", settings.steps) as update:
+
+        def report(now: MDProgress) -> None:
+            update(now.step, note=f"{now.sample.temperature_k:.0f} K  {number(now.ns_per_day)} ns/day")
+
+        return run_md(model, atoms, settings, engine=engine, report=report)
+
+
+def _temperatures(text: str) -> dict[str, float | None]:
     """`300` or a ramp `3000:300`."""
     first, colon, last = text.partition(":")
     try:
-        return float(first), float(last) if colon else None
+        return {"temperature_k": float(first), "temperature_end_k": float(last) if colon else None}
     except ValueError:
         raise InputError(
             f"--temperature '{text}' is not understood; give K, such as 300, or a ramp 3000:300."
