@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from snnp.models.aev import AEV, AEVConfig
+from snnp.models.config import RepulsionConfig
 from snnp.models.potential import PairGradients, Potential
 from snnp.models.shells import refuse_overlaps
 from snnp.neighbours import Neighbours, pair_vectors
@@ -38,7 +39,8 @@ class ANIConfig(BaseModel):
 
     `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
     `hidden`: sizes of the hidden layers, for all elements or by element. `activation`: "celu" with alpha 0.1
-    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5).
+    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5). `repulsion` is no part of the
+    networks, and None in published ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +49,7 @@ class ANIConfig(BaseModel):
     aev: AEVConfig = AEVConfig()
     hidden: tuple[int, ...] | dict[str, tuple[int, ...]] = (128, 112, 96)
     activation: Activation = "celu"
+    repulsion: RepulsionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ANIConfig:
@@ -55,6 +58,8 @@ class ANIConfig(BaseModel):
             raise ValueError("hidden needs at least one layer of positive size for each element")
         if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
             raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
+        if self.repulsion is not None:
+            self.repulsion.check_within(self.cutoff)
         return self
 
     def layers(self, symbol: str) -> tuple[int, ...]:
@@ -162,7 +167,7 @@ class ANI(Potential):
         return network
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N] energies without E0; twice differentiable in the vectors and the parameters."""
+        """[N] energies of the networks; twice differentiable in the vectors and the parameters."""
         return evaluate_together([self], structure, vectors, neighbours, gradients="none")[0][0]
 
     def _energies_and_pair_gradients(

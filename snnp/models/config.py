@@ -92,6 +92,17 @@ class RepulsionConfig(_Config):
     inner: float = Field(gt=0.0)
     outer: float = Field(gt=0.0)
 
+    @model_validator(mode="after")
+    def _check(self) -> RepulsionConfig:
+        if not self.outer > self.inner:
+            raise ValueError("repulsion.outer must be larger than repulsion.inner")
+        return self
+
+    def check_within(self, cutoff: float) -> None:
+        """Raise `ValueError` where the repulsion would reach farther than a model's cutoff (Å)."""
+        if self.outer > cutoff:
+            raise ValueError(f"repulsion.outer must not be larger than the cutoff, got {self.outer} and {cutoff} Å")
+
 
 class GridsConfig(_Config):
     """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files).
@@ -133,8 +144,6 @@ class SplineNNPConfig(_Config):
             raise ValueError("radial.n_filters and angular.n_filters are both zero: nothing would see the neighbours")
         if self.network is None and not self.skip and self.embedding is None:
             raise ValueError("without network, skip, and embedding no energy comes out: keep at least one")
-        if self.repulsion is not None and not self.repulsion.outer > self.repulsion.inner:
-            raise ValueError("repulsion.outer must be larger than repulsion.inner")
         return self
 
     @property

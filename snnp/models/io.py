@@ -68,6 +68,7 @@ def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]
         family = _FAMILIES[member.family]
         inner = family.config.model_validate(member.config)
         members.append(family.build(inner, _reference_energies(member.reference_energies, _elements(inner))))
+        members[-1].isolated_atoms = member.isolated_atoms
     ensemble = Ensemble(members)
     if ensemble.reference_energies != reference_energies:
         ensemble.reference_energies = reference_energies
@@ -119,6 +120,7 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "cutoff": model.cutoff,
         "config": model.config.model_dump(mode="json"),
         "reference_energies": model.reference_energies,
+        "isolated_atoms": list(model.isolated_atoms),
         "dtype": str(model.dtype).removeprefix("torch."),
         "units": UNITS,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -164,6 +166,8 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         config = family.config.model_validate(description["config"])
         energies = _reference_energies(description["reference_energies"], _elements(config))
         model = family.build(config, energies)
+        if not isinstance(model, Ensemble):  # its members say it themselves
+            model.isolated_atoms = description["isolated_atoms"]
         model.to(getattr(torch, description["dtype"]))
         state = load(weights)
         model.load_state_dict(state)
