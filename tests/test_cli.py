@@ -18,6 +18,7 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from typer.testing import CliRunner, Result
 
@@ -240,6 +241,47 @@ def test_md_without_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = _json("md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--steps", 2, *nothing)
     assert result["files"] == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_md_ramps_holds_and_minimises(run: Path, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms.rattle(0.15, seed=1)
+    atoms.set_constraint(FixAtoms([7]))
+    write(tmp_path / "start.vasp", atoms)  # with selective dynamics
+    asked = [
+        "md",
+        run,
+        tmp_path / "start.vasp",
+        "--engine",
+        "ase",
+        "--trajectory",
+        tmp_path / "a.xyz",
+        "--plot",
+        "none",
+    ]
+    asked += ["--steps", 20, "--every", 20, "--temperature", "10:5", "--thermostat", "bussi"]
+    asked += ["--fix", "0-1", "--minimise"]
+    text = _snnp(*asked, "--equilibrate", 10).stdout
+    assert "a ramp from 10 to 5 K" in text
+    assert "the first 10 steps; no mean holds them" in text
+    first, last = read(tmp_path / "a.xyz", index=0), read(tmp_path / "a.xyz", index=-1)
+    held = [0, 1, 7]
+    assert np.abs(first.positions - atoms.positions)[2:7].max() > 0.05  # minimised
+    assert np.abs(first.positions - atoms.positions)[held].max() < 1e-6
+    assert np.array_equal(first.positions[held], last.positions[held])
+    assert np.abs(first.positions - last.positions)[2:7].min() > 0.0
+    wrong = CliRunner().invoke(app, [str(word) for word in [*asked, "--temperature", "10-5"]])
+    assert "--temperature '10-5' is not understood" in wrong.output
+
+
+def test_md_prints_no_number_that_means_nothing(run: Path, tmp_path: Path) -> None:
+    arguments = ["md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--trajectory", tmp_path / "a.xyz", "--plot", "none"]
+    told = _json(*arguments, "--ensemble", "nve", "--steps", 10)
+    assert told["drift_mev_per_atom_per_ns"] is None
+    assert told["temperature_std_k"] is None
+    assert told["mean_temperature_k"] > 0.0
+    again = _json(*arguments, "--ensemble", "nve", "--steps", 10, "--resume")
+    assert (again["steps"], again["ns_per_day"]) == (0, None)
 
 
 def test_relax_finds_a_minimum(run: Path, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def new_volume(volume: float, slope: float, n_atoms: int, kt: float, rate: float
     decay = rate * slope
     scale = 0.5 * kt * rate * (-math.expm1(-decay) / decay if decay != 0.0 else 1.0)
     centre = math.sqrt(volume * math.exp(-decay) / scale)
-    return scale * ((rng.standard_normal() + centre) ** 2 + 2.0 * rng.standard_gamma(n_atoms + 0.5))
+    others = 2.0 * rng.standard_gamma(n_atoms + 0.5)
+    return scale * ((rng.standard_normal() + centre) ** 2 + others)
 
 
 def steps_per_move(settings: MDSettings) -> int:
