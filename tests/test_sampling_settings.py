@@ -143,7 +143,7 @@ def test_advice_after_a_blow_up_shortens_only_long_steps() -> None:
 
     assert "1 to 2 fs instead of 5 fs" in advice("Cu", 5.0)
     assert "of 1 fs instead of 2 fs" in advice("Cu", 2.0)
-    assert "0.5 fs (it holds hydrogen) instead of 1 fs" in advice("CuH", 1.0)
+    assert "0.5 fs, as there is hydrogen, instead of 1 fs" in advice("CuH", 1.0)
     for text in (advice("Cu", 1.0), advice("CuH", 0.5)):
         assert "is short enough: suspect the structure" in text
 

@@ -37,8 +37,8 @@ Array = NDArray[np.float64]
 
 _EQUILIBRATION_FRICTION = 50.0
 """1/ps, of the Langevin dynamics during equilibration: kinetic and potential energy have their share within 0.1 ps."""
-_EQUILIBRATION_HASTE = 10.0
-"""How much faster the barostat is during equilibration."""
+_HASTE, _FASTEST_FS = 10.0, 100.0
+"""How much faster the barostat is during equilibration, unless its time is then shorter than this."""
 _MOVES_PER_BAROSTAT_TIME = 100
 """Moves of the box in `barostat_time_fs`, where one costs an evaluation of its own."""
 
@@ -55,7 +55,8 @@ def bath(settings: MDSettings, step: int, equilibration: int) -> Bath:
     """What acts in the step that begins at `step`: strong friction and a fast barostat during the equilibration."""
     if step < equilibration:
         friction = max(settings.friction_per_ps, _EQUILIBRATION_FRICTION)
-        return Bath("langevin", friction, _EQUILIBRATION_HASTE * settings.barostat_rate)
+        haste = min(_HASTE, max(settings.barostat_time_fs / _FASTEST_FS, 1.0))
+        return Bath("langevin", friction, haste * settings.barostat_rate)
     kind = "none" if settings.ensemble == "nve" else settings.thermostat
     return Bath(kind, settings.friction_per_ps, settings.barostat_rate)
 

@@ -18,6 +18,7 @@ from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, write_checkpoint
 from snnp.sampling.ensemble import degrees_of_freedom
+from snnp.sampling.limits import Limits, shorter_step
 from snnp.sampling.log import LogWriter, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
@@ -159,16 +160,26 @@ def find_entry_point(group: str, name: str) -> Any:
         raise MissingDependencyError(f"engine '{name}' cannot be imported ({error}); {cure}.") from error
 
 
-def drive(engine: Engine, start: Checkpoint, settings: MDSettings, report: Report | None = None) -> MDResult:
+def drive(
+    engine: Engine,
+    start: Checkpoint,
+    settings: MDSettings,
+    report: Report | None = None,
+    *,
+    least_energy: float | None = None,
+) -> MDResult:
     """Run an engine from its starting point to `settings.steps`, writing what the settings ask for.
 
+    Arguments:
+        least_energy: eV, see the function of that name; None if nothing is known.
+
     Raises:
-        InputError: the energy is not a number or the temperature exceeds a million K (the run has blown up), or an
-            output cannot be written.
+        InputError: the energy is not a number or falls below `least_energy`, or the temperature leaves all sense (the
+            run has blown up; see `snnp.sampling.limits`), or an output cannot be written.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
-        recorder = _Recorder(start, settings, engine.name, stack)
+        recorder = _Recorder(start, settings, engine.name, stack, least_energy)
         step = start.step
         if step == 0:
             recorder.record(engine, step)
@@ -196,15 +207,13 @@ def _advance(engine: Engine, step: int, stop: int, atoms: Atoms, settings: MDSet
 
 
 def _cure(atoms: Atoms, settings: MDSettings) -> str:
-    """What to do about a run that blew up: a shorter step only where the step is long for the lightest atom."""
-    light = bool(np.any(atoms.numbers == 1))
-    dt, long_fs, advice = settings.dt_fs, 0.5 if light else 1.0, "0.5 fs (it holds hydrogen)" if light else "1 to 2 fs"
-    if dt > long_fs:
-        advice = "1 fs" if not light and dt <= 2.0 else advice
-        return f"Use a time step of {advice} instead of {dt:g} fs, relax the structure first, or check the model."
+    """What to do about a run that blew up: a shorter step only where the step is long."""
+    step = shorter_step(atoms, settings.dt_fs)
+    if step is not None:
+        return f"Use a time step of {step}, relax the structure first, or check the model."
     return (
-        f"A time step of {dt:g} fs is short enough: suspect the structure (relax it first, look for atoms that are too "
-        "close) or the model (is it trained for such structures and temperatures?)."
+        f"A time step of {settings.dt_fs:g} fs is short enough: suspect the structure (relax it first, look for atoms "
+        "that are too close) or the model (is it trained for such structures and temperatures?)."
     )
 
 
@@ -215,11 +224,14 @@ def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float | None:
 class _Recorder:
     """Writes trajectory, log and checkpoints when they are due, and gathers what the result needs."""
 
-    def __init__(self, start: Checkpoint, settings: MDSettings, engine: str, stack: ExitStack) -> None:
+    def __init__(
+        self, start: Checkpoint, settings: MDSettings, engine: str, stack: ExitStack, least_energy: float | None
+    ) -> None:
         self._start, self._settings, self._engine = start, settings, engine
         self._n_freedom = degrees_of_freedom(start.atoms, settings)
         self._samples: list[Sample] = []
         self._rdf = RadialDistribution()
+        self._limits = Limits.of(start.atoms, settings, self._n_freedom, least_energy)
         self._final = start.atoms
         self._files: dict[str, Path] = {}
         self._log: LogWriter | None = None
@@ -259,6 +271,7 @@ class _Recorder:
         sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)
         _check_alive(sample, snapshot.atoms, settings)
         self._final = snapshot.atoms
+        self._limits.check(sample, settings)
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
             self._trajectory.write(snapshot, step)
         sampled = step % settings.log_interval == 0

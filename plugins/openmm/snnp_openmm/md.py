@@ -39,6 +39,7 @@ from snnp.sampling.ensemble import (
     steps_per_move,
     without_drift,
 )
+from snnp.sampling.limits import least_energy
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
@@ -241,7 +242,8 @@ def run_md(
         device = "cuda"
     source = ModelSource(model, settings.dtype, device)
     start = starting_point(structure, settings, OpenMMDynamics.name)
-    return drive(OpenMMDynamics(source, start, settings), start, settings, report)
+    engine = OpenMMDynamics(source, start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(source.model, start.atoms))
 
 
 def velocity_verlet(dt_ps: float) -> Any:
