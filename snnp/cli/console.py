@@ -91,6 +91,7 @@ def say(message: str) -> None:
 # Arguments of Python by the options that set them: errors from inside name the former.
 _OPTIONS = {
     "temperature_k": "--temperature",
+    "temperature_end_k": "--temperature K:K",
     "pressure_gpa": "--pressure",
     "dt_fs": "--dt",
     "friction_per_ps": "--friction",
