@@ -19,6 +19,7 @@ from snnp.structure import Structure
 __all__ = ["Evaluation", "Session"]
 
 Array = NDArray[np.float64]
+_System = tuple[NativeKernel, NDArray[np.int32], NativeList, Array, int]
 
 
 @dataclass(frozen=True)
