@@ -97,7 +97,7 @@ def _file_and_index(text: str) -> tuple[Path, str]:
 def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
     if path.stat().st_size == 0:
         raise InputError(f"'{path}' is empty; name a file with a structure.")
-    units = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
+    units: dict[str, Any] = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of ASE about its own guesses; what matters is checked below
