@@ -23,9 +23,11 @@ from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
+from snnp.models.formats import stated
 from snnp.models.hipnn import HIPNN
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
+from snnp.text import code, markdown
 
 __all__ = ["card_markdown", "markdown_table", "training_range"]
 
@@ -49,13 +51,9 @@ _PROPERTY_COLUMNS = {
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
-    """A Markdown table whose first `n_text` columns are set left and the others right."""
+    """A Markdown table whose first `n_text` columns are set left and the others right; cells may be any text."""
     rule = ["---"] * n_text + ["---:"] * (len(columns) - n_text)
-    lines = [
-        [column.strip() for column in columns],
-        rule,
-        *([cell.replace("|", "\\|") for cell in row] for row in rows),
-    ]
+    lines = [[column.strip() for column in columns], rule, *([markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -119,8 +117,21 @@ def card_markdown(name: str, model: Potential) -> str:
     Arguments:
         name: under which the model is loaded.
         model: with its metadata.
+
+    Raises:
+        DataError: if they are not of the form that docs/format.md gives.
     """
-    about = model.metadata
+    try:
+        return _card(name, model)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the metadata of {name} are not of the form that the card needs ({type(error).__name__}: {error}); see "
+            "docs/format.md, and state them anew with --set."
+        ) from error
+
+
+def _card(name: str, model: Potential) -> str:
+    about = stated(model.metadata)
     parts = [
         f"# {name}\n\n{_sentence(about.get('description', 's-NNP'))}\n",
         _overview(model),
@@ -138,17 +149,12 @@ def card_markdown(name: str, model: Potential) -> str:
 
 
 def _sentence(text: Any) -> str:
-    text = _escaped(text).strip()
+    text = markdown(text)
     return text if text.endswith(".") else f"{text}."
 
 
-def _escaped(text: Any) -> str:
-    """Without dollars that would begin a formula, as in paths that name environment variables."""
-    return str(text).replace("$", "\\$")
-
-
 def _cell(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
+    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
 
 
 def _cells(values: Mapping[str, Any], columns: Mapping[str, tuple[str, int]]) -> list[str]:
@@ -163,7 +169,7 @@ def _overview(model: Potential) -> str:
         "form": _form(model),
         "precision": str(model.dtype).removeprefix("torch."),
         "units": "eV, Å, eV/Å, eV/Å³",
-        "licence of the data": str(model.metadata.get("licence", "not stated")),
+        "licence of the data": str(stated(model.metadata).get("licence", "not stated")),
     }
     return markdown_table(["", ""], rows.items(), n_text=2)
 
@@ -190,7 +196,7 @@ def _form(model: Potential) -> str:
 
 
 def _use(name: str, model: Potential) -> str:
-    free = model.metadata.get("training_range", {}).get("periodic") == "none"
+    free = stated(model.metadata).get("training_range", {}).get("periodic") == "none"
     lines = [
         "import ase.io" if free else "import ase.build",
         "from snnp_ase import SNNPCalculator",
@@ -210,16 +216,16 @@ def _builder(element: str) -> str:
 
 
 def _data(model: Potential) -> str:
-    about = model.metadata
+    about = stated(model.metadata)
     lines = [f"- Data set: {_sentence(about['dataset'])}" if "dataset" in about else ""]
     lines.append(f"- Level of theory: {_sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
     if seen := about.get("training_range"):
-        groups = ", ".join(f"{group} {count}" for group, count in seen["groups"].items())
+        groups = ", ".join(f"{markdown(group)} {count}" for group, count in seen["groups"].items())
         named = f": {groups}" if groups else ""
         lines.append(f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms{named}.")
     origin = about.get("reference_energies_from", {})
     zeros = ", ".join(
-        f"{symbol} {energy:.6f} ({origin.get(symbol, 'unknown origin')})"
+        f"{symbol} {energy:.6f} ({markdown(origin.get(symbol, 'unknown origin'))})"
         for symbol, energy in model.reference_energies.items()
     )
     lines.append(f"- E0 (eV per atom, added to the energy of each atom): {zeros}.")
@@ -231,7 +237,7 @@ def _errors(metrics: Mapping[str, Any]) -> str:
     rows |= {f"pure {symbol}": errors for symbol, errors in metrics.get("pure_elements", {}).items()}
     body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in rows.items()]
     text = (
-        f"## Errors\n\nOn {_escaped(metrics['data'])}, never used in training. Energies per structure, "
+        f"## Errors\n\nOn {markdown(metrics['data'])}, never used in training. Energies per structure, "
         "forces over all components, stresses over six components.\n\n"
     )
     text += markdown_table(["", "structures", *_ERROR_COLUMNS], body)
@@ -269,7 +275,8 @@ def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
         text
         + "\n"
         + "\n".join(
-            f"- {', '.join(symbols)}, {kind}: {_sentence(source)}" for (kind, source), symbols in sources.items()
+            f"- {', '.join(map(markdown, symbols))}, {markdown(kind)}: {_sentence(source)}"
+            for (kind, source), symbols in sources.items()
         )
         + "\n"
     )
@@ -294,9 +301,9 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
             )
     columns = ["system", "run", "length", "result", "mean / max T (K)", "shortest distance (Å)"]
     columns += ["rms displacement (Å)", "drift (meV/atom/ns)"]
-    systems = "; ".join(dict.fromkeys(str(system["system"]) for system in stability.values()))
+    systems = "; ".join(dict.fromkeys(markdown(system["system"]) for system in stability.values()))
     run = next(iter(stability.values()))["nve"]
-    text = f"## Stability\n\nMolecular dynamics in {run['dtype']} of {systems}. "
+    text = f"## Stability\n\nMolecular dynamics in {markdown(run['dtype'])} of {systems}. "
     text += "The NVE run follows equilibration at its temperature; its drift is the slope of the total energy."
     if any("melting_point_k" in system for system in stability.values()):
         text += f" The Langevin run is at 0.8 of the melting point ({MELTING_POINTS_SOURCE})."
@@ -311,15 +318,15 @@ def _drift(run: Mapping[str, Any]) -> str:
 
 def _speed(speed: Mapping[str, Any]) -> str:
     return (
-        f"## Speed\n\n{speed['us_per_atom']:.1f} µs per atom for energy and forces of {speed['system']} "
-        f"by {speed.get('computed_by', 'torch')} "
-        f"({speed['dtype']}, {speed['threads']} thread of {speed['cpu']}, neighbour list kept; CPU time, best of "
-        f"{speed['n_calls']} calls, median {speed['us_per_atom_median']:.1f}).\n"
+        f"## Speed\n\n{speed['us_per_atom']:.1f} µs per atom for energy and forces of {markdown(speed['system'])} "
+        f"by {markdown(speed.get('computed_by', 'torch'))} "
+        f"({markdown(speed['dtype'])}, {speed['threads']:d} thread of {markdown(speed['cpu'])}, neighbour list kept; "
+        f"CPU time, best of {speed['n_calls']} calls, median {speed['us_per_atom_median']:.1f}).\n"
     )
 
 
 def _limits(model: Potential) -> str:
-    about = model.metadata
+    about = stated(model.metadata)
     repulsion = model.repulsion
     lines = [str(line) for line in about.get("limits", [])]
     if seen := about.get("training_range"):
@@ -359,11 +366,11 @@ def _provenance(known: Mapping[str, Any], with_command: bool) -> str:
     for each in known.get("datasets", []):
         version = each.get("commit") or each.get("sha256")
         sets.append(
-            f"`{each['name']}`" + (f" ({'commit' if 'commit' in each else 'sha256'} `{version}`)" if version else "")
+            code(each["name"]) + (f" ({'commit' if 'commit' in each else 'sha256'} {code(version)})" if version else "")
         )
     lines = [f"Data: {', '.join(sets)}." if sets else ""]
-    lines.append(f"Split: sha256 `{known['split_sha256']}`." if "split_sha256" in known else "")
-    lines.append(f"Command: `{known['command']}`." if with_command and "command" in known else "")
+    lines.append(f"Split: sha256 {code(known['split_sha256'])}." if "split_sha256" in known else "")
+    lines.append(f"Command: {code(known['command'])}." if with_command and "command" in known else "")
     return " ".join(line for line in lines if line)
 
 
@@ -375,9 +382,12 @@ def _making(name: str, about: Mapping[str, Any]) -> str:
             f"thread; weights of epoch {training['best_epoch']}."
         )
     if built := about.get("built"):
-        versions = ", ".join(f"{package} {version}" for package, version in built["versions"].items())
+        versions = ", ".join(
+            f"{markdown(package)} {markdown(version)}" for package, version in built["versions"].items()
+        )
         lines.append(
-            f"Training and every number above: `{built['command']}` ({built['date']}; {built['cpu']}; {versions}); "
+            f"Training and every number above: {code(built['command'])} ({markdown(built['date'])}; "
+            f"{markdown(built['cpu'])}; {versions}); "
             "the configuration is in `recipe.yaml`."
         )
     if known := about.get("provenance"):

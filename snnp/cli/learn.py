@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
-from snnp.cli.files import prepare_folder
+from snnp.cli.files import prepare_folder, readable
 from snnp.cli.options import Data, Device, Dtype, Json, Model, as_dtype, examples
 from snnp.cli.tables import print_errors, print_properties
 from snnp.errors import InputError
@@ -68,7 +68,8 @@ def evaluate_command(
     report: dict[str, Any] = {"model": model}
     if data:
         keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
-        frames = read_frames(data, keys)
+        with readable(*data):
+            frames = read_frames(data, keys)
         report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
     if properties:
         report["properties"] = _properties(potential)
