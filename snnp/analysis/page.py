@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ase.data import atomic_numbers, reference_states
 from snnp.analysis.curves import Curves, curves_of
 from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
 from snnp.errors import InputError
+from snnp.files import replacing
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.structure import Structure
@@ -72,9 +72,8 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     for panel, letter in zip(panels.flat, "abcdef", strict=False):
         _tidy(panel, letter)
     figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format=path.suffix.lower()[1:])
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower()[1:])
     return path
 
 

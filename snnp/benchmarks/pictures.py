@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 
 __all__ = ["draw_comparison", "draw_scaling"]
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from snnp.cli.console import print_json, print_pairs
-from snnp.cli.files import prepare_folder
-from snnp.cli.options import Json, examples
+from snnp.cli.files import prepare_output
+from snnp.cli.options import Json, Overwrite, examples
 from snnp.errors import InputError
 
 __all__ = ["NEUROCHEM_EXAMPLES", "app", "neurochem_command"]
@@ -39,17 +39,20 @@ def neurochem_command(
         Path, typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Import ANI networks in NeuroChem's format; several networks become one ensemble with a spread."""
     from snnp.models.ensemble import Ensemble
+    from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
     from snnp.models.io import save_model
     from snnp.models.neurochem import read_neurochem
 
     if out.resolve() == folder.resolve():
         raise InputError(f"FOLDER and OUT are both {folder}; choose another folder to write to.")
     model = read_neurochem(folder)
-    prepare_folder(out)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        prepare_output(out / name, overwrite=overwrite)
     save_model(model, out)
     report = {
         "folder": str(folder),

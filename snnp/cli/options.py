@@ -13,7 +13,7 @@ from snnp.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Data", "Device", "Dtype", "Json", "Model", "Seed", "StructureSpec", "as_dtype", "examples"]
+__all__ = ["Data", "Device", "Dtype", "Json", "Model", "Overwrite", "Seed", "StructureSpec", "as_dtype", "examples"]
 
 
 def examples(*commands: str, after: tuple[str, ...] = ()) -> str:
@@ -50,7 +50,8 @@ Data = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="Precision: float32 or float64.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the random numbers.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist; never an input.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers; default: 0.")]
 StructureSpec = Annotated[
     str,
     typer.Argument(

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from snnp.cli.console import print_json, print_pairs
-from snnp.cli.files import prepare_output
-from snnp.cli.options import Dtype, Json, Model, as_dtype, examples
+from snnp.cli.files import input_files, prepare_output
+from snnp.cli.options import Dtype, Json, Model, Overwrite, as_dtype, examples
 from snnp.errors import InputError
 
 __all__ = ["EXPORT_EXAMPLES", "PLOT_EXAMPLES", "export_command", "plot_command"]
@@ -63,6 +63,7 @@ def export_command(
     ] = None,
     forces: Annotated[bool, typer.Option("--forces", help="The module returns energy and forces.")] = False,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
@@ -71,8 +72,8 @@ def export_command(
 
     assert file_format is ExportFormat.torchscript
     potential, model = load_pinned(model, dtype=as_dtype(dtype))
+    prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
-    prepare_output(out)
     length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
     energy: Literal["kJ/mol", "eV"] = "eV" if energy_unit is EnergyUnit.ev else "kJ/mol"
     export_torchscript(
@@ -118,6 +119,7 @@ def plot_command(
         Path | None,
         typer.Option(metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw everything that a spline model has learned on one page."""
     from snnp.analysis.page import draw_page
@@ -126,7 +128,7 @@ def plot_command(
     from snnp.structure import Structure
 
     potential = load_model(model)
-    prepare_output(out)
+    prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
     seen = None
     if data is not None:
         seen = Structure.concatenate([frame.structure for frame in read_frames(data)])

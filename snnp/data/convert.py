@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from snnp.data.frames import Keys, labels_of, parse_images
 from snnp.data.parquet import ParquetWriter
 from snnp.data.source import ParquetSource
 from snnp.errors import DataError
+from snnp.files import replacing
 
 __all__ = ["convert", "read_any", "write_blocks"]
 
@@ -132,12 +132,7 @@ def write_blocks(blocks: Iterable[Block], path: str | Path, split: str, method: 
     if ending not in XYZ:
         raise DataError(f"{path} has no ending that is known here; use .parquet, .xyz or .extxyz.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            for block in blocks:
-                stream.writelines(xyz_lines(block))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for block in blocks:
+            stream.writelines(xyz_lines(block))
     return path

@@ -30,7 +30,7 @@ from snnp.data.limits import MOST_GROUP_BYTES
 from snnp.data.parquet import ParquetWriter
 from snnp.data.source import BlockSource
 from snnp.errors import DataError, MissingDependencyError, SnnpError
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.neighbours import neighbour_list, pair_vectors
 
 __all__ = [

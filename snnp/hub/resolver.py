@@ -1,6 +1,7 @@
 """One naming scheme for models and datasets, and the one function that finds them.
 
-Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two:
+Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two,
+unless a folder has just that name:
 
 - a bundled model (`snnp-si`), in the installation;
 - a folder or file (`runs/mine`), on this disk;
@@ -63,12 +64,17 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
         'bundled'
     """
     text = str(name)
-    reference = None if isinstance(name, Path) else parse_reference(text, revision)
+    here = isinstance(name, Path) or (revision is None and Path(text).exists())  # whatever its name looks like
+    reference = None if here else parse_reference(text, revision)
     revised = reference is not None and reference.revision is not None
     if not revised and (local := _find_here(text, kind)) is not None:
         if revision is not None:
             raise InputError(f"{text} is {local.source} and has no revisions; leave {revision!r} away.")
         return local
+    if reference is not None and not revised and _is_path(Path(text)) and find_in_mirror(reference, kind) is None:
+        raise HubError(
+            f"{text} is not known, and {_no_folder(text, ' either')} (A repository on the Hub: {text}@main.)"
+        )
     if reference is None and kind == "model":
         return Resolved(model_folder(text), text, "folder")  # which says what is wrong
     if reference is None:
@@ -79,7 +85,7 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
     try:
         folder, commit, _ = fetch(reference, kind, force=force)
     except HubError as error:
-        raise HubError(_with_places(str(error), text, kind)) from None
+        raise HubError(_with_places(str(error), text)) from None
     return Resolved(folder, reference.repository, "hub", reference.revision or "main", commit)
 
 
@@ -92,12 +98,20 @@ def _find_here(text: str, kind: Kind) -> Resolved | None:
     return Resolved(model_folder(path) if kind == "model" else path, text, "folder")
 
 
-def _with_places(message: str, text: str, kind: Kind) -> str:
-    """The error of the last place, with the others that were looked into."""
+def _is_path(path: Path) -> bool:
+    """Whether a name of two parts that is not there means a file or folder: its first part is one here."""
+    return path.parent.is_dir()
+
+
+def _no_folder(text: str, either: str = "") -> str:
+    parent = Path(text).parent
+    siblings = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
+    return f"there is no folder {text!r} here{either}.{near_matches(text, siblings)}"
+
+
+def _with_places(message: str, text: str) -> str:
+    """The error of the last place, behind the others that were looked into."""
     mirror = mirror_folder()
-    places = [] if mirror is None else [f"the mirror {mirror} does not hold it"]
-    if "@" not in text:
-        parent = Path(text).parent
-        siblings = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
-        places.append(f"there is no folder {text!r} here either.{near_matches(text, siblings)}".rstrip("."))
-    return f"{message} ({'; '.join(places)}.)" if places else message
+    if mirror is not None:
+        message = f"{message} (the mirror {mirror} does not hold it.)"
+    return message if "@" in text else f"{_no_folder(text)} On the Hub: {message}"

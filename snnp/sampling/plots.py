@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, columns, energy_drift

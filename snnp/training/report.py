@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from snnp.errors import DataError
+from snnp.files import replacing, write_atomically
 from snnp.text import markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plot_loss", "plot_parity", "summary_markdown", "write_report"]
+__all__ = ["REPORT_FILES", "plot_loss", "plot_parity", "summary_markdown", "write_report"]
+
+REPORT_FILES = ("parity_energy.png", "parity_forces.png", "loss.png", "summary.json", "summary.md")
 
 _COLOURS = {"train": "#9db4c0", "valid": "#1f5f8b", "test": "#c8553d"}
 _OTHER_COLOURS = ("#1f5f8b", "#c8553d", "#5b8c5a", "#8b5fbf", "#b08900", "#3aa6a6", "#8a8a8a")
@@ -47,11 +49,12 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
         plot_parity(folder / "parity_energy.png", evaluations, "energy")
     if any(evaluation.forces.reference.size for evaluation in evaluations.values()):
         plot_parity(folder / "parity_forces.png", evaluations, "forces")
-    if (folder / "metrics.csv").is_file():
+    metrics = folder / "metrics.csv"
+    if metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1:
         plot_loss(folder / "loss.png", folder / "metrics.csv")
     content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
-    _write_text(folder / "summary.json", json.dumps(content, indent=2) + "\n")
-    _write_text(folder / "summary.md", summary_markdown(evaluations, details))
+    write_atomically(folder / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(folder / "summary.md", summary_markdown(evaluations, details).encode())
 
 
 def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantity: Literal["energy", "forces"]) -> None:
@@ -275,12 +278,5 @@ def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
