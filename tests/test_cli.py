@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import pty
 import re
 import shlex
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,17 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 from typer.testing import CliRunner, Result
 
+import snnp
 from snnp.cli.console import number
 from snnp.cli.main import app
-from snnp.models import list_models, load_model
+from snnp.errors import InputError
+from snnp.kernels.library import native_target
+from snnp.models import SplineNNP, list_models, load_model, save_model, special_cases
+from snnp.models.ensemble import Ensemble
 from snnp.structure import Structure
+from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-COMMANDS = ["ls", "info", "train", "evaluate", "md", "relax", "export", "plot", "benchmark"]
+COMMANDS = ["ls", "info", "train", "evaluate", "energy", "md", "relax", "export", "plot", "benchmark", "version"]
 
 
 def _snnp(*arguments: object) -> Result:
@@ -102,6 +109,56 @@ def test_help_lists_all_commands() -> None:
 
 def test_version() -> None:
     assert _snnp("--version").stdout.startswith("snnp ")
+
+
+def test_version_says_what_computes() -> None:
+    said = _json("version")
+    assert said["snnp"] == version("snnp")
+    assert said["torch"] == version("torch")
+    assert said["kernel"] == native_target()
+    assert said["platform"] == platform.platform()
+    assert "python" in _snnp("version").stdout
+
+
+@pytest.mark.parametrize(
+    "words, found", [("snnp rel", "relax"), ("snnp info snnp-s", "snnp-si"), ("snnp md a b --d", "--dt")]
+)
+def test_shell_completes_commands_options_and_models(words: str, found: str) -> None:
+    """What the script that `snnp --install-completion` writes asks the program at every Tab."""
+    script = Path(sys.executable).with_name("snnp")
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_SNNP_COMPLETE": "complete_bash"}
+    done = subprocess.run([script], capture_output=True, text=True, check=True, env={**os.environ, **asked})
+    assert found in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "arguments, meant",
+    [
+        ("md a b --timestep 1", "no such option --timestep; did you mean --dt? See 'snnp md --help'."),
+        ("md a b --temp 1", "--temperature"),
+        ("md a b --nsteps 1", "--steps"),
+        ("md a b -dt 1", "--dt"),
+        ("md a b --traj x", "--trajectory"),
+        ("train c.yaml --lr 1", "--set optimiser.learning_rate=VALUE"),
+        ("train c.yaml --batch-size 1", "--set optimiser.batch_atoms=VALUE"),
+        ("train c.yaml --output x", "--out"),
+        ("evaluate a b --precision float64", "--dtype"),
+        ("relax a b --ftol 1", "--fmax"),
+        ("optimize a b", "'relax'"),
+        ("predict a b", "'energy'"),
+    ],
+)
+def test_words_of_other_programs_are_understood(arguments: str, meant: str) -> None:
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "did you mean " in result.stderr.lower()
+    assert meant in result.stderr.lower().partition("did you mean ")[2] or meant in result.stderr
+
+
+def test_unknown_options_without_a_likeness_get_no_advice() -> None:
+    result = CliRunner().invoke(app, ["md", "a", "b", "--qqq", "1"])
+    assert result.stderr == "error: no such option --qqq. See 'snnp md --help'.\n"
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -395,6 +452,98 @@ def test_relax_finds_a_minimum(run: Path, tmp_path: Path) -> None:
     forces = load_model(run, dtype=torch.float64).compute(Structure.from_ase(relaxed)).forces
     assert forces is not None
     assert float(forces.norm(dim=1).max()) < 0.006  # the file holds rounded positions
+
+
+def test_relax_under_pressure_ends_at_that_pressure(tmp_path: Path) -> None:
+    """The stress at the end is minus the pressure; silicon's volume falls by about P / B."""
+    free, pressed = (
+        _json("relax", "snnp-si", "diamond:Si:1x1x1", "--fmax", 1e-4, *more)
+        for more in (["--cell"], ["--pressure", 5, "--out", tmp_path / "si.xyz"])
+    )
+    atoms: Any = read(tmp_path / "si.xyz")
+    found = load_model("snnp-si", dtype=torch.float64).compute(atoms, stress=True)
+    assert found.stress is not None
+    np.testing.assert_allclose(found.stress[0] * EV_PER_ANGSTROM3_IN_GPA, -5.0 * np.eye(3), atol=5e-3)
+    assert pressed["pressure_gpa"] == 5.0
+    assert pressed["max_stress_gpa"] < 5e-3
+    bulk_modulus = 5.0 / -np.log(pressed["volume_a3"] / free["volume_a3"])
+    assert 80.0 < bulk_modulus < 130.0  # GPa; experiment: 98, and it grows under pressure
+
+
+def test_pressure_needs_a_cell(run: Path) -> None:
+    result = CliRunner().invoke(app, ["relax", str(run), "fcc:Cu:1x1x1", "--no-cell", "--pressure", "1"])
+    assert result.exit_code == 1
+    assert "--no-cell" in result.stderr
+
+
+# Single points.
+
+
+def test_energy_of_every_frame_is_the_models(run: Path, data: Path, tmp_path: Path) -> None:
+    """To a file, to stdout and as JSON: the same numbers; what the file says about its frames stays."""
+    model = load_model(run)
+    frames: Any = read(data / "test.xyz", index=":")
+    found = model.compute(frames, stress=True)
+    assert found.forces is not None
+    assert found.stress is not None
+    _snnp("energy", run, data / "test.xyz", "--out", tmp_path / "new" / "out.xyz")
+    written: Any = read(tmp_path / "new" / "out.xyz", index=":")
+    (tmp_path / "piped.xyz").write_text(_snnp("energy", run, data / "test.xyz").stdout)
+    piped: Any = read(tmp_path / "piped.xyz", index=":")
+    for k, (one, other, frame) in enumerate(zip(written, piped, frames, strict=True)):
+        assert one.info["my_energy"] == frame.info["my_energy"]
+        for each in (one, other):
+            assert each.get_potential_energy() == pytest.approx(float(found.energy[k]), abs=1e-6)
+            np.testing.assert_allclose(each.get_forces(), found.forces[4 * k : 4 * k + 4], atol=1e-6)
+            np.testing.assert_allclose(each.get_stress(voigt=False), found.stress[k], atol=1e-8)
+    said = _json("energy", run, data / "test.xyz")
+    assert [each["energy_ev"] for each in said["frames"]] == found.energy.tolist()
+    assert said["frames"][0]["forces_ev_per_angstrom"] == found.forces[:4].double().tolist()
+    assert [said["frames"][0][key] for key in ("formula", "n_atoms", "energy_std_ev")] == ["Cu4", 4, None]
+
+
+def test_energy_of_a_molecule_has_no_stress() -> None:
+    (frame,) = _json("energy", "snnp-3bpa", "molecule:CH3CH2OH")["frames"]
+    assert frame["stress_ev_per_angstrom3"] is None
+    assert np.shape(frame["forces_ev_per_angstrom"]) == (9, 3)
+
+
+def test_energy_of_an_ensemble_has_a_spread(tmp_path: Path) -> None:
+    members = [SplineNNP(special_cases.eam(("Cu",)), seed=seed) for seed in (0, 1)]
+    save_model(Ensemble(members), tmp_path / "two")
+    (frame,) = _json("energy", tmp_path / "two", "fcc:Cu:1x1x1", "--out", tmp_path / "cu.xyz")["frames"]
+    energies = [float(member.compute(bulk("Cu", cubic=True)).energy) for member in members]
+    assert frame["energy_std_ev"] == pytest.approx(np.std(energies))
+    atoms: Any = read(tmp_path / "cu.xyz")
+    assert atoms.info["energy_std"] == pytest.approx(np.std(energies))
+    assert atoms.arrays["forces_std"].shape == (4, 3)
+
+
+def test_energy_does_not_overwrite_what_it_reads(run: Path, data: Path) -> None:
+    before = (data / "test.xyz").read_bytes()
+    result = CliRunner().invoke(app, ["energy", str(run), str(data / "test.xyz"), "--out", str(data / "test.xyz")])
+    assert result.exit_code == 1
+    assert "is the file that is read" in result.stderr
+    assert (data / "test.xyz").read_bytes() == before
+
+
+def test_models_take_what_ase_has() -> None:
+    """Atoms, a list of them, and a batch give the same; anything else is an error that names its type."""
+    model, atoms = snnp.load_model("snnp-si"), bulk("Si")
+    batch = model.compute(Structure.from_ase([atoms, atoms]))
+    assert torch.equal(model.compute([atoms, atoms]).energy, batch.energy)
+    assert torch.equal(model.compute(atoms).energy, batch.energy[:1])
+    with pytest.raises(InputError, match="not str"):
+        model.compute("si.xyz")
+
+
+def test_calculator_comes_with_the_package() -> None:
+    atoms = bulk("Si")
+    atoms.calc = snnp.SNNPCalculator("snnp-si")
+    assert atoms.get_potential_energy() == pytest.approx(float(snnp.load_model("snnp-si").compute(atoms).energy))
+    code = "import sys; sys.modules['snnp_ase'] = None; from snnp import SNNPCalculator"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingDependencyError: snnp.SNNPCalculator needs the plugin snnp_ase" in done.stderr
 
 
 def test_relax_says_when_it_stops_early(run: Path, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def input_files(model: str, structure: str | None = None, topology: Path | None 
     return files
 
 
-def write_structure(path: Path, atoms: Atoms) -> None:
-    """Write a structure in the format that the name stands for.
+def write_structure(path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None) -> None:
+    """Write structures in the format named, or that the name of the file stands for.
 
     Raises:
         InputError: if ASE knows no format of that name.
@@ -102,7 +102,7 @@ def write_structure(path: Path, atoms: Atoms) -> None:
 
     try:
         with replacing(path) as temporary:
-            ase.io.write(temporary, atoms)
+            ase.io.write(temporary, atoms, format=file_format)
     except UnknownFileTypeError:
         raise InputError(
             f"'{path}' has no ending that ASE can write; use .extxyz, .cif or .vasp, for example."

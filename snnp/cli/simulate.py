@@ -33,6 +33,7 @@ MD_EXAMPLES = examples(
 )
 RELAX_EXAMPLES = examples(
     "snnp relax snnp-si diamond:Si:2x2x2 --cell --out relaxed.extxyz",
+    "snnp relax snnp-si diamond:Si:1x1x1 --pressure 5",
     "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
 )
 
@@ -304,7 +305,12 @@ def relax_command(
     fmax: Annotated[
         float, typer.Option(metavar="EV/Å", help="Largest force on an atom that counts as relaxed.")
     ] = 0.01,
-    cell: Annotated[bool, typer.Option("--cell/--no-cell", help="Relax the cell, too.")] = False,
+    cell: Annotated[
+        bool | None, typer.Option("--cell/--no-cell", help="Relax the cell, too; --pressure implies it.")
+    ] = None,
+    pressure: Annotated[
+        float, typer.Option("--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa.")
+    ] = 0.0,
     steps: Annotated[int, typer.Option(metavar="N", help="Stop after so many steps.")] = 500,
     overwrite: Overwrite = False,
     file_format: _Format = None,
@@ -314,17 +320,20 @@ def relax_command(
     from snnp.hub import load_pinned
     from snnp.sampling import build_structure, relax
 
+    if pressure and cell is False:
+        raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
     inputs = input_files(model, structure)
     potential, model = load_pinned(model)
     atoms = build_structure(structure, file_format=file_format)
     if out is not None:
         prepare_output(out, overwrite=overwrite, inputs=inputs)
+    cell = bool(cell or pressure)
     with progress_bar("relaxing", steps) as update:
 
         def report(now: RelaxProgress) -> None:
             update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
 
-        result = relax(potential, atoms, fmax=fmax, cell=cell, steps=steps, report=report)
+        result = relax(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure, report=report)
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:
@@ -341,7 +350,8 @@ def relax_command(
         "largest force": f"{number(result.max_force_ev_per_angstrom)} eV/Å",
     }
     if result.max_stress_gpa is not None:
-        pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa"
+        beyond = f" beyond the pressure of {pressure:g} GPa" if pressure else ""
+        pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa{beyond}"
         pairs["volume"] = f"{number(values['volume_a3'] / values['n_atoms'], 5)} Å³/atom"
     if out is not None:
         pairs["written to"] = str(out)

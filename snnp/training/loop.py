@@ -31,7 +31,7 @@ from snnp.training.loss import exact_backward, predict, weights_at
 from snnp.training.native import kernel_threads_alone
 from snnp.training.prepared import PreparedData, prepare
 from snnp.training.report import REPORT_FILES, write_report
-from snnp.training.setup import Problem, build_model, load_problem, resolve, standardise
+from snnp.training.setup import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.soap import Soap
 from snnp.training.state import STATE_FILE, TrainState, load_state, save_state
 
@@ -116,7 +116,7 @@ def _refuse_old_run(folder: Path, overwrite: bool) -> None:
 
 def _files_of_run(folder: Path) -> list[Path]:
     """All that a run writes; the configuration first, without which the rest is no run."""
-    models = [Path(name) / file for name in ("best", "last") for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    models = [f"{name}/{file}" for name in ("best", "last") for file in (CONFIG_FILE, WEIGHTS_FILE)]
     return [folder / name for name in (_CONFIG, STATE_FILE, _METRICS, _SPLIT, *REPORT_FILES, *models)]
 
 
@@ -128,6 +128,8 @@ def _remove_run(folder: Path) -> None:
 def _begin(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
     for finding in check_frames([*problem.split.train, *problem.split.valid]):
         report(Progress(0, config.optimiser.epochs, message=str(finding)))
+    for message in check_units(config.data, problem):
+        report(Progress(0, config.optimiser.epochs, message=message))
     config = resolve(config, problem)
     save_split(problem.split, folder / _SPLIT, checksums=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
