@@ -122,7 +122,7 @@ def test_newer_format_version(model: Path, tmp_path: Path) -> None:
     stored: dict[str, Any] = json.loads((model / "config.json").read_text())
     stored["format_version"] = 99
     _copy(model, tmp_path, config=json.dumps(stored).encode())
-    _check_error(_snnp("info", tmp_path), "format version 99", "reads up to 2", "upgrade")
+    _check_error(_snnp("info", tmp_path), "format version 99", "reads up to 3", "upgrade")
 
 
 def _copy(model: Path, folder: Path, config: bytes | None = None, weights: bytes | None = None) -> None:
