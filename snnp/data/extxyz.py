@@ -190,6 +190,7 @@ def _at(label: str, text: _Text) -> str:
 def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
     """The frames as text; lines are found in large pieces of the file."""
     index, number, rest, ended = 0, 1, b"", False
+    numbers: dict[bytes, int] = {}  # sizes repeat
     size = stream.seek(0, 2) if not isinstance(stream, _Packed) else None
     stream.seek(0)
     while not ended:
@@ -207,16 +208,15 @@ def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
             if (end := blank.end()) >= starts[line + 1]:  # blank lines between frames
                 line = min(int(np.searchsorted(starts, end, side="right")) - 1, last)
                 continue
-            where = f"{label}#{index} (line {number + line})"
-            n = _number_of_atoms(text[starts[line] : starts[line + 1]], where, index == 0)
-            if size is not None and n * _LEAST_LINE - 1 > size:
-                raise DataError(f"{where}: {n:,} atoms are announced, more than a file of {size:,} bytes can hold.")
+            head = text[starts[line] : starts[line + 1]]
+            if (n := numbers.get(head, 0)) == 0:
+                n = numbers[head] = _number_of_atoms(head, f"{label}#{index} (line {number + line})", index == 0, size)
             if line + 2 + n > last:
                 break
             try:
                 comment = text[starts[line + 1] : starts[line + 2]].decode().strip()
             except UnicodeDecodeError:
-                raise DataError(f"{where}: the comment line is no text in UTF-8.") from None
+                raise DataError(f"{label}#{index} (line {number + line}): the comment is no text in UTF-8.") from None
             yield _Text(index, number + line, n, comment, text[starts[line + 2] : starts[line + 2 + n]])
             line += 2 + n
             index += 1
@@ -227,7 +227,7 @@ def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
         raise DataError(f"{label} is empty; expected at least one structure.")
 
 
-def _number_of_atoms(head: bytes, where: str, first: bool) -> int:
+def _number_of_atoms(head: bytes, where: str, first: bool, size: int | None) -> int:
     head = head.removeprefix(b"\xef\xbb\xbf") if first else head
     try:
         n = integer(head.decode())
@@ -240,6 +240,8 @@ def _number_of_atoms(head: bytes, where: str, first: bool) -> int:
         )
     if n > _MOST_ATOMS:
         raise DataError(f"{where}: {n:,} atoms are announced, more than the {_MOST_ATOMS:,} that a frame may have.")
+    if size is not None and n * _LEAST_LINE - 1 > size:
+        raise DataError(f"{where}: {n:,} atoms are announced, more than a file of {size:,} bytes can hold.")
     return n
 
 
