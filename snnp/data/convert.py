@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from snnp.data.labels import Keys
 from snnp.data.parquet import ParquetWriter
 from snnp.data.reader import XYZ, labels_of, read_any
 from snnp.errors import DataError
+from snnp.files import replacing
 
 __all__ = ["convert", "write_blocks"]
 
@@ -104,12 +104,7 @@ def write_blocks(blocks: Iterable[Block], path: str | Path, split: str, method: 
     if ending not in XYZ:
         raise DataError(f"{path} has no ending that is known here; use .parquet, .xyz or .extxyz.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            for block in blocks:
-                stream.writelines(xyz_lines(block))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for block in blocks:
+            stream.writelines(xyz_lines(block))
     return path

@@ -29,6 +29,7 @@ from ase import Atoms
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.limits import least_energy
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
@@ -176,8 +177,9 @@ def run_md(
     if device is None and not isinstance(model, Potential) and torch.cuda.is_available():
         device = "cuda"
     source = ModelSource(model, settings.dtype, device)
-    start = starting_point(structure, settings, OpenMMDynamics.name)
-    return drive(OpenMMDynamics(source, start, settings), start, settings, report)
+    start = starting_point(structure, settings, OpenMMDynamics.name, model, source.model)
+    engine = OpenMMDynamics(source, start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(source.model, start.atoms))
 
 
 def velocity_verlet(dt_ps: float) -> Any:
@@ -199,6 +201,8 @@ def _begin(start: Checkpoint) -> tuple[OpenMMGeometry, np.ndarray]:
     arrays = start.state.arrays
     if not arrays:
         return geometry, geometry.rotate(start.atoms.get_velocities()) * _VELOCITY_UNIT
+    if missing := [name for name in ("positions", "velocities", "rotation", "steps") if name not in arrays]:
+        raise InputError(f"the checkpoint lacks OpenMM's {missing[0]}; put a good one back, or start again.")
     geometry = OpenMMGeometry(
         geometry.topology, arrays["positions"], arrays.get("box"), geometry.pbc, arrays["rotation"], arrays["steps"]
     )
