@@ -29,7 +29,7 @@ from snnp.data.extras import Extras, pack
 from snnp.data.labels import Keys, Names, Shape, Units, choose_names, in_usual_units, take_labels
 from snnp.errors import DataError
 
-__all__ = ["PACKED", "ROWS", "read_blocks", "read_one"]
+__all__ = ["PACKED", "ROWS", "read_blocks", "read_plain"]
 
 ROWS = 2048  # frames per block
 _PIECE = 1 << 24  # bytes of a file looked at in one go
@@ -118,30 +118,36 @@ def read_blocks(
             yield _block(run, names, label, keys.units, (lambda name: True) if extras else None)
 
 
-def read_one(path: str | Path, index: int = -1) -> Block:
-    """One frame with all that it says but results; lines of atoms may have more than is described.
+def read_plain(path: str | Path, index: int | None = None) -> Iterator[Block]:
+    """Frames with all that they say but results, none of it taken for a label; plain XYZ may have remarks behind columns.
 
     Arguments:
         path: the file.
-        index: of the frame, from the end where negative.
+        index: of one frame, from the end where negative; None: all frames.
 
     Raises:
         DataError: as `read_blocks`, and where there is no such frame.
     """
     path = Path(path)
+    names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
     with _opened(path) as stream:
-        last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
-        number = 0
-        for text in _texts(stream, path.name):
-            last.append(text)
-            number += 1
-            if text.index == index:
-                break
+        texts = _texts(stream, path.name)
+        chosen = texts if index is None else iter([_one(texts, path, index)])
+        for run in _runs(chosen, path.name, lenient=True):
+            yield _block(run, names, path.name, Units(), lambda name: name not in all_properties)
+
+
+def _one(texts: Iterator[_Text], path: Path, index: int) -> _Text:
+    last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
+    number = 0
+    for text in texts:
+        last.append(text)
+        number += 1
+        if text.index == index:
+            break
     if number < (-index if index < 0 else index + 1):
         raise DataError(f"{path} has {number} frames, there is none at {index}.")
-    names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
-    (run,) = _runs(iter([last[0]]), path.name, lenient=True)
-    return _block(run, names, path.name, Units(), lambda name: name not in all_properties)
+    return last[0]
 
 
 class _Packed(io.RawIOBase):
