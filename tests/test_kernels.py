@@ -203,7 +203,7 @@ def test_weights_per_atom() -> None:
     positions = structure.positions.clone().requires_grad_()
     neighbours = neighbour_list(structure, model.cutoff)
     vectors = positions[neighbours.j] - positions[neighbours.i] + neighbours.shift.double() @ structure.cell[0]
-    (model.atomic_energies(structure, vectors, neighbours) * weights).sum().backward()
+    (model.interaction_energies(structure, vectors, neighbours) * weights).sum().backward()
     packed = pack_pairs((neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.int().numpy()), 32, model.cutoff)
     species = model.species(structure).int().numpy()
     images = packed.images(structure.cell.numpy())

@@ -66,11 +66,13 @@ def _refused(folder: Path) -> str:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_round_trip_is_exact(model: SplineNNP, tmp_path: Path, dtype: torch.dtype) -> None:
     model = model.to(dtype)
+    model.isolated_atoms = ("C",)
     loaded = load_model(save_model(model, tmp_path / "deep" / "model"))
     assert isinstance(loaded, SplineNNP)
     assert loaded.config == model.config
     assert loaded.metadata == model.metadata
     assert loaded.reference_energies == model.reference_energies
+    assert loaded.isolated_atoms == ("C",)
     assert loaded.dtype == dtype
     assert not loaded.training
     state, wanted = loaded.state_dict(), model.state_dict()
@@ -82,7 +84,7 @@ def test_folder_holds_two_readable_files(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     description = json.loads((folder / "config.json").read_text())
     assert description["format"] == "snnp-model"
-    assert description["format_version"] == FORMAT_VERSION == 2
+    assert description["format_version"] == FORMAT_VERSION == 3
     assert description["class"] == "SplineNNP"
     assert description["units"] == {"energy": "eV", "length": "angstrom"}
     assert SplineNNPConfig.model_validate(description["config"]) == CONFIG
@@ -218,8 +220,8 @@ def test_config_is_of_something_else(folder: Path, text: str) -> None:
 
 
 def test_newer_version_says_how_to_upgrade(folder: Path) -> None:
-    _edit(folder, format_version=3)
-    assert "has format version 3, this snnp reads up to 2; upgrade with" in _refused(folder)
+    _edit(folder, format_version=4)
+    assert "has format version 4, this snnp reads up to 3; upgrade with" in _refused(folder)
 
 
 @pytest.mark.parametrize("version", ["1", 0, -1, 1.0, []])
@@ -241,6 +243,10 @@ BAD_DESCRIPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "energies that are words": ({"reference_energies": {"Si": "low", "C": -1.0}}, "reference_energies"),
     "energies that are no numbers": ({"reference_energies": {"Si": float("nan"), "C": -1.0}}, "reference_energies"),
     "energies that are a list": ({"reference_energies": [-1.0, -2.0]}, "reference_energies"),
+    "no isolated atoms": ({"isolated_atoms": None}, "does not hold a working model"),
+    "isolated atoms of other elements": ({"isolated_atoms": ["O"]}, "isolated_atoms must be among Si, C"),
+    "isolated atoms twice": ({"isolated_atoms": ["C", "C"]}, "isolated_atoms are C"),
+    "isolated atoms that are a word": ({"isolated_atoms": "Si"}, "isolated_atoms"),
     "no type": ({"dtype": None}, "dtype"),
     "a type that is a function": ({"dtype": "load"}, "dtype"),
     "a type of integers": ({"dtype": "int64"}, "dtype"),

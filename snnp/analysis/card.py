@@ -2,7 +2,8 @@
 
 `metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`):
 `metrics` (`Evaluation.to_dict()` on the test data), `training`, `training_range`, `properties`
-(`CubicProperties.to_dict()` per element), `stability` (`StabilityRun.to_dict()` per system), `speed` and `built`.
+(`CubicProperties.to_dict()` per element), `compression` (`Compression.to_dict()` of each way), `stability`
+(`StabilityRun.to_dict()` per system), `speed` and `built`.
 What is missing is left out of the card.
 """
 
@@ -16,7 +17,8 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
-from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.compression import equilibrium_volumes, holes_in_words
+from snnp.analysis.properties import GROUND_STATES, stated_properties
 from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
@@ -89,7 +91,24 @@ def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
         "periodic": "all" if all(periodic) else "some" if any(periodic) else "none",
         "mixed": any(len(set(each)) > 1 for each in symbols),
         "formula": formulas.pop() if len(formulas) == 1 else None,
+        **_volumes(frames, model),
     }
+
+
+def _volumes(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
+    """Volumes of the frames that have one, in Å³/atom, and the smallest relative to the model's own crystals."""
+    known = equilibrium_volumes(model)
+    volumes, ratios = [], []
+    for frame in frames:
+        if not bool(frame.structure.pbc.all()):
+            continue
+        volume = float(frame.structure.volume()[0])
+        volumes.append(volume / frame.n_atoms)
+        symbols = [chemical_symbols[z] for z in frame.structure.numbers.tolist()]
+        if set(symbols) <= set(known):
+            ratios.append(volume / sum(known[symbol] for symbol in symbols))
+    span = [min(volumes), max(volumes)] if volumes else None
+    return {"volume_a3_per_atom": span, "smallest_v_over_v0": min(ratios, default=None)}
 
 
 def card_markdown(name: str, model: Potential) -> str:
@@ -119,7 +138,7 @@ def _card(name: str, model: Potential) -> str:
         _use(name, model),
         _data(model),
         _errors(about["metrics"]) if "metrics" in about else _errors_of_run(about.get("errors", {})),
-        _properties(about["properties"], model) if about.get("properties") else "",
+        _properties(stated_properties(model)) if about.get("properties") else "",
         _stability(about["stability"]) if "stability" in about else "",
         _speed(about["speed"]) if "speed" in about else "",
         _limits(model),
@@ -239,13 +258,9 @@ def _errors_of_run(errors: Mapping[str, Mapping[str, Any]]) -> str:
     return text + markdown_table(["", "structures", *_ERROR_COLUMNS], body)
 
 
-def _properties(properties: Mapping[str, Mapping[str, Any]], model: Potential) -> str:
-    true_zero = {
-        s for s, how in stated(model.metadata).get("reference_energies_from", {}).items() if how == "isolated atoms"
-    }
+def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
     columns = dict(_PROPERTY_COLUMNS)
-    if not true_zero >= set(properties):
-        # The energy of the crystal is then counted from a fitted zero, which is no cohesive energy.
+    if all(crystal["cohesive_energy_ev_per_atom"] is None for crystal in properties.values()):
         del columns["E coh (eV/atom)"]
     rows: list[list[str]] = []
     sources: dict[tuple[str, str], list[str]] = {}
@@ -312,7 +327,7 @@ def _speed(speed: Mapping[str, Any]) -> str:
 
 def _limits(model: Potential) -> str:
     about = stated(model.metadata)
-    repulsion = model.config.repulsion if isinstance(model, SplineNNP) else None
+    repulsion = model.repulsion
     lines = [str(line) for line in about.get("limits", [])]
     if seen := about.get("training_range"):
         closest = f"No two atoms of the training data are closer than {seen['shortest_distance_angstrom']:.2f} Å"
@@ -322,6 +337,10 @@ def _limits(model: Potential) -> str:
                 f"{repulsion.inner:g} Å), which keeps atoms apart but is not fitted"
             )
         lines.append(closest)
+        if volumes := seen.get("volume_a3_per_atom"):
+            smallest, ratio = f"{volumes[0]:.2f} to {volumes[1]:.2f} Å³ per atom", seen["smallest_v_over_v0"]
+            least = "" if ratio is None else f"; V/V0 is at least {ratio:.3f}, V0 being that of the crystals at rest"
+            lines.append(f"Volumes of the training data reach from {smallest}{least}")
         if seen["energy_span_ev_per_atom"] is not None:
             lines.append(f"Energies of the training data span {seen['energy_span_ev_per_atom']:.2f} eV/atom")
         if seen["largest_force_ev_per_angstrom"] is not None:
@@ -333,6 +352,10 @@ def _limits(model: Potential) -> str:
         unseen = {"none": "periodic crystals or liquids", "all": "free molecules or clusters"}.get(seen["periodic"])
         if unseen:
             lines.append(f"The training data hold no {unseen}")
+    if scan := about.get("compression"):
+        ways = ", ".join(f"{each['system']} {each['way']} to V/V0 = {each['down_to_v_over_v0']:g}" for each in scan)
+        holes = [f"**It implodes.** {words}" for words in holes_in_words(scan)]
+        lines += holes or [f"Compressed beyond the data without relaxation, the energy rises all the way: {ways}"]
     lines.append(f"Interactions end at {model.cutoff:g} Å; there are no charges, no spins and no long-range dispersion")
     return "## Limits\n\n" + "\n".join(f"- {_sentence(line)}" for line in lines) + "\n"
 

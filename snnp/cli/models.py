@@ -104,6 +104,7 @@ def _summary(name: str) -> dict[str, Any]:
 
 
 def _details(name: str) -> dict[str, Any]:
+    from snnp.analysis.properties import stated_properties
     from snnp.hub import load_model, resolve
 
     found = resolve(name)
@@ -122,11 +123,12 @@ def _details(name: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "computed_by": _computed_by(model),
         "reference_energies_ev": model.reference_energies,
+        "isolated_atoms": list(model.isolated_atoms),
         "format_version": stored["format_version"],
         "folder": str(folder),
         "files": files,
         "config": stored["config"],
-        "metadata": dict(model.metadata),
+        "metadata": model.metadata | ({"properties": stated} if (stated := stated_properties(model)) else {}),
     }
 
 

@@ -42,6 +42,7 @@ def print_errors(parts: Mapping[str, Mapping[str, Any]], title: str) -> None:
 def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:
     """A table per crystal: the model beside published values; `CubicProperties.to_dict` says what a crystal holds."""
     sources: dict[str, str] = {}
+    crystals = list(crystals)
     for crystal in crystals:
         lines = {"model": crystal, **crystal["references"]}
         rows = [[name, *(number(line.get(key), 4) for key in _PROPERTIES.values())] for name, line in lines.items()]
@@ -49,3 +50,5 @@ def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:
         sources |= {line["source"]: name for name, line in crystal["references"].items()}
     for source, name in sources.items():
         say(f"{name}: {source}")
+    if any(crystal.get("cohesive_energy_ev_per_atom") is None for crystal in crystals):
+        say("E coh: the model has none where E0 is not the energy of an isolated atom.")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import time
 
+from snnp.analysis.compression import compression_scan
 from snnp.doctor.contract import CONTRACT_CHECKS, check_contract, check_numbers
-from snnp.doctor.dimers import check_dimers, dimer_curves
-from snnp.doctor.dynamics import check_runs, check_scaling, measure_scaling, short_runs
+from snnp.doctor.dimers import check_compression, check_dimers, dimer_curves
+from snnp.doctor.dynamics import check_runs, check_scaling, measure_scaling, relaxed_molecule, short_runs
 from snnp.doctor.model_pictures import model_pictures
 from snnp.doctor.report import Finding, Report, sorted_findings
 from snnp.models.potential import Potential
 
 __all__ = ["MODEL_CHECKS", "examine_model"]
 
-MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "dynamics", "size scaling", "statements")
+MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size scaling", "statements")
 """Names of all checks; a report lists those that found nothing."""
 
 _STATED = {"dataset": "data set", "level_of_theory": "level of theory", "licence": "licence"}
@@ -43,6 +44,8 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
     findings += check_contract(model)
     dimers = dimer_curves(model)
     findings += check_dimers(dimers)
+    scan = compression_scan(model, relaxed_molecule(model))
+    findings += check_compression(scan)
     runs = short_runs(model)
     findings += check_runs(runs)
     scaling = measure_scaling(model)
@@ -51,6 +54,16 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
     found = {finding.check for finding in findings}
     facts = {
         **_facts(model),
+        "Compression": [
+            {
+                "system": each.system,
+                "way": each.way,
+                "down to V/V0": float(each.ratio[-1]),
+                "eV/atom there": float(each.energy[-1]),
+                "rises all the way": "no" if each.hole else "yes",
+            }
+            for each in scan
+        ],
         "Dynamics": [
             {
                 "system": run.name,
@@ -72,7 +85,7 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
         findings=sorted_findings(findings),
         passed=tuple(name for name in MODEL_CHECKS if name not in found),
         facts=facts,
-        pictures=model_pictures(dimers, runs, scaling) if pictures else (),
+        pictures=model_pictures(dimers, scan, runs, scaling) if pictures else (),
         seconds=time.perf_counter() - begin,
     )
 

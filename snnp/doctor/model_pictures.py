@@ -1,11 +1,13 @@
-"""Pictures of a model: its dimers, the energy along short runs, and its cost by size."""
+"""Pictures of a model: its dimers, the energy under compression and along short runs, and its cost by size."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from snnp.analysis.compression import Compression
 from snnp.doctor.data_pictures import COLOURS, figure, png
 from snnp.doctor.dimers import Dimer
 from snnp.doctor.dynamics import Run, Scaling
@@ -18,9 +20,12 @@ _MOST_PANELS = 28
 _TOP = 30.0  # eV
 
 
-def model_pictures(dimers: list[Dimer], runs: list[Run], scaling: Scaling) -> list[Picture]:
+def model_pictures(
+    dimers: list[Dimer], scan: Sequence[Compression], runs: list[Run], scaling: Scaling
+) -> list[Picture]:
     """All pictures of a model."""
-    return [_dimers(dimers), *([_runs(runs)] if runs else []), _scaling(scaling)]
+    compression = [_compression(scan)] if scan else []
+    return [_dimers(dimers), *compression, *([_runs(runs)] if runs else []), _scaling(scaling)]
 
 
 def _dimers(dimers: list[Dimer]) -> Picture:
@@ -51,6 +56,35 @@ def _dimers(dimers: list[Dimer]) -> Picture:
         f"the left the curves must rise: a dashed line marks where one falls again.{hidden}"
     )
     return Picture("Dimers", caption, png(drawn))
+
+
+def _compression(scan: Sequence[Compression]) -> Picture:
+    systems = list(dict.fromkeys(each.system for each in scan))[:_MOST_PANELS]
+    columns = min(_COLUMNS, len(systems))
+    rows = math.ceil(len(systems) / columns)
+    drawn = figure(max(2.6 * columns, 5.0), 2.2 * rows + 0.6)
+    panels = np.atleast_1d(drawn.subplots(rows, columns, squeeze=False)).ravel()
+    for panel in panels[len(systems) :]:
+        panel.set_axis_off()
+    for panel, system in zip(panels, systems, strict=False):
+        for k, each in enumerate(one for one in scan if one.system == system):
+            finite = np.isfinite(each.energy)
+            panel.plot(each.ratio[finite], each.energy[finite], color=COLOURS[k % len(COLOURS)], lw=1.2, label=each.way)
+            if each.hole is not None:
+                panel.plot(each.hole.ratio, each.hole.barrier, "v", color=COLOURS[k % len(COLOURS)], ms=5)
+        panel.axhline(0.0, color="#b8bcc2", lw=0.7)
+        panel.set_yscale("symlog", linthresh=1.0)
+        panel.set_title(system, fontsize=9)
+        panel.tick_params(labelsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper center", ncols=len(labels))
+    drawn.supxlabel("V / V0", fontsize=9)
+    drawn.supylabel("energy (eV/atom)", fontsize=9)
+    caption = (
+        "Crystals, or a molecule, under compression, relative to equilibrium; linear between -1 and 1 eV/atom and "
+        "logarithmic beyond. To the left every curve must rise: a triangle marks where one begins to fall."
+    )
+    return Picture("Compression", caption, png(drawn))
 
 
 def _runs(runs: list[Run]) -> Picture:

@@ -18,7 +18,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from snnp.models.aev import AEV, AEVConfig
-from snnp.models.config import Elements, FormConfig, Layers, TensorShape
+from snnp.models.config import Elements, FormConfig, Layers, RepulsionConfig, TensorShape
 from snnp.models.potential import PairGradients, Potential
 from snnp.models.shells import refuse_overlaps
 from snnp.neighbours import Neighbours, pair_vectors
@@ -39,13 +39,15 @@ class ANIConfig(FormConfig):
 
     `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
     `hidden`: sizes of the hidden layers, for all elements or by element. `activation`: "celu" with alpha 0.1
-    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5).
+    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5). `repulsion` is no part of the
+    networks, and None in published ones.
     """
 
     elements: Elements = ()
     aev: AEVConfig = AEVConfig()
     hidden: Layers | dict[str, Layers] = (128, 112, 96)
     activation: Activation = "celu"
+    repulsion: RepulsionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ANIConfig:
@@ -54,6 +56,8 @@ class ANIConfig(FormConfig):
             raise ValueError("hidden needs at least one layer for each element")
         if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
             raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
+        if self.repulsion is not None:
+            self.repulsion.check_within(self.cutoff)
         return self
 
     def layers(self, symbol: str) -> tuple[int, ...]:
@@ -169,7 +173,7 @@ class ANI(Potential):
         return network
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N] energies without E0; twice differentiable in the vectors and the parameters."""
+        """[N] energies of the networks; twice differentiable in the vectors and the parameters."""
         return evaluate_together([self], structure, vectors, neighbours, gradients="none")[0][0]
 
     def _energies_and_pair_gradients(

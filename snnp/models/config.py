@@ -123,6 +123,17 @@ class RepulsionConfig(FormConfig):
     inner: Reach
     outer: Reach
 
+    @model_validator(mode="after")
+    def _check(self) -> RepulsionConfig:
+        if not self.outer > self.inner:
+            raise ValueError("repulsion.outer must be larger than repulsion.inner")
+        return self
+
+    def check_within(self, cutoff: float) -> None:
+        """Raise `ValueError` where the repulsion would reach farther than a model's cutoff (Å)."""
+        if self.outer > cutoff:
+            raise ValueError(f"repulsion.outer must not be larger than the cutoff, got {self.outer} and {cutoff} Å")
+
 
 class GridsConfig(FormConfig):
     """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files).
@@ -164,8 +175,6 @@ class SplineNNPConfig(FormConfig):
             raise ValueError("radial.n_filters and angular.n_filters are both zero: nothing would see the neighbours")
         if self.network is None and not self.skip and self.embedding is None:
             raise ValueError("without network, skip, and embedding no energy comes out: keep at least one")
-        if self.repulsion is not None and not self.repulsion.outer > self.repulsion.inner:
-            raise ValueError("repulsion.outer must be larger than repulsion.inner")
         self._check_grids()
         return self
 

@@ -24,7 +24,7 @@ __all__ = [
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "snnp-model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNITS = {"energy": "eV", "length": "angstrom"}
 _TOLERANCE = 1e-6  # Å
 _MOST_CHARACTERS = 8_000_000  # of config.json; those of the bundled models have less than a hundredth of it
@@ -56,7 +56,7 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(("built", "loaded_from", "provenance", "speed", "training", "training_range"), _GROUP),
     **dict.fromkeys(("limits", "training_data"), _TEXTS),
     **dict.fromkeys(("errors", "stability"), TypeAdapter(_Rows)),
-    "datasets": TypeAdapter(list[dict[str, Any]]),
+    **dict.fromkeys(("compression", "datasets"), TypeAdapter(list[dict[str, Any]])),
     "metrics": TypeAdapter(_Metrics),
     "properties": TypeAdapter(dict[str, _Crystal]),
     "reference_energies_from": TypeAdapter(dict[str, str]),
@@ -130,7 +130,12 @@ def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
     return {"units": UNITS, **old, "elements": elements, "cutoff": None, "format_version": 2}
 
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+def _from_version_2(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 names the elements whose E0 an isolated atom has exactly; before, no model took care of that."""
+    return {**old, "isolated_atoms": [], "format_version": 3}
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1, 2: _from_version_2}
 
 
 def check_statements(description: dict[str, Any], model: Potential) -> None:
@@ -144,6 +149,9 @@ def check_statements(description: dict[str, Any], model: Potential) -> None:
     elements = description.get("elements")
     if not isinstance(elements, list) or tuple(elements) != model.elements:
         raise InputError(f"elements are {', '.join(model.elements)}, config.json says {elements!r}")
+    if description.get("isolated_atoms") != list(model.isolated_atoms):
+        isolated = ", ".join(model.isolated_atoms) or "none"
+        raise InputError(f"isolated_atoms are {isolated}, config.json says {description.get('isolated_atoms')!r}")
     cutoff = description.get("cutoff")
     if cutoff is None and "cutoff" in description:  # an old file, which did not state it
         return

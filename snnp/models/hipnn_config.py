@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from snnp.models.config import Elements, FormConfig, Reach, TensorShape, Width
+from snnp.models.config import Elements, FormConfig, Reach, RepulsionConfig, TensorShape, Width
 
 __all__ = ["HIPNNConfig"]
 
@@ -21,7 +21,8 @@ class HIPNNConfig(FormConfig):
     `n_features` per atom, `n_sensitivities` radial functions in each of `n_interactions` interaction layers, which are
     followed by `n_atom_layers` on-site layers each. Sensitivities start with their centres evenly spaced in 1/r from
     `lower` to `upper` (Å) and end at `cutoff` (Å). `cusp` is what hippynn calls `cusp_reg`: added under the square root
-    of tensor norms, so that they are smooth where a tensor vanishes.
+    of tensor norms, so that they are smooth where a tensor vanishes. `repulsion` is no part of the network, and None in
+    published ones.
     """
 
     elements: Elements = ()
@@ -35,11 +36,14 @@ class HIPNNConfig(FormConfig):
     l_max: Literal[0, 1, 2] = 0
     activation: Literal["softplus", "silu", "tanh"] = "softplus"
     cusp: float = Field(1e-6, gt=0.0)
+    repulsion: RepulsionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> HIPNNConfig:
         if not self.lower < self.upper:
             raise ValueError(f"upper must be larger than lower, got {self.upper} and {self.lower} Å")
+        if self.repulsion is not None:
+            self.repulsion.check_within(self.cutoff)
         return self
 
     @property

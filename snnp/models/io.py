@@ -77,13 +77,13 @@ def _read_config(name: str, tree: Any) -> tuple[_Family, Any]:
     return family, family.config.model_validate_json(json.dumps(tree), strict=True)
 
 
-def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float]]]:
-    """Family, configuration and E0 of each member."""
+def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float], tuple[str, ...]]]:
+    """Family, configuration, E0 and isolated atoms of each member."""
     for k, member in enumerate(config.members):
         if member.family == Ensemble.__name__:
             raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
         family, inner = _read_config(member.family, member.config)
-        yield family, inner, _reference_energies(member.reference_energies, inner.elements)
+        yield family, inner, _reference_energies(member.reference_energies, inner.elements), member.isolated_atoms
 
 
 def _tensors(config: Any) -> Iterator[TensorShape]:
@@ -91,12 +91,16 @@ def _tensors(config: Any) -> Iterator[TensorShape]:
     if not isinstance(config, EnsembleConfig):
         yield from config.tensors()
         return
-    for k, (_, inner, _) in enumerate(_members(config)):
+    for k, (_, inner, _, _) in enumerate(_members(config)):
         yield from ((f"members.{k}.{name}", shape) for name, shape in inner.tensors())
 
 
 def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]) -> Ensemble:
-    ensemble = Ensemble([family.build(inner, energies) for family, inner, energies in _members(config)])
+    members = []
+    for family, inner, energies, isolated_atoms in _members(config):
+        members.append(family.build(inner, energies))
+        members[-1].isolated_atoms = isolated_atoms
+    ensemble = Ensemble(members)
     if ensemble.reference_energies != reference_energies:
         ensemble.reference_energies = reference_energies
     return ensemble
@@ -160,6 +164,7 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "cutoff": model.cutoff,
         "config": model.config.model_dump(mode="json"),
         "reference_energies": model.reference_energies,
+        "isolated_atoms": list(model.isolated_atoms),
         "dtype": str(model.dtype).removeprefix("torch."),
         "units": UNITS,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -211,7 +216,10 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         check_form(header, _tensors(config), dtype, file)
         state = read_weights(weights, file)
         check_numbers(state, file)
-        model = family.build(config, energies).to(getattr(torch, dtype))
+        model = family.build(config, energies)
+        if not isinstance(model, Ensemble):  # its members say it themselves
+            model.isolated_atoms = description["isolated_atoms"]
+        model.to(getattr(torch, dtype))
         model.load_state_dict(state)
         check_statements(description, model)
     except ModelFileError:

@@ -47,12 +47,13 @@ class KernelCache:
         device = self._tensors[0].device
         if not (library() is not None if device.type == "cpu" else device.type == "cuda" and gpu.available()):
             return None
-        state = (id(model._reference), *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
+        zero = (id(model._reference), model.isolated_atoms)
+        state = (zero, *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
         if state != self._state:
             # Parameters may have been replaced, not only changed.
             self._tensors = [*model.parameters(), model.readout.mean, model.readout.std]
             self._kernel = _pack(model, device)
-            self._state = (state[0], *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
+            self._state = (zero, *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
         return self._kernel
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KernelCache:

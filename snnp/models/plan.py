@@ -66,7 +66,7 @@ def make_plan(model: SplineNNP) -> SplinePlan:
     chosen = pairs if several else np.zeros((1, 1), dtype=np.int64)
     return SplinePlan(
         numbers=np.array([atomic_numbers[symbol] for symbol in model.elements], dtype=np.int32),
-        reference=np.array([model.reference_energies[symbol] for symbol in model.elements]),
+        reference=_array(model.energy_offsets()),
         cutoff=model.cutoff,
         angular_cutoff=reach if model.has_three_body else 0.0,
         rho=_table(model.rho),

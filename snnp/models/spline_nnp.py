@@ -22,9 +22,8 @@ from snnp.kernels.native import NativeKernel
 from snnp.models import moments
 from snnp.models.config import SplineNNPConfig
 from snnp.models.kernel_cache import KernelCache
-from snnp.models.potential import PairGradients, Potential
+from snnp.models.potential import PairGradients, Potential, join_gradients
 from snnp.models.readout import Readout
-from snnp.models.repulsion import zbl_energies
 from snnp.models.shells import Shell, make_shell
 from snnp.models.triples import (
     TripleGeometry,
@@ -311,13 +310,6 @@ class SplineNNP(Potential):
             gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, h[:, n_radial:])))
         return energies, _merge(gradients)
 
-    def repulsion(self, shell: Shell, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Repulsive energies [N] and pair gradients [N, J, 3]; zeros without a repulsion."""
-        if self.config.repulsion is None:
-            return torch.zeros_like(shell.distance[:, 0]), torch.zeros_like(shell.unit)
-        energies, slopes = zbl_energies(shell, numbers, self.config.repulsion.inner, self.config.repulsion.outer)
-        return energies, slopes[..., None] * shell.unit
-
     # The contract.
 
     def native_kernel(self) -> NativeKernel | None:
@@ -330,12 +322,14 @@ class SplineNNP(Potential):
         return self._kernels.gpu(self) if type(self) is SplineNNP else None
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N] energies without E0; differentiable in the vectors (automatic differentiation)."""
+        """[N] energies of filters and readout; differentiable in the vectors (automatic differentiation)."""
         everyone = torch.arange(structure.n_atoms, device=vectors.device)
         geometry = self.geometry((neighbours.i, neighbours.j, vectors), self.species(structure), everyone)
-        energies, _ = self.evaluate(geometry)
-        repulsion, _ = self.repulsion(geometry.radial_shell, structure.numbers)
-        return energies + repulsion
+        return self.evaluate(geometry)[0]
+
+    def _energies_alone(self) -> Tensor:
+        """Without neighbours all features are zero."""
+        return self.readout.at_zero()
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
@@ -352,9 +346,7 @@ class SplineNNP(Potential):
             pairs = (neighbours.i[mine] - first, neighbours.j[mine], vectors[mine])
             geometry = self.geometry(pairs, species, centre)
             energy, gradients = self.evaluate(geometry)
-            repulsion, extra = self.repulsion(geometry.radial_shell, structure.numbers)
-            energies.append(energy + repulsion)
-            gradients = _merge([*gradients, (geometry.radial_shell, extra)])
+            energies.append(energy)
             pieces += [shell.pair_gradients(gradient) for shell, gradient in gradients]
         return torch.cat(energies), _join(pieces, vectors)
 
@@ -376,8 +368,7 @@ def _join(pieces: list[PairGradients], vectors: Tensor) -> PairGradients:
     if not pieces:
         nothing = torch.zeros(0, dtype=torch.int64, device=vectors.device)
         return PairGradients(nothing, nothing, vectors[:0], vectors[:0])
-    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in pieces), strict=True)
-    return PairGradients(*(torch.cat(column) for column in columns))
+    return join_gradients(pieces)
 
 
 def _unordered(n_elements: int) -> Tensor:

@@ -29,7 +29,7 @@ __all__ = ["Predicted", "Residuals", "Weights", "exact_backward", "predict", "re
 
 @dataclass(frozen=True)
 class Predicted:
-    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 (and beside sums without repulsion).
+    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 and repulsion.
 
     `penalty` [n]: what the family itself wants small, differentiable; None if it wants nothing.
     """
@@ -98,6 +98,7 @@ def _stress(strain: Tensor, batch: Batch) -> Tensor:
 
 def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predicted:
     energies, gradients = model.evaluate(geometry)
+    energies = model.above_isolated(energies, geometry.species)
     n_frames, n_atoms = batch.counts.shape[0], batch.owner.shape[0]
     energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
     forces = torch.zeros(n_atoms, 3, dtype=energies.dtype, device=energies.device)
@@ -125,6 +126,7 @@ def _predict_pairs(model: Potential, batch: Batch, pairs: Pairs, forces: bool) -
         found = PairGradients(neighbours.i, neighbours.j, pairs.vectors, gradients)
     else:
         energies, found = model._energies_and_pair_gradients(structure, neighbours)
+        energies = model.above_isolated(energies, model.species(structure))
     energy = pairs.per_structure(energies)
     return Predicted(energy, sum_forces(found, structure.n_atoms), sum_stress(found, structure), penalty)
 

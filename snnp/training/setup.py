@@ -25,6 +25,7 @@ from snnp.data import (
     read_frames,
     split_frames,
 )
+from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import ConfigError, DataError
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import Geometry, SplineNNP
@@ -133,7 +134,7 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
 
 
 def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
-    shortest = cutoff
+    shortest = cutoff / 1.1  # where no pair is closer: room for the repulsion, which begins farther out
     for frame in frames:
         vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
         if len(vectors):
@@ -164,6 +165,7 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
     """A fresh model in float64 with the metadata of the run."""
     family = FAMILIES[family_of(config.model)]
     model = family.potential(config.model, problem.reference.energies, seed=config.seed)
+    model.isolated_atoms = [s for s, how in problem.reference.provenance.items() if how == FROM_ISOLATED_ATOMS]
     model.metadata = {
         **config.metadata,
         "reference_energies_from": problem.reference.provenance,
