@@ -68,7 +68,7 @@ class _Family:
     build: Callable[[Any, dict[str, float]], Potential]
 
 
-def _read_config(name: str, tree: Any) -> tuple[_Family, Any]:
+def _read_config(name: Any, tree: Any) -> tuple[_Family, Any]:
     """The family of that name, and its configuration as it stands in a file: numbers are numbers, texts are texts."""
     if name not in list(_FAMILIES):  # a list: what a file holds may not be hashable
         raise InputError(f"unknown class {name!r}; upgrade snnp")
