@@ -31,6 +31,7 @@ from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
+from snnp.doctor.dimers import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.kernels.library import native_target
 from snnp.models.io import dump_model, load_model, save_model, write_atomically
@@ -117,9 +118,11 @@ def build(
         model, problem, {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
     )
     _tell(name, "compression")
-    scan = compression_scan(model, {} if crystals else {label: system.atoms for label, system in systems.items()})
+    scan = compression_scan(model, {label: system.atoms for label, system in systems.items()})
     model.metadata["compression"] = [each.to_dict() for each in scan]
-    if (holes := holes_in_words(model.metadata["compression"])) and not allow_holes:
+    holes = holes_in_words(model.metadata["compression"])
+    holes += [finding.message for finding in check_dimers(dimer_curves(model)) if finding.severity == "error"]
+    if holes and not allow_holes:
         raise ConfigError(
             f"{name} implodes ({'; '.join(holes)}); train it on compressed structures, or write it with --allow-holes."
         )

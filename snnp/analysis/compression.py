@@ -4,7 +4,8 @@ A crystal is compressed from its equilibrium volume V0 without relaxation (atoms
 
     hydrostatic   V / V0 = 1 ... 0.2          uniaxial along [100], [110], [111]   V / V0 = 1 ... 0.5
 
-and a molecule is scaled like a crystal under pressure. Where the energy falls again, a barrier ends and a hole begins.
+(hcp crystals along a and c), and a molecule is scaled like a crystal under pressure. Where the energy falls again, a
+barrier ends and a hole begins.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = ["Compression", "Hole", "compression_scan", "equilibrium_volumes", "holes_in_words", "lattice_constants"]
 
-_DIRECTIONS = {"[100]": (1, 0, 0), "[110]": (1, 1, 0), "[111]": (1, 1, 1)}
+_CUBIC = {"[100]": (1, 0, 0), "[110]": (1, 1, 0), "[111]": (1, 1, 1)}
+_WAYS = {**dict.fromkeys(("fcc", "bcc", "diamond"), _CUBIC), "hcp": {"along a": (1, 0, 0), "along c": (0, 0, 1)}}
 _HYDROSTATIC, _UNIAXIAL, _STEP = 0.2, 0.5, 0.005  # V / V0
 _FALL = 1e-3  # eV/atom: more than rounding, less than anything that holds atoms
 _AT_ONCE = 32  # structures
@@ -85,34 +87,32 @@ class Compression:
 
 
 def lattice_constants(model: Potential) -> dict[str, float]:
-    """Å, of the ground-state crystals of the model's elements, where cubic, by symbol.
+    """Å, by symbol: of the ground-state crystals of the model's elements that are fcc, bcc, hcp or diamond.
 
     The minimum of the energy downhill from the measured constant, or the measured one if there is none within 25 %.
     """
-    found: dict[str, float] = {}
-    for symbol in model.elements:
-        if symbol not in GROUND_STATES:
-            continue
-        measured = found[symbol] = _measured(symbol)
-        a, width = measured, _WIDTH
-        for _ in range(3):  # each time in finer steps around the lowest
-            constants = a * np.linspace(1.0 - width, 1.0 + width, _SEARCH)
-            cells = [bulk(symbol, GROUND_STATES[symbol], a=each) for each in constants]
-            energy = model.compute(Structure.from_ase(cells), forces=False).energy.cpu().numpy()
-            # Downhill from the middle: a hole farther inside may be lower than any crystal.
-            k = _SEARCH // 2
-            while 0 < k < _SEARCH - 1 and min(energy[k - 1], energy[k + 1]) < energy[k]:
-                k += 1 if energy[k + 1] < energy[k - 1] else -1
-            a, width = float(constants[k]), 4.0 * width / (_SEARCH - 1)
-        if abs(a / measured - 1.0) < 0.95 * _WIDTH:
-            found[symbol] = a
-    return found
+    constants = {symbol: _measured(symbol) for symbol in _solids(model)}
+    return {symbol: a * _rest(model, _crystal(symbol, a)) for symbol, a in constants.items()}
 
 
 def equilibrium_volumes(model: Potential) -> dict[str, float]:
     """Å³ per atom of the crystals of `lattice_constants`."""
-    cells = {symbol: bulk(symbol, GROUND_STATES[symbol], a=a) for symbol, a in lattice_constants(model).items()}
+    cells = {symbol: _crystal(symbol, a) for symbol, a in lattice_constants(model).items()}
     return {symbol: atoms.get_volume() / len(atoms) for symbol, atoms in cells.items()}
+
+
+def _solids(model: Potential) -> list[str]:
+    """Elements with a crystal to look at. Models of molecules have none, and carbon beside hydrogen is in molecules."""
+    seen = model.metadata.get("training_range")
+    if isinstance(seen, dict) and seen.get("periodic") == "none":
+        return []
+    known = [symbol for symbol in model.elements if _structure(symbol) in _WAYS]
+    return [symbol for symbol in known if symbol != "C" or "H" not in model.elements]
+
+
+def _structure(symbol: str) -> str:
+    state: Any = reference_states[atomic_numbers[symbol]] or {}
+    return GROUND_STATES.get(symbol) or str(state.get("symmetry"))
 
 
 def _measured(symbol: str) -> float:
@@ -120,31 +120,53 @@ def _measured(symbol: str) -> float:
     return float(state["a"])
 
 
-def compression_scan(model: Potential, molecules: Mapping[str, Atoms] | None = None) -> list[Compression]:
-    """Compress the crystals of the model's elements, or `molecules` (by name) where it knows no crystal; in float64.
+def _crystal(symbol: str, a: float) -> Atoms:
+    """The primitive cell."""
+    return bulk(symbol, _structure(symbol), a=a)
+
+
+def _rest(model: Potential, atoms: Atoms) -> float:
+    """The factor on all lengths at the minimum of the energy downhill from 1; 1 if there is none within 25 %."""
+    scale, width = 1.0, _WIDTH
+    for _ in range(3):  # each time in finer steps around the lowest
+        scales = scale * np.linspace(1.0 - width, 1.0 + width, _SEARCH)
+        cells = [_strained(atoms, each * np.eye(3)) for each in scales]
+        energy = model.compute(Structure.from_ase(cells), forces=False).energy.cpu().numpy()
+        # Downhill from the middle: a hole farther inside may be lower than any crystal.
+        k = _SEARCH // 2
+        while 0 < k < _SEARCH - 1 and min(energy[k - 1], energy[k + 1]) < energy[k]:
+            k += 1 if energy[k + 1] < energy[k - 1] else -1
+        scale, width = float(scales[k]), 4.0 * width / (_SEARCH - 1)
+    return scale if abs(scale - 1.0) < 0.95 * _WIDTH else 1.0
+
+
+def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
+    """A copy whose cell [3, 3] and atoms are multiplied by a matrix."""
+    result = atoms.copy()
+    result.positions, result.cell = atoms.positions @ strain, atoms.cell.array @ strain
+    return result
+
+
+def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None) -> list[Compression]:
+    """Compress the crystals of the model's elements, or `others` (by name) where no such crystal is known; in float64.
 
     Arguments:
         model: stays as it is.
-        molecules: at rest, such as that of lowest energy in the training data.
+        others: molecules or crystals, such as that of lowest energy in the training data.
     """
     exact = copy.deepcopy(model).double()
+    systems = {f"{_structure(symbol)} {symbol}": _crystal(symbol, _measured(symbol)) for symbol in _solids(exact)}
     result = []
-    for symbol, a in lattice_constants(exact).items():
-        atoms, system = bulk(symbol, GROUND_STATES[symbol], a=a), f"{GROUND_STATES[symbol]} {symbol}"
+    for name, atoms in (systems or dict(others or {})).items():
+        rest, solid = _strained(atoms, _rest(exact, atoms) * np.eye(3)), bool(atoms.pbc.all())
         ratio = np.arange(1.0, _HYDROSTATIC - 0.5 * _STEP, -_STEP)
         strains = [np.eye(3) * x ** (1.0 / 3.0) for x in ratio]
-        result.append(_compressed(exact, atoms, (system, "hydrostatic"), ratio, strains))
+        result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, strains))
         ratio = np.arange(1.0, _UNIAXIAL - 0.5 * _STEP, -_STEP)
-        for name, direction in _DIRECTIONS.items():
+        for way, direction in _WAYS.get(name.split()[0], _WAYS["fcc"]).items() if solid else ():
             n = np.array(direction) / np.linalg.norm(direction)
             strains = [np.eye(3) - (1.0 - x) * np.outer(n, n) for x in ratio]
-            result.append(_compressed(exact, atoms, (system, name), ratio, strains))
-    if result:
-        return result
-    for name, molecule in (molecules or {}).items():
-        ratio = np.arange(1.0, _HYDROSTATIC - 0.5 * _STEP, -_STEP)
-        strains = [np.eye(3) * x ** (1.0 / 3.0) for x in ratio]
-        result.append(_compressed(exact, molecule, (name, "scaled"), ratio, strains))
+            result.append(_compressed(exact, rest, (name, way), ratio, strains))
     return result
 
 
@@ -154,11 +176,7 @@ def _compressed(
     """One scan; `strains` [n] deform the cell, and the atoms with it."""
     energies, stresses, solid = [], [], bool(atoms.pbc.all())
     for first in range(0, len(strains), _AT_ONCE):
-        cells = []
-        for strain in strains[first : first + _AT_ONCE]:
-            cells.append(atoms.copy())
-            cells[-1].positions = atoms.positions @ strain
-            cells[-1].cell = atoms.cell.array @ strain
+        cells = [_strained(atoms, strain) for strain in strains[first : first + _AT_ONCE]]
         with torch.no_grad():
             found = model.compute(Structure.from_ase(cells), forces=False, stress=solid)
         energies.append(found.energy.cpu().numpy() / len(atoms))

@@ -12,6 +12,7 @@ from ase.build import bulk, molecule
 from ase.data import atomic_numbers, covalent_radii
 
 from snnp.analysis.compression import lattice_constants
+from snnp.analysis.properties import GROUND_STATES
 from snnp.analysis.stability import StabilityRun, crystal, time_step_for, watch_run
 from snnp.doctor.report import Finding
 from snnp.models.potential import Potential
@@ -76,7 +77,7 @@ class Scaling:
 
 def _systems(model: Potential) -> list[tuple[str, bool, Atoms]]:
     """Crystals of the elements at the model's own lattice constant; a molecule where there are none."""
-    solids = list(lattice_constants(model).items())[:_MOST_RUNS]
+    solids = [each for each in lattice_constants(model).items() if each[0] in GROUND_STATES][:_MOST_RUNS]
     if solids:
         return [(f"{symbol} crystal", True, crystal(symbol, a, _ATOMS)) for symbol, a in solids]
     return [(f"{name} molecule", False, atoms) for name, atoms in relaxed_molecule(model).items()]

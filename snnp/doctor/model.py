@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import time
 
-from snnp.analysis.compression import compression_scan
+from snnp.analysis.compression import Compression, compression_scan
 from snnp.doctor.contract import CONTRACT_CHECKS, check_contract, check_numbers
 from snnp.doctor.dimers import check_compression, check_dimers, dimer_curves
-from snnp.doctor.dynamics import check_runs, check_scaling, measure_scaling, relaxed_molecule, short_runs
+from snnp.doctor.dynamics import Run, Scaling, check_runs, check_scaling, measure_scaling, relaxed_molecule, short_runs
 from snnp.doctor.model_pictures import model_pictures
 from snnp.doctor.report import Finding, Report, sorted_findings
 from snnp.models.potential import Potential
@@ -52,33 +52,7 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
     findings += check_scaling(scaling)
     findings += _statements(model)
     found = {finding.check for finding in findings}
-    facts = {
-        **_facts(model),
-        "Compression": [
-            {
-                "system": each.system,
-                "way": each.way,
-                "down to V/V0": float(each.ratio[-1]),
-                "eV/atom there": float(each.energy[-1]),
-                "rises all the way": "no" if each.hole else "yes",
-            }
-            for each in scan
-        ],
-        "Dynamics": [
-            {
-                "system": run.name,
-                "ps": run.seen.picoseconds,
-                "step_fs": run.seen.dt_fs,
-                "drift_beyond_noise_mev_per_atom": run.drift,
-                "survived": "yes" if run.seen.survived else "no",
-            }
-            for run in runs
-        ],
-        "Cost": [
-            {"atoms": n, "µs_per_atom": 1e6 * seconds / n}
-            for n, seconds in zip(scaling.atoms, scaling.seconds, strict=True)
-        ],
-    }
+    facts = {**_facts(model), **_tables(scan, runs, scaling)}
     return Report(
         subject=_subject(model, subject),
         kind="model",
@@ -104,6 +78,35 @@ def _facts(model: Potential) -> dict[str, object]:
             "float type": str(model.dtype).removeprefix("torch."),
             **{f"E0 of {symbol} (eV)": energy for symbol, energy in model.reference_energies.items()},
         }
+    }
+
+
+def _tables(scan: list[Compression], runs: list[Run], scaling: Scaling) -> dict[str, object]:
+    return {
+        "Compression": [
+            {
+                "system": each.system,
+                "way": each.way,
+                "down to V/V0": float(each.ratio[-1]),
+                "eV/atom there": float(each.energy[-1]),
+                "rises all the way": "no" if each.hole else "yes",
+            }
+            for each in scan
+        ],
+        "Dynamics": [
+            {
+                "system": run.name,
+                "ps": run.seen.picoseconds,
+                "step_fs": run.seen.dt_fs,
+                "drift_beyond_noise_mev_per_atom": run.drift,
+                "survived": "yes" if run.seen.survived else "no",
+            }
+            for run in runs
+        ],
+        "Cost": [
+            {"atoms": n, "µs_per_atom": 1e6 * seconds / n}
+            for n, seconds in zip(scaling.atoms, scaling.seconds, strict=True)
+        ],
     }
 
 

@@ -77,13 +77,13 @@ def _read_config(name: Any, tree: Any) -> tuple[_Family, Any]:
     return family, family.config.model_validate_json(json.dumps(tree), strict=True)
 
 
-def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float], tuple[str, ...]]]:
-    """Family, configuration, E0 and isolated atoms of each member."""
+def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float]]]:
+    """Family, configuration and E0 of each member."""
     for k, member in enumerate(config.members):
         if member.family == Ensemble.__name__:
             raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
         family, inner = _read_config(member.family, member.config)
-        yield family, inner, _reference_energies(member.reference_energies, inner.elements), member.isolated_atoms
+        yield family, inner, _reference_energies(member.reference_energies, inner.elements)
 
 
 def _tensors(config: Any) -> Iterator[TensorShape]:
@@ -91,15 +91,15 @@ def _tensors(config: Any) -> Iterator[TensorShape]:
     if not isinstance(config, EnsembleConfig):
         yield from config.tensors()
         return
-    for k, (_, inner, _, _) in enumerate(_members(config)):
+    for k, (_, inner, _) in enumerate(_members(config)):
         yield from ((f"members.{k}.{name}", shape) for name, shape in inner.tensors())
 
 
 def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]) -> Ensemble:
     members = []
-    for family, inner, energies, isolated_atoms in _members(config):
+    for (family, inner, energies), member in zip(_members(config), config.members, strict=True):
         members.append(family.build(inner, energies))
-        members[-1].isolated_atoms = isolated_atoms
+        members[-1].isolated_atoms = member.isolated_atoms
     ensemble = Ensemble(members)
     if ensemble.reference_energies != reference_energies:
         ensemble.reference_energies = reference_energies
@@ -218,7 +218,7 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         check_numbers(state, file)
         model = family.build(config, energies)
         if not isinstance(model, Ensemble):  # its members say it themselves
-            model.isolated_atoms = description["isolated_atoms"]
+            model.isolated_atoms = _isolated_atoms(description["isolated_atoms"])
         model.to(getattr(torch, dtype))
         model.load_state_dict(state)
         check_statements(description, model)
@@ -249,6 +249,13 @@ def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, f
             f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {', '.join(elements)}"
         )
     return dict(energies)
+
+
+def _isolated_atoms(symbols: Any) -> list[str]:
+    """Raises `InputError` for anything but a list of texts; the potential knows which of them it has."""
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise InputError("isolated_atoms must be a list of chemical symbols")
+    return symbols
 
 
 def _zoo_roots() -> list[Path]:

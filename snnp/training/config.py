@@ -24,6 +24,7 @@ from snnp.errors import ConfigError, near_matches
 from snnp.models.ani import ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.hipnn import HIPNNConfig
+from snnp.training.compressed import CompressionConfig
 from snnp.training.families import FAMILIES, family_of
 
 __all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig", "load_config"]
@@ -154,6 +155,7 @@ class TrainConfig(_Config):
     model: ModelConfig = SplineNNPConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    compression: CompressionConfig | None = CompressionConfig()
     ranges: Literal["auto", "given"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"

@@ -44,7 +44,10 @@ def _repulsion(config: SplineNNPConfig | HIPNNConfig | ANIConfig, shortest: floa
     """The one that was asked for, or one that acts from 1.05 d inwards and is whole at 0.6 d."""
     if config.repulsion is not None:
         return config.repulsion
-    return RepulsionConfig(inner=round(0.6 * shortest, 3), outer=round(1.05 * shortest, 3))
+    outer = round(1.05 * shortest, 3)
+    if not isinstance(config, SplineNNPConfig):  # the reach of which follows
+        outer = min(outer, config.cutoff)
+    return RepulsionConfig(inner=round(0.6 * shortest, 3), outer=outer)
 
 
 def _spline_ranges(config: SplineNNPConfig, shortest: float) -> SplineNNPConfig:

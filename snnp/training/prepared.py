@@ -31,7 +31,7 @@ class Batch:
     of an s-NNP), or pairs for any family. `owner` [n]
     frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
     have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
-    frame lacks is NaN.
+    frame lacks is NaN. `tolerance` [B] is the error of the energy in eV/atom that costs nothing.
     """
 
     geometry: AnyGeometry
@@ -41,6 +41,7 @@ class Batch:
     energy: Tensor
     forces: Tensor
     stress: Tensor
+    tolerance: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class PreparedData:
             energy=everything.energy[chosen],
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
+            tolerance=everything.tolerance[chosen],
         )
 
     def _cut(self, frames: Tensor, rows: Tensor, owner: Tensor) -> AnyGeometry:
@@ -127,6 +129,7 @@ def prepare(
     device: torch.device | str = "cpu",
     *,
     displacement: float | None = None,
+    tolerance: Sequence[float] | None = None,
 ) -> PreparedData:
     """Compute everything that training needs of the frames, in float64, and store it as `dtype`.
 
@@ -135,6 +138,7 @@ def prepare(
         frames: labelled structures.
         displacement: Å by which directional training changes the vectors of pairs; None: geometry stays as it is.
             An s-NNP then trains on the compiled kernel, or on sums over neighbours, any other family on pairs.
+        tolerance: eV/atom per frame, see `Batch`; none by default.
     """
     structure = Structure.concatenate([frame.structure for frame in frames])
     periodic = structure.pbc.all(dim=1)
@@ -149,5 +153,6 @@ def prepare(
     labels = _labels(model, frames, structure)
     counts = structure.atoms_per_structure
     owner, counts_there = structure.structure_of_atom.to(device), counts.to(device)
-    floats = (value.to(dtype=dtype, device=device) for value in (volume, *labels))
+    allowed = torch.zeros_like(volume) if tolerance is None else torch.tensor(tolerance, dtype=torch.float64)
+    floats = (value.to(dtype=dtype, device=device) for value in (volume, *labels, allowed))
     return PreparedData(Batch(geometry, owner, counts_there, *floats), np.concatenate([[0], np.cumsum(counts.numpy())]))

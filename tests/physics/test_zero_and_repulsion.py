@@ -212,6 +212,7 @@ def test_ranges_set_the_repulsion_by_the_shortest_distance(family: str) -> None:
     config = FAMILIES[family].config(elements=("Si",))
     found = FAMILIES[family].ranges(config, 2.0)
     assert found.repulsion == RepulsionConfig(inner=1.2, outer=2.1)  # type: ignore[attr-defined]
+    assert FAMILIES[family].ranges(config, 5.0).repulsion.outer <= 5.25  # type: ignore[attr-defined]
     given = config.model_copy(update={"repulsion": REPULSION})
     assert FAMILIES[family].ranges(given, 2.0).repulsion == REPULSION  # type: ignore[attr-defined]
 
