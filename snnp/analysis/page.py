@@ -16,6 +16,7 @@ from snnp.errors import InputError
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.structure import Structure
+from snnp.text import caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,7 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
         page.three_body(panels[1, 2])
     for panel, letter in zip(panels.flat, "abcdef", strict=False):
         _tidy(panel, letter)
-    figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
+    figure.suptitle(caption(_headline(model, title)), x=0.012, ha="left", fontsize=13, color=_INK)
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, format=path.suffix.lower()[1:])
     os.replace(temporary, path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from snnp.errors import DataError
-from snnp.text import markdown
+from snnp.text import caption, markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
 if TYPE_CHECKING:
@@ -75,7 +75,13 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
         label = f"{name}:  MAE {errors.mae:.{digits}f},  RMSE {errors.rmse:.{digits}f} {error_unit}"
         shown = _thinned(comparison.reference.size)
         parity.scatter(
-            comparison.reference[shown], comparison.model[shown], s=9, alpha=0.6, lw=0, color=colour, label=label
+            comparison.reference[shown],
+            comparison.model[shown],
+            s=9,
+            alpha=0.6,
+            lw=0,
+            color=colour,
+            label=caption(label),
         )
         _draw_shares(spread, scale * np.abs(comparison.model - comparison.reference), colour, name)
     _finish_parity(parity, sets, unit)
@@ -88,7 +94,7 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
     for axes in (parity, spread):
         axes.set_box_aspect(1)
     models = " / ".join(dict.fromkeys(evaluation.model for evaluation in evaluations.values()))
-    figure.suptitle(f"{title}: {models}", fontsize=11)
+    figure.suptitle(caption(f"{title}: {models}"), fontsize=11)
     _save(figure, Path(path))
 
 
@@ -119,7 +125,7 @@ def _draw_shares(axes: Axes, sizes: np.ndarray, colour: str, name: str) -> None:
     """Cumulative distribution: needs no bins, so that small and large sets compare."""
     sizes = np.sort(sizes[np.isfinite(sizes)])
     share = 100.0 * np.arange(1, sizes.size + 1) / max(1, sizes.size)
-    axes.plot(sizes, share, color=colour, lw=1.6, label=f"{name}  ({sizes.size} values)")
+    axes.plot(sizes, share, color=colour, lw=1.6, label=caption(f"{name}  ({sizes.size} values)"))
 
 
 def _limit_shares(axes: Axes) -> None:
