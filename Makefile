@@ -14,7 +14,7 @@ KERNEL_SOURCES := $(wildcard snnp/kernels/src/*) snnp/kernels/build.py
 PIP := SNNP_KERNELS=off $(BIN)/python -m pip install --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs instructions sanitize
+.PHONY: help setup demo test lint format pages docs instructions sanitize
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ lint: $(INSTALLED)  ## ruff, mypy, and the directions of imports
 format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pages: $(INSTALLED)  ## rewrite the parts of docs/ that come from the code: help texts, keys, tables of models and data
+	$(BIN)/python docs/generate.py
 
 docs: $(INSTALLED)  ## build the documentation into docs/_build, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

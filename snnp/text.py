@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["UNSEEN", "caption", "code", "markdown", "one_line", "printable"]
+__all__ = ["UNSEEN", "code", "markdown", "one_line", "printable"]
 
 # What a terminal obeys instead of showing it: C0 and C1 (escape sequences begin there), marks that turn the direction
 # of writing, separators of lines, invisible tags; and halves of characters, which no encoding can write.
@@ -34,11 +34,6 @@ def markdown(text: Any) -> str:
     """One line of Markdown that shows the text and nothing else: of its own marks only code spans count."""
     pieces = _CODE.split(one_line(text))
     return "".join(code(piece[1:-1]) if k % 2 else _MARKUP.sub(r"\\\1", piece) for k, piece in enumerate(pieces))
-
-
-def caption(text: Any) -> str:
-    """One line for a picture: matplotlib would read what stands between dollars as a formula."""
-    return one_line(text).replace("$", "\\$")
 
 
 def code(text: Any) -> str:

@@ -206,6 +206,16 @@ def test_config_key_with_a_typo(data: Path, tmp_path: Path) -> None:
 def test_set_with_a_typo(data: Path, tmp_path: Path) -> None:
     result = _snnp("train", _config(tmp_path, data), "--set", "optimizer.epochs=3", "--out", tmp_path / "run")
     _check_error(result, "unknown key 'optimizer", "Did you mean 'optimiser")
+    for key, meant in (
+        ("lr", "'optimiser.learning_rate'"),
+        ("optimiser.lr", "'optimiser.learning_rate'"),
+        ("epochs", "'optimiser.epochs'"),
+        ("batch_size", "'optimiser.batch_atoms'"),
+        ("model.cutoff", "'model.radial.cutoff' or 'model.angular.cutoff'"),
+        ("loss.forces", "'loss.force_weight'"),
+    ):
+        result = _snnp("train", _config(tmp_path, data), "--set", f"{key}=3", "--out", tmp_path / "run")
+        _check_error(result, f"unknown key '{key}'", f"Did you mean {meant}")
 
 
 def test_config_value_of_the_wrong_type(data: Path, tmp_path: Path) -> None:

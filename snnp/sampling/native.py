@@ -152,6 +152,6 @@ def run_md(
     """
     dtype = torch.float32 if settings.dtype == "float32" else torch.float64
     potential = load_model(model, dtype=dtype, device=settings.device)
-    start = starting_point(structure, settings, NativeDynamics.name)
+    start = starting_point(structure, settings, NativeDynamics.name, model, potential)
     engine = make_engine(potential, potential.gpu_kernel(), start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))

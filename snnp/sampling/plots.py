@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
-from snnp.models.io import write_atomically
+from snnp.figures import new_figure, save_figure
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, columns, energy_drift
@@ -30,11 +29,8 @@ def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, setting
         settings: ensemble and targets are drawn as guides.
         atoms: for the formula in the title and the energy per atom.
     """
-    # Imported here: matplotlib takes a third of a second that a run without a picture need not wait for.
-    from matplotlib.figure import Figure
-
     column = columns(samples)
-    figure = Figure(figsize=(11.0, 3.5), layout="constrained", dpi=150)
+    figure = new_figure(11.5, 3.6)
     panels = figure.subplots(1, 3)
     _draw_temperature(panels[0], column, settings)
     _draw_energy(panels[1], column, settings, len(atoms))
@@ -49,14 +45,17 @@ def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, setting
     title += "" if settings.ensemble == "nve" else f" at {settings.temperature_k:g} K"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""
     figure.suptitle(f"{title},  {len(atoms)} atoms,  {settings.steps} steps of {settings.dt_fs:g} fs", fontsize=10)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_atomically(path, content.getvalue())
+    save_figure(figure, path)
+
+
+def _marker(column: dict[str, np.ndarray]) -> str:
+    """A line of few points would hardly be seen, of one not at all."""
+    return "." if len(column["time_ps"]) < 10 else ""
 
 
 def _draw_temperature(panel: Any, column: dict[str, np.ndarray], settings: MDSettings) -> None:
     mean = column["temperature_k"].mean()
-    panel.plot(column["time_ps"], column["temperature_k"], color=_LINE, linewidth=0.9)
+    panel.plot(column["time_ps"], column["temperature_k"], color=_LINE, linewidth=0.9, marker=_marker(column))
     label = (
         f"mean {mean:.0f} K"
         if settings.ensemble == "nve"
@@ -77,7 +76,7 @@ def _draw_energy(panel: Any, column: dict[str, np.ndarray], settings: MDSettings
         curves = [("total_energy_ev", "total" if drift is None else f"total, drift {drift:.2g} meV/atom/ns", _LINE)]
     for name, label, color in curves:
         change = (column[name] - column[name][0]) * 1000.0 / n_atoms
-        panel.plot(column["time_ps"], change, color=color, linewidth=0.9, label=label)
+        panel.plot(column["time_ps"], change, color=color, linewidth=0.9, marker=_marker(column), label=label)
     panel.legend(fontsize=8, frameon=False)
     panel.set(xlabel="time (ps)", ylabel="energy since start (meV/atom)", title="Energy")
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,22 +15,36 @@ import numpy as np
 from ase import Atoms
 
 from snnp.errors import InputError, MissingDependencyError, near_matches
+from snnp.files import hold, refuse_existing
 from snnp.models.potential import Potential
-from snnp.sampling.checkpoint import Checkpoint, EngineState, write_checkpoint
+from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
 from snnp.sampling.limits import Limits
-from snnp.sampling.log import LogWriter, read_log
+from snnp.sampling.log import LogWriter, check_mark, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot, columns, degrees_of_freedom, energy_drift
-from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory
+from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory, topology_beside
+from snnp.signals import Interrupted, stop_requests
 
-__all__ = ["Engine", "MDProgress", "MDResult", "Report", "available_engines", "drive", "find_entry_point", "run_md"]
+__all__ = [
+    "Engine",
+    "MDProgress",
+    "MDResult",
+    "Report",
+    "available_engines",
+    "drive",
+    "find_entry_point",
+    "output_files",
+    "run_md",
+]
 
 _EXTRA_OF_ENGINE = {"openmm": "openmm"}
 _HOTTEST_K = 1e6
 """Above this no condensed matter or molecule is meant: the atoms are flying apart."""
 _RDF_SAMPLES = 40
+_PATIENCE = 2_000_000
+"""Steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop."""
 
 
 class Engine(Protocol):
@@ -170,26 +184,33 @@ def drive(
 
     Raises:
         InputError: the energy is not a number or falls below `least_energy`, or the temperature leaves all sense (the
-            run has blown up; see `snnp.sampling.limits`), or an output cannot be written.
+            run has blown up; see `snnp.sampling.limits`), or an output is held by another run, exists and must not be
+            replaced, or is not that of the run to resume.
+        OSError: an output cannot be written; names it.
+        Interrupted: at Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
         recorder = _Recorder(start, settings, engine.name, stack, least_energy)
-        step = start.step
-        if step == 0:
+        request = stack.enter_context(stop_requests())
+        step, patience = start.step, max(1, min(100, _PATIENCE // len(start.atoms)))
+        if not settings.resume:
             recorder.record(engine, step)
         while step < settings.steps:
             stop = recorder.next_stop(step)
-            _advance(engine, step, stop, settings)
-            step = stop
-            progress = recorder.record(engine, step)
+            while step < stop and request.signum is None:
+                reached = min(stop, step + patience)
+                _advance(engine, step, reached, settings)
+                step = reached
+            progress = recorder.record(engine, step) if step == stop else None
+            if request.signum is not None and step < settings.steps:
+                raise Interrupted(request.signum, recorder.save(engine, step))
             if report is not None and progress is not None:
                 elapsed = time.perf_counter() - began
                 report(
                     MDProgress(step, settings.steps, _ns_per_day(step - start.step, settings.dt_fs, elapsed), progress)
                 )
-    seconds = time.perf_counter() - began
-    return recorder.result(step, seconds)
+        return recorder.result(step, time.perf_counter() - began)
 
 
 def _advance(engine: Engine, step: int, stop: int, settings: MDSettings) -> None:
@@ -228,9 +249,15 @@ class _Recorder:
         self._files: dict[str, Path] = {}
         self._log: LogWriter | None = None
         self._trajectory: TrajectoryWriter | None = None
-        for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
-            if path is not None:
-                _make_parent(path)
+        self._saved: int | None = None  # the step of the last checkpoint
+        outputs = output_files(settings)
+        for path in outputs.values():
+            _make_parent(path)
+        stack.enter_context(hold(outputs.values()))
+        if not settings.overwrite:
+            refuse_existing(_new_files(outputs, start, settings.resume), "choose another name, or ask for overwriting")
+        for name in start.files.keys() & outputs.keys():
+            check_mark(outputs[name], start.files[name])  # of all, before any is cut
         if settings.log is not None:
             mark = start.files.get("log")
             self._log = LogWriter(settings.log, mark)
@@ -240,7 +267,7 @@ class _Recorder:
                 self._samples = read_log(settings.log)
         if settings.trajectory is not None:
             interval = settings.trajectory_interval
-            next_step = 0 if start.step == 0 else (start.step // interval + 1) * interval
+            next_step = (start.step // interval + 1) * interval if settings.resume else 0
             mark = start.files.get("trajectory")
             self._trajectory = open_trajectory(settings.trajectory, start.atoms, settings, mark, next_step)
             stack.callback(self._trajectory.close)
@@ -260,12 +287,13 @@ class _Recorder:
         """Write what is due at this step; returns the sample where one was taken."""
         settings = self._settings
         snapshot = engine.snapshot()
-        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)
+        time_fs = self._start.record.time_fs(step, settings.dt_fs)
+        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)._replace(time_ps=time_fs / 1000.0)
         _check_alive(sample, settings)
         self._final = snapshot.atoms
         self._limits.check(sample, settings)
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
-            self._trajectory.write(snapshot, step)
+            self._trajectory.write(snapshot, step, time_fs)
         sampled = step % settings.log_interval == 0
         if sampled:
             self._samples.append(sample)
@@ -283,16 +311,30 @@ class _Recorder:
         if step - self._rdf.last_step >= self._settings.steps // (2 * _RDF_SAMPLES):
             self._rdf.add(snapshot.atoms, step)
 
+    def save(self, engine: Engine, step: int) -> str:
+        """Write a checkpoint although none is due; says how far the run is, and from where it can go on."""
+        path = self._settings.checkpoint
+        if path is None:
+            return f"stopped at step {step} of {self._settings.steps}, without a checkpoint to go on from"
+        if self._saved != step:
+            self._write_checkpoint(engine, engine.snapshot(), step, path)
+        return f"stopped at step {step} of {self._settings.steps}; the state is in '{path}'"
+
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
+        marks = self._marks()
+        settings = self._settings.defining()
+        record = replace(self._start.record, plan=self._settings.plan())
+        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, engine.state(), settings, marks, record))
+        self._files["checkpoint"], self._saved = path, step
+
+    def _marks(self) -> dict[str, FileMark]:
         writers = {"trajectory": self._trajectory, "log": self._log}
-        marks = {name: writer.mark() for name, writer in writers.items() if writer is not None}
-        state = engine.state()
-        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, state, self._settings.defining(), marks))
-        self._files["checkpoint"] = path
+        return {name: writer.mark() for name, writer in writers.items() if writer is not None}
 
     def result(self, step: int, seconds: float) -> MDResult:
         """Make the picture and sum up."""
         settings, final = self._settings, self._final
+        self._marks()  # a full disk may show only when files are brought there
         if settings.plot is not None:
             plot_run(settings.plot, self._samples, self._rdf, settings, final)
             self._files["plot"] = settings.plot
@@ -313,6 +355,26 @@ class _Recorder:
             final=final,
             files=dict(self._files),
         )
+
+
+def output_files(settings: MDSettings) -> dict[str, Path]:
+    """The files that a run writes, by name."""
+    files = {name: getattr(settings, name) for name in ("trajectory", "log", "plot", "checkpoint")}
+    if settings.trajectory is not None and settings.trajectory.suffix.lower() in (".dcd", ".xtc"):
+        files["topology"] = topology_beside(settings.trajectory)
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _new_files(outputs: dict[str, Path], start: Checkpoint, resumed: bool) -> list[Path]:
+    """Those outputs that are not the resumed run's own."""
+    if not resumed:
+        return list(outputs.values())
+    own = {*start.files, "checkpoint"}
+    if "trajectory" in own:
+        own.add("topology")
+    if "plot" in outputs and start.record.plan.get("plot", outputs["plot"].name) == outputs["plot"].name:
+        own.add("plot")
+    return [path for name, path in outputs.items() if name not in own]
 
 
 def _make_parent(path: Path) -> None:

@@ -37,6 +37,9 @@ class MDSettings(BaseModel):
         log_interval: steps between rows (and step 0).
         checkpoint_interval: steps between checkpoints (and at the end).
         resume: continue from `checkpoint`; trajectory and log are cut back to it, so nothing is doubled or lost.
+        accept_changes: resume although settings differ from those of the run; the checkpoint records what changed.
+        new_velocities: draw velocities although the structure brings momenta.
+        overwrite: replace files that exist; False refuses.
         dtype: precision of the model.
         device: where the model runs; `None` leaves it to the engine.
 
@@ -62,6 +65,9 @@ class MDSettings(BaseModel):
     log_interval: int = Field(default=10, ge=1)
     checkpoint_interval: int = Field(default=1000, ge=1)
     resume: bool = False
+    accept_changes: bool = False
+    new_velocities: bool = False
+    overwrite: bool = True
     dtype: Literal["float32", "float64"] = "float32"
     device: str | None = None
 
@@ -80,7 +86,7 @@ class MDSettings(BaseModel):
         if self.ensemble != "nve" and self.temperature_k == 0.0:
             raise ValueError(f"temperature_k must be positive for ensemble '{self.ensemble}', got 0")
         outputs = [path for path in (self.trajectory, self.log, self.plot, self.checkpoint) if path is not None]
-        if len(set(outputs)) < len(outputs):
+        if len({path.resolve() for path in outputs}) < len(outputs):
             raise ValueError("trajectory, log, plot and checkpoint must be different files")
         return self
 
@@ -96,6 +102,12 @@ class MDSettings(BaseModel):
             "trajectory_interval log_interval dtype"
         )
         return {name: getattr(self, name) for name in names.split()}
+
+    def plan(self) -> dict[str, Any]:
+        """What a resumed run takes over where it is not told otherwise, beside `defining`, as JSON values."""
+        files = {name: getattr(self, name) for name in ("trajectory", "log", "plot", "checkpoint")}
+        names = {name: None if path is None else path.name for name, path in files.items()}
+        return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **names}
 
 
 def _one_line(error: ValidationError) -> str:

@@ -122,6 +122,6 @@ def run_md(
         SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
     """
     calculator = SNNPCalculator(model, device=settings.device, dtype=settings.dtype)
-    start = starting_point(structure, settings, ASEDynamics.name)
+    start = starting_point(structure, settings, ASEDynamics.name, model, calculator.model)
     engine = ASEDynamics(calculator, start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(calculator.model, start.atoms))

@@ -177,7 +177,7 @@ def run_md(
     if device is None and not isinstance(model, Potential) and torch.cuda.is_available():
         device = "cuda"
     source = ModelSource(model, settings.dtype, device)
-    start = starting_point(structure, settings, OpenMMDynamics.name)
+    start = starting_point(structure, settings, OpenMMDynamics.name, model, source.model)
     engine = OpenMMDynamics(source, start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(source.model, start.atoms))
 
@@ -201,6 +201,8 @@ def _begin(start: Checkpoint) -> tuple[OpenMMGeometry, np.ndarray]:
     arrays = start.state.arrays
     if not arrays:
         return geometry, geometry.rotate(start.atoms.get_velocities()) * _VELOCITY_UNIT
+    if missing := [name for name in ("positions", "velocities", "rotation", "steps") if name not in arrays]:
+        raise InputError(f"the checkpoint lacks OpenMM's {missing[0]}; put a good one back, or start again.")
     geometry = OpenMMGeometry(
         geometry.topology, arrays["positions"], arrays.get("box"), geometry.pbc, arrays["rotation"], arrays["steps"]
     )
