@@ -241,10 +241,13 @@ def energy_command(
 
 def _all_frames(text: str) -> list[Atoms]:
     """Every structure of a file, or the one that a specification names."""
-    from snnp.data.frames import parse_images
+    from snnp.data.atoms import to_atoms
+    from snnp.data.reader import read_any
     from snnp.sampling import build_structure
 
-    return parse_images(Path(text)) if Path(text).is_file() else [build_structure(text)]
+    if not Path(text).is_file():
+        return [build_structure(text)]
+    return [atoms for block in read_any(text, labelled=False) for atoms in to_atoms(block)]
 
 
 def _single_point(potential: Potential, atoms: Atoms) -> Atoms:

@@ -103,7 +103,7 @@ def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
             return read_atoms(path, int(index))
         except DataError as error:
             raise InputError(f"cannot read a structure from '{path}@{index}': {error}") from error
-    units = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
+    units: dict[str, Any] = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of ASE about its own guesses; what matters is checked below

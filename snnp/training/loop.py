@@ -116,7 +116,7 @@ def _refuse_old_run(folder: Path, overwrite: bool) -> None:
 
 def _files_of_run(folder: Path) -> list[Path]:
     """All that a run writes; the configuration first, without which the rest is no run."""
-    models = [Path(name) / file for name in ("best", "last") for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    models = [f"{name}/{file}" for name in ("best", "last") for file in (CONFIG_FILE, WEIGHTS_FILE)]
     return [folder / name for name in (_CONFIG, STATE_FILE, _METRICS, _SPLIT, *REPORT_FILES, *models)]
 
 
