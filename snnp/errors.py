@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from snnp.text import one_line
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -23,7 +25,10 @@ __all__ = [
 
 
 class SnnpError(Exception):
-    """Root of all errors raised on purpose by snnp."""
+    """Root of all errors raised on purpose by snnp; a message is one line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(SnnpError, ValueError):

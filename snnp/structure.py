@@ -12,9 +12,12 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from snnp import forks
 from snnp.errors import InputError
 
 __all__ = ["Structure", "StructureLike", "as_structure"]
+
+forks.prepare()
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,8 @@ def test_info_says_everything(run: Path) -> None:
     assert result["n_parameters"] == model.n_parameters
     assert result["dtype"] == "float32"
     assert result["reference_energies_ev"] == model.reference_energies
-    assert result["format_version"] == 2
+    assert result["format_version"] == 3
+    assert result["isolated_atoms"] == []
     assert len(result["files"]["model.safetensors"]["sha256"]) == 64
     assert result["metadata"]["errors"]["test"]["n_structures"] == 3
     text = _snnp("info", run).stdout
@@ -497,3 +498,12 @@ def test_progress_shows_the_remaining_time_on_a_terminal() -> None:
 )
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_no_cohesive_energy_from_a_fitted_zero() -> None:
+    """E0 of this model is a fit: beside the measured cohesive energy stands a dash."""
+    (silicon,) = _json("evaluate", "snnp-si", "--properties")["properties"]
+    assert silicon["cohesive_energy_ev_per_atom"] is None
+    assert silicon["references"]["experiment"]["cohesive_energy_ev_per_atom"] == 4.63
+    assert _json("info", "snnp-si")["metadata"]["properties"]["Si"]["cohesive_energy_ev_per_atom"] is None
+    assert "the model has none where E0 is not the energy of an isolated atom" in _snnp("info", "snnp-si").stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import ase.io
@@ -11,8 +12,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from snnp.errors import ConfigError
 from snnp.models.spline_nnp import SplineNNP
-from snnp.training import load_config
+from snnp.training import TrainConfig, load_config
 from snnp.training.prepared import prepare
 from snnp.training.setup import build_model, load_problem, resolve, standardise
 
@@ -57,6 +59,14 @@ def test_embedding_arguments_spread_over_the_grid(tmp_path: Path, of: str, limit
     torch.testing.assert_close(centre, torch.full_like(centre, sum(limits) / 2.0), rtol=0.0, atol=1e-9)
     spread = (limits[1] - limits[0]) / arguments.std(dim=0)
     assert bool(((spread > 2.5) & (spread < 14.0)).all())
+
+
+@pytest.mark.parametrize("path", ["$SNNP_DATA/Si.xyz", "${SNNP_DATA}/Si.xyz"])
+def test_an_unset_variable_is_named_with_the_cure(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SNNP_DATA", raising=False)
+    with pytest.raises(ConfigError, match=r"variable SNNP_DATA, which is not set; 'export SNNP_DATA=/path"):
+        load_problem(TrainConfig.model_validate({"data": {"train": [path]}}))
+    assert "SNNP_DATA" not in os.environ
 
 
 def test_features_without_embedding_keep_their_filters(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from snnp.analysis.curves import Curves, curves_of
 from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
 from snnp.errors import InputError
 from snnp.figures import COLOURS, GREY, colours, new_figure, save_figure
+from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 
@@ -84,9 +85,10 @@ def stated_errors(metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
     Bundled models state those of their cards (`metrics`), others those of their training run (`errors`).
     """
-    if "metrics" in metadata:
-        return "test", metadata["metrics"]
-    errors = metadata.get("errors", {})
+    known = stated(metadata)
+    if "metrics" in known:
+        return "test", known["metrics"]
+    errors = known.get("errors", {})
     for name in ("test", "valid"):
         if name in errors:
             return name, errors[name]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_table, say
-from snnp.cli.files import prepare_output
+from snnp.cli.files import prepare_output, readable
 from snnp.cli.hub import DryRun, Private, Repository, parse_statements, publish_app
 from snnp.cli.options import Json, examples
 from snnp.errors import InputError
@@ -65,15 +65,16 @@ def convert_command(
         else:
             splits.setdefault("train", []).append(source)
     start = time.perf_counter()
-    frames = convert(
-        splits,
-        target,
-        method=method,
-        software=software,
-        keys=Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key),
-        labelled=not unlabelled,
-        workers=workers or len(os.sched_getaffinity(0)),
-    )
+    with readable(*sources):
+        frames = convert(
+            splits,
+            target,
+            method=method,
+            software=software,
+            keys=Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key),
+            labelled=not unlabelled,
+            workers=workers or len(os.sched_getaffinity(0)),
+        )
     report = {
         "out": target,
         "frames": frames,
@@ -100,7 +101,8 @@ def describe_command(
         manifest = place.folder / hub.MANIFEST_FILE
         about = hub.read_manifest(place.folder, "dataset").about.get("dataset") if manifest.is_file() else None
     else:
-        parts, about = {place.folder.stem: describe_part(place.folder)}, None
+        with readable(place.folder):
+            parts, about = {place.folder.stem: describe_part(place.folder)}, None
     known: dict[str, Any] = about if isinstance(about, dict) else {}
     if as_json:
         counted = {key: part.model_dump(mode="json") for key, part in parts.items()}

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snnp.errors import InputError
+from snnp.errors import DataError, InputError, SnnpError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["prepare_folder", "prepare_output", "write_structure"]
+__all__ = ["prepare_folder", "prepare_output", "readable", "write_structure"]
+
+
+@contextmanager
+def readable(*names: object) -> Iterator[None]:
+    """Turn what readers of ASE and others raise for files that they do not understand into one line.
+
+    Raises:
+        DataError: names the files.
+    """
+    try:
+        yield
+    except SnnpError:
+        raise
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{', '.join(map(str, names))}: cannot be read ({reason}); look at the file, or write it anew."
+        ) from error
 
 
 def prepare_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from snnp.cli.console import (
     say,
     warn,
 )
-from snnp.cli.files import prepare_folder
+from snnp.cli.files import prepare_folder, readable
 from snnp.cli.options import Data, Device, Dtype, Json, Model, as_dtype, examples
 from snnp.errors import InputError
 
@@ -77,7 +77,8 @@ def evaluate_command(
     report: dict[str, Any] = {"model": model}
     if data:
         keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
-        frames = read_frames(data, keys)
+        with readable(*data):
+            frames = read_frames(data, keys)
         report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
     if properties:
         report["properties"] = _properties(potential)

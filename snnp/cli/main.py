@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Annotated, Any, NoReturn, cast
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from snnp.cli import benchmark, datasets, doctor, exchange, hub, learn, models, simulate
-from snnp.cli.console import fail, print_json, print_pairs
+from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn, with_options
 from snnp.cli.options import Json, command_meant, examples, options_meant
 from snnp.errors import SnnpError
 
@@ -68,6 +68,7 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        tolerate_encoding()
         kwargs["standalone_mode"] = False
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         try:
@@ -76,7 +77,7 @@ class _Commands(TyperGroup):
             command = error.ctx.command_path if error.ctx is not None else "snnp"
             _give_up(f"{_say_usage(error)} See '{command} --help'.", 2, debug)
         except SnnpError as error:
-            _give_up(str(error), 1, debug)
+            _give_up(with_options(str(error)), 1, debug)
         except OSError as error:
             _give_up(_describe(error), 1, debug)
         sys.exit(code if isinstance(code, int) else 0)
@@ -84,8 +85,9 @@ class _Commands(TyperGroup):
 
 def _give_up(message: str, code: int, debug: bool) -> NoReturn:
     """Print the error that is being handled and end the program."""
-    if debug:
-        traceback.print_exc()
+    error = sys.exception()
+    if debug and error is not None:
+        print_trace(error)
     fail(message)
     sys.exit(code)
 
@@ -172,7 +174,7 @@ def _options(
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Last resort for an error that snnp does not know: one line here, everything with --debug."""
     if "--debug" in sys.argv[1:]:
-        traceback.print_exception(kind, error, trace)
+        print_trace(error.with_traceback(trace))
         return
     fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
 
@@ -183,4 +185,6 @@ def run() -> None:
     # 7 times for 108 atoms). OpenMP reads this when torch is imported, which happens in the commands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.excepthook = _report_bug
+    # What libraries warn of goes the way of all messages: it may hold names from files.
+    warnings.showwarning = lambda message, *_, **__: warn(str(message))
     typer.main.get_command(app)()

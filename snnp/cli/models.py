@@ -93,6 +93,8 @@ def list_command(
 
 def info_command(model: Model, as_json: Json = False) -> None:
     """Show all that is known about a model: form, data, errors, checksum."""
+    from snnp.models.formats import stated
+
     details = _details(model)
     if as_json:
         print_json(details)
@@ -100,10 +102,10 @@ def info_command(model: Model, as_json: Json = False) -> None:
     metadata, config = details.pop("metadata"), details.pop("config")
     print_pairs(_flat(details), title=details["name"])
     print_pairs(_flat(config), title="\nForm")
-    errors, metrics = metadata.pop("errors", {}), metadata.pop("metrics", {})
-    properties = metadata.pop("properties", {})
-    if metadata:
-        print_pairs(_flat(metadata), title="\nProvenance")
+    known = stated(metadata)
+    errors, metrics, properties = (known.pop(key, {}) for key in ("errors", "metrics", "properties"))
+    if known:
+        print_pairs(_flat(known), title="\nProvenance")
     if metrics:
         parts = {"all": metrics, **metrics.get("groups", {}), **metrics.get("pure_elements", {})}
         print_errors(parts, title=f"\nErrors on {metrics.get('data', 'test data')}")
@@ -131,12 +133,13 @@ def _summary(name: str) -> dict[str, Any]:
 
 
 def _details(name: str) -> dict[str, Any]:
+    from snnp.analysis.properties import stated_properties
     from snnp.hub import load_model, resolve
 
     found = resolve(name)
     folder = found.folder
     model = load_model(found.pinned)
-    stored = json.loads((folder / "config.json").read_text())
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     files = {path.name: _fingerprint(path) for path in (folder / "config.json", folder / "model.safetensors")}
     return {
         "name": name if name != str(folder) else folder.name,
@@ -149,11 +152,12 @@ def _details(name: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "computed_by": _computed_by(model),
         "reference_energies_ev": model.reference_energies,
+        "isolated_atoms": list(model.isolated_atoms),
         "format_version": stored["format_version"],
         "folder": str(folder),
         "files": files,
         "config": stored["config"],
-        "metadata": dict(model.metadata),
+        "metadata": model.metadata | ({"properties": stated} if (stated := stated_properties(model)) else {}),
     }
 
 

@@ -30,6 +30,8 @@ def check_footer_size(path: Path) -> None:
         DataError: names the file.
     """
     size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path} is empty; fetch or convert it again.")
     with path.open("rb") as stream:
         head = stream.read(4)
         stream.seek(max(size - 8, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ __all__ = ["Checkpoint", "EngineState", "FileMark", "read_checkpoint", "starting
 
 _FORMAT = "snnp-md-checkpoint"
 _VERSION = 1
+# What numpy and zipfile raise for damaged archives, encrypted and oddly packed ones, and arrays larger than memory.
+_MISFITS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except InputError:
         raise
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (*_MISFITS, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"'{path}' is not a readable checkpoint ({error}); start again without resume.") from error
 
 

@@ -25,6 +25,7 @@ from snnp.kernels.gpu import GpuKernel
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.limits import least_energy
 from snnp.sampling.native_gpu import NativeGpuDynamics
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
@@ -152,4 +153,5 @@ def run_md(
     dtype = torch.float32 if settings.dtype == "float32" else torch.float64
     potential = load_model(model, dtype=dtype, device=settings.device)
     start = starting_point(structure, settings, NativeDynamics.name)
-    return drive(make_engine(potential, potential.gpu_kernel(), start, settings), start, settings, report)
+    engine = make_engine(potential, potential.gpu_kernel(), start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))

@@ -17,6 +17,7 @@ from ase import Atoms
 from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, write_checkpoint
+from snnp.sampling.limits import Limits
 from snnp.sampling.log import LogWriter, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
@@ -154,16 +155,26 @@ def find_entry_point(group: str, name: str) -> Any:
         raise MissingDependencyError(f"engine '{name}' cannot be imported ({error}); {cure}.") from error
 
 
-def drive(engine: Engine, start: Checkpoint, settings: MDSettings, report: Report | None = None) -> MDResult:
+def drive(
+    engine: Engine,
+    start: Checkpoint,
+    settings: MDSettings,
+    report: Report | None = None,
+    *,
+    least_energy: float | None = None,
+) -> MDResult:
     """Run an engine from its starting point to `settings.steps`, writing what the settings ask for.
 
+    Arguments:
+        least_energy: eV, see the function of that name; None if nothing is known.
+
     Raises:
-        InputError: the energy is not a number or the temperature exceeds a million K (the run has blown up), or an
-            output cannot be written.
+        InputError: the energy is not a number or falls below `least_energy`, or the temperature leaves all sense (the
+            run has blown up; see `snnp.sampling.limits`), or an output cannot be written.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
-        recorder = _Recorder(start, settings, engine.name, stack)
+        recorder = _Recorder(start, settings, engine.name, stack, least_energy)
         step = start.step
         if step == 0:
             recorder.record(engine, step)
@@ -205,11 +216,14 @@ def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float:
 class _Recorder:
     """Writes trajectory, log and checkpoints when they are due, and gathers what the result needs."""
 
-    def __init__(self, start: Checkpoint, settings: MDSettings, engine: str, stack: ExitStack) -> None:
+    def __init__(
+        self, start: Checkpoint, settings: MDSettings, engine: str, stack: ExitStack, least_energy: float | None
+    ) -> None:
         self._start, self._settings, self._engine = start, settings, engine
         self._n_freedom = degrees_of_freedom(len(start.atoms), settings.ensemble)
         self._samples: list[Sample] = []
         self._rdf = RadialDistribution()
+        self._limits = Limits.of(start.atoms, settings, self._n_freedom, least_energy)
         self._final = start.atoms
         self._files: dict[str, Path] = {}
         self._log: LogWriter | None = None
@@ -249,6 +263,7 @@ class _Recorder:
         sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)
         _check_alive(sample, settings)
         self._final = snapshot.atoms
+        self._limits.check(sample, settings)
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
             self._trajectory.write(snapshot, step)
         sampled = step % settings.log_interval == 0

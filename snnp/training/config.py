@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import difflib
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from snnp.data import Keys
 from snnp.errors import ConfigError
 from snnp.models.ani import ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.hipnn import HIPNNConfig
+from snnp.training.compressed import CompressionConfig
 from snnp.training.families import FAMILIES, family_of
 
 __all__ = [
@@ -68,6 +79,9 @@ _SYNONYMS = {
 # Å. The error of the difference grows with the square of the displacement, that of rounding with its inverse: here
 # they are 2e-3 of the gradient or less in float32, 1e-8 in float64, for every family (docs/studies/directional.md).
 _DISPLACEMENT = {"float32": 1e-3, "float64": 1e-5}
+
+
+_MOST_VALUES, _DEEPEST = 100_000, 32
 
 
 class _Config(BaseModel):
@@ -187,13 +201,14 @@ class TrainConfig(_Config):
     model: ModelConfig = SplineNNPConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    compression: CompressionConfig | None = CompressionConfig()
     ranges: Literal["auto", "given"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     validate_every: int = Field(5, ge=1)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
     def displacement(self) -> float | None:
@@ -254,8 +269,26 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         node = child
     try:
         node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({_one_line(error)}).") from None
+
+
+def _check_tree(tree: Any) -> None:
+    """Raise `ValueError` for what YAML allows and no configuration is: lists in themselves, growth by aliases."""
+    level, count = [tree], 0
+    for _ in range(_DEEPEST):
+        inner = (
+            each
+            for value in level
+            for each in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        )
+        level = list(islice(inner, _MOST_VALUES + 1))
+        count += len(level)
+        if not level:
+            return
+        if count > _MOST_VALUES:
+            break
+    raise ValueError(f"it holds more than {_MOST_VALUES:,} values, or lists nested more than {_DEEPEST} deep")
 
 
 def _one_line(error: object) -> str:
@@ -280,12 +313,18 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
     else:
         where = str(source)
         try:
-            tree = yaml.safe_load(Path(source).read_text())
+            text = Path(source).read_text(encoding="utf-8")
+            if not text.strip():
+                raise ConfigError(f"config file {where} is empty; write one as shown by 'snnp train --help'.")
+            tree = yaml.safe_load(text)
+            _check_tree(tree)
         except FileNotFoundError:
             raise ConfigError(
                 f"config file {where} does not exist; write one as shown by 'snnp train --help'."
             ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except ConfigError:
+            raise
+        except (OSError, OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"config file {where} cannot be read as YAML: {_one_line(error)}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} must hold keys and values (data:, model:, ...), got {type(tree).__name__}.")

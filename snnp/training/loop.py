@@ -106,7 +106,9 @@ def resume(folder: str | Path, report: Report = _silent) -> RunResult:
     folder = Path(folder)
     if not (folder / _CONFIG).is_file():
         raise ConfigError(f"{folder} holds no run to resume (no {_CONFIG}); start one with 'snnp train CONFIG --out'.")
-    config = load_config(folder / _CONFIG)
+    tree = yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8"))
+    # Runs of the first version had no compressed structures, and must end as they began.
+    config = load_config({"compression": None, **tree} if isinstance(tree, dict) else folder / _CONFIG)
     usable_device(config.device)
     return _run(config, load_problem(config, folder / _SPLIT), folder, report)
 
@@ -116,10 +118,11 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
         torch.set_num_threads(config.threads)
     dtype = getattr(torch, config.dtype)
     model = build_model(config, problem)
-    data = prepare(model, problem.split.train, dtype, config.device, displacement=config.displacement)
+    tolerance = [0.0] * len(problem.split.train) + [each.tolerance for each in problem.compressed]
+    data = prepare(model, problem.learned, dtype, config.device, displacement=config.displacement, tolerance=tolerance)
     valid = prepare(model, problem.split.valid or problem.split.train, dtype, config.device)
     model.to(dtype=dtype, device=config.device)
-    standardise(model, data)
+    standardise(model, data, len(problem.split.train))
     state = TrainState(model, _optimiser(model, config.optimiser))
     resumed = load_state(state, folder)
     _truncate_metrics(folder / _METRICS, state.counters.epoch)
@@ -218,7 +221,7 @@ def _guard(
     if math.isfinite(value) and value <= limit:
         return
     what = f"the loss rose to {value:.3g}" if math.isfinite(value) else f"the loss became {value}"
-    sources = ", ".join(problem.split.train[k].source for k in group[:4])
+    sources = ", ".join(problem.learned[k].source for k in group[:4])
     kept = f"the last good checkpoint is in {folder}" if (folder / "last").is_dir() else "no checkpoint was written yet"
     raise TrainingError(
         f"training stopped in epoch {state.counters.epoch + 1}, step {state.counters.step}: {what} on a batch with "

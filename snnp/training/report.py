@@ -14,6 +14,7 @@ import numpy as np
 from snnp.errors import DataError
 from snnp.figures import new_figure, plain_ticks, save_figure, shortened
 from snnp.models.io import write_atomically
+from snnp.text import markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _number(text: str | None) -> float:
 def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> str:
     """A summary in Markdown: the errors of each set, of its groups and elements, and the details as a list."""
     lines = ["# Summary", ""]
-    lines += [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in details.items()]
+    lines += [f"- {key.replace('_', ' ')}: {markdown(_plain(value))}" for key, value in details.items()]
     head = "| energy MAE | RMSE | max (meV/atom) | force MAE | RMSE | max (eV/Å) | stress MAE (GPa) |"
     lines += ["", "## Errors", "", "| set | structures | atoms " + head, "|---|" + "---:|" * 9]
     lines += [_row([name], evaluation.total) for name, evaluation in evaluations.items()]
@@ -236,7 +237,7 @@ def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str
 
 
 def _row(names: list[str], errors: GroupErrors) -> str:
-    cells = [name.replace("|", "\\|") for name in names] + [str(errors.n_structures), str(errors.n_atoms)]
+    cells = [markdown(name) for name in names] + [str(errors.n_structures), str(errors.n_atoms)]
     cells += _three(errors.energy, 2) + _three(errors.forces, 4) + _three(errors.stress, 3)[:1]
     return f"| {' | '.join(cells)} |"
 

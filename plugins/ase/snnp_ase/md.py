@@ -17,6 +17,7 @@ from ase.md.verlet import VelocityVerlet
 
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.limits import least_energy
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
@@ -122,4 +123,5 @@ def run_md(
     """
     calculator = SNNPCalculator(model, device=settings.device, dtype=settings.dtype)
     start = starting_point(structure, settings, ASEDynamics.name)
-    return drive(ASEDynamics(calculator, start, settings), start, settings, report)
+    engine = ASEDynamics(calculator, start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(calculator.model, start.atoms))

@@ -29,6 +29,7 @@ from ase import Atoms
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.limits import least_energy
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
@@ -177,7 +178,8 @@ def run_md(
         device = "cuda"
     source = ModelSource(model, settings.dtype, device)
     start = starting_point(structure, settings, OpenMMDynamics.name)
-    return drive(OpenMMDynamics(source, start, settings), start, settings, report)
+    engine = OpenMMDynamics(source, start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(source.model, start.atoms))
 
 
 def velocity_verlet(dt_ps: float) -> Any:
