@@ -56,7 +56,7 @@ class Session:
         self._keeper = ListKeeper(self.potential.cutoff, self.skin)
         self._verlet = VerletList(self.potential.cutoff, self.skin)
         self._known = np.zeros(0, np.int64), np.zeros(0, np.int32)  # atomic numbers, and their indices in the model
-        self._prepared: tuple[tuple[NativeKernel, Array, NativeList, Array, int], PreparedCall] | None = None
+        self._prepared: tuple[tuple[Any, ...], PreparedCall] | None = None
         self._moved: tuple[Neighbours, Neighbours] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
