@@ -171,6 +171,9 @@ class OpenMMDynamics:
         except openmm().OpenMMException as error:
             if self._evaluator.error is not None:
                 raise self._evaluator.error from None
+            if str(error) == "<NULL>":
+                # Ctrl-C that Python noticed on its way into the evaluator, before anything there could keep it.
+                raise KeyboardInterrupt from None
             raise InputError(f"OpenMM stopped the run: {error}") from error
 
     def _move_box(self) -> None:
