@@ -1,6 +1,7 @@
 """Build bundled models: train by the recipe, measure, and write the model folder with its card.
 
 python model_zoo/build.py snnp-si    # train (or take runs/snnp-si where it is finished), measure, write
+python model_zoo/build.py snnp-si --allow-holes    # write it even if its energy falls under compression
 python model_zoo/build.py snnp-si --speed    # only time the model as it is, and rewrite its card
 python model_zoo/build.py --table    # docs/models.md from the models as they are
 """
@@ -26,9 +27,11 @@ from ase import Atoms
 
 from snnp.analysis.card import card_markdown, training_range
 from snnp.analysis.comparison import comparison_page
+from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
+from snnp.doctor.dimers import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
 from snnp.kernels.library import native_target
@@ -75,7 +78,9 @@ class System:
     melting_point_k: float | None
 
 
-def build(name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | None = None) -> Path:
+def build(
+    name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | None = None, *, allow_holes: bool = False
+) -> Path:
     """Train by `zoo/name/recipe.yaml` unless the run is finished, measure, and write config, weights and card.
 
     Arguments:
@@ -83,9 +88,10 @@ def build(name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | 
         zoo: folder of the bundled models.
         run: folder of the training run; by default runs/NAME in the repository.
         effort: how long to measure.
+        allow_holes: write a model whose energy falls under compression, too; its card says so.
 
     Raises:
-        SnnpError: for a bad recipe or data, a run of another recipe, or a model that is too large.
+        SnnpError: for a bad recipe or data, a run of another recipe, a model that is too large, or one with a hole.
     """
     folder, effort = zoo / name, effort or Effort()
     run = run or RUNS / name
@@ -112,6 +118,15 @@ def build(name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | 
     systems = _systems(
         model, problem, {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
     )
+    _tell(name, "compression")
+    scan = compression_scan(model, {label: system.atoms for label, system in systems.items()})
+    model.metadata["compression"] = [each.to_dict() for each in scan]
+    holes = holes_in_words(model.metadata["compression"])
+    holes += [finding.message for finding in check_dimers(dimer_curves(model)) if finding.severity == "error"]
+    if holes and not allow_holes:
+        raise ConfigError(
+            f"{name} implodes ({'; '.join(holes)}); train it on compressed structures, or write it with --allow-holes."
+        )
     model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, next(iter(systems)), next(iter(systems.values())), properties, effort)
@@ -306,6 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of the models (default: this one)")
     parser.add_argument("--quick", action="store_true", help="short measurements, for development")
     parser.add_argument("--speed", action="store_true", help="only measure the speed of built models anew")
+    parser.add_argument("--allow-holes", action="store_true", help="write models that implode under compression, too")
     parser.add_argument("--table", action="store_true", help="write the page that compares all models")
     parser.add_argument("--page", type=Path, default=TABLE_PAGE, help="where --table writes (default: docs/models.md)")
     options = parser.parse_args(arguments)
@@ -319,7 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.speed:
                 time_again(name, options.zoo, effort)
             else:
-                build(name, options.zoo, options.run, effort)
+                build(name, options.zoo, options.run, effort, allow_holes=options.allow_holes)
         if options.table:
             models = {path.parent.name: load_model(path) for path in sorted(options.zoo.glob("*/config.json"))}
             write_atomically(options.page, comparison_page(models).encode())

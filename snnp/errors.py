@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from snnp.text import one_line
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -23,7 +25,10 @@ __all__ = [
 
 
 class SnnpError(Exception):
-    """Root of all errors raised on purpose by snnp."""
+    """Root of all errors raised on purpose by snnp; a message is one line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(SnnpError, ValueError):
@@ -60,5 +65,5 @@ class TrainingError(SnnpError):
 
 def near_matches(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'a' or 'b'?"`, or an empty string when nothing is close."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""

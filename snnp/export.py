@@ -20,10 +20,12 @@ from snnp.errors import InputError, UnknownElementError
 from snnp.files import write_atomically
 from snnp.models.ani import ANI
 from snnp.models.ani_scripted import ScriptedANI
+from snnp.models.config import RepulsionConfig
 from snnp.models.ensemble import Ensemble
 from snnp.models.hipnn import HIPNN
 from snnp.models.hipnn_scripted import ScriptedHIPNN
 from snnp.models.potential import SHORTEST_DISTANCE, Potential
+from snnp.models.repulsion import Repulsion
 from snnp.models.scripted import ScriptedSplineNNP
 from snnp.models.spline_nnp import SplineNNP
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
@@ -159,8 +161,36 @@ class _Mean(nn.Module):
         return energy / len(gradients), torch.stack(gradients).mean(dim=0)
 
 
+class _Repelled(nn.Module):
+    """A potential, and the short-range repulsion beside it."""
+
+    charge: Tensor
+
+    def __init__(self, potential: nn.Module, model: Potential, repulsion: RepulsionConfig) -> None:
+        super().__init__()
+        self.potential = potential
+        self.outer, self.repulsion = repulsion.outer, Repulsion(repulsion.inner, repulsion.outer)
+        charge = [float(atomic_numbers[symbol]) for symbol in model.elements]
+        self.register_buffer("charge", torch.tensor(charge, dtype=torch.float64, device=model.device))
+
+    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
+        energy, gradients = self.potential(i, j, vectors, species)
+        near = (vectors.detach().square().sum(dim=1) < self.outer * self.outer).nonzero()[:, 0]
+        vectors, charge = vectors[near], self.charge[species]
+        distance = torch.linalg.vector_norm(vectors, dim=1)
+        halves, slopes = self.repulsion(distance, charge[i[near]], charge[j[near]])
+        extra = ((slopes / distance).unsqueeze(1) * vectors).to(gradients.dtype)
+        return energy + halves.sum().double(), gradients.index_add(0, near, extra)
+
+
 def _scripted(model: Potential, forces: bool) -> nn.Module:
     """The compilable twin of a potential, for atoms of all its elements in its own order of species."""
+    network, repulsion = _without_repulsion(model, forces), model.repulsion
+    return network if repulsion is None else _Repelled(network, model, repulsion)
+
+
+def _without_repulsion(model: Potential, forces: bool) -> nn.Module:
     if isinstance(model, SplineNNP):
         return _InChunks(model, forces)
     if isinstance(model, HIPNN):

@@ -155,7 +155,8 @@ class VerletList:
         cutoff: Å, pairs closer than this are always in the list.
         skin: Å, added to the cutoff when the list is built; zero rebuilds at every call.
 
-    The attribute `n_builds` counts how often the list was built.
+    Threads may share it: each call gets a list that is right for its structure. The attribute `n_builds` counts how
+    often the list was built.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
@@ -164,24 +165,23 @@ class VerletList:
         self.cutoff = float(cutoff)
         self.skin = float(skin)
         self.n_builds = 0
-        self._reference: Structure | None = None
-        self._neighbours: Neighbours | None = None
+        # A list and the structure it was built for, replaced together.
+        self._kept: tuple[Structure, Neighbours] | None = None
 
     def update(self, structure: Structure) -> Neighbours:
         """Return a list valid for `structure`, building it only where needed.
 
         A change of atoms, their order, the cell, the periodicity, or the device rebuilds.
         """
-        if self._neighbours is None or self._is_stale(structure):
-            self._neighbours = neighbour_list(structure, self.cutoff + self.skin)
+        kept = self._kept
+        if kept is None or self._is_stale(kept[0], structure):
             # Cloned: callers may hand over views of arrays that they later change in place.
-            self._reference = replace(structure, positions=structure.positions.clone(), cell=structure.cell.clone())
+            reference = replace(structure, positions=structure.positions.clone(), cell=structure.cell.clone())
+            self._kept = kept = reference, neighbour_list(reference, self.cutoff + self.skin)
             self.n_builds += 1
-        return self._neighbours
+        return kept[1]
 
-    def _is_stale(self, structure: Structure) -> bool:
-        old = self._reference
-        assert old is not None
+    def _is_stale(self, old: Structure, structure: Structure) -> bool:
         if (
             old.positions.device != structure.positions.device
             or old.n_atoms != structure.n_atoms

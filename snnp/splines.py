@@ -14,9 +14,11 @@ and the joint is smooth in value, slope and curvature. Source: C. de Boor, A Pra
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class SplineGrid:
     """A uniform grid: `n_intervals` intervals between `lower` and `upper` (Å for distances).
 
     Raises:
-        InputError: if there is no interval or `upper` does not lie above `lower`.
+        InputError: if there is no interval or `upper` does not lie above `lower`, by an amount that can be divided.
     """
 
     lower: float
@@ -41,7 +43,7 @@ class SplineGrid:
     n_intervals: int
 
     def __post_init__(self) -> None:
-        if self.n_intervals < 1 or not self.upper > self.lower:
+        if self.n_intervals < 1 or not self.upper > self.lower or not 1e-12 < self.spacing < math.inf:
             raise InputError(
                 f"a spline grid needs at least one interval and upper > lower, "
                 f"got {self.n_intervals} intervals on [{self.lower}, {self.upper}]."
@@ -139,23 +141,27 @@ def fit_knots(
         values: [..., n_intervals + 1].
         lower_slope, upper_slope: clamped slopes at the ends ([...] or a number); None makes the end natural.
     """
+    from scipy.linalg import solve_banded  # here: models that are loaded do not need it, and it takes time to import
+
     n = grid.n_intervals
     if values.shape[-1] != n + 1:
         raise InputError(f"{values.shape[-1]} knot values for a grid with {n + 1} knots.")
-    values = values.double()
-    system = torch.zeros(n + 3, n + 3, dtype=torch.float64)
-    right = torch.zeros(*values.shape[:-1], n + 3, dtype=torch.float64)
-    for k in range(n + 1):
-        system[k, k : k + 3] = torch.tensor([1.0, 4.0, 1.0], dtype=torch.float64) / 6.0
-    right[..., : n + 1] = values
     h = grid.spacing
-    for row, start, slope in ((n + 1, 0, lower_slope), (n + 2, n, upper_slope)):
-        if slope is None:
-            system[row, start : start + 3] = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)
-        else:
-            system[row, start : start + 3] = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64) / h
-            right[..., row] = torch.as_tensor(slope, dtype=torch.float64)
-    return torch.linalg.solve(system, right[..., None])[..., 0]
+    # The rows of the system, each with its three numbers; only the two ends leave the diagonals beside the main one.
+    rows = np.full((n + 3, 3), [1.0 / 6.0, 4.0 / 6.0, 1.0 / 6.0])
+    right = torch.zeros(*values.shape[:-1], n + 3, dtype=torch.float64)
+    right[..., 1 : n + 2] = values
+    for row, slope in ((0, lower_slope), (n + 2, upper_slope)):
+        rows[row] = [1.0, -2.0, 1.0] if slope is None else [-0.5 / h, 0.0, 0.5 / h]
+        right[..., row] = 0.0 if slope is None else torch.as_tensor(slope, dtype=torch.float64)
+    bands = np.zeros((5, n + 3))  # of a banded matrix: bands[2 + row - column, column]
+    for k in range(3):
+        first = np.arange(n + 3) - 1 + k
+        first[0], first[-1] = k, n + k
+        bands[2 + np.arange(n + 3) - first, first] = rows[:, k]
+    flat = right.reshape(-1, n + 3).numpy()
+    solved = torch.from_numpy(solve_banded((2, 2), bands, flat.T).T.copy())
+    return solved.reshape(right.shape)
 
 
 class SplineSet(ExactModule):
@@ -178,11 +184,15 @@ class SplineSet(ExactModule):
         if (lower, upper) != ("free", "free") and any(grid.n_intervals != n_max for grid in grids):
             raise InputError("end conditions other than 'free' need the same number of intervals in every group.")
         self.ends = (lower, upper)
-        self.register_constant("map", end_map(n_max, lower, upper))
+        self.n_coefficients = n_max + 3
+        n_free = self.n_coefficients
+        if self.ends != ("free", "free"):  # else the map is the identity, whose size is the square of the knots
+            self.register_constant("map", end_map(n_max, lower, upper))
+            n_free = self.map.shape[0]
         self.register_constant("lower", torch.tensor([g.lower for g in grids], dtype=torch.float64))
         self.register_constant("spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64))
         self.register_buffer("n_intervals", torch.tensor([g.n_intervals for g in grids]), persistent=False)
-        self.free = nn.Parameter(torch.zeros(len(grids), n_filters, self.map.shape[0], dtype=torch.float64))
+        self.free = nn.Parameter(torch.zeros(len(grids), n_filters, n_free, dtype=torch.float64))
 
     map: Tensor
     lower: Tensor
@@ -226,7 +236,7 @@ class SplineSet(ExactModule):
         """Values and slopes [..., K_free] of the functions that `free` multiplies, on the one grid. Differentiable."""
         first, weights, slopes = bspline_weights(x, self.lower[0], self.spacing[:1], self.n_intervals[0])
         columns = first[..., None] + torch.arange(4, device=x.device)
-        shape = (*x.shape, self.map.shape[1])
+        shape = (*x.shape, self.n_coefficients)
         values = torch.zeros(shape, dtype=x.dtype, device=x.device).scatter(-1, columns, weights)
         derivatives = torch.zeros(shape, dtype=x.dtype, device=x.device).scatter(-1, columns, slopes)
         if self.ends == ("free", "free"):
@@ -272,16 +282,15 @@ def legendre_projection(grid: SplineGrid, degree: int) -> Tensor:
     jacobi += torch.diag(off, 1) + torch.diag(off, -1)
     nodes, vectors = torch.linalg.eigh(jacobi)  # Golub and Welsch 1969
     quadrature = 2.0 * vectors[0] ** 2
+    n = grid.n_intervals
+    u = 0.5 * (nodes + 1.0)
+    x = grid.lower + (torch.arange(n, dtype=torch.float64)[:, None] + u) * grid.spacing
+    basis = _weights(u, 0) * (0.5 * grid.spacing * quadrature)[:, None]
     projection = torch.zeros(degree + 1, grid.n_coefficients, dtype=torch.float64)
-    for m in range(grid.n_intervals):
-        u = 0.5 * (nodes + 1.0)
-        x = grid.lower + (m + u) * grid.spacing
-        basis = _weights(u, 0) * (0.5 * grid.spacing * quadrature)[:, None]
-        previous, current = torch.zeros_like(x), torch.ones_like(x)
-        for degree_l in range(degree + 1):
-            projection[degree_l, m : m + 4] += (2 * degree_l + 1) / 2.0 * (current @ basis)
-            previous, current = (
-                current,
-                ((2 * degree_l + 1) * x * current - degree_l * previous) / (degree_l + 1),
-            )
+    previous, current = torch.zeros_like(x), torch.ones_like(x)
+    for degree_l in range(degree + 1):
+        parts = (2 * degree_l + 1) / 2.0 * (current @ basis)
+        for column in reversed(range(4)):
+            projection[degree_l, column : column + n] += parts[:, column]
+        previous, current = current, ((2 * degree_l + 1) * x * current - degree_l * previous) / (degree_l + 1)
     return projection

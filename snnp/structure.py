@@ -13,9 +13,12 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from snnp import forks
 from snnp.errors import InputError
 
-__all__ = ["Structure", "clip_to_reduced", "reduce_cell"]
+__all__ = ["Structure", "StructureLike", "as_structure", "clip_to_reduced", "reduce_cell"]
+
+forks.prepare()
 
 
 @dataclass(frozen=True)
@@ -189,3 +192,24 @@ def clip_to_reduced(box: np.ndarray) -> np.ndarray:
         half = 0.5 * clipped[column, column]
         clipped[row, column] = np.clip(clipped[row, column], -half, half)
     return clipped
+
+
+StructureLike = Structure | Atoms | Sequence[Atoms]
+"""What can be computed: a batch, one `ase.Atoms`, or a sequence of them (which becomes one batch)."""
+
+
+def as_structure(value: StructureLike) -> Structure:
+    """The batch that a value stands for.
+
+    Raises:
+        InputError: for anything else; names its type.
+    """
+    if isinstance(value, Structure):
+        return value
+    frames = [value] if isinstance(value, Atoms) else value
+    if not isinstance(frames, Sequence) or not all(isinstance(frame, Atoms) for frame in frames):
+        raise InputError(
+            f"a structure is an snnp.Structure, an ase.Atoms or a list of these, not {type(value).__name__}; "
+            "read a file with ase.io.read."
+        )
+    return Structure.from_ase(frames)

@@ -34,10 +34,12 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def snnp_data() -> Path:
     """Folder of reference data sets, which are too large for the repository; `SNNP_DATA` names it."""
-    folder = Path(os.environ.get("SNNP_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference data at {folder}: set SNNP_DATA (see datasets/mlearn/README.md)")
-    return folder
+    folder = os.environ.get("SNNP_DATA")
+    if folder is None:
+        pytest.skip("SNNP_DATA is not set: it names the folder of the reference data (see datasets/README.md)")
+    if not Path(folder).is_dir():
+        pytest.skip(f"SNNP_DATA={folder} is no folder: it names that of the reference data (see datasets/README.md)")
+    return Path(folder)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -122,6 +123,42 @@ def test_elastic_constants_are_those_of_a_pair_potential(built: Path) -> None:
     copper = load_model(built).metadata["properties"]["Cu"]
     assert copper["c12_gpa"] == pytest.approx(copper["c44_gpa"], rel=1e-3)
     assert copper["references"]["experiment"]["c11_gpa"] == 168.4
+
+
+def test_compression_is_recorded_and_stated(built: Path, zoo: Path) -> None:
+    model = load_model(built)
+    scan = model.metadata["compression"]
+    assert [each["way"] for each in scan] == ["hydrostatic", "[100]", "[110]", "[111]"]
+    assert all(each["hole"] is None for each in scan)
+    cells = ase.io.read(zoo / "cells.xyz", index=":")
+    seen = training_range([Frame(Structure.from_ase(atoms), -1.0, None, None, None, "cells") for atoms in cells], model)
+    volumes = [atoms.get_volume() / len(atoms) for atoms in cells]
+    assert seen["volume_a3_per_atom"] == pytest.approx([min(volumes), max(volumes)])
+    equilibrium = model.metadata["properties"]["Cu"]["lattice_constant_angstrom"] ** 3 / 4.0
+    assert seen["smallest_v_over_v0"] == pytest.approx(min(volumes) / equilibrium, rel=2e-3)
+    card = (built / "README.md").read_text()
+    assert "the energy rises all the way: fcc Cu hydrostatic to V/V0 = 0.2, fcc Cu [100] to V/V0 = 0.5" in card
+    stated = model.metadata["training_range"]
+    assert f"; V/V0 is at least {stated['smallest_v_over_v0']:.3f}, V0 being that of the crystals at rest" in card
+
+
+def test_a_model_that_implodes_is_not_written(
+    build_module: ModuleType, built: Path, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same run without its repulsion."""
+    shutil.copytree(zoo / "run", tmp_path / "run")
+    stored = tmp_path / "run" / "best" / "config.json"
+    description = json.loads(stored.read_text())
+    description["config"]["repulsion"] = None
+    stored.write_text(json.dumps(description))
+    (tmp_path / "pair-cu").mkdir()
+    shutil.copy(built / "recipe.yaml", tmp_path / "pair-cu")
+    command = ["pair-cu", "--zoo", str(tmp_path), "--run", str(tmp_path / "run"), "--quick"]
+    assert build_module.main(command) == 1
+    assert "pair-cu implodes (fcc Cu, hydrostatic: beyond a barrier at V/V0 = 0." in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "pair-cu").iterdir()} == {"recipe.yaml"}
+    assert build_module.main([*command, "--allow-holes"]) == 0
+    assert "- **It implodes.** fcc Cu, hydrostatic" in (tmp_path / "pair-cu" / "README.md").read_text()
 
 
 def test_card_says_what_the_file_says(built: Path) -> None:

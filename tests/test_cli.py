@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import pty
 import re
 import shlex
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,22 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from typer.testing import CliRunner, Result
 
+import snnp
 from snnp.cli.console import number
 from snnp.cli.main import app
-from snnp.models import list_models, load_model
+from snnp.errors import InputError
+from snnp.kernels.library import native_target
+from snnp.models import SplineNNP, list_models, load_model, save_model, special_cases
+from snnp.models.ensemble import Ensemble
+from snnp.sampling import MDProgress, MDSettings, build_structure, run_md
 from snnp.structure import Structure
+from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-COMMANDS = ["ls", "info", "train", "evaluate", "md", "relax", "export", "plot", "benchmark"]
+COMMANDS = ["ls", "info", "train", "evaluate", "energy", "md", "relax", "export", "plot", "benchmark", "version"]
 
 
 def _snnp(*arguments: object) -> Result:
@@ -102,6 +111,56 @@ def test_help_lists_all_commands() -> None:
 
 def test_version() -> None:
     assert _snnp("--version").stdout.startswith("snnp ")
+
+
+def test_version_says_what_computes() -> None:
+    said = _json("version")
+    assert said["snnp"] == version("snnp")
+    assert said["torch"] == version("torch")
+    assert said["kernel"] == native_target()
+    assert said["platform"] == platform.platform()
+    assert "python" in _snnp("version").stdout
+
+
+@pytest.mark.parametrize(
+    "words, found", [("snnp rel", "relax"), ("snnp info snnp-s", "snnp-si"), ("snnp md a b --d", "--dt")]
+)
+def test_shell_completes_commands_options_and_models(words: str, found: str) -> None:
+    """What the script that `snnp --install-completion` writes asks the program at every Tab."""
+    script = Path(sys.executable).with_name("snnp")
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_SNNP_COMPLETE": "complete_bash"}
+    done = subprocess.run([script], capture_output=True, text=True, check=True, env={**os.environ, **asked})
+    assert found in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "arguments, meant",
+    [
+        ("md a b --timestep 1", "no such option --timestep; did you mean --dt? See 'snnp md --help'."),
+        ("md a b --temp 1", "--temperature"),
+        ("md a b --nsteps 1", "--steps"),
+        ("md a b -dt 1", "--dt"),
+        ("md a b --traj x", "--trajectory"),
+        ("train c.yaml --lr 1", "--set optimiser.learning_rate=VALUE"),
+        ("train c.yaml --batch-size 1", "--set optimiser.batch_atoms=VALUE"),
+        ("train c.yaml --output x", "--out"),
+        ("evaluate a b --precision float64", "--dtype"),
+        ("relax a b --ftol 1", "--fmax"),
+        ("optimize a b", "'relax'"),
+        ("predict a b", "'energy'"),
+    ],
+)
+def test_words_of_other_programs_are_understood(arguments: str, meant: str) -> None:
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "did you mean " in result.stderr.lower()
+    assert meant in result.stderr.lower().partition("did you mean ")[2] or meant in result.stderr
+
+
+def test_unknown_options_without_a_likeness_get_no_advice() -> None:
+    result = CliRunner().invoke(app, ["md", "a", "b", "--qqq", "1"])
+    assert result.stderr == "error: no such option --qqq. See 'snnp md --help'.\n"
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -195,7 +254,8 @@ def test_info_says_everything(run: Path) -> None:
     assert result["n_parameters"] == model.n_parameters
     assert result["dtype"] == "float32"
     assert result["reference_energies_ev"] == model.reference_energies
-    assert result["format_version"] == 2
+    assert result["format_version"] == 3
+    assert result["isolated_atoms"] == []
     assert len(result["files"]["model.safetensors"]["sha256"]) == 64
     assert result["metadata"]["errors"]["test"]["n_structures"] == 3
     text = _snnp("info", run).stdout
@@ -315,9 +375,52 @@ def test_a_resumed_run_keeps_what_is_not_said_again(run: Path, tmp_path: Path) -
     assert len(read(tmp_path / "cu.xyz", index=":")) == 5
     assert not (tmp_path / "cu.csv").exists()
     assert not (tmp_path / "cu.png").exists()
-    assert "dt_fs is 1.0 but the run to resume had 2.0" in _refused(*start, "--resume", "--dt", 1, "--steps", 30)
+    assert "--dt is 1.0 but the run to resume had 2.0" in _refused(*start, "--resume", "--dt", 1, "--steps", 30)
     _snnp(*start, "--resume", "--dt", 1, "--steps", 30, "--accept-changes")
     assert (tmp_path / "log.csv").read_text().splitlines()[-1].startswith("30,0.050000")
+
+
+def test_a_resumed_run_keeps_its_ensemble(run: Path, tmp_path: Path) -> None:
+    """Ramp, thermostat, held atoms and equilibration are the checkpoint's; the run ends as one without a stop."""
+
+    def stop(now: MDProgress) -> None:
+        if now.step > 20:
+            raise KeyboardInterrupt
+
+    slab = bulk("Cu", cubic=True) * (2, 2, 2)
+    slab.set_constraint(FixAtoms([7]))
+    write(tmp_path / "slab.vasp", slab)
+    start, parts, whole = ["md", run, tmp_path / "slab.vasp"], tmp_path / "parts.xyz", tmp_path / "whole.xyz"
+    asked = ["--engine", "native", "--temperature", "400:100", "--thermostat", "bussi", "--fix", "0-1", "--steps", 40]
+    asked += ["--equilibrate", 5, "--friction", 20, "--every", 10, "--checkpoint-every", 20, "--trajectory", whole]
+    _snnp(*start, *asked)
+    settings = MDSettings(
+        **{"temperature_k": 400.0, "temperature_end_k": 100.0, "thermostat": "bussi", "fix": "0-1", "steps": 40},
+        **{"equilibrate": 5, "friction_per_ps": 20.0, "trajectory_interval": 10, "checkpoint_interval": 20},
+        **{"trajectory": parts, "log": parts.with_suffix(".csv"), "checkpoint": parts.with_suffix(".npz")},
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_md(run, build_structure(str(tmp_path / "slab.vasp")), settings, engine="native", report=stop)
+    for words, message in (
+        (["--temperature", 400], "--temperature K:K is None but the run to resume had 100.0"),
+        (
+            ["--thermostat", "langevin", "--accept-changes"],
+            "thermostat is 'langevin' but the run to resume had 'bussi'",
+        ),
+        (
+            ["--fix", "0", "--accept-changes"],
+            "fix is '0' but the run to resume had '0-1'; keep it, or start a new run.",
+        ),
+        (["--equilibrate", 9], "equilibrate is 9 but the run to resume had 5"),
+        (["--steps", 50], "steps is 50 but the run to resume had 40"),
+    ):
+        assert message in _refused(*start, "--trajectory", parts, "--resume", *words)
+    write(tmp_path / "free.vasp", bulk("Cu", cubic=True) * (2, 2, 2))
+    line = _refused("md", run, tmp_path / "free.vasp", "--trajectory", parts, "--resume")
+    assert "atom 7 is fixed in the checkpoint" in line
+    assert "the first 5 steps" in _snnp(*start, "--trajectory", parts, "--resume", "--minimise").stdout
+    assert parts.read_bytes() == whole.read_bytes()
+    assert parts.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
 
 
 def test_a_run_that_blew_up_is_mended_with_a_smaller_step(run: Path, tmp_path: Path) -> None:
@@ -383,6 +486,47 @@ def test_md_without_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
+def test_md_ramps_holds_and_minimises(run: Path, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms.rattle(0.15, seed=1)
+    atoms.set_constraint(FixAtoms([7]))
+    write(tmp_path / "start.vasp", atoms)  # with selective dynamics
+    asked = [
+        "md",
+        run,
+        tmp_path / "start.vasp",
+        "--engine",
+        "ase",
+        "--trajectory",
+        tmp_path / "a.xyz",
+        "--plot",
+        "none",
+    ]
+    asked += ["--steps", 20, "--every", 20, "--temperature", "10:5", "--thermostat", "bussi"]
+    asked += ["--fix", "0-1", "--minimise"]
+    text = _snnp(*asked, "--equilibrate", 10).stdout
+    assert "a ramp from 10 to 5 K" in text
+    assert "the first 10 steps; no mean holds them" in text
+    first, last = read(tmp_path / "a.xyz", index=0), read(tmp_path / "a.xyz", index=-1)
+    held = [0, 1, 7]
+    assert np.abs(first.positions - atoms.positions)[2:7].max() > 0.05  # minimised
+    assert np.abs(first.positions - atoms.positions)[held].max() < 1e-6
+    assert np.array_equal(first.positions[held], last.positions[held])
+    assert np.abs(first.positions - last.positions)[2:7].min() > 0.0
+    wrong = CliRunner().invoke(app, [str(word) for word in [*asked, "--temperature", "10-5"]])
+    assert "--temperature '10-5' is not understood" in wrong.output
+
+
+def test_md_prints_no_number_that_means_nothing(run: Path, tmp_path: Path) -> None:
+    arguments = ["md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--trajectory", tmp_path / "a.xyz", "--plot", "none"]
+    told = _json(*arguments, "--ensemble", "nve", "--steps", 10)
+    assert told["drift_mev_per_atom_per_ns"] is None
+    assert told["temperature_std_k"] is None
+    assert told["mean_temperature_k"] > 0.0
+    again = _json(*arguments, "--ensemble", "nve", "--steps", 10, "--resume")
+    assert (again["steps"], again["ns_per_day"]) == (0, None)
+
+
 def test_relax_finds_a_minimum(run: Path, tmp_path: Path) -> None:
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=1)
@@ -394,6 +538,98 @@ def test_relax_finds_a_minimum(run: Path, tmp_path: Path) -> None:
     forces = load_model(run, dtype=torch.float64).compute(Structure.from_ase(relaxed)).forces
     assert forces is not None
     assert float(forces.norm(dim=1).max()) < 0.006  # the file holds rounded positions
+
+
+def test_relax_under_pressure_ends_at_that_pressure(tmp_path: Path) -> None:
+    """The stress at the end is minus the pressure; silicon's volume falls by about P / B."""
+    free, pressed = (
+        _json("relax", "snnp-si", "diamond:Si:1x1x1", "--fmax", 1e-4, *more)
+        for more in (["--cell"], ["--pressure", 5, "--out", tmp_path / "si.xyz"])
+    )
+    atoms: Any = read(tmp_path / "si.xyz")
+    found = load_model("snnp-si", dtype=torch.float64).compute(atoms, stress=True)
+    assert found.stress is not None
+    np.testing.assert_allclose(found.stress[0] * EV_PER_ANGSTROM3_IN_GPA, -5.0 * np.eye(3), atol=5e-3)
+    assert pressed["pressure_gpa"] == 5.0
+    assert pressed["max_stress_gpa"] < 5e-3
+    bulk_modulus = 5.0 / -np.log(pressed["volume_a3"] / free["volume_a3"])
+    assert 80.0 < bulk_modulus < 130.0  # GPa; experiment: 98, and it grows under pressure
+
+
+def test_pressure_needs_a_cell(run: Path) -> None:
+    result = CliRunner().invoke(app, ["relax", str(run), "fcc:Cu:1x1x1", "--no-cell", "--pressure", "1"])
+    assert result.exit_code == 1
+    assert "--no-cell" in result.stderr
+
+
+# Single points.
+
+
+def test_energy_of_every_frame_is_the_models(run: Path, data: Path, tmp_path: Path) -> None:
+    """To a file, to stdout and as JSON: the same numbers; what the file says about its frames stays."""
+    model = load_model(run)
+    frames: Any = read(data / "test.xyz", index=":")
+    found = model.compute(frames, stress=True)
+    assert found.forces is not None
+    assert found.stress is not None
+    _snnp("energy", run, data / "test.xyz", "--out", tmp_path / "new" / "out.xyz")
+    written: Any = read(tmp_path / "new" / "out.xyz", index=":")
+    (tmp_path / "piped.xyz").write_text(_snnp("energy", run, data / "test.xyz").stdout)
+    piped: Any = read(tmp_path / "piped.xyz", index=":")
+    for k, (one, other, frame) in enumerate(zip(written, piped, frames, strict=True)):
+        assert one.info["my_energy"] == frame.info["my_energy"]
+        for each in (one, other):
+            assert each.get_potential_energy() == pytest.approx(float(found.energy[k]), abs=1e-6)
+            np.testing.assert_allclose(each.get_forces(), found.forces[4 * k : 4 * k + 4], atol=1e-6)
+            np.testing.assert_allclose(each.get_stress(voigt=False), found.stress[k], atol=1e-8)
+    said = _json("energy", run, data / "test.xyz")
+    assert [each["energy_ev"] for each in said["frames"]] == found.energy.tolist()
+    assert said["frames"][0]["forces_ev_per_angstrom"] == found.forces[:4].double().tolist()
+    assert [said["frames"][0][key] for key in ("formula", "n_atoms", "energy_std_ev")] == ["Cu4", 4, None]
+
+
+def test_energy_of_a_molecule_has_no_stress() -> None:
+    (frame,) = _json("energy", "snnp-3bpa", "molecule:CH3CH2OH")["frames"]
+    assert frame["stress_ev_per_angstrom3"] is None
+    assert np.shape(frame["forces_ev_per_angstrom"]) == (9, 3)
+
+
+def test_energy_of_an_ensemble_has_a_spread(tmp_path: Path) -> None:
+    members = [SplineNNP(special_cases.eam(("Cu",)), seed=seed) for seed in (0, 1)]
+    save_model(Ensemble(members), tmp_path / "two")
+    (frame,) = _json("energy", tmp_path / "two", "fcc:Cu:1x1x1", "--out", tmp_path / "cu.xyz")["frames"]
+    energies = [float(member.compute(bulk("Cu", cubic=True)).energy) for member in members]
+    assert frame["energy_std_ev"] == pytest.approx(np.std(energies))
+    atoms: Any = read(tmp_path / "cu.xyz")
+    assert atoms.info["energy_std"] == pytest.approx(np.std(energies))
+    assert atoms.arrays["forces_std"].shape == (4, 3)
+
+
+def test_energy_does_not_overwrite_what_it_reads(run: Path, data: Path) -> None:
+    before = (data / "test.xyz").read_bytes()
+    result = CliRunner().invoke(app, ["energy", str(run), str(data / "test.xyz"), "--out", str(data / "test.xyz")])
+    assert result.exit_code == 1
+    assert "is the file that is read" in result.stderr
+    assert (data / "test.xyz").read_bytes() == before
+
+
+def test_models_take_what_ase_has() -> None:
+    """Atoms, a list of them, and a batch give the same; anything else is an error that names its type."""
+    model, atoms = snnp.load_model("snnp-si"), bulk("Si")
+    batch = model.compute(Structure.from_ase([atoms, atoms]))
+    assert torch.equal(model.compute([atoms, atoms]).energy, batch.energy)
+    assert torch.equal(model.compute(atoms).energy, batch.energy[:1])
+    with pytest.raises(InputError, match="not str"):
+        model.compute("si.xyz")
+
+
+def test_calculator_comes_with_the_package() -> None:
+    atoms = bulk("Si")
+    atoms.calc = snnp.SNNPCalculator("snnp-si")
+    assert atoms.get_potential_energy() == pytest.approx(float(snnp.load_model("snnp-si").compute(atoms).energy))
+    code = "import sys; sys.modules['snnp_ase'] = None; from snnp import SNNPCalculator"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingDependencyError: snnp.SNNPCalculator needs the plugin snnp_ase" in done.stderr
 
 
 def test_relax_says_when_it_stops_early(run: Path, tmp_path: Path) -> None:
@@ -490,3 +726,12 @@ def test_progress_shows_the_remaining_time_on_a_terminal() -> None:
 )
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_no_cohesive_energy_from_a_fitted_zero() -> None:
+    """E0 of this model is a fit: beside the measured cohesive energy stands a dash."""
+    (silicon,) = _json("evaluate", "snnp-si", "--properties")["properties"]
+    assert silicon["cohesive_energy_ev_per_atom"] is None
+    assert silicon["references"]["experiment"]["cohesive_energy_ev_per_atom"] == 4.63
+    assert _json("info", "snnp-si")["metadata"]["properties"]["Si"]["cohesive_energy_ev_per_atom"] is None
+    assert "the model has none where E0 is not the energy of an isolated atom" in _snnp("info", "snnp-si").stderr

@@ -82,7 +82,7 @@ def test_what_cannot_be_examined(tmp_path: Path) -> None:
 
 
 def test_model(tmp_path: Path) -> None:
-    code, out = run("model", "snnp-cu", "--out", str(tmp_path / "report"), "--json", "--strict")
+    code, out = run("model", "snnp-ge", "--out", str(tmp_path / "report"), "--json", "--strict")
     assert code == 0
     report = json.loads(out)
     assert report["kind"] == "model"

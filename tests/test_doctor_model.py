@@ -128,15 +128,15 @@ def test_sound_model_of_an_unknown_family() -> None:
 
 
 def test_bundled_model_passes_and_stays_as_it_is() -> None:
-    model = load_model("snnp-cu")
+    model = load_model("snnp-ge")
     before = copy.deepcopy(model.state_dict())
-    report = examine_model(model, subject="snnp-cu")
+    report = examine_model(model, subject="snnp-ge")
     assert report.findings == ()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert json.loads(report.to_json())["verdict"] == f"nothing found in {len(MODEL_CHECKS)} checks"
     page = report.to_html()
-    assert page.count("data:image/png;base64,") == len(report.pictures) == 3
-    assert "snnp-cu" in page
+    assert page.count("data:image/png;base64,") == len(report.pictures) == 4
+    assert "snnp-ge" in page
 
 
 def test_molecular_model_passes() -> None:
@@ -188,6 +188,17 @@ def test_ordinary_structures_are_a_bulk_a_slab_and_a_molecule() -> None:
         "molecule": [False, False, False],
     }
     assert all(set(structure.symbols) == {"Cu", "Ni"} for structure in found.values())
+
+
+def test_a_model_that_implodes_is_an_error() -> None:
+    report = examine_model(FallsInside())
+    (finding,) = [each for each in report.errors if each.check == "compression"]
+    assert "fcc Cu, hydrostatic: beyond a barrier at V/V0 = 0." in finding.message
+    assert "GPa) the energy falls to -" in finding.message
+    assert "fcc Ni, uniaxial [100]: " in finding.message
+    assert "and 2 more" in finding.message, "eight ways of two elements, six are named"
+    assert [row["rises all the way"] for row in report.facts["Compression"]] == ["no"] * 8
+    assert "Compression" in report.to_html()
 
 
 def test_dimers_of_a_sound_model() -> None:

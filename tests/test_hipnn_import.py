@@ -169,7 +169,9 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     assert "the state lacks other.layers.0" in _refused(state, config, energy_node="other.")
     (tmp_path / "best.pt").write_bytes(b"\x80\x04a pickle")
     assert "write its tensors with safetensors" in _refused(tmp_path / "best.pt", config)
-    assert "write its tensors with safetensors" in _refused(tmp_path / "missing.safetensors", config)
+    assert "missing.safetensors is missing" in _refused(tmp_path / "missing.safetensors", config)
+    other = {**state, next(name for name in state if name.endswith("selfint.bias")): torch.zeros(6, dtype=torch.int64)}
+    assert "numbers of one type" in _refused(other, config)
 
 
 def test_imported_models_are_stored_like_others(tmp_path: Path) -> None:

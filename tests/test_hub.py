@@ -200,7 +200,7 @@ def test_path_with_a_typing_error_says_which_folder_is_near(
     shutil.copytree(folder, tmp_path / "runs" / "mine")
     assert resolve("runs/mine").source == "folder"
     message = _refused("runs/mime")
-    assert "there is no folder 'runs/mime' here either. Did you mean 'runs/mine'" in message
+    assert "there is no file or folder 'runs/mime'. Did you mean 'runs/mine'" in message
 
 
 def test_a_path_that_is_not_there_is_no_name_on_the_hub(

@@ -10,7 +10,7 @@ from typing import Any
 import ase.io
 import pytest
 from ase.build import bulk
-from hub_server import HubServer
+from hub_server import Fault, HubServer
 from typer.testing import CliRunner, Result
 
 from snnp import hub as snnp_hub
@@ -120,3 +120,38 @@ def test_errors_are_one_line(hub: HubServer, commit: str) -> None:
 def test_model_of_the_hub_keeps_its_origin_when_saved(hub: HubServer, commit: str, tmp_path: Path) -> None:
     save_model(load_model("org/copper"), tmp_path / "kept")
     assert load_model(tmp_path / "kept").metadata["loaded_from"]["commit"] == commit
+
+
+# What stands in the place of a Hub, and tokens that are none.
+
+PAGES = {
+    "a login page": (b"<!DOCTYPE html><title>Log in\x1b[2J</title>", 200),
+    "other JSON": (b'{"a": 1}', 200),
+    "a list": (b"[1]", 200),
+    "nothing": (b"", 200),
+    "a page instead of an error": (b"<html>\x1b[31m", 404),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("words", [["pull", "org/copper"], ["ls", "--remote"], ["describe", "org/set"]])
+def test_a_page_in_place_of_the_hub(hub: HubServer, name: str, words: list[str]) -> None:
+    body, status = PAGES[name]
+    hub.faults.append(Fault("GET", ".", times=1000, status=status, change=lambda _: body))
+    done = _run(*words)
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "unexpected" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("token", ["hf_geheim und mehr", "hf_gehéim", "hf_geheim\x01", "hf_geheim\tx", "geheim" * 2000])
+def test_junk_for_a_token(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    for words in (["pull", "org/copper"], ["ls", "--remote"]):
+        done = _run(*words)
+        assert done.exit_code == 1
+        assert done.stderr.count("\n") == 1
+        assert "set HF_TOKEN again" in done.stderr
+        assert "geh" not in done.output
+    assert hub.requests == []

@@ -134,3 +134,24 @@ def test_only_repositories_are_mirrored(hub: HubServer, tmp_path: Path, name: st
         add_to_mirror(tmp_path / "mirror", name)
     assert not (tmp_path / "mirror").exists()
     assert "SNNP_MIRROR" in os.environ
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+def test_links_in_a_mirror_are_refused(island: HubServer, mirror: Path, commit: str, tmp_path: Path, name: str) -> None:
+    """A mirror holds files; what lies elsewhere with the same bytes today may be something else tomorrow."""
+    path = mirror / "models" / "org" / "copper" / commit / name
+    (tmp_path / "elsewhere").write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HubError, match="is a link"):
+        resolve("org/copper")
+
+
+def test_links_out_of_the_cache_are_not_mirrored(hub: HubServer, commit: str, tmp_path: Path) -> None:
+    folder = resolve("org/copper").folder
+    (tmp_path / "elsewhere").write_bytes((folder / "README.md").read_bytes())
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HubError, match="leads out of"):
+        add_to_mirror(tmp_path / "other", "org/copper")
+    assert not list((tmp_path / "other").rglob("README.md"))

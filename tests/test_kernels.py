@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +21,10 @@ from hypothesis import strategies as st
 
 from snnp import Structure, load_model
 from snnp.errors import InputError
+from snnp.kernels import build
+from snnp.kernels import library as library_module
 from snnp.kernels.build import find_compiler
-from snnp.kernels.library import LIBRARY_FILE, Report, library, native_target, switched_off
+from snnp.kernels.library import LIBRARY_FILE, SWITCH, TARGETS, Report, library, native_target, switched_off
 from snnp.kernels.lists import ListKeeper
 from snnp.kernels.native import NativeKernel, PreparedCall, pack_pairs, supports
 from snnp.models.config import (
@@ -74,7 +80,7 @@ FORMS = {
 ELEMENTS = ("Cu", "Mo", "Si")
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set that this machine has."""
     lib, before = library(), native_target()
@@ -123,9 +129,42 @@ def systems() -> list[Atoms]:
 
 
 def test_a_compiler_means_a_library() -> None:
-    """Where the kernels can be built they must have been: no test below may skip unnoticed."""
+    """Where the kernels can be built they must have been, for all targets: no test below may skip unnoticed."""
     if find_compiler() is not None:
         assert LIBRARY_FILE.is_file(), "run python -m snnp.kernels.build"
+        lib, before = library(), native_target()
+        if lib is not None and before is not None:
+            assert lib.snnp_set_target(b"portable"), "run python -m snnp.kernels.build"
+            lib.snnp_set_target(before.encode())
+
+
+@needs_library
+@pytest.mark.skipif(find_compiler() is None, reason="no compiler")
+def test_own_instruction_set_is_the_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    compiler = find_compiler()
+    assert compiler is not None
+    (own,) = build._targets(compiler, own=True)
+    code = "from snnp.kernels.library import native_target; print(native_target())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == own[0]
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no compiler")
+def test_library_for_other_machines_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--own` leaves it in a folder that machines of several kinds share."""
+    monkeypatch.setattr(build, "_targets", lambda compiler, own: ())
+    monkeypatch.setattr(library_module, "LIBRARY_FILE", build.build(tmp_path / "lib" / "libsnnp_kernels.so"))
+    assert library_module.LIBRARY_FILE.is_file()
+    assert library_module._loaded.__wrapped__() is None
+
+
+@needs_library
+def test_switch_names_what_is_there() -> None:
+    environment = {**os.environ, SWITCH: "sse9"}
+    code = "from snnp.kernels.library import library; library()"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stderr
+    assert "use off, " in said
+    assert "portable, or leave it unset" in said
 
 
 @needs_library
@@ -203,7 +242,7 @@ def test_weights_per_atom() -> None:
     positions = structure.positions.clone().requires_grad_()
     neighbours = neighbour_list(structure, model.cutoff)
     vectors = positions[neighbours.j] - positions[neighbours.i] + neighbours.shift.double() @ structure.cell[0]
-    (model.atomic_energies(structure, vectors, neighbours) * weights).sum().backward()
+    (model.interaction_energies(structure, vectors, neighbours) * weights).sum().backward()
     packed = pack_pairs((neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.int().numpy()), 32, model.cutoff)
     species = model.species(structure).int().numpy()
     images = packed.images(structure.cell.numpy())

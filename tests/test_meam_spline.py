@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
@@ -247,6 +251,51 @@ def test_malformed_lines_are_named(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_many_knots_take_memory_in_proportion(tmp_path: Path) -> None:
+    """Twenty thousand knots; a square of them would be 3 GB for each of the five functions."""
+    few = random_file(("Si",))
+    knots = tuple(math.sin(0.001 * k) for k in range(20_000))
+    many = {name: (replace(getattr(few, name)[0], values=knots),) for name in ("phi", "rho", "embedding", "f", "g")}
+    path = tmp_path / "many"
+    path.write_text(format_meam_spline(replace(few, **many)))
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), limit[1]))
+    try:
+        model = read_meam_spline(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert model.rho.knot_values()[0].tolist() == pytest.approx(knots, abs=1e-12)
+
+
+SIZES = {
+    "a word of digits": ("\n5\n", f"\n{'1' * 5000}\n", "number of knots"),
+    "digits of another script": ("\n5\n", "\n٥\n", "number of knots"),
+    "elements by the thousand": ("meam/spline 1 Si", f"meam/spline 999 {' Si' * 999}", "as many elements as there are"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_are_none(name: str, tmp_path: Path) -> None:
+    old, new, words = SIZES[name]
+    text = format_meam_spline(random_file(("Si",)))
+    assert old in text
+    with pytest.raises(ModelFileError, match=words):
+        parse_meam_spline(text.replace(old, new, 1))
+
+
+def test_one_long_spline_among_thousands_of_short_ones(tmp_path: Path) -> None:
+    """All would be stored as long as the longest."""
+    symbols = tuple(chemical_symbols[1:60])
+    short = (KnotSpline(0.5, 4.0, (1.0, 0.0), 0.0, 0.0),)
+    n, n_pairs = len(symbols), len(symbols) * (len(symbols) + 1) // 2
+    phi = (KnotSpline(0.5, 4.0, (0.5,) * 10_000, 0.0, 0.0), *short * (n_pairs - 1))
+    contents = MeamSplineFile("noise", symbols, phi, short * n, short * n, short * n, short * n_pairs)
+    (tmp_path / "f").write_text(format_meam_spline(contents))
+    with pytest.raises(ModelFileError, match="give all splines about as many knots"):
+        read_meam_spline(tmp_path / "f")
+
+
 @pytest.mark.parametrize("n_lines", [1, 2, 3, 4, 8, 20])
 def test_truncated_files(n_lines: int, tmp_path: Path) -> None:
     path = tmp_path / "cut.meam.spline"
@@ -271,9 +320,9 @@ def test_other_bad_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is not a text file"):
         read_meam_spline(path)
     path.write_text("")
-    with pytest.raises(ModelFileError, match="truncated: it ends after line 1"):
+    with pytest.raises(ModelFileError, match="is empty"):
         read_meam_spline(path)
-    with pytest.raises(ModelFileError, match="nowhere cannot be read"):
+    with pytest.raises(ModelFileError, match="nowhere is no file"):
         read_meam_spline(tmp_path / "nowhere")
 
 

@@ -67,11 +67,13 @@ def _refused(folder: Path) -> str:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_round_trip_is_exact(model: SplineNNP, tmp_path: Path, dtype: torch.dtype) -> None:
     model = model.to(dtype)
+    model.isolated_atoms = ("C",)
     loaded = load_model(save_model(model, tmp_path / "deep" / "model"))
     assert isinstance(loaded, SplineNNP)
     assert loaded.config == model.config
     assert loaded.metadata == model.metadata
     assert loaded.reference_energies == model.reference_energies
+    assert loaded.isolated_atoms == ("C",)
     assert loaded.dtype == dtype
     assert not loaded.training
     state, wanted = loaded.state_dict(), model.state_dict()
@@ -83,7 +85,7 @@ def test_folder_holds_two_readable_files(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     description = json.loads((folder / "config.json").read_text())
     assert description["format"] == "snnp-model"
-    assert description["format_version"] == FORMAT_VERSION == 2
+    assert description["format_version"] == FORMAT_VERSION == 3
     assert description["class"] == "SplineNNP"
     assert description["units"] == {"energy": "eV", "length": "angstrom"}
     assert SplineNNPConfig.model_validate(description["config"]) == CONFIG
@@ -173,7 +175,7 @@ def test_names_of_bundled_models(model: SplineNNP, tmp_path: Path, monkeypatch: 
         load_model("completely-different")
 
 
-@pytest.mark.parametrize("n_bytes", [0, 4, 100, -1])
+@pytest.mark.parametrize("n_bytes", [4, 100, -1])
 def test_truncated_weights(folder: Path, n_bytes: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:n_bytes])
@@ -195,10 +197,16 @@ def test_weights_of_another_save(model: SplineNNP, folder: Path, tmp_path: Path)
     assert "expects" in _refused(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": "snnp-model", ', "\x00\x01"])
+@pytest.mark.parametrize("text", ["{", '{"format": "snnp-model", ', "\x00\x01"])
 def test_config_is_not_json(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert "config.json is not valid JSON" in _refused(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_empty_files_are_called_empty(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"")
+    assert f"{name} is empty" in _refused(folder)
 
 
 def test_config_is_not_text(folder: Path) -> None:
@@ -213,8 +221,8 @@ def test_config_is_of_something_else(folder: Path, text: str) -> None:
 
 
 def test_newer_version_says_how_to_upgrade(folder: Path) -> None:
-    _edit(folder, format_version=3)
-    assert "has format version 3, this snnp reads up to 2; upgrade with" in _refused(folder)
+    _edit(folder, format_version=4)
+    assert "has format version 4, this snnp reads up to 3; upgrade with" in _refused(folder)
 
 
 @pytest.mark.parametrize("version", ["1", 0, -1, 1.0, []])
@@ -236,6 +244,10 @@ BAD_DESCRIPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "energies that are words": ({"reference_energies": {"Si": "low", "C": -1.0}}, "reference_energies"),
     "energies that are no numbers": ({"reference_energies": {"Si": float("nan"), "C": -1.0}}, "reference_energies"),
     "energies that are a list": ({"reference_energies": [-1.0, -2.0]}, "reference_energies"),
+    "no isolated atoms": ({"isolated_atoms": None}, "does not hold a working model"),
+    "isolated atoms of other elements": ({"isolated_atoms": ["O"]}, "isolated_atoms must be among Si, C"),
+    "isolated atoms twice": ({"isolated_atoms": ["C", "C"]}, "isolated_atoms are C"),
+    "isolated atoms that are a word": ({"isolated_atoms": "Si"}, "isolated_atoms"),
     "no type": ({"dtype": None}, "dtype"),
     "a type that is a function": ({"dtype": "load"}, "dtype"),
     "a type of integers": ({"dtype": "int64"}, "dtype"),
@@ -255,7 +267,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a value of another kind": ({"radial": {"n_filters": "many"}}, "radial.n_filters"),
     "unknown elements": ({"elements": ["Si", "Xx"]}, "Xx"),
     "other sizes than the weights": ({"elements": ["Si"]}, "reference_energies"),
-    "more filters than the weights": ({"radial": {"n_filters": 3, "cutoff": 4.0}}, "size mismatch"),
+    "more filters than the weights": ({"radial": {"n_filters": 3, "cutoff": 4.0}}, "rho.free has shape"),
     "a part that the weights lack": ({"pair_term": True}, "phi.free"),
 }
 
@@ -303,7 +315,7 @@ HOSTILE: dict[str, bytes] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_weights(folder: Path, name: str) -> None:
     _replace_weights(folder, HOSTILE[name])
-    assert "does not hold a working model" in _refused(folder)
+    assert "model.safetensors" in _refused(folder)
 
 
 def test_weights_with_names_missing_or_strange(folder: Path) -> None:

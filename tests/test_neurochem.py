@@ -225,8 +225,8 @@ DAMAGE = {
     "no cutoff": (_replaced("*.params", "Rcr", "Rcx"), "Rcr is missing"),
     "a word": (_replaced("*.params", "5.0000e+00", "five"), "Rcr must be numbers, got five"),
     "infinity": (_replaced("*.params", "Rca = 3.5000e+00", "Rca = -1"), "aev.angular.cutoff"),
-    "no elements": (_replaced("*.params", "Atyp", "Btyp"), "Atyp is missing"),
-    "unknown element": (_replaced("*.params", "[H,O]", "[H,Qq]"), "no energy of Qq"),
+    "no elements": (_replaced("*.params", "Atyp", "Btyp"), "Atyp must be distinct chemical symbols"),
+    "unknown element": (_replaced("*.params", "[H,O]", "[H,Qq]"), "Atyp must be distinct chemical symbols"),
     "energy of one": (_replaced("sae_linfit.dat", "O,1", "N,1"), "no energy of O"),
     "energy a word": (_replaced("sae_linfit.dat", "-75.25", "minus"), "energy of O is no number"),
     "activation": (_topology_with("activation=9", "activation=7"), "activation 7 is not supported"),
@@ -243,7 +243,14 @@ DAMAGE = {
     "long length": (_bytes_of("ANN-H.nnf", b"9" * 9999 + b"=\n"), "is no NeuroChem topology"),
     "cut": (_bytes_of("ANN-H.nnf", b"3=\n" + bz2.compress(b"abc")[:-9]), "is damaged"),
     "no bzip2": (_bytes_of("ANN-H.nnf", b"3=\nabc"), "cannot be decompressed"),
-    "a bomb": (_bytes_of("ANN-H.nnf", BOMB), "1048576 bytes instead of 1112"),
+    "endless numbers": (_topology_with("blocksize=18", "blocksize=" + "9" * 5000), "must be whole numbers"),
+    "sizes of terabytes": (_topology_with("blocksize=18", "blocksize=999999999"), "has 90 numbers, but"),
+    "one file for two layers": (
+        _topology_with("l3.bparam", "l1.bparam"),
+        "two layers take their numbers from one file",
+    ),
+    "energy beyond all atoms": (_replaced("sae*.dat", "H,0=-0.5", "H,0=1e308"), "is no energy of an atom of H"),
+    "a bomb": (_bytes_of("ANN-H.nnf", BOMB), "65536 bytes instead of 1112"),
 }
 
 

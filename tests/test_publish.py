@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 from snnp import training
 from snnp.cli.main import app
 from snnp.errors import HubError, InputError
-from snnp.hub import load_model
+from snnp.hub import load_model, make_manifest, publish
 from snnp.models import SplineNNP, save_model, special_cases
 from snnp.publish import card_header, licence_id, prepare_model, publish_model
 from snnp.structure import Structure
@@ -268,3 +270,62 @@ def test_folder_that_is_taken(silent: Path, tmp_path: Path) -> None:
     for name in ("silent", "org/silent@main", "org/a/b"):
         with pytest.raises(InputError, match="is no name of a repository"):
             publish_model(silent, name)
+
+
+# Nothing that lies elsewhere is handed on, and nothing that is no statement.
+
+
+def _plant(kind: str, path: Path, secret: Path) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(secret)
+    elif kind == "relative link":
+        path.symlink_to(os.path.relpath(secret, path.parent))
+    elif kind == "dangling link":
+        path.symlink_to(secret / "nowhere")
+    elif kind == "linked folder":
+        path.symlink_to(secret.parent)
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "relative link", "dangling link", "linked folder", "pipe"])
+@pytest.mark.parametrize("name", ["notes.txt", "README.md"])
+def test_links_do_not_lead_out_of_the_folder(
+    hub: HubServer, prepared: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    folder, secret = tmp_path / "f", tmp_path / "elsewhere" / "secret.txt"
+    shutil.copytree(prepared, folder)
+    secret.parent.mkdir()
+    secret.write_bytes((folder / "README.md").read_bytes())  # the same bytes, so that no checksum shows it
+    _plant(kind, folder / name, secret)
+    with pytest.raises(HubError, match=r"is a link|is no plain file"):
+        make_manifest(folder, "model")
+    if name == "README.md":  # which the manifest of the folder lists
+        with pytest.raises(HubError, match=r"is a link|is no plain file"):
+            publish("model", folder, "org/argon")
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize("name", ["parity_energy.png", "config.yaml"])
+def test_links_in_a_run_are_not_followed(run: Path, tmp_path: Path, name: str) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    (tmp_path / "secret").write_text("secret")
+    _plant("link", copied / name, tmp_path / "secret")
+    with pytest.raises(HubError, match="is a link"):
+        prepare_model(copied, "org/argon", tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["licence", "dataset", "level_of_theory"])
+def test_statements_are_single_lines(run: Path, tmp_path: Path, key: str) -> None:
+    for text in ("mit\nlicense: evil", "mit\x1b[2J", "mit\u202e"):
+        with pytest.raises(HubError, match=rf"{key} \(must be one line"):
+            prepare_model(run, "org/argon", tmp_path / "out", {key: text})
+
+
+@pytest.mark.parametrize("text", ["made=2026-01-01", "a=2026-13-45", "a={1: &b [*b]}", "a=!!set {x}", "a=.inf"])
+def test_statements_that_are_no_json(text: str) -> None:
+    result = CliRunner().invoke(app, ["publish", "model", "snnp-si", "org/x", "--dry-run", "--set", text])
+    assert result.exit_code == 1
+    assert "--set" in result.stderr

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ import pytest
 import yaml
 from ase.build import bulk, molecule
 
-from snnp.data import load_dataset, read_frames
+from snnp.data import load_dataset, read_frames, recipes
 from snnp.data.block import Block
 from snnp.data.cards import card, header, table
 from snnp.data.description import Description, parse_description, read_description
 from snnp.data.extxyz import read_blocks
-from snnp.data.recipes import build, from_xyz, repulsion, split_by
+from snnp.data.recipes import build, from_xyz, hdf5, repulsion, split_by
 from snnp.errors import DataError
 from snnp.hub import read_manifest, verify_folder
 from snnp.units import HARTREE_IN_EV
@@ -283,3 +284,80 @@ def test_descriptions_are_checked(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as a description"):
         read_description(tmp_path / "manifest.json")
+
+
+# HDF5 that points elsewhere, or claims more than it holds.
+
+
+def _external_storage(file: Any, folder: Path) -> None:
+    (folder / "secret").write_bytes(bytes(80))
+    file.create_dataset("A/energies", (10,), dtype="f8", external=[(str(folder / "secret"), 0, 80)])
+
+
+def _virtual(file: Any, folder: Path) -> None:
+    layout = h5py.VirtualLayout((10,), dtype="f8")
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "energies", shape=(10,))
+    file.create_virtual_dataset("A/energies", layout)
+
+
+def _loop(file: Any, folder: Path) -> None:
+    file.create_group("A")
+    file["A/B"] = file["A"]
+
+
+def _many_roads(file: Any, folder: Path) -> None:
+    for k in range(8):
+        file.create_group(f"A{k}")
+    for k in range(7):
+        file[f"A{k}/left"] = file[f"A{k + 1}"]
+        file[f"A{k}/right"] = file[f"A{k + 1}"]
+
+
+def _long_texts(file: Any, folder: Path) -> None:
+    file.create_dataset("A/species", data=["H" * 1000] * 3)
+
+
+HDF5: dict[str, Callable[[Any, Path], Any]] = {
+    "external storage": _external_storage,
+    "a virtual dataset": _virtual,
+    "an external link": lambda file, folder: file.__setitem__("A", h5py.ExternalLink(str(folder / "o.h5"), "/")),
+    "a soft link": lambda file, folder: file.__setitem__("A", h5py.SoftLink("/")),
+    "a loop": _loop,
+    "many roads to one group": _many_roads,
+    "numbers that are nowhere": lambda file, folder: file.create_dataset(
+        "A/energies", (1 << 34,), dtype="f8", chunks=(1 << 20,)
+    ),
+    "texts without end": _long_texts,
+    "references": lambda file, folder: file.create_dataset("A/species", (3,), dtype=h5py.ref_dtype),
+    "groups in groups": lambda file, folder: file.create_group("/".join("A" * 100)),
+}
+
+
+@pytest.mark.parametrize("name", HDF5)
+def test_hostile_hdf5(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "raw.h5"
+    with h5py.File(path, "w") as file:
+        HDF5[name](file, tmp_path)
+    with pytest.raises(DataError, match="damaged, hostile, or not meant for this program"):
+        list(hdf5(path, {"energies", "species"}))
+
+
+def test_hdf5_of_many_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each group stays below the limit of one, all together do not."""
+    monkeypatch.setattr(recipes, "MOST_GROUP_BYTES", 1 << 20)
+    path = tmp_path / "raw.h5"
+    with h5py.File(path, "w") as file:
+        for k in range(4):
+            file.create_dataset(f"A{k}/energies", (1 << 16,), dtype="f8", chunks=(1 << 14,))
+    with pytest.raises(DataError, match="far more than the file holds"):
+        list(hdf5(path, {"energies"}))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 100, 1000])
+def test_truncated_hdf5(n_bytes: int, tmp_path: Path) -> None:
+    path = tmp_path / "raw.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("A/energies", data=np.zeros(1000))
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(DataError, match=r"raw\.h5"):
+        list(hdf5(path, {"energies"}))

@@ -175,6 +175,10 @@ def test_a_run_learns_and_leaves_a_complete_folder(data: Path, tmp_path: Path, m
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert resolved["model"]["elements"] == ["Cu"]
     assert resolved["model"]["repulsion"] is not None
+    lowest = min(frame.energy / frame.structure.n_atoms for frame in read_frames(data / "train.xyz"))
+    # Where a run of molecular dynamics stops; some of the lowest frames may be in the validation set.
+    stated = result.model.metadata["lowest_energy_ev_per_atom"] + result.model.reference_energies["Cu"]
+    assert lowest - 1e-9 <= stated < lowest + 0.05
 
 
 def read_metrics(run: Path) -> list[list[str]]:

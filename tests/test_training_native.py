@@ -106,6 +106,7 @@ def step(
     """Loss of a batch that skips frames and changes their order, and the gradients of all parameters."""
     elements, keys = FORMS[form]
     model = SplineNNP(SplineNNPConfig(elements=elements, **keys), seed=1)
+    model.isolated_atoms = elements[:1]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -125,6 +126,11 @@ def step(
     gradients = [p.grad for p in model.parameters() if p.numel()]
     assert all(g is not None for g in gradients)
     return float(value), [g for g in gradients if g is not None]
+
+
+def _rounding(gradients: list[torch.Tensor]) -> float:
+    """A gradient this small is rounding: that of a bias is zero where energies are counted from atoms alone."""
+    return 1e-2 * max(float(gradient.abs().max()) for gradient in gradients)
 
 
 @pytest.fixture
@@ -147,7 +153,9 @@ def test_gradients_are_torchs(form: str, dtype: torch.dtype, tolerance: float, t
         found = step(form, dtype, native=True)
         assert found[0] == pytest.approx(expected[0], rel=tolerance), target
         for a, b in zip(expected[1], found[1], strict=True):
-            assert float((a - b).abs().max()) <= tolerance * float(a.abs().max().clamp_min(1e-12)), target
+            assert float((a - b).abs().max()) <= tolerance * float(a.abs().max().clamp_min(_rounding(expected[1]))), (
+                target
+            )
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.5, 0.0, 3.0), (0.0, 2.0, 0.0)])
@@ -159,7 +167,7 @@ def test_parts_of_the_loss(weights: tuple[float, float, float], shape: Literal["
     )
     assert found[0] == pytest.approx(expected[0], rel=1e-11)
     for a, b in zip(expected[1], found[1], strict=True):
-        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12 * float(a.abs().max()))
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12 * float(a.abs().max().clamp_min(_rounding(expected[1]))))
 
 
 def test_gradients_add_up() -> None:

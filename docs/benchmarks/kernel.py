@@ -160,7 +160,7 @@ def prepared(element: str, frames: int) -> tuple[SplineNNP, PreparedData]:
     form = load_model(f"snnp-{element.lower()}")
     assert isinstance(form, SplineNNP)
     model = SplineNNP(form.config, form.reference_energies, seed=1)
-    folder = Path(os.environ.get("SNNP_DATA", "../shared/data"))
+    folder = Path(os.environ["SNNP_DATA"])
     data = prepare(model, read_frames(folder / "mlearn" / f"{element}_train.xyz")[:frames], torch.float32)
     model.to(torch.float32)
     standardise(model, data)

@@ -2,7 +2,8 @@
 
 `metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`):
 `metrics` (`Evaluation.to_dict()` on the test data), `training`, `training_range`, `properties`
-(`CubicProperties.to_dict()` per element), `stability` (`StabilityRun.to_dict()` per system), `speed` and `built`.
+(`CubicProperties.to_dict()` per element), `compression` (`Compression.to_dict()` of each way), `stability`
+(`StabilityRun.to_dict()` per system), `speed` and `built`.
 What is missing is left out of the card.
 """
 
@@ -16,14 +17,17 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
-from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.compression import equilibrium_volumes, holes_in_words
+from snnp.analysis.properties import GROUND_STATES, stated_properties
 from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
+from snnp.models.formats import stated
 from snnp.models.hipnn import HIPNN
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
+from snnp.text import code, markdown
 
 __all__ = ["card_markdown", "markdown_table", "training_range"]
 
@@ -47,13 +51,9 @@ _PROPERTY_COLUMNS = {
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
-    """A Markdown table whose first `n_text` columns are set left and the others right."""
+    """A Markdown table whose first `n_text` columns are set left and the others right; cells may be any text."""
     rule = ["---"] * n_text + ["---:"] * (len(columns) - n_text)
-    lines = [
-        [column.strip() for column in columns],
-        rule,
-        *([cell.replace("|", "\\|") for cell in row] for row in rows),
-    ]
+    lines = [[column.strip() for column in columns], rule, *([markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -91,7 +91,24 @@ def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
         "periodic": "all" if all(periodic) else "some" if any(periodic) else "none",
         "mixed": any(len(set(each)) > 1 for each in symbols),
         "formula": formulas.pop() if len(formulas) == 1 else None,
+        **_volumes(frames, model),
     }
+
+
+def _volumes(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
+    """Volumes of the frames that have one, in Å³/atom, and the smallest relative to the model's own crystals."""
+    known = equilibrium_volumes(model)
+    volumes, ratios = [], []
+    for frame in frames:
+        if not bool(frame.structure.pbc.all()):
+            continue
+        volume = float(frame.structure.volume()[0])
+        volumes.append(volume / frame.n_atoms)
+        symbols = [chemical_symbols[z] for z in frame.structure.numbers.tolist()]
+        if set(symbols) <= set(known):
+            ratios.append(volume / sum(known[symbol] for symbol in symbols))
+    span = [min(volumes), max(volumes)] if volumes else None
+    return {"volume_a3_per_atom": span, "smallest_v_over_v0": min(ratios, default=None)}
 
 
 def card_markdown(name: str, model: Potential) -> str:
@@ -100,15 +117,28 @@ def card_markdown(name: str, model: Potential) -> str:
     Arguments:
         name: under which the model is loaded.
         model: with its metadata.
+
+    Raises:
+        DataError: if they are not of the form that docs/format.md gives.
     """
-    about = model.metadata
+    try:
+        return _card(name, model)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the metadata of {name} are not of the form that the card needs ({type(error).__name__}: {error}); see "
+            "docs/format.md, and state them anew with --set."
+        ) from error
+
+
+def _card(name: str, model: Potential) -> str:
+    about = stated(model.metadata)
     parts = [
         f"# {name}\n\n{_sentence(about.get('description', 's-NNP'))}\n",
         _overview(model),
         _use(name, model),
         _data(model),
         _errors(about["metrics"]) if "metrics" in about else _errors_of_run(about.get("errors", {})),
-        _properties(about["properties"], model) if about.get("properties") else "",
+        _properties(stated_properties(model)) if about.get("properties") else "",
         _stability(about["stability"]) if "stability" in about else "",
         _speed(about["speed"]) if "speed" in about else "",
         _limits(model),
@@ -119,17 +149,12 @@ def card_markdown(name: str, model: Potential) -> str:
 
 
 def _sentence(text: Any) -> str:
-    text = _escaped(text).strip()
+    text = markdown(text)
     return text if text.endswith(".") else f"{text}."
 
 
-def _escaped(text: Any) -> str:
-    """Without dollars that would begin a formula, as in paths that name environment variables."""
-    return str(text).replace("$", "\\$")
-
-
 def _cell(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
+    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
 
 
 def _cells(values: Mapping[str, Any], columns: Mapping[str, tuple[str, int]]) -> list[str]:
@@ -144,7 +169,7 @@ def _overview(model: Potential) -> str:
         "form": _form(model),
         "precision": str(model.dtype).removeprefix("torch."),
         "units": "eV, Å, eV/Å, eV/Å³",
-        "licence of the data": str(model.metadata.get("licence", "not stated")),
+        "licence of the data": str(stated(model.metadata).get("licence", "not stated")),
     }
     return markdown_table(["", ""], rows.items(), n_text=2)
 
@@ -171,7 +196,7 @@ def _form(model: Potential) -> str:
 
 
 def _use(name: str, model: Potential) -> str:
-    free = model.metadata.get("training_range", {}).get("periodic") == "none"
+    free = stated(model.metadata).get("training_range", {}).get("periodic") == "none"
     lines = [
         "import ase.io" if free else "import ase.build",
         "from snnp_ase import SNNPCalculator",
@@ -191,16 +216,16 @@ def _builder(element: str) -> str:
 
 
 def _data(model: Potential) -> str:
-    about = model.metadata
+    about = stated(model.metadata)
     lines = [f"- Data set: {_sentence(about['dataset'])}" if "dataset" in about else ""]
     lines.append(f"- Level of theory: {_sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
     if seen := about.get("training_range"):
-        groups = ", ".join(f"{group} {count}" for group, count in seen["groups"].items())
+        groups = ", ".join(f"{markdown(group)} {count}" for group, count in seen["groups"].items())
         named = f": {groups}" if groups else ""
         lines.append(f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms{named}.")
     origin = about.get("reference_energies_from", {})
     zeros = ", ".join(
-        f"{symbol} {energy:.6f} ({origin.get(symbol, 'unknown origin')})"
+        f"{symbol} {energy:.6f} ({markdown(origin.get(symbol, 'unknown origin'))})"
         for symbol, energy in model.reference_energies.items()
     )
     lines.append(f"- E0 (eV per atom, added to the energy of each atom): {zeros}.")
@@ -212,7 +237,7 @@ def _errors(metrics: Mapping[str, Any]) -> str:
     rows |= {f"pure {symbol}": errors for symbol, errors in metrics.get("pure_elements", {}).items()}
     body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in rows.items()]
     text = (
-        f"## Errors\n\nOn {_escaped(metrics['data'])}, never used in training. Energies per structure, "
+        f"## Errors\n\nOn {markdown(metrics['data'])}, never used in training. Energies per structure, "
         "forces over all components, stresses over six components.\n\n"
     )
     text += markdown_table(["", "structures", *_ERROR_COLUMNS], body)
@@ -233,11 +258,9 @@ def _errors_of_run(errors: Mapping[str, Mapping[str, Any]]) -> str:
     return text + markdown_table(["", "structures", *_ERROR_COLUMNS], body)
 
 
-def _properties(properties: Mapping[str, Mapping[str, Any]], model: Potential) -> str:
-    true_zero = {s for s, how in model.metadata.get("reference_energies_from", {}).items() if how == "isolated atoms"}
+def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
     columns = dict(_PROPERTY_COLUMNS)
-    if not true_zero >= set(properties):
-        # The energy of the crystal is then counted from a fitted zero, which is no cohesive energy.
+    if all(crystal["cohesive_energy_ev_per_atom"] is None for crystal in properties.values()):
         del columns["E coh (eV/atom)"]
     rows: list[list[str]] = []
     sources: dict[tuple[str, str], list[str]] = {}
@@ -252,7 +275,8 @@ def _properties(properties: Mapping[str, Mapping[str, Any]], model: Potential) -
         text
         + "\n"
         + "\n".join(
-            f"- {', '.join(symbols)}, {kind}: {_sentence(source)}" for (kind, source), symbols in sources.items()
+            f"- {', '.join(map(markdown, symbols))}, {markdown(kind)}: {_sentence(source)}"
+            for (kind, source), symbols in sources.items()
         )
         + "\n"
     )
@@ -277,9 +301,9 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
             )
     columns = ["system", "run", "length", "result", "mean / max T (K)", "shortest distance (Å)"]
     columns += ["rms displacement (Å)", "drift (meV/atom/ns)"]
-    systems = "; ".join(dict.fromkeys(str(system["system"]) for system in stability.values()))
+    systems = "; ".join(dict.fromkeys(markdown(system["system"]) for system in stability.values()))
     run = next(iter(stability.values()))["nve"]
-    text = f"## Stability\n\nMolecular dynamics in {run['dtype']} of {systems}. "
+    text = f"## Stability\n\nMolecular dynamics in {markdown(run['dtype'])} of {systems}. "
     text += "The NVE run follows equilibration at its temperature; its drift is the slope of the total energy."
     if any("melting_point_k" in system for system in stability.values()):
         text += f" The Langevin run is at 0.8 of the melting point ({MELTING_POINTS_SOURCE})."
@@ -294,16 +318,16 @@ def _drift(run: Mapping[str, Any]) -> str:
 
 def _speed(speed: Mapping[str, Any]) -> str:
     return (
-        f"## Speed\n\n{speed['us_per_atom']:.1f} µs per atom for energy and forces of {speed['system']} "
-        f"by {speed.get('computed_by', 'torch')} "
-        f"({speed['dtype']}, {speed['threads']} thread of {speed['cpu']}, neighbour list kept; CPU time, best of "
-        f"{speed['n_calls']} calls, median {speed['us_per_atom_median']:.1f}).\n"
+        f"## Speed\n\n{speed['us_per_atom']:.1f} µs per atom for energy and forces of {markdown(speed['system'])} "
+        f"by {markdown(speed.get('computed_by', 'torch'))} "
+        f"({markdown(speed['dtype'])}, {speed['threads']:d} thread of {markdown(speed['cpu'])}, neighbour list kept; "
+        f"CPU time, best of {speed['n_calls']} calls, median {speed['us_per_atom_median']:.1f}).\n"
     )
 
 
 def _limits(model: Potential) -> str:
-    about = model.metadata
-    repulsion = model.config.repulsion if isinstance(model, SplineNNP) else None
+    about = stated(model.metadata)
+    repulsion = model.repulsion
     lines = [str(line) for line in about.get("limits", [])]
     if seen := about.get("training_range"):
         closest = f"No two atoms of the training data are closer than {seen['shortest_distance_angstrom']:.2f} Å"
@@ -313,6 +337,10 @@ def _limits(model: Potential) -> str:
                 f"{repulsion.inner:g} Å), which keeps atoms apart but is not fitted"
             )
         lines.append(closest)
+        if volumes := seen.get("volume_a3_per_atom"):
+            smallest, ratio = f"{volumes[0]:.2f} to {volumes[1]:.2f} Å³ per atom", seen["smallest_v_over_v0"]
+            least = "" if ratio is None else f"; V/V0 is at least {ratio:.3f}, V0 being that of the crystals at rest"
+            lines.append(f"Volumes of the training data reach from {smallest}{least}")
         if seen["energy_span_ev_per_atom"] is not None:
             lines.append(f"Energies of the training data span {seen['energy_span_ev_per_atom']:.2f} eV/atom")
         if seen["largest_force_ev_per_angstrom"] is not None:
@@ -324,6 +352,10 @@ def _limits(model: Potential) -> str:
         unseen = {"none": "periodic crystals or liquids", "all": "free molecules or clusters"}.get(seen["periodic"])
         if unseen:
             lines.append(f"The training data hold no {unseen}")
+    if scan := about.get("compression"):
+        ways = ", ".join(f"{each['system']} {each['way']} to V/V0 = {each['down_to_v_over_v0']:g}" for each in scan)
+        holes = [f"**It implodes.** {words}" for words in holes_in_words(scan)]
+        lines += holes or [f"Compressed beyond the data without relaxation, the energy rises all the way: {ways}"]
     lines.append(f"Interactions end at {model.cutoff:g} Å; there are no charges, no spins and no long-range dispersion")
     return "## Limits\n\n" + "\n".join(f"- {_sentence(line)}" for line in lines) + "\n"
 
@@ -334,11 +366,11 @@ def _provenance(known: Mapping[str, Any], with_command: bool) -> str:
     for each in known.get("datasets", []):
         version = each.get("commit") or each.get("sha256")
         sets.append(
-            f"`{each['name']}`" + (f" ({'commit' if 'commit' in each else 'sha256'} `{version}`)" if version else "")
+            code(each["name"]) + (f" ({'commit' if 'commit' in each else 'sha256'} {code(version)})" if version else "")
         )
     lines = [f"Data: {', '.join(sets)}." if sets else ""]
-    lines.append(f"Split: sha256 `{known['split_sha256']}`." if "split_sha256" in known else "")
-    lines.append(f"Command: `{known['command']}`." if with_command and "command" in known else "")
+    lines.append(f"Split: sha256 {code(known['split_sha256'])}." if "split_sha256" in known else "")
+    lines.append(f"Command: {code(known['command'])}." if with_command and "command" in known else "")
     return " ".join(line for line in lines if line)
 
 
@@ -350,9 +382,12 @@ def _making(name: str, about: Mapping[str, Any]) -> str:
             f"thread; weights of epoch {training['best_epoch']}."
         )
     if built := about.get("built"):
-        versions = ", ".join(f"{package} {version}" for package, version in built["versions"].items())
+        versions = ", ".join(
+            f"{markdown(package)} {markdown(version)}" for package, version in built["versions"].items()
+        )
         lines.append(
-            f"Training and every number above: `{built['command']}` ({built['date']}; {built['cpu']}; {versions}); "
+            f"Training and every number above: {code(built['command'])} ({markdown(built['date'])}; "
+            f"{markdown(built['cpu'])}; {versions}); "
             "the configuration is in `recipe.yaml`."
         )
     if known := about.get("provenance"):

@@ -30,8 +30,7 @@ from torch import Tensor
 from snnp.analysis.surroundings import Environment, all_groups, environment, group_of
 from snnp.errors import InputError
 from snnp.models.potential import Potential
-from snnp.models.repulsion import zbl_energies
-from snnp.models.shells import Shell
+from snnp.models.repulsion import Repulsion
 from snnp.models.spline_nnp import SplineNNP
 from snnp.structure import Structure
 
@@ -217,12 +216,8 @@ def _repulsion(model: SplineNNP, a: int, b: int, distance: Tensor) -> Tensor:
     config = model.config.repulsion
     if config is None:
         return torch.zeros_like(distance)
-    n = len(distance)
-    numbers = torch.tensor([atomic_numbers[model.elements[k]] for k in (a, b)])
-    unit = torch.tensor([1.0, 0.0, 0.0]).expand(n, 1, 3)
-    ones = torch.ones(n, 1, dtype=torch.int64)
-    pairs = Shell(0 * ones[:, 0], ones, b * ones, distance[:, None], unit, ones.bool())
-    halves, _ = zbl_energies(pairs, numbers, config.inner, config.outer)
+    charges = (torch.full_like(distance, atomic_numbers[model.elements[k]]) for k in (a, b))
+    halves: Tensor = Repulsion(config.inner, config.outer)(distance, *charges)[0]
     return 2.0 * halves
 
 

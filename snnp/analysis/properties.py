@@ -17,12 +17,22 @@ import torch
 from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 
+from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import InputError, near_matches
+from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["GROUND_STATES", "REFERENCES", "CubicProperties", "ReferenceValues", "cubic_properties", "model_properties"]
+__all__ = [
+    "GROUND_STATES",
+    "REFERENCES",
+    "CubicProperties",
+    "ReferenceValues",
+    "cubic_properties",
+    "model_properties",
+    "stated_properties",
+]
 
 GROUND_STATES = {
     **dict.fromkeys(("Ni", "Cu", "Al", "Ag", "Au", "Pd", "Pt", "Pb"), "fcc"),
@@ -108,7 +118,8 @@ class CubicProperties:
         element, structure: such as "Si", "diamond".
         lattice_constant: Å, of the conventional cell.
         energy_per_atom: eV, E0 included.
-        cohesive_energy: eV/atom, E0 minus the energy per atom; the true one where E0 is that of isolated atoms.
+        cohesive_energy: eV/atom, E0 minus the energy per atom; None where E0 is not the energy of an isolated atom:
+            the difference from a fitted zero is no cohesive energy.
         bulk_modulus, c11, c12, c44: GPa.
     """
 
@@ -116,7 +127,7 @@ class CubicProperties:
     structure: str
     lattice_constant: float
     energy_per_atom: float
-    cohesive_energy: float
+    cohesive_energy: float | None
     bulk_modulus: float
     c11: float
     c12: float
@@ -154,6 +165,19 @@ def model_properties(model: Potential) -> list[CubicProperties]:
     return [cubic_properties(model, element) for element in model.elements if element in GROUND_STATES]
 
 
+def stated_properties(model: Potential) -> dict[str, dict[str, Any]]:
+    """`properties` of the metadata by element, without numbers that are called cohesive energies and are none."""
+    crystals = dict(stated(model.metadata).get("properties", {}))
+    fitted = {symbol: crystal for symbol, crystal in crystals.items() if not _counts_from_atoms(model, symbol)}
+    return crystals | {symbol: {**crystal, "cohesive_energy_ev_per_atom": None} for symbol, crystal in fitted.items()}
+
+
+def _counts_from_atoms(model: Potential, element: str) -> bool:
+    """Whether E0 is the energy of an isolated atom, by the model itself or, in older files, by its statements."""
+    origin = model.metadata.get("reference_energies_from")
+    return element in model.isolated_atoms or (isinstance(origin, dict) and origin.get(element) == FROM_ISOLATED_ATOMS)
+
+
 def cubic_properties(
     model: Potential, element: str, structure: str | None = None, *, guess: float | None = None
 ) -> CubicProperties:
@@ -187,7 +211,7 @@ def cubic_properties(
         structure=structure,
         lattice_constant=a,
         energy_per_atom=energy,
-        cohesive_energy=exact.reference_energies[element] - energy,
+        cohesive_energy=exact.reference_energies[element] - energy if _counts_from_atoms(exact, element) else None,
         bulk_modulus=(c11 + 2.0 * c12) / 3.0,
         c11=c11,
         c12=c12,

@@ -9,6 +9,7 @@ from typing import Any
 
 from snnp.benchmarks.pictures import draw_comparison, draw_scaling
 from snnp.files import write_atomically
+from snnp.text import code, markdown
 
 __all__ = ["COLUMNS", "about", "save", "table"]
 
@@ -94,12 +95,16 @@ def _markdown(document: Mapping[str, Any], name: str) -> str:
         lines += ["\\* published, on the upstream test files; ours are on the test set of each model.", ""]
     if document["not_measured"]:
         lines += ["Not measured:", ""]
-        lines += [f"- {each['program']}: {each['case']}: {each['reason']}" for each in document["not_measured"]] + [""]
-    lines += [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in about(document).items()]
+        missing = (f"{each['program']}: {each['case']}: {each['reason']}" for each in document["not_measured"])
+        lines += [*(f"- {markdown(each)}" for each in missing), ""]
+    lines += [
+        f"- {name}: {code(value) if name == 'command' else markdown(value)}" for name, value in about(document).items()
+    ]
     lines += [f"- all numbers: [{name}.json]({name}.json)"]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---"] * _N_TEXT + ["---:"] * (len(columns) - _N_TEXT)
-    return ["| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows)]
+    cells = [[markdown(cell) for cell in row] for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in (columns, rule, *cells)]

@@ -1,13 +1,18 @@
 """What the commands print with: results to stdout, messages and progress to stderr.
 
 Results are either a table for people or one JSON value for programs, so that `snnp ... --json | jq` always works.
+Everything printed passes here through `printable`: names and comments come from files, and must not steer a terminal;
+nor is markup in them obeyed. What the output's encoding has no character for is replaced.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,13 +22,49 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Update", "fail", "number", "print_json", "print_pairs", "print_table", "progress_bar", "say", "warn"]
+from snnp.text import UNSEEN, one_line, printable
+
+__all__ = [
+    "Update",
+    "fail",
+    "number",
+    "print_errors",
+    "print_json",
+    "print_pairs",
+    "print_properties",
+    "print_table",
+    "print_trace",
+    "progress_bar",
+    "say",
+    "tolerate_encoding",
+    "warn",
+    "with_options",
+]
 
 Update = Callable[..., None]
 """`update(done, total=None, note="")`: how far a job is, in its own units."""
 
+_LONGEST_CELL = 5000  # characters
 _PLAIN_WIDTH = 160  # columns where the output is a file or a pipe, so that no cell is cut
 
+
+_QUANTITIES = (
+    ("energy MAE", "energy_mae_mev_per_atom"),
+    ("RMSE", "energy_rmse_mev_per_atom"),
+    ("max (meV/atom)", "energy_max_mev_per_atom"),
+    ("force MAE", "force_mae_ev_per_angstrom"),
+    ("RMSE", "force_rmse_ev_per_angstrom"),
+    ("max (eV/Å)", "force_max_ev_per_angstrom"),
+)
+_STRESS = ("stress MAE (GPa)", "stress_mae_gpa")
+_PROPERTIES = {
+    "a (Å)": "lattice_constant_angstrom",
+    "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
+    "B (GPa)": "bulk_modulus_gpa",
+    "C11 (GPa)": "c11_gpa",
+    "C12 (GPa)": "c12_gpa",
+    "C44 (GPa)": "c44_gpa",
+}
 
 _STDERR = Console(stderr=True, highlight=False)  # one for all, so that messages and a running bar do not mix
 
@@ -32,23 +73,61 @@ def _stdout() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
+def tolerate_encoding() -> None:
+    """Let streams replace characters that their encoding lacks, and text that is no Unicode; they would fail else."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _message(*parts: str | tuple[str, str]) -> None:
     _STDERR.print(Text.assemble(*parts), soft_wrap=True)
 
 
 def say(message: str) -> None:
     """Print a message for the person at the terminal (stderr)."""
-    _message(message)
+    _message(printable(message))
+
+
+# Arguments of Python by the options that set them: errors from inside name the former.
+_OPTIONS = {
+    "temperature_k": "--temperature",
+    "temperature_end_k": "--temperature K:K",
+    "pressure_gpa": "--pressure",
+    "dt_fs": "--dt",
+    "friction_per_ps": "--friction",
+    "trajectory_interval": "--every",
+    "log_interval": "--log-every",
+    "checkpoint_interval": "--checkpoint-every",
+    **{f"{name}_key": f"--{name}-key" for name in ("energy", "forces", "stress", "group")},
+}
+_SETTING = re.compile(r"molecular dynamics setting '(\w+)'")
+_ASSIGNED = re.compile(
+    r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(\.\.\.)?(?=['.]|$)"
+)
+_ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTIONS)})(?!\w)")
+
+
+def with_options(message: str) -> str:
+    """The message of an error with options in place of the arguments and fields that they set."""
+    message = _SETTING.sub(lambda match: _OPTIONS.get(match[1], f"--{match[1].replace('_', '-')}"), message)
+    message = _ARGUMENT.sub(lambda match: _OPTIONS[match[1]], message)
+    return _ASSIGNED.sub(lambda match: f"--{match[1]} VALUE" if match[2] else f"--{match[1]} ", message)
 
 
 def fail(message: str) -> None:
     """Print an error on one line (stderr)."""
-    _message(("error: ", "bold red"), " ".join(message.split()))
+    _message(("error: ", "bold red"), one_line(message))
+
+
+def print_trace(error: BaseException) -> None:
+    """Print the traceback of an error (stderr)."""
+    _message(printable("".join(traceback.format_exception(error)).rstrip()))
 
 
 def warn(message: str) -> None:
     """Print a warning on one line (stderr)."""
-    _message(("warning: ", "yellow"), " ".join(message.split()))
+    _message(("warning: ", "yellow"), one_line(message))
 
 
 def _jsonable(value: Any) -> Any:
@@ -66,12 +145,14 @@ def _jsonable(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Print one JSON value to stdout, and nothing else."""
-    sys.stdout.write(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, allow_nan=False)
+    sys.stdout.write(UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text) + "\n")
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Any, digits: int = 3) -> str:
     """A number with `digits` significant digits, or a dash where there is none."""
-    if value is None or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     if value != 0.0 and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}"
@@ -85,10 +166,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(_is_number(row[index]) for row in cells)
-        table.add_column(column, justify="right" if numeric and cells else "left", overflow="fold")
+        table.add_column(Text(printable(column)), justify="right" if numeric and cells else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(_shown(cell) for cell in row))
     _print_below(title, table)
+
+
+def _shown(cell: str) -> Text:
+    """A cell as it may be printed; what no person reads to the end is cut (--json has it whole)."""
+    text = printable(cell)
+    return Text(text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…")
 
 
 def _is_number(cell: str) -> bool:
@@ -98,10 +185,10 @@ def _is_number(cell: str) -> bool:
 def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     """Print names and values in two columns to stdout."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(name, Text(value))
+        table.add_row(Text(printable(name), style="cyan"), _shown(value))
     _print_below(title, table)
 
 
@@ -109,29 +196,55 @@ def _print_below(title: str | None, table: Table) -> None:
     # Not the table's own title: that is wrapped to the width of the table.
     console = _stdout()
     if title is not None:
-        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(Text(printable(title), style="bold"), soft_wrap=True)
     console.print(table)
+
+
+def print_errors(parts: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """One row of errors per part of some data (train, test, or groups); `GroupErrors.to_dict` says what a row holds."""
+    has_stress = any(part.get("stress_mae_gpa") is not None for part in parts.values())
+    quantities = [*_QUANTITIES, _STRESS] if has_stress else _QUANTITIES
+    rows = []
+    for name, part in parts.items():
+        counts = [str(part.get(count, "–")) for count in ("n_structures", "n_atoms")]
+        rows.append([name, *counts, *(number(part.get(key)) for _, key in quantities)])
+    print_table(["", "structures", "atoms", *(label for label, _ in quantities)], rows, title=title)
+
+
+def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:
+    """A table per crystal: the model beside published values; `CubicProperties.to_dict` says what a crystal holds."""
+    sources: dict[str, str] = {}
+    crystals = list(crystals)
+    for crystal in crystals:
+        lines = {"model": crystal, **crystal["references"]}
+        rows = [[name, *(number(line.get(key), 4) for key in _PROPERTIES.values())] for name, line in lines.items()]
+        print_table(["", *_PROPERTIES], rows, title=f"\n{crystal['structure']} {crystal['element']}")
+        sources |= {line["source"]: name for name, line in crystal["references"].items()}
+    for source, name in sources.items():
+        say(f"{name}: {source}")
+    if any(crystal.get("cohesive_energy_ev_per_atom") is None for crystal in crystals):
+        say("E coh: the model has none where E0 is not the energy of an isolated atom.")
 
 
 @contextmanager
 def progress_bar(description: str, total: float | None = None) -> Iterator[Update]:
     """A progress bar with the remaining time, on a terminal only; yields the function that moves it."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=_STDERR,
         disable=not sys.stderr.isatty(),
         transient=True,
     )
     with bar:
-        task = bar.add_task(description, total=total, note="")
+        task = bar.add_task(one_line(description), total=total, note="")
 
         def update(done: float, total: float | None = None, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+            bar.update(task, completed=done, total=total, note=one_line(note))
 
         yield update

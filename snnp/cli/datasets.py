@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_table, say
-from snnp.cli.files import prepare_output
+from snnp.cli.files import prepare_output, readable
 from snnp.cli.hub import DryRun, Private, Repository, parse_statements, publish_app
-from snnp.cli.options import Json, Overwrite, examples
+from snnp.cli.options import Json, Overwrite, Units, examples
 from snnp.errors import InputError
 
 __all__ = ["CONVERT_EXAMPLES", "DESCRIBE_EXAMPLES", "convert_command", "describe_command", "publish_dataset_command"]
@@ -46,13 +46,14 @@ def convert_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="The files hold no energies.")] = False,
     workers: Annotated[int, typer.Option(metavar="N", help="Files to read at the same time; 0: one per core.")] = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Convert files of structures to parquet, or back; nothing that they say is lost."""
-    from snnp.data import Keys, convert
+    from snnp.data import convert, keys_of
 
     if len(files) < 2:
         raise InputError("name at least one file to read, and last the file to write.")
@@ -70,15 +71,16 @@ def convert_command(
         Path(target), overwrite=overwrite, inputs=[Path(file) for group in splits.values() for file in group]
     )
     start = time.perf_counter()
-    frames = convert(
-        splits,
-        target,
-        method=method,
-        software=software,
-        keys=Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key),
-        labelled=not unlabelled,
-        workers=workers or len(os.sched_getaffinity(0)),
-    )
+    with readable(*sources):
+        frames = convert(
+            splits,
+            target,
+            method=method,
+            software=software,
+            keys=keys_of(energy_key, forces_key, stress_key, group_key, units),
+            labelled=not unlabelled,
+            workers=workers or len(os.sched_getaffinity(0)),
+        )
     report = {
         "out": target,
         "frames": frames,
@@ -105,7 +107,8 @@ def describe_command(
         manifest = place.folder / hub.MANIFEST_FILE
         about = hub.read_manifest(place.folder, "dataset").about.get("dataset") if manifest.is_file() else None
     else:
-        parts, about = {place.folder.stem: describe_part(place.folder)}, None
+        with readable(place.folder):
+            parts, about = {place.folder.stem: describe_part(place.folder)}, None
     known: dict[str, Any] = about if isinstance(about, dict) else {}
     if as_json:
         counted = {key: part.model_dump(mode="json") for key, part in parts.items()}

@@ -11,7 +11,7 @@ import typer
 
 from snnp.cli.console import print_json, print_table, say
 from snnp.cli.files import prepare_output
-from snnp.cli.options import Json, Model, Overwrite, examples
+from snnp.cli.options import Json, Model, Overwrite, Units, examples
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
@@ -65,19 +65,20 @@ def data_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     out: _Out = None,
     overwrite: Overwrite = False,
     strict: _Strict = False,
     as_json: Json = False,
 ) -> None:
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
-    from snnp.data import Keys
+    from snnp.data import keys_of
     from snnp.doctor import examine_data
     from snnp.doctor.reading import read_set
 
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     folder = _folder(out, Path(data[0]), subject, overwrite)
-    keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
+    keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
     frames, unreadable = read_set(data, keys, part=part)
     report = examine_data(frames, subject=subject, unreadable=unreadable)
     _finish(report, folder, strict, as_json)

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snnp.errors import InputError, ModelFileError
+from snnp.errors import DataError, InputError, ModelFileError, SnnpError
 from snnp.files import refuse_existing, refuse_inputs, replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["input_files", "prepare_folder", "prepare_output", "write_structure"]
+__all__ = ["input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
+
+
+@contextmanager
+def readable(*names: object) -> Iterator[None]:
+    """Turn what readers of ASE and others raise for files that they do not understand into one line.
+
+    Raises:
+        DataError: names the files.
+    """
+    try:
+        yield
+    except SnnpError:
+        raise
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{', '.join(map(str, names))}: cannot be read ({reason}); look at the file, or write it anew."
+        ) from error
 
 
 def prepare_folder(folder: Path) -> None:
@@ -65,8 +91,8 @@ def input_files(model: str, structure: str | None = None, topology: Path | None 
     return files
 
 
-def write_structure(path: Path, atoms: Atoms) -> None:
-    """Write a structure in the format that the name stands for.
+def write_structure(path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None) -> None:
+    """Write structures in the format named, or that the name of the file stands for.
 
     Raises:
         InputError: if ASE knows no format of that name.
@@ -76,7 +102,7 @@ def write_structure(path: Path, atoms: Atoms) -> None:
 
     try:
         with replacing(path) as temporary:
-            ase.io.write(temporary, atoms)
+            ase.io.write(temporary, atoms, format=file_format)
     except UnknownFileTypeError:
         raise InputError(
             f"'{path}' has no ending that ASE can write; use .extxyz, .cif or .vasp, for example."

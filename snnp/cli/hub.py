@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,8 +152,14 @@ def parse_statements(assignments: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment!r} is not of the form KEY=VALUE, as in --set licence=mit.")
         try:
             values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"--set {assignment!r}: the value is no YAML; put it into quotes.") from None
+        try:
+            json.dumps(values[key], allow_nan=False)
+        except (TypeError, ValueError, RecursionError):  # dates, sets, endless numbers, lists that hold themselves
+            raise InputError(
+                f"--set {assignment!r}: the value is no text, number, list or mapping; quote it."
+            ) from None
     return values
 
 

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
-from snnp.cli.files import prepare_folder
-from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, as_dtype, examples
-from snnp.cli.tables import print_errors, print_properties
+from snnp.cli.console import (
+    number,
+    print_errors,
+    print_json,
+    print_pairs,
+    print_properties,
+    print_table,
+    progress_bar,
+    say,
+    warn,
+)
+from snnp.cli.files import prepare_folder, readable
+from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, as_dtype, examples
 from snnp.errors import InputError
 from snnp.files import refuse_inputs
 from snnp.signals import Interrupted
@@ -54,6 +63,7 @@ def evaluate_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     properties: Annotated[
         bool,
         typer.Option("--properties", help="Lattice constant and elastic constants of the elements' crystals, too."),
@@ -63,7 +73,7 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
-    from snnp.data import Keys, read_frames
+    from snnp.data import keys_of, read_frames
     from snnp.hub import load_pinned
 
     if not data and not properties:
@@ -71,8 +81,9 @@ def evaluate_command(
     potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
     report: dict[str, Any] = {"model": model}
     if data:
-        keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
-        frames = read_frames(data, keys)
+        keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
+        with readable(*data):
+            frames = read_frames(data, keys)
         report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
     if properties:
         report["properties"] = _properties(potential)

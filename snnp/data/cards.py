@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import yaml
+
 from snnp.data.description import Description, PartDescription
+from snnp.text import code, markdown
 
 __all__ = ["card", "header", "table"]
 
@@ -15,21 +18,14 @@ def header(description: Description) -> str:
     """The YAML header of a card on the Hub, with its `---` lines: licence, tags, and one configuration per part."""
     frames = sum(part.frames or 0 for part in description.parts.values())
     elements = sorted({symbol for part in description.parts.values() for symbol in part.elements})
-    lines = [
-        "---",
-        f"license: {description.licence or 'unknown'}",
-        f"pretty_name: {_quoted(description.title)}",
-        "tags:",
-    ]
-    lines += [f"- {_quoted(tag)}" for tag in ("snnp", "interatomic-potential", "molecular-dynamics", *elements)]
-    lines += [f"size_categories: [{_quoted(_size(frames))}]", "configs:"]
-    for name in description.parts:
-        lines += [f"- config_name: {name}", f"  data_files: {name}.parquet"]
-    return "\n".join([*lines, "---", ""])
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    values = {
+        "license": description.licence or "unknown",
+        "pretty_name": description.title,
+        "tags": ["snnp", "interatomic-potential", "molecular-dynamics", *elements],
+        "size_categories": [_size(frames)],
+        "configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in description.parts],
+    }
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}---\n"
 
 
 def _size(frames: int) -> str:
@@ -45,7 +41,7 @@ def card(description: Description, *, recipe: bool = True) -> str:
         description: with counts.
         recipe: whether there is a recipe that builds the dataset from raw files.
     """
-    text = [f"# {description.name}: {description.title}", "", description.summary, ""]
+    text = [f"# {description.name}: {markdown(description.title)}", "", markdown(description.summary), ""]
     licence = description.licence_note or description.licence or "none stated upstream"
     reason = description.why_not_redistributable()
     if reason is not None:
@@ -61,6 +57,7 @@ def card(description: Description, *, recipe: bool = True) -> str:
 
 
 def _sentence(text: str) -> str:
+    text = markdown(text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
@@ -68,7 +65,7 @@ def _levels(description: Description) -> str:
     parts = []
     for name, part in description.parts.items():
         level = part.method + (f" ({part.software})" if part.software else "") + (f"; {part.note}" if part.note else "")
-        parts.append(level if len(description.parts) == 1 else f"`{name}`: {level}")
+        parts.append(level if len(description.parts) == 1 else f"{code(name)}: {level}")
     return "; ".join(parts)
 
 
@@ -79,11 +76,12 @@ def _parts_table(description: Description) -> list[str]:
     ]
     for name, part in description.parts.items():
         if part.frames is None:
-            lines.append(f"| `{name}` | counted when built | – | {' '.join(part.elements) or '–'} | – | – |")
+            lines.append(f"| {code(name)} | counted when built | – | {' '.join(part.elements) or '–'} | – | – |")
             continue
-        splits = ", ".join(f"{split} {number:,}" for split, number in part.splits.items())
+        splits = ", ".join(f"{markdown(split)} {number:,}" for split, number in part.splits.items())
         lines.append(
-            f"| `{name}` | {part.frames:,} | {_range(part)} | {' '.join(part.elements)} | {_labels(part)} | {splits} |"
+            f"| {code(name)} | {part.frames:,} | {_range(part)} | {' '.join(part.elements)} | {_labels(part)} "
+            f"| {splits} |"
         )
     return lines
 
@@ -109,9 +107,9 @@ def _raw_table(description: Description) -> list[str]:
         return []
     lines = ["Raw files that the recipe takes:", "", "| file | bytes | sha256 |", "|---|---|---|"]
     for raw in description.raw:
-        name = f"[`{raw.name}`]({raw.url})" if raw.url else f"`{raw.name}`"
+        name = f"[{code(raw.name)}]({raw.url})" if raw.url else code(raw.name)
         size = "–" if raw.bytes is None else f"{raw.bytes:,}"
-        lines.append(f"| {name}{f' ({raw.note})' if raw.note else ''} | {size} | {_checksum(raw.sha256)} |")
+        lines.append(f"| {name}{f' ({markdown(raw.note)})' if raw.note else ''} | {size} | {_checksum(raw.sha256)} |")
     return [*lines, ""]
 
 
@@ -146,15 +144,15 @@ def table(descriptions: Sequence[Description]) -> str:
         for name, part in description.parts.items():
             counted = part.frames is not None
             cells = [
-                f"`{description.name}`",
-                f"`{name}`",
+                code(description.name),
+                code(name),
                 f"{part.frames:,}" if counted else "not built here",
                 f"{part.atoms:,}" if part.atoms is not None else "–",
                 _range(part),
                 _elements(part.elements),
                 _labels(part) if counted else "–",
-                part.method,
-                licence,
+                markdown(part.method),
+                markdown(licence),
                 "–" if part.bytes is None else f"{part.bytes / 1e6:.2f} MB",
             ]
             lines.append("| " + " | ".join(cells) + " |")

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from ase.data import chemical_symbols
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from snnp.data.source import ParquetSource
-from snnp.data.sources import dataset_files
+from snnp.data.sources import dataset_files, open_source
 from snnp.errors import DataError
+from snnp.text import one_line, printable
 
 __all__ = [
     "Description",
@@ -29,7 +29,17 @@ __all__ = [
 ]
 
 _MOST_BYTES = 4_000_000
-_Line = Annotated[str, Field(max_length=10_000)]
+
+
+def _check_line(text: str) -> str:
+    if printable(text) != text or "\n" in text:
+        raise ValueError("must be one line without control characters")
+    return text
+
+
+_Line = Annotated[str, Field(max_length=10_000), AfterValidator(_check_line)]
+_Address = Annotated[str, Field(max_length=2000, pattern=r"^(https?|ftp)://[^\s<>()\[\]|\"`\\]+$")]
+_Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 
 
 class _Model(BaseModel):
@@ -42,7 +52,7 @@ class RawFile(_Model):
     name: _Line
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     bytes: int | None = Field(None, ge=0)
-    url: _Line | None = None
+    url: _Address | None = None
     note: _Line | None = None
 
 
@@ -88,7 +98,7 @@ class Description(_Model):
     splits: _Line = ""
     notes: list[_Line] = []
     raw: list[RawFile] = []
-    parts: dict[str, PartDescription]
+    parts: dict[_Part, PartDescription]
 
     def why_not_redistributable(self) -> str | None:
         """Why these data must not be handed on; None if they may."""
@@ -111,6 +121,8 @@ def read_description(path: str | Path) -> Description:
             content = stream.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
+        if not content.strip():
+            raise DataError(f"{path} is empty; expected the description of a dataset.")
         return parse_description(json.loads(content), str(path))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
@@ -138,14 +150,14 @@ def parse_description(tree: Any, where: str) -> Description:
 
 
 def describe_part(path: Path, method: str = "", software: str = "", **more: Any) -> PartDescription:
-    """Count what a parquet file holds.
+    """Count what a parquet file holds, or a file of extended XYZ.
 
     Arguments:
         path: of the file.
         method, software: in place of what the file says.
         more: further fields, such as `files` and `note`.
     """
-    source = ParquetSource(path)
+    source = open_source(path, labelled=False)
     atoms, smallest, largest, elements, known = 0, 1 << 62, 0, set[int](), np.zeros(3, dtype=np.int64)
     for group in range(len(source.sizes)):
         block = source.block(group, texts=False)
@@ -154,11 +166,11 @@ def describe_part(path: Path, method: str = "", software: str = "", **more: Any)
         elements |= set(np.unique(block.numbers).tolist())
         known += [block.has_energy.sum(), block.has_forces.sum(), block.has_stress.sum()]
     return PartDescription(
-        method=method or source.method,
-        software=software or source.software,
+        method=one_line(method or source.method),
+        software=one_line(software or source.software),
         frames=int(source.sizes.sum()),
         atoms=atoms,
-        splits={name: len(rows) for name, rows in source.rows_of_splits().items() if name},
+        splits={one_line(name): len(rows) for name, rows in source.rows_of_splits().items() if name},
         sizes=(smallest, largest),
         elements=[chemical_symbols[z] for z in sorted(elements)],
         energies=int(known[0]),

@@ -173,7 +173,7 @@ class ParquetWriter:
 
     def __init__(self, path: str | Path, method: str, software: str) -> None:
         if not method.strip():
-            raise DataError("a dataset needs its level of theory; give a method such as 'DFT-PBE'.")
+            raise DataError("a dataset needs its level of theory; give method='DFT-PBE', for example.")
         self.path = Path(path)
         self.rows = 0
         self._method, self._software = method, software

@@ -13,20 +13,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from ase.data import atomic_numbers
 
 from snnp.data.block import Block
 from snnp.data.cards import card, header
-from snnp.data.convert import read_any
 from snnp.data.dataset import Dataset
 from snnp.data.description import Description, describe_parts, read_description
-from snnp.data.frames import Keys
+from snnp.data.labels import Keys
+from snnp.data.limits import MOST_GROUP_BYTES
 from snnp.data.parquet import ParquetWriter
+from snnp.data.reader import read_any
 from snnp.data.source import BlockSource
 from snnp.errors import DataError, MissingDependencyError, SnnpError
 from snnp.files import write_atomically
@@ -47,6 +48,10 @@ __all__ = [
 
 DESCRIPTION_FILE = "manifest.json"
 _BLOCK = 1 << 20
+_MOST_UNPACKING = 64  # bytes out of one byte of an HDF5 file; compressed coordinates give two or three
+_DEEPEST = 16  # groups in groups
+_MOST_TEXTS = 100_000  # names of elements in one array
+_LONGEST_TEXT = 100
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,13 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
     except BaseException as error:
         for writer in writers.values():
             writer.__exit__(type(error), error, error.__traceback__)
+        if isinstance(error, (ArithmeticError, LookupError, TypeError, ValueError)) and not isinstance(
+            error, SnnpError
+        ):
+            raise DataError(
+                f"the raw files are not laid out as the recipe of {description.name} expects ({type(error).__name__}: "
+                f"{error}); fetch the version that it was made for."
+            ) from error
         raise
     for writer in writers.values():
         writer.__exit__(None, None, None)
@@ -196,37 +208,92 @@ def hdf5(path: Path, names: Collection[str]) -> Iterator[tuple[str, dict[str, np
         names: arrays to read, where a group has them; others stay unread.
 
     Raises:
-        DataError: for a file that is no HDF5.
+        DataError: for a file that is no HDF5, that points to other files or places, or that would unpack to far more
+            than it holds.
         MissingDependencyError: without h5py.
     """
     try:
         import h5py
     except ImportError:
         raise MissingDependencyError("this recipe reads HDF5; install h5py with: pip install 'snnp[data]'.") from None
+    if not path.is_file():
+        raise DataError(f"{path} is no file; fetch it again.")
+    budget = _Budget(path, max(MOST_GROUP_BYTES, _MOST_UNPACKING * path.stat().st_size))
     try:
         with h5py.File(path, "r") as file:
-            yield from _groups(file, "", names)
-    except OSError as error:
+            yield from _groups(file, (), names, budget)
+    except DataError:
+        raise
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # all that HDF5 finds
         raise DataError(f"{path} cannot be read as HDF5: {' '.join(str(error).split())}.") from None
 
 
-def _groups(group: Any, prefix: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+@dataclass
+class _Budget:
+    """What may still be read of a file: bytes in all, and each group once."""
+
+    path: Path
+    n_bytes: int
+    seen: set[Any] = field(default_factory=set)
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        raise DataError(f"{self.path}: {name} {why}; the file is damaged, hostile, or not meant for this program.")
+
+
+def _groups(
+    group: Any, parents: tuple[str, ...], names: Collection[str], budget: _Budget
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Groups that hold arrays, those inside other groups too."""
     import h5py
 
-    arrays = {name: item[()] for name, item in group.items() if isinstance(item, h5py.Dataset) and name in names}
-    if arrays:
-        yield prefix, arrays
-    for name, item in group.items():
+    here = "/".join(parents)
+    identity = h5py.h5o.get_info(group.id)
+    if (place := (identity.fileno, identity.addr)) in budget.seen or len(parents) > _DEEPEST:
+        budget.refuse(here or "/", "is linked twice or in a circle, or lies too deep")
+    budget.seen.add(place)
+    arrays, inner, unpacked = {}, [], 0
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            budget.refuse(f"{here}/{name}", "is a link to another place or file")
+        item = group[name]
         if isinstance(item, h5py.Group):
-            yield from _groups(item, f"{prefix}/{name}" if prefix else name, names)
+            inner.append((name, item))
+        elif isinstance(item, h5py.Dataset) and name in names:
+            if item.external or item.is_virtual:
+                budget.refuse(f"{here}/{name}", "keeps its numbers in another file")
+            unpacked += item.size * item.dtype.itemsize if item.size else 0
+            if unpacked > min(MOST_GROUP_BYTES, budget.n_bytes):
+                budget.refuse(f"{here}/{name}", f"would unpack to {unpacked:,} bytes, far more than the file holds")
+            arrays[name] = _array(item, f"{here}/{name}", budget)
+    budget.n_bytes -= unpacked
+    if arrays:
+        yield here, arrays
+    for name, item in inner:
+        yield from _groups(item, (*parents, name), names, budget)
+
+
+def _array(item: Any, name: str, budget: _Budget) -> np.ndarray:
+    """The numbers or texts of a dataset; texts of any length one by one, since many may be one long text."""
+    if item.dtype.kind in "biufS":
+        values: np.ndarray = item[()]
+        return values
+    if item.dtype.kind != "O" or item.ndim > 1 or (item.size or 0) > _MOST_TEXTS:
+        budget.refuse(name, f"holds values of type {item.dtype} that no dataset of atoms has")
+    texts = []
+    for k in range(item.size):
+        texts.append(item[k] if item.ndim else item[()])
+        if not isinstance(texts[-1], bytes | str) or len(texts[-1]) > _LONGEST_TEXT:
+            budget.refuse(name, "holds something else than names of elements")
+    return np.array(texts, dtype=object)
 
 
 def numbers_of(species: np.ndarray) -> np.ndarray:
     """Atomic numbers of an array of numbers or of symbols (text or bytes)."""
     if species.dtype.kind in "iuf":
         return species.astype(np.int32)
-    symbols = [one.decode() if isinstance(one, bytes) else str(one) for one in species.tolist()]
+    symbols = [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in species.tolist()]
+    if unknown := sorted(set(symbols) - set(atomic_numbers)):
+        raise DataError(f"{unknown[0][:20]!r} is no chemical symbol; the raw file is damaged, or of another layout.")
     return np.array([atomic_numbers[symbol] for symbol in symbols], dtype=np.int32)
 
 

@@ -1,9 +1,9 @@
-"""Two atoms alone: the energy of every pair of elements by distance, and holes into which they could fall."""
+"""Atoms pushed together: pairs of elements alone, and systems under compression; holes into which they could fall."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +11,18 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
+from snnp.analysis.compression import Compression, holes_in_words
 from snnp.doctor.report import Finding
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 
-__all__ = ["Dimer", "check_dimers", "dimer_curves"]
+__all__ = ["Dimer", "check_compression", "check_dimers", "dimer_curves"]
 
 _POINTS = 240
 _CLOSEST = 0.3  # of the sum of covalent radii
 _SHORT, _TOO_SHORT = 0.75, 0.55  # of it: no bond of two of these atoms is shorter; triple bonds come close
 _FALL = 0.1  # eV; smaller ripples of a repulsion hold nobody
+_MOST_HOLES = 6  # named in a message
 _REACHABLE = 10.0  # eV: hot matter gets over less, and so do searches with random structures
 
 
@@ -119,6 +121,25 @@ def check_dimers(dimers: list[Dimer]) -> Iterator[Finding]:
             "Add a short-range repulsion to the model (ZBL: `model.repulsion` in the training file), or structures "
             "with short distances to the training data.",
         )
+
+
+def check_compression(scan: Sequence[Compression]) -> Iterator[Finding]:
+    """Crystals, or molecules, whose energy falls when they are compressed."""
+    for solid in (True, False):
+        holes = holes_in_words([each.to_dict() for each in scan if each.solid == solid])
+        if holes:
+            more = f"; and {len(holes) - _MOST_HOLES} more" if len(holes) > _MOST_HOLES else ""
+            yield Finding(
+                "compression",
+                "error" if solid else "warning",
+                f"matter implodes: {'; '.join(holes[:_MOST_HOLES])}{more}",
+                "Under pressure, or where hot atoms come close, all atoms fall together and release energy: dynamics "
+                "ends in nonsense, and equations of state are wrong beyond the barrier."
+                if solid
+                else "A molecule that is squeezed collapses; if nothing like it was trained on, that is no surprise.",
+                "Train on compressed structures, if need be labelled by a repulsive potential, and let the short-range "
+                "repulsion (`model.repulsion`) begin where the data end.",
+            )
 
 
 def _name(dimer: Dimer) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.data import atomic_numbers, covalent_radii, reference_states
+from ase.data import atomic_numbers, covalent_radii
 
+from snnp.analysis.compression import lattice_constants
 from snnp.analysis.properties import GROUND_STATES
 from snnp.analysis.stability import StabilityRun, crystal, time_step_for, watch_run
 from snnp.doctor.report import Finding
@@ -21,7 +21,7 @@ from snnp.sampling.run import MDProgress, MDResult, Report, find_entry_point
 from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
 
-__all__ = ["Run", "Scaling", "check_runs", "check_scaling", "measure_scaling", "short_runs"]
+__all__ = ["Run", "Scaling", "check_runs", "check_scaling", "measure_scaling", "relaxed_molecule", "short_runs"]
 
 _STEPS, _KELVIN = 500, 300.0
 _ATOMS = 32
@@ -77,21 +77,17 @@ class Scaling:
 
 def _systems(model: Potential) -> list[tuple[str, bool, Atoms]]:
     """Crystals of the elements at the model's own lattice constant; a molecule where there are none."""
-    solids = [symbol for symbol in model.elements if symbol in GROUND_STATES][:_MOST_RUNS]
+    solids = [each for each in lattice_constants(model).items() if each[0] in GROUND_STATES][:_MOST_RUNS]
     if solids:
-        return [(f"{symbol} crystal", True, _relaxed_crystal(model, symbol)) for symbol in solids]
+        return [(f"{symbol} crystal", True, crystal(symbol, a, _ATOMS)) for symbol, a in solids]
+    return [(f"{name} molecule", False, atoms) for name, atoms in relaxed_molecule(model).items()]
+
+
+def relaxed_molecule(model: Potential) -> dict[str, Atoms]:
+    """A common molecule of the model's elements by name, at rest in its eyes; none if there is none."""
     names = [name for name in _MOLECULES if set(molecule(name).symbols) <= set(model.elements)]
     # Measured geometries are strained in the eyes of a model, which would heat the run.
-    return [(f"{name} molecule", False, relax(model, molecule(name), steps=200).atoms) for name in names[:1]]
-
-
-def _relaxed_crystal(model: Potential, symbol: str) -> Atoms:
-    """At the lattice constant of lowest energy within 8 % of the measured one."""
-    state: Any = reference_states[atomic_numbers[symbol]]
-    constants = float(state["a"]) * np.linspace(0.92, 1.08, 33)
-    cells = [bulk(symbol, GROUND_STATES[symbol], a=a) for a in constants]
-    energy = model.compute(Structure.from_ase(cells), forces=False).energy
-    return crystal(symbol, float(constants[int(energy.argmin())]), _ATOMS)
+    return {name: relax(model, molecule(name), steps=200).atoms for name in names[:1]}
 
 
 def short_runs(model: Potential) -> list[Run]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
 
-from snnp.errors import HubError, MissingDependencyError, near_matches
+from snnp.errors import HubError, MissingDependencyError, SnnpError, near_matches
 from snnp.hub.names import Kind, Reference
 
 __all__ = ["endpoint", "explained", "hub_library", "patiently"]
 
 _WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
+_TOKEN = re.compile(r"[!-~]{1,4096}")
 _T = TypeVar("_T")
 
 
@@ -30,6 +32,10 @@ def hub_library() -> ModuleType:
     except ImportError:
         raise MissingDependencyError(
             "models and datasets of the Hub need huggingface_hub; install it with 'pip install \"snnp[hub]\"'."
+        ) from None
+    except ValueError as error:  # it reads its variables while it is imported
+        raise HubError(
+            f"huggingface_hub cannot start ({error}); correct HF_ENDPOINT and the other HF_... variables."
         ) from None
     return huggingface_hub
 
@@ -90,9 +96,10 @@ def _is_cut_short(error: BaseException) -> bool:
 def explained(reference: Reference, kind: Kind, *, writing: bool = False) -> Iterator[None]:
     """Turn the errors of huggingface_hub into one line that says what to do."""
     errors = hub_library().errors
+    _check_token()
     try:
         yield
-    except HubError:
+    except SnnpError:
         raise
     except errors.GatedRepoError:
         raise HubError(
@@ -120,11 +127,28 @@ def explained(reference: Reference, kind: Kind, *, writing: bool = False) -> Ite
         if not _is_cut_short(error):
             raise
         raise HubError(f"{reference} could not be fetched whole ({_line(error)}); try again.") from None
+    except Exception as error:  # whatever the library makes of pages and JSON that no Hub sends
+        raise HubError(
+            f"{endpoint()} does not answer as a Hub does: the login page of a network, a proxy or another program "
+            f"stands in its place ({type(error).__name__}: {_line(error)}); check the connection and HF_ENDPOINT."
+        ) from None
+
+
+def _check_token() -> None:
+    """Refuse a token that cannot be sent, before an error of the connection shows it."""
+    token = hub_library().get_token()
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise HubError(
+            "the token of the Hub holds spaces, line breaks or letters that no token has; set HF_TOKEN again, or log "
+            "in with 'hf auth login'."
+        )
 
 
 def _line(error: BaseException) -> str:
     """The first words of an error, on one line."""
     text = " ".join(str(error).split())
+    if token := hub_library().get_token():
+        text = text.replace(token, "…")
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
@@ -172,8 +196,8 @@ def _no_repository(reference: Reference, kind: Kind) -> str:
         else:
             listing = api.list_models if kind == "model" else api.list_datasets
             hint = near_matches(reference.repository, [each.id for each in listing(author=owner, limit=200)])
-    except (library.errors.HTTPError, library.errors.OfflineModeIsEnabled):
-        hint = ""  # a hint is worth no second error
+    except Exception:  # a hint is worth no second error
+        hint = ""
     return (
         f"there is no {kind} {reference.repository!r} on {endpoint()} that you may read.{hint} If it is private, log "
         "in with 'hf auth login' or set HF_TOKEN."
@@ -185,7 +209,7 @@ def _no_revision(reference: Reference, kind: Kind) -> str:
     try:
         refs = library.HfApi().list_repo_refs(reference.repository, repo_type=kind)
         known = [each.name for each in (*refs.branches, *refs.tags)]
-    except (library.errors.HTTPError, library.errors.OfflineModeIsEnabled):
+    except Exception:  # a hint is worth no second error
         known = []
     wanted = str(reference.revision)
     hint = near_matches(wanted, known) or (f" It has {', '.join(known[:10])}." if known else "")

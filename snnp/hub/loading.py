@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from snnp.hub.resolver import Resolved, resolve
-from snnp.hub.weights import check_weights
 from snnp.models import io
-from snnp.models.formats import WEIGHTS_FILE
 from snnp.models.potential import Potential
 
 __all__ = ["load_model", "load_pinned"]
@@ -53,7 +51,6 @@ def load_pinned(
 def _load(found: Resolved, dtype: torch.dtype | None, device: torch.device | str | None) -> Potential:
     if found.commit is None:
         return io.load_model(found.folder, dtype=dtype, device=device)
-    check_weights(found.folder / WEIGHTS_FILE)
     model = io.load_model(found.folder, dtype=dtype, device=device)
     model.metadata = {**model.metadata, "loaded_from": found.record()}
     return model

@@ -23,6 +23,7 @@ __all__ = [
     "MANIFEST_FILE",
     "FileEntry",
     "Manifest",
+    "check_inside",
     "fingerprint",
     "make_manifest",
     "parse_manifest",
@@ -85,18 +86,42 @@ def make_manifest(
         about: further JSON values to keep.
 
     Raises:
-        HubError: for an empty folder, or a file that a repository must not hold.
+        HubError: for an empty folder, or a file that a repository must not hold, links among them.
     """
     folder = Path(folder)
     if names is None:
-        found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
         names = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
     listed = sorted(name for name in names if name != MANIFEST_FILE)
     if not listed:
         raise HubError(f"{folder} holds no files to list; give the folder of a {kind}.")
     for name in listed:
         check_file_name(name, kind, str(folder))
+        check_inside(folder, name)
     return Manifest(kind=kind, files={name: fingerprint(folder / name) for name in listed}, about=about or {})
+
+
+def check_inside(folder: str | Path, name: str, root: Path | None = None) -> None:
+    """Refuse what is no plain file, or lies elsewhere: it must not be handed on with a folder.
+
+    Arguments:
+        folder: of a repository.
+        name: of the file, relative to it, with slashes.
+        root: where links may lead to, for the cache of huggingface_hub, which keeps its files so; None: no links.
+
+    Raises:
+        HubError: names the path.
+    """
+    path = Path(folder)
+    for part in name.split("/"):
+        path = path / part
+        if root is None and path.is_symlink():
+            raise HubError(f"{path} is a link, and may lead out of the folder; put a copy in its place, or remove it.")
+    if not path.is_file():
+        what = "is missing" if not path.exists() else "is no plain file (a folder, a pipe or a device)"
+        raise HubError(f"{path} {what}; remove it from the folder, or write the manifest again.")
+    if not path.resolve().is_relative_to((root or Path(folder)).resolve()):
+        raise HubError(f"{path} leads out of {root or folder}, to {path.resolve()}; do not use it.")
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
@@ -119,6 +144,12 @@ def parse_manifest(content: bytes, kind: Kind, where: str = MANIFEST_FILE) -> Ma
     """
     if len(content) > _MOST_BYTES:
         raise HubError(f"{where} has {len(content):,} bytes, more than the {_MOST_BYTES:,} that a manifest may have.")
+    if not content.strip():
+        raise HubError(f"{where} is empty, so it is no manifest of snnp; publish the {kind} again.")
+    if content.lstrip()[:1] == b"<":
+        raise HubError(
+            f"{where} is no manifest of snnp but a web page, such as the login page of a network; fetch it again."
+        )
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from snnp.errors import HubError, InputError
 from snnp.files import naming, scratch_folder, write_atomically
 from snnp.hub.client import fetch
-from snnp.hub.manifest import MANIFEST_FILE, read_manifest, verify_folder
+from snnp.hub.manifest import MANIFEST_FILE, check_inside, read_manifest, verify_folder
 from snnp.hub.names import Kind, Reference, is_commit, parse_reference
 
 __all__ = ["add_to_mirror", "find_in_mirror", "mirror_folder"]
@@ -61,8 +61,10 @@ def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
     folder = base / commit
     if not is_commit(commit) or not (folder / MANIFEST_FILE).is_file():
         return None
-    cure = f"mirror it again with 'snnp mirror {mirror} {reference}'"
-    verify_folder(folder, read_manifest(folder, kind), cure=cure)
+    manifest = read_manifest(folder, kind)
+    for name in (MANIFEST_FILE, *manifest.files):
+        check_inside(folder, name)
+    verify_folder(folder, manifest, cure=f"mirror it again with 'snnp mirror {mirror} {reference}'")
     return folder, commit
 
 
@@ -118,10 +120,11 @@ def _copy(source: Path, folder: Path, names: list[str]) -> None:
     """
     with scratch_folder(folder.parent, folder.name) as temporary:
         for name in names:
+            check_inside(source, name, source.parent.parent)  # the links of the cache lead to the blobs beside it
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with naming(target):
-                shutil.copyfile(source / name, target)  # follows the links of the cache
+                shutil.copyfile(source / name, target)
         temporary.chmod(0o755)
         if folder.exists():
             folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.damaged"))

@@ -71,21 +71,19 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
         if revision is not None:
             raise InputError(f"{text} is {local.source} and has no revisions; leave {revision!r} away.")
         return local
-    if reference is not None and not revised and _is_path(Path(text)) and find_in_mirror(reference, kind) is None:
-        raise HubError(
-            f"{text} is not known, and {_no_folder(text, ' either')} (A repository on the Hub: {text}@main.)"
-        )
     if reference is None and kind == "model":
         return Resolved(model_folder(text), text, "folder")  # which says what is wrong
     if reference is None:
-        raise HubError(f"there is no file or folder {text!r}, and it is no name of a dataset (org/name).")
+        raise HubError(f"{_missing_here(text)} Nor is it the name of a dataset on the Hub (org/name).")
     if not force and (found := find_in_mirror(reference, kind)) is not None:
         folder, commit = found
         return Resolved(folder, reference.repository, "mirror", reference.revision or "main", commit)
+    if not revised and Path(text).parent.is_dir():
+        raise HubError(f"{_missing_here(text)} For a {kind} of that name on the Hub write {text}@main.")
     try:
         folder, commit, _ = fetch(reference, kind, force=force)
     except HubError as error:
-        raise HubError(_with_places(str(error), text)) from None
+        raise HubError(_with_places(str(error), text, kind)) from None
     return Resolved(folder, reference.repository, "hub", reference.revision or "main", commit)
 
 
@@ -98,20 +96,15 @@ def _find_here(text: str, kind: Kind) -> Resolved | None:
     return Resolved(model_folder(path) if kind == "model" else path, text, "folder")
 
 
-def _is_path(path: Path) -> bool:
-    """Whether a name of two parts that is not there means a file or folder: its first part is one here."""
-    return path.parent.is_dir()
+def _missing_here(text: str) -> str:
+    path = Path(text)
+    siblings = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"there is no file or folder '{text}'.{near_matches(text, siblings)}"
 
 
-def _no_folder(text: str, either: str = "") -> str:
-    parent = Path(text).parent
-    siblings = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
-    return f"there is no folder {text!r} here{either}.{near_matches(text, siblings)}"
-
-
-def _with_places(message: str, text: str) -> str:
-    """The error of the last place, behind the others that were looked into."""
+def _with_places(message: str, text: str, kind: Kind) -> str:
+    """The error of the last place, after the others that were looked into."""
     mirror = mirror_folder()
     if mirror is not None:
-        message = f"{message} (the mirror {mirror} does not hold it.)"
-    return message if "@" in text else f"{_no_folder(text)} On the Hub: {message}"
+        message = f"the mirror {mirror} does not hold it; {message}"
+    return message if "@" in text else f"{_missing_here(text)} As the name of a {kind} on the Hub: {message}"

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from snnp.errors import HubError, InputError
 from snnp.hub.client import upload
-from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_folder
+from snnp.hub.manifest import MANIFEST_FILE, Manifest, check_inside, read_manifest, verify_folder
 from snnp.hub.names import Kind, parse_reference
+from snnp.text import one_line
 
 __all__ = ["Publication", "publish"]
+
+_LARGEST_CARD = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def publish(
         raise InputError(f"{repository!r} is no name of a repository; give org/name.")
     folder = Path(folder)
     manifest = read_manifest(folder, kind)
+    for name in (MANIFEST_FILE, *manifest.files):
+        check_inside(folder, name)
     verify_folder(folder, manifest, cure="write the manifest again", quick=False)
     _check_card(folder, manifest)
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
@@ -71,12 +76,15 @@ def _check_card(folder: Path, manifest: Manifest) -> None:
 
     if "README.md" not in manifest.files:
         raise HubError(f"{folder} has no README.md among its files; write a card first.")
-    parts = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    if manifest.files["README.md"].bytes > _LARGEST_CARD:
+        raise HubError(f"{folder / 'README.md'} has more than {_LARGEST_CARD:,} bytes, which no card has.")
+    parts = (folder / "README.md").read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     try:
         header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise HubError(f"the header of {folder / 'README.md'} is no YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(header, dict) or not header.get("license"):
+    licence = header.get("license") if isinstance(header, dict) else None
+    if not isinstance(licence, str) or licence.strip() != one_line(licence):
         raise HubError(
             f"{folder / 'README.md'} names no licence in its YAML header (license: ...); add it to the card."
         )

@@ -1,4 +1,6 @@
-"""Compile `src/` into the library in `lib/`: `python -m snnp.kernels.build`.
+"""Compile `src/` into the library in `lib/`: `python -m snnp.kernels.build`, for all machines of this architecture.
+
+With `--own` it holds the instruction set of this machine alone, in a third of the time.
 
 Only the standard library is imported here: setup.py runs this file before anything is installed.
 """
@@ -36,6 +38,13 @@ _X86 = (
 )
 
 
+# Macros by which a compiler says that a machine has them; the same as api.cpp asks the processor for.
+_NEEDS = {
+    "avx512": {"__AVX512F__", "__AVX512DQ__", "__AVX512VL__", "__AVX512BW__", "__AVX512CD__"},
+    "avx2": {"__AVX2__", "__FMA__"},
+}
+
+
 class BuildError(RuntimeError):
     """No compiler, or one that failed; the text says which command and why."""
 
@@ -62,21 +71,36 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
 
 
-def _jobs(x86: bool) -> list[tuple[str, str, list[str]]]:
+def _targets(compiler: list[str], own: bool) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+    """The instruction sets to compile for; all where the compiler does not say what this machine has."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return _PORTABLE
+    if not own:
+        return _X86
+    command = [*compiler, "-march=native", "-x", "c++", "-dM", "-E", os.devnull]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        return _X86
+    here = {line.split()[1] for line in asked.stdout.splitlines() if line.startswith("#define ")}
+    return tuple(target for target in _X86 if _NEEDS.get(target[0], set()) <= here)[:1]
+
+
+def _jobs(targets: tuple[tuple[str, int, tuple[str, ...]], ...]) -> list[tuple[str, str, list[str]]]:
     """Source, object and flags of everything to compile, the slowest first."""
     jobs = []
-    for name, width, flags in _X86 if x86 else _PORTABLE:
-        defines = [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *flags]
-        jobs += [(source, f"{name}_{source}.o", defines) for source in _PER_TARGET]
-    defines = ["-DSNNP_X86"] if x86 else []
+    for source in _PER_TARGET:
+        for name, width, flags in targets:
+            jobs.append((source, f"{name}_{source}.o", [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *flags]))
+    defines = [f"-DSNNP_WITH_{name.upper()}" for name, _, _ in targets]
     return jobs + [(source, f"{source}.o", defines) for source in _COMMON]
 
 
-def build(target: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
+def build(target: Path | None = None, flags: tuple[str, ...] = (), *, own: bool = False) -> Path:
     """Compile into `target` (by default in `lib/`) and return it; it appears whole or not at all.
 
     Arguments:
         flags: for compiler and linker, behind the usual ones (sanitizers, debugging).
+        own: for the instruction set of this machine alone; elsewhere such a library counts as absent.
 
     Raises:
         BuildError: without a working compiler.
@@ -85,7 +109,9 @@ def build(target: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler found; install g++ or clang++, or 'pip install ziglang'.")
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    targets = _targets(compiler, own)
+    names = ", ".join(name for name, _, _ in targets)
+    print(f"kernels: compiling for {names} with {compiler[0]} ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:
@@ -95,7 +121,7 @@ def build(target: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
             return out
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, _jobs(x86)))
+            objects = list(pool.map(compile_one, _jobs(targets)))
         libraries = [] if sys.platform == "win32" else ["-lm", "-lpthread"]
         # Nothing of the C++ runtime is used, so it need not be there.
         alone = ["-nostdlib++"] if "clang" in compiler[0] or "ziglang" in compiler else []
@@ -113,11 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Build from the command line; with --optional a missing compiler is only reported."""
     parser = argparse.ArgumentParser(description="Compile the kernels of snnp.")
     parser.add_argument("--optional", action="store_true", help="succeed without a compiler (snnp then runs on torch)")
+    parser.add_argument("--own", action="store_true", help="for the instruction set of this machine alone")
     parser.add_argument("--output", type=Path, help="where to write the library")
     parser.add_argument("--flags", default="", help="further compiler flags, as one string")
     chosen = parser.parse_args(arguments)
     try:
-        print(build(chosen.output, tuple(shlex.split(chosen.flags))))
+        print(build(chosen.output, tuple(shlex.split(chosen.flags)), own=chosen.own))
     except BuildError as error:
         print(f"kernels not built: {error}", file=sys.stderr)
         return 0 if chosen.optional else 1

@@ -13,12 +13,15 @@ from pathlib import Path
 from snnp.errors import InputError
 from snnp.kernels.pack import VERSION
 
-__all__ = ["Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
+__all__ = ["TARGETS", "Pairs", "Report", "System", "library", "native_target", "status_message", "switched_off"]
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY_FILE = Path(__file__).parent / "lib" / f"libsnnp_kernels{_SUFFIX}"
 SWITCH = "SNNP_KERNELS"
 """Environment variable: "off" leaves the library out; "avx512", "avx2" or "portable" choose instructions."""
+
+TARGETS = ("avx512", "avx2", "portable")
+"""Instruction sets, the fastest first."""
 
 _pointer, _int, _double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
@@ -103,9 +106,17 @@ def _loaded() -> ctypes.CDLL | None:
         # Left over from other sources.
         return None
     _declare(lib)
+    if lib.snnp_target() is None:
+        # Compiled for the instruction set of another machine alone.
+        return None
     if wanted and not lib.snnp_set_target(wanted.encode()):
         best = lib.snnp_target().decode()
-        raise InputError(f"{SWITCH}={wanted} is not available here; use off, portable, or leave it unset for {best}.")
+        there = [name for name in TARGETS if lib.snnp_set_target(name.encode())]
+        lib.snnp_set_target(best.encode())
+        raise InputError(
+            f"{SWITCH}={wanted} is not available here; use {', '.join(['off', *there])}, or leave it unset for {best} "
+            "('python -m snnp.kernels.build' compiles all instruction sets of this architecture)."
+        )
     return lib
 
 

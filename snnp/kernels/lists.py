@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +19,17 @@ __all__ = ["ListKeeper"]
 Array = NDArray[np.float64]
 
 
+class _Kept(NamedTuple):
+    """A list, atoms and cell as it was built, and the cell that `images` belong to; nothing in it changes."""
+
+    list: NativeList
+    images: Array
+    positions: Array
+    built_cell: Array
+    cell: Array
+    pbc: tuple[bool, bool, bool]
+
+
 class ListKeeper:
     """Keeps a list of all pairs within the cutoff, built with a skin and rebuilt only when it might miss one.
 
@@ -29,17 +42,15 @@ class ListKeeper:
     Arguments:
         cutoff: Å. skin: Å, zero rebuilds whenever something moves.
 
-    The attribute `n_builds` counts how often the list was built.
+    Threads may share it: each call gets a list that is right for its own arguments. The attribute `n_builds` counts how
+    often the list was built.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
         if not skin >= 0.0:
             raise InputError(f"skin must not be negative, got {skin} Å.")
         self.cutoff, self.skin, self.n_builds = float(cutoff), float(skin), 0
-        self._list: NativeList | None = None
-        self._images = np.zeros((0, 3))
-        self._positions, self._built_cell, self._cell = np.zeros((0, 3)), np.zeros((3, 3)), np.zeros((3, 3))
-        self._pbc: tuple[bool, ...] = ()
+        self._kept: _Kept | None = None
 
     def update(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> tuple[NativeList, Array]:
         """The list and the translations of its images (both the same objects while nothing about them changed).
@@ -50,34 +61,34 @@ class ListKeeper:
         Raises:
             InputError: for positions that are not finite, or a flat periodic cell.
         """
-        same_cell = bool((cell == self._cell).all())
-        if self._list is None or pbc != self._pbc or not self._holds(positions, cell, same_cell):
-            self._build(positions, cell, pbc)
+        kept = self._kept  # read once: another thread may replace it meanwhile
+        same_cell = kept is not None and bool((cell == kept.cell).all())
+        if kept is None or pbc != kept.pbc or not self._holds(kept, positions, cell, same_cell):
+            self._kept = kept = self._build(positions, cell, pbc)
         elif not same_cell:
-            self._cell = cell.copy()
-            self._images = self._list.images(self._cell[None])
-        assert self._list is not None
-        return self._list, self._images
+            now = cell.copy()
+            self._kept = kept = kept._replace(cell=now, images=kept.list.images(now[None]))
+        return kept.list, kept.images
 
-    def _holds(self, positions: Array, cell: Array, same_cell: bool) -> bool:
+    def _holds(self, kept: _Kept, positions: Array, cell: Array, same_cell: bool) -> bool:
         lib = library()
         assert lib is not None
-        if positions.shape != self._positions.shape:
+        if positions.shape != kept.positions.shape:
             return False
-        same_as_built = same_cell and self._cell is self._built_cell
+        same_as_built = same_cell and kept.cell is kept.built_cell
         allowed, address = self.skin, None
         if not same_as_built:
-            if abs(np.linalg.det(self._built_cell)) < 1e-6:
+            if abs(np.linalg.det(kept.built_cell)) < 1e-6:
                 return False
-            strain = np.ascontiguousarray(np.linalg.solve(self._built_cell, cell))
+            strain = np.ascontiguousarray(np.linalg.solve(kept.built_cell, cell))
             allowed = float(np.linalg.svd(strain, compute_uv=False)[-1]) * (self.cutoff + self.skin) - self.cutoff
             address = strain.ctypes.data
         if not allowed >= 0.0:
             return False
-        moved = lib.snnp_largest_move(len(positions), positions.ctypes.data, self._positions.ctypes.data, address)
+        moved = lib.snnp_largest_move(len(positions), positions.ctypes.data, kept.positions.ctypes.data, address)
         return bool(4.0 * moved <= allowed**2)  # False for NaN: building names the atom
 
-    def _build(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> None:
+    def _build(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> _Kept:
         n = len(positions)
         owner, numbers = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)
         where = torch.from_numpy(positions), torch.from_numpy(cell)[None], torch.tensor([pbc])
@@ -85,8 +96,6 @@ class ListKeeper:
         reach = self.cutoff + self.skin
         empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32))
         pairs = find_pairs(positions, cell, np.array(pbc), reach, half=True) if n else empty
-        self._list = pack_pairs((pairs[0], pairs[1], pairs[2]), n, reach, half=True)
-        self._positions, self._pbc = positions.copy(), pbc
-        self._cell = self._built_cell = cell.copy()
-        self._images = self._list.images(self._cell[None])
+        packed, built_cell = pack_pairs((pairs[0], pairs[1], pairs[2]), n, reach, half=True), cell.copy()
         self.n_builds += 1
+        return _Kept(packed, packed.images(built_cell[None]), positions.copy(), built_cell, built_cell, pbc)

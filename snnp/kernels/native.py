@@ -159,10 +159,14 @@ class NativeKernel:
 class PreparedCall:
     """An evaluation of one system, prepared once: then only positions change, and small systems cost microseconds.
 
+    It does not change once made, so any number of threads may call it at once.
+
     Arguments:
         kernel: the model. species: [N] int32, indices of elements.
         neighbours: the list. images: `neighbours.images(cell)`.
         n_threads: parts of the work; results repeat to the bit for the same number.
+        structure: [N] int32, structure of each atom, or None for one.
+        n_structures: how many there are.
     """
 
     def __init__(
@@ -172,25 +176,20 @@ class PreparedCall:
         neighbours: NativeList,
         images: Array,
         n_threads: int = 1,
+        structure: NDArray[np.int32] | None = None,
+        n_structures: int = 1,
     ) -> None:
         lib = library()
         assert lib is not None
         self._evaluate = lib.snnp_evaluate
-        self._kept = (kernel, species, neighbours, images)  # alive as long as the pointers are used
+        self._kept = (kernel, species, neighbours, images, structure)  # alive as long as the pointers are used
         self._plan = (_address(kernel.packed), kernel.packed.nbytes)
-        n = species.shape[0]
-        self._system = System(n, 1, images.shape[0], None, _address(species), None)
-        self._system.first, self._system.neighbour = _address(neighbours.first), _address(neighbours.neighbour)
-        self._system.image, self._system.images = _address(neighbours.image), _address(images)
-        self._system.n_threads = n_threads
-        self._report = Report()
-        self._owner: NDArray[np.int32] | None = None
-
-    def batch(self, structure: NDArray[np.int32] | None, n_structures: int) -> None:
-        """Evaluate several structures at once: `structure` [N] of each atom, or None for one."""
-        self._owner = structure
-        self._system.structure = None if structure is None else _address(structure)
-        self._system.n_structures = n_structures
+        self._n_atoms, self._n_structures = species.shape[0], n_structures
+        system = System(self._n_atoms, n_structures, images.shape[0], None, _address(species), None)
+        system.structure = None if structure is None else _address(structure)
+        system.first, system.neighbour = _address(neighbours.first), _address(neighbours.neighbour)
+        system.image, system.images, system.n_threads = _address(neighbours.image), _address(images), n_threads
+        self._system = bytes(system)
 
     def __call__(self, positions: Array, *, weights: Array | None = None, forces: bool = True) -> NativeResult:
         """Evaluate at positions [N, 3] (contiguous float64, Å).
@@ -201,9 +200,10 @@ class PreparedCall:
         Raises:
             InputError: for overlapping atoms or NaN positions.
         """
-        system, report = self._system, self._report
-        n = system.n_atoms
-        energies, virial = np.empty(n), np.empty((system.n_structures, 3, 3))
+        # Each call has its own: ctypes gives up the interpreter's lock while the kernel runs.
+        system, report = System.from_buffer_copy(self._system), Report()
+        n = self._n_atoms
+        energies, virial = np.empty(n), np.empty((self._n_structures, 3, 3))
         out = np.empty((n, 3)) if forces else None
         system.positions, system.energies, system.virial = _address(positions), _address(energies), _address(virial)
         system.forces = None if out is None else _address(out)

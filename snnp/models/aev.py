@@ -21,11 +21,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snnp.exact import ExactModule
 from snnp.models.aev_triples import Triples, make_triples
+from snnp.models.config import AngularReach, FormConfig, Reach
 
 __all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig", "AEVState"]
 
@@ -36,26 +37,24 @@ LEAST_EXPONENT = -40.0
 """exp of it, 4e-18, stands for everything smaller."""
 
 
-class AEVRadialConfig(BaseModel):
+class AEVRadialConfig(FormConfig):
     """Radial terms: Gaussians of width `eta` (1/Å²) at `shifts` (Å), up to `cutoff` (Å)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     eta: float = Field(16.0, gt=0.0)
-    shifts: tuple[float, ...] = Field(tuple(0.9 + 0.26875 * k for k in range(16)), min_length=1)
-    cutoff: float = Field(5.2, gt=0.0)
+    shifts: tuple[float, ...] = Field(tuple(0.9 + 0.26875 * k for k in range(16)), min_length=1, max_length=1000)
+    cutoff: Reach = 5.2
 
 
-class AEVAngularConfig(BaseModel):
+class AEVAngularConfig(FormConfig):
     """Angular terms: `eta` (1/Å²) at `shifts` (Å) times power `zeta` at angles `sections` (rad), up to `cutoff` (Å)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     eta: float = Field(8.0, gt=0.0)
     zeta: float = Field(32.0, gt=0.0)
-    shifts: tuple[float, ...] = Field((0.9, 1.55, 2.2, 2.85), min_length=1)
-    sections: tuple[float, ...] = Field(tuple(math.pi * (2 * k + 1) / 16 for k in range(8)), min_length=1)
-    cutoff: float = Field(3.5, gt=0.0)
+    shifts: tuple[float, ...] = Field((0.9, 1.55, 2.2, 2.85), min_length=1, max_length=1000)
+    sections: tuple[float, ...] = Field(
+        tuple(math.pi * (2 * k + 1) / 16 for k in range(8)), min_length=1, max_length=1000
+    )
+    cutoff: AngularReach = 3.5
 
     @model_validator(mode="after")
     def _check(self) -> AEVAngularConfig:
@@ -67,10 +66,8 @@ class AEVAngularConfig(BaseModel):
         return self
 
 
-class AEVConfig(BaseModel):
+class AEVConfig(FormConfig):
     """The form of the vector; the defaults are those of ANI-1x and ANI-1ccx."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     radial: AEVRadialConfig = AEVRadialConfig()
     angular: AEVAngularConfig = AEVAngularConfig()

@@ -14,10 +14,11 @@ from itertools import pairwise
 from typing import Literal, TypeGuard
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from snnp.models.aev import AEV, AEVConfig
+from snnp.models.config import Elements, FormConfig, Layers, RepulsionConfig, TensorShape
 from snnp.models.potential import PairGradients, Potential
 from snnp.models.shells import refuse_overlaps
 from snnp.neighbours import Neighbours, pair_vectors
@@ -33,33 +34,43 @@ _CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
 """Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
 
 
-class ANIConfig(BaseModel):
+class ANIConfig(FormConfig):
     """The form of an ANI potential.
 
     `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
     `hidden`: sizes of the hidden layers, for all elements or by element. `activation`: "celu" with alpha 0.1
-    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5).
+    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5). `repulsion` is no part of the
+    networks, and None in published ones.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    elements: tuple[str, ...] = ()
+    elements: Elements = ()
     aev: AEVConfig = AEVConfig()
-    hidden: tuple[int, ...] | dict[str, tuple[int, ...]] = (128, 112, 96)
+    hidden: Layers | dict[str, Layers] = (128, 112, 96)
     activation: Activation = "celu"
+    repulsion: RepulsionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ANIConfig:
         sizes = self.hidden.values() if isinstance(self.hidden, dict) else [self.hidden]
-        if not all(layers and min(layers) >= 1 for layers in sizes):
-            raise ValueError("hidden needs at least one layer of positive size for each element")
+        if not all(sizes):
+            raise ValueError("hidden needs at least one layer for each element")
         if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
             raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
+        if self.repulsion is not None:
+            self.repulsion.check_within(self.cutoff)
         return self
 
     def layers(self, symbol: str) -> tuple[int, ...]:
         """Sizes of an element's hidden layers."""
         return self.hidden[symbol] if isinstance(self.hidden, dict) else self.hidden
+
+    def tensors(self) -> Iterator[TensorShape]:
+        """The tensors that a model of this form stores, one after the other; nothing is allocated."""
+        length = self.aev.length(len(self.elements))
+        for symbol in self.elements:
+            for k, (n_in, n_out) in enumerate(pairwise([length, *self.layers(symbol), 1])):
+                yield f"networks.{symbol}.layers.{k}.weight", (n_out, n_in)
+                yield f"networks.{symbol}.layers.{k}.bias", (n_out,)
 
     @property
     def cutoff(self) -> float:
@@ -162,7 +173,7 @@ class ANI(Potential):
         return network
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N] energies without E0; twice differentiable in the vectors and the parameters."""
+        """[N] energies of the networks; twice differentiable in the vectors and the parameters."""
         return evaluate_together([self], structure, vectors, neighbours, gradients="none")[0][0]
 
     def _energies_and_pair_gradients(

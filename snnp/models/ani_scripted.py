@@ -41,7 +41,7 @@ class _Network(nn.Module):
 
 
 class ScriptedANI(nn.Module):
-    """Energies and pair gradients of an `ANI`, ready for `torch.jit.script`.
+    """Energies and pair gradients of an `ANI` without its repulsion, ready for `torch.jit.script`.
 
     Arguments:
         model: where the parameters come from (copied). forces: whether gradients are computed.
@@ -61,8 +61,7 @@ class ScriptedANI(nn.Module):
         self.angle_factor, self.least = ANGLE_FACTOR, LEAST_EXPONENT
         for name in ("radial_shifts", "angular_shifts", "half_sections"):
             self.register_buffer(name, getattr(model.aev, name).clone())
-        reference = [model.reference_energies[symbol] for symbol in model.elements]
-        self.register_buffer("reference", torch.tensor(reference, dtype=torch.float64, device=model.device))
+        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
         gaussian = model.config.activation == "gaussian"
         self.networks = nn.ModuleList(_Network(model.network(symbol).layers, gaussian) for symbol in model.elements)
         self.requires_grad_(False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,29 +12,58 @@ from snnp.splines import SplineGrid
 
 __all__ = [
     "AngularConfig",
+    "AngularReach",
+    "Elements",
     "EmbeddingConfig",
+    "FormConfig",
+    "GridName",
     "GridsConfig",
+    "Layers",
     "NetworkConfig",
     "RadialConfig",
+    "Reach",
     "RepulsionConfig",
     "SplineNNPConfig",
+    "TensorShape",
+    "Width",
 ]
 
+# Far beyond every potential that was ever published; what a file from elsewhere states above it is no potential.
+Elements = Annotated[tuple[str, ...], Field(max_length=118)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Layers = Annotated[tuple[Width, ...], Field(max_length=64)]
+Reach = Annotated[float, Field(gt=0.0, le=30.0)]
+"""Å. Copper has 9,600 neighbours within 30 Å."""
+AngularReach = Annotated[float, Field(gt=0.0, le=15.0)]
+_Filters = Annotated[int, Field(ge=0, le=65_536)]
+_Intervals = Annotated[int, Field(ge=4, le=1000)]
+_Grid = tuple[float, float, Annotated[int, Field(ge=1, le=20_000)]]
+_Grids = Annotated[tuple[_Grid, ...], Field(min_length=1)]
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_MOST_SMOOTH = 1000  # intervals: the map of their conditions has the square of it
+_FARTHEST = {"pair": 30.0, "radial": 30.0, "angular": 15.0}  # Å
+
+GridName = Literal["pair", "radial", "angular", "angle", "embedding"]
+TensorShape = tuple[str, tuple[int, ...]]
+"""Name and shape of a stored tensor."""
 
 
-class RadialConfig(_Config):
+class FormConfig(BaseModel):
+    """Base of what fixes the form of a potential: no unknown keys, no NaN, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RadialConfig(FormConfig):
     """Radial filters rho_a: `n_filters` splines of `intervals` intervals on [lower, cutoff] Å."""
 
-    n_filters: int = Field(16, ge=0)
+    n_filters: _Filters = 16
     lower: float = Field(1.5, ge=0.0)
-    cutoff: float = Field(5.0, gt=0.0)
-    intervals: int = Field(14, ge=4)
+    cutoff: Reach = 5.0
+    intervals: _Intervals = 14
 
 
-class AngularConfig(_Config):
+class AngularConfig(FormConfig):
     """Three-body filters f_b (on [lower, cutoff] Å) and g_b (on [-1, 1]).
 
     `evaluator`: "spline" sums over pairs of neighbours with g exactly a cubic spline; "legendre" projects g on Legendre
@@ -40,17 +71,17 @@ class AngularConfig(_Config):
     "pair" one per pair of neighbour elements.
     """
 
-    n_filters: int = Field(16, ge=0)
+    n_filters: _Filters = 16
     lower: float = Field(1.5, ge=0.0)
-    cutoff: float = Field(5.0, gt=0.0)
-    intervals: int = Field(12, ge=4)
+    cutoff: AngularReach = 5.0
+    intervals: _Intervals = 12
     evaluator: Literal["spline", "legendre"] = "legendre"
     degree: int = Field(4, ge=0, le=12)
-    angle_intervals: int = Field(8, ge=1)
+    angle_intervals: int = Field(8, ge=1, le=1000)
     elements: Literal["shared", "pair"] = "shared"
 
 
-class NetworkConfig(_Config):
+class NetworkConfig(FormConfig):
     """The network NN: hidden layer sizes, activation, and constraints.
 
     `constraint`: "monotone" keeps all weights non-negative (energy never falls when a feature grows), "convex" keeps
@@ -58,15 +89,15 @@ class NetworkConfig(_Config):
     `elements`: one network per centre element, or one shared by all.
     """
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Layers = (64, 64)
     activation: Literal["silu", "tanh", "softplus"] = "silu"
     constraint: Literal["none", "monotone", "convex", "monotone-convex"] = "none"
     elements: Literal["element", "shared"] = "element"
 
     @model_validator(mode="after")
     def _check(self) -> NetworkConfig:
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError("network.hidden needs at least one layer of positive size; use network: null for none")
+        if not self.hidden:
+            raise ValueError("network.hidden needs at least one layer; use network: null for none")
         if self.constraint == "monotone" and self.activation == "silu":
             raise ValueError("constraint 'monotone' needs a non-decreasing activation: tanh or softplus")
         if "convex" in self.constraint and self.activation != "softplus":
@@ -74,7 +105,7 @@ class NetworkConfig(_Config):
         return self
 
 
-class EmbeddingConfig(_Config):
+class EmbeddingConfig(FormConfig):
     """Embedding splines U on [lower, upper], one set per centre element.
 
     `of`: "features" gives every feature its own spline, "sum" one spline of the sum of all features (EAM, s-MEAM).
@@ -82,31 +113,42 @@ class EmbeddingConfig(_Config):
 
     lower: float = -2.0
     upper: float = 2.0
-    intervals: int = Field(8, ge=1)
+    intervals: int = Field(8, ge=1, le=1000)
     of: Literal["features", "sum"] = "features"
 
 
-class RepulsionConfig(_Config):
+class RepulsionConfig(FormConfig):
     """Screened nuclear repulsion, whole below `inner` and gone beyond `outer` (Å)."""
 
-    inner: float = Field(gt=0.0)
-    outer: float = Field(gt=0.0)
+    inner: Reach
+    outer: Reach
+
+    @model_validator(mode="after")
+    def _check(self) -> RepulsionConfig:
+        if not self.outer > self.inner:
+            raise ValueError("repulsion.outer must be larger than repulsion.inner")
+        return self
+
+    def check_within(self, cutoff: float) -> None:
+        """Raise `ValueError` where the repulsion would reach farther than a model's cutoff (Å)."""
+        if self.outer > cutoff:
+            raise ValueError(f"repulsion.outer must not be larger than the cutoff, got {self.outer} and {cutoff} Å")
 
 
-class GridsConfig(_Config):
+class GridsConfig(FormConfig):
     """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files).
 
     None takes the grids from the other keys.
     """
 
-    pair: tuple[tuple[float, float, int], ...] | None = None
-    radial: tuple[tuple[float, float, int], ...] | None = None
-    angular: tuple[tuple[float, float, int], ...] | None = None
-    angle: tuple[tuple[float, float, int], ...] | None = None
-    embedding: tuple[tuple[float, float, int], ...] | None = None
+    pair: _Grids | None = None
+    radial: _Grids | None = None
+    angular: _Grids | None = None
+    angle: _Grids | None = None
+    embedding: _Grids | None = None
 
 
-class SplineNNPConfig(_Config):
+class SplineNNPConfig(FormConfig):
     """The form of an s-NNP (design of Vita and Trinkle 2023, doi 10.1016/j.commatsci.2023.112655).
 
     `elements`: chemical symbols; in a training config left out, they come from the data. `filters`: radial functions
@@ -115,7 +157,7 @@ class SplineNNPConfig(_Config):
     constant below its grid; "free" leaves both ends as they are (tangent continuation).
     """
 
-    elements: tuple[str, ...] = ()
+    elements: Elements = ()
     filters: Literal["shared", "element", "pair"] = "element"
     ends: Literal["smooth", "free"] = "smooth"
     radial: RadialConfig = RadialConfig()
@@ -133,9 +175,27 @@ class SplineNNPConfig(_Config):
             raise ValueError("radial.n_filters and angular.n_filters are both zero: nothing would see the neighbours")
         if self.network is None and not self.skip and self.embedding is None:
             raise ValueError("without network, skip, and embedding no energy comes out: keep at least one")
-        if self.repulsion is not None and not self.repulsion.outer > self.repulsion.inner:
-            raise ValueError("repulsion.outer must be larger than repulsion.inner")
+        self._check_grids()
         return self
+
+    def _check_grids(self) -> None:
+        """Grids that are written out must be as many as there are groups, and reach no farther than other cutoffs."""
+        counts = {"pair": self.n_pairs, "radial": self.n_groups, "angular": self.n_groups}
+        counts |= {"angle": self._n_angle_groups, "embedding": self.n_elements}
+        for name, count in counts.items():
+            grids = getattr(self.grids, name)
+            if grids is None:
+                continue
+            if self.elements and len(grids) != count:
+                raise ValueError(f"grids.{name} holds {len(grids)} grids for {count} groups")
+            if name in ("pair", "radial", "angular"):
+                farthest, most = max(upper for _, upper, _ in grids), max(n for _, _, n in grids)
+                if farthest > _FARTHEST[name]:
+                    raise ValueError(
+                        f"grids.{name} reaches {farthest:g} Å, more than the {_FARTHEST[name]:g} Å allowed"
+                    )
+                if self.ends == "smooth" and most > _MOST_SMOOTH:
+                    raise ValueError(f"grids.{name} has {most} intervals; smooth ends allow {_MOST_SMOOTH}")
 
     @property
     def n_elements(self) -> int:
@@ -157,14 +217,41 @@ class SplineNNPConfig(_Config):
         """Number of unordered pairs of elements."""
         return self.n_elements * (self.n_elements + 1) // 2
 
-    def grid(self, name: Literal["pair", "radial", "angular", "angle", "embedding"]) -> list[SplineGrid]:
+    @property
+    def _n_angle_groups(self) -> int:
+        return self.n_pairs if self.angular.elements == "pair" else 1
+
+    def tensors(self) -> Iterator[TensorShape]:
+        """The tensors that a model of this form stores, one after the other; nothing is allocated."""
+        tied = 5 if self.ends == "smooth" else 0  # coefficients that the conditions at both ends fix
+
+        def splines(name: str, kind: GridName, n_filters: int, tied: int = 0) -> TensorShape:
+            grids = self.grid(kind)
+            return f"{name}.free", (len(grids), n_filters, max(grid.n_coefficients for grid in grids) - tied)
+
+        yield splines("rho", "radial", self.radial.n_filters, tied)
+        yield splines("f", "angular", self.angular.n_filters, tied)
+        yield splines("g", "angle", self.angular.n_filters)
+        if self.pair_term:
+            yield splines("phi", "pair", 1, tied)
+        yield from (("readout.mean", (self.n_features,)), ("readout.std", (self.n_features,)))
+        if self.network is not None:
+            copies = self.n_elements if self.network.elements == "element" else 1
+            for k, (n_in, n_out) in enumerate(pairwise([self.n_features, *self.network.hidden, 1])):
+                yield f"readout.network.weights.{k}", (copies, n_out, n_in)
+                yield f"readout.network.biases.{k}", (copies, n_out)
+        if self.skip:
+            yield "readout.linear", (self.n_elements, self.n_features)
+        if self.embedding is not None:
+            yield splines("readout.embedding", "embedding", 1 if self.embedding.of == "sum" else self.n_features)
+
+    def grid(self, name: GridName) -> list[SplineGrid]:
         """Grids of all groups of one kind of spline."""
         explicit = getattr(self.grids, name)
         if explicit is not None:
             return [SplineGrid(*entry) for entry in explicit]
         if name == "angle":
-            count = self.n_pairs if self.angular.elements == "pair" else 1
-            return [SplineGrid(-1.0, 1.0, self.angular.angle_intervals)] * count
+            return [SplineGrid(-1.0, 1.0, self.angular.angle_intervals)] * self._n_angle_groups
         if name == "embedding":
             assert self.embedding is not None
             return [SplineGrid(self.embedding.lower, self.embedding.upper, self.embedding.intervals)] * self.n_elements

@@ -7,7 +7,8 @@ Members may be of any families and have different cutoffs and E0; they share the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,21 +17,22 @@ from torch import Tensor, nn
 
 from snnp.errors import InputError
 from snnp.models.ani import evaluate_together, share_vectors
-from snnp.models.potential import PairGradients, Potential, Prediction
+from snnp.models.potential import PairGradients, Potential, Prediction, join_gradients
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
-from snnp.structure import Structure
+from snnp.structure import Structure, StructureLike, as_structure
 
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
 
 
 class MemberConfig(BaseModel):
-    """One member: its class (`family`), configuration and E0 (eV per element)."""
+    """One member: its class (`family`), configuration, E0 (eV per element), and which E0 are isolated atoms'."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     family: str
     config: dict[str, Any]
     reference_energies: dict[str, float]
+    isolated_atoms: tuple[str, ...] = ()
 
 
 class EnsembleConfig(BaseModel):
@@ -93,6 +95,7 @@ class Ensemble(Potential):
                 family=type(member).__name__,
                 config=member.config.model_dump(mode="json"),
                 reference_energies=member.reference_energies,
+                isolated_atoms=member.isolated_atoms,
             )
             for member in self.potentials
         )
@@ -111,34 +114,41 @@ class Ensemble(Potential):
         self._reference = torch.tensor([float(values[symbol]) for symbol in self.elements], dtype=torch.float64)
         self.config = self._describe()
 
+    @property
+    def isolated_atoms(self) -> tuple[str, ...]:
+        """Elements whose E0 is that of an isolated atom in every member; setting it sets it in all of them."""
+        return tuple(s for s in self.elements if all(s in member.isolated_atoms for member in self.potentials))
+
+    @isolated_atoms.setter
+    def isolated_atoms(self, symbols: Collection[str]) -> None:
+        for member in self.potentials:
+            member.isolated_atoms = symbols
+        self.config = self._describe()
+
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] mean of the members' energies, each without its E0."""
-        each = [member.atomic_energies(structure, vectors, neighbours) for member in self.potentials]
+        each = [member.interaction_energies(structure, vectors, neighbours) for member in self.potentials]
         return torch.stack(each).mean(dim=0)
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
         """Members one after the other; their pairs stand side by side, each with its share of the gradient."""
-        each = [member._energies_and_pair_gradients(structure, neighbours) for member in self.potentials]
-        pairs = [gradients for _, gradients in each]
-        return torch.stack([energies for energies, _ in each]).mean(dim=0), PairGradients(
-            torch.cat([p.i for p in pairs]),
-            torch.cat([p.j for p in pairs]),
-            torch.cat([p.vectors for p in pairs]),
-            torch.cat([p.gradients for p in pairs]) / len(pairs),
-        )
+        each = [member._interaction(structure, neighbours, gradients=True) for member in self.potentials]
+        pairs = join_gradients([gradients for _, gradients in each if gradients is not None])
+        mean = torch.stack([energies for energies, _ in each]).mean(dim=0)
+        return mean, replace(pairs, gradients=pairs.gradients / len(each))
 
     def compute(
         self,
-        structure: Structure,
+        structure: StructureLike,
         neighbours: Neighbours | None = None,
         *,
         forces: bool = True,
         stress: bool = False,
     ) -> Prediction:
         """As `Potential.compute`, with `energy_std` [B] and, where forces are asked for, `forces_std` [N, 3]."""
-        structure = structure.to(device=self.device)
+        structure = as_structure(structure).to(device=self.device)
         self.species(structure)
         if neighbours is None:
             neighbours = neighbour_list(structure, self.cutoff)
@@ -177,10 +187,11 @@ class Ensemble(Potential):
                 pairs = [PairGradients(neighbours.i, neighbours.j, vectors, each) for each in slopes]
             if len(pairs) < len(potentials):
                 pairs *= len(potentials)
-            return [
-                member._assemble(structure, mine, each, forces=forces, stress=stress)
-                for member, mine, each in zip(potentials, energies, pairs, strict=True)
-            ]
+            found = []
+            for member, mine, each in zip(potentials, energies, pairs, strict=True):
+                complete = member._complete(structure, neighbours, mine, each)
+                found.append(member._assemble(structure, *complete, forces=forces, stress=stress))
+            return found
 
 
 def _mean(values: Any) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from snnp.models.hipnn_config import HIPNNConfig
 from snnp.models.hipnn_layers import Block, PairGeometry, Tensors, dense
-from snnp.models.potential import PairGradients, Potential
+from snnp.models.potential import PairGradients, Potential, join_gradients
 from snnp.models.shells import make_shell
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
@@ -168,13 +168,15 @@ class HIPNN(Potential):
                 if to_j is not None:
                     gradient.index_add_(0, chunk.shell.j.flatten(), to_j.flatten(0, 1))
         pieces = [chunk.shell.pair_gradients(total) for chunk, total in zip(chunks, totals, strict=True)]
-        columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in pieces), strict=True)
-        return PairGradients(*(torch.cat(column) for column in columns))
+        return join_gradients(pieces)
 
     # The hierarchy.
 
     def hierarchical_energies(self, structure: Structure) -> Tensor:
-        """[N, n_orders] float64 terms of each atom's energy in eV; E0 belongs to order 0, and rows sum to `energies`.
+        """[N, n_orders] float64 terms of each atom's energy in eV; rows sum to `energies`.
+
+        Order 0 holds all that is no term of the network: E0 (less the energy of the atom alone, where E0 is that) and
+        the repulsion.
 
         Raises:
             UnknownElementError, InputError: as `compute`.
@@ -184,7 +186,9 @@ class HIPNN(Potential):
         with torch.no_grad():
             vectors = pair_vectors(structure, neighbours).to(self.dtype)
             terms = self.energy_terms(structure, vectors, neighbours).double()
-            terms[:, 0] += self._reference.to(self.device)[self.species(structure)]
+            terms[:, 0] += self.energy_offsets().to(self.device)[self.species(structure)]
+            if self.repulsion is not None:
+                terms[:, 0] += self.repulsion_energies(structure, vectors, neighbours)[0]
         return terms
 
     def hierarchicality(self, structure: Structure) -> Tensor:

@@ -17,17 +17,18 @@ from typing import Any
 
 import torch
 from ase.data import atomic_numbers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from snnp.errors import ModelFileError
 from snnp.models.hipnn import HIPNN
 from snnp.models.hipnn_config import HIPNNConfig
+from snnp.models.io import read_bounded
+from snnp.models.weights import check_numbers, read_header, read_weights
 
 __all__ = ["import_hippynn"]
 
 _MARK = "blocks.0.0.base_layer.int_weights"
+_LARGEST_FILE = 1 << 31  # bytes
 _SCALES = ("vecscales", "quadscales")
 
 
@@ -59,18 +60,23 @@ def import_hippynn(
         )
     _check_elements(state, config)
     _check_cusp(source, config)
-    model = HIPNN(config)
-    wanted = model.state_dict()
+    wanted = dict(config.tensors())
     found = _network(state, prefix, config) | _readouts(state, energy_node, config, energy_in_ev)
     for name, value in found.items():
-        if value.shape != wanted[name].shape:
+        if tuple(value.shape) != wanted[name]:
             raise ModelFileError(
-                f"{name} has shape {list(value.shape)} in the state, by the configuration {list(wanted[name].shape)}; "
+                f"{name} has shape {list(value.shape)} in the state, by the configuration {list(wanted[name])}; "
                 "check n_features, n_sensitivities, elements and l_max."
             )
+    where = "the state" if isinstance(source, Mapping) else str(source)
+    dtype = found["blocks.0.interaction.mu"].dtype
+    if dtype not in (torch.float32, torch.float64) or any(value.dtype != dtype for value in found.values()):
+        raise ModelFileError(f"{where} must hold numbers of one type, float32 or float64.")
+    check_numbers(found, where)
     bare = found["readouts.0.weight"][0].double()
     found["readouts.0.weight"] = torch.zeros_like(found["readouts.0.weight"])
-    model.to(found["blocks.0.interaction.mu"].dtype).load_state_dict(found)
+    model = HIPNN(config).to(dtype)
+    model.load_state_dict(found)
     model.reference_energies = dict(zip(config.elements, bare.tolist(), strict=True))
     return model.eval()
 
@@ -78,13 +84,14 @@ def import_hippynn(
 def _tensors(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return {name: value.detach().cpu() for name, value in source.items() if isinstance(value, Tensor)}
+    content = read_bounded(Path(source), _LARGEST_FILE)
     try:
-        return load_file(source)
-    except (OSError, SafetensorError) as error:
+        read_header(content, str(source))
+    except ModelFileError as error:
         raise ModelFileError(
-            f"{source} cannot be read as a safetensors file ({' '.join(str(error).split())}); a checkpoint of hippynn "
-            "is a pickle: write its tensors with safetensors.torch.save_file first."
+            f"{error} A checkpoint of hippynn is a pickle: write its tensors with safetensors.torch.save_file first."
         ) from None
+    return read_weights(content, str(source))
 
 
 def _check_elements(state: Mapping[str, Tensor], config: HIPNNConfig) -> None:
@@ -92,6 +99,10 @@ def _check_elements(state: Mapping[str, Tensor], config: HIPNNConfig) -> None:
     table = next((value for name, value in state.items() if name.endswith("species_map")), None)
     if table is None:
         return
+    if table.dim() != 1 or table.dtype.is_floating_point or table.dtype.is_complex:
+        raise ModelFileError(
+            "species_map in the state must be a list of whole numbers; give the state of a hippynn graph."
+        )
     order = sorted((int(index), z) for z, index in enumerate(table.tolist()) if int(index) > 0)
     given = [atomic_numbers.get(symbol) for symbol in config.elements]
     if [z for _, z in order] != given:

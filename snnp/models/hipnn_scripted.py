@@ -64,7 +64,7 @@ class _Block(nn.Module):
 
 
 class ScriptedHIPNN(nn.Module):
-    """Energies and pair gradients of a `HIPNN`, ready for `torch.jit.script`.
+    """Energies and pair gradients of a `HIPNN` without its repulsion, ready for `torch.jit.script`.
 
     Arguments:
         model: where the parameters come from (copied). forces: whether gradients are computed.
@@ -75,8 +75,7 @@ class ScriptedHIPNN(nn.Module):
     def __init__(self, model: HIPNN, forces: bool) -> None:
         super().__init__()
         self.forces, self.cutoff, self.l_max = forces, model.cutoff, model.config.l_max
-        reference = [model.reference_energies[symbol] for symbol in model.elements]
-        self.register_buffer("reference", torch.tensor(reference, dtype=torch.float64, device=model.device))
+        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
         activation = model.config.activation
         self.blocks = nn.ModuleList(_Block(block, activation) for block in model.blocks if isinstance(block, Block))
         self.readouts = nn.ModuleList(copy.deepcopy(readout) for readout in list(model.readouts)[1:])

@@ -6,21 +6,19 @@ import copy
 import hashlib
 import importlib.util
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
-from snnp.errors import InputError, ModelFileError, SnnpError, near_matches
+from snnp.errors import InputError, ModelFileError, near_matches
 from snnp.files import write_atomically
 from snnp.models.ani import ANI, ANIConfig
-from snnp.models.config import SplineNNPConfig
+from snnp.models.config import SplineNNPConfig, TensorShape
 from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.formats import (
     CONFIG_FILE,
@@ -28,7 +26,6 @@ from snnp.models.formats import (
     FORMAT_VERSION,
     UNITS,
     WEIGHTS_FILE,
-    check_sizes,
     check_statements,
     read_description,
 )
@@ -36,18 +33,29 @@ from snnp.models.hipnn import HIPNN
 from snnp.models.hipnn_config import HIPNNConfig
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
+from snnp.models.weights import check_form, check_numbers, read_header, read_weights
 
 __all__ = [
     "FORMAT_VERSION",
+    "LARGEST_ENERGY",
     "dump_model",
     "fingerprint",
     "list_models",
     "load_model",
     "model_folder",
     "parse_model",
+    "read_bounded",
     "save_model",
     "usable_device",
 ]
+
+
+# Bytes of the two files; the largest published potentials have a tenth of them.
+_MOST_BYTES = {CONFIG_FILE: 1 << 25, WEIGHTS_FILE: 1 << 31}
+LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
+
+# What goes wrong where a file holds something else than was expected, in whatever we call with it.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,38 @@ class _Family:
     build: Callable[[Any, dict[str, float]], Potential]
 
 
+def _read_config(name: Any, tree: Any) -> tuple[_Family, Any]:
+    """The family of that name, and its configuration as it stands in a file: numbers are numbers, texts are texts."""
+    if name not in list(_FAMILIES):  # a list: what a file holds may not be hashable
+        raise InputError(f"unknown class {name!r}; upgrade snnp")
+    family = _FAMILIES[name]
+    # From JSON, where strict means: lists for tuples, whole numbers for floats, and nothing else in place of another.
+    return family, family.config.model_validate_json(json.dumps(tree), strict=True)
+
+
+def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float]]]:
+    """Family, configuration and E0 of each member."""
+    for k, member in enumerate(config.members):
+        if member.family == Ensemble.__name__:
+            raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
+        family, inner = _read_config(member.family, member.config)
+        yield family, inner, _reference_energies(member.reference_energies, inner.elements)
+
+
+def _tensors(config: Any) -> Iterator[TensorShape]:
+    """Names and shapes of what a model stores, one after the other."""
+    if not isinstance(config, EnsembleConfig):
+        yield from config.tensors()
+        return
+    for k, (_, inner, _) in enumerate(_members(config)):
+        yield from ((f"members.{k}.{name}", shape) for name, shape in inner.tensors())
+
+
 def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]) -> Ensemble:
     members = []
-    for member in config.members:
-        if member.family not in _FAMILIES or member.family == "Ensemble":
-            raise InputError(f"a member of unknown class {member.family!r}; upgrade snnp")
-        family = _FAMILIES[member.family]
-        inner = family.config.model_validate(member.config)
-        members.append(family.build(inner, _reference_energies(member.reference_energies, _elements(inner))))
+    for (family, inner, energies), member in zip(_members(config), config.members, strict=True):
+        members.append(family.build(inner, energies))
+        members[-1].isolated_atoms = member.isolated_atoms
     ensemble = Ensemble(members)
     if ensemble.reference_energies != reference_energies:
         ensemble.reference_energies = reference_energies
@@ -82,9 +114,22 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 
-def _elements(config: BaseModel) -> tuple[str, ...]:
-    """The elements that a configuration names; every family's has them."""
-    return tuple(getattr(config, "elements"))  # noqa: B009  pydantic's base class does not declare them
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a plain file of at most `most` bytes.
+
+    Raises:
+        ModelFileError: if it is missing, too large, or something else: a folder, a pipe, a device.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ModelFileError(f"{path.parent} is not complete: {path.name} is missing.") from None
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no plain file; fetch or save the model again.")
+    if size > most:
+        raise ModelFileError(f"{path} has {size:,} bytes, more than the {most:,} that it may have; do not use it.")
+    with path.open("rb") as stream:
+        return stream.read(most)
 
 
 def dump_model(model: Potential) -> tuple[str, bytes]:
@@ -103,6 +148,7 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "cutoff": model.cutoff,
         "config": model.config.model_dump(mode="json"),
         "reference_energies": model.reference_energies,
+        "isolated_atoms": list(model.isolated_atoms),
         "dtype": str(model.dtype).removeprefix("torch."),
         "units": UNITS,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -141,40 +187,41 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         ModelFileError: names the file and what is wrong with it.
     """
     description = read_description(text, where)
-    if description.get("class") not in list(_FAMILIES):  # a list: what a file holds may not be hashable
-        raise ModelFileError(f"{where} holds a model of unknown class {description.get('class')!r}; upgrade snnp.")
+    file = f"{where}/{WEIGHTS_FILE}"
+    if not weights:
+        raise ModelFileError(f"{file} is empty; fetch or save the model again.")
     digest = hashlib.sha256(weights).hexdigest()
     if digest != description.get("weights_sha256"):
         raise ModelFileError(
-            f"{where}/{WEIGHTS_FILE} is damaged: its sha256 is {digest[:12]}…, {CONFIG_FILE} expects "
+            f"{file} is damaged: its sha256 is {digest[:12]}…, {CONFIG_FILE} expects "
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
+    header = read_header(weights, file)
     try:
-        check_sizes(description["config"], len(weights))
-        family = _FAMILIES[description["class"]]
-        config = family.config.model_validate(description["config"])
-        energies = _reference_energies(description["reference_energies"], _elements(config))
+        dtype = description["dtype"]
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {dtype!r}")
+        family, config = _read_config(description.get("class"), description["config"])
+        energies = _reference_energies(description["reference_energies"], config.elements)
+        # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
+        check_form(header, _tensors(config), dtype, file)
+        state = read_weights(weights, file)
+        check_numbers(state, file)
         model = family.build(config, energies)
-        model.to(getattr(torch, description["dtype"]))
-        state = load(weights)
+        if not isinstance(model, Ensemble):  # its members say it themselves
+            model.isolated_atoms = _isolated_atoms(description["isolated_atoms"])
+        model.to(getattr(torch, dtype))
         model.load_state_dict(state)
-        _check_finite(state)
         check_statements(description, model)
+    except ModelFileError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(f"{where}/{CONFIG_FILE}: config key {key!r}: {first['msg']}.") from None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        MemoryError,
-        RuntimeError,
-        SafetensorError,
-        SnnpError,
-    ) as error:
-        reason = " ".join(str(error).split())
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ModelFileError(f"{where}/{CONFIG_FILE}: config key {key!r}: {reason}.") from None
+    except _MISFITS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelFileError(f"{where} does not hold a working model ({reason}); fetch or save it again.") from None
     metadata = description.get("metadata", {})
     model.metadata = metadata if isinstance(metadata, dict) else {}
@@ -186,17 +233,20 @@ def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, f
     if (
         not isinstance(energies, dict)
         or set(energies) != set(elements)
-        or not all(isinstance(value, int | float) and math.isfinite(value) for value in energies.values())
+        or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in energies.values())
+        or not all(abs(value) <= LARGEST_ENERGY for value in energies.values())
     ):
-        raise InputError(f"reference_energies must be one finite number for each of {', '.join(elements)}")
+        raise InputError(
+            f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {', '.join(elements)}"
+        )
     return dict(energies)
 
 
-def _check_finite(state: dict[str, torch.Tensor]) -> None:
-    """Raise `InputError` for weights that are NaN or infinite: every energy would be, far from the cause."""
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name} in {WEIGHTS_FILE} holds NaN or infinity")
+def _isolated_atoms(symbols: Any) -> list[str]:
+    """Raises `InputError` for anything but a list of texts; the potential knows which of them it has."""
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise InputError("isolated_atoms must be a list of chemical symbols")
+    return symbols
 
 
 def _zoo_roots() -> list[Path]:
@@ -282,14 +332,14 @@ def load_model(
         model = source
     else:
         folder = model_folder(source)
+        content = {name: read_bounded(folder / name, most) for name, most in _MOST_BYTES.items()}
         try:
-            text, weights = (folder / CONFIG_FILE).read_text(), (folder / WEIGHTS_FILE).read_bytes()
-        except FileNotFoundError as error:
-            raise ModelFileError(f"{folder} is not complete: {Path(str(error.filename)).name} is missing.") from None
+            text = content[CONFIG_FILE].decode()
         except UnicodeDecodeError:
             raise ModelFileError(f"{folder / CONFIG_FILE} is not a text file; fetch or save the model again.") from None
-        model = parse_model(text, weights, str(folder))
+        model = parse_model(text, content[WEIGHTS_FILE], str(folder))
     if dtype not in (None, model.dtype) or (device is not None and device != model.device):
         # A copy: the caller's model stays as it is.
         model = copy.deepcopy(model).to(dtype=dtype, device=device)
+        check_numbers(model.state_dict(), str(source if isinstance(source, str | Path) else "the model"))
     return model

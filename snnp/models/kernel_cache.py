@@ -27,9 +27,8 @@ class KernelCache:
     """
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
-        self._state: tuple[Any, ...] = ()
-        self._kernel: NativeKernel | GpuKernel | None = None
+        # Tensors, their state when they were packed, and the kernel: replaced together, as threads may share a model.
+        self._known: tuple[list[Tensor], tuple[Any, ...], NativeKernel | GpuKernel | None] = ([], (), None)
 
     def native(self, model: SplineNNP) -> NativeKernel | None:
         """The CPU's kernel; None without the library, or with it switched off, and for forms it does not cover."""
@@ -42,18 +41,18 @@ class KernelCache:
         return kernel if isinstance(kernel, GpuKernel) else None
 
     def _of(self, model: SplineNNP) -> NativeKernel | GpuKernel | None:
-        if not self._tensors:
-            self._tensors = [*model.parameters(), model.readout.mean, model.readout.std]
-        device = self._tensors[0].device
+        tensors, state, kernel = self._known
+        tensors = tensors or _tensors_of(model)
+        device = tensors[0].device
         if not (library() is not None if device.type == "cpu" else device.type == "cuda" and gpu.available()):
             return None
-        state = (id(model._reference), *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
-        if state != self._state:
-            # Parameters may have been replaced, not only changed.
-            self._tensors = [*model.parameters(), model.readout.mean, model.readout.std]
-            self._kernel = _pack(model, device)
-            self._state = (state[0], *((tensor._version, tensor.data_ptr()) for tensor in self._tensors))
-        return self._kernel
+        if state != _state_of(model, tensors):
+            # Parameters may have been replaced, not only changed. Changes during packing are packed at the next call.
+            tensors = _tensors_of(model)
+            state = _state_of(model, tensors)
+            kernel = _pack(model, device)
+            self._known = tensors, state, kernel
+        return kernel
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KernelCache:
         """Copies of a model start afresh."""
@@ -61,6 +60,16 @@ class KernelCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KernelCache, ()
+
+
+def _tensors_of(model: SplineNNP) -> list[Tensor]:
+    # E0 among them: kept alive, its id cannot pass to another tensor.
+    return [*model.parameters(), model.readout.mean, model.readout.std, model._reference]
+
+
+def _state_of(model: SplineNNP, tensors: list[Tensor]) -> tuple[Any, ...]:
+    zero = (id(model._reference), model.isolated_atoms)
+    return (zero, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
 
 
 def _pack(model: SplineNNP, device: torch.device) -> NativeKernel | GpuKernel | None:

@@ -22,12 +22,15 @@ from pathlib import Path
 
 import torch
 from ase.data import atomic_numbers
+from pydantic import ValidationError
 
 from snnp.errors import InputError, ModelFileError
 from snnp.files import write_atomically
 from snnp.models.config import SplineNNPConfig
+from snnp.models.io import read_bounded
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
+from snnp.models.weights import check_numbers
 from snnp.splines import SplineGrid, SplineSet, fit_knots
 
 __all__ = [
@@ -41,6 +44,12 @@ __all__ = [
 
 _KNOT_TOLERANCE = 1e-8
 """Deviation from uniform knots that LAMMPS accepts (`SplineFunction::prepareSpline` in pair_meam_spline.cpp)."""
+
+_LARGEST_FILE = 1 << 26
+"""Bytes: a million knots."""
+
+_MOST_NUMBERS = 1_000_000
+"""Coefficients that may be more than a file has bytes, where its splines have different numbers of knots."""
 
 _MOST_ELEMENTS = 2
 """LAMMPS numbers the pair (j, i) with j > i like another pair as soon as there are three elements
@@ -135,7 +144,7 @@ class _Lines:
 
     def integer(self, word: str, least: int, what: str) -> int:
         """A word of the line read last as an integer of at least `least`."""
-        if not word.isdecimal() or int(word) < least:
+        if not (word.isascii() and word.isdecimal() and len(word) < 10) or int(word) < least:
             raise self.error(what)
         return int(word)
 
@@ -176,7 +185,8 @@ def _check_uniform(lines: _Lines, knots: list[float], name: str) -> None:
     typical = statistics.median(steps)
     deviations = [abs(each - typical) for each in steps]
     # A misplaced knot spoils the step before it and the one after: name the first.
-    bad = next(k for k, deviation in enumerate(deviations) if deviation >= 0.5 * max(deviations))
+    largest = max(deviations)
+    bad = next((k for k, deviation in enumerate(deviations) if deviation >= 0.5 * largest), 0)
     what = f"uniform, increasing knots of {name} (most are {typical:.10g} apart, this one is {steps[bad]:.10g})"
     raise lines.error(what, back=n_intervals - 1 - bad)
 
@@ -205,6 +215,8 @@ def parse_meam_spline(text: str, where: str = "file") -> MeamSplineFile:
         raise ModelFileError(f"{where} is in LAMMPS units {units!r}; only 'metal' (eV, Å) can be read, convert it.")
     elements = _parse_elements(lines)
     names = elements or ("",)
+    if len(names) > len(atomic_numbers):
+        raise lines.error("at most as many elements as there are")
     pairs = [f"{a}-{b}" for k, a in enumerate(names) for b in names[k:]] if len(names) > 1 else list(names)
     kinds = (("phi", pairs), ("rho", names), ("U", names), ("f", names), ("g", pairs))
     functions = [
@@ -295,14 +307,28 @@ def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) 
         ModelFileError: for a missing or malformed file (names the line), or elements that do not fit it.
     """
     where = str(path)
+    if not Path(path).is_file():
+        raise ModelFileError(f"{where} is no file; give a LAMMPS meam/spline file.")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bounded(Path(path), _LARGEST_FILE).decode()
     except OSError as error:
         raise ModelFileError(f"{where} cannot be read ({error.strerror}); give a LAMMPS meam/spline file.") from None
     except UnicodeDecodeError:
         raise ModelFileError(f"{where} is not a text file; give a LAMMPS meam/spline file.") from None
+    if not text.strip():
+        raise ModelFileError(f"{where} is empty; give a LAMMPS meam/spline file.")
     contents = parse_meam_spline(text, where)
-    model = SplineNNP(_config(contents, _symbols(contents, elements, where)))
+    try:
+        config = _config(contents, _symbols(contents, elements, where))
+    except ValidationError as error:
+        raise ModelFileError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+    numbers = sum(math.prod(shape) for _, shape in config.tensors())
+    if numbers > max(_MOST_NUMBERS, len(text)):
+        raise ModelFileError(f"{where} would become {numbers:,} coefficients: give all splines about as many knots.")
+    try:
+        model = SplineNNP(config)
+    except InputError as error:
+        raise ModelFileError(f"{where}: {error}") from None
     source = (contents.phi, contents.rho, contents.embedding, contents.f, contents.g)
     for splines, functions in zip(_splines(model), source, strict=True):
         for group, spline in enumerate(functions):
@@ -313,6 +339,7 @@ def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) 
         at_zero = _splines(model)[2](torch.zeros(len(model.elements), dtype=torch.float64), everyone)[0][:, 0]
     model.reference_energies = dict(zip(model.elements, (0.0 - at_zero).tolist(), strict=True))
     model.metadata = {"source": Path(path).name, "comment": contents.comment}
+    check_numbers(model.state_dict(), where)
     return model.eval()
 
 

@@ -35,7 +35,6 @@ def evaluate_structure(
     positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
     cell = structure.cell.detach().to(torch.float64).numpy()
     elements = species.to(torch.int32).contiguous().numpy()
-    call = PreparedCall(kernel, elements, packed, packed.images(cell), torch.get_num_threads())
     owner = structure.structure_of_atom.to(torch.int32).numpy() if several else None
-    call.batch(owner, structure.n_structures)
-    return call(positions, forces=forces)
+    system = (elements, packed, packed.images(cell), torch.get_num_threads(), owner, structure.n_structures)
+    return PreparedCall(kernel, *system)(positions, forces=forces)

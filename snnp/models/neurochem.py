@@ -19,19 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from pydantic import ValidationError
 
 from snnp.errors import InputError, ModelFileError
 from snnp.models.ani import ANI, ANIConfig
 from snnp.models.ensemble import Ensemble
+from snnp.models.io import LARGEST_ENERGY, read_bounded
+from snnp.models.weights import check_numbers
 from snnp.units import HARTREE_IN_EV
 
 __all__ = ["read_neurochem"]
 
 _ACTIVATIONS = {9: "celu", 5: "gaussian"}
 _LINEAR = 6
-_LONGEST_TEXT = 1 << 20
-"""Bytes: what a topology file may grow to when it is decompressed. Real ones have about a thousand."""
+_LONGEST_TEXT = 1 << 16
+"""Bytes of a text, and what a topology file may grow to when it is decompressed. Real ones have about a thousand."""
+_LARGEST_FILE = 1 << 28
+_DEEPEST = 3
+"""Folders that may lie around the networks."""
 _TYPE = 1
 """The only kind of environment vector (TM) that the published networks use."""
 
@@ -72,7 +78,7 @@ def read_neurochem(folder: str | Path) -> ANI | Ensemble:
     digest = hashlib.sha256()
     for member in members:
         for path in (member.params, member.energies, *sorted(member.networks.glob("ANN-*"))):
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(_bytes(path)).digest())
     try:
         model = models[0] if len(models) == 1 else Ensemble(models)
     except InputError as error:
@@ -82,7 +88,7 @@ def read_neurochem(folder: str | Path) -> ANI | Ensemble:
     return model.eval()
 
 
-def _find_members(folder: Path) -> list[_Member]:
+def _find_members(folder: Path, depth: int = _DEEPEST) -> list[_Member]:
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder; give the folder that holds train0/, train1/, ...")
     if (folder / "networks").is_dir():
@@ -90,8 +96,8 @@ def _find_members(folder: Path) -> list[_Member]:
     inside = [path for path in folder.iterdir() if path.is_dir()]
     trained = [path for path in inside if (path / "networks").is_dir()]
     if not trained:
-        if len(inside) == 1:
-            return _find_members(inside[0])
+        if len(inside) == 1 and depth:
+            return _find_members(inside[0], depth - 1)
         raise ModelFileError(
             f"{folder} holds no NeuroChem networks: expected networks/, or train0/networks/, train1/networks/, ..."
         )
@@ -112,6 +118,9 @@ def _read_member(member: _Member) -> ANI:
     elements, aev = _read_params(member.params)
     energies = _read_energies(member.energies, elements)
     layers = {symbol: _read_topology(member.networks / f"ANN-{symbol}.nnf") for symbol in elements}
+    files = [name for each in layers.values() for layer in each for name in (layer.weights, layer.biases)]
+    if len(set(files)) < len(files):  # a small file could stand for any number of layers
+        raise ModelFileError(f"{member.networks}: two layers take their numbers from one file; each has its own.")
     activations = {layer.activation for each in layers.values() for layer in each[:-1]}
     if len(activations) != 1:
         raise ModelFileError(f"{member.networks}: activations {sorted(activations)} are mixed; one for all is known.")
@@ -129,27 +138,29 @@ def _read_member(member: _Member) -> ANI:
         key = ".".join(str(part) for part in first["loc"])
         raise ModelFileError(f"{member.params}: {key}: {first['msg']}.") from None
     length = config.aev.length(len(elements))
-    model = ANI(config, energies).float()
     for symbol, each in layers.items():
         if each[0].n_in != length:
             raise ModelFileError(
                 f"{member.networks}/ANN-{symbol}.nnf takes {each[0].n_in} inputs, but {member.params.name} makes "
                 f"{length}; the two files do not belong together."
             )
-        _fill(model, symbol, each, member.networks)
+    # All numbers are read before a network is made of them: sizes that no file bears out end here.
+    state = {}
+    for symbol, each in layers.items():
+        for k, layer in enumerate(each):
+            # The last layer gives Hartree.
+            scale = HARTREE_IN_EV if layer.activation == _LINEAR else 1.0
+            name = f"networks.{symbol}.layers.{k}"
+            weights = _numbers(member.networks / layer.weights, layer.n_out * layer.n_in)
+            state[f"{name}.weight"] = (scale * weights).reshape(layer.n_out, layer.n_in)
+            state[f"{name}.bias"] = scale * _numbers(member.networks / layer.biases, layer.n_out)
+    check_numbers(state, str(member.networks))
+    try:
+        model = ANI(config, energies).float()
+    except InputError as error:
+        raise ModelFileError(f"{member.params}: {error}") from None
+    model.load_state_dict(state)
     return model
-
-
-def _fill(model: ANI, symbol: str, layers: list[_Layer], folder: Path) -> None:
-    for layer, stored in zip(model.network(symbol).layers, layers, strict=True):
-        assert isinstance(layer, torch.nn.Linear)
-        # The last layer gives Hartree.
-        scale = HARTREE_IN_EV if stored.activation == _LINEAR else 1.0
-        weights = scale * _numbers(folder / stored.weights, stored.n_out * stored.n_in)
-        biases = scale * _numbers(folder / stored.biases, stored.n_out)
-        with torch.no_grad():
-            layer.weight.copy_(weights.reshape(stored.n_out, stored.n_in))
-            layer.bias.copy_(biases)
 
 
 def _numbers(path: Path, count: int) -> torch.Tensor:
@@ -159,22 +170,22 @@ def _numbers(path: Path, count: int) -> torch.Tensor:
             f"{path} has {len(content)} bytes, but the topology asks for {count} numbers of 4 bytes; "
             "the file is damaged or of another network."
         )
-    values = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float64))
-    if not bool(torch.isfinite(values).all()):
+    values = np.frombuffer(content, dtype="<f4")
+    if not np.isfinite(values).all():
         raise ModelFileError(f"{path} holds NaN or infinity; fetch it again.")
-    return values
+    return torch.from_numpy(values.astype(np.float64))
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ModelFileError(f"{path} is missing; the folder is not complete, fetch it again.") from None
+def _bytes(path: Path, most: int = _LARGEST_FILE) -> bytes:
+    content = read_bounded(path, most)
+    if not content:
+        raise ModelFileError(f"{path} is empty; fetch it again.")
+    return content
 
 
 def _text(path: Path) -> str:
     try:
-        return _bytes(path).decode("ascii")
+        return _bytes(path, _LONGEST_TEXT).decode("ascii")
     except UnicodeDecodeError:
         raise ModelFileError(f"{path} is not a text file.") from None
 
@@ -189,8 +200,9 @@ def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     kind = entries.get("TM", [str(_TYPE)])
     if kind != [str(_TYPE)]:
         raise ModelFileError(f"{path}: TM = {', '.join(kind)} is not supported; only TM = {_TYPE} is.")
-    if "Atyp" not in entries:
-        raise ModelFileError(f"{path} names no elements: Atyp is missing.")
+    elements = tuple(entries.get("Atyp", ()))
+    if not elements or not set(elements) <= set(atomic_numbers) or len(set(elements)) < len(elements):
+        raise ModelFileError(f"{path} names no elements: Atyp must be distinct chemical symbols.")
 
     def numbers(key: str, *, one: bool = False) -> Any:
         if key not in entries:
@@ -211,7 +223,7 @@ def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
         "sections": numbers("ShfZ"),
         "cutoff": numbers("Rca", one=True),
     }
-    return tuple(entries["Atyp"]), {"radial": radial, "angular": angular}
+    return elements, {"radial": radial, "angular": angular}
 
 
 def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:
@@ -224,6 +236,8 @@ def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:
                 found[match[1]] = float(match[2]) * HARTREE_IN_EV
             except ValueError:
                 raise ModelFileError(f"{path}: the energy of {match[1]} is no number: {match[2]}.") from None
+            if not abs(found[match[1]]) <= LARGEST_ENERGY:
+                raise ModelFileError(f"{path}: {match[2]} Hartree is no energy of an atom of {match[1]}.")
     missing = [symbol for symbol in elements if symbol not in found]
     if missing:
         raise ModelFileError(f"{path} has no energy of {', '.join(missing)}.")
@@ -233,14 +247,13 @@ def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:
 def _read_topology(path: Path) -> list[_Layer]:
     """Layers of one element; the last is linear with one output."""
     text = _decompress(path)
-    inputs = re.search(r"inputsize=(\d+);", text)
-    blocks = re.findall(r"layer\s*\[\s*\n(.*?)\n\]", text, flags=re.DOTALL)
+    head, *blocks = re.split(r"\blayer\s{0,9}\[", text)
+    inputs = re.search(r"inputsize=([0-9]{1,9});", head)
     if inputs is None or not blocks:
         raise ModelFileError(f"{path} holds no layers; it is no NeuroChem topology.")
     layers, width = [], int(inputs[1])
     for number, block in enumerate(blocks, 1):
-        keys = dict(re.findall(r"(\w+)=([^;]*);", block))
-        layer = _layer(keys, f"{path}, layer {number}")
+        layer = _layer(_keys(block.partition("]\n")[0]), f"{path}, layer {number}")
         if layer.n_in != width:
             raise ModelFileError(f"{path}, layer {number} takes {layer.n_in} inputs, the layer before gives {width}.")
         last = number == len(blocks)
@@ -256,10 +269,22 @@ def _read_topology(path: Path) -> list[_Layer]:
     return layers
 
 
+def _keys(text: str) -> dict[str, str]:
+    """What stands there as `key=value;`."""
+    pairs = (piece.partition("=") for piece in text.split(";"))
+    return {key.split()[-1]: value for key, equals, value in pairs if equals and key.split()}
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise ValueError(f"got {text[:20]!r}")
+    return int(text)
+
+
 def _layer(keys: dict[str, str], where: str) -> _Layer:
     try:
-        n_in, n_out, activation = (int(keys[key]) for key in ("blocksize", "nodes", "activation"))
-        kind, normalised = int(keys.get("type", 0)), int(keys.get("btchnorm", 0))
+        n_in, n_out, activation = (_whole(keys[key]) for key in ("blocksize", "nodes", "activation"))
+        kind, normalised = _whole(keys.get("type", "0")), _whole(keys.get("btchnorm", "0"))
     except (KeyError, ValueError) as error:
         raise ModelFileError(f"{where}: blocksize, nodes and activation must be whole numbers ({error}).") from None
     if activation not in (*_ACTIVATIONS, _LINEAR):
@@ -270,9 +295,9 @@ def _layer(keys: dict[str, str], where: str) -> _Layer:
         raise ModelFileError(f"{where}: type {kind} with btchnorm {normalised} is not supported; plain layers are.")
     files = []
     for key, count in (("weights", n_in * n_out), ("biases", n_out)):
-        match = re.fullmatch(r"FILE:([A-Za-z0-9_.-]+)\[(\d+)\]", keys.get(key, ""))
+        match = re.fullmatch(r"FILE:([A-Za-z0-9_.-]+)\[([0-9]{1,18})\]", keys.get(key, ""))
         if match is None or match[1].startswith("."):
-            raise ModelFileError(f"{where}: {key} must be FILE:name[count], got {keys.get(key)!r}.")
+            raise ModelFileError(f"{where}: {key} must be FILE:name[count], got {keys.get(key, '')[:60]!r}.")
         if int(match[2]) != count:
             raise ModelFileError(
                 f"{where}: {key} has {match[2]} numbers, but {n_out} nodes of {n_in} inputs need {count}."

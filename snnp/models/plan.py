@@ -1,4 +1,7 @@
-"""Flatten an s-NNP into the arrays that kernels read."""
+"""Flatten an s-NNP into the arrays that kernels read.
+
+Arithmetic is numpy's here: torch's threads do not exist in a forked process that the parent's torch did not prepare.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ __all__ = ["make_plan"]
 
 
 def _array(value: Tensor) -> Any:
-    return value.detach().cpu().double().numpy().copy()
+    return value.detach().cpu().numpy().astype(np.float64)
 
 
 def _table(splines: SplineSet) -> SplineTable:
@@ -29,9 +32,9 @@ def _table(splines: SplineSet) -> SplineTable:
     lower = np.array([grid.lower for grid in splines.grids])
     spacing = np.array([grid.spacing for grid in splines.grids])
     n_intervals = np.array([grid.n_intervals for grid in splines.grids], dtype=np.int64)
-    free = splines.free.detach().cpu().double()
-    full = free if splines.ends == ("free", "free") else free @ splines.exact("map").cpu()
-    return spline_table(lower, spacing, n_intervals, full.numpy())
+    free = _array(splines.free)
+    full = free if splines.ends == ("free", "free") else free @ _array(splines.exact("map"))
+    return spline_table(lower, spacing, n_intervals, full)
 
 
 def _readout(readout: Readout) -> ReadoutPlan:
@@ -60,13 +63,13 @@ def make_plan(model: SplineNNP) -> SplinePlan:
     several = config.angular.elements == "pair" and z > 1
     g = _table(model.g)
     projection = model.exact("projection").cpu().numpy()
-    full_g = model.g.free.detach().cpu().double().numpy()
+    full_g = _array(model.g.free)
     legendre = full_g[..., : projection.shape[1]] @ projection.T  # [groups, F, L + 1]
     pairs = model.unordered.cpu().numpy()
     chosen = pairs if several else np.zeros((1, 1), dtype=np.int64)
     return SplinePlan(
         numbers=np.array([atomic_numbers[symbol] for symbol in model.elements], dtype=np.int32),
-        reference=np.array([model.reference_energies[symbol] for symbol in model.elements]),
+        reference=_array(model.energy_offsets()),
         cutoff=model.cutoff,
         angular_cutoff=reach if model.has_three_body else 0.0,
         rho=_table(model.rho),

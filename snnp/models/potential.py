@@ -1,12 +1,18 @@
 """The contract of a potential: per-atom energies; forces and stress follow in one shared place.
 
 A family implements `atomic_energies`, differentiable in the pair vectors. Energies, forces and stress follow here by
-automatic differentiation; a family with analytic forces overrides `_energies_and_pair_gradients`.
+automatic differentiation; a family with analytic forces overrides `_energies_and_pair_gradients`. To what the family
+says this adds, for all of them alike,
+
+    E_i = E0[z_i] + (E_family,i - E_family[z_i alone]) + 1/2 sum_j repulsion(r_ij)
+
+where the term of the atom alone is taken off only if E0 is the energy of an isolated atom (`isolated_atoms`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +26,12 @@ from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
 from snnp.kernels.gpu import GpuKernel, GpuResult
 from snnp.kernels.native import NativeKernel, NativeResult
+from snnp.models.config import RepulsionConfig
 from snnp.models.native import evaluate_structure
 from snnp.models.on_gpu import evaluate_on_gpu
+from snnp.models.repulsion import Repulsion
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
-from snnp.structure import Structure
+from snnp.structure import Structure, StructureLike, as_structure
 
 __all__ = ["SHORTEST_DISTANCE", "PairGradients", "Potential", "Prediction"]
 
@@ -90,6 +98,8 @@ class Potential(ExactModule, ABC):
         e0 = [float(reference_energies.get(symbol, 0.0)) for symbol in elements]
         # Kept out of `_apply`'s float casts: a float32 E0 of -2000 eV would cost 0.1 meV.
         self._reference = torch.tensor(e0, dtype=torch.float64)
+        self._isolated: tuple[str, ...] = ()
+        self._alone: tuple[list[Tensor], list[tuple[int, int]], Tensor] | None = None
 
     species_of_number: Tensor
 
@@ -117,6 +127,26 @@ class Potential(ExactModule, ABC):
     def reference_energies(self, values: dict[str, float]) -> None:
         self._reference = torch.tensor([float(values[symbol]) for symbol in self.elements], dtype=torch.float64)
 
+    @property
+    def isolated_atoms(self) -> tuple[str, ...]:
+        """Elements whose E0 is the energy of an isolated atom, which the potential then gives exactly.
+
+        Setting it to symbols outside `elements` raises `InputError`.
+        """
+        return self._isolated
+
+    @isolated_atoms.setter
+    def isolated_atoms(self, symbols: Collection[str]) -> None:
+        if unknown := [symbol for symbol in symbols if symbol not in self.elements]:
+            raise InputError(f"isolated_atoms must be among {', '.join(self.elements)}, got {unknown[0]!r}.")
+        self._isolated, self._alone = tuple(symbol for symbol in self.elements if symbol in symbols), None
+
+    @property
+    def repulsion(self) -> RepulsionConfig | None:
+        """The fixed short-range repulsion, or None."""
+        found = getattr(getattr(self, "config", None), "repulsion", None)
+        return found if isinstance(found, RepulsionConfig) else None
+
     def species(self, structure: Structure) -> Tensor:
         """[N] index of each atom's element in `elements`.
 
@@ -140,7 +170,76 @@ class Potential(ExactModule, ABC):
 
     @abstractmethod
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N] energies in eV without E0, differentiable in the pair vectors [P, 3] and in the parameters."""
+        """[N] energies in eV that the family gives, without E0 and repulsion.
+
+        Differentiable in the pair vectors [P, 3] and in the parameters.
+        """
+
+    def interaction_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
+        """[N] energies in eV without E0, and nothing else left out; differentiable like `atomic_energies`."""
+        energies = self.atomic_energies(structure, vectors, neighbours)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion_energies(structure, vectors, neighbours)[0]
+        return self.above_isolated(energies, self.species(structure))
+
+    def above_isolated(self, energies: Tensor, species: Tensor) -> Tensor:
+        """Energies [N] of the family less those of the same atoms alone; see `isolated_energies`."""
+        return energies - self.isolated_energies().to(energies)[species] if self._isolated else energies
+
+    def isolated_energies(self) -> Tensor:
+        """[Z] energies in eV that the family gives to atoms without neighbours; differentiable in the parameters.
+
+        Zero for elements whose E0 is not the energy of an isolated atom.
+        """
+        chosen = torch.tensor([symbol in self._isolated for symbol in self.elements], device=self.device)
+        return torch.where(chosen, self._energies_alone(), 0.0)
+
+    def _energies_alone(self) -> Tensor:
+        """[Z] of every element. A family may know a shorter way."""
+        z, device = len(self.elements), self.device
+        structure = Structure(
+            numbers=torch.tensor([atomic_numbers[symbol] for symbol in self.elements], device=device),
+            positions=torch.zeros(z, 3, dtype=torch.float64, device=device),
+            cell=torch.zeros(z, 3, 3, dtype=torch.float64, device=device),
+            pbc=torch.zeros(z, 3, dtype=torch.bool, device=device),
+            structure_of_atom=torch.arange(z, device=device),
+        )
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        nobody = Neighbours(none, none, none.reshape(0, 3), self.cutoff)
+        return self.atomic_energies(structure, torch.zeros(0, 3, dtype=self.dtype, device=device), nobody)
+
+    def _known_alone(self) -> Tensor:
+        """`isolated_energies` of the present parameters, kept until one of them changes, in float64."""
+        known = self._alone
+        if known is None or known[1] != [(tensor._version, tensor.data_ptr()) for tensor in known[0]]:
+            tensors = [*self.parameters(), *self.buffers()]
+            with torch.no_grad():
+                value = self.isolated_energies().double()
+            self._alone = known = (tensors, [(tensor._version, tensor.data_ptr()) for tensor in tensors], value)
+        return known[2]
+
+    def energy_offsets(self) -> Tensor:
+        """[Z] float64 in eV: what stands beside energies of the family and the repulsion, E0 less `isolated_energies`.
+
+        Compiled evaluations add it in place of E0.
+        """
+        return self._reference - self._known_alone().cpu() if self._isolated else self._reference
+
+    def repulsion_energies(
+        self, structure: Structure, vectors: Tensor, neighbours: Neighbours
+    ) -> tuple[Tensor, PairGradients]:
+        """Energies [N] of the short-range repulsion in eV (half of each pair's), and its pair gradients.
+
+        Energies are differentiable in the vectors [P, 3]. The potential must have a `repulsion`.
+        """
+        assert self.repulsion is not None
+        potential = Repulsion(self.repulsion.inner, self.repulsion.outer)
+        near = (vectors.detach().square().sum(dim=1) < potential.outer**2).nonzero()[:, 0]
+        i, j, vectors = neighbours.i[near], neighbours.j[near], vectors[near]
+        distance, charge = vectors.norm(dim=1), structure.numbers.to(vectors)
+        halves, slopes = potential(distance, charge[i], charge[j])
+        energies = torch.zeros_like(charge).index_add(0, i, halves)
+        return energies, PairGradients(i, j, vectors, (slopes / distance)[:, None] * vectors)
 
     def native_kernel(self) -> NativeKernel | None:
         """The compiled evaluation of the present parameters, or None where torch computes (most families, GPUs)."""
@@ -153,7 +252,7 @@ class Potential(ExactModule, ABC):
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
-        """Energies [N] (without E0) and pair gradients; by default through automatic differentiation."""
+        """`atomic_energies` and their pair gradients; by default through automatic differentiation."""
         vectors = pair_vectors(structure, neighbours).to(self.dtype).detach().requires_grad_()
         with torch.enable_grad():
             energies = self.atomic_energies(structure, vectors, neighbours)
@@ -163,7 +262,7 @@ class Potential(ExactModule, ABC):
 
     def compute(
         self,
-        structure: Structure,
+        structure: StructureLike,
         neighbours: Neighbours | None = None,
         *,
         forces: bool = True,
@@ -172,7 +271,8 @@ class Potential(ExactModule, ABC):
         """Energy, forces and stress for inference; no graph is kept.
 
         Arguments:
-            structure: positions in any float type (distances are formed in it, then cast to the model's type).
+            structure: one structure or a batch, also as `ase.Atoms` or a list of them; positions in any float type
+                (distances are formed in it, then cast to the model's type).
             neighbours: a list that reaches at least `cutoff`; built here if None.
             forces, stress: what to compute besides the energies.
 
@@ -180,7 +280,7 @@ class Potential(ExactModule, ABC):
             UnknownElementError: for an element outside `elements`.
             InputError: for NaN positions, a flat cell, atoms closer than 0.1 Å, or a list that is too short.
         """
-        structure = structure.to(device=self.device)
+        structure = as_structure(structure).to(device=self.device)
         species = self.species(structure)
         if neighbours is None:
             neighbours = neighbour_list(structure, self.cutoff)
@@ -195,17 +295,35 @@ class Potential(ExactModule, ABC):
             found = evaluate_on_gpu(gpu, structure, species, neighbours)
             return self._prediction(structure, found, forces=forces, stress=stress)
         with torch.no_grad():
-            if forces or stress:
-                energies, pairs = self._energies_and_pair_gradients(structure, neighbours.to(self.device))
-            else:
-                vectors = pair_vectors(structure, neighbours.to(self.device)).to(self.dtype)
-                energies, pairs = self.atomic_energies(structure, vectors, neighbours.to(self.device)), None
+            energies, pairs = self._interaction(structure, neighbours.to(self.device), gradients=forces or stress)
             return self._assemble(structure, energies, pairs, forces=forces, stress=stress)
+
+    def _interaction(
+        self, structure: Structure, neighbours: Neighbours, *, gradients: bool
+    ) -> tuple[Tensor, PairGradients | None]:
+        """`interaction_energies` [N] in float64 for inference, with their pair gradients if asked for."""
+        if gradients:
+            return self._complete(structure, neighbours, *self._energies_and_pair_gradients(structure, neighbours))
+        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        return self._complete(structure, neighbours, self.atomic_energies(structure, vectors, neighbours), None)
+
+    def _complete(
+        self, structure: Structure, neighbours: Neighbours, energies: Tensor, pairs: PairGradients | None
+    ) -> tuple[Tensor, PairGradients | None]:
+        """Add what does not come from the family to its energies [N] and pair gradients."""
+        if self.repulsion is not None:
+            vectors = pair_vectors(structure, neighbours).to(self.dtype)
+            extra, theirs = self.repulsion_energies(structure, vectors, neighbours)
+            energies, pairs = energies + extra, None if pairs is None else join_gradients([pairs, theirs])
+        energies = energies.double()
+        if self._isolated:
+            energies = energies - self._known_alone().to(energies.device)[self.species(structure)]
+        return energies, pairs
 
     def _assemble(
         self, structure: Structure, energies: Tensor, pairs: PairGradients | None, *, forces: bool, stress: bool
     ) -> Prediction:
-        """What follows from energies [N] without E0 and pair gradients."""
+        """What follows from `interaction_energies` [N] and their pair gradients."""
         energies = energies.double() + self._reference.to(self.device)[self.species(structure)]
         total = torch.zeros(structure.n_structures, dtype=torch.float64, device=self.device)
         total.index_add_(0, structure.structure_of_atom, energies)
@@ -229,6 +347,12 @@ class Potential(ExactModule, ABC):
             forces=torch.as_tensor(result.forces).to(self.dtype) if known else None,
             stress=_stress_of(virial, structure).to(self.dtype) if stress else None,
         )
+
+
+def join_gradients(parts: Sequence[PairGradients]) -> PairGradients:
+    """Pairs of several, side by side."""
+    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in parts), strict=True)
+    return PairGradients(*(torch.cat(column) for column in columns))
 
 
 def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:

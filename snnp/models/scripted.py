@@ -1,21 +1,18 @@
 """The s-NNP in the part of Python that TorchScript compiles: plain tensors, analytic forces, free of snnp when loaded.
 
 Everything that the parameters fix is worked out once, at construction: end conditions, constraints, Legendre
-coefficients. Formulas are those of `triples.py`, `moments.py`, `readout.py` and `repulsion.py`; tests hold both equal.
+coefficients. Formulas are those of `triples.py`, `moments.py` and `readout.py`; tests hold both equal.
 """
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
 
 from typing import NamedTuple
 
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor, nn
 
 from snnp.models.readout import Network, Readout, activate
-from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
 from snnp.models.spline_nnp import SplineNNP
 from snnp.splines import SplineSet, bspline_weights
-from snnp.units import COULOMB_EV_ANGSTROM
 
 __all__ = ["DensePairs", "ScriptedSplineNNP", "make_dense"]
 
@@ -187,28 +184,6 @@ class _Readout(nn.Module):
         return energy, gradient
 
 
-class _Repulsion(nn.Module):
-    """`zbl_energies`: half of each pair's energy, and its slope, both [n, J] and zero in padding."""
-
-    def __init__(self, inner: float, outer: float) -> None:
-        super().__init__()
-        self.inner, self.outer = inner, outer
-        self.screening, self.strength = SCREENING_LENGTH, 0.5 * COULOMB_EV_ANGSTROM
-        self.terms = list(zip(AMPLITUDES, DECAYS, strict=True))
-
-    def forward(self, r: Tensor, zi: Tensor, zj: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        decay = (zi**0.23 + zj**0.23) / self.screening
-        chi, slope = torch.zeros_like(r), torch.zeros_like(r)
-        for amplitude, rate in self.terms:
-            term = amplitude * torch.exp(-rate * decay * r)
-            chi, slope = chi + term, slope - rate * decay * term
-        t = ((r - self.inner) / (self.outer - self.inner)).clamp(0.0, 1.0)
-        switch = 1.0 - t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
-        switch_slope = -30.0 * (t * (1.0 - t)) ** 2 / (self.outer - self.inner)
-        strength = self.strength * zi * zj / r * mask
-        return strength * chi * switch, strength * (slope * switch + chi * (switch_slope - switch / r))
-
-
 class _Triples(nn.Module):
     """Three-body features with exact splines; see `triples.py`."""
 
@@ -303,7 +278,7 @@ class _Moments(nn.Module):
 
 
 class ScriptedSplineNNP(nn.Module):
-    """Energies and pair gradients of an `SplineNNP`, ready for `torch.jit.script`.
+    """Energies and pair gradients of an `SplineNNP` without its repulsion, ready for `torch.jit.script`.
 
     Arguments:
         model: where the parameters come from (copied). forces: whether gradients are computed.
@@ -312,7 +287,6 @@ class ScriptedSplineNNP(nn.Module):
     group_of: Tensor
     pair_of: Tensor
     reference: Tensor
-    charge: Tensor
 
     def __init__(self, model: SplineNNP, forces: bool) -> None:
         super().__init__()
@@ -323,10 +297,7 @@ class ScriptedSplineNNP(nn.Module):
         groups = {"shared": 0 * centre, "element": neighbour, "pair": centre * z + neighbour}
         self.register_buffer("group_of", groups[config.filters].to(model.device))
         self.register_buffer("pair_of", model.unordered.clone())
-        reference = [model.reference_energies[symbol] for symbol in model.elements]
-        self.register_buffer("reference", torch.tensor(reference, dtype=torch.float64, device=model.device))
-        charge = torch.tensor([float(atomic_numbers[symbol]) for symbol in model.elements])
-        self.register_buffer("charge", charge.to(model.rho.free))
+        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
         self.rho = _Splines(model.rho)
         self.f = _Splines(model.f)
         self.phi = None if model.phi is None else _Splines(model.phi)
@@ -334,8 +305,6 @@ class ScriptedSplineNNP(nn.Module):
         self.angular = angular(model) if model.has_three_body else None
         embedding = model.readout.embedding
         self.readout = _Readout(model.readout, None if embedding is None else _Splines(embedding))
-        repulsion = config.repulsion
-        self.repulsion = None if repulsion is None else _Repulsion(repulsion.inner, repulsion.outer)
 
     def forward(self, row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
         """Energies [n] float64 (eV, with E0) and pair gradients dE/dr_ij [P, 3] (eV/Å; zeros unless asked for).
@@ -363,10 +332,6 @@ class ScriptedSplineNNP(nn.Module):
             value, slope = self.phi(pairs.distance, self.pair_of[species[:, None], pairs.channel])
             energies = energies + 0.5 * (value * inside).sum(dim=2).sum(dim=1)
             radial = radial + 0.5 * (slope * inside)[..., 0]
-        if self.repulsion is not None:
-            charge = self.charge[pairs.channel]
-            value, slope = self.repulsion(pairs.distance, self.charge[species][:, None], charge, pairs.mask)
-            energies, radial = energies + value.sum(dim=1), radial + slope
         gradients = torch.zeros_like(vectors)
         if self.forces:
             dense = radial.unsqueeze(-1) * pairs.unit

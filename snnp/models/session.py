@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from snnp.structure import Structure
 __all__ = ["Evaluation", "Session"]
 
 Array = NDArray[np.float64]
+_System = tuple[NativeKernel, NDArray[np.int32], NativeList, Array, int]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Session:
     """Evaluates a potential for atoms that move a little from call to call.
 
     The compiled kernel serves where the potential has one, without passing through torch; torch does otherwise.
+    Threads may share a session: it keeps nothing but values that do not change, and replaces each as a whole. It has
+    one list, though, so threads that move different atoms do better with a session each.
 
     Arguments:
         potential: may change its parameters between calls.
@@ -52,11 +56,14 @@ class Session:
         """Drop the neighbour list, so that the next call does not depend on the ones before."""
         self._keeper = ListKeeper(self.potential.cutoff, self.skin)
         self._verlet = VerletList(self.potential.cutoff, self.skin)
-        self._numbers = np.zeros(0, np.int64)
-        self._species = np.zeros(0, np.int32)
-        self._prepared: tuple[NativeKernel, NativeList, Array, int] | None = None
-        self._call: PreparedCall | None = None
+        # Atomic numbers, and their indices in the model.
+        self._known: tuple[NDArray[np.int64], NDArray[np.int32]] = np.zeros(0, np.int64), np.zeros(0, np.int32)
+        self._prepared: tuple[_System, PreparedCall] | None = None
         self._moved: tuple[Neighbours, Neighbours] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles start afresh: what is kept between calls points into memory."""
+        return Session, (self.potential, self.skin)
 
     @property
     def n_neighbour_builds(self) -> int:
@@ -78,21 +85,18 @@ class Session:
         kernel = self.potential.native_kernel()
         if kernel is None:
             return self._through_torch(numbers, positions, cell, pbc, stress)
-        if not (numbers.shape == self._numbers.shape and bool((numbers == self._numbers).all())):
-            self._identify(numbers)
+        known = self._known
+        if not (numbers.shape == known[0].shape and bool((numbers == known[0]).all())):
+            self._known = known = self._identify(numbers)
         positions = np.ascontiguousarray(positions, dtype=np.float64)
         cell = np.ascontiguousarray(cell, dtype=np.float64)
         periodic = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
         neighbours, images = self._keeper.update(positions, cell, periodic)
-        prepared = (kernel, neighbours, images, torch.get_num_threads())
-        if (
-            self._call is None
-            or self._prepared is None
-            or any(a is not b for a, b in zip(prepared, self._prepared, strict=True))
-        ):
-            self._call = PreparedCall(kernel, self._species, neighbours, images, prepared[3])
+        system, prepared = (kernel, known[1], neighbours, images, torch.get_num_threads()), self._prepared
+        if prepared is None or any(a is not b for a, b in zip(system, prepared[0], strict=True)):
+            prepared = system, PreparedCall(*system)
             self._prepared = prepared
-        result = self._call(positions)
+        result = prepared[1](positions)
         assert result.forces is not None
         tensor = None
         if all(periodic):  # costs nothing here, and saves an evaluation if it is asked for later
@@ -100,13 +104,12 @@ class Session:
             tensor = 0.5 * (virial + virial.T)
         return Evaluation(float(result.energies.sum()), result.energies, result.forces, tensor)
 
-    def _identify(self, numbers: NDArray[np.int64]) -> None:
-        """Check and index the elements; another set of atoms needs another list."""
+    def _identify(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Check the elements: a copy of the numbers, and the index of each in the model."""
         self.potential.check_elements(numbers)
         index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
-        self._species = np.array([index[number] for number in numbers.tolist()], dtype=np.int32)
-        self._numbers = np.array(numbers)
-        self._call = None
+        own = np.array(numbers)
+        return own, np.array([index[number] for number in own.tolist()], dtype=np.int32)
 
     def _through_torch(
         self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], stress: bool
@@ -121,10 +124,11 @@ class Session:
         )
         neighbours = self._verlet.update(structure)
         # A list travels to the device only when it was rebuilt.
-        if self._moved is None or self._moved[0] is not neighbours:
-            self._moved = (neighbours, neighbours.to(potential.device))
+        moved = self._moved
+        if moved is None or moved[0] is not neighbours:
+            self._moved = moved = neighbours, neighbours.to(potential.device)
         with_stress = stress and bool(np.all(pbc))
-        prediction = potential.compute(structure, self._moved[1], forces=True, stress=with_stress)
+        prediction = potential.compute(structure, moved[1], forces=True, stress=with_stress)
         assert prediction.forces is not None
         tensor = None if prediction.stress is None else prediction.stress[0].double().cpu().numpy()
         forces = prediction.forces.double().cpu().numpy()

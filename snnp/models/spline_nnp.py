@@ -22,12 +22,12 @@ from snnp.kernels.native import NativeKernel
 from snnp.models import moments
 from snnp.models.config import SplineNNPConfig
 from snnp.models.kernel_cache import KernelCache
-from snnp.models.potential import PairGradients, Potential
+from snnp.models.potential import PairGradients, Potential, join_gradients
 from snnp.models.readout import Readout
-from snnp.models.repulsion import zbl_energies
 from snnp.models.shells import Shell, make_shell
 from snnp.models.triples import (
     TripleGeometry,
+    Triples,
     make_triples,
     triple_features,
     triple_geometry,
@@ -230,13 +230,7 @@ class SplineNNP(Potential):
 
     def features(self, geometry: Geometry) -> Tensor:
         """[n, D] features [G2, G3] that enter the readout."""
-        seen: list[Tensor] = []
-        hook = self.readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            self.evaluate(geometry)
-        finally:
-            hook.remove()
-        return seen[0]
+        return self._direct_features(geometry)[0] if geometry.radial is None else self._sum_features(geometry)[0]
 
     def _three_body_sums(self, geometry: Geometry) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Features G3 [n, F] and the function from dE/dG3 [n, F] to pair gradients [n, J, 3]."""
@@ -257,26 +251,32 @@ class SplineNNP(Potential):
 
         return features, pair_gradients
 
-    def _evaluate_sums(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
+    def _sum_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
+        """Features [n, D], radial filters, sums over them [n, F (+1)], and what turns dE/dG3 into pair gradients."""
         assert geometry.radial is not None
-        n_radial, species = self.config.radial.n_filters, geometry.species
         rho = self.radial_filters()
         by_centre = rho.shape[0] > 1
-        rho = rho[species] if by_centre else rho[0]
+        rho = rho[geometry.species] if by_centre else rho[0]
         sums = torch.einsum("nk,nfk->nf", geometry.radial.sums, rho) if by_centre else geometry.radial.sums @ rho.T
-        features = [sums[:, :n_radial]]
-        if geometry.angular is not None:
-            three_body, three_body_gradients = self._three_body_sums(geometry)
-            features.append(three_body)
-        energies, h = self.readout(torch.cat(features, dim=1), species)
+        features = sums[:, : self.config.radial.n_filters]
+        if geometry.angular is None:
+            return features, rho, sums, None
+        three_body, three_body_gradients = self._three_body_sums(geometry)
+        return torch.cat([features, three_body], dim=1), rho, sums, three_body_gradients
+
+    def _evaluate_sums(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
+        assert geometry.radial is not None
+        n_radial = self.config.radial.n_filters
+        features, rho, sums, three_body_gradients = self._sum_features(geometry)
+        energies, h = self.readout(features, geometry.species)
         h2 = h[:, :n_radial]
         if self.phi is not None:
             energies = energies + 0.5 * sums[:, n_radial]
             h2 = torch.cat([h2, torch.full_like(h2[:, :1], 0.5)], dim=1)
-        weights = torch.einsum("nf,nfk->nk", h2, rho) if by_centre else h2 @ rho
+        weights = torch.einsum("nf,nfk->nk", h2, rho) if rho.dim() == 3 else h2 @ rho
         slope = (geometry.radial.slopes @ weights[:, :, None])[:, :, 0]
         gradients = [(geometry.radial_shell, slope[..., None] * geometry.radial_shell.unit)]
-        if geometry.angular is not None:
+        if three_body_gradients is not None:
             gradients.append((geometry.angular_shell, three_body_gradients(h[:, n_radial:])))
         return energies, _merge(gradients)
 
@@ -289,17 +289,22 @@ class SplineNNP(Potential):
             return None
         return shell.channel if self.config.filters == "element" else centre * z + shell.channel
 
+    def _direct_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Triples | None]:
+        """Features [n, D], slopes of the radial functions [n, J, F], and triples where there are angles."""
+        species, shell, inner_shell = geometry.species, geometry.radial_shell, geometry.angular_shell
+        value, slope = self.rho(shell.distance, self._group(shell, species))
+        features = (value * shell.mask[..., None]).sum(dim=1)
+        if not self.has_three_body:
+            return features, slope, None
+        functions = self.f(inner_shell.distance, self._group(inner_shell, species))
+        triples = make_triples(inner_shell, functions, self.g, self.config.n_elements)
+        return torch.cat([features, triple_features(triples)], dim=1), slope, triples
+
     def _evaluate_directly(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
         species, shell, inner_shell = geometry.species, geometry.radial_shell, geometry.angular_shell
         inside = shell.mask[..., None]
-        value, slope = self.rho(shell.distance, self._group(shell, species))
-        features = [(value * inside).sum(dim=1)]
-        triples = None
-        if self.has_three_body:
-            functions = self.f(inner_shell.distance, self._group(inner_shell, species))
-            triples = make_triples(inner_shell, functions, self.g, self.config.n_elements)
-            features.append(triple_features(triples))
-        energies, h = self.readout(torch.cat(features, dim=1), species)
+        features, slope, triples = self._direct_features(geometry)
+        energies, h = self.readout(features, species)
         n_radial = self.config.radial.n_filters
         radial = (slope * inside * h[:, None, :n_radial]).sum(dim=-1)
         if self.phi is not None:
@@ -310,13 +315,6 @@ class SplineNNP(Potential):
         if triples is not None:
             gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, h[:, n_radial:])))
         return energies, _merge(gradients)
-
-    def repulsion(self, shell: Shell, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Repulsive energies [N] and pair gradients [N, J, 3]; zeros without a repulsion."""
-        if self.config.repulsion is None:
-            return torch.zeros_like(shell.distance[:, 0]), torch.zeros_like(shell.unit)
-        energies, slopes = zbl_energies(shell, numbers, self.config.repulsion.inner, self.config.repulsion.outer)
-        return energies, slopes[..., None] * shell.unit
 
     # The contract.
 
@@ -330,12 +328,14 @@ class SplineNNP(Potential):
         return self._kernels.gpu(self) if type(self) is SplineNNP else None
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N] energies without E0; differentiable in the vectors (automatic differentiation)."""
+        """[N] energies of filters and readout; differentiable in the vectors (automatic differentiation)."""
         everyone = torch.arange(structure.n_atoms, device=vectors.device)
         geometry = self.geometry((neighbours.i, neighbours.j, vectors), self.species(structure), everyone)
-        energies, _ = self.evaluate(geometry)
-        repulsion, _ = self.repulsion(geometry.radial_shell, structure.numbers)
-        return energies + repulsion
+        return self.evaluate(geometry)[0]
+
+    def _energies_alone(self) -> Tensor:
+        """Without neighbours all features are zero."""
+        return self.readout.at_zero()
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
@@ -352,9 +352,7 @@ class SplineNNP(Potential):
             pairs = (neighbours.i[mine] - first, neighbours.j[mine], vectors[mine])
             geometry = self.geometry(pairs, species, centre)
             energy, gradients = self.evaluate(geometry)
-            repulsion, extra = self.repulsion(geometry.radial_shell, structure.numbers)
-            energies.append(energy + repulsion)
-            gradients = _merge([*gradients, (geometry.radial_shell, extra)])
+            energies.append(energy)
             pieces += [shell.pair_gradients(gradient) for shell, gradient in gradients]
         return torch.cat(energies), _join(pieces, vectors)
 
@@ -376,8 +374,7 @@ def _join(pieces: list[PairGradients], vectors: Tensor) -> PairGradients:
     if not pieces:
         nothing = torch.zeros(0, dtype=torch.int64, device=vectors.device)
         return PairGradients(nothing, nothing, vectors[:0], vectors[:0])
-    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in pieces), strict=True)
-    return PairGradients(*(torch.cat(column) for column in columns))
+    return join_gradients(pieces)
 
 
 def _unordered(n_elements: int) -> Tensor:

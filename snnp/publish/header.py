@@ -7,8 +7,11 @@ from typing import Any
 
 from snnp.analysis.page import stated_errors
 from snnp.hub.failures import hub_library
+from snnp.hub.names import parse_reference
+from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.publish.requirements import licence_id
+from snnp.text import one_line
 
 __all__ = ["card_header"]
 
@@ -32,7 +35,7 @@ def card_header(name: str, model: Potential) -> str:
     Raises:
         MissingDependencyError: without huggingface_hub, which knows the form.
     """
-    library, about = hub_library(), model.metadata
+    library, about = hub_library(), stated(model.metadata)
     results = _results(library, about)
     data = library.ModelCardData(
         license=licence_id(about.get("licence")),
@@ -56,12 +59,12 @@ def _datasets(about: Mapping[str, Any]) -> list[str]:
 def _base_model(about: Mapping[str, Any]) -> str | None:
     """The model on the Hub that this one was distilled or continued from."""
     base = about.get("base_model") or about.get("loaded_from", {}).get("name")
-    return str(base) if base and "/" in str(base) else None
+    return base if isinstance(base, str) and parse_reference(base) is not None else None
 
 
 def _results(library: Any, about: Mapping[str, Any]) -> list[Any]:
     part, errors = stated_errors(about)
-    title = str(about.get("dataset", "held-out data"))
+    title = one_line(about.get("dataset", "held-out data"))
     return [
         library.EvalResult(
             task_type=_TASK,

@@ -18,9 +18,10 @@ from snnp.analysis.page import draw_page
 from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
 from snnp.files import scratch_folder, write_atomically
-from snnp.hub.manifest import fingerprint
+from snnp.hub.manifest import check_inside, fingerprint
 from snnp.hub.names import parse_reference
 from snnp.models import SplineNNP
+from snnp.models.formats import stated
 from snnp.models.io import load_model, model_folder, save_model
 from snnp.models.potential import Potential
 from snnp.publish.header import card_header
@@ -108,7 +109,7 @@ def prepare_model(
     if missing := missing_statements(model, found.stored):
         raise HubError(f"{source} cannot be published; it does not state: {'; '.join(missing)}.")
     provenance = _provenance(found)
-    if files := model.metadata.get("training_data"):
+    if files := stated(model.metadata).get("training_data"):
         model.metadata["training_data"] = [_public_name(each) for each in files]
     model.metadata = {**model.metadata, "name": name, "provenance": provenance}
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def prepare_model(
     write_atomically(folder / "README.md", card.encode())
     recipe = found.run / "config.yaml" if found.run is not None else found.folder / "recipe.yaml"
     if recipe.is_file():
-        shutil.copyfile(recipe, folder / "recipe.yaml")
+        _copy(recipe, folder / "recipe.yaml")
     hub.write_manifest(folder, hub.make_manifest(folder, "model"))
     return model
 
@@ -132,7 +133,7 @@ def _read(source: str | Path) -> _Source:
 
 def _provenance(found: _Source) -> dict[str, Any]:
     """Data, split, command and versions, as far as run and metadata know them."""
-    about, run = found.model.metadata, found.run
+    about, run = stated(found.model.metadata), found.run
     built = about.get("built", {})
     known = dict(about.get("provenance", {}))
     known.setdefault("datasets", about.get("datasets") or [_file(name) for name in about.get("training_data", [])])
@@ -164,12 +165,17 @@ def _pictures(found: _Source, folder: Path, name: str) -> list[str]:
     names = []
     for each in _RUN_FILES:
         if found.run is not None and (found.run / each).is_file():
-            shutil.copyfile(found.run / each, folder / each)
+            _copy(found.run / each, folder / each)
             names.append(each)
     if isinstance(found.model, SplineNNP):
         draw_page(found.model, folder / _FILTERS, title=name)
         names.append(_FILTERS)
     return names
+
+
+def _copy(source: Path, target: Path) -> None:
+    check_inside(source.parent, source.name)
+    shutil.copyfile(source, target)
 
 
 def _gallery(names: list[str]) -> str:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from snnp.models.formats import stated
 from snnp.models.potential import Potential
+from snnp.text import one_line
 
 __all__ = ["LICENCES", "licence_id", "missing_statements"]
 
@@ -41,14 +43,18 @@ def missing_statements(model: Potential, stored: Mapping[str, Any]) -> list[str]
         model: with its metadata.
         stored: content of its `config.json`.
     """
-    about = model.metadata
-    missing = []
+    about = stated(model.metadata)
+    missing = [
+        f"{key} (must be one line of plain text; --set {key}='...')"
+        for key in ("licence", "dataset", "level_of_theory")
+        if str(about.get(key) or "").strip() != one_line(about.get(key) or "")
+    ]
     if licence_id(about.get("licence")) is None:
         said = f"{about['licence']!r} is none that the Hub knows" if about.get("licence") else "none is stated"
         missing.append(f"licence ({said}; --set licence=... with one of {', '.join(LICENCES[:5])}, cc-by-4.0, ...)")
     if stored.get("units") != _UNITS:
         missing.append(f"units (config.json must say {_UNITS}, it says {stored.get('units')}; save the model again)")
-    if set(about.get("reference_energies_from") or ()) < set(model.elements):
+    if not set(about.get("reference_energies_from") or ()) >= set(model.elements):
         missing.append(
             "E0 (where the energies of the separate elements come from, for each; "
             f"--set 'reference_energies_from={{{model.elements[0]}: isolated atoms}}')"

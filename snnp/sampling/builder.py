@@ -15,7 +15,8 @@ from ase.collections import g2
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols, reference_states
 from ase.io.formats import UnknownFileTypeError
 
-from snnp.errors import InputError, near_matches
+from snnp.data.reader import holds_xyz, read_atoms
+from snnp.errors import DataError, InputError, near_matches
 from snnp.sampling.trajectory import read_dcd_frame, topology_beside
 
 __all__ = ["build_structure", "structure_files"]
@@ -97,6 +98,11 @@ def _file_and_index(text: str) -> tuple[Path, str]:
 def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
     if path.stat().st_size == 0:
         raise InputError(f"'{path}' is empty; name a file with a structure.")
+    if file_format in (None, "extxyz") and holds_xyz(path) and re.fullmatch(r"-?\d+", index):
+        try:
+            return read_atoms(path, int(index))
+        except DataError as error:
+            raise InputError(f"cannot read a structure from '{path}': {error}") from error
     units: dict[str, Any] = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
     try:
         with warnings.catch_warnings():

@@ -53,6 +53,8 @@ def check_batch(model: Potential, structures: Structures = None) -> None:
 def check_isolated_atoms(model: Potential, structures: Structures = None) -> None:
     """An atom alone, in a large box, or beyond the cutoff of another has one energy and feels nothing.
 
+    The energy is E0 where the model says that this is an isolated atom's.
+
     `structures` is not used.
     """
     model = in_double(model)
@@ -60,6 +62,9 @@ def check_isolated_atoms(model: Potential, structures: Structures = None) -> Non
     for symbol in model.elements:
         alone = predict(model, Structure.from_ase(Atoms(symbol)))
         energy = float(alone.energy[0])
+        if symbol in model.isolated_atoms:
+            e0 = torch.tensor([model.reference_energies[symbol]], dtype=torch.float64)
+            require_close(f"isolated atoms ({symbol})", "energy (eV) against E0", alone.energy, e0, 1e-12)
         boxed = predict(model, Structure.from_ase(Atoms(symbol, cell=[box] * 3, pbc=True)))
         apart = predict(model, Structure.from_ase(Atoms([symbol] * 2, [[0, 0, 0], [0, 0, box]])))
         for name, result, count in (
@@ -148,7 +153,7 @@ def check_save_load(model: Potential, structures: Structures = None) -> None:
     """A model that is saved and loaded is the same to the last bit."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_model(save_model(model, Path(folder) / "model"))
-    for name in ("elements", "cutoff", "dtype", "metadata", "reference_energies"):
+    for name in ("elements", "cutoff", "dtype", "metadata", "reference_energies", "isolated_atoms"):
         got, wanted = getattr(loaded, name), getattr(model, name)
         require(got == wanted, "save and load", f"{name} is {got!r} after loading, was {wanted!r}.")
     loaded = loaded.to(model.device)

@@ -40,19 +40,29 @@ class Family:
     ranges: Callable[[Any, float], BaseModel]
 
 
+def _repulsion(config: SplineNNPConfig | HIPNNConfig | ANIConfig, shortest: float) -> RepulsionConfig:
+    """The one that was asked for, or one that acts from 1.05 d inwards and is whole at 0.6 d."""
+    if config.repulsion is not None:
+        return config.repulsion
+    outer = round(1.05 * shortest, 3)
+    if not isinstance(config, SplineNNPConfig):  # the reach of which follows
+        outer = min(outer, config.cutoff)
+    return RepulsionConfig(inner=round(0.6 * shortest, 3), outer=outer)
+
+
 def _spline_ranges(config: SplineNNPConfig, shortest: float) -> SplineNNPConfig:
-    """Filters begin at 0.8 d and must still be steep at d; the repulsion acts from 1.05 d inwards, whole at 0.6 d."""
+    """Filters begin at 0.8 d and must still be steep at d."""
     lower = round(0.8 * shortest, 3)
     tree = config.model_dump()
     tree["radial"]["lower"] = tree["angular"]["lower"] = lower
-    if config.repulsion is None:
-        tree["repulsion"] = RepulsionConfig(inner=round(0.6 * shortest, 3), outer=round(1.05 * shortest, 3))
+    tree["repulsion"] = _repulsion(config, shortest)
     return SplineNNPConfig.model_validate(tree)
 
 
 def _hip_ranges(config: HIPNNConfig, shortest: float) -> HIPNNConfig:
     """The innermost sensitivity is centred at the shortest distance, times 0.85 as in the paper's examples."""
-    return HIPNNConfig.model_validate({**config.model_dump(), "lower": round(0.85 * shortest, 3)})
+    changes = {"lower": round(0.85 * shortest, 3), "repulsion": _repulsion(config, shortest)}
+    return HIPNNConfig.model_validate({**config.model_dump(), **changes})
 
 
 def _ani_ranges(config: ANIConfig, shortest: float) -> ANIConfig:
@@ -64,6 +74,7 @@ def _ani_ranges(config: ANIConfig, shortest: float) -> ANIConfig:
         if stretch > 0.0:
             part["shifts"] = [round(lower + stretch * (shift - first), 6) for shift in part["shifts"]]
             part["eta"] = round(part["eta"] / stretch**2, 6)
+    tree["repulsion"] = _repulsion(config, shortest)
     return ANIConfig.model_validate(tree)
 
 
@@ -98,9 +109,9 @@ def family_of(config: BaseModel) -> str:
 
 
 def penalised_energies(model: Potential, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-    """[N] energies without E0, and the family's own penalty [N] (HIP-NN: hierarchicality), from one pass."""
-    arguments = (pairs.structure, pairs.vectors, pairs.neighbours)
+    """[N] energies without E0 and repulsion, and the family's own penalty [N] (HIP-NN: hierarchicality) of one pass."""
+    arguments, species = (pairs.structure, pairs.vectors, pairs.neighbours), model.species(pairs.structure)
     if isinstance(model, HIPNN):
         terms = model.energy_terms(*arguments)
-        return terms.sum(dim=1), hierarchicality(terms)
-    return model.atomic_energies(*arguments), None
+        return model.above_isolated(terms.sum(dim=1), species), hierarchicality(terms)
+    return model.above_isolated(model.atomic_energies(*arguments), species), None

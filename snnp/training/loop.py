@@ -31,7 +31,7 @@ from snnp.training.loss import exact_backward, predict, weights_at
 from snnp.training.native import kernel_threads_alone
 from snnp.training.prepared import PreparedData, prepare
 from snnp.training.report import REPORT_FILES, write_report
-from snnp.training.setup import Problem, build_model, load_problem, resolve, standardise
+from snnp.training.setup import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.soap import Soap
 from snnp.training.state import STATE_FILE, TrainState, load_state, save_state
 
@@ -128,6 +128,8 @@ def _remove_run(folder: Path) -> None:
 def _begin(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
     for finding in check_frames([*problem.split.train, *problem.split.valid]):
         report(Progress(0, config.optimiser.epochs, message=str(finding)))
+    for message in check_units(config.data, problem):
+        report(Progress(0, config.optimiser.epochs, message=message))
     config = resolve(config, problem)
     save_split(problem.split, folder / _SPLIT, checksums=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -146,7 +148,9 @@ def resume(folder: str | Path, report: Report = _silent) -> RunResult:
     folder = Path(folder)
     if not (folder / _CONFIG).is_file():
         raise ConfigError(f"{folder} holds no run to resume (no {_CONFIG}); start one with 'snnp train CONFIG --out'.")
-    config = load_config(folder / _CONFIG)
+    tree = yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8"))
+    # Runs of the first version had no compressed structures, and must end as they began.
+    config = load_config({"compression": None, **tree} if isinstance(tree, dict) else folder / _CONFIG)
     usable_device(config.device)
     with hold([folder / _CONFIG]):
         return _run(config, load_problem(config, folder / _SPLIT), folder, report)
@@ -157,10 +161,11 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
         torch.set_num_threads(config.threads)
     dtype = getattr(torch, config.dtype)
     model = build_model(config, problem)
-    data = prepare(model, problem.split.train, dtype, config.device, displacement=config.displacement)
+    tolerance = [0.0] * len(problem.split.train) + [each.tolerance for each in problem.compressed]
+    data = prepare(model, problem.learned, dtype, config.device, displacement=config.displacement, tolerance=tolerance)
     valid = prepare(model, problem.split.valid or problem.split.train, dtype, config.device)
     model.to(dtype=dtype, device=config.device)
-    standardise(model, data)
+    standardise(model, data, len(problem.split.train))
     state = TrainState(model, _optimiser(model, config.optimiser), _must_stay(config, problem))
     resumed = load_state(state, folder)
     _truncate_metrics(folder / _METRICS, state.counters.epoch)
@@ -273,7 +278,7 @@ def _guard(
     if math.isfinite(value) and value <= limit:
         return
     what = f"the loss rose to {value:.3g}" if math.isfinite(value) else f"the loss became {value}"
-    sources = ", ".join(problem.split.train[k].source for k in group[:4])
+    sources = ", ".join(problem.learned[k].source for k in group[:4])
     kept = f"the last good checkpoint is in {folder}" if (folder / "last").is_dir() else "no checkpoint was written yet"
     raise TrainingError(
         f"training stopped in epoch {state.counters.epoch + 1}, step {state.counters.step}: {what} on a batch with "

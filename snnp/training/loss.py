@@ -18,6 +18,7 @@ from torch import Tensor
 
 from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stress
 from snnp.models.spline_nnp import Geometry, SplineNNP
+from snnp.training.compressed import LEAST_TOLERANCE
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
 from snnp.training.native import Derivatives, NativeGeometry, NativePrediction, native_backward, predict_native
@@ -27,9 +28,13 @@ from snnp.training.prepared import Batch
 __all__ = ["Predicted", "Residuals", "Weights", "exact_backward", "predict", "residuals", "weights_at"]
 
 
+_TOLERANT_WEIGHT = 0.1
+"""Of a frame with a tolerance, beside one of the data."""
+
+
 @dataclass(frozen=True)
 class Predicted:
-    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 (and beside sums without repulsion).
+    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 and repulsion.
 
     `penalty` [n]: what the family itself wants small, differentiable; None if it wants nothing.
     """
@@ -98,6 +103,7 @@ def _stress(strain: Tensor, batch: Batch) -> Tensor:
 
 def _predict_sums(model: SplineNNP, batch: Batch, geometry: Geometry) -> Predicted:
     energies, gradients = model.evaluate(geometry)
+    energies = model.above_isolated(energies, geometry.species)
     n_frames, n_atoms = batch.counts.shape[0], batch.owner.shape[0]
     energy = torch.zeros_like(batch.volume).index_add(0, batch.owner, energies)
     forces = torch.zeros(n_atoms, 3, dtype=energies.dtype, device=energies.device)
@@ -125,25 +131,35 @@ def _predict_pairs(model: Potential, batch: Batch, pairs: Pairs, forces: bool) -
         found = PairGradients(neighbours.i, neighbours.j, pairs.vectors, gradients)
     else:
         energies, found = model._energies_and_pair_gradients(structure, neighbours)
+        energies = model.above_isolated(energies, model.species(structure))
     energy = pairs.per_structure(energies)
     return Predicted(energy, sum_forces(found, structure.n_atoms), sum_stress(found, structure), penalty)
 
 
-def _mean(found: Tensor, label: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:
+def _mean(
+    found: Tensor, label: Tensor, shape: str, delta: float, tolerance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean of l(found - label) where there is a label, zero if there is none, and its derivative by `found`.
 
-    Huber is scaled to x² near zero.
+    Huber is scaled to x² near zero. Errors within a tolerance cost nothing, and those beyond it are measured by it: a
+    structure of a hundred eV/atom must not drown those that are known to a meV.
     """
     known = ~label.isnan()
     # A NaN that was found beside a label stays one, and stops the training.
     errors = torch.where(known, found - label, 0.0)
-    count = known.sum().clamp_min(1)
+    weight, scale = known.to(errors.dtype), torch.ones_like(errors)
+    if tolerance is not None:
+        errors = errors - errors.clamp(-tolerance, tolerance)
+        tolerant = tolerance > 0.0
+        scale = torch.where(tolerant, (LEAST_TOLERANCE / tolerance).clamp_max(1.0), scale)
+        weight = torch.where(tolerant, _TOLERANT_WEIGHT * weight, weight)
+        errors = errors * scale
+    weight = weight / weight.sum().clamp_min(1e-6)
     if shape == "mse":
-        flat = errors.flatten()
-        return flat.dot(flat) / count, errors * (2.0 / count)
+        return (weight * errors * errors).sum(), 2.0 * weight * scale * errors
     size = errors.abs()
     values = torch.where(size < delta, size.square(), delta * (2.0 * size - delta))
-    return values.sum() / count, errors.clamp(-delta, delta) * (2.0 / count)
+    return (weight * values).sum(), 2.0 * weight * scale * errors.clamp(-delta, delta)
 
 
 @dataclass(frozen=True)
@@ -161,7 +177,9 @@ class Residuals:
 def residuals(predicted: Predicted, batch: Batch, config: LossConfig, weights: Weights) -> Residuals:
     """The loss and what it asks of the prediction, a penalty left out."""
     counts, shape = batch.counts, config.shape
-    value, to_energy = _mean(predicted.energy / counts, batch.energy / counts, shape, config.energy_delta)
+    value, to_energy = _mean(
+        predicted.energy / counts, batch.energy / counts, shape, config.energy_delta, batch.tolerance
+    )
     value, to_energy = weights.energy * value, to_energy * (weights.energy / counts)
     to_forces = to_stress = None
     if weights.force > 0.0:

@@ -19,12 +19,10 @@ from torch import Tensor
 from snnp.kernels.library import library
 from snnp.kernels.training import StoredPairs, Tables, TrainingBatch, TrainingKernel, supports_training
 from snnp.models.plan import make_plan
-from snnp.models.shells import make_shell
 from snnp.models.spline_nnp import SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure
-from snnp.training.sums import Repulsion, repulsion_of
 
 __all__ = [
     *("Derivatives", "NativeGeometry", "NativePrediction", "cut_native", "make_native", "native_backward"),
@@ -61,10 +59,33 @@ class _Engine:
 
 @dataclass(frozen=True)
 class NativeGeometry:
-    """Stored pairs of all atoms, and which atoms of them these are."""
+    """Stored pairs of all atoms, and which atoms of them these are.
+
+    `alone` [Z]: of which elements the energy of an atom alone is taken off. Where there are any, such an atom of each
+    element stands behind the others, as one more structure: the kernel evaluates them and learns from them alike.
+    """
 
     engine: _Engine
     batch: TrainingBatch
+    alone: NDArray[np.bool_]
+
+    @property
+    def n_alone(self) -> int:
+        """How many atoms alone stand behind the others."""
+        return len(self.alone) if self.alone.any() else 0
+
+    def chosen(self, rows: Array, shift: Array, owner: Array, n_structures: int) -> NativeGeometry:
+        """Some atoms; arguments as in `TrainingBatch`."""
+        n, n_alone, n_stored = len(rows), self.n_alone, len(self.batch.pairs.species)
+        last = np.arange(n_stored - n_alone, n_stored)
+        batch = TrainingBatch(
+            self.batch.pairs,
+            np.concatenate([rows, last]),
+            np.concatenate([shift, last - np.arange(n, n + n_alone)]),
+            np.concatenate([owner, np.full(n_alone, n_structures, np.int32)]),
+            n_structures + (n_alone > 0),
+        )
+        return replace(self, batch=batch)
 
 
 def trains_natively(model: SplineNNP, dtype: torch.dtype, device: torch.device | str) -> bool:
@@ -73,8 +94,8 @@ def trains_natively(model: SplineNNP, dtype: torch.dtype, device: torch.device |
     return known and library() is not None and type(model) is SplineNNP and supports_training(make_plan(model))
 
 
-def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> tuple[NativeGeometry, Repulsion]:
-    """Pairs of all atoms in float64, stored as `dtype`, and the repulsion; see `snnp.training.sums.make_sums`.
+def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> NativeGeometry:
+    """Pairs of all atoms, formed in float64 and stored as `dtype`.
 
     The passes will use as many threads as torch has now.
     """
@@ -89,22 +110,21 @@ def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> t
     group = plan.radial_group[species[i].numpy(), species[j].numpy()]
     channel = species[j].numpy() if plan.n_channels > 1 else np.zeros(len(j), dtype=np.int64)
     order = torch.from_numpy(np.lexsort((distance.numpy(), channel, group, i.numpy())))
-    first = np.concatenate([[0], np.cumsum(torch.bincount(i, minlength=structure.n_atoms).numpy())]).astype(np.int64)
+    alone = np.array([symbol in model.isolated_atoms for symbol in model.elements])
+    lone = np.arange(len(alone) if alone.any() else 0)
+    counts = np.concatenate([[0], torch.bincount(i, minlength=structure.n_atoms).numpy(), 0 * lone])
     columns = [*(vectors / distance[:, None]).T, distance]
     stored = StoredPairs(
-        first,
+        np.cumsum(counts).astype(np.int64),
         j[order].to(torch.int32).numpy(),
-        species.to(torch.int32).numpy(),
+        np.concatenate([species.numpy(), lone]).astype(np.int32),
         *(column[order].to(dtype).contiguous().numpy() for column in columns),
     )
     everyone = np.arange(structure.n_atoms)
     owner = structure.structure_of_atom.to(torch.int32).numpy()
-    batch = TrainingBatch(stored, everyone, np.zeros_like(everyone), owner, structure.n_structures)
+    batch = TrainingBatch(stored, everyone, 0 * everyone, owner, structure.n_structures)
     engine = _Engine(TrainingKernel(plan, real), _maps(model, plan.n_channels, real), torch.get_num_threads())
-    # The repulsion reaches a few neighbours only; shells of those are small.
-    reach = model.config.repulsion.outer if model.config.repulsion else 0.5
-    shell = make_shell((i, j, vectors), species, torch.arange(structure.n_atoms), reach)
-    return NativeGeometry(engine, batch), repulsion_of(model, shell, structure)
+    return NativeGeometry(engine, batch, alone).chosen(everyone, 0 * everyone, owner, structure.n_structures)
 
 
 def _ends(splines: SplineSet | None) -> Array:
@@ -148,14 +168,8 @@ def cut_native(
     first = starts[frames.numpy()]
     counts = starts[frames.numpy() + 1] - first
     local = np.cumsum(counts) - counts
-    batch = replace(
-        geometry.batch,
-        rows=rows.numpy(),
-        shift=np.repeat(first - local, counts),
-        owner=owner.to(torch.int32).numpy(),
-        n_structures=len(frames),
-    )
-    return replace(geometry, batch=batch)
+    shift = np.repeat(first - local, counts)
+    return geometry.chosen(rows.numpy(), shift, owner.to(torch.int32).numpy(), len(frames))
 
 
 def _parameters(model: SplineNNP) -> list[Tensor]:
@@ -239,7 +253,7 @@ def _written(model: SplineNNP, geometry: NativeGeometry) -> tuple[TrainingKernel
 def native_features(model: SplineNNP, geometry: NativeGeometry) -> Tensor:
     """[n, D] features of the chosen atoms."""
     features = _written(model, geometry)[0].features(geometry.batch, geometry.engine.n_threads)
-    return torch.from_numpy(features)
+    return torch.from_numpy(features[: len(features) - geometry.n_alone])
 
 
 @dataclass(frozen=True)
@@ -247,7 +261,7 @@ class NativePrediction:
     """What the kernel says of the chosen atoms, in float64.
 
     Arguments:
-        energies: [n], without E0 and repulsion.
+        energies: [n], without E0 and repulsion, and less those of the atoms alone (see `Potential.above_isolated`).
         forces: [n, 3] and virial: [B, 3, 3], the sum of r (x) dE/dr; None where they were not asked for.
     """
 
@@ -261,11 +275,23 @@ def predict_native(model: SplineNNP, geometry: NativeGeometry, *, forces: bool =
     return _predict(_written(model, geometry)[0], geometry, forces)
 
 
+def _species(geometry: NativeGeometry) -> Array:
+    """[n] of the chosen atoms, without those alone."""
+    batch = geometry.batch
+    return batch.pairs.species[batch.rows[: len(batch.rows) - geometry.n_alone]]
+
+
 def _predict(kernel: TrainingKernel, geometry: NativeGeometry, forces: bool) -> NativePrediction:
-    n_threads = geometry.engine.n_threads
-    if not forces:
-        return NativePrediction(torch.from_numpy(kernel.energies(geometry.batch, n_threads)), None, None)
-    return NativePrediction(*(torch.from_numpy(array) for array in kernel.predict(geometry.batch, n_threads)))
+    batch, n_threads = geometry.batch, geometry.engine.n_threads
+    arrays: tuple[Array, ...] = kernel.predict(batch, n_threads) if forces else (kernel.energies(batch, n_threads),)
+    if geometry.n_alone:
+        energies, *rest = arrays
+        n = len(energies) - geometry.n_alone
+        alone = np.where(geometry.alone, energies[n:], 0.0)
+        # Forces [n, 3] and virials [B, 3, 3].
+        arrays = (energies[:n] - alone[_species(geometry)], *(a[:k] for a, k in zip(rest, (n, -1), strict=False)))
+    found = [torch.from_numpy(array) for array in arrays]
+    return NativePrediction(*found) if forces else NativePrediction(found[0], None, None)
 
 
 Derivatives = tuple[Tensor, Tensor | None, Tensor | None]
@@ -289,6 +315,11 @@ def native_backward(
     batch, derivatives = geometry.batch, derive(_predict(kernel, geometry, forces))
     e, p, s = (None if value is None else value.double().contiguous().numpy() for value in derivatives)
     assert e is not None
+    if n_alone := geometry.n_alone:
+        to_alone = np.bincount(_species(geometry), weights=e, minlength=n_alone)
+        e = np.concatenate([e, -to_alone * geometry.alone])
+        p = None if p is None else np.concatenate([p, np.zeros((n_alone, 3))])
+        s = None if s is None else np.concatenate([s, np.zeros((1, 3, 3))])
     if p is not None or s is not None:
         p = np.zeros((len(batch.rows), 3)) if p is None else p
         s = np.zeros((batch.n_structures, 3, 3)) if s is None else s

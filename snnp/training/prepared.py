@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from snnp.data import Frame
-from snnp.models.potential import Potential
+from snnp.models.potential import Potential, sum_forces, sum_stress
 from snnp.models.spline_nnp import Geometry, SplineNNP
+from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.training.native import NativeGeometry, cut_native, make_native, trains_natively
 from snnp.training.pairs import Pairs, cut_pairs, make_pairs
-from snnp.training.sums import Repulsion, cut_sums, make_sums
+from snnp.training.sums import cut_sums, make_sums
 
 __all__ = ["AnyGeometry", "Batch", "PreparedData", "prepare"]
 
@@ -29,8 +30,8 @@ class Batch:
     `geometry` of the atoms (indices local to the batch): stored pairs for the compiled kernel or sums for torch (both
     of an s-NNP), or pairs for any family. `owner` [n]
     frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
-    have E0 taken off, and for an s-NNP the fixed repulsion: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
-    frame lacks is NaN.
+    have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
+    frame lacks is NaN. `tolerance` [B] is the error of the energy in eV/atom that costs nothing.
     """
 
     geometry: AnyGeometry
@@ -40,6 +41,7 @@ class Batch:
     energy: Tensor
     forces: Tensor
     stress: Tensor
+    tolerance: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class PreparedData:
             energy=everything.energy[chosen],
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
+            tolerance=everything.tolerance[chosen],
         )
 
     def _cut(self, frames: Tensor, rows: Tensor, owner: Tensor) -> AnyGeometry:
@@ -98,9 +101,7 @@ class PreparedData:
         return groups
 
 
-def _labels(
-    model: Potential, frames: Sequence[Frame], structure: Structure, repulsion: Repulsion | None, volume: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _labels(model: Potential, frames: Sequence[Frame], structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
     """Energies [B] (E0 and repulsion taken off), forces [n, 3], stress [B, 3, 3] in float64; NaN where missing."""
     nan = float("nan")
     reference = torch.tensor([model.reference_energies[s] for s in model.elements], dtype=torch.float64)
@@ -111,10 +112,12 @@ def _labels(
     )
     stress = torch.from_numpy(np.stack([np.full((3, 3), nan) if f.stress is None else f.stress for f in frames]))
     stress[~structure.pbc.all(dim=1)] = nan
-    if repulsion is not None:
-        known = known + repulsion.energies
-        forces = forces - repulsion.forces
-        stress = stress - repulsion.virials / volume[:, None, None]
+    if model.repulsion is not None:
+        lists = neighbour_list(structure, model.repulsion.outer)
+        energies, pairs = model.repulsion_energies(structure, pair_vectors(structure, lists), lists)
+        known = known + energies
+        forces = forces - sum_forces(pairs, structure.n_atoms)
+        stress = stress - sum_stress(pairs, structure)
     return energy.index_add(0, structure.structure_of_atom, -known), forces, stress
 
 
@@ -126,6 +129,7 @@ def prepare(
     device: torch.device | str = "cpu",
     *,
     displacement: float | None = None,
+    tolerance: Sequence[float] | None = None,
 ) -> PreparedData:
     """Compute everything that training needs of the frames, in float64, and store it as `dtype`.
 
@@ -134,20 +138,21 @@ def prepare(
         frames: labelled structures.
         displacement: Å by which directional training changes the vectors of pairs; None: geometry stays as it is.
             An s-NNP then trains on the compiled kernel, or on sums over neighbours, any other family on pairs.
+        tolerance: eV/atom per frame, see `Batch`; none by default.
     """
     structure = Structure.concatenate([frame.structure for frame in frames])
     periodic = structure.pbc.all(dim=1)
     volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume()))
     geometry: AnyGeometry
-    repulsion: Repulsion | None = None
     if isinstance(model, SplineNNP) and displacement is None and trains_natively(model, dtype, device):
-        geometry, repulsion = make_native(model, structure, dtype)
+        geometry = make_native(model, structure, dtype)
     elif isinstance(model, SplineNNP) and displacement is None:
-        geometry, repulsion = make_sums(model, [frame.structure for frame in frames], dtype, device)
+        geometry = make_sums(model, [frame.structure for frame in frames], dtype, device)
     else:
         geometry = make_pairs(structure, model.cutoff, displacement or 0.0).to(dtype, device)
-    labels = _labels(model, frames, structure, repulsion, volume)
+    labels = _labels(model, frames, structure)
     counts = structure.atoms_per_structure
     owner, counts_there = structure.structure_of_atom.to(device), counts.to(device)
-    floats = (value.to(dtype=dtype, device=device) for value in (volume, *labels))
+    allowed = torch.zeros_like(volume) if tolerance is None else torch.tensor(tolerance, dtype=torch.float64)
+    floats = (value.to(dtype=dtype, device=device) for value in (volume, *labels, allowed))
     return PreparedData(Batch(geometry, owner, counts_there, *floats), np.concatenate([[0], np.cumsum(counts.numpy())]))

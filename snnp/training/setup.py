@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -25,33 +27,44 @@ from snnp.data import (
     read_frames,
     split_frames,
 )
+from snnp.data.consistency import by_file, suspicions
+from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import ConfigError, DataError
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.training.compressed import CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 from snnp.training.families import FAMILIES, family_of
 from snnp.training.native import NativeGeometry, native_features
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import AnyGeometry, PreparedData
 
-__all__ = ["Problem", "build_model", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned: the frames of each part, and E0 with its provenance."""
+    """What is to be learned: the frames of each part, E0 with its provenance, and structures beyond the data."""
 
     split: Split
     reference: ReferenceEnergies
+    compressed: tuple[CompressedFrame, ...] = ()
+
+    @property
+    def learned(self) -> list[Frame]:
+        """All that the model is trained on: the training part, then the compressed structures."""
+        return [*self.split.train, *(each.frame for each in self.compressed)]
 
 
 def _expand(path: str) -> str:
-    if "$SNNP_DATA" in path or "${SNNP_DATA}" in path:
-        os.environ.setdefault("SNNP_DATA", str(Path("../shared/data").resolve()))
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if "$" in expanded:
-        raise ConfigError(f"data path {path!r} uses an environment variable that is not set; set it or write the path.")
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        name = unset[1]
+        raise ConfigError(
+            f"data path {path!r} uses the environment variable {name}, which is not set; "
+            f"'export {name}=/path/to/the/folder', or write the path itself."
+        )
     return expanded
 
 
@@ -70,11 +83,18 @@ def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Fra
 
 
 def _distinct(frames: Sequence[Frame]) -> list[Frame]:
-    """Frames without repetitions: sets that share frames would otherwise leak from one part into another."""
-    seen: dict[tuple[bytes, float | None], Frame] = {}
+    """Frames without repetitions: sets that share frames would otherwise leak from one part into another.
+
+    One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
+    """
+    seen: dict[tuple[object, ...], Frame] = {}
     for frame in frames:
-        positions = frame.structure.positions.numpy().round(6).tobytes()
-        seen.setdefault((positions, frame.energy), frame)
+        structure = frame.structure
+        arrays = (structure.positions.numpy(), structure.cell.numpy(), frame.forces, frame.stress)
+        # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
+        values = tuple(None if array is None else (np.round(array, 6) + 0.0).tobytes() for array in arrays)
+        exact = (structure.numbers.numpy().tobytes(), structure.pbc.numpy().tobytes(), frame.energy)
+        seen.setdefault((*exact, *values), frame)
     return list(seen.values())
 
 
@@ -129,7 +149,29 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
         wanted = set(elements_of(split.train))
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
-    return Problem(split, fit_reference_energies(split.train, isolated))
+    return Problem(split, fit_reference_energies(split.train, isolated), _compressed(config, split.train))
+
+
+def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[CompressedFrame, ...]:
+    if config.compression is None:
+        return ()
+    return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
+
+
+def check_units(config: DataConfig, problem: Problem) -> list[str]:
+    """What is suspicious about the units of labels, file by file.
+
+    Raises:
+        DataError: where it is beyond doubt, unless `data.check_units` says to go on.
+    """
+    if config.check_units == "off":
+        return []
+    split = problem.split
+    found = suspicions(by_file([*split.train, *split.valid, *split.test]))
+    certain = [str(each) for each in found if each.certain]
+    if certain and config.check_units == "error":
+        raise DataError(f"{'. '.join(certain)}. To train all the same set data.check_units to warn.")
+    return [str(each) for each in found]
 
 
 def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
@@ -160,24 +202,37 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
 
 
+def _lowest_energy(problem: Problem) -> float:
+    """eV per atom relative to E0, of the training frames: far below, nothing that a model says can be trusted."""
+    zero = {atomic_numbers[symbol]: energy for symbol, energy in problem.reference.energies.items()}
+    return min(
+        (frame.energy - sum(zero[z] for z in frame.structure.numbers.tolist())) / frame.n_atoms
+        for frame in problem.split.train
+        if frame.energy is not None
+    )
+
+
 def build_model(config: TrainConfig, problem: Problem) -> Potential:
     """A fresh model in float64 with the metadata of the run."""
     family = FAMILIES[family_of(config.model)]
     model = family.potential(config.model, problem.reference.energies, seed=config.seed)
+    model.isolated_atoms = [s for s, how in problem.reference.provenance.items() if how == FROM_ISOLATED_ATOMS]
     model.metadata = {
         **config.metadata,
         "reference_energies_from": problem.reference.provenance,
         "training_data": list(config.data.train),
         "n_training_frames": len(problem.split.train),
+        "n_compressed_frames": len(problem.compressed),
+        "lowest_energy_ev_per_atom": _lowest_energy(problem),
     }
     if datasets := dataset_records(_expand(source) for source in config.data.train):
         model.metadata["datasets"] = datasets
     return model
 
 
-def _features(model: SplineNNP, data: PreparedData) -> Tensor:
-    """[n, D] of all atoms."""
-    chunks = [range(first, min(first + 16, data.n_frames)) for first in range(0, data.n_frames, 16)]
+def _features(model: SplineNNP, data: PreparedData, n_frames: int) -> Tensor:
+    """[n, D] of all atoms of the first `n_frames`."""
+    chunks = [range(first, min(first + 16, n_frames)) for first in range(0, n_frames, 16)]
     geometries = (data.batch(chunk).geometry for chunk in chunks)
     return torch.cat([_features_of(model, geometry) for geometry in geometries])
 
@@ -197,16 +252,16 @@ def _sums(model: SplineNNP, geometry: Geometry | Pairs) -> Geometry:
     return model.geometry((lists.i, lists.j, geometry.vectors), model.species(structure), everyone)
 
 
-def _fit_into_embedding(model: SplineNNP, data: PreparedData, lower: float, upper: float) -> None:
+def _fit_into_embedding(model: SplineNNP, data: PreparedData, n_frames: int, lower: float, upper: float) -> None:
     """Shift and scale rho and g until the embedding's argument spreads over its grid, three deviations to each side.
 
     Features are linear in rho and in g: adding a constant function to a filter shifts its feature.
     """
-    splines, drawn = (model.rho.free, model.g.free), _features(model, data)
+    splines, drawn = (model.rho.free, model.g.free), _features(model, data, n_frames)
     initial = [free.clone() for free in splines]
     for free in splines:
         free.fill_(1.0)
-    constant = _features(model, data)
+    constant = _features(model, data, n_frames)
     shift = drawn.mean(dim=0) / constant.mean(dim=0)
     std = (drawn - shift * constant).std(dim=0, correction=0)
     arguments = drawn.shape[1] if model.readout.sums_features else 1
@@ -219,17 +274,18 @@ def _fit_into_embedding(model: SplineNNP, data: PreparedData, lower: float, uppe
 
 
 @torch.no_grad()
-def standardise(model: Potential, data: PreparedData) -> None:
+def standardise(model: Potential, data: PreparedData, n_frames: int | None = None) -> None:
     """Set mean and deviation of an s-NNP's features from the training set, and bring them into an embedding's range.
 
-    Other families have nothing to standardise.
+    The training set are the first `n_frames` of the data (all by default); other families have nothing to standardise.
     """
     if not isinstance(model, SplineNNP):
         return
+    n_frames = data.n_frames if n_frames is None else n_frames
     if model.readout.embedding is not None:
         grid = model.readout.embedding.grids[0]
-        _fit_into_embedding(model, data, grid.lower, grid.upper)
-    features = _features(model, data)
+        _fit_into_embedding(model, data, n_frames, grid.lower, grid.upper)
+    features = _features(model, data, n_frames)
     std = features.std(dim=0, correction=0)
     model.readout.mean.copy_(features.mean(dim=0))
     # A feature that hardly varies would be blown up by its own noise.

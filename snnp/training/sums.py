@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from snnp.models.potential import sum_forces
 from snnp.models.shells import Shell
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["Repulsion", "cut_sums", "make_sums", "repulsion_of"]
+__all__ = ["cut_sums", "make_sums"]
 
 T = TypeVar("T")
 
@@ -23,22 +22,13 @@ _CHUNK_STRUCTURES = 16
 """Structures whose geometry is formed at once in float64: few, so that little more than the result is ever held."""
 
 
-@dataclass(frozen=True)
-class Repulsion:
-    """What the fixed repulsion says of N atoms in B structures: energies [N], forces [N, 3], virials [B, 3, 3]."""
-
-    energies: Tensor
-    forces: Tensor
-    virials: Tensor
-
-
 def make_sums(
     model: SplineNNP, structures: Sequence[Structure], dtype: torch.dtype, device: torch.device | str
-) -> tuple[Geometry, Repulsion]:
-    """Geometry of all atoms, computed in float64 and stored as `dtype`, and the repulsion (float64, on the CPU).
+) -> Geometry:
+    """Geometry of all atoms, computed in float64 and stored as `dtype`.
 
     Arguments:
-        model: in float64 on the CPU; fixes cutoffs, grids and repulsion, its parameters are not used.
+        model: in float64 on the CPU; fixes cutoffs and grids, its parameters are not used.
         structures: at least one.
     """
     chunks = [
@@ -47,30 +37,19 @@ def make_sums(
     ]
     lists = [neighbour_list(chunk, model.cutoff) for chunk in chunks]
     n_columns = _largest_shells(lists, chunks, (model.cutoff, model.config.angular_cutoff or model.cutoff))
-    parts, repulsions, n_atoms = [], [], 0
+    parts, n_atoms = [], 0
     for chunk, neighbours in zip(chunks, lists, strict=True):
         pairs = (neighbours.i, neighbours.j, pair_vectors(chunk, neighbours))
         geometry = model.geometry(pairs, model.species(chunk), torch.arange(chunk.n_atoms), n_columns, reused=True)
-        repulsions.append(repulsion_of(model, geometry.radial_shell, chunk))
         cast = _map_tensors(geometry, lambda t: t.to(dtype=dtype if t.is_floating_point() else None, device=device))
         parts.append(_relabelled(cast, lambda index, offset=n_atoms: index + offset))  # type: ignore[misc]
         n_atoms += chunk.n_atoms
-    return _concatenate(parts), _concatenate(repulsions)
+    return _concatenate(parts)
 
 
 def cut_sums(geometry: Geometry, rows: Tensor, local: Tensor) -> Geometry:
     """Geometry of the atoms `rows` [n], with indices that count within them: `local` [N] is the new index of each."""
     return _relabelled(_map_tensors(geometry, lambda tensor: tensor.index_select(0, rows)), lambda index: local[index])
-
-
-def repulsion_of(model: SplineNNP, shell: Shell, structure: Structure) -> Repulsion:
-    """The repulsion between the atoms of a shell."""
-    energies, gradients = model.repulsion(shell, structure.numbers)
-    pairs = shell.pair_gradients(gradients)
-    outer = pairs.vectors[:, :, None] * pairs.gradients[:, None, :]
-    virials = torch.zeros(structure.n_structures, 3, 3, dtype=outer.dtype)
-    virials.index_add_(0, structure.structure_of_atom[pairs.i], outer)
-    return Repulsion(energies, sum_forces(pairs, structure.n_atoms), virials)
 
 
 def _largest_shells(

@@ -53,7 +53,7 @@ def write_training_case(path: Path, seed: int, n_threads: int) -> list[np.ndarra
     model, structure = case.model, case.structure
     if structure.n_atoms == 0 or not trains_natively(model, model.dtype, "cpu"):
         return None
-    geometry, _ = make_native(model, structure, model.dtype)
+    geometry = make_native(model, structure, model.dtype)
     kernel, batch = geometry.engine.kernel, geometry.batch
     native_features(model, geometry)  # writes the tables
     kernel.__class__, recorder = _Recorder, kernel

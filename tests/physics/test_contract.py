@@ -81,6 +81,7 @@ def _model(config: SplineNNPConfig) -> SplineNNP:
         model.readout.mean.normal_(generator=generator)
         model.readout.std.uniform_(0.7, 1.5, generator=generator)
     model.metadata = {"data": "none", "numbers": [1, 2.5, None]}
+    model.isolated_atoms = config.elements[-1:]
     return model
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, PropertyNotPresent, all_changes
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.hub import load_model
@@ -22,8 +25,68 @@ __all__ = ["SNNPCalculator", "own_model"]
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
+class _Calculation(NamedTuple):
+    """Atoms, and what is known about them. Nothing in it changes, so that threads may share a calculator.
+
+    Arguments:
+        first: complete copy of the first atoms of these numbers and periodicity; None: nothing was asked yet.
+        numbers, positions, cell, pbc: the arrays that the results belong to.
+    """
+
+    first: Atoms | None
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    results: dict[str, Any]
+
+    @classmethod
+    def of(cls, atoms: Atoms) -> _Calculation:
+        """Nothing known about these atoms yet."""
+        own = atoms.copy()
+        return cls(own, own.numbers, own.positions, own.cell.array, own.pbc, {})
+
+    def changes(self, atoms: Atoms) -> list[str]:
+        """What is different in these atoms, by ASE's names."""
+        theirs, cell = atoms.arrays, atoms.cell.array
+        if self.first is None or self.numbers.shape != theirs["numbers"].shape:
+            return list(all_changes)
+        same = {
+            "positions": (self.positions == theirs["positions"]).all(),
+            "numbers": (self.numbers == theirs["numbers"]).all(),
+            "cell": (self.cell == cell).all(),
+            "pbc": (self.pbc == atoms.pbc).all(),
+        }
+        return [name for name, unchanged in same.items() if not unchanged]
+
+    def following(self, atoms: Atoms, changes: list[str]) -> _Calculation:
+        """The same without results for atoms that differ by `changes`.
+
+        Where only positions and cell do, they are copied alone: copying whole Atoms would take longer than evaluating a
+        small system.
+        """
+        if set(changes) - {"positions", "cell"}:
+            return _Calculation.of(atoms)
+        return self._replace(positions=atoms.positions.copy(), cell=atoms.cell.array.copy(), results={})
+
+    def as_atoms(self) -> Atoms | None:
+        """A copy of the atoms."""
+        if self.first is None:
+            return None
+        atoms = self.first.copy()
+        atoms.positions, atoms.cell = self.positions, self.cell
+        return atoms
+
+
+_NOTHING = _Calculation(None, np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros((3, 3)), np.zeros(3, bool), {})
+
+
 class SNNPCalculator(Calculator):
     """Energy, forces and stress of an snnp potential for `ase.Atoms`.
+
+    Threads may share a calculator: `get_property`, and with it every `atoms.get_...`, answers for the atoms given.
+    `results` and `atoms` are those of the last calculation, whichever thread asked. One each is faster, as a calculator
+    keeps one neighbour list.
 
     Gives `energy` and `free_energy` (eV), `energies` (eV per atom), `forces` (eV/Å) and, where all directions are
     periodic, `stress` (eV/Å³, Voigt order, ASE's sign).
@@ -65,6 +128,26 @@ class SNNPCalculator(Calculator):
         self._session = Session(self.model, skin)
         self._stress_expected = False
 
+    _known = _NOTHING
+
+    @property
+    def atoms(self) -> Atoms | None:
+        """A copy of the atoms of the last calculation."""
+        return self._known.as_atoms()
+
+    @atoms.setter
+    def atoms(self, atoms: Atoms | None) -> None:
+        self._known = _NOTHING if atoms is None else _Calculation.of(atoms)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the last calculation found, whichever thread asked for it."""
+        return self._known.results
+
+    @results.setter
+    def results(self, results: dict[str, Any]) -> None:
+        self._known = self._known._replace(results=results)
+
     @property
     def n_neighbour_builds(self) -> int:
         """How often the neighbour list was built."""
@@ -81,41 +164,28 @@ class SNNPCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What has changed since the last calculation, compared exactly (ASE allows 1e-15, and takes far longer)."""
-        old = self.atoms
-        if old is None:
-            return list(all_changes)
-        mine, theirs = old.arrays, atoms.arrays
-        if mine["numbers"].shape != theirs["numbers"].shape:
-            return list(all_changes)
-        same = {
-            "positions": (mine["positions"] == theirs["positions"]).all(),
-            "numbers": (mine["numbers"] == theirs["numbers"]).all(),
-            "cell": (old.cell.array == atoms.cell.array).all(),
-            "pbc": (old.pbc == atoms.pbc).all(),
-        }
-        return [name for name, unchanged in same.items() if not unchanged]
+        return self._known.changes(atoms)
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """ASE's entry; remembers whether the stress is asked for, so that the next step computes it with the forces.
+        """ASE's entry, always for the atoms given.
 
-        Where only positions and cell differ from the last call, they are copied alone: copying and comparing whole
-        Atoms would take longer than evaluating a small system.
+        It remembers whether the stress is asked for, so that the next step computes it with the forces.
         """
-        if atoms is not None and self.atoms is not None:
-            changes = self.check_state(atoms)
-            if changes and not set(changes) - {"positions", "cell"}:
-                self.results = {}
-                self.atoms.positions[:] = atoms.positions
-                self.atoms.cell[:] = atoms.cell.array
-                changes = []
-            if not changes:
-                if name in self.implemented_properties and name not in self.results and allow_calculation:
-                    self._evaluate(stress=name == "stress")
-                atoms = None
-        value = super().get_property(name, atoms, allow_calculation)
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(f"{name} property not implemented")
+        known = self._known  # read once: another thread may be asking about other atoms
+        if atoms is not None and (changes := known.changes(atoms)):
+            self._known = known = known.following(atoms, changes)
+        if name not in known.results:
+            if not allow_calculation:
+                return None
+            known = self._evaluate(known, stress=name == "stress")
         if name == "stress":
             self._stress_expected = True
-        return value
+        if name not in known.results:
+            raise PropertyNotImplementedError(f"{name} not present in this calculation")
+        value = known.results[name]
+        return value.copy() if isinstance(value, np.ndarray) else value
 
     def calculate(
         self,
@@ -124,34 +194,49 @@ class SNNPCalculator(Calculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         """Compute everything at once; the stress only where it is asked for or was for the step before."""
-        super().calculate(atoms, properties or ["energy"], system_changes)
-        self._evaluate(stress="stress" in (properties or []))
+        known = self._known if atoms is None else _Calculation.of(atoms)
+        self._evaluate(known, stress="stress" in (properties or []))
 
-    def _evaluate(self, *, stress: bool) -> None:
-        """Fill `results` for `self.atoms`."""
-        atoms = self.atoms
-        assert atoms is not None
+    def calculate_properties(self, atoms: Atoms, properties: list[str]) -> Properties:
+        """ASE's entry for several properties; always those of the atoms given.
+
+        Raises:
+            ValueError: for a name that ASE does not know.
+            PropertyNotPresent: for a property that these atoms do not have.
+        """
+        known = self._evaluate(_Calculation.of(atoms), stress="stress" in properties)
+        for name in properties:
+            if name not in known.results:
+                raise PropertyNotPresent(name) if name in all_outputs else ValueError(f"No such property: {name}")
+        return Properties(known.results)
+
+    def _evaluate(self, asked: _Calculation, *, stress: bool) -> _Calculation:
+        """The calculation with its results, kept as the last one."""
+        if asked.first is None:
+            raise InputError("no atoms to compute: pass them, or use atoms.calc = ... and ask the atoms.")
+        self._known = asked  # without results, should it fail
         stress, self._stress_expected = stress or self._stress_expected, False
-        result = self._session.evaluate(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, stress=stress)
-        self.results = {
+        result = self._session.evaluate(asked.numbers, asked.positions, asked.cell, asked.pbc, stress=stress)
+        results = {
             "energy": result.energy,
             "free_energy": result.energy,
             "energies": result.energies,
             "forces": result.forces,
         }
         if result.stress is not None:
-            self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
+            results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
+        self._known = done = asked._replace(results=results)
+        return done
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the content of the model folder (JSON and safetensors), with the last results."""
         text, weights = dump_model(self.model)
-        arguments = (text, weights, str(self.model.device), self._session.skin)
-        return _rebuild, arguments, {"atoms": self.atoms, "results": self.results}
+        return _rebuild, (text, weights, str(self.model.device), self._session.skin, self._known)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SNNPCalculator:
         """A calculator of its own with a copy of the model, any class of potential."""
         twin = SNNPCalculator(copy.deepcopy(self.model, memo), skin=self._session.skin)
-        twin.atoms, twin.results = copy.deepcopy(self.atoms, memo), copy.deepcopy(self.results, memo)
+        twin._known = copy.deepcopy(self._known, memo)
         return twin
 
 
@@ -180,5 +265,7 @@ def own_model(
         ) from error
 
 
-def _rebuild(text: str, weights: bytes, device: str, skin: float) -> SNNPCalculator:
-    return SNNPCalculator(parse_model(text, weights), device=device, skin=skin)
+def _rebuild(text: str, weights: bytes, device: str, skin: float, known: _Calculation) -> SNNPCalculator:
+    calculator = SNNPCalculator(parse_model(text, weights), device=device, skin=skin)
+    calculator._known = known
+    return calculator

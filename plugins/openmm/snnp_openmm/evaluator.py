@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +26,20 @@ class PotentialError(SnnpError):
     """A potential failed inside OpenMM; the message holds the cause, because OpenMM keeps nothing but the message."""
 
 
+class _Last(NamedTuple):
+    """The last result, and its positions: as they came, and without jumps by lattice vectors. Nothing in it changes."""
+
+    positions: np.ndarray
+    continuous: np.ndarray
+    cell: np.ndarray
+    result: Evaluation
+
+
 class Evaluator:
     """Callable for `openmm.PythonForce`: evaluates a potential for fixed atoms.
 
     It keeps a neighbour list with a skin between calls, and the last result: OpenMM asks again at the same positions
-    for reporters, minimisers and barostats. Several contexts and threads may use it (one at a time).
+    for reporters, minimisers and barostats. Several contexts and threads may use it; one each is faster.
 
     It pickles as the name or the content of its model (see `ModelSource`), the atomic numbers and the periodicity.
 
@@ -54,7 +62,6 @@ class Evaluator:
         self._source, self._skin = source, skin
         self._numbers = np.asarray(numbers).astype(np.int64)
         self._pbc = np.array(pbc, dtype=bool)
-        self._lock = threading.Lock()
         self._expects_stress = False
         self.forget()
         # Elements are checked now: an error here keeps its type, one inside OpenMM does not.
@@ -76,10 +83,7 @@ class Evaluator:
     def forget(self) -> None:
         """Drop the neighbour list and the last result, so that the next call does not depend on the ones before."""
         self._session = Session(self.model, self._skin)
-        self._last: Evaluation | None = None
-        # Those of the last result: as they came, and without jumps by lattice vectors.
-        self._positions = self._continuous = np.zeros((0, 3))
-        self._cell = np.zeros((3, 3))
+        self._last: _Last | None = None
 
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
         """Energy (kJ/mol) and forces [N, 3] (kJ/mol/nm) for an `openmm.State`.
@@ -87,7 +91,7 @@ class Evaluator:
         Raises:
             PotentialError: with type and text of whatever went wrong; the exception itself is kept in `error`.
         """
-        with self._lock, _KeepCause(self):
+        with _KeepCause(self):
             result = self.evaluate_state(state, stress=self._expects_stress)
             self._expects_stress = False
             return result.energy * EV_IN_KJ_PER_MOL, result.forces * _FORCE_UNIT
@@ -111,30 +115,33 @@ class Evaluator:
         Raises:
             InputError: for positions that are not finite, overlapping atoms, or a result that is not finite.
         """
-        same_cell = np.array_equal(cell, self._cell)
-        last = self._last
-        if last is not None and last.stress is None and stress:
+        last = self._last  # read once: another thread may replace it
+        if last is not None and not np.array_equal(cell, last.cell):
             last = None
-        if last is not None and same_cell and np.array_equal(positions, self._positions):
-            return last
-        continuous = self._unwrap(positions, cell) if same_cell else positions
+        if (
+            last is not None
+            and np.array_equal(positions, last.positions)
+            and not (stress and last.result.stress is None)
+        ):
+            return last.result
+        continuous = positions if last is None else self._unwrap(positions, last)
         result = self._session.evaluate(self._numbers, continuous, cell, self._pbc, stress=stress)
         self._check(result, positions)
-        self._positions, self._continuous, self._cell, self._last = positions, continuous, cell, result
+        self._last = _Last(positions, continuous, cell, result)
         return result
 
-    def _unwrap(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    def _unwrap(self, positions: np.ndarray, last: _Last) -> np.ndarray:
         """Undo jumps by lattice vectors since the last call, so that a wrapped atom does not look like a moved one.
 
         OpenCL and CUDA move atoms by box vectors whenever they sort them; Reference and CPU do not.
         """
-        if self._last is None or not self.is_periodic:
+        if not self.is_periodic:
             return positions
-        moved = positions - self._continuous
+        moved = positions - last.continuous
         if not np.abs(moved).max(initial=0.0) > self._skin:
             return positions
-        images = np.rint(moved @ np.linalg.pinv(cell)) * self._pbc
-        return positions - images @ cell
+        images = np.rint(moved @ np.linalg.pinv(last.cell)) * self._pbc
+        return positions - images @ last.cell
 
     def _check(self, result: Evaluation, positions: np.ndarray) -> None:
         # The sum of squares is finite only if every force is.

@@ -13,10 +13,9 @@ namespace snnp {
   void evaluate_part(const Plan*, const snnp_system&, const Part&, snnp_report*); \
   void train_part(const Plan*, const TrainingPart&, snnp_report*);                \
   }
-#ifdef SNNP_X86
+// Declared whether compiled in or not; the build says which are, by SNNP_WITH_...
 SNNP_DECLARE(avx512)
 SNNP_DECLARE(avx2)
-#endif
 SNNP_DECLARE(portable)
 
 namespace {
@@ -28,25 +27,33 @@ struct Target {
   TrainPart train;
 };
 
+#ifdef SNNP_WITH_PORTABLE
 bool always() { return true; }
-#ifdef SNNP_X86
+#endif
+#ifdef SNNP_WITH_AVX512
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd");
 }
+#endif
+#ifdef SNNP_WITH_AVX2
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
 const Target targets[] = {
-#ifdef SNNP_X86
+#ifdef SNNP_WITH_AVX512
     {"avx512", has_avx512, avx512::evaluate_part, avx512::train_part},
+#endif
+#ifdef SNNP_WITH_AVX2
     {"avx2", has_avx2, avx2::evaluate_part, avx2::train_part},
 #endif
+#ifdef SNNP_WITH_PORTABLE
     {"portable", always, portable::evaluate_part, portable::train_part},
+#endif
 };
 
 const Target* best() {
-#ifdef SNNP_X86
+#if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
 #endif
   for (const Target& target : targets)
@@ -103,7 +110,7 @@ using namespace snnp;
 
 int64_t snnp_version(void) { return kVersion; }
 
-const char* snnp_target(void) { return chosen->name; }
+const char* snnp_target(void) { return chosen ? chosen->name : nullptr; }
 
 int snnp_set_target(const char* name) {
   for (const Target& target : targets)

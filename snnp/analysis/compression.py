@@ -1,0 +1,221 @@
+r"""What a potential says of matter under compression: the energy must rise all the way, or atoms fall into a hole.
+
+A crystal is compressed from its equilibrium volume V0 without relaxation (atoms follow the cell),
+
+    hydrostatic   V / V0 = 1 ... 0.2          uniaxial along [100], [110], [111]   V / V0 = 1 ... 0.5
+
+(hcp crystals along a and c), and a molecule is scaled like a crystal under pressure. Where the energy falls again, a
+barrier ends and a hole begins.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.data import atomic_numbers, reference_states
+
+from snnp.analysis.properties import GROUND_STATES
+from snnp.models.potential import Potential
+from snnp.structure import Structure
+from snnp.units import EV_PER_ANGSTROM3_IN_GPA
+
+__all__ = ["Compression", "Hole", "compression_scan", "equilibrium_volumes", "holes_in_words", "lattice_constants"]
+
+_CUBIC = {"[100]": (1, 0, 0), "[110]": (1, 1, 0), "[111]": (1, 1, 1)}
+_WAYS = {**dict.fromkeys(("fcc", "bcc", "diamond"), _CUBIC), "hcp": {"along a": (1, 0, 0), "along c": (0, 0, 1)}}
+_HYDROSTATIC, _UNIAXIAL, _STEP = 0.2, 0.5, 0.005  # V / V0
+_FALL = 1e-3  # eV/atom: more than rounding, less than anything that holds atoms
+_AT_ONCE = 32  # structures
+_SEARCH, _WIDTH = 65, 0.25  # lattice constants around the measured one
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Where the energy falls under compression.
+
+    Arguments:
+        ratio: V/V0 at the top of the barrier.
+        barrier: eV/atom, of its top above the equilibrium.
+        pressure: GPa, the largest on the way there: what it takes to push the atoms over. NaN for molecules.
+        bottom: eV/atom, of the lowest point behind it relative to the equilibrium; negative in a hole that is deeper.
+        bottom_ratio: V/V0 there.
+    """
+
+    ratio: float
+    barrier: float
+    pressure: float
+    bottom: float
+    bottom_ratio: float
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One way of compressing one system.
+
+    Arguments:
+        system: such as "fcc Cu"; way: "hydrostatic", a direction such as "[110]", or "scaled" for a molecule.
+        solid: whether it is a crystal.
+        ratio: [n] V/V0, descending from 1; energy: [n] eV/atom relative to ratio 1.
+        hole: None where the energy rises all the way.
+    """
+
+    system: str
+    way: str
+    solid: bool
+    ratio: np.ndarray
+    energy: np.ndarray
+    hole: Hole | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values with units in their names."""
+        hole = self.hole and {
+            "v_over_v0": self.hole.ratio,
+            "barrier_ev_per_atom": self.hole.barrier,
+            "pressure_gpa": self.hole.pressure if np.isfinite(self.hole.pressure) else None,
+            "bottom_ev_per_atom": self.hole.bottom,
+            "bottom_v_over_v0": self.hole.bottom_ratio,
+        }
+        known = {"system": self.system, "way": self.way, "down_to_v_over_v0": float(self.ratio[-1])}
+        return {**known, "energy_at_end_ev_per_atom": float(self.energy[-1]), "hole": hole}
+
+
+def lattice_constants(model: Potential) -> dict[str, float]:
+    """Å, by symbol: of the ground-state crystals of the model's elements that are fcc, bcc, hcp or diamond.
+
+    The minimum of the energy downhill from the measured constant, or the measured one if there is none within 25 %.
+    """
+    constants = {symbol: _measured(symbol) for symbol in _solids(model)}
+    return {symbol: a * _rest(model, _crystal(symbol, a)) for symbol, a in constants.items()}
+
+
+def equilibrium_volumes(model: Potential) -> dict[str, float]:
+    """Å³ per atom of the crystals of `lattice_constants`."""
+    cells = {symbol: _crystal(symbol, a) for symbol, a in lattice_constants(model).items()}
+    return {symbol: atoms.get_volume() / len(atoms) for symbol, atoms in cells.items()}
+
+
+def _solids(model: Potential) -> list[str]:
+    """Elements with a crystal to look at. Models of molecules have none, and carbon beside hydrogen is in molecules."""
+    seen = model.metadata.get("training_range")
+    if isinstance(seen, dict) and seen.get("periodic") == "none":
+        return []
+    known = [symbol for symbol in model.elements if _structure(symbol) in _WAYS]
+    return [symbol for symbol in known if symbol != "C" or "H" not in model.elements]
+
+
+def _structure(symbol: str) -> str:
+    state: Any = reference_states[atomic_numbers[symbol]] or {}
+    return GROUND_STATES.get(symbol) or str(state.get("symmetry"))
+
+
+def _measured(symbol: str) -> float:
+    state: Any = reference_states[atomic_numbers[symbol]]
+    return float(state["a"])
+
+
+def _crystal(symbol: str, a: float) -> Atoms:
+    """The primitive cell."""
+    return bulk(symbol, _structure(symbol), a=a)
+
+
+def _rest(model: Potential, atoms: Atoms) -> float:
+    """The factor on all lengths at the minimum of the energy downhill from 1; 1 if there is none within 25 %."""
+    scale, width = 1.0, _WIDTH
+    for _ in range(3):  # each time in finer steps around the lowest
+        scales = scale * np.linspace(1.0 - width, 1.0 + width, _SEARCH)
+        cells = [_strained(atoms, each * np.eye(3)) for each in scales]
+        energy = model.compute(Structure.from_ase(cells), forces=False).energy.cpu().numpy()
+        # Downhill from the middle: a hole farther inside may be lower than any crystal.
+        k = _SEARCH // 2
+        while 0 < k < _SEARCH - 1 and min(energy[k - 1], energy[k + 1]) < energy[k]:
+            k += 1 if energy[k + 1] < energy[k - 1] else -1
+        scale, width = float(scales[k]), 4.0 * width / (_SEARCH - 1)
+    return scale if abs(scale - 1.0) < 0.95 * _WIDTH else 1.0
+
+
+def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
+    """A copy whose cell [3, 3] and atoms are multiplied by a matrix."""
+    result = atoms.copy()
+    result.positions, result.cell = atoms.positions @ strain, atoms.cell.array @ strain
+    return result
+
+
+def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None) -> list[Compression]:
+    """Compress the crystals of the model's elements, or `others` (by name) where no such crystal is known; in float64.
+
+    Arguments:
+        model: stays as it is.
+        others: molecules or crystals, such as that of lowest energy in the training data.
+    """
+    exact = copy.deepcopy(model).double()
+    systems = {f"{_structure(symbol)} {symbol}": _crystal(symbol, _measured(symbol)) for symbol in _solids(exact)}
+    result = []
+    for name, atoms in (systems or dict(others or {})).items():
+        rest, solid = _strained(atoms, _rest(exact, atoms) * np.eye(3)), bool(atoms.pbc.all())
+        ratio = np.arange(1.0, _HYDROSTATIC - 0.5 * _STEP, -_STEP)
+        strains = [np.eye(3) * x ** (1.0 / 3.0) for x in ratio]
+        result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, strains))
+        ratio = np.arange(1.0, _UNIAXIAL - 0.5 * _STEP, -_STEP)
+        for way, direction in _WAYS.get(name.split()[0], _WAYS["fcc"]).items() if solid else ():
+            n = np.array(direction) / np.linalg.norm(direction)
+            strains = [np.eye(3) - (1.0 - x) * np.outer(n, n) for x in ratio]
+            result.append(_compressed(exact, rest, (name, way), ratio, strains))
+    return result
+
+
+def _compressed(
+    model: Potential, atoms: Atoms, name: tuple[str, str], ratio: np.ndarray, strains: Sequence[np.ndarray]
+) -> Compression:
+    """One scan; `strains` [n] deform the cell, and the atoms with it."""
+    energies, stresses, solid = [], [], bool(atoms.pbc.all())
+    for first in range(0, len(strains), _AT_ONCE):
+        cells = [_strained(atoms, strain) for strain in strains[first : first + _AT_ONCE]]
+        with torch.no_grad():
+            found = model.compute(Structure.from_ase(cells), forces=False, stress=solid)
+        energies.append(found.energy.cpu().numpy() / len(atoms))
+        if found.stress is not None:
+            stresses.append(found.stress.cpu().numpy())
+    energy = np.concatenate(energies)
+    energy = energy - energy[0]
+    pressure = np.full(len(ratio), np.nan)
+    if solid:
+        # The push along the way: -dE/dV, by the stress along the change of the cell.
+        change = np.gradient(np.stack(strains), axis=0) @ np.linalg.inv(np.stack(strains))
+        rate = np.trace(change, axis1=1, axis2=2)
+        pressure = -np.einsum("nab,nab->n", np.concatenate(stresses), change) / rate * EV_PER_ANGSTROM3_IN_GPA
+    return Compression(*name, solid, ratio, energy, _hole(ratio, energy, pressure))
+
+
+def _hole(ratio: np.ndarray, energy: np.ndarray, pressure: np.ndarray) -> Hole | None:
+    """The first barrier on the way inwards, and the lowest point behind it."""
+    energy = np.where(np.isfinite(energy), energy, -np.inf)  # what is no number holds nobody
+    falls = np.flatnonzero(np.maximum.accumulate(energy) - energy > _FALL)
+    if not len(falls):
+        return None
+    top = int(energy[: falls[0]].argmax())
+    bottom = top + int(energy[top:].argmin())
+    most = float(pressure[: top + 1].max())
+    return Hole(float(ratio[top]), float(energy[top]), most, float(energy[bottom]), float(ratio[bottom]))
+
+
+def holes_in_words(scan: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence without its full stop for each hole in `Compression.to_dict()` values."""
+    said = []
+    for each in scan:
+        if (hole := each["hole"]) is None:
+            continue
+        way = each["way"] if each["way"] in ("hydrostatic", "scaled") else f"uniaxial {each['way']}"
+        push = "" if hole["pressure_gpa"] is None else f", {hole['pressure_gpa']:.3g} GPa"
+        said.append(
+            f"{each['system']}, {way}: beyond a barrier at V/V0 = {hole['v_over_v0']:.3f} "
+            f"({hole['barrier_ev_per_atom']:.2f} eV/atom{push}) the energy falls to {hole['bottom_ev_per_atom']:.2f} "
+            f"eV/atom at V/V0 = {hole['bottom_v_over_v0']:.3f}"
+        )
+    return said

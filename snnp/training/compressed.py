@@ -1,0 +1,388 @@
+r"""Beyond the data: compressed structures, so that a potential rises where nothing was computed.
+
+What a network extrapolates under compression is as often a hole as a wall. Training therefore sees structures from
+the data's edge inwards until nuclei repel each other, labelled by the pair potential that fits the data best,
+
+    E = sum_i e_{z_i} + 1/2 sum_ij phi_{z_i z_j}(r_ij),
+
+with phi a cubic spline fitted to energies, forces and stresses. From the innermost distance d that the data support, it
+continues inwards with log(-phi') linear in r up to the screened nuclear repulsion (`snnp.models.repulsion`), which
+begins at 0.6 of the shortest distance of the data. Labels have a tolerance: within it nothing is asked of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.data import covalent_radii
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import sparse
+
+from snnp.data import Frame
+from snnp.models.repulsion import Repulsion
+from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.splines import bspline_weights
+from snnp.structure import Structure
+
+__all__ = ["LEAST_TOLERANCE", "CompressedFrame", "CompressionConfig", "PairWall", "compressed_frames", "fit_wall"]
+
+Array = NDArray[np.float64]
+
+_REACH = 5.0
+"""Å, of the pair potential."""
+_INTERVALS = 24
+_FIT_ATOMS = 4000
+"""Atoms of the frames that the pair potential is fitted to: hundreds of force components per coefficient."""
+_FORCE_WEIGHT, _ENERGY_WEIGHT, _STRESS_WEIGHT = 0.1, 3.0, 3.0
+_SMOOTHNESS = 1e-3
+_NUCLEI = 0.6
+"""Of the shortest distance: within it only nuclei act, as in the repulsion of the models."""
+_FIRST = 0.95
+"""Of the smallest volume in the data: where compressed structures begin."""
+LEAST_TOLERANCE = 0.02
+"""eV/atom."""
+_MOST_KINDS = 6
+_FEWEST_CRYSTALS = 40
+_LEVELS = 12
+_LEAST_WORK = 1.0
+"""eV per atom and unit of -ln V."""
+_LATTICES = ("fcc", "bcc", "diamond", "sc")
+_AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 1, 0], [1, 1, 1]))
+
+
+class CompressionConfig(BaseModel):
+    """Compressed structures in training.
+
+    `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the smallest volume
+    in the data, along all directions or along one. `tolerance`: of their energy above the data's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(0.15, ge=0.0, le=1.0)
+    volume: float = Field(0.15, gt=0.0, lt=0.9)
+    length: float = Field(0.35, gt=0.0, lt=0.9)
+    tolerance: float = Field(0.06, ge=0.0)
+
+
+@dataclass(frozen=True)
+class CompressedFrame:
+    """A structure with the energy of the wall, and by how much (eV/atom) a model may differ from it at no cost."""
+
+    frame: Frame
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """phi of one pair of elements: its values on a grid of distances, linear between, nuclear within the first."""
+
+    r: Array
+    phi: Array
+    numbers: tuple[int, int]
+
+    def __call__(self, distance: Array) -> Array:
+        shift = self.phi[0] - _nuclear(self.r[:1], self.numbers)[0]
+        inside = _nuclear(np.clip(distance, 0.05, self.r[0]), self.numbers)[0] + shift
+        return np.where(distance < self.r[0], inside, np.interp(distance, self.r, self.phi, right=0.0))
+
+
+@dataclass(frozen=True)
+class PairWall:
+    """A pair potential that is right in the mean on the data, and repels like nuclei within them.
+
+    Arguments:
+        zeros: eV per atomic number; curves: phi per pair of atomic numbers (the smaller first).
+        error: eV/atom, its root-mean-square error on the energies of the data.
+    """
+
+    zeros: dict[int, float]
+    curves: dict[tuple[int, int], _Curve]
+    error: float
+
+    def energy(self, structure: Structure) -> float:
+        """eV, of one structure."""
+        pair, distance, _ = _pairs(structure)
+        total = sum(self.zeros[number] for number in structure.numbers.tolist())
+        for key in {tuple(row) for row in pair.tolist()}:
+            mine = (pair == key).all(axis=1)
+            total += 0.5 * float(self.curves[key](distance[mine]).sum())
+        return total
+
+
+def _nuclear(r: Array, numbers: tuple[int, int]) -> tuple[Array, Array]:
+    """Screened nuclear repulsion, not switched off, and its slope, eV and eV/Å."""
+    zi, zj = torch.tensor(numbers, dtype=torch.float64)
+    halves = Repulsion(2.0 * _REACH, 3.0 * _REACH)(torch.from_numpy(r), zi, zj)
+    return 2.0 * halves[0].numpy(), 2.0 * halves[1].numpy()
+
+
+def _pairs(structure: Structure) -> tuple[NDArray[np.int64], Array, tuple[Array, ...]]:
+    """Atomic numbers [P, 2] (sorted), distances [P], and (i, unit vectors) of all directed pairs."""
+    lists = neighbour_list(structure, _REACH)
+    vectors = pair_vectors(structure, lists).double().numpy()
+    distance = np.linalg.norm(vectors, axis=1)
+    z = structure.numbers.numpy()
+    pair = np.sort(np.stack([z[lists.i.numpy()], z[lists.j.numpy()]], axis=1), axis=1)
+    return pair, distance, (lists.i.numpy(), vectors / distance[:, None])
+
+
+def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
+    """The pair potential that fits energies, forces and stresses of the frames best (a sample of them, where many)."""
+    frames = _sample([frame for frame in frames if frame.energy is not None], _FIT_ATOMS, seed)
+    found = [_pairs(frame.structure) for frame in frames]
+    elements = sorted({z for frame in frames for z in frame.structure.numbers.tolist()})
+    keys = [(a, b) for k, a in enumerate(elements) for b in elements[k:]]
+    starts = {key: _start(key, found, frames) for key in keys}
+    blocks, right = [], []
+    for frame, pairs in zip(frames, found, strict=True):
+        rows, values = _equations(frame, pairs, elements, keys, starts)
+        blocks.append(rows)
+        right.append(values)
+    matrix, values = sparse.vstack(blocks).tocsr(), np.concatenate(right)
+    smooth = np.sqrt(_SMOOTHNESS * len(values)) * _curvatures(len(keys), len(elements))
+    normal = (matrix.T @ matrix).toarray() + smooth.T @ smooth
+    solution = np.linalg.lstsq(normal, matrix.T @ values, rcond=1e-12)[0]
+    coefficients = solution[len(elements) :].reshape(len(keys), _INTERVALS)
+    curves = {key: _curve(key, coefficients[k], starts[key], _shortest(key, found)) for k, key in enumerate(keys)}
+    zeros = dict(zip(elements, solution[: len(elements)].tolist(), strict=True))
+    wall = PairWall(zeros, curves, 0.0)
+    errors = [(wall.energy(f.structure) - (f.energy or 0.0)) / f.n_atoms for f in frames]
+    return replace(wall, error=float(np.sqrt(np.mean(np.square(errors)))))
+
+
+def _sample(frames: Sequence[Frame], n_atoms: int, seed: int) -> list[Frame]:
+    chosen, total = [], 0
+    for k in np.random.default_rng([seed, 1]).permutation(len(frames)):
+        chosen.append(frames[k])
+        total += frames[k].n_atoms
+        if total >= n_atoms:
+            break
+    return chosen
+
+
+Found = tuple[NDArray[np.int64], Array, tuple[Array, ...]]
+
+
+def _distances(key: tuple[int, int], found: Sequence[Found]) -> Array:
+    return np.sort(np.concatenate([distance[(pair == key).all(axis=1)] for pair, distance, _ in found]))
+
+
+def _shortest(key: tuple[int, int], found: Sequence[Found]) -> float:
+    distances = _distances(key, found)
+    return float(distances[0]) if len(distances) else _touching(key)
+
+
+def _touching(key: tuple[int, int]) -> float:
+    """Å, where nothing is known of a pair."""
+    return 0.9 * float(covalent_radii[key[0]] + covalent_radii[key[1]])
+
+
+def _start(key: tuple[int, int], found: Sequence[Found], frames: Sequence[Frame]) -> float:
+    """Å, the innermost distance that the data support: the first percent of what would be one neighbour per atom."""
+    distances = _distances(key, found)
+    n_atoms = sum(int(np.isin(frame.structure.numbers.numpy(), key).sum()) for frame in frames)
+    index = max(4, n_atoms // 50)
+    return float(distances[index]) if len(distances) > index else min(_touching(key), _REACH - 1.0)
+
+
+def _basis(distance: Array, start: float) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Values and slopes [P, K] of the B-splines on [start, reach] but the last three, which do not vanish there."""
+    grid = torch.tensor([start, (_REACH - start) / _INTERVALS], dtype=torch.float64)
+    # Within `start` they go on as their tangents.
+    first, weights, slopes = bspline_weights(torch.from_numpy(distance), grid[0], grid[1], torch.tensor(_INTERVALS))
+    row = np.repeat(np.arange(len(distance)), 4)
+    column = (first[:, None] + torch.arange(4)).numpy().ravel()
+    shape = (len(distance), _INTERVALS + 3)
+    made = [
+        sparse.csr_matrix((w.numpy().ravel(), (row, column)), shape=shape)[:, :_INTERVALS] for w in (weights, slopes)
+    ]
+    return made[0], made[1]
+
+
+def _equations(
+    frame: Frame, pairs: Found, elements: list[int], keys: list[tuple[int, int]], starts: dict[tuple[int, int], float]
+) -> tuple[sparse.csr_matrix, Array]:
+    """Weighted rows and right sides: energy per atom, diagonal of the stress times the volume per atom, forces."""
+    pair, distance, (i, unit) = pairs
+    n, numbers = frame.n_atoms, frame.structure.numbers.numpy()
+    energy_row = [np.array([[(numbers == z).sum() / n for z in elements]])]
+    strain_rows: list[Array] = [np.zeros((3, len(elements)))]
+    force_rows = [sparse.csr_matrix((3 * n, len(elements)))]
+    for key in keys:
+        mine = (pair == key).all(axis=1)
+        values, slopes = _basis(distance[mine], starts[key])
+        energy_row.append(np.asarray(values.sum(axis=0)) * (0.5 / n))
+        along, centre = unit[mine], i[mine]
+        strain_rows.append((along**2 * distance[mine][:, None]).T @ slopes * (0.5 / n))
+        gather = [
+            sparse.csr_matrix((along[:, c], (3 * centre + c, np.arange(len(centre)))), (3 * n, len(centre)))
+            for c in range(3)
+        ]
+        force_rows.append(sum(each @ slopes for each in gather))
+    rows = [_ENERGY_WEIGHT * sparse.csr_matrix(np.hstack(energy_row))]
+    right = [np.array([_ENERGY_WEIGHT * (frame.energy or 0.0) / n])]
+    if frame.stress is not None and n > 0:
+        volume = float(frame.structure.volume()[0])
+        rows.append(_STRESS_WEIGHT * sparse.csr_matrix(np.hstack(strain_rows)))
+        right.append(_STRESS_WEIGHT * np.diag(frame.stress) * volume / n)
+    if frame.forces is not None:
+        rows.append(_FORCE_WEIGHT * sparse.hstack(force_rows).tocsr())
+        right.append(_FORCE_WEIGHT * frame.forces.ravel())
+    return sparse.vstack(rows).tocsr(), np.concatenate(right)
+
+
+def _curvatures(n_curves: int, n_elements: int) -> Array:
+    """Second differences of the coefficients of all curves, behind columns of zeros."""
+    one = np.diff(np.eye(_INTERVALS), n=2, axis=0)
+    return np.hstack([np.zeros((n_curves * len(one), n_elements)), np.kron(np.eye(n_curves), one)])
+
+
+def _curve(key: tuple[int, int], coefficients: Array, start: float, shortest: float) -> _Curve:
+    """The spline, with its wall within `start`."""
+    r = np.linspace(start, _REACH, 400)
+    values, slopes = _basis(r, start)
+    phi = values @ coefficients
+    inner = min(_NUCLEI * shortest, 0.9 * start)
+    nuclear = -_nuclear(np.array([inner, start]), key)[1]
+    # Where the fit does not repel at its own beginning, a tenth of the nuclear repulsion does.
+    steep = max(-float((slopes @ coefficients)[0]), 0.1 * float(nuclear[1]))
+    within = np.linspace(inner, start, 200)
+    slope = -np.exp(np.interp(within, [inner, start], np.log([nuclear[0], steep])))
+    rise = np.concatenate([[0.0], np.cumsum(0.5 * (slope[1:] + slope[:-1]) * np.diff(within))])
+    return _Curve(np.concatenate([within[:-1], r]), np.concatenate([(rise - rise[-1] + phi[0])[:-1], phi]), key)
+
+
+def compressed_frames(
+    frames: Sequence[Frame], wall: PairWall, settings: CompressionConfig, seed: int
+) -> list[CompressedFrame]:
+    """Structures beyond the data's edge, labelled by the wall.
+
+    Frames of the data, squeezed along all directions or one, take the difference of the wall's energies from their own
+    energy; crystals (fcc, bcc, diamond, simple cubic) of the same elements have the wall's energy as it is.
+
+    Arguments:
+        frames: training data. seed: of what is drawn.
+    """
+    kinds: dict[tuple[int, ...], list[Frame]] = {}
+    for frame in frames:
+        if frame.energy is not None and frame.n_atoms > 1:
+            kinds.setdefault(tuple(sorted(set(frame.structure.numbers.tolist()))), []).append(frame)
+    if not kinds:
+        return []
+    known = [_Kind.of(members) for members in kinds.values()]
+    rng = np.random.default_rng([seed, 2])
+    return [*_squeezed(known, wall, settings, rng), *_crystals(known, wall, settings, rng)]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Frames of the same elements: all, those that are not mostly vacuum, the smallest volume (Å³ per atom, infinite
+    where some are not periodic), and the lowest energy (eV/atom)."""
+
+    frames: tuple[Frame, ...]
+    dense: tuple[Frame, ...]
+    edge: float
+    lowest: float
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> _Kind:
+        volumes = np.array([_per_atom(frame) for frame in frames])
+        dense = [frame for frame, volume in zip(frames, volumes, strict=True) if volume <= 1.05 * np.median(volumes)]
+        lowest = min((frame.energy or 0.0) / frame.n_atoms for frame in frames)
+        return cls(tuple(frames), tuple(dense), float(volumes.min()), lowest)
+
+
+def _per_atom(frame: Frame) -> float:
+    """Å³ per atom; infinite where the frame is not fully periodic."""
+    return float(frame.structure.volume()[0]) / frame.n_atoms if bool(frame.structure.pbc.all()) else np.inf
+
+
+def _squeezed(
+    kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
+) -> list[CompressedFrame]:
+    """Frames of the data brought from their volume to one beyond the smallest in the data."""
+    wanted = settings.share * sum(frame.n_atoms for kind in kinds for frame in kind.frames)
+    weights = np.array([len(kind.frames) for kind in kinds]) / sum(len(kind.frames) for kind in kinds)
+    found: list[CompressedFrame] = []
+    total = 0
+    while total < wanted:
+        kind = kinds[int(rng.choice(len(kinds), p=weights))]
+        base = kind.dense[int(rng.integers(len(kind.dense)))]
+        along = _direction(rng) if rng.random() < 0.5 else None
+        # Even in the logarithm of the volume; one direction alone is not squeezed as far as all three.
+        smallest = settings.volume if along is None else settings.length
+        ratio = float(np.exp(rng.uniform(np.log(smallest), np.log(_FIRST))))
+        if np.isfinite(kind.edge):
+            ratio *= kind.edge / _per_atom(base)
+        structure = _deformed(base.structure, ratio, along)
+        rise = _rise(base.structure, wall, np.geomspace(1.0, ratio, _LEVELS)[1:], along)[-1]
+        tolerance = LEAST_TOLERANCE + settings.tolerance * abs(rise) / base.n_atoms
+        source = f"compressed:{base.source}:{len(found)}"
+        frame = Frame(structure, (base.energy or 0.0) + rise, None, None, "compressed", source)
+        found.append(CompressedFrame(frame, tolerance))
+        total += base.n_atoms
+    return found
+
+
+def _direction(rng: np.random.Generator) -> Array:
+    vector = rng.standard_normal(3)
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
+def _deformed(structure: Structure, ratio: float, along: Array | None) -> Structure:
+    """Volume times `ratio`, by lengths along all directions or along one."""
+    gradient = ratio ** (1.0 / 3.0) * np.eye(3) if along is None else np.eye(3) + (ratio - 1.0) * np.outer(along, along)
+    strain = torch.from_numpy(gradient)
+    return replace(structure, positions=structure.positions @ strain, cell=structure.cell @ strain)
+
+
+def _rise(structure: Structure, wall: PairWall, ratios: Array, along: Array | None) -> Array:
+    """[n] eV, by how much the wall's energy is above that of the structure at each of the falling `ratios`.
+
+    Pairs alone let open crystals slide into denser ones along some paths; here every step of compression costs energy.
+    """
+    energies = [wall.energy(structure), *(wall.energy(_deformed(structure, float(r), along)) for r in ratios)]
+    least = _LEAST_WORK * structure.n_atoms * -np.diff(np.log([1.0, *ratios]))
+    return np.cumsum(np.maximum(np.diff(energies), least))
+
+
+def _crystals(
+    kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
+) -> list[CompressedFrame]:
+    """Simple crystals of the elements of the frames, at fractions of the smallest volume in the data."""
+    kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
+    found: list[CompressedFrame] = []
+    # Of many combinations of elements, each crystal draws one.
+    for n in range(min(len(kinds), _MOST_KINDS)):
+        for lattice, along in product(_LATTICES, (None, *_AXES, _direction(rng))):
+            kind = kinds[n if len(kinds) <= _MOST_KINDS else int(rng.integers(len(kinds)))]
+            drawn = kind.frames[int(rng.integers(len(kind.frames)))].structure.numbers.numpy()
+            crystal = Structure.from_ase(_crystal(lattice, kind.edge, rng.choice(drawn, 2)))
+            ratios = np.geomspace(_FIRST, settings.volume if along is None else settings.length, _LEVELS)
+            rises = _rise(crystal, wall, ratios, along)
+            for ratio, energy in zip(ratios, rises + wall.energy(crystal), strict=True):
+                above = max(energy / crystal.n_atoms - kind.lowest, 0.0)
+                # How far the pair potential is off matters near the data, where the potential knows better.
+                tolerance = LEAST_TOLERANCE + wall.error * float(np.exp(-above)) + settings.tolerance * above
+                structure, source = _deformed(crystal, float(ratio), along), f"compressed:{lattice}:{len(found)}"
+                frame = Frame(structure, float(energy), None, None, "compressed", source)
+                found.append(CompressedFrame(frame, tolerance))
+    # Dense crystals have hundreds of neighbours per atom: of few data there are few of them, too.
+    most = max(_FEWEST_CRYSTALS, 2 * sum(len(kind.frames) for kind in kinds))
+    return [found[k] for k in sorted(rng.permutation(len(found))[:most])]
+
+
+def _crystal(lattice: str, volume: float, numbers: NDArray[np.int64]) -> Atoms:
+    """A primitive cell of one or two atoms, of these numbers, with `volume` Å³ per atom."""
+    crystal = bulk("X", lattice, a=1.0)
+    crystal.set_cell(crystal.cell * (volume * len(crystal) / crystal.get_volume()) ** (1.0 / 3.0), scale_atoms=True)
+    crystal.numbers = numbers[: len(crystal)]
+    return crystal
