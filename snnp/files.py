@@ -211,4 +211,4 @@ def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
     """
     for each in inputs:
         if path.exists() and each.exists() and os.path.samefile(path, each):
-            raise InputError(f"'{path}' is what is read from; choose another file to write to.")
+            raise InputError(f"'{path}' is the file that is read; choose another file to write to.")

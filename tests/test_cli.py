@@ -347,7 +347,7 @@ def test_no_input_is_written_onto_even_if_asked(run: Path, data: Path, tmp_path:
     ]
     (tmp_path / "start.png").write_text("data")
     for command in commands:
-        assert "is what is read from; choose another file" in _refused(*command, "--overwrite")
+        assert "is the file that is read; choose another file" in _refused(*command, "--overwrite")
     (tmp_path / "start.png").unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -109,7 +109,7 @@ def test_inputs_are_known_under_every_name(tmp_path: Path) -> None:
     (tmp_path / "link.xyz").symlink_to(tmp_path / "start.xyz")
     os.link(tmp_path / "start.xyz", tmp_path / "hard.xyz")
     for name in ("start.xyz", "link.xyz", "hard.xyz"):
-        with pytest.raises(InputError, match=rf"{name}' is what is read from; choose another file"):
+        with pytest.raises(InputError, match=rf"{name}' is the file that is read; choose another file"):
             refuse_inputs(tmp_path / name, [tmp_path / "start.xyz"])
     refuse_inputs(tmp_path / "new.xyz", [tmp_path / "start.xyz"])
 

@@ -65,6 +65,8 @@ def convert_command(
             splits.setdefault(split, []).append(path)
         else:
             splits.setdefault("train", []).append(source)
+    if Path(target).suffix.lower() == ".parquet" and not method.strip():
+        raise InputError("a dataset needs its level of theory; give it with --method, such as --method DFT-PBE.")
     prepare_output(
         Path(target), overwrite=overwrite, inputs=[Path(file) for group in splits.values() for file in group]
     )
