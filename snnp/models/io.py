@@ -132,11 +132,15 @@ def read_bounded(path: Path, most: int) -> bytes:
         return stream.read(most)
 
 
+def _is_savable(model: Potential) -> bool:
+    family = _FAMILIES.get(type(model).__name__)
+    return family is not None and isinstance(model, family.potential)
+
+
 def dump_model(model: Potential) -> tuple[str, bytes]:
     """The two files of a model folder: JSON text, and weights in the model's own float type."""
     name = type(model).__name__
-    family = _FAMILIES.get(name)
-    if family is None or not isinstance(model, family.potential):
+    if not _is_savable(model):
         raise InputError(f"models of class {name} cannot be saved; {', '.join(_FAMILIES)} can.")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = save(state)
@@ -158,7 +162,12 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
 
 
 def fingerprint(model: Potential) -> str:
-    """A sha256 of what a model computes: form, E0 and weights, in its own float type; metadata do not count."""
+    """A sha256 of what a model computes: form, E0 and weights, in its own float type; metadata do not count.
+
+    Empty for a model of a class of the caller's own, which no file can hold.
+    """
+    if not _is_savable(model):
+        return ""
     stored = json.loads(dump_model(model)[0])
     names = ("class", "elements", "config", "reference_energies", "dtype", "weights_sha256")
     return hashlib.sha256(json.dumps([stored[name] for name in names], sort_keys=True).encode()).hexdigest()

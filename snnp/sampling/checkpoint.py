@@ -80,7 +80,7 @@ class RunRecord:
 
     Arguments:
         model: name of the model; empty for one that had none.
-        model_sha256: `snnp.models.io.fingerprint` of it; empty in checkpoints of early versions.
+        model_sha256: `snnp.models.io.fingerprint` of it; empty in checkpoints of early versions, too.
         plan: further settings that a resumed run takes over: steps, intervals, names of the files.
         clock: a step, and the time in fs then: later times follow from the time step.
         changes: settings that were changed on resuming, as `{"step": ..., "setting": ..., "before": ..., "now": ...}`.
