@@ -23,6 +23,7 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from typer.testing import CliRunner, Result
 
@@ -33,6 +34,7 @@ from snnp.errors import InputError
 from snnp.kernels.library import native_target
 from snnp.models import SplineNNP, list_models, load_model, save_model, special_cases
 from snnp.models.ensemble import Ensemble
+from snnp.sampling import MDProgress, MDSettings, build_structure, run_md
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
@@ -373,9 +375,52 @@ def test_a_resumed_run_keeps_what_is_not_said_again(run: Path, tmp_path: Path) -
     assert len(read(tmp_path / "cu.xyz", index=":")) == 5
     assert not (tmp_path / "cu.csv").exists()
     assert not (tmp_path / "cu.png").exists()
-    assert "dt_fs is 1.0 but the run to resume had 2.0" in _refused(*start, "--resume", "--dt", 1, "--steps", 30)
+    assert "--dt is 1.0 but the run to resume had 2.0" in _refused(*start, "--resume", "--dt", 1, "--steps", 30)
     _snnp(*start, "--resume", "--dt", 1, "--steps", 30, "--accept-changes")
     assert (tmp_path / "log.csv").read_text().splitlines()[-1].startswith("30,0.050000")
+
+
+def test_a_resumed_run_keeps_its_ensemble(run: Path, tmp_path: Path) -> None:
+    """Ramp, thermostat, held atoms and equilibration are the checkpoint's; the run ends as one without a stop."""
+
+    def stop(now: MDProgress) -> None:
+        if now.step > 20:
+            raise KeyboardInterrupt
+
+    slab = bulk("Cu", cubic=True) * (2, 2, 2)
+    slab.set_constraint(FixAtoms([7]))
+    write(tmp_path / "slab.vasp", slab)
+    start, parts, whole = ["md", run, tmp_path / "slab.vasp"], tmp_path / "parts.xyz", tmp_path / "whole.xyz"
+    asked = ["--engine", "native", "--temperature", "400:100", "--thermostat", "bussi", "--fix", "0-1", "--steps", 40]
+    asked += ["--equilibrate", 5, "--friction", 20, "--every", 10, "--checkpoint-every", 20, "--trajectory", whole]
+    _snnp(*start, *asked)
+    settings = MDSettings(
+        **{"temperature_k": 400.0, "temperature_end_k": 100.0, "thermostat": "bussi", "fix": "0-1", "steps": 40},
+        **{"equilibrate": 5, "friction_per_ps": 20.0, "trajectory_interval": 10, "checkpoint_interval": 20},
+        **{"trajectory": parts, "log": parts.with_suffix(".csv"), "checkpoint": parts.with_suffix(".npz")},
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_md(run, build_structure(str(tmp_path / "slab.vasp")), settings, engine="native", report=stop)
+    for words, message in (
+        (["--temperature", 400], "--temperature K:K is None but the run to resume had 100.0"),
+        (
+            ["--thermostat", "langevin", "--accept-changes"],
+            "thermostat is 'langevin' but the run to resume had 'bussi'",
+        ),
+        (
+            ["--fix", "0", "--accept-changes"],
+            "fix is '0' but the run to resume had '0-1'; keep it, or start a new run.",
+        ),
+        (["--equilibrate", 9], "equilibrate is 9 but the run to resume had 5"),
+        (["--steps", 50], "steps is 50 but the run to resume had 40"),
+    ):
+        assert message in _refused(*start, "--trajectory", parts, "--resume", *words)
+    write(tmp_path / "free.vasp", bulk("Cu", cubic=True) * (2, 2, 2))
+    line = _refused("md", run, tmp_path / "free.vasp", "--trajectory", parts, "--resume")
+    assert "atom 7 is fixed in the checkpoint" in line
+    assert "the first 5 steps" in _snnp(*start, "--trajectory", parts, "--resume", "--minimise").stdout
+    assert parts.read_bytes() == whole.read_bytes()
+    assert parts.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
 
 
 def test_a_run_that_blew_up_is_mended_with_a_smaller_step(run: Path, tmp_path: Path) -> None:
@@ -439,6 +484,47 @@ def test_md_without_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = _json("md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--steps", 2, *nothing)
     assert result["files"] == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_md_ramps_holds_and_minimises(run: Path, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms.rattle(0.15, seed=1)
+    atoms.set_constraint(FixAtoms([7]))
+    write(tmp_path / "start.vasp", atoms)  # with selective dynamics
+    asked = [
+        "md",
+        run,
+        tmp_path / "start.vasp",
+        "--engine",
+        "ase",
+        "--trajectory",
+        tmp_path / "a.xyz",
+        "--plot",
+        "none",
+    ]
+    asked += ["--steps", 20, "--every", 20, "--temperature", "10:5", "--thermostat", "bussi"]
+    asked += ["--fix", "0-1", "--minimise"]
+    text = _snnp(*asked, "--equilibrate", 10).stdout
+    assert "a ramp from 10 to 5 K" in text
+    assert "the first 10 steps; no mean holds them" in text
+    first, last = read(tmp_path / "a.xyz", index=0), read(tmp_path / "a.xyz", index=-1)
+    held = [0, 1, 7]
+    assert np.abs(first.positions - atoms.positions)[2:7].max() > 0.05  # minimised
+    assert np.abs(first.positions - atoms.positions)[held].max() < 1e-6
+    assert np.array_equal(first.positions[held], last.positions[held])
+    assert np.abs(first.positions - last.positions)[2:7].min() > 0.0
+    wrong = CliRunner().invoke(app, [str(word) for word in [*asked, "--temperature", "10-5"]])
+    assert "--temperature '10-5' is not understood" in wrong.output
+
+
+def test_md_prints_no_number_that_means_nothing(run: Path, tmp_path: Path) -> None:
+    arguments = ["md", run, "fcc:Cu:2x2x2", "--engine", "ase", "--trajectory", tmp_path / "a.xyz", "--plot", "none"]
+    told = _json(*arguments, "--ensemble", "nve", "--steps", 10)
+    assert told["drift_mev_per_atom_per_ns"] is None
+    assert told["temperature_std_k"] is None
+    assert told["mean_temperature_k"] > 0.0
+    again = _json(*arguments, "--ensemble", "nve", "--steps", 10, "--resume")
+    assert (again["steps"], again["ns_per_day"]) == (0, None)
 
 
 def test_relax_finds_a_minimum(run: Path, tmp_path: Path) -> None:

@@ -185,7 +185,8 @@ def test_wrong_contents(tmp_path: Path, message: str) -> None:
 def test_cut_short_and_nonsense(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     cases = {
-        "is no parquet file": [b"", b"PAR1", content[:-1], content[: len(content) // 2], b"x" * 100],
+        "is empty": [b""],
+        "is no parquet file": [b"PAR1", content[:-1], content[: len(content) // 2], b"x" * 100],
         "claims a footer of": [content[:-8] + struct.pack("<I", 1 << 31) + b"PAR1"],
         "cannot be read as parquet": [content[:-600] + b"\xff" * 592 + content[-8:]],
     }

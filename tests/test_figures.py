@@ -15,6 +15,7 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from matplotlib.figure import Figure
 
+from snnp.analysis.compression import Compression, Hole
 from snnp.analysis.page import draw_page
 from snnp.analysis.stability import StabilityRun
 from snnp.benchmarks.pictures import draw_comparison, draw_scaling
@@ -158,7 +159,15 @@ def test_examined_model() -> None:
         runs = [
             Run(f"{each} crystal with a name", True, seen, r, 10.0**k * np.sin(r)) for k, each in enumerate(ALLOY[:n])
         ]
-        model_pictures(dimers, runs, Scaling([108, 864, 4000][:n], [1e-3, 9e-3, 2e-2][:n]))
+        ways = ("hydrostatic", "[100]", "[110]", "[111]")
+        hole = Hole(0.6, 3.0, 90.0, -40.0, 0.4)
+        v = np.linspace(1.0, 0.2, 50)
+        scan = [
+            Compression(f"fcc {each}", way, True, v, (10.0 ** (k % 5)) * (1.0 - v) ** 2, hole if k == 1 else None)
+            for k, each in enumerate(ALLOY[:n])
+            for way in ways
+        ]
+        model_pictures(dimers, scan, runs, Scaling([108, 864, 4000][:n], [1e-3, 9e-3, 2e-2][:n]))
 
 
 def test_benchmarks(repository: Path, tmp_path: Path) -> None:

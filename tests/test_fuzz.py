@@ -1,4 +1,7 @@
-"""What fuzzing has found stays mended, and a short run of every target finds nothing new."""
+"""Readers of data: what fuzzing has found stays mended, and a short run of every target finds nothing new.
+
+More of them: `python tests/fuzz/readers.py --seconds 600`.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,8 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-driver = _load("driver")
-TARGETS = [
-    target
-    for path in sorted(FOLDER.glob("*.py"))
-    if path.stem != "driver"
-    for target in getattr(_load(path.stem), "TARGETS", [])
-]
+driver = sys.modules["driver"] if "driver" in sys.modules else _load("driver")
+TARGETS = _load("readers").TARGETS
 
 
 @pytest.fixture(autouse=True)

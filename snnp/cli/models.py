@@ -241,13 +241,10 @@ def energy_command(
 
 def _all_frames(text: str) -> list[Atoms]:
     """Every structure of a file, or the one that a specification names."""
-    from snnp.data.atoms import to_atoms
-    from snnp.data.reader import read_any
+    from snnp.data.reader import read_images
     from snnp.sampling import build_structure
 
-    if not Path(text).is_file():
-        return [build_structure(text)]
-    return [atoms for block in read_any(text, labelled=False) for atoms in to_atoms(block)]
+    return read_images(text) if Path(text).is_file() else [build_structure(text)]
 
 
 def _single_point(potential: Potential, atoms: Atoms) -> Atoms:

@@ -61,7 +61,10 @@ _OPTIONS = {
     "--energy-key": "energy energy_name e_key",
     "--forces-key": "forces force_key force_name f_key",
     "--stress-key": "stress virial_key virials_key stress_name",
-    "--ensemble": "nvt nve npt thermostat",
+    "--ensemble": "nvt nve npt",
+    "--equilibrate": "equilibration equil burn_in warmup n_equilibration",
+    "--fix": "freeze frozen fixed constrain hold",
+    "--minimise": "relax optimize optimise minimization",
     "--json": "j format output_format",
 }
 _COMMANDS = {

@@ -18,7 +18,8 @@ from snnp.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from snnp.sampling import MDProgress, MDResult, MDSettings, RelaxProgress
+    from snnp.models.potential import Potential
+    from snnp.sampling import MDProgress, MDResult, MDSettings, RelaxProgress, RelaxResult
     from snnp.signals import Interrupted
 
 __all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
@@ -27,6 +28,8 @@ MD_EXAMPLES = examples(
     "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
     "snnp md snnp-cu fcc:Cu:6x6x6:a=3.63 --ensemble npt --pressure 1 --trajectory cu.dcd",
     "snnp md snnp-si start.cif --engine ase --ensemble nve --dt 0.5 --dtype float64 --json",
+    "snnp md snnp-si diamond:Si:3x3x3 --temperature 2500:300 --thermostat bussi --steps 50000",
+    "snnp md snnp-al slab.vasp --fix 0-15 --minimise --equilibrate 1000 --steps 20000",
     "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
     "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
@@ -37,15 +40,18 @@ RELAX_EXAMPLES = examples(
     "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
 )
 
+_MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
+"""eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
+
 
 _COMPANIONS = {"log": ".csv", "plot": ".png", "checkpoint": ".npz"}
 _SETTINGS = {
-    **{"ensemble": "ensemble", "temperature": "temperature_k", "pressure": "pressure_gpa", "steps": "steps"},
-    **{"dt": "dt_fs", "friction": "friction_per_ps", "seed": "seed", "dtype": "dtype", "device": "device"},
+    **{"pressure": "pressure_gpa", "dt": "dt_fs", "friction": "friction_per_ps"},
     **{"every": "trajectory_interval", "log_every": "log_interval", "checkpoint_every": "checkpoint_interval"},
-    **{name: name for name in ("resume", "accept_changes", "new_velocities", "overwrite")},
+    **{name: name for name in ("ensemble", "thermostat", "barostat", "fix", "equilibrate", "steps", "seed")},
+    **{name: name for name in ("dtype", "device", "resume", "accept_changes", "new_velocities", "overwrite")},
 }
-"""Options of `snnp md` and the settings that they are."""
+"""Options of `snnp md` and the settings that they are; `--temperature`, which may be two, aside."""
 _AGAIN = {name: name for name in ("engine", "topology", "trajectory", "checkpoint", "device", "threads")}
 _AGAIN |= {"file_format": "format"}
 """Options that must be said again on resuming."""
@@ -59,6 +65,20 @@ class Ensemble(StrEnum):
     npt = "npt"
 
 
+class Thermostat(StrEnum):
+    """What keeps the temperature."""
+
+    langevin = "langevin"
+    bussi = "bussi"
+
+
+class Barostat(StrEnum):
+    """What the barostat changes: the volume, or the three lengths of a rectangular cell."""
+
+    isotropic = "isotropic"
+    anisotropic = "anisotropic"
+
+
 _Engine = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
@@ -67,7 +87,13 @@ _Ensemble = Annotated[
     Ensemble | None, typer.Option(help="Constant energy, temperature, or temperature and pressure; default: nvt.")
 ]
 _Temperature = Annotated[
-    float | None, typer.Option("--temperature", "-T", metavar="K", help="Of start and thermostat, in K; default: 300.")
+    str | None,
+    typer.Option(
+        "--temperature",
+        "-T",
+        metavar="K[:K]",
+        help="Of start and thermostat, in K; two for a ramp, such as 3000:300; default: 300.",
+    ),
 ]
 _Pressure = Annotated[
     float | None, typer.Option("--pressure", "-P", metavar="GPA", help="Of the barostat (npt), in GPa; default: 0.")
@@ -77,8 +103,37 @@ _Steps = Annotated[
     typer.Option("--steps", "-n", metavar="N", help="Number of the last step, resumed runs included; default: 1000."),
 ]
 _TimeStep = Annotated[float | None, typer.Option("--dt", metavar="FS", help="Time step in fs; default: 1.")]
+_Thermostat = Annotated[
+    Thermostat | None,
+    typer.Option(
+        help="Langevin friction and noise, or stochastic velocity rescaling, which keeps momentum; default: langevin."
+    ),
+]
 _Friction = Annotated[
-    float | None, typer.Option(metavar="1/PS", help="Friction of the Langevin thermostat, in 1/ps; default: 1.")
+    float | None,
+    typer.Option(metavar="1/PS", help="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps; default: 1."),
+]
+_Barostat = Annotated[
+    Barostat | None,
+    typer.Option(help="Scale the cell as a whole, or each length of a rectangular cell; default: isotropic."),
+]
+_Fix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ATOMS", help="Atoms that stay where they are: elements, numbers, ranges; such as Cu,0-15,20."
+    ),
+]
+_Equilibrate = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="First steps, with a strong thermostat and left out of all means; default: 0.1 ps or more in nvt and npt "
+        "if velocities are drawn, else none.",
+    ),
+]
+_Minimise = Annotated[
+    bool,
+    typer.Option("--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."),
 ]
 _Trajectory = Annotated[
     str | None,
@@ -134,7 +189,12 @@ def md_command(
     engine: _Engine = None,
     ensemble: _Ensemble = None,
     temperature: _Temperature = None,
+    thermostat: _Thermostat = None,
     pressure: _Pressure = None,
+    barostat: _Barostat = None,
+    fix: _Fix = None,
+    minimise: _Minimise = False,
+    equilibrate: _Equilibrate = None,
     steps: _Steps = None,
     dt: _TimeStep = None,
     friction: _Friction = None,
@@ -159,30 +219,74 @@ def md_command(
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
     from snnp.hub import load_pinned
-    from snnp.sampling import build_structure, run_md
-    from snnp.signals import Interrupted
 
     asked = dict(locals())  # the options by name
     settings, chosen = _settings(asked)
     _set_threads(threads)
     _, pinned = load_pinned(model)  # a wrong name is said before anything else is built
+    result = _simulate(pinned, settings, chosen, asked)
+    if as_json:
+        print_json({"model": pinned, "structure": structure, **result.to_json()})
+    else:
+        _print_md(result, settings)
+
+
+def _simulate(model: str, settings: MDSettings, engine: str, asked: dict[str, Any]) -> MDResult:
+    from snnp.sampling import build_structure, run_md
+    from snnp.signals import Interrupted
+
     _prepare_outputs(settings, asked)
-    atoms = build_structure(structure, file_format=file_format, topology=topology)
+    atoms = build_structure(asked["structure"], file_format=asked["file_format"], topology=asked["topology"])
     _say_velocities(atoms, settings)
-    with progress_bar(f"{settings.ensemble} with {chosen}", settings.steps) as update:
+    if asked["minimise"] and not settings.resume:
+        atoms = _minimised(model, atoms, settings.fix)
+    with progress_bar(f"{settings.ensemble} with {engine}", settings.steps) as update:
 
         def report(now: MDProgress) -> None:
             update(now.step, note=f"{now.sample.temperature_k:.0f} K  {number(now.ns_per_day)} ns/day")
 
         try:
-            result = run_md(pinned, atoms, settings, engine=chosen, report=report)
+            return run_md(model, atoms, settings, engine=engine, report=report)
         except Interrupted as stop:
-            _say_interrupted(stop, settings, {**asked, "engine": chosen})
+            _say_interrupted(stop, settings, {**asked, "engine": engine})
             raise typer.Exit(128 + stop.signum) from None
-    if as_json:
-        print_json({"model": pinned, "structure": structure, **result.to_json()})
-    else:
-        _print_md(result, settings.dt_fs)
+
+
+def _temperatures(text: str) -> dict[str, float | None]:
+    """`300` or a ramp `3000:300`; one without the other is no setting."""
+    first, colon, last = text.partition(":")
+    try:
+        return {"temperature_k": float(first), "temperature_end_k": float(last) if colon else None}
+    except ValueError:
+        raise InputError(
+            f"--temperature '{text}' is not understood; give K, such as 300, or a ramp 3000:300."
+        ) from None
+
+
+def _minimised(model: str, atoms: Atoms, fix: str | None) -> Atoms:
+    """The atoms at the nearest minimum; held ones where they were."""
+    from ase.constraints import FixAtoms
+
+    from snnp.sampling.ensemble import held_atoms
+
+    start = atoms.copy()
+    start.set_constraint(FixAtoms(mask=held_atoms(atoms, fix)))
+    result = _relaxed(model, start, fmax=_MINIMISE_FMAX, steps=_MINIMISE_STEPS)
+    if not result.converged:
+        warn(f"not relaxed after {result.steps} steps: {result.max_force_ev_per_angstrom:.3g} eV/Å are left.")
+    return result.atoms
+
+
+def _relaxed(model: str | Potential, atoms: Atoms, *, steps: int, **more: Any) -> RelaxResult:
+    """`relax` with a progress bar."""
+    from snnp.sampling import relax
+
+    with progress_bar("relaxing", steps) as update:
+
+        def report(now: RelaxProgress) -> None:
+            update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
+
+        return relax(model, atoms, steps=steps, report=report, **more)
 
 
 def _say_interrupted(stop: Interrupted, settings: MDSettings, asked: dict[str, Any]) -> None:
@@ -212,8 +316,9 @@ def _settings(asked: dict[str, Any]) -> tuple[MDSettings, str]:
                 files[name] = None if plan[name] is None else files["checkpoint"].parent / Path(plan[name]).name
         before = found.settings | {name: plan[name] for name in ("steps", "checkpoint_interval") if name in plan}
     given = {setting: asked[option] for option, setting in _SETTINGS.items() if asked[option] is not None}
-    if "ensemble" in given:
-        given["ensemble"] = given["ensemble"].value
+    given |= {name: value.value for name, value in given.items() if isinstance(value, StrEnum)}
+    if asked["temperature"] is not None:
+        given |= _temperatures(asked["temperature"])
     return MDSettings(**{**before, **given, **files}), engine or _default_engine()
 
 
@@ -278,15 +383,22 @@ def _default_engine() -> str:
     return "openmm" if importlib.util.find_spec("openmm") is not None else "ase"
 
 
-def _print_md(result: MDResult, dt_fs: float) -> None:
-    per_atom = 1e6 * result.seconds / max(result.steps * result.n_atoms, 1)
+def _print_md(result: MDResult, settings: MDSettings) -> None:
     pairs = {
         "run": f"{result.ensemble} with {result.engine}, {result.n_atoms:,} atoms",
         "steps": f"{result.first_step} to {result.last_step}",
-        "time": f"{result.steps * dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
-        "speed": f"{number(result.ns_per_day)} ns/day ({number(per_atom)} µs per atom and step)",
-        "temperature": f"{result.mean_temperature_k:.1f} ± {result.temperature_std_k:.1f} K",
+        "time": f"{result.steps * settings.dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
     }
+    if result.ns_per_day is not None:
+        per_atom = 1e6 * result.seconds / (result.steps * result.n_atoms)
+        pairs["speed"] = f"{number(result.ns_per_day)} ns/day ({number(per_atom)} µs per atom and step)"
+    if result.equilibration:
+        pairs["equilibration"] = f"the first {result.equilibration} steps; no mean holds them"
+    if settings.temperature_end_k is not None:
+        pairs["temperature"] = f"a ramp from {settings.temperature_k:g} to {settings.temperature_end_k:g} K"
+    elif result.mean_temperature_k is not None:
+        spread = "" if result.temperature_std_k is None else f" ± {result.temperature_std_k:.1f}"
+        pairs["temperature"] = f"{result.mean_temperature_k:.1f}{spread} K"
     if result.drift_mev_per_atom_per_ns is not None:
         pairs["energy drift"] = f"{number(result.drift_mev_per_atom_per_ns)} meV/atom/ns"
     if result.mean_pressure_gpa is not None and result.mean_volume_a3 is not None:
@@ -318,7 +430,7 @@ def relax_command(
 ) -> None:
     """Move the atoms (and the cell) of a structure to the nearest minimum of the energy."""
     from snnp.hub import load_pinned
-    from snnp.sampling import build_structure, relax
+    from snnp.sampling import build_structure
 
     if pressure and cell is False:
         raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
@@ -328,12 +440,7 @@ def relax_command(
     if out is not None:
         prepare_output(out, overwrite=overwrite, inputs=inputs)
     cell = bool(cell or pressure)
-    with progress_bar("relaxing", steps) as update:
-
-        def report(now: RelaxProgress) -> None:
-            update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
-
-        result = relax(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure, report=report)
+    result = _relaxed(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure)
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:

@@ -23,6 +23,7 @@ Pair = tuple[str, str | None, str]  # name, text of the value (None: a word alon
 
 _SPECIAL = frozenset({"Lattice", "stress", "virial"})  # nine numbers of a 3x3 matrix, column by column
 _PERIODIC = frozenset({"boundary", "boundaries", "boundary_conditions", "periodic", "periodicity"})
+_LENGTHS = frozenset(map(len, ("pbc", "Lattice", "Properties")))
 _LATTICE = re.compile(r"[\s\[({]*[-+.\d]|_JSON")  # what may be a cell, unlike lattice=fcc
 _PROPERTIES = re.compile(r"[^:\s]+:[RISL]:")
 _CELLS = frozenset({"cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors", "celldm"})
@@ -96,6 +97,8 @@ def read_comment(comment: str, where: str, known: dict[tuple[str, str], Any]) ->
 
 def _canonical(name: str, text: str) -> str:
     """`Lattice`, `Properties` and `pbc` in any case, where the value may be one: lattice=fcc is something else."""
+    if len(name) not in _LENGTHS:
+        return name
     lower = name.lower()
     if lower == "lattice" and (name == "Lattice" or _LATTICE.match(text)):
         return "Lattice"
@@ -232,7 +235,7 @@ def _boundaries(text: str, where: str) -> list[bool]:
 
 def _unify_boundaries(values: dict[str, Any], texts: dict[str, str | None], where: str) -> None:
     """Take `boundary="p p f"` for `pbc`; beside `pbc` it must agree, if it is of that form."""
-    for name in [name for name in values if name.lower() in _PERIODIC]:
+    for name in [name for name in values if name[:1] in "bBpP" and name.lower() in _PERIODIC]:
         text = texts[name] or "T"
         if "pbc" not in values:
             values["pbc"] = _boundaries(text, where)

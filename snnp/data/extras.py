@@ -93,7 +93,7 @@ def _check_names(extras: Extras, where: str) -> None:
     if strange or len(set(labels)) < 3 or any(name in usual and name != what for what, name in extras.names.items()):
         raise DataError(f"{where}: the metadata give labels names that stand for something else; do not use them.")
     # Its own form of a stress may lie beside it; whether it is the same is looked at where it is used.
-    info = {name: value for name, value in extras.info.items() if not name == labels[2] != "stress"}
+    info = {str(name): value for name, value in extras.info.items() if not name == labels[2] != "stress"}
     bad = [f"info[{name!r}]" for name, value in info.items() if name in labels or _stands_for_cell(name, value)]
     bad += [f"arrays[{name!r}]" for name in extras.arrays if name in labels or name in _ATOMS]
     if bad:
@@ -103,9 +103,9 @@ def _check_names(extras: Extras, where: str) -> None:
         )
 
 
-def _stands_for_cell(name: object, value: Any) -> bool:
+def _stands_for_cell(name: str, value: Any) -> bool:
     """Whether extended XYZ would take it for the cell, the boundaries or the columns; not so lattice=fcc."""
-    lower = str(name).lower()
+    lower = name.lower() if name[:1] in ("p", "P", "l", "L") else ""
     return lower in ("pbc", "properties") or (lower == "lattice" and not (name != "Lattice" and isinstance(value, str)))
 
 

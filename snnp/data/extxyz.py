@@ -29,7 +29,7 @@ from snnp.data.extras import Extras, pack
 from snnp.data.labels import Keys, Names, Shape, Units, choose_names, in_usual_units, take_labels
 from snnp.errors import DataError
 
-__all__ = ["PACKED", "ROWS", "read_blocks", "read_one"]
+__all__ = ["PACKED", "ROWS", "read_blocks", "read_plain"]
 
 ROWS = 2048  # frames per block
 _PIECE = 1 << 24  # bytes of a file looked at in one go
@@ -118,30 +118,36 @@ def read_blocks(
             yield _block(run, names, label, keys.units, (lambda name: True) if extras else None)
 
 
-def read_one(path: str | Path, index: int = -1) -> Block:
-    """One frame with all that it says but results; lines of atoms may have more than is described.
+def read_plain(path: str | Path, index: int | None = None) -> Iterator[Block]:
+    """Frames with all they say but results, none of it taken for a label; plain XYZ may have remarks behind columns.
 
     Arguments:
         path: the file.
-        index: of the frame, from the end where negative.
+        index: of one frame, from the end where negative; None: all frames.
 
     Raises:
         DataError: as `read_blocks`, and where there is no such frame.
     """
     path = Path(path)
+    names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
     with _opened(path) as stream:
-        last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
-        number = 0
-        for text in _texts(stream, path.name):
-            last.append(text)
-            number += 1
-            if text.index == index:
-                break
+        texts = _texts(stream, path.name)
+        chosen = texts if index is None else iter([_one(texts, path, index)])
+        for run in _runs(chosen, path.name, lenient=True):
+            yield _block(run, names, path.name, Units(), lambda name: name not in all_properties)
+
+
+def _one(texts: Iterator[_Text], path: Path, index: int) -> _Text:
+    last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
+    number = 0
+    for text in texts:
+        last.append(text)
+        number += 1
+        if text.index == index:
+            break
     if number < (-index if index < 0 else index + 1):
         raise DataError(f"{path} has {number} frames, there is none at {index}.")
-    names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
-    (run,) = _runs(iter([last[0]]), path.name, lenient=True)
-    return _block(run, names, path.name, Units(), lambda name: name not in all_properties)
+    return last[0]
 
 
 class _Packed(io.RawIOBase):
@@ -190,6 +196,7 @@ def _at(label: str, text: _Text) -> str:
 def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
     """The frames as text; lines are found in large pieces of the file."""
     index, number, rest, ended = 0, 1, b"", False
+    numbers: dict[bytes, int] = {}  # sizes repeat
     size = stream.seek(0, 2) if not isinstance(stream, _Packed) else None
     stream.seek(0)
     while not ended:
@@ -207,16 +214,15 @@ def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
             if (end := blank.end()) >= starts[line + 1]:  # blank lines between frames
                 line = min(int(np.searchsorted(starts, end, side="right")) - 1, last)
                 continue
-            where = f"{label}#{index} (line {number + line})"
-            n = _number_of_atoms(text[starts[line] : starts[line + 1]], where, index == 0)
-            if size is not None and n * _LEAST_LINE - 1 > size:
-                raise DataError(f"{where}: {n:,} atoms are announced, more than a file of {size:,} bytes can hold.")
+            head = text[starts[line] : starts[line + 1]]
+            if (n := numbers.get(head, 0)) == 0:
+                n = numbers[head] = _number_of_atoms(head, f"{label}#{index} (line {number + line})", index == 0, size)
             if line + 2 + n > last:
                 break
             try:
                 comment = text[starts[line + 1] : starts[line + 2]].decode().strip()
             except UnicodeDecodeError:
-                raise DataError(f"{where}: the comment line is no text in UTF-8.") from None
+                raise DataError(f"{label}#{index} (line {number + line}): the comment is no text in UTF-8.") from None
             yield _Text(index, number + line, n, comment, text[starts[line + 2] : starts[line + 2 + n]])
             line += 2 + n
             index += 1
@@ -227,7 +233,7 @@ def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
         raise DataError(f"{label} is empty; expected at least one structure.")
 
 
-def _number_of_atoms(head: bytes, where: str, first: bool) -> int:
+def _number_of_atoms(head: bytes, where: str, first: bool, size: int | None) -> int:
     head = head.removeprefix(b"\xef\xbb\xbf") if first else head
     try:
         n = integer(head.decode())
@@ -240,6 +246,8 @@ def _number_of_atoms(head: bytes, where: str, first: bool) -> int:
         )
     if n > _MOST_ATOMS:
         raise DataError(f"{where}: {n:,} atoms are announced, more than the {_MOST_ATOMS:,} that a frame may have.")
+    if size is not None and n * _LEAST_LINE - 1 > size:
+        raise DataError(f"{where}: {n:,} atoms are announced, more than a file of {size:,} bytes can hold.")
     return n
 
 

@@ -13,12 +13,12 @@ from ase.io.formats import UnknownFileTypeError, filetype
 
 from snnp.data.atoms import block_from_atoms, to_atoms
 from snnp.data.block import Block
-from snnp.data.extxyz import PACKED, read_blocks, read_one
+from snnp.data.extxyz import PACKED, read_blocks, read_plain
 from snnp.data.labels import Keys, Units, in_usual_units
 from snnp.data.source import ParquetSource
 from snnp.errors import DataError, near_matches
 
-__all__ = ["XYZ", "holds_xyz", "is_xyz", "labels_of", "read_any", "read_atoms"]
+__all__ = ["XYZ", "holds_xyz", "is_xyz", "labels_of", "read_any", "read_atoms", "read_images"]
 
 XYZ = (".xyz", ".extxyz")
 _GUESSED = ("extxyz", "xyz")  # what ASE would read as extended XYZ
@@ -90,9 +90,23 @@ def read_atoms(path: str | Path, index: int = -1) -> Atoms:
         DataError: for a file that is empty or not understood, or has no such frame.
     """
     _check_file(Path(path))
-    (found,) = to_atoms(read_one(path, index))
-    found.calc = None
+    (block,) = read_plain(path, index)
+    (found,) = to_atoms(block)
     return found
+
+
+def read_images(path: str | Path) -> list[Atoms]:
+    """All structures of a file of any format; their labels, if there are any, are not asked for.
+
+    Raises:
+        DataError: for a file that is missing, empty, unreadable or not understood.
+    """
+    path = Path(path)
+    _check_file(path)
+    if path.suffix.lower() != ".parquet" and not holds_xyz(path):
+        return _images(path)
+    blocks = read_any(path) if path.suffix.lower() == ".parquet" else read_plain(path)
+    return [atoms for block in blocks for atoms in to_atoms(block)]
 
 
 def labels_of(files: list[Path]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from snnp.data import Frame
 from snnp.doctor import coverage, duplicates, labels, mixture
 from snnp.doctor.consensus import Consensus, consensus_of, spread
@@ -64,10 +66,7 @@ def examine_data(
     seen = survey(frames_by_split)
     units, wrong = labels.check_units(seen)
     # What is in other units would be taken for the opinion of the set: the rest is examined without it.
-    sound = seen
-    if wrong.any() and not wrong.all():
-        rest = [(frame, split) for frame, split, bad in zip(seen.frames, seen.split, wrong, strict=True) if not bad]
-        sound = survey({name: [frame for frame, split in rest if split == name] for name in seen.splits})
+    sound = _without(seen, wrong)
     consensus = consensus_of(sound, labels.FORCE_FACTORS)
     asked = {finding.check for finding in units}
     clusters = duplicates.find_clusters(seen)
@@ -99,6 +98,14 @@ def examine_data(
         pictures=data_pictures(sound, consensus) if pictures else (),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _without(seen: Survey, wrong: np.ndarray) -> Survey:
+    """The survey of the other frames; of all where none or all are wrong."""
+    if not wrong.any() or wrong.all():
+        return seen
+    rest = [(frame, split) for frame, split, bad in zip(seen.frames, seen.split, wrong, strict=True) if not bad]
+    return survey({name: [frame for frame, split in rest if split == name] for name in seen.splits})
 
 
 def _facts(seen: Survey, consensus: Consensus) -> dict[str, object]:

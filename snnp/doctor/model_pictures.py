@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from snnp.doctor.dimers import Dimer
 from snnp.doctor.dynamics import Run, Scaling
 from snnp.doctor.report import Picture
 from snnp.figures import COLOURS, GREY, colours, new_figure, plain_ticks, png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["model_pictures"]
 
@@ -29,8 +33,6 @@ def model_pictures(
 
 
 def _dimers(dimers: list[Dimer]) -> Picture:
-    from matplotlib.ticker import FuncFormatter
-
     # Those with holes come first, in case there are too many to draw.
     shown = sorted(dimers, key=lambda each: each.hole is None)[:_MOST_PANELS]
     columns = min(_COLUMNS, len(shown))
@@ -46,10 +48,7 @@ def _dimers(dimers: list[Dimer]) -> Picture:
         if dimer.hole is not None:
             panel.axvline(dimer.hole, color=COLOURS[1], lw=1.0, ls="--")
         lowest = float(dimer.energy[finite].min(initial=0.0))
-        panel.set_yscale("symlog", linthresh=1.0)
-        panel.set_yticks([-100.0, -10.0, -1.0, 0.0, 1.0, 10.0, 100.0, 1000.0], minor=False)
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.set_ylim(1.5 * lowest - 0.3, 1000.0 if dimer.energy[finite].max(initial=0.0) > _TOP else _TOP)
+        _symmetric_scale(panel, lowest, 600.0 if dimer.energy[finite].max(initial=0.0) > _TOP else _TOP / 1.5)
         panel.set_title("-".join(dimer.pair), fontsize=9)
         panel.tick_params(labelsize=7)
         plain_ticks(panel.xaxis)
@@ -63,6 +62,19 @@ def _dimers(dimers: list[Dimer]) -> Picture:
     return Picture("Dimers", caption, png(drawn))
 
 
+def _symmetric_scale(panel: Axes, low: float, high: float) -> None:
+    """Linear between -1 and 1, logarithmic beyond, a little wider than `low` to `high`; with few ticks."""
+    from matplotlib.ticker import FuncFormatter
+
+    low, high = 1.5 * low - 0.3, 1.5 * high
+    decades = [10.0**k for k in range(12) if 10.0**k <= max(high, -low)]
+    decades = decades[:: -(-len(decades) // 4) or 1]
+    panel.set_yscale("symlog", linthresh=1.0)
+    panel.set_yticks([each for each in (*(-one for one in decades), 0.0, *decades) if low <= each <= high])
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.set_ylim(low, high)
+
+
 def _compression(scan: Sequence[Compression]) -> Picture:
     systems = list(dict.fromkeys(each.system for each in scan))[:_MOST_PANELS]
     columns = min(_COLUMNS, len(systems))
@@ -72,17 +84,20 @@ def _compression(scan: Sequence[Compression]) -> Picture:
     for panel in panels[len(systems) :]:
         panel.set_axis_off()
     for panel, system in zip(panels, systems, strict=False):
-        for k, each in enumerate(one for one in scan if one.system == system):
+        mine = [each for each in scan if each.system == system]
+        for each, colour in zip(mine, colours(len(mine)), strict=True):
             finite = np.isfinite(each.energy)
-            panel.plot(each.ratio[finite], each.energy[finite], color=COLOURS[k % len(COLOURS)], lw=1.2, label=each.way)
+            panel.plot(each.ratio[finite], each.energy[finite], color=colour, lw=1.2, label=each.way)
             if each.hole is not None:
-                panel.plot(each.hole.ratio, each.hole.barrier, "v", color=COLOURS[k % len(COLOURS)], ms=5)
-        panel.axhline(0.0, color="#b8bcc2", lw=0.7)
-        panel.set_yscale("symlog", linthresh=1.0)
+                panel.plot(each.hole.ratio, each.hole.barrier, "v", color=colour, ms=5)
+        panel.axhline(0.0, color=GREY, lw=0.7)
+        seen = np.concatenate([each.energy[np.isfinite(each.energy)] for each in mine])
+        _symmetric_scale(panel, float(seen.min(initial=0.0)), float(seen.max(initial=1.0)))
+        plain_ticks(panel.xaxis)
         panel.set_title(system, fontsize=9)
         panel.tick_params(labelsize=7)
     handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper center", ncols=len(labels))
+    drawn.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper center", ncols=min(len(labels), 3))
     drawn.supxlabel("V / V0", fontsize=9)
     drawn.supylabel("energy (eV/atom)", fontsize=9)
     caption = (

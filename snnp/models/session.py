@@ -58,9 +58,7 @@ class Session:
         self._verlet = VerletList(self.potential.cutoff, self.skin)
         # Atomic numbers, and their indices in the model.
         self._known: tuple[NDArray[np.int64], NDArray[np.int32]] = np.zeros(0, np.int64), np.zeros(0, np.int32)
-        self._prepared: tuple[tuple[NativeKernel, NDArray[np.int32], NativeList, Array, int], PreparedCall] | None = (
-            None
-        )
+        self._prepared: tuple[_System, PreparedCall] | None = None
         self._moved: tuple[Neighbours, Neighbours] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:

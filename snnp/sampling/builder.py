@@ -102,7 +102,7 @@ def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
         try:
             return read_atoms(path, int(index))
         except DataError as error:
-            raise InputError(f"cannot read a structure from '{path}@{index}': {error}") from error
+            raise InputError(f"cannot read a structure from '{path}': {error}") from error
     units: dict[str, Any] = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
     try:
         with warnings.catch_warnings():

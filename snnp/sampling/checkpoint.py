@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 
 from snnp.errors import ConfigError, InputError
 from snnp.files import write_atomically
 from snnp.models.io import fingerprint
 from snnp.models.potential import Potential
+from snnp.sampling.ensemble import check_box, held_atoms, without_drift
 from snnp.sampling.settings import MDSettings
 from snnp.units import BOLTZMANN_EV_PER_K
 
@@ -51,8 +53,8 @@ _MISFITS = (
     ValueError,
 )
 _ZIP = (zipfile.BadZipFile, zlib.error)
-_UNCHANGEABLE = ("ensemble", "dtype")
-"""Settings that a checkpoint's own numbers depend on."""
+_UNCHANGEABLE = ("ensemble", "thermostat", "fix", "dtype")
+"""Settings that a checkpoint's own numbers depend on: degrees of freedom, and which momenta are zero, among them."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class Checkpoint:
     Arguments:
         engine: name of the engine that wrote it.
         step: number of steps done.
-        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity.
+        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity, and a FixAtoms constraint of held ones.
         state: the engine's own variables; empty at the start of a fresh run.
-        settings: `MDSettings.defining()` of the run.
+        settings: `MDSettings.defining()` of the run, with the number of its equilibration steps.
         files: how far the trajectory and the log had been written, by `"trajectory"` and `"log"`.
         record: model and plan of the run.
     """
@@ -116,6 +118,11 @@ class Checkpoint:
     settings: dict[str, Any]
     files: dict[str, FileMark]
     record: RunRecord = field(default_factory=RunRecord)
+
+    @property
+    def equilibration(self) -> int:
+        """Number of the run's first steps that are equilibration."""
+        return self.settings.get("equilibrate") or 0
 
 
 def starting_point(
@@ -137,16 +144,8 @@ def starting_point(
     """
     if len(structure) == 0:
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
-    if structure.constraints:
-        kinds = ", ".join(type(constraint).__name__ for constraint in structure.constraints)
-        raise InputError(
-            f"the structure has constraints ({kinds}), which molecular dynamics here does not keep; "
-            "remove them, or use the ASE calculator in a script of your own."
-        )
-    if settings.ensemble == "npt" and not structure.pbc.all():
-        raise ConfigError(
-            f"ensemble 'npt' needs a fully periodic structure, got pbc={structure.pbc.tolist()}; use 'nvt'."
-        )
+    held = held_atoms(structure, settings.fix)
+    check_box(structure, settings, int(held.sum()))
     record = RunRecord(
         model="" if isinstance(model, Potential) else str(model),
         model_sha256="" if potential is None else fingerprint(potential),
@@ -157,12 +156,17 @@ def starting_point(
         checkpoint = read_checkpoint(settings.checkpoint)
         _check_same_run(checkpoint, structure, settings, engine)
         _check_same_model(checkpoint, record, settings)
-        return _continued(checkpoint, record, settings)
+        checkpoint = _continued(checkpoint, record, settings)
+        _check_same_held(checkpoint, held, settings)
+        return checkpoint
     atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
     atoms.set_masses(structure.get_masses())
+    atoms.set_constraint(_constraint(held))
     brought = brings_momenta(structure) and not settings.new_velocities
-    atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms.get_masses(), settings))
-    return Checkpoint(engine, 0, atoms, EngineState(), settings.defining(), {}, record)
+    # Those of held atoms stay zero.
+    atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms, settings))
+    defining = {**settings.defining(), "equilibrate": settings.equilibration(drawn=not brought)}
+    return Checkpoint(engine, 0, atoms, EngineState(), defining, {}, record)
 
 
 def brings_momenta(structure: Atoms) -> bool:
@@ -170,13 +174,16 @@ def brings_momenta(structure: Atoms) -> bool:
     return bool(structure.has("momenta") and np.any(structure.get_momenta()))
 
 
-def _thermal_momenta(masses: np.ndarray, settings: MDSettings) -> np.ndarray:
+def _constraint(held: np.ndarray) -> FixAtoms | None:
+    return FixAtoms(mask=held) if held.any() else None
+
+
+def _thermal_momenta(atoms: Atoms, settings: MDSettings) -> np.ndarray:
     """[N, 3] momenta in ASE's units, sqrt(amu eV); without a total momentum where there is more than one atom."""
+    masses = atoms.get_masses()
     normal = np.random.default_rng(settings.seed).standard_normal((len(masses), 3))
     momenta = normal * np.sqrt(masses * BOLTZMANN_EV_PER_K * settings.temperature_k)[:, None]
-    if len(masses) > 1:
-        momenta -= masses[:, None] / masses.sum() * momenta.sum(axis=0)
-    return momenta
+    return without_drift(momenta, masses) if len(masses) > 1 and not atoms.constraints else momenta
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -205,6 +212,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         momenta=atoms.get_momenta(),
         cell=atoms.cell.array,
         pbc=atoms.pbc,
+        held=held_atoms(atoms, None),
         **arrays,
     )
     write_atomically(path, content.getvalue())
@@ -242,6 +250,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             record=_read_record(header.get("record")),
         )
         _check_state(found.state, len(atoms))
+        _count(found.equilibration)
         return found
     except InputError:
         raise
@@ -275,7 +284,11 @@ def _read_atoms(arrays: dict[str, np.ndarray]) -> Atoms:
     values = {name: _finite(name, arrays[name], shape) for name, shape in shapes.items()}
     if values["masses"].min() <= 0.0 or arrays["pbc"].shape != (3,):
         raise ValueError("masses are not positive, or periodicity is not of three directions")
+    held = arrays.get("held", np.zeros(n, dtype=bool))  # early versions held none
+    if held.shape != (n,) or held.dtype != bool:
+        raise ValueError("held does not say of each atom whether it stays where it is")
     atoms = Atoms(numbers, values["positions"], cell=values["cell"], pbc=arrays["pbc"], masses=values["masses"])
+    atoms.set_constraint(_constraint(held))
     atoms.set_momenta(values["momenta"])
     return atoms
 
@@ -366,13 +379,27 @@ def _model_text(record: RunRecord) -> str:
     return f"model '{record.model or 'without a name'}' (sha256 {record.model_sha256[:12]}…)"
 
 
+def _check_same_held(checkpoint: Checkpoint, held: np.ndarray, settings: MDSettings) -> None:
+    before = held_atoms(checkpoint.atoms, None)
+    if not np.array_equal(before, held):
+        first = int(np.flatnonzero(before != held)[0])
+        was, now = ("fixed", "free") if before[first] else ("free", "fixed")
+        raise InputError(
+            f"atom {first} is {was} in the checkpoint '{settings.checkpoint}' but {now} in the structure; resume with "
+            "the same structure, constraints included."
+        )
+
+
 def _continued(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> Checkpoint:
     """The checkpoint under the settings of now; changes are refused, or recorded where they are asked for."""
-    changes = []
-    for name, value in settings.defining().items():
+    changes, defining = [], settings.defining()
+    if defining["equilibrate"] is None:
+        defining["equilibrate"] = checkpoint.equilibration
+    # What early versions did not store they did as the defaults say, but without equilibration.
+    known = {"equilibrate": 0, **checkpoint.record.plan, **checkpoint.settings}
+    for name, value in defining.items():
         value = json.loads(json.dumps(value))
-        default = MDSettings.model_fields[name].default if name in MDSettings.model_fields else None
-        before = checkpoint.settings.get(name, default)
+        before = known.get(name, MDSettings.model_fields[name].default)
         if before == value:
             continue
         if not settings.accept_changes or name in _UNCHANGEABLE:
@@ -392,7 +419,7 @@ def _continued(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> 
         record = replace(record, clock=clock, changes=[*record.changes, *changes])
         if "trajectory" in files:
             _check_one_clock(settings, {change["setting"] for change in changes})
-    return replace(checkpoint, settings=settings.defining(), files=files, record=record)
+    return replace(checkpoint, settings=defining, files=files, record=record)
 
 
 def _check_one_clock(settings: MDSettings, changed: set[str]) -> None:

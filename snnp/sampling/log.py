@@ -6,6 +6,7 @@ import csv
 import hashlib
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from snnp.errors import InputError
@@ -93,7 +94,12 @@ class LogWriter:
         self._n_rows = 0 if mark is None else mark.n_frames
         self._n_bytes = 0 if mark is None else mark.n_bytes
         if mark is None:
-            self._append(",".join(Sample._fields))
+            try:
+                self._append(",".join(Sample._fields))
+            except OSError:
+                with suppress(OSError):
+                    self.close()
+                raise
 
     def write(self, sample: Sample) -> None:
         """Append one row."""

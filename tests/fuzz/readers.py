@@ -82,7 +82,8 @@ def _check_xyz(path: Path) -> None:
         reader._parse_quickly = quickly
     _assert_same(first, patiently, "Arrow and Python read other numbers")
     assert len(first) > 0
-    reader.read_one(path)
+    list(reader.read_plain(path))
+    list(reader.read_plain(path, -1))
     with contextlib.suppress(SnnpError):  # not everything that can be read can be kept
         blocks = list(reader.read_blocks(path, labelled=False))
         lines = "".join(line for block in blocks for line in xyz_lines(block))
