@@ -40,6 +40,7 @@ RECIPE = {
     },
     "optimiser": {"epochs": 30, "learning_rate": 0.05, "batch_atoms": 64},
     "threads": 1,
+    "compression": None,  # pairs alone cannot follow it
     "metadata": {"description": "a pair potential for copper", "citation": "nobody, yet", "licence": "MIT"},
 }
 

@@ -20,7 +20,7 @@ from snnp.errors import InputError, ModelFileError
 from snnp.files import write_atomically
 from snnp.models import Potential, SplineNNP, SplineNNPConfig, list_models, load_model, save_model, special_cases
 from snnp.models import io as model_io
-from snnp.models.io import FORMAT_VERSION, dump_model, parse_model
+from snnp.models.io import FORMAT_VERSION, dump_model, fingerprint, parse_model
 from snnp.structure import Structure
 
 CONFIG = special_cases.s_nnp(("Si", "C"), n_radial=2, n_angular=2, cutoff=4.0, hidden=(4,))
@@ -90,6 +90,16 @@ def test_folder_holds_two_readable_files(folder: Path) -> None:
     assert description["units"] == {"energy": "eV", "length": "angstrom"}
     assert SplineNNPConfig.model_validate(description["config"]) == CONFIG
     assert "rho.free" in load_file(folder / "model.safetensors")
+
+
+def test_fingerprint_is_of_what_a_model_computes(model: SplineNNP) -> None:
+    before = fingerprint(model)
+    model.metadata = {"description": "something else"}
+    assert fingerprint(model) == before
+    model.isolated_atoms = ("C",)
+    isolated = fingerprint(model)
+    model.reference_energies = {"Si": -1.0, "C": -9.0}
+    assert len({before, isolated, fingerprint(model), fingerprint(model.float())}) == 4
 
 
 def test_constants_are_not_stored(model: SplineNNP) -> None:

@@ -164,13 +164,14 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
 def fingerprint(model: Potential) -> str:
     """A sha256 of what a model computes: form, E0 and weights, in its own float type; metadata do not count.
 
-    Empty for a model of a class of the caller's own, which no file can hold.
+    Of models of any class, those that cannot be saved too.
     """
-    if not _is_savable(model):
-        return ""
-    stored = json.loads(dump_model(model)[0])
-    names = ("class", "elements", "config", "reference_energies", "dtype", "weights_sha256")
-    return hashlib.sha256(json.dumps([stored[name] for name in names], sort_keys=True).encode()).hexdigest()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = getattr(model, "config", None)
+    form = None if config is None else config.model_dump(mode="json")
+    zero = (model.reference_energies, model.isolated_atoms)
+    stated = json.dumps([type(model).__name__, model.elements, form, *zero, str(model.dtype)], sort_keys=True)
+    return hashlib.sha256(stated.encode() + hashlib.sha256(save(state)).digest()).hexdigest()
 
 
 def save_model(model: Potential, folder: str | Path) -> Path:
