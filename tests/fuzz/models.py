@@ -44,7 +44,7 @@ from snnp.training import load_config
 
 __all__ = ["TARGETS"]
 
-_JUNK = (
+_JUNK: tuple[Any, ...] = (
     0,
     1,
     -1,
