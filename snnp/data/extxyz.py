@@ -119,7 +119,7 @@ def read_blocks(
 
 
 def read_plain(path: str | Path, index: int | None = None) -> Iterator[Block]:
-    """Frames with all they say but results, none of it taken for a label; plain XYZ may have remarks behind columns.
+    """Frames with all that they say but results, no labels taken; plain XYZ may have remarks behind the columns.
 
     Arguments:
         path: the file.
