@@ -11,7 +11,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from snnp.kernels.lists import ListKeeper
-from snnp.kernels.native import NativeKernel, NativeList, PreparedCall
+from snnp.kernels.native import PreparedCall
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, VerletList
 from snnp.structure import Structure
