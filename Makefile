@@ -14,7 +14,7 @@ KERNEL_SOURCES := $(wildcard snnp/kernels/src/*) snnp/kernels/build.py
 PIP := SNNP_KERNELS=off $(BIN)/python -m pip install --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs instructions sanitize
+.PHONY: help setup demo test lint format pages docs instructions sanitize
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,7 @@ demo:  ## one picosecond of silicon at 600 K with a bundled model; trajectory an
 	@$(MAKE) --no-print-directory -j2 $(CORE) $(OWN_KERNELS)
 	@mkdir -p demo
 	$(BIN)/snnp md snnp-si diamond:Si:3x3x3 --ensemble nvt --temperature 600 --friction 10 --steps 500 --dt 2 \
-	  --every 10 --trajectory demo/si.xyz --log demo/si.csv
+	  --every 10 --trajectory demo/si.xyz --log demo/si.csv --overwrite
 	@echo "Done: 216 silicon atoms, 1 ps at 600 K with the bundled model snnp-si. Written:" && ls -1 demo/si*
 
 # Tests that need reference data are skipped where this is no folder.
@@ -67,6 +67,9 @@ lint: $(INSTALLED)  ## ruff, mypy, and the directions of imports
 format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pages: $(INSTALLED)  ## rewrite the parts of docs/ that come from the code: help texts, keys, tables of models and data
+	$(BIN)/python docs/generate.py
 
 docs: $(INSTALLED)  ## build the documentation into docs/_build, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

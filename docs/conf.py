@@ -25,6 +25,8 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build", "_generated/*.md"]  # pages that others include
 html_theme = "furo"
 html_title = "snnp"
+html_static_path = ["_static"]
+html_css_files = ["snnp.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -68,6 +70,17 @@ def _plain_docstrings(app: Sphinx, what: str, name: str, obj: object, options: o
     lines[:] = result
 
 
+# Links to cards lead into the repository; in the built pages, to the copies of the cards.
+_CARD = re.compile(r"\.\./(model_zoo|datasets)/([\w.-]+)/README\.md")
+_COPIES = {"model_zoo": "cards", "datasets": "datasets"}
+
+
+def _link_copies(app: Sphinx, name: str, source: list[str]) -> None:
+    if "/" not in name:
+        source[0] = _CARD.sub(lambda found: f"_generated/{_COPIES[found[1]]}/{found[2]}.md", source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", _link_copies)
     app.connect("autodoc-process-docstring", _plain_docstrings, priority=100)  # before napoleon

@@ -1,4 +1,11 @@
-"""Pages that are written from the code and from the bundled models: command line help, keys, models, modules."""
+"""What is written from the code and from the bundled models: command line help, keys, models, modules.
+
+    python docs/generate.py
+
+rewrites the parts of the pages that stand between two marks, so that they can be read in the repository as they are;
+the tests fail where a part is not what the code says. Cards and the reference of the modules are copied for Sphinx at
+every build, into `docs/_generated`.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +30,10 @@ from snnp.data.description import read_description
 from snnp.sampling.settings import MDSettings
 from snnp.training.config import TrainConfig
 
-__all__ = ["write_pages"]
+__all__ = ["pages_with_parts", "parts", "write_pages"]
 
-HELP_WIDTH = 100  # columns of the help texts
+DOCS = Path(__file__).resolve().parent
+HELP_WIDTH = 84  # columns of the help texts: what a page of the documentation shows without scrolling
 
 
 def _write(path: Path, text: str) -> None:
@@ -113,38 +121,26 @@ def _number(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
 
 
-def _zoo_pages(folder: Path, zoo: Path) -> str:
-    """Table of all bundled models; each card becomes a page of its own."""
-    rows, names = [], []
+def _zoo_table(zoo: Path) -> str:
+    rows = []
     for model in sorted(path.parent for path in zoo.glob("*/config.json")):
         stored = json.loads((model / "config.json").read_text(encoding="utf-8"))
         metrics = stored["metadata"].get("metrics", {})
         rows.append(
-            f"| [{model.name}](_generated/cards/{model.name}.md) | {', '.join(stored['config']['elements'])} "
+            f"| [{model.name}](../model_zoo/{model.name}/README.md) | {', '.join(stored['config']['elements'])} "
             f"| {_number(metrics.get('energy_mae_mev_per_atom'), 2)} "
             f"| {_number(metrics.get('force_mae_ev_per_angstrom'), 3)} |"
         )
-        names.append(model.name)
-        _write(folder / "cards" / f"{model.name}.md", (model / "README.md").read_text(encoding="utf-8"))
     header = [
         "| model | elements | energy MAE, meV/atom | force MAE, eV/Å |",
         "|---|---|---|---|",
     ]
-    listing = ["", "```{toctree}", ":hidden:", *(f"_generated/cards/{name}" for name in names), "```", ""]
-    return "\n".join([*header, *rows, *listing])
+    return "\n".join([*header, *rows, ""])
 
 
-def _dataset_pages(folder: Path, datasets: Path) -> str:
-    """Table of all datasets; each card becomes a page of its own."""
+def _datasets_table(datasets: Path) -> str:
     descriptions = [read_description(path) for path in sorted(datasets.glob("*/manifest.json"))]
-    for each in descriptions:
-        _write(
-            folder / "datasets" / f"{each.name}.md", (datasets / each.name / "README.md").read_text(encoding="utf-8")
-        )
-    names = [f"_generated/datasets/{each.name}" for each in descriptions]
-    listing = ["", "```{toctree}", ":hidden:", *names, "```", ""]
-    linked = re.sub(r"^\| `([^`]+)`", r"| [\1](_generated/datasets/\1.md)", table(descriptions), flags=re.MULTILINE)
-    return linked + "\n".join(listing)
+    return re.sub(r"^\| `([^`]+)`", r"| [\1](../datasets/\1/README.md)", table(descriptions), flags=re.MULTILINE)
 
 
 def _modules() -> Iterator[tuple[str, bool]]:
@@ -167,22 +163,43 @@ def _api() -> str:
     return "\n".join(sections)
 
 
-def _results(docs: Path) -> str:
-    """Table of contents of the pages that `model_zoo/build.py` and the studies write: those that are there."""
-    pages = [*docs.glob("models.md"), *sorted(docs.glob("studies/*.md")), *sorted(docs.glob("benchmarks/*.md"))]
-    if not pages:
-        return ""
-    names = [path.relative_to(docs).with_suffix("").as_posix() for path in pages]
-    return "\n".join(["```{toctree}", ":maxdepth: 1", ":caption: Results", "", *names, "```", ""])
+# A mark begins a part and names it; what follows, up to the end mark, is the program's.
+_PART = re.compile(
+    r"(?P<begin><!-- begin (?P<name>[a-z-]+): python docs/generate\.py -->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S
+)
+
+
+def parts() -> dict[str, str]:
+    """Name of each part and its text."""
+    return {
+        "command-line": _command_help(),
+        "train-keys": _key_tables(TrainConfig),
+        "md-keys": _key_tables(MDSettings),
+        "models": _zoo_table(DOCS.parent / "model_zoo"),
+        "datasets": _datasets_table(DOCS.parent / "datasets"),
+    }
+
+
+def pages_with_parts() -> dict[Path, str]:
+    """Pages that hold such parts, as they should be."""
+    texts, pages = parts(), {}
+    for page in sorted(DOCS.glob("*.md")):
+        old = page.read_text(encoding="utf-8")
+        new = _PART.sub(lambda found: f"{found['begin']}\n{texts[found['name']].strip()}\n\n{found['end']}", old)
+        if _PART.search(old):
+            pages[page] = new
+    return pages
 
 
 def write_pages(docs: Path, zoo: Path, datasets: Path) -> None:
-    """Write all generated pages into `docs/_generated`; `zoo` and `datasets` are the folders of models and recipes."""
+    """Write what only Sphinx reads into `docs/_generated`: the cards of models and datasets, the modules."""
     folder = docs / "_generated"
-    _write(folder / "results.md", _results(docs))
-    _write(folder / "command-line.md", _command_help())
     _write(folder / "api.md", _api())
-    _write(folder / "train-keys.md", _key_tables(TrainConfig))
-    _write(folder / "md-keys.md", _key_tables(MDSettings))
-    _write(folder / "zoo-table.md", _zoo_pages(folder, zoo))
-    _write(folder / "datasets-table.md", _dataset_pages(folder, datasets))
+    for kind, cards in (("cards", zoo), ("datasets", datasets)):
+        for card in sorted(cards.glob("*/README.md")):
+            _write(folder / kind / f"{card.parent.name}.md", card.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    for path, content in pages_with_parts().items():
+        _write(path, content)

@@ -1,7 +1,8 @@
 """Readable spline-based neural network interatomic potentials.
 
     model = snnp.load_model("snnp-si")
-    prediction = model.compute(snnp.Structure.from_ase(atoms), stress=True)
+    prediction = model.compute(atoms, stress=True)
+    atoms.calc = snnp.SNNPCalculator(model)
 
 The names below are loaded when they are first used, so that `import snnp` does not wait for torch.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Potential",
     "Prediction",
+    "SNNPCalculator",
     "SplineNNP",
     "SplineNNPConfig",
     "Structure",
@@ -33,13 +35,28 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Where the names above live; those that are not here are in snnp.models.
-_HOMES = {"Structure": "snnp.structure", "load_dataset": "snnp.data", "load_model": "snnp.hub"}
+_HOMES = {
+    "SNNPCalculator": "snnp_ase",  # by name only: a plugin imports snnp, never the reverse
+    "Structure": "snnp.structure",
+    "load_dataset": "snnp.data",
+    "load_model": "snnp.hub",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'snnp' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "snnp.models")), name)
+    home = _HOMES.get(name, "snnp.models")
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name != home:
+            raise
+        from snnp.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            f"snnp.{name} needs the plugin {home}, which is not installed; reinstall snnp."
+        ) from None
 
 
 def __dir__() -> list[str]:

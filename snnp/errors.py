@@ -65,5 +65,5 @@ class TrainingError(SnnpError):
 
 def near_matches(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'a' or 'b'?"`, or an empty string when nothing is close."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""

@@ -122,7 +122,7 @@ def test_newer_format_version(model: Path, tmp_path: Path) -> None:
     stored: dict[str, Any] = json.loads((model / "config.json").read_text())
     stored["format_version"] = 99
     _copy(model, tmp_path, config=json.dumps(stored).encode())
-    _check_error(_snnp("info", tmp_path), "format version 99", "reads up to 2", "upgrade")
+    _check_error(_snnp("info", tmp_path), "format version 99", "reads up to", "upgrade")
 
 
 def _copy(model: Path, folder: Path, config: bytes | None = None, weights: bytes | None = None) -> None:
@@ -206,6 +206,16 @@ def test_config_key_with_a_typo(data: Path, tmp_path: Path) -> None:
 def test_set_with_a_typo(data: Path, tmp_path: Path) -> None:
     result = _snnp("train", _config(tmp_path, data), "--set", "optimizer.epochs=3", "--out", tmp_path / "run")
     _check_error(result, "unknown key 'optimizer", "Did you mean 'optimiser")
+    for key, meant in (
+        ("lr", "'optimiser.learning_rate'"),
+        ("optimiser.lr", "'optimiser.learning_rate'"),
+        ("epochs", "'optimiser.epochs'"),
+        ("batch_size", "'optimiser.batch_atoms'"),
+        ("model.cutoff", "'model.radial.cutoff' or 'model.angular.cutoff'"),
+        ("loss.forces", "'loss.force_weight'"),
+    ):
+        result = _snnp("train", _config(tmp_path, data), "--set", f"{key}=3", "--out", tmp_path / "run")
+        _check_error(result, f"unknown key '{key}'", f"Did you mean {meant}")
 
 
 def test_config_value_of_the_wrong_type(data: Path, tmp_path: Path) -> None:
@@ -257,7 +267,7 @@ def test_unknown_endings(model: Path, tmp_path: Path) -> None:
 def test_unknown_engine_and_settings(model: Path, tmp_path: Path) -> None:
     run = ["md", model, "fcc:Cu:2x2x2", "--trajectory", tmp_path / "md.xyz"]
     _check_error(_snnp(*run, "--engine", "openm"), "no engine 'openm'", "Did you mean 'openmm'")
-    _check_error(_snnp(*run, "--dt", "-1"), "dt_fs", "greater than 0", "-1")
+    _check_error(_snnp(*run, "--dt", "-1"), "error: --dt: ", "greater than 0", "-1")
     _check_error(_snnp(*run, "--dtype", "float16"), "dtype", "float32")
     _check_error(_snnp(*run, "--engine", "ase", "--resume"), "no checkpoint", "without resume")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ase.data import atomic_numbers, reference_states
 from snnp.analysis.curves import Curves, curves_of
 from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
 from snnp.errors import InputError
+from snnp.figures import COLOURS, GREY, colours, new_figure, save_figure
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.structure import Structure
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_page", "stated_errors"]
 
-# Okabe and Ito's colours, told apart by everybody; the rest of the filters stay grey in the background.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY, _FILL, _INK = "#b8bcc2", "#dfe5ec", "#333a44"
+_FILL, _INK = "#dfe5ec", "#333a44"
 _N_HIGHLIGHTED = 5
 _N_BARS = 14
+_MOST_KEYS = 11
 _LEGEND_CHARACTERS = 52  # fit into the width of a panel
+_HEADLINE_CHARACTERS = 125  # fit into the width of the page
 _FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -45,9 +45,6 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
         InputError: for another kind of model or another suffix.
         OSError: if the file cannot be written.
     """
-    # Imported here: whoever only wants the numbers need not wait for matplotlib.
-    from matplotlib.figure import Figure
-
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"'{path}' is not a picture that can be written; its name must end in {', '.join(_FORMATS)}.")
@@ -57,7 +54,7 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     curves = curves_of(model, structures, closest)
     page = _Page(curves, seen, shells, closest)
     has_angles = curves.shape.shape[1] > 0
-    figure = Figure(figsize=(13.0, 7.6 if has_angles else 4.1), dpi=150, layout="constrained")
+    figure = new_figure(13.0, 8.2 if has_angles else 4.4)
     panels = figure.subplots(2 if has_angles else 1, 3, squeeze=False)
     page.pair(panels[0, 0])
     page.radial(panels[0, 1])
@@ -72,9 +69,7 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     for panel, letter in zip(panels.flat, "abcdef", strict=False):
         _tidy(panel, letter)
     figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format=path.suffix.lower()[1:])
-    os.replace(temporary, path)
+    save_figure(figure, path)
     return path
 
 
@@ -111,7 +106,11 @@ def _headline(model: Potential, title: str) -> str:
     ):
         if isinstance(errors.get(name), float):
             facts.append(text.format(errors[name]))
-    return "   |   ".join(facts)
+    lines = [""]
+    for fact in facts:  # as many to a line as fit
+        line = f"{lines[-1]}   |   {fact}" if lines[-1] else fact
+        lines[-1:] = [line] if len(line) <= _HEADLINE_CHARACTERS or not lines[-1] else [lines[-1], fact]
+    return "\n".join(lines)
 
 
 def _tidy(panel: Axes, letter: str) -> None:
@@ -151,7 +150,7 @@ class _Page:
             note = "   shaded: in the data"
         elif len(self._shells) == 1 and len(self._shells[0]):
             for shell in self._shells[0]:
-                panel.axvline(shell, ymax=0.05, color=_GREY, zorder=0, linewidth=2.5)
+                panel.axvline(shell, ymax=0.05, color=GREY, zorder=0, linewidth=2.5)
             element = self._curves.elements[0]
             crystal: dict[str, Any] = reference_states[atomic_numbers[element]] or {}
             note = f"   ticks: shells of {crystal.get('symmetry')} {element}"
@@ -174,9 +173,9 @@ class _Page:
         chosen = {p: e for p, e in curves.pair.items() if len(curves.elements) <= 3 or p[0] == p[1]}
         if not any(np.any(energy) for energy in chosen.values()):
             panel.text(0.5, 0.5, "zero everywhere", transform=panel.transAxes, ha="center", color=_INK, fontsize=9)
-        for (a, b), colour in zip(chosen, _cycle(len(chosen)), strict=True):
+        for (a, b), colour in zip(chosen, colours(len(chosen)), strict=True):
             panel.plot(curves.distance, chosen[a, b], color=colour, linewidth=2.0, label=f"{a}–{b}")
-        panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+        panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
         self._limit(panel, np.stack(list(chosen.values())), 0.95 * min(curves.nearest))
         self._distance_axis(panel)
         title = f"Pair energy {curves.where or 'of the radial filters'}" if curves.in_ev else "Pair term φ(r)"
@@ -221,30 +220,30 @@ class _Page:
         if len(groups) == 1:
             for rank, index in reversed(list(enumerate(order))):
                 shown = rank < _N_HIGHLIGHTED
-                colour, width = (_COLOURS[rank], 1.8) if shown else (_GREY, 0.7)
+                colour, width = (COLOURS[rank], 1.8) if shown else (GREY, 0.7)
                 label = _label(symbol, index) if shown else None
                 panel.plot(x, values[0, index], label=label, color=colour, linewidth=width)
             _legend(panel, reverse=True)
         else:
-            for group, (name, colour) in enumerate(zip(groups, _cycle(len(groups)), strict=True)):
+            for group, (name, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
                 for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
                     label = name if rank == 0 else None
                     panel.plot(x, values[group, index], color=colour, linewidth=1.8 - 0.3 * rank, label=label)
             _legend(panel)
-        panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+        panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
 
     def worth(self, panel: Axes) -> None:
         """What each feature is worth: energy per standard deviation."""
         order = np.argsort(-self._curves.worth, kind="stable")[:_N_BARS]
-        colour_of = dict(zip(self._radial_order, _COLOURS[:_N_HIGHLIGHTED], strict=False))
+        colour_of = dict(zip(self._radial_order, COLOURS[:_N_HIGHLIGHTED], strict=False))
         colour_of |= {
             index + self._n_radial: colour
-            for index, colour in zip(self._angular_order, _COLOURS[:_N_HIGHLIGHTED], strict=False)
+            for index, colour in zip(self._angular_order, COLOURS[:_N_HIGHLIGHTED], strict=False)
         }
-        colours = [colour_of.get(int(k), _GREY) if len(self._curves.groups) == 1 else _COLOURS[0] for k in order]
+        shades = [colour_of.get(int(k), GREY) if len(self._curves.groups) == 1 else COLOURS[0] for k in order]
         hatches = ["" if k < self._n_radial else "////" for k in order]
         panel.barh(
-            range(len(order)), 1000.0 * self._curves.worth[order], color=colours, hatch=hatches, edgecolor="white"
+            range(len(order)), 1000.0 * self._curves.worth[order], color=shades, hatch=hatches, edgecolor="white"
         )
         names = [_label("ρ", int(k)) if k < self._n_radial else _label("fg", int(k) - self._n_radial) for k in order]
         panel.set_yticks(range(len(order)), names)
@@ -256,11 +255,11 @@ class _Page:
         """Embedding splines U."""
         assert self._curves.embedding is not None
         x, values = self._curves.embedding
-        for element, colour in zip(range(len(values)), _cycle(len(values)), strict=True):
+        for element, colour in zip(range(len(values)), colours(len(values)), strict=True):
             for index, curve in enumerate(values[element]):
                 label = self._curves.elements[element] if index == 0 else None
                 panel.plot(x, curve, color=colour, linewidth=1.8, label=label)
-        panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+        panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
         _fit_axis(panel, values)
         _legend(panel)
         panel.set(xlabel="feature n", ylabel="U(n)  (eV)", title="Embedding")
@@ -285,16 +284,16 @@ class _Page:
                 title="Three-body energy, angular part" if curves.in_ev else "Three-body density",
             )
         else:
-            for k, colour in zip(range(len(curves.elements)), _cycle(len(curves.elements)), strict=True):
+            for k, colour in zip(range(len(curves.elements)), colours(len(curves.elements)), strict=True):
                 row = int(np.abs(curves.distance - curves.nearest[k]).argmin())
                 label = f"{curves.triples[k]}, {curves.nearest[k]:.2f} Å"
                 panel.plot(curves.angle, curves.three_body[k, row], color=colour, linewidth=1.8, label=label)
-            panel.axhline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+            panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
             _fit_axis(panel, np.stack([line.get_ydata() for line in panel.get_lines()[:-1]]))
             _legend(panel)
             panel.set(
                 ylabel="Σ h f² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f² g(θ)",
-                title=f"Three-body {'energy' if curves.in_ev else 'density'} at the nearest distance",
+                title=f"Three-body {'energy' if curves.in_ev else 'density'}, nearest atoms",
             )
         panel.set_xlim(0.0, 180.0)
         panel.set_xticks(range(0, 181, 30))
@@ -308,15 +307,26 @@ def _fit_axis(panel: Axes, values: np.ndarray) -> None:
     panel.set_ylim(low - 0.08 * span, high + (0.08 + 0.1 * _legend_rows(panel)) * span)
 
 
+def _keys(panel: Axes) -> tuple[list[Any], list[str]]:
+    """Lines and names for the legend: as many as there is room for, and how many more there are."""
+    from matplotlib.lines import Line2D
+
+    handles, labels = panel.get_legend_handles_labels()
+    if len(labels) > _MOST_KEYS:
+        more = f"and {len(labels) - _MOST_KEYS} more"
+        return [*handles[:_MOST_KEYS], Line2D([], [], linestyle="none")], [*labels[:_MOST_KEYS], more]
+    return handles, labels
+
+
 def _legend_rows(panel: Axes) -> int:
-    _, labels = panel.get_legend_handles_labels()
+    _, labels = _keys(panel)
     per_row = max(1, _LEGEND_CHARACTERS // max([len(label) + 4 for label in labels], default=1))
     return -(-len(labels) // per_row)
 
 
 def _legend(panel: Axes, reverse: bool = False) -> None:
     """Rows of keys in the room that `_fit_axis` leaves at the top."""
-    handles, labels = panel.get_legend_handles_labels()
+    handles, labels = _keys(panel)
     if not handles:
         return
     order = slice(None, None, -1) if reverse else slice(None)
@@ -332,15 +342,6 @@ def _legend(panel: Axes, reverse: bool = False) -> None:
         columnspacing=1.0,
         borderaxespad=0.1,
     )
-
-
-def _cycle(n: int) -> list[Any]:
-    """`n` colours: the told-apart six, then a colour map."""
-    if n <= len(_COLOURS):
-        return list(_COLOURS[:n])
-    from matplotlib import colormaps
-
-    return list(colormaps["turbo"](np.linspace(0.05, 0.95, n)))
 
 
 def _label(symbol: str, index: int) -> str:

@@ -28,8 +28,10 @@ __all__ = [
     "Update",
     "fail",
     "number",
+    "print_errors",
     "print_json",
     "print_pairs",
+    "print_properties",
     "print_table",
     "print_trace",
     "progress_bar",
@@ -42,8 +44,27 @@ __all__ = [
 Update = Callable[..., None]
 """`update(done, total=None, note="")`: how far a job is, in its own units."""
 
+_LONGEST_CELL = 5000  # characters
 _PLAIN_WIDTH = 160  # columns where the output is a file or a pipe, so that no cell is cut
 
+
+_QUANTITIES = (
+    ("energy MAE", "energy_mae_mev_per_atom"),
+    ("RMSE", "energy_rmse_mev_per_atom"),
+    ("max (meV/atom)", "energy_max_mev_per_atom"),
+    ("force MAE", "force_mae_ev_per_angstrom"),
+    ("RMSE", "force_rmse_ev_per_angstrom"),
+    ("max (eV/Å)", "force_max_ev_per_angstrom"),
+)
+_STRESS = ("stress MAE (GPa)", "stress_mae_gpa")
+_PROPERTIES = {
+    "a (Å)": "lattice_constant_angstrom",
+    "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
+    "B (GPa)": "bulk_modulus_gpa",
+    "C11 (GPa)": "c11_gpa",
+    "C12 (GPa)": "c12_gpa",
+    "C44 (GPa)": "c44_gpa",
+}
 
 _STDERR = Console(stderr=True, highlight=False)  # one for all, so that messages and a running bar do not mix
 
@@ -71,6 +92,7 @@ def say(message: str) -> None:
 # Arguments of Python by the options that set them: errors from inside name the former.
 _OPTIONS = {
     "temperature_k": "--temperature",
+    "temperature_end_k": "--temperature K:K",
     "pressure_gpa": "--pressure",
     "dt_fs": "--dt",
     "friction_per_ps": "--friction",
@@ -146,8 +168,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         numeric = all(_is_number(row[index]) for row in cells)
         table.add_column(Text(printable(column)), justify="right" if numeric and cells else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(_shown(cell) for cell in row))
     _print_below(title, table)
+
+
+def _shown(cell: str) -> Text:
+    """A cell as it may be printed; what no person reads to the end is cut (--json has it whole)."""
+    text = printable(cell)
+    return Text(text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…")
 
 
 def _is_number(cell: str) -> bool:
@@ -160,7 +188,7 @@ def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(Text(printable(name), style="cyan"), Text(printable(value)))
+        table.add_row(Text(printable(name), style="cyan"), _shown(value))
     _print_below(title, table)
 
 
@@ -170,6 +198,32 @@ def _print_below(title: str | None, table: Table) -> None:
     if title is not None:
         console.print(Text(printable(title), style="bold"), soft_wrap=True)
     console.print(table)
+
+
+def print_errors(parts: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """One row of errors per part of some data (train, test, or groups); `GroupErrors.to_dict` says what a row holds."""
+    has_stress = any(part.get("stress_mae_gpa") is not None for part in parts.values())
+    quantities = [*_QUANTITIES, _STRESS] if has_stress else _QUANTITIES
+    rows = []
+    for name, part in parts.items():
+        counts = [str(part.get(count, "–")) for count in ("n_structures", "n_atoms")]
+        rows.append([name, *counts, *(number(part.get(key)) for _, key in quantities)])
+    print_table(["", "structures", "atoms", *(label for label, _ in quantities)], rows, title=title)
+
+
+def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:
+    """A table per crystal: the model beside published values; `CubicProperties.to_dict` says what a crystal holds."""
+    sources: dict[str, str] = {}
+    crystals = list(crystals)
+    for crystal in crystals:
+        lines = {"model": crystal, **crystal["references"]}
+        rows = [[name, *(number(line.get(key), 4) for key in _PROPERTIES.values())] for name, line in lines.items()]
+        print_table(["", *_PROPERTIES], rows, title=f"\n{crystal['structure']} {crystal['element']}")
+        sources |= {line["source"]: name for name, line in crystal["references"].items()}
+    for source, name in sources.items():
+        say(f"{name}: {source}")
+    if any(crystal.get("cohesive_energy_ev_per_atom") is None for crystal in crystals):
+        say("E coh: the model has none where E0 is not the energy of an isolated atom.")
 
 
 @contextmanager

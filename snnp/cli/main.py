@@ -6,19 +6,21 @@ Heavy imports (torch, ASE, matplotlib) happen inside the commands, so that `snnp
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
-from importlib.metadata import version
-from types import TracebackType
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import benchmark, datasets, doctor, hub, imports, learn, models, publish, simulate
-from snnp.cli.console import fail, print_trace, tolerate_encoding, warn, with_options
-from snnp.cli.options import examples
+from snnp.cli import benchmark, datasets, doctor, exchange, hub, learn, models, simulate
+from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn, with_options
+from snnp.cli.options import Json, command_meant, examples, options_meant
 from snnp.errors import SnnpError
+from snnp.files import why_full
 
 __all__ = ["app", "run"]
 
@@ -31,11 +33,34 @@ def _describe(error: OSError) -> str:
     """One line for a failure of the file system: the path, what happened, and the cure."""
     path = error.filename if error.filename is not None else "the output"
     reason = error.strerror or str(error)
+    if (full := why_full(error)) is not None:
+        return f"cannot write {path}: {full}; make room there, or write elsewhere."
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file or folder; check the path."
     if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
         return f"cannot use {path}: {reason}; choose a path in a folder that you can write to."
     return f"{path}: {reason}."
+
+
+def _say_usage(error: Any) -> str:
+    """What is wrong with a command line, and what may have been meant, the nearest first."""
+    message = str(error.format_message()).rstrip(".")
+    wrong = getattr(error, "option_name", None)
+    if wrong is not None and type(error).__name__ == "NoSuchOption":
+        known = [name for each in error.ctx.command.params for name in each.opts]
+        meant = options_meant(wrong, known)
+        if error.ctx.command.name == "train" and not meant:
+            from snnp.training.config import keys_meant
+
+            meant = [f"--set {key}=VALUE" for key in keys_meant(wrong.lstrip("-").replace("-", "_"))]
+        message = f"no such option {wrong}"
+    elif message.startswith("No such command"):
+        wrong = message.split("'")[1]
+        near = [f"'{name}'" for name in command_meant(wrong, error.ctx.command.commands)]
+        return f"No such command '{wrong}'." + (f" Did you mean {' or '.join(near)}?" if near else "")
+    else:
+        return f"{message}."
+    return f"{message}; did you mean {' or '.join(meant)}?" if meant else f"{message}."
 
 
 class _Commands(TyperGroup):
@@ -54,11 +79,13 @@ class _Commands(TyperGroup):
             code = super().main(*args, **kwargs)
         except _UsageError as error:
             command = error.ctx.command_path if error.ctx is not None else "snnp"
-            _give_up(f"{error.format_message().rstrip('.')}; see '{command} --help'.", 2, debug)
+            _give_up(f"{_say_usage(error)} See '{command} --help'.", 2, debug)
         except SnnpError as error:
             _give_up(with_options(str(error)), 1, debug)
         except OSError as error:
             _give_up(_describe(error), 1, debug)
+        except (KeyboardInterrupt, typer.Abort):
+            _give_up("interrupted.", 128 + signal.SIGINT, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -81,7 +108,6 @@ app = typer.Typer(
         "snnp evaluate snnp-si test.xyz --json",
         "snnp train config.yaml --out runs/mine",
     ),
-    add_completion=False,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -96,12 +122,41 @@ app.command("describe", epilog=datasets.DESCRIBE_EXAMPLES)(datasets.describe_com
 app.add_typer(doctor.doctor_app, name="doctor")
 app.command("train", epilog=learn.TRAIN_EXAMPLES)(learn.train_command)
 app.command("evaluate", epilog=learn.EVALUATE_EXAMPLES)(learn.evaluate_command)
+app.command("energy", epilog=models.ENERGY_EXAMPLES)(models.energy_command)
 app.command("md", epilog=simulate.MD_EXAMPLES)(simulate.md_command)
 app.command("relax", epilog=simulate.RELAX_EXAMPLES)(simulate.relax_command)
-app.command("export", epilog=publish.EXPORT_EXAMPLES)(publish.export_command)
-app.command("plot", epilog=publish.PLOT_EXAMPLES)(publish.plot_command)
+app.command("export", epilog=exchange.EXPORT_EXAMPLES)(exchange.export_command)
+app.command("plot", epilog=models.PLOT_EXAMPLES)(models.plot_command)
 app.command("benchmark", epilog=benchmark.BENCHMARK_EXAMPLES)(benchmark.benchmark_command)
-app.add_typer(imports.app, name="import")
+app.add_typer(exchange.import_app, name="import")
+
+
+@app.command("version", epilog=examples("snnp version", "snnp version --json"))
+def _version_command(as_json: Json = False) -> None:
+    """Show the versions of snnp, of what computes, and of the machine: what a report of a fault should hold."""
+    import platform
+
+    import torch
+
+    from snnp.kernels.library import native_target
+
+    found: dict[str, str | None] = {"snnp": version("snnp"), "python": platform.python_version()}
+    for package in ("torch", "numpy", "ase", "vesin", "openmm", "openmmml", "triton"):
+        found[package] = _version_of(package)
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    found |= {"kernel": native_target(), "threads": str(torch.get_num_threads()), "gpu": gpu}
+    found["platform"] = platform.platform()
+    if as_json:
+        print_json(found)
+    else:
+        print_pairs({name: value or "none" for name, value in found.items()})
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _print_version(wanted: bool) -> None:
@@ -130,6 +185,11 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
 
 
+def _terminate(signum: int, _: FrameType | None) -> NoReturn:
+    """End with the usual code, but take temporary files away first."""
+    sys.exit(128 + signum)
+
+
 def run() -> None:
     """Entry point of the `snnp` script."""
     # Threads that spin while they wait make small systems many times slower as soon as anything else runs (measured:
@@ -138,4 +198,6 @@ def run() -> None:
     sys.excepthook = _report_bug
     # What libraries warn of goes the way of all messages: it may hold names from files.
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     typer.main.get_command(app)()

@@ -1,27 +1,56 @@
-"""`snnp ls` and `snnp info`: which models there are, and all that is known about one."""
+"""`snnp ls`, `info`, `energy` and `plot`: which models there are, all that is known about one, and what it says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnp.cli.console import number, print_json, print_pairs, print_table, say
+from snnp.cli.console import (
+    number,
+    print_errors,
+    print_json,
+    print_pairs,
+    print_properties,
+    print_table,
+    progress_bar,
+    say,
+)
+from snnp.cli.files import prepare_output, write_structure
 from snnp.cli.hub import print_remote
-from snnp.cli.options import Json, Model, examples
-from snnp.cli.tables import print_errors, print_properties
+from snnp.cli.options import Device, Dtype, Json, Model, as_dtype, examples
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from ase import Atoms
+    from torch import Tensor
+
     from snnp.models.potential import Potential
 
-__all__ = ["INFO_EXAMPLES", "LS_EXAMPLES", "info_command", "list_command"]
+__all__ = [
+    "ENERGY_EXAMPLES",
+    "INFO_EXAMPLES",
+    "LS_EXAMPLES",
+    "PLOT_EXAMPLES",
+    "energy_command",
+    "info_command",
+    "list_command",
+    "plot_command",
+]
 
 LS_EXAMPLES = examples("snnp ls", "snnp ls --json", "snnp ls --remote", "snnp ls --remote --owner org")
+ENERGY_EXAMPLES = examples(
+    "snnp energy snnp-si frames.xyz --out computed.xyz",
+    "snnp energy snnp-si diamond:Si:1x1x1 --json",
+    "snnp energy runs/mine POSCAR --dtype float64",
+)
+PLOT_EXAMPLES = examples("snnp plot snnp-si curves.png", "snnp plot runs/mine curves.pdf --data train.xyz")
 INFO_EXAMPLES = examples("snnp info snnp-si", "snnp info runs/mine --json", "snnp info org/name@v1.0")
 
 
@@ -164,3 +193,119 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value)
     return str(value)
+
+
+def energy_command(
+    model: Model,
+    structures: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="Structures in any format that ASE reads, or one in words, such as fcc:Al:4x4x4."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Extended XYZ to write; by default it goes to stdout.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compute energy, forces and stress of every structure of a file; an ensemble adds its spread."""
+    from snnp.hub import load_pinned
+
+    if out is not None:
+        if out.suffix.lower() not in (".xyz", ".extxyz"):
+            raise InputError(f"--out {out}: the results are extended XYZ; give a name that ends in .xyz or .extxyz.")
+        if out.exists() and Path(structures).exists() and out.samefile(structures):
+            raise InputError(f"--out {out} is the file that is read; choose another name.")
+    potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
+    frames = _all_frames(structures)
+    if out is not None:
+        prepare_output(out)
+    with progress_bar("computing", len(frames)) as update:
+        done = []
+        for frame in frames:
+            done.append(_single_point(potential, frame))
+            update(len(done))
+    if out is not None:
+        write_structure(out, done, "extxyz")
+    if as_json:
+        print_json({"model": model, "data": structures, "out": out, "frames": [_as_json(frame) for frame in done]})
+    elif out is None:
+        import ase.io
+
+        ase.io.write(sys.stdout, done, format="extxyz")
+    else:
+        print_pairs({"structures": f"{len(done):,}", "written to": str(out)})
+
+
+def _all_frames(text: str) -> list[Atoms]:
+    """Every structure of a file, or the one that a specification names."""
+    from snnp.data.reader import read_images
+    from snnp.sampling import build_structure
+
+    return read_images(text) if Path(text).is_file() else [build_structure(text)]
+
+
+def _single_point(potential: Potential, atoms: Atoms) -> Atoms:
+    """The structure with what the model says about it, in place of what it carried under the same names."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    periodic = bool(atoms.pbc.all())
+    found = potential.compute(atoms, stress=periodic)
+    results: dict[str, Any] = {"energy": float(found.energy), "forces": _array(found.forces)}
+    if periodic:
+        results["stress"] = full_3x3_to_voigt_6_stress(_array(found.stress)[0])
+    frame: Atoms = atoms.copy()
+    for name in ("energy", "forces", "stress", "free_energy", "energy_std", "forces_std"):
+        frame.info.pop(name, None)
+        frame.arrays.pop(name, None)
+    if found.energy_std is not None:
+        frame.info["energy_std"] = float(found.energy_std)
+    if found.forces_std is not None:
+        frame.arrays["forces_std"] = _array(found.forces_std)
+    frame.calc = SinglePointCalculator(frame, **results)
+    return frame
+
+
+def _array(tensor: Tensor | None) -> np.ndarray:
+    assert tensor is not None
+    return tensor.detach().cpu().double().numpy()
+
+
+def _as_json(frame: Atoms) -> dict[str, Any]:
+    results = frame.calc.results
+    values = {
+        "formula": str(frame.symbols),
+        "n_atoms": len(frame),
+        "energy_ev": results["energy"],
+        "energy_std_ev": frame.info.get("energy_std"),
+        "forces_ev_per_angstrom": results["forces"],
+        "forces_std_ev_per_angstrom": frame.arrays.get("forces_std"),
+        "stress_ev_per_angstrom3": results.get("stress"),  # xx, yy, zz, yz, xz, xy
+    }
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
+
+
+def plot_command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write: .png, .pdf or .svg.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."),
+    ] = None,
+) -> None:
+    """Draw everything that a spline model has learned on one page."""
+    from snnp.analysis.page import draw_page
+    from snnp.data import read_frames
+    from snnp.hub import load_model
+    from snnp.structure import Structure
+
+    potential = load_model(model)
+    prepare_output(out)
+    seen = None
+    if data is not None:
+        seen = Structure.concatenate([frame.structure for frame in read_frames(data)])
+    path = draw_page(potential, out, title=Path(model).name, structures=seen)
+    print_pairs({"written to": str(path)})

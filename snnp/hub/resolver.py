@@ -1,6 +1,7 @@
 """One naming scheme for models and datasets, and the one function that finds them.
 
-Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two:
+Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two,
+unless a folder has just that name:
 
 - a bundled model (`snnp-si`), in the installation;
 - a folder or file (`runs/mine`), on this disk;
@@ -63,7 +64,8 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
         'bundled'
     """
     text = str(name)
-    reference = None if isinstance(name, Path) else parse_reference(text, revision)
+    here = isinstance(name, Path) or (revision is None and Path(text).exists())  # whatever its name looks like
+    reference = None if here else parse_reference(text, revision)
     revised = reference is not None and reference.revision is not None
     if not revised and (local := _find_here(text, kind)) is not None:
         if revision is not None:
@@ -72,10 +74,12 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
     if reference is None and kind == "model":
         return Resolved(model_folder(text), text, "folder")  # which says what is wrong
     if reference is None:
-        raise HubError(f"there is no file or folder {text!r}, and it is no name of a dataset (org/name).")
+        raise HubError(f"{_missing_here(text)} Nor is it the name of a dataset on the Hub (org/name).")
     if not force and (found := find_in_mirror(reference, kind)) is not None:
         folder, commit = found
         return Resolved(folder, reference.repository, "mirror", reference.revision or "main", commit)
+    if not revised and Path(text).parent.is_dir():
+        raise HubError(f"{_missing_here(text)} For a {kind} of that name on the Hub write {text}@main.")
     try:
         folder, commit, _ = fetch(reference, kind, force=force)
     except HubError as error:
@@ -92,12 +96,15 @@ def _find_here(text: str, kind: Kind) -> Resolved | None:
     return Resolved(model_folder(path) if kind == "model" else path, text, "folder")
 
 
+def _missing_here(text: str) -> str:
+    path = Path(text)
+    siblings = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"there is no file or folder '{text}'.{near_matches(text, siblings)}"
+
+
 def _with_places(message: str, text: str, kind: Kind) -> str:
-    """The error of the last place, with the others that were looked into."""
+    """The error of the last place, after the others that were looked into."""
     mirror = mirror_folder()
-    places = [] if mirror is None else [f"the mirror {mirror} does not hold it"]
-    if "@" not in text:
-        parent = Path(text).parent
-        siblings = [str(path) for path in parent.iterdir()] if parent.is_dir() else []
-        places.append(f"there is no folder {text!r} here either.{near_matches(text, siblings)}".rstrip("."))
-    return f"{message} ({'; '.join(places)}.)" if places else message
+    if mirror is not None:
+        message = f"the mirror {mirror} does not hold it; {message}"
+    return message if "@" in text else f"{_missing_here(text)} As the name of a {kind} on the Hub: {message}"

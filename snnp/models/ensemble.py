@@ -19,7 +19,7 @@ from snnp.errors import InputError
 from snnp.models.ani import evaluate_together, share_vectors
 from snnp.models.potential import PairGradients, Potential, Prediction, join_gradients
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
-from snnp.structure import Structure
+from snnp.structure import Structure, StructureLike, as_structure
 
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
 
@@ -141,14 +141,14 @@ class Ensemble(Potential):
 
     def compute(
         self,
-        structure: Structure,
+        structure: StructureLike,
         neighbours: Neighbours | None = None,
         *,
         forces: bool = True,
         stress: bool = False,
     ) -> Prediction:
         """As `Potential.compute`, with `energy_std` [B] and, where forces are asked for, `forces_std` [N, 3]."""
-        structure = structure.to(device=self.device)
+        structure = as_structure(structure).to(device=self.device)
         self.species(structure)
         if neighbours is None:
             neighbours = neighbour_list(structure, self.cutoff)

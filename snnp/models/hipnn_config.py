@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from snnp.models.config import Elements, FormConfig, Reach, TensorShape, Width
-
-from snnp.models.config import RepulsionConfig
+from snnp.models.config import Elements, FormConfig, Reach, RepulsionConfig, TensorShape, Width
 
 __all__ = ["HIPNNConfig"]
 

@@ -31,7 +31,7 @@ from snnp.models.native import evaluate_structure
 from snnp.models.on_gpu import evaluate_on_gpu
 from snnp.models.repulsion import Repulsion
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
-from snnp.structure import Structure
+from snnp.structure import Structure, StructureLike, as_structure
 
 __all__ = ["SHORTEST_DISTANCE", "PairGradients", "Potential", "Prediction"]
 
@@ -262,7 +262,7 @@ class Potential(ExactModule, ABC):
 
     def compute(
         self,
-        structure: Structure,
+        structure: StructureLike,
         neighbours: Neighbours | None = None,
         *,
         forces: bool = True,
@@ -271,7 +271,8 @@ class Potential(ExactModule, ABC):
         """Energy, forces and stress for inference; no graph is kept.
 
         Arguments:
-            structure: positions in any float type (distances are formed in it, then cast to the model's type).
+            structure: one structure or a batch, also as `ase.Atoms` or a list of them; positions in any float type
+                (distances are formed in it, then cast to the model's type).
             neighbours: a list that reaches at least `cutoff`; built here if None.
             forces, stress: what to compute besides the energies.
 
@@ -279,7 +280,7 @@ class Potential(ExactModule, ABC):
             UnknownElementError: for an element outside `elements`.
             InputError: for NaN positions, a flat cell, atoms closer than 0.1 Å, or a list that is too short.
         """
-        structure = structure.to(device=self.device)
+        structure = as_structure(structure).to(device=self.device)
         species = self.species(structure)
         if neighbours is None:
             neighbours = neighbour_list(structure, self.cutoff)

@@ -34,7 +34,9 @@ class RelaxResult:
         steps: optimiser steps done.
         energy_ev, initial_energy_ev: at the end and at the start.
         max_force_ev_per_angstrom: largest force on an atom at the end.
-        max_stress_gpa: largest component of the stress at the end; None where not fully periodic.
+        max_stress_gpa: largest component of the stress at the end, beyond that of the pressure; None where not fully
+            periodic.
+        pressure_gpa: under which the cell was relaxed.
     """
 
     atoms: Atoms
@@ -44,6 +46,7 @@ class RelaxResult:
     initial_energy_ev: float
     max_force_ev_per_angstrom: float
     max_stress_gpa: float | None
+    pressure_gpa: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values, with the cell and the volume in place of the atoms."""
@@ -64,6 +67,7 @@ def relax(
     fmax: float = 0.01,
     cell: bool = False,
     steps: int = 500,
+    pressure_gpa: float = 0.0,
     report: Callable[[RelaxProgress], None] | None = None,
 ) -> RelaxResult:
     """Relax positions, and the cell if asked, with FIRE in float64.
@@ -74,10 +78,12 @@ def relax(
         fmax: eV/Å, largest force at which the structure counts as relaxed.
         cell: relax the cell too (needs a fully periodic structure).
         steps: at most so many.
+        pressure_gpa: hydrostatic pressure on the cell; the enthalpy E + P V takes the place of the energy.
         report: called after every step.
 
     Raises:
-        InputError: for a bad structure, or `cell` without full periodicity.
+        InputError: for a bad structure, `cell` without full periodicity, or a pressure without `cell`.
     """
-    result: RelaxResult = find_entry_point("snnp.relaxers", "ase")(model, atoms, fmax, cell, steps, report)
+    relaxer = find_entry_point("snnp.relaxers", "ase")
+    result: RelaxResult = relaxer(model, atoms, fmax, cell, steps, report, pressure_gpa)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from itertools import islice
 from pathlib import Path
@@ -16,18 +17,64 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
-from snnp.data import Keys
-from snnp.errors import ConfigError, near_matches
+from snnp.data import Keys, Units, keys_of
+from snnp.errors import ConfigError
 from snnp.models.ani import ANIConfig
 from snnp.models.config import SplineNNPConfig
 from snnp.models.hipnn import HIPNNConfig
 from snnp.training.compressed import CompressionConfig
 from snnp.training.families import FAMILIES, family_of
 
-__all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig", "load_config"]
+__all__ = [
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimiserConfig",
+    "TrainConfig",
+    "keys_meant",
+    "load_config",
+]
+
+# What other programs call the same thing.
+_SYNONYMS = {
+    "data.elements": "species chemical_symbols type_map atomic_numbers type_names",
+    "data.energy_key": "energy energy_name",
+    "data.forces_key": "forces force_key forces_name",
+    "data.isolated_atoms": "e0s e0 isolated atomic_energies",
+    "data.stress_key": "stress virial_key virials_key",
+    "data.test": "test_file test_set test_data test_fraction",
+    "data.train": "train_file train_set training training_data training_set dataset data_file n_train",
+    "data.valid": "valid_file validation valid_fraction validation_fraction val val_file valid_set n_val valid_split",
+    "dtype": "precision default_dtype",
+    "device": "gpu cuda accelerator",
+    "loss.energy_weight": "w_energy energy energy_coeff energy_coefficient weight_energy energy_loss_weight",
+    "loss.force_weight": "w_forces forces_weight forces forces_coeff weight_forces force_coefficient",
+    "loss.stress_weight": "w_stress stress virial_weight weight_stress",
+    "model.angular.degree": "l_max lmax max_ell degree max_l",
+    "model.angular.cutoff": "cutoff r_max rcut r_cut cutoff_radius angular_cutoff",
+    "model.family": "architecture model_type type model_class",
+    "model.network.hidden": "hidden layers mlp hidden_layers hidden_sizes hidden_features width n_neurons",
+    "model.radial.cutoff": "cutoff r_max rcut r_cut cutoff_radius radial_cutoff",
+    "model.radial.n_filters": "n_radial num_radial n_filters num_basis n_max",
+    "model.angular.n_filters": "n_angular num_angular n_filters",
+    "optimiser": "optimizer optim training trainer",
+    "optimiser.batch_atoms": "batch_size batchsize batch",
+    "optimiser.ema_decay": "ema",
+    "optimiser.epochs": "n_epochs max_epochs num_epochs max_num_epochs epoch steps n_steps max_steps",
+    "optimiser.final_learning_rate": "min_lr lr_min eta_min final_lr",
+    "optimiser.gradient_clip": "clip_grad max_grad_norm grad_clip gradient_clip_val clip",
+    "optimiser.learning_rate": "lr rate learningrate step_size",
+    "optimiser.method": "optimizer algorithm optimizer_name",
+    "optimiser.warmup_steps": "warmup warmup_epochs",
+    "optimiser.weight_decay": "l2 wd",
+    "seed": "random_seed rng_seed dataset_seed",
+    "threads": "num_threads n_threads n_jobs num_workers cores",
+    "validate_every": "eval_interval validation_interval val_every check_val_every_n_epoch",
+}
 
 
 # Å. The error of the difference grows with the square of the displacement, that of rounding with its inverse: here
@@ -51,6 +98,9 @@ class DataConfig(_Config):
     `valid`: files, or the fraction of `train` held out for choosing the best weights. `test`: files never trained on,
     or a fraction. `forces_only`: more training files whose energies are ignored (another zero of energy, another
     cutoff of the reference method). `isolated_atoms`: a file of single atoms that fixes E0 (otherwise least squares).
+    `units`: of the numbers in files, where they are not eV and Å: `{energy: kcal/mol}` (forces and stresses follow from
+    energy and length unless `forces`, `stress` say otherwise), `{energy: Hartree, length: bohr}`, `{stress: -kbar}`; a
+    minus sign turns the sign. `check_units`: whether labels that do not belong together stop a run before it starts.
     Limits, applied to every set: `elements` keeps frames made of these elements only, `max_energy` those whose energy
     per atom lies at most this far (eV) above the lowest one (`test_max_energy`: in the test set, where that is to be
     narrower), `max_force` those without larger forces (eV/Å).
@@ -66,14 +116,23 @@ class DataConfig(_Config):
     forces_key: str | None = None
     stress_key: str | None = None
     group_key: str | None = None
+    units: dict[str, str] | str | None = None
+    check_units: Literal["error", "warn", "off"] = "error"
     max_energy: float | None = Field(None, gt=0.0)
     test_max_energy: float | None = Field(None, gt=0.0)
     max_force: float | None = Field(None, gt=0.0)
 
     @property
     def keys(self) -> Keys:
-        """Names under which files hold their labels."""
-        return Keys(energy=self.energy_key, forces=self.forces_key, stress=self.stress_key, group=self.group_key)
+        """Names under which files hold their labels, and their units."""
+        return keys_of(self.energy_key, self.forces_key, self.stress_key, self.group_key, self.units)
+
+    @field_validator("units")
+    @classmethod
+    def _check_units(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
+        if value is not None:
+            Units.parse(value)
+        return value
 
 
 class LossConfig(_Config):
@@ -179,14 +238,35 @@ class TrainConfig(_Config):
         return self
 
 
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+def _known_keys(model: type[BaseModel], family: str, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(f"{prefix}{name}")
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        inside = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        if model is TrainConfig and name == "model":
+            keys.append("model.family")
+            inside = (FAMILIES[family].config,)
+        for inner in inside:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys += _known_keys(inner, f"{prefix}{name}.")
+                keys += _known_keys(inner, family, f"{prefix}{name}.")
     return keys
+
+
+def keys_meant(key: str, family: str = "s-nnp") -> list[str]:
+    """At most three keys of a configuration that an unknown one may stand for, the nearest first.
+
+    Those of the same last name come first (`learning_rate` is `optimiser.learning_rate`), then what other programs call
+    so (`lr`), then what is spelt alike; among these, keys of the same group.
+    """
+    known = _known_keys(TrainConfig, family)
+    group, _, leaf = key.lower().rpartition(".")
+    same = [each for each in known if each.rpartition(".")[2] == leaf]
+    others = [each for each in known if leaf.replace("-", "_") in _SYNONYMS.get(each, "").split()]
+    leaves = {each.rpartition(".")[2] for each in known}
+    alike = difflib.get_close_matches(leaf, leaves, n=3, cutoff=0.6)
+    spelt = [each for word in alike for each in known if each.rpartition(".")[2] == word]
+    found = list(dict.fromkeys([*same, *others, *spelt]))
+    return sorted(found, key=lambda each: not each.startswith(f"{group}."))[:3] if group else found[:3]
 
 
 def _set(tree: dict[str, Any], assignment: str) -> None:
@@ -228,6 +308,13 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
+def _hint(key: str, tree: dict[str, Any]) -> str:
+    model = tree.get("model")
+    family = model.get("family", "s-nnp") if isinstance(model, dict) else "s-nnp"
+    meant = keys_meant(key, family if family in list(FAMILIES) else "s-nnp")
+    return f". Did you mean {' or '.join(map(repr, meant))}?" if meant else "; the page on training lists all keys."
+
+
 def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...] | list[str] = ()) -> TrainConfig:
     """Read a YAML file (or take a mapping), apply `key=value` assignments, and validate.
 
@@ -262,5 +349,5 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{where}: unknown key {key!r}.{near_matches(key, _known_keys(TrainConfig))}") from None
+            raise ConfigError(f"{where}: unknown key {key!r}{_hint(key, tree)}") from None
         raise ConfigError(f"{where}: key {key!r}: {first['msg']} (got {first.get('input')!r}).") from None

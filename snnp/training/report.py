@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from snnp.errors import DataError
+from snnp.figures import new_figure, plain_ticks, save_figure, shortened
+from snnp.files import write_atomically
 from snnp.text import markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plot_loss", "plot_parity", "summary_markdown", "write_report"]
+__all__ = ["REPORT_FILES", "plot_loss", "plot_parity", "summary_markdown", "write_report"]
+
+REPORT_FILES = ("parity_energy.png", "parity_forces.png", "loss.png", "summary.json", "summary.md")
 
 _COLOURS = {"train": "#9db4c0", "valid": "#1f5f8b", "test": "#c8553d"}
 _OTHER_COLOURS = ("#1f5f8b", "#c8553d", "#5b8c5a", "#8b5fbf", "#b08900", "#3aa6a6", "#8a8a8a")
@@ -29,7 +31,7 @@ _INK, _GRID = "#333333", "#e5e5e5"
 _MOST_POINTS = 20_000
 _QUANTITIES = {
     # name: title, unit of the axes, unit of the errors, factor between them, digits
-    "energy": ("Energy", "eV/atom", "meV/atom", 1000.0, 2),
+    "energy": ("Energies", "eV/atom", "meV/atom", 1000.0, 2),
     "forces": ("Force components", "eV/Å", "eV/Å", 1.0, 4),
 }
 
@@ -47,11 +49,12 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
         plot_parity(folder / "parity_energy.png", evaluations, "energy")
     if any(evaluation.forces.reference.size for evaluation in evaluations.values()):
         plot_parity(folder / "parity_forces.png", evaluations, "forces")
-    if (folder / "metrics.csv").is_file():
+    metrics = folder / "metrics.csv"
+    if metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1:
         plot_loss(folder / "loss.png", folder / "metrics.csv")
     content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
-    _write_text(folder / "summary.json", json.dumps(content, indent=2) + "\n")
-    _write_text(folder / "summary.md", summary_markdown(evaluations, details))
+    write_atomically(folder / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(folder / "summary.md", summary_markdown(evaluations, details).encode())
 
 
 def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantity: Literal["energy", "forces"]) -> None:
@@ -63,33 +66,43 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
         quantity: "energy" (eV/atom) or "forces" (components, eV/Å).
     """
     title, unit, error_unit, scale, digits = _QUANTITIES[quantity]
-    figure = _figure(9.2, 4.7)
-    parity, spread = figure.subplots(1, 2)
     sets = {name: _comparison(evaluation, quantity) for name, evaluation in evaluations.items()}
     sets = {name: comparison for name, comparison in sets.items() if comparison.reference.size}
+    figure = new_figure(9.2, 4.7 + 0.2 * len(sets))
+    parity, spread = figure.subplots(1, 2)
     others = iter(_OTHER_COLOURS * len(sets))
     for name, comparison in sets.items():
         colour = _COLOURS.get(name) or next(others)
         errors = comparison.errors(scale=scale)
         assert errors is not None
-        label = f"{name}:  MAE {errors.mae:.{digits}f},  RMSE {errors.rmse:.{digits}f} {error_unit}"
+        sizes = f"MAE {errors.mae:.{digits}f},  RMSE {errors.rmse:.{digits}f} {error_unit}"
+        label = f"{shortened(name, 40)}:  {sizes},  {_values(comparison)}"
         shown = _thinned(comparison.reference.size)
+        size = 9.0 if len(shown) > 50 else 20.0
         parity.scatter(
-            comparison.reference[shown], comparison.model[shown], s=9, alpha=0.6, lw=0, color=colour, label=label
+            comparison.reference[shown], comparison.model[shown], s=size, alpha=0.6, lw=0, color=colour, label=label
         )
-        _draw_shares(spread, scale * np.abs(comparison.model - comparison.reference), colour, name)
+        _draw_shares(spread, scale * np.abs(comparison.model - comparison.reference), colour)
     _finish_parity(parity, sets, unit)
     spread.set(
         xlabel=f"Absolute error ({error_unit})", ylabel="Share of values with a smaller error (%)", ylim=(0, 101)
     )
     _limit_shares(spread)
     spread.grid(True, which="major", color=_GRID, lw=0.7)
-    spread.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=7.5)
+    legend = figure.legend(*parity.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
     for axes in (parity, spread):
         axes.set_box_aspect(1)
     models = " / ".join(dict.fromkeys(evaluation.model for evaluation in evaluations.values()))
-    figure.suptitle(f"{title}: {models}", fontsize=11)
+    figure.suptitle(f"{title} of the model '{shortened(models, 56)}' against reference data", fontsize=11)
     _save(figure, Path(path))
+
+
+def _values(comparison: Comparison) -> str:
+    n = comparison.reference.size
+    return f"{n:,} value{'' if n == 1 else 's'}"
 
 
 def _comparison(evaluation: Evaluation, quantity: str) -> Comparison:
@@ -97,29 +110,22 @@ def _comparison(evaluation: Evaluation, quantity: str) -> Comparison:
 
 
 def _finish_parity(axes: Axes, sets: Mapping[str, Comparison], unit: str) -> None:
-    """Equal axes around all values, the diagonal, and the legend that carries the errors."""
-    from matplotlib.ticker import MaxNLocator
-
+    """Equal axes around all values, and the diagonal."""
     values = np.concatenate([array for one in sets.values() for array in (one.reference, one.model)] or [np.zeros(1)])
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    margin = 0.05 * (high - low) or 0.5
+    margin = max(0.05 * (high - low), 0.01)  # eV/atom or eV/Å: less is not worth a picture
     low, high = low - margin, high + margin
     axes.plot([low, high], [low, high], color=_INK, lw=0.8, zorder=0)
     axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"Reference ({unit})", ylabel=f"Model ({unit})")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6))
-    legend = axes.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=7.5)
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1.0)
+    plain_ticks(axes.xaxis, axes.yaxis)
 
 
-def _draw_shares(axes: Axes, sizes: np.ndarray, colour: str, name: str) -> None:
+def _draw_shares(axes: Axes, sizes: np.ndarray, colour: str) -> None:
     """Cumulative distribution: needs no bins, so that small and large sets compare."""
     sizes = np.sort(sizes[np.isfinite(sizes)])
     share = 100.0 * np.arange(1, sizes.size + 1) / max(1, sizes.size)
-    axes.plot(sizes, share, color=colour, lw=1.6, label=f"{name}  ({sizes.size} values)")
+    axes.plot(sizes, share, color=colour, lw=1.6, marker="." if sizes.size < 10 else "")
 
 
 def _limit_shares(axes: Axes) -> None:
@@ -129,18 +135,7 @@ def _limit_shares(axes: Axes) -> None:
     if largest > 0.0:
         axes.set_xscale("log")
         axes.set_xlim(1e-3 * largest, 1.5 * largest)
-        _plain_ticks(axes.xaxis)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Numbers such as 0.02 in place of 2 × 10⁻² on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / low) if low > 0 else 1.0
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+        plain_ticks(axes.xaxis)
 
 
 def _thinned(size: int) -> np.ndarray:
@@ -161,6 +156,8 @@ def plot_loss(path: str | Path, metrics: str | Path) -> None:
     Raises:
         DataError: if the file cannot be read or has no epochs.
     """
+    from matplotlib.ticker import MaxNLocator
+
     columns = _read_columns(Path(metrics))
     panels = {
         "train_loss": "Training loss",
@@ -169,11 +166,12 @@ def plot_loss(path: str | Path, metrics: str | Path) -> None:
         "learning_rate": "Learning rate",
     }
     drawn = {name: label for name, label in panels.items() if np.isfinite(columns.get(name, np.zeros(0))).any()}
-    figure = _figure(6.4, 1.0 + 1.7 * max(1, len(drawn)))
+    figure = new_figure(6.4, 1.0 + 1.7 * max(1, len(drawn)))
     rows = figure.subplots(max(1, len(drawn)), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, label) in zip(rows, drawn.items(), strict=False):
         _draw_history(axes, columns["epoch"], columns[name], name, label)
     rows[-1].set_xlabel("Epoch")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     figure.align_ylabels(list(rows))
     _save(figure, Path(path))
 
@@ -185,7 +183,7 @@ def _draw_history(axes: Axes, epoch: np.ndarray, values: np.ndarray, name: str, 
     positive = values[values > 0]
     if name != "learning_rate" and positive.size and positive.max() > 3.0 * positive.min():
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     axes.set_ylabel(label, fontsize=8.5)
     axes.grid(True, which="major", color=_GRID, lw=0.7)
     if name.startswith("valid"):
@@ -263,24 +261,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _figure(width: float, height: float) -> Figure:
-    # Imported here: matplotlib takes a third of a second that an evaluation without pictures need not wait for.
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08), dpi=150)
-
-
 def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    save_figure(figure, path)

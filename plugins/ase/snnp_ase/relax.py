@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ase.optimize import FIRE
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.sampling.relax import RelaxProgress, RelaxResult
-from snnp.units import EV_PER_ANGSTROM3_IN_GPA
+from snnp.units import EV_PER_ANGSTROM3_IN_GPA, GPA_IN_EV_PER_ANGSTROM3
 from snnp_ase.calculator import SNNPCalculator
 
 __all__ = ["relax"]
@@ -28,16 +29,22 @@ def relax(
     cell: bool = False,
     steps: int = 500,
     report: Callable[[RelaxProgress], None] | None = None,
+    pressure_gpa: float = 0.0,
 ) -> RelaxResult:
     """Relax with FIRE in float64, the cell through `FrechetCellFilter`; see `snnp.sampling.relax`.
 
     Raises:
-        InputError: for a bad structure, a threshold that is not positive, or `cell` without full periodicity.
+        InputError: for a bad structure, a threshold that is not positive, `cell` without full periodicity, or a
+            pressure that is not finite or has no cell to act on.
     """
     if not fmax > 0.0:
         raise InputError(f"fmax must be positive, got {fmax} eV/Å.")
     if len(atoms) == 0:
         raise InputError("the structure holds no atoms; relaxation needs at least one.")
+    if not math.isfinite(pressure_gpa) or (pressure_gpa and not cell):
+        raise InputError(
+            f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite number, and relax the cell."
+        )
     periodic = bool(atoms.pbc.all())
     if cell and not periodic:
         raise InputError(
@@ -47,7 +54,8 @@ def relax(
     relaxed.calc = SNNPCalculator(model, dtype="float64")
     initial = float(relaxed.get_potential_energy())
     # FIRE never climbs; ASE's L-BFGS stops on saddle points where the start lies in a region of negative curvature.
-    target: Any = FrechetCellFilter(relaxed) if cell else relaxed
+    pressure = pressure_gpa * GPA_IN_EV_PER_ANGSTROM3
+    target: Any = FrechetCellFilter(relaxed, scalar_pressure=pressure) if cell else relaxed
     optimiser = FIRE(target, logfile=os.devnull)
 
     def tell() -> None:
@@ -59,9 +67,12 @@ def relax(
     converged = optimiser.run(fmax=fmax, steps=steps)
     energy = float(relaxed.get_potential_energy())
     largest = _largest_force(relaxed)
-    stress = float(np.abs(relaxed.get_stress()).max()) * EV_PER_ANGSTROM3_IN_GPA if periodic else None
+    stress = None
+    if periodic:
+        beyond = relaxed.get_stress(voigt=False) + pressure * np.eye(3)
+        stress = float(np.abs(beyond).max()) * EV_PER_ANGSTROM3_IN_GPA
     relaxed.calc = None
-    return RelaxResult(relaxed, bool(converged), optimiser.nsteps, energy, initial, largest, stress)
+    return RelaxResult(relaxed, bool(converged), optimiser.nsteps, energy, initial, largest, stress, pressure_gpa)
 
 
 def _largest_force(atoms: Atoms) -> float:

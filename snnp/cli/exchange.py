@@ -1,4 +1,4 @@
-"""`snnp export` and `snnp plot`: a model for other programs, and for the eye."""
+"""`snnp export` and `snnp import`: models for other programs, and potentials trained with them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from snnp.cli.console import print_json, print_pairs
-from snnp.cli.files import prepare_output
-from snnp.cli.options import Dtype, Json, Model, as_dtype, examples
+from snnp.cli.files import input_files, prepare_output
+from snnp.cli.options import Dtype, Json, Model, Overwrite, as_dtype, examples
 from snnp.errors import InputError
 
-__all__ = ["EXPORT_EXAMPLES", "PLOT_EXAMPLES", "export_command", "plot_command"]
+__all__ = ["EXPORT_EXAMPLES", "NEUROCHEM_EXAMPLES", "export_command", "import_app", "neurochem_command"]
 
 EXPORT_EXAMPLES = examples(
     "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
@@ -21,9 +21,10 @@ EXPORT_EXAMPLES = examples(
     "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
 )
 
-PLOT_EXAMPLES = examples(
-    "snnp plot snnp-si curves.png",
-    "snnp plot runs/mine curves.pdf --data train.xyz",
+NEUROCHEM_EXAMPLES = examples(
+    "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
+    "snnp import neurochem ani-al/model/model-Al-75 models/ani-al --json",
+    after=("Where the published networks are, and what they can do: the page 'Published ANI networks' of the docs.",),
 )
 
 
@@ -63,6 +64,7 @@ def export_command(
     ] = None,
     forces: Annotated[bool, typer.Option("--forces", help="The module returns energy and forces.")] = False,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
@@ -71,8 +73,8 @@ def export_command(
 
     assert file_format is ExportFormat.torchscript
     potential, model = load_pinned(model, dtype=as_dtype(dtype))
+    prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
-    prepare_output(out)
     length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
     energy: Literal["kJ/mol", "eV"] = "eV" if energy_unit is EnergyUnit.ev else "kJ/mol"
     export_torchscript(
@@ -111,24 +113,61 @@ def _fixed_atoms(structure: str) -> tuple[list[int], bool]:
     return atoms.numbers.tolist(), bool(atoms.pbc.all())
 
 
-def plot_command(
-    model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write: .png, .pdf or .svg.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."),
-    ] = None,
-) -> None:
-    """Draw everything that a spline model has learned on one page."""
-    from snnp.analysis.page import draw_page
-    from snnp.data import read_frames
-    from snnp.hub import load_model
-    from snnp.structure import Structure
+import_app = typer.Typer(
+    help="Read a potential trained with another program and write it as a model folder.",
+    epilog=examples("snnp import neurochem ani-1ccx_8x models/ani-1ccx"),
+    invoke_without_command=True,
+)
 
-    potential = load_model(model)
-    prepare_output(out)
-    seen = None
-    if data is not None:
-        seen = Structure.concatenate([frame.structure for frame in read_frames(data)])
-    path = draw_page(potential, out, title=Path(model).name, structures=seen)
-    print_pairs({"written to": str(path)})
+
+@import_app.callback()
+def _group(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@import_app.command("neurochem", epilog=NEUROCHEM_EXAMPLES)
+def neurochem_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Import ANI networks in NeuroChem's format; several networks become one ensemble with a spread."""
+    from snnp.models.ensemble import Ensemble
+    from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
+    from snnp.models.io import save_model
+    from snnp.models.neurochem import read_neurochem
+
+    if out.resolve() == folder.resolve():
+        raise InputError(f"FOLDER and OUT are both {folder}; choose another folder to write to.")
+    model = read_neurochem(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        prepare_output(out / name, overwrite=overwrite)
+    save_model(model, out)
+    report = {
+        "folder": str(folder),
+        "out": str(out),
+        "class": type(model).__name__,
+        "networks": len(model.potentials) if isinstance(model, Ensemble) else 1,
+        "elements": list(model.elements),
+        "cutoff_angstrom": model.cutoff,
+        "n_parameters": model.n_parameters,
+        "files_sha256": model.metadata["source"]["files_sha256"],
+        "bytes": sum(path.stat().st_size for path in out.iterdir() if path.is_file()),
+    }
+    if as_json:
+        print_json(report)
+        return
+    print_pairs(
+        {
+            "written to": str(out),
+            "class": f"{report['class']} of {report['networks']} networks",
+            "elements": ", ".join(model.elements),
+            "cutoff": f"{model.cutoff:g} Å",
+            "parameters": f"{model.n_parameters:,}",
+            "sha256 of the files read": str(report["files_sha256"]),
+        }
+    )
