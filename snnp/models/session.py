@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class Session:
         periodic = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
         neighbours, images = self._keeper.update(positions, cell, periodic)
         system, prepared = (kernel, known[1], neighbours, images, torch.get_num_threads()), self._prepared
-        if prepared is None or any(a is not b for a, b in zip(system, prepared[0], strict=True)):
+        if prepared is None or not all(map(is_, system, prepared[0])):
             prepared = system, PreparedCall(*system)
             self._prepared = prepared
         result = prepared[1](positions)

@@ -67,7 +67,8 @@ class _Calculation(NamedTuple):
         """
         if set(changes) - {"positions", "cell"}:
             return _Calculation.of(atoms)
-        return self._replace(positions=atoms.positions.copy(), cell=atoms.cell.array.copy(), results={})
+        cell = atoms.cell.array.copy()
+        return _Calculation(self.first, self.numbers, atoms.positions.copy(), cell, self.pbc, {})
 
     def as_atoms(self) -> Atoms | None:
         """A copy of the atoms."""
@@ -225,7 +226,7 @@ class SNNPCalculator(Calculator):
         }
         if result.stress is not None:
             results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
-        self._known = done = asked._replace(results=results)
+        self._known = done = _Calculation(*asked[:-1], results)  # `_replace` takes a microsecond longer
         return done
 
     def __reduce__(self) -> tuple[Any, ...]:
