@@ -190,6 +190,8 @@ def relax_command(
     from snnp.hub import load_pinned
     from snnp.sampling import build_structure, relax
 
+    if steps < 1:
+        raise InputError(f"--steps must be at least 1, got {steps}; 'snnp energy' computes without moving atoms.")
     if pressure and cell is False:
         raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
     potential, model = load_pinned(model)

@@ -17,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -115,6 +116,11 @@ class DataConfig(_Config):
     max_energy: float | None = Field(None, gt=0.0)
     test_max_energy: float | None = Field(None, gt=0.0)
     max_force: float | None = Field(None, gt=0.0)
+
+    @field_validator("train", "forces_only", "elements", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @property
     def keys(self) -> Keys:
@@ -335,6 +341,9 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "model_type":
+            got = first.get("input")
+            raise ConfigError(f"{where}: {key!r} must be a group of keys and values, got {got!r}.") from None
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: unknown key {key!r}{_hint(key, tree)}") from None
         raise ConfigError(f"{where}: key {key!r}: {first['msg']} (got {first.get('input')!r}).") from None

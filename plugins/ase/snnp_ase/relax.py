@@ -42,11 +42,13 @@ def relax(
     if len(atoms) == 0:
         raise InputError("the structure holds no atoms; relaxation needs at least one.")
     if not math.isfinite(pressure_gpa) or (pressure_gpa and not cell):
-        raise InputError(f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite number, and relax the cell.")
+        raise InputError(
+            f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite number, and relax the cell."
+        )
     periodic = bool(atoms.pbc.all())
     if cell and not periodic:
         raise InputError(
-            f"relaxing the cell needs a fully periodic structure, got pbc={atoms.pbc.tolist()}; use cell=False."
+            f"relaxing the cell needs full periodicity, got pbc={atoms.pbc.tolist()}; relax the positions alone."
         )
     relaxed: Atoms = atoms.copy()
     relaxed.calc = SNNPCalculator(model, dtype="float64")
