@@ -15,7 +15,7 @@ from snnp.cli.options import Device, Dtype, Json, Model, Seed, StructureSpec, ex
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
-    from snnp.sampling import MDProgress, MDResult, RelaxProgress
+    from snnp.sampling import MDProgress, MDResult, RelaxProgress, RelaxResult
 
 __all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
 
@@ -214,6 +214,10 @@ def relax_command(
     if as_json:
         print_json({"model": model, "structure": structure, **result.to_json(), "out": out})
         return
+    _print_relaxed(result, out)
+
+
+def _print_relaxed(result: RelaxResult, out: Path | None) -> None:
     values: dict[str, Any] = result.to_json()
     pairs = {
         "relaxed": f"{'yes' if result.converged else 'no'}, {result.steps} steps",
@@ -221,7 +225,7 @@ def relax_command(
         "largest force": f"{number(result.max_force_ev_per_angstrom)} eV/Å",
     }
     if result.max_stress_gpa is not None:
-        beyond = f" beyond the pressure of {pressure:g} GPa" if pressure else ""
+        beyond = f" beyond the pressure of {result.pressure_gpa:g} GPa" if result.pressure_gpa else ""
         pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa{beyond}"
         pairs["volume"] = f"{number(values['volume_a3'] / values['n_atoms'], 5)} Å³/atom"
     if out is not None:
