@@ -50,7 +50,7 @@ demo:  ## one picosecond of silicon at 600 K with a bundled model; trajectory an
 	@$(MAKE) --no-print-directory -j2 $(CORE) $(OWN_KERNELS)
 	@mkdir -p demo
 	$(BIN)/snnp md snnp-si diamond:Si:3x3x3 --ensemble nvt --temperature 600 --friction 10 --steps 500 --dt 2 \
-	  --every 10 --trajectory demo/si.xyz --log demo/si.csv
+	  --every 10 --trajectory demo/si.xyz --log demo/si.csv --overwrite
 	@echo "Done: 216 silicon atoms, 1 ps at 600 K with the bundled model snnp-si. Written:" && ls -1 demo/si*
 
 # Tests that need reference data are skipped where this is no folder.

@@ -17,7 +17,7 @@ from typing import Any
 from snnp.data.cards import card
 from snnp.data.description import Description, read_description
 from snnp.data.recipes import Make, build, from_xyz
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 

@@ -33,8 +33,9 @@ from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stabi
 from snnp.data import Frame, elements_of
 from snnp.doctor.dimers import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
+from snnp.files import write_atomically
 from snnp.kernels.library import native_target
-from snnp.models.io import dump_model, load_model, save_model, write_atomically
+from snnp.models.io import dump_model, load_model, save_model
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure

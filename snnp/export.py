@@ -17,13 +17,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
 from snnp.errors import InputError, UnknownElementError
+from snnp.files import write_atomically
 from snnp.models.ani import ANI
 from snnp.models.ani_scripted import ScriptedANI
 from snnp.models.config import RepulsionConfig
 from snnp.models.ensemble import Ensemble
 from snnp.models.hipnn import HIPNN
 from snnp.models.hipnn_scripted import ScriptedHIPNN
-from snnp.models.io import write_atomically
 from snnp.models.potential import SHORTEST_DISTANCE, Potential
 from snnp.models.repulsion import Repulsion
 from snnp.models.scripted import ScriptedSplineNNP

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
+from snnp.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -66,15 +67,27 @@ def shortened(name: str, longest: int = 28) -> str:
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
+def _plain(figure: Figure) -> Figure:
+    """Texts show what they hold: names come from files, and dollars in them, taken for a formula, end in an error."""
+    from matplotlib.text import Text
+
+    for each in figure.findobj(Text):
+        assert isinstance(each, Text)
+        each.set_text(printable(each.get_text()))
+        if "$" in each.get_text() and not each.get_text().startswith("$\\mathdefault"):  # as ticks of powers begin
+            each.set_parse_math(False)
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """A figure as PNG bytes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    _plain(figure).savefig(stream, format="png")
     return stream.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format that the name ends in, PNG where in none; the file is replaced atomically."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=path.suffix.lower().removeprefix(".") or "png")
+    _plain(figure).savefig(stream, format=path.suffix.lower().removeprefix(".") or "png")
     write_atomically(path, stream.getvalue())

@@ -290,7 +290,7 @@ def legendre_projection(grid: SplineGrid, degree: int) -> Tensor:
     previous, current = torch.zeros_like(x), torch.ones_like(x)
     for degree_l in range(degree + 1):
         parts = (2 * degree_l + 1) / 2.0 * (current @ basis)
-        for k in reversed(range(4)):
-            projection[degree_l, k : k + n] += parts[:, k]
+        for column in reversed(range(4)):
+            projection[degree_l, column : column + n] += parts[:, column]
         previous, current = current, ((2 * degree_l + 1) * x * current - degree_l * previous) / (degree_l + 1)
     return projection

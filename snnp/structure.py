@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from snnp import forks
 from snnp.errors import InputError
 
-__all__ = ["Structure", "StructureLike", "as_structure"]
+__all__ = ["Structure", "StructureLike", "as_structure", "clip_to_reduced", "reduce_cell"]
 
 forks.prepare()
 
@@ -160,6 +161,37 @@ class Structure:
                 f"cell of structure {b} has no volume ({self.cell[b].tolist()} Å) although it is periodic; "
                 "give three independent lattice vectors or set pbc=False."
             )
+
+
+def reduce_cell(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How a cell [3, 3], rows are its vectors, takes the form that OpenMM and the files of GROMACS and CHARMM expect.
+
+    That form has a along x, b in the xy plane, and no vector longer along an earlier one than half of it.
+
+    Returns:
+        `steps` [3, 3], unimodular integers, and a proper `rotation` [3, 3]: the vectors `steps @ cell @ rotation` span
+        the same lattice, rotated, and positions become `positions @ rotation`.
+    """
+    # Opposite vectors span the same lattice; a left-handed cell would need a reflection otherwise.
+    steps = np.eye(3, dtype=int) * (1 if np.linalg.det(cell) > 0 else -1)
+    q, r = np.linalg.qr((steps @ cell).T)
+    signs = np.where(np.diag(r) < 0, -1.0, 1.0)
+    rotation, box = q * signs, (r * signs[:, None]).T
+    for row, column in ((2, 1), (2, 0), (1, 0)):
+        # Exactly half, as in every primitive fcc cell, stays positive, whatever rounding says.
+        count = math.ceil(box[row, column] / box[column, column] - 0.5 - 1e-9)
+        box[row] -= count * box[column]
+        steps[row] -= count * steps[column]
+    return steps, rotation
+
+
+def clip_to_reduced(box: np.ndarray) -> np.ndarray:
+    """Remove rounding from a box that is reduced but for rounding: OpenMM compares without tolerance."""
+    clipped = np.tril(box)
+    for row, column in ((2, 1), (2, 0), (1, 0)):
+        half = 0.5 * clipped[column, column]
+        clipped[row, column] = np.clip(clipped[row, column], -half, half)
+    return clipped
 
 
 StructureLike = Structure | Atoms | Sequence[Atoms]

@@ -11,12 +11,15 @@ __all__ = [
     "BOHR_IN_ANGSTROM",
     "BOLTZMANN_EV_PER_K",
     "COULOMB_EV_ANGSTROM",
+    "ENERGY_UNITS",
     "EV_IN_KJ_PER_MOL",
     "EV_PER_ANGSTROM3_IN_GPA",
     "GPA_IN_EV_PER_ANGSTROM3",
     "HARTREE_IN_EV",
     "KCAL_PER_MOL_IN_EV",
+    "LENGTH_UNITS",
     "NM_IN_ANGSTROM",
+    "PRESSURE_UNITS",
 ]
 
 _ELEMENTARY_CHARGE_C = 1.602176634e-19  # exact
@@ -38,3 +41,36 @@ GPA_IN_EV_PER_ANGSTROM3 = 1.0 / EV_PER_ANGSTROM3_IN_GPA
 BAR_IN_EV_PER_ANGSTROM3 = 1e-4 * GPA_IN_EV_PER_ANGSTROM3
 AMU_ANGSTROM2_PER_FS2_IN_EV = _ATOMIC_MASS_KG * 1e10 / _ELEMENTARY_CHARGE_C
 """1 amu (Å/fs)² in eV: the factor between kinetic energies in amu, Å, fs and eV."""
+
+ENERGY_UNITS = {
+    "eV": 1.0,
+    "meV": 1e-3,
+    "Hartree": HARTREE_IN_EV,
+    "Ha": HARTREE_IN_EV,
+    "mHa": 1e-3 * HARTREE_IN_EV,
+    "Rydberg": 0.5 * HARTREE_IN_EV,
+    "Ry": 0.5 * HARTREE_IN_EV,
+    "mRy": 0.5e-3 * HARTREE_IN_EV,
+    "kcal/mol": KCAL_PER_MOL_IN_EV,
+    "kJ/mol": 1.0 / EV_IN_KJ_PER_MOL,
+}
+"""One of each in eV, by the names that files and people use."""
+
+LENGTH_UNITS = {
+    **dict.fromkeys(("angstrom", "Angstrom", "Ang", "A", "\u00c5", "\u212b"), 1.0),
+    **dict.fromkeys(("bohr", "Bohr", "a0"), BOHR_IN_ANGSTROM),
+    "nm": NM_IN_ANGSTROM,
+    "pm": 0.01,
+}
+"""One of each in Å."""
+
+PRESSURE_UNITS = {
+    "GPa": GPA_IN_EV_PER_ANGSTROM3,
+    "MPa": 1e-3 * GPA_IN_EV_PER_ANGSTROM3,
+    "Pa": 1e-9 * GPA_IN_EV_PER_ANGSTROM3,
+    "kbar": 1e3 * BAR_IN_EV_PER_ANGSTROM3,
+    "kB": 1e3 * BAR_IN_EV_PER_ANGSTROM3,
+    "bar": BAR_IN_EV_PER_ANGSTROM3,
+    "atm": 1.01325 * BAR_IN_EV_PER_ANGSTROM3,
+}
+"""One of each in eV/Å³."""

@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from snnp.data.frames import Frame, Keys, elements_of, read_frames
+from snnp.data import Frame, Keys, elements_of, read_frames
 from snnp.errors import DataError
 from snnp.structure import Structure
 
@@ -166,14 +166,14 @@ def test_empty_file(tmp_path: Path, name: str) -> None:
 )
 def test_damaged_extended_xyz(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.xyz").write_text(content)
-    with pytest.raises(DataError, match=r"a\.xyz cannot be read as a file of structures: \S+"):
+    with pytest.raises(DataError, match=r"a\.xyz#0 \(line \d\): \S+"):
         read_frames(tmp_path / "a.xyz")
 
 
 @pytest.mark.parametrize("name", ["a.xyz.gz", "a.traj", "a.json", "a.nonsense"])
 def test_damaged_other_formats(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x00\x01 not what the name says")
-    with pytest.raises(DataError, match="cannot be read as a file of structures"):
+    with pytest.raises(DataError, match=rf"{name} cannot be read"):
         read_frames(tmp_path / name)
 
 
@@ -211,17 +211,22 @@ def test_single_atoms_need_no_forces_key(tmp_path: Path) -> None:
     [
         ("energy=nan", "", "", "energy holds NaN"),
         ("energy=1", ":forces:R:3", "nan 0 0", "forces holds NaN"),
-        ("energy=1", ":forces:R:2", "0 0", r"forces has shape \(1, 2\), expected \(1, 3\)"),
-        ('REF_energy="1 2"', "", "", "energy has 2 numbers"),
+        ("energy=1", ":forces:R:2", "0 0", r"forces .column 'forces'. have 2 columns of type float64, expected three"),
+        ('REF_energy="1 2"', "", "", "energy .key 'REF_energy'. has 2 numbers"),
         ("REF_energy=none", "", "", "energy .key 'REF_energy'. is not numeric: 'none'"),
-        ('energy=1 Lattice="5 0 0 0 5 0 0 0 5" REF_stress="1 2 3 4"', "", "", "stress has 4 numbers"),
+        (
+            'energy=1 Lattice="5 0 0 0 5 0 0 0 5" REF_stress="1 2 3 4"',
+            "",
+            "",
+            "stress .key 'REF_stress'. has 4 numbers",
+        ),
         ('energy=1 Lattice="5 0 0 0 5 0 0 0 5" REF_stress="1 2 3 4 5 nan"', "", "", "stress holds NaN"),
         ('energy=1 Lattice="5 0 0 0 5 0 5 5 0"', "", "", "cell of structure 0 has no volume"),
     ],
 )
 def test_bad_values_name_the_frame(tmp_path: Path, comment: str, columns: str, row: str, message: str) -> None:
     path = _extxyz(tmp_path / "a.xyz", comment, columns, (row,))
-    with pytest.raises(DataError, match=rf"a\.xyz#0: .*{message}"):
+    with pytest.raises(DataError, match=rf"a\.xyz#0( \(line 1\))?: .*{message}"):
         read_frames(path)
 
 

@@ -343,5 +343,5 @@ def test_commands(tmp_path: Path, mixed: Path) -> None:
     assert told["splits"] == {"test": 6}
     assert (told["energies"], told["forces"], told["stresses"]) == (5, 3, 3)
     assert (told["sizes"], told["elements"]) == ([3, 9], ["H", "C", "O", "Cu", "Au"])
-    assert "level of theory" in runner.invoke(app, ["convert", str(source), str(out)]).output
+    assert "level of theory" in runner.invoke(app, ["convert", str(source), str(tmp_path / "b.parquet")]).output
     assert "no ending that is known" in runner.invoke(app, ["convert", str(source), str(tmp_path / "a.cif")]).output

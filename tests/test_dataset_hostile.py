@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import struct
 import subprocess
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ase.build import bulk
 
 from snnp.data import load_dataset
+from snnp.data.atoms import block_from_atoms
 from snnp.data.block import Block
 from snnp.data.limits import check_pages
 from snnp.data.parquet import ParquetWriter
@@ -182,7 +185,8 @@ def test_wrong_contents(tmp_path: Path, message: str) -> None:
 def test_cut_short_and_nonsense(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     cases = {
-        "is no parquet file": [b"", b"PAR1", content[:-1], content[: len(content) // 2], b"x" * 100],
+        "is empty": [b""],
+        "is no parquet file": [b"PAR1", content[:-1], content[: len(content) // 2], b"x" * 100],
         "claims a footer of": [content[:-8] + struct.pack("<I", 1 << 31) + b"PAR1"],
         "cannot be read as parquet": [content[:-600] + b"\xff" * 592 + content[-8:]],
     }
@@ -239,3 +243,53 @@ def test_metadata_of_frames(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "extra.parquet", plain(1, configuration_metadata=[text], energy=[1.0]))
     with pytest.raises(DataError, match="configuration_metadata cannot be read"):
         load_dataset(path).to_ase()
+
+
+def _array(*values: float, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"ndarray": list(values), "dtype": "float64", "shape": list(shape)}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"info": {"energy": -999.0}},
+        {"info": {"stress": _array(*range(9), shape=(3, 3))}},
+        {"info": {"forces": _array(*range(6), shape=(2, 3))}},
+        {"info": {"pbc": [True, True, True]}},
+        {"info": {"Lattice": _array(*range(9), shape=(3, 3))}},
+        {"info": {"lattice": _array(*range(9), shape=(9,))}},
+        {"arrays": {"positions": _array(*range(6), shape=(2, 3))}},
+        {"arrays": {"numbers": _array(79, 79, shape=(2,))}},
+        {"arrays": {"forces": _array(*range(6), shape=(2, 3))}},
+        {"arrays": {"pos": _array(*range(6), shape=(2, 3))}},
+        {"arrays": {"tags": _array(1, 2, 3, shape=(3,))}},
+        {"names": {"forces": "positions"}},
+        {"names": {"energy": "forces"}},
+        {"names": {"energy": "x", "forces": "x"}},
+        {"names": {"energy": "REF_energy"}, "info": {"REF_energy": -999.0}},
+        {"names": {"forces": "dft_forces"}, "arrays": {"dft_forces": _array(*range(6), shape=(2, 3))}},
+        {"names": {"stress": "REF_stress"}, "info": {"REF_stress": _array(*range(9), shape=(3, 3))}},
+        {"energy": -999.0},
+    ],
+)
+def test_metadata_cannot_replace_what_a_frame_says(tmp_path: Path, tree: dict[str, Any]) -> None:
+    labels = {"energy": [1.0], "atomic_forces": [[[0.0, 0, 0]] * 2], "cauchy_stress": [np.eye(3).tolist()]}
+    cell = {"cell": [(4 * np.eye(3)).tolist()], "pbc": [[True] * 3]}
+    path = write(tmp_path / "a.parquet", plain(1, configuration_metadata=[json.dumps(tree)], **labels, **cell))
+    dataset = load_dataset(path)
+    for use in (dataset.to_ase, lambda: dataset.write(tmp_path / "b.xyz")):
+        with pytest.raises(DataError, match=r"a\.parquet#0: .*(stands? for|another stress|not one value for each)"):
+            use()
+    assert not (tmp_path / "b.xyz").exists()
+
+
+@pytest.mark.parametrize("name", ["pbc", "Lattice"])
+def test_atoms_cannot_bring_a_second_cell(name: str) -> None:
+    atoms = bulk("Cu")
+    atoms.info |= {"energy": -1.0, name: np.eye(3)}
+    with pytest.raises(DataError, match=f"info holds '{name}'"):
+        block_from_atoms([atoms], ["a#0"])
+    del atoms.info[name]
+    atoms.set_array("pos", np.ones((1, 3)))
+    with pytest.raises(DataError, match=r"arrays\['pos'\] has a name that stands for atoms"):
+        block_from_atoms([atoms], ["a#0"])

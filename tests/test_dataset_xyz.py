@@ -18,11 +18,11 @@ from ase.constraints import FixAtoms, FixCartesian, FixedPlane
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snnp.data import Keys, read_frames
 from snnp.data.atoms import block_from_atoms, to_atoms, xyz_lines
 from snnp.data.block import Block
 from snnp.data.comment import read_comment, write_pair
 from snnp.data.extxyz import read_blocks
-from snnp.data.frames import Keys, read_frames
 from snnp.errors import DataError
 
 
@@ -125,7 +125,7 @@ FORMS = [
     "Properties=species:S:1:pos:R:3 energy=-1.5 pbc=T",
     "energy=-1.5 'quoted key'=3 {braces}=[1 2 3]",
     'energy=-1.5 alone other="a b" list=1,2,3 json="_JSON [[1, 2], [3, 4]]" uid=12',
-    'energy=-1.5 stress="1 2 3 4 5 6 7 8 9" mixed=\'T F T\' name=T2 empty=""',
+    "energy=-1.5 stress=\"1 2 3 4 5 6 7 8 9\" mixed='T F T' name=T2",
     "energy=-1 count=99999999999999999999 f=1e5 inf=-inf n=007 pi=3,14",
     'energy=-1.5 note="a \\"b\\" c" path=a=b=c',
 ]
@@ -186,17 +186,34 @@ def test_unusual_names_and_virials(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "2\nProperties=species:S:1:pos:R:3 energy=1\nH 0 0 0\n": "#0: the file ends in the middle",
-    "1\nenergy=1\nH 0 0\n": "#0: a line of atoms has 3 columns, expected 4",
-    "1\nenergy=1\nH 0 0 zero\n": "#0: 'zero' does not fit the column positions",
-    "1\nenergy=1\nXq 0 0 0\n": "#0: 'Xq' does not fit the column symbols",
-    "1\nenergy=1\nH 0 0 0\nx\n": "#1: expected a number of atoms, found 'x'",
-    "-3\nenergy=1\n": "#0: expected a number of atoms",
+    "2\nProperties=species:S:1:pos:R:3 energy=1\nH 0 0 0\n": "#0 (line 1): the file ends in the middle",
+    "1\nenergy=1\nH 0 0\n": "#0 (line 3): a line of atoms has 3 columns, expected 4 (symbols, positions)",
+    "1\nenergy=1\nH 0 0 0 1.5\n": "a line of atoms has 5 columns, expected 4 (symbols, positions): 'H 0 0 0 1.5'",
+    "1\nenergy=1\nH 0 0 0\n\n1\nenergy=1\nH 0 0 zero\n": "#1 (line 7): 'zero' does not fit the column positions",
+    "1\nenergy=1\nH 0 0 1_0\n": "'1_0' does not fit the column positions",
+    "1\nenergy=1\nXq 0 0 0\n": "#0 (line 3): 'Xq' does not fit the column symbols",
+    "1\nenergy=1\nH 0 0 0\nx\n": "#1 (line 4): expected a number of atoms, found 'x'",
+    "1\nenergy=1\nH 0 0 0\n0\n\n": "#1 (line 4): expected a number of atoms, found '0'",
+    "2\nenergy=1\nH 0 0 0\n\nH 0 0 1\n": "#1 (line 5): expected a number of atoms, found 'H 0 0 1'",
+    "2\nenergy=1\nH 0 0 0\n\n\n": "#0 (line 4): a line of atoms has 0 columns",
+    "-3\nenergy=1\n": "#0 (line 1): expected a number of atoms",
+    "999999999\nenergy=1\nH 0 0 0\n": "999,999,999 atoms are announced",
+    "5000\nenergy=1\nH 0 0 0\n": "5,000 atoms are announced, more than a file of 22 bytes can hold",
     "": "is empty",
-    "1\nenergy=abc\nH 0 0 0\n": "energy must be one number in eV, got 'abc'",
+    "\n\n \r\n": "is empty",
+    "1\nenergy=abc\nH 0 0 0\n": "energy (key 'energy') is not numeric: 'abc'",
+    "1\nenergy=1 energy=2\nH 0 0 0\n": "energy is given twice",
+    "1\nenergy=\nH 0 0 0\n": "a '=' without a value",
+    "1\nnote= energy=1\nH 0 0 0\n": "note has no value",
+    "1\nnote='it energy=1\nH 0 0 0\n": "has a ' that is not closed",
     '1\nenergy=1 stress="1 2 3"\nH 0 0 0\n': "stress must be the nine numbers",
     "1\nProperties=species:S:1:pos:Q:3 energy=1\nH 0 0 0\n": "is not a list of name:type:columns",
+    "1\nProperties=species:S:1:pos:R:3:forces:R:3:forces:R:3 energy=1\nH 0 0 0 1 1 1 2 2 2\n": "column forces twice",
     "1\nProperties=species:S:1 energy=1\nH\n": "no species or no three coordinates",
+    "1\nProperties=species:S:1:pos:R:2 energy=1\nH 0 0\n": "no species or no three coordinates",
+    "1\nProperties=species:S:1:Z:I:1:pos:R:3 energy=1\nH 2 0 0 0\n": "species and Z name different elements",
+    '1\nenergy=1 cell="4 0 0 0 4 0 0 0 4"\nH 0 0 0\n': "which extended XYZ calls Lattice",
+    "1\n# CELL(abcABC): 4 4 4 90 90 90\nH 0 0 0\n": "the cell is not in the form Lattice=",
     "1\nproperties=3\nH 0 0 0\n": "holds no energies under a usual name",
 }
 

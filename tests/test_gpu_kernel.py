@@ -321,14 +321,14 @@ def _drawn(step: int, n: int) -> torch.Tensor:
     state = _state(torch.zeros(n, 3, dtype=torch.float64, device=DEVICE))
     state = state._replace(spread=torch.full((n,), 2.0, dtype=torch.float64, device=DEVICE))
     clock = Clock(
-        numbers=torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64, device=DEVICE),
+        numbers=torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float64, device=DEVICE),
         seed=torch.tensor([5 << 32], device=DEVICE),
         step=torch.tensor([step], device=DEVICE),
         flags=torch.zeros(4, dtype=torch.int32, device=DEVICE),
         scale=torch.ones(4, dtype=torch.float64, device=DEVICE),
         sums=torch.zeros(-(-n // 128), dtype=torch.float64, device=DEVICE),
     )
-    _gpu_list.advance_kernel[(-(-n // 128),)](state, work, clock, n, True, False, 128)
+    _gpu_list.advance_kernel[(-(-n // 128),)](state, work, clock, n, 1, False, 128)
     assert bool(clock.flags[0])  # such steps ask for a new list
     return state.velocities.cpu()
 

@@ -203,6 +203,21 @@ def test_path_with_a_typing_error_says_which_folder_is_near(
     assert "there is no file or folder 'runs/mime'. Did you mean 'runs/mine'" in message
 
 
+def test_a_path_that_is_not_there_is_no_name_on_the_hub(
+    hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    before = len(hub.requests)
+    assert "there is no folder 'runs/mine' here either" in _refused("runs/mine")
+    assert len(hub.requests) == before
+    assert "there is no model 'runs/mine'" in _refused("runs/mine@main")  # which says that the Hub is meant
+    assert _refused("nowhere/mine").startswith("there is no folder 'nowhere/mine' here. On the Hub: ")
+    for name in ("runs/mine@v1", "runs/a@b c", "user@host.org"):
+        shutil.copytree(folder, tmp_path / name)
+        assert (resolve(name).source, resolve(name).name) == ("folder", name)
+
+
 def test_missing_revision_says_what_there_is(hub: HubServer, commit: str) -> None:
     assert "no revision 'mian'. Did you mean 'main'?" in _refused("org/copper@mian")
     assert "no revision 'v9'. It has main." in _refused("org/copper@v9")

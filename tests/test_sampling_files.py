@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.geometry import cellpar_to_cell
+from test_files import largest_file
 
 from snnp.errors import ConfigError, InputError, MissingDependencyError
+from snnp.files import why_full
+from snnp.models import load_model
+from snnp.sampling import MDResult, run_md
 from snnp.sampling.checkpoint import (
     Checkpoint,
     EngineState,
@@ -27,7 +34,7 @@ from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot, energy_drift
-from snnp.sampling.trajectory import open_trajectory
+from snnp.sampling.trajectory import open_trajectory, read_dcd_frame
 from snnp.units import BOLTZMANN_EV_PER_K, EV_PER_ANGSTROM3_IN_GPA
 
 SUFFIXES = (".extxyz", ".dcd", ".xtc")
@@ -287,3 +294,309 @@ def test_the_picture_is_a_png(tmp_path: Path, ensemble: str) -> None:
     plot_run(tmp_path / "run.png", [sample(k) for k in range(0, 100, 10)], rdf, settings, atoms)
     assert (tmp_path / "run.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.glob(".*"))  # no temporary file is left
+
+
+# Cells in any form.
+
+
+CELLS = {
+    "fcc": bulk("Cu") * (3, 3, 3),
+    "bcc": bulk("Mo") * (3, 3, 3),
+    "hcp": bulk("Mg") * (3, 3, 2),
+    "left-handed": Atoms("Si2", [[0, 0, 0], [1, 1, 1]], cell=[[0, 5, 5], [5, 5, 0], [5, 0, 5]], pbc=True),
+    "oblique": Atoms("Si2", [[0, 0, 0], [1, 1, 1]], cell=cellpar_to_cell([4, 5, 9, 40, 60, 35]), pbc=True),
+    "long": Atoms("Si2", [[0, 0, 0], [1, 1, 1]], cell=[[4, 0, 0], [11, 4, 0], [-9, 13, 5]], pbc=True),
+}
+
+
+@pytest.mark.parametrize("suffix, tolerance", [(".dcd", 2e-5), (".xtc", 0.03)])
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_written_and_frames_match_the_atoms(
+    tmp_path: Path, name: str, suffix: str, tolerance: float
+) -> None:
+    frames = snapshots(CELLS[name], 3)
+    write(tmp_path / f"run{suffix}", frames, MDSettings())
+    top = str(tmp_path / "run_topology.pdb")
+    loaded, first = mdtraj.load(str(tmp_path / f"run{suffix}"), top=top), mdtraj.load(top)
+    assert np.abs(loaded.xyz[0] - first.xyz[0]).max() < 1.1e-3  # one set of axes for both files
+    for k, frame in enumerate(frames):
+        seen = Atoms(frame.atoms.symbols, 10.0 * loaded.xyz[k], cell=10.0 * loaded.unitcell_vectors[k], pbc=True)
+        expected = frame.atoms.get_all_distances(mic=True)
+        assert np.abs(seen.get_all_distances(mic=True) - expected).max() < tolerance
+        # The same lattice: every old vector is a whole combination of the new ones, and the volumes agree.
+        assert seen.get_volume() == pytest.approx(frame.atoms.get_volume(), rel=1e-4)
+        lengths = Atoms("H", [[0, 0, 0]], cell=seen.cell, pbc=True).repeat((5, 5, 5)).get_all_distances()[62]
+        for vector in frame.atoms.cell.lengths():
+            assert name in ("long", "oblique") or np.abs(lengths - vector).min() < tolerance
+
+
+def test_the_box_keeps_its_vectors_while_the_cell_breathes(tmp_path: Path) -> None:
+    """An fcc primitive cell lies exactly between two choices of vectors."""
+    atoms, rng = CELLS["fcc"], np.random.default_rng(0)
+    frames = []
+    for _ in range(20):
+        frame = atoms.copy()
+        frame.set_cell(atoms.cell.array @ (np.eye(3) + 0.01 * rng.standard_normal((3, 3))), scale_atoms=True)
+        frames.append(Snapshot(frame, 0.0, np.zeros((27, 3)), None))
+    write(tmp_path / "run.dcd", frames, MDSettings())
+    loaded = mdtraj.load(str(tmp_path / "run.dcd"), top=str(tmp_path / "run_topology.pdb"))
+    assert np.abs(loaded.unitcell_angles - [60.0, 120.0, 120.0]).max() < 6.0
+
+
+def test_mdanalysis_reads_them_alike(tmp_path: Path) -> None:
+    universe = pytest.importorskip("MDAnalysis").Universe
+    for suffix in (".dcd", ".xtc"):
+        frames = snapshots(CELLS["fcc"], 3)
+        write(tmp_path / f"run{suffix}", frames, MDSettings())
+        seen = universe(str(tmp_path / "run_topology.pdb"), str(tmp_path / f"run{suffix}"))
+        loaded = mdtraj.load(str(tmp_path / f"run{suffix}"), top=str(tmp_path / "run_topology.pdb"))
+        assert seen.trajectory.n_frames == 3
+        for k, step in enumerate(seen.trajectory):
+            assert np.allclose(step.positions, 10.0 * loaded.xyz[k], atol=1e-3)
+            assert np.allclose(step.triclinic_dimensions, 10.0 * loaded.unitcell_vectors[k], atol=1e-3)
+
+
+def test_frames_of_dcd_files_are_read_back(tmp_path: Path) -> None:
+    frames = snapshots(bulk("Cu", cubic=True), 4)
+    write(tmp_path / "run.dcd", frames, MDSettings())
+    for index in (-1, 0, 2):
+        positions, cell = read_dcd_frame(tmp_path / "run.dcd", index, 4)
+        assert np.abs(positions - frames[index].atoms.positions).max() < 1e-5
+        assert cell is not None
+        assert np.abs(cell - frames[index].atoms.cell.array).max() < 1e-5
+    with open(tmp_path / "run.dcd", "ab") as file:
+        file.write(b"torn")
+    assert np.array_equal(read_dcd_frame(tmp_path / "run.dcd", -1, 4)[0], read_dcd_frame(tmp_path / "run.dcd", 3, 4)[0])
+    for index, n_atoms, message in (
+        (4, 4, "has 4 frames; there is no frame 4"),
+        (0, 5, "holds 4 atoms, its topology 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_dcd_frame(tmp_path / "run.dcd", index, n_atoms)
+    (tmp_path / "no.dcd").write_bytes(b"T\0\0\0CORD")
+    with pytest.raises(InputError, match="cut short in its header"):
+        read_dcd_frame(tmp_path / "no.dcd", 0, 4)
+
+
+# Full disks.
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_said_and_leaves_whole_frames(tmp_path: Path, suffix: str) -> None:
+    frames = snapshots(bulk("Si", cubic=True) * (2, 2, 2), 12)
+    whole, full, settings = tmp_path / f"whole{suffix}", tmp_path / f"full{suffix}", MDSettings(trajectory_interval=5)
+    write(whole, frames, settings)
+    writer = open_trajectory(full, frames[0].atoms, settings)
+    written, errors = 0, []
+    with largest_file(int(0.6 * whole.stat().st_size)):
+        while not errors:
+            try:
+                writer.write(frames[written], 5 * written)
+                written += 1
+            except OSError as error:
+                errors.append(error)
+    assert errors[0].filename == str(full)
+    assert why_full(errors[0]) is not None
+    writer.close()
+    assert 0 < written < 12
+    mark = FileMark(full.stat().st_size, written)
+    writer = open_trajectory(full, frames[0].atoms, settings, mark, next_step=5 * written)
+    for k in range(written, 12):
+        writer.write(frames[k], 5 * k)
+    writer.mark()
+    writer.close()
+    a, b = whole.read_bytes(), full.read_bytes()
+    assert (a[:180] + a[264:] == b[:180] + b[264:]) if suffix == ".dcd" else (a == b)
+
+
+def test_a_file_that_somebody_else_changes_is_noticed(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "run.csv")
+    log.write(sample(0))
+    mark = log.mark()
+    (tmp_path / "run.csv").write_text("short")
+    with pytest.raises(InputError, match=r"run.csv' holds 5 bytes although .* were written; another program"):
+        log.mark()
+    log.close()
+    (tmp_path / "run.csv").write_bytes(bytes(1000))
+    with pytest.raises(InputError, match="is not the file that the run wrote"):
+        LogWriter(tmp_path / "run.csv", mark)
+
+
+# Resuming.
+
+
+def crystal(**changes: object) -> Atoms:
+    atoms = bulk("Si", cubic=True)
+    for name, value in changes.items():
+        getattr(atoms, f"set_{name}")(value)
+    return atoms
+
+
+def short_run(folder: Path, structure: Atoms | None = None, model: str = "snnp-si", **changes: object) -> MDResult:
+    files = {"trajectory": folder / "run.extxyz", "log": folder / "run.csv", "checkpoint": folder / "run.npz"}
+    plan = {"steps": 20, "log_interval": 5, "trajectory_interval": 5, "checkpoint_interval": 10, "ensemble": "nve"}
+    settings = MDSettings(**{**files, **plan, **changes})
+    return run_md(model, crystal() if structure is None else structure, settings, engine="native")
+
+
+@pytest.mark.parametrize(
+    "structure, message",
+    [
+        (crystal(cell=[5.5, 5.43, 5.43]), r"has the cell \[5.4300, .* the structure \[5.5000, "),
+        (crystal(pbc=(True, True, False)), r"periodic along \[True, True, True\], the structure along"),
+        (crystal(masses=[30.0] * 8), "has other masses"),
+        (crystal(atomic_numbers=[14] * 7 + [32]), "holds Si8, the structure is "),
+    ],
+)
+def test_a_run_goes_on_with_its_own_structure(tmp_path: Path, structure: Atoms, message: str) -> None:
+    short_run(tmp_path, steps=10)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=message):
+        short_run(tmp_path, structure, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_goes_on_with_its_own_model(tmp_path: Path) -> None:
+    short_run(tmp_path, steps=10)
+    with pytest.raises(InputError, match=r"with model 'snnp-si' \(sha256 .* not with model 'snnp-shared6' \(sha256"):
+        short_run(tmp_path, model="snnp-shared6", resume=True)
+    changed = load_model("snnp-si")
+    changed.reference_energies = {"Si": 0.0}
+    with pytest.raises(InputError, match="not with model 'without a name'"):
+        short_run(tmp_path, model=changed, resume=True)  # type: ignore[arg-type]
+    assert short_run(tmp_path, resume=True).last_step == 20
+
+
+def rewrite(path: Path, header: dict[str, object] | None = None, **arrays: object) -> None:
+    """Change entries of a checkpoint; None takes one away."""
+    with np.load(path) as archive:
+        stored = {name: archive[name] for name in archive.files}
+    stored["header"] = np.array(json.dumps({**json.loads(str(stored["header"])), **(header or {})}))
+    np.savez(path, **{name: value for name, value in {**stored, **arrays}.items() if value is not None})
+
+
+def test_early_checkpoints_still_load_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short_run(tmp_path, steps=10, ensemble="nvt")
+    with np.load(tmp_path / "run.npz") as archive:
+        stored = {name: archive[name] for name in archive.files}
+    header = json.loads(str(stored["header"]))
+    known = (
+        "ensemble",
+        "temperature_k",
+        "pressure_gpa",
+        "dt_fs",
+        "friction_per_ps",
+        "barostat_time_fs",
+        "seed",
+        "dtype",
+    )
+    header["settings"] = {k: v for k, v in header["settings"].items() if k in known or k.endswith("_interval")}
+    stored["header"] = np.array(json.dumps({k: v for k, v in header.items() if k not in ("record", "tails")}))
+    del stored["held"]
+    np.savez(tmp_path / "run.npz", **stored)
+    with caplog.at_level(logging.WARNING):
+        result = short_run(tmp_path, ensemble="nvt", resume=True)
+    assert (result.last_step, result.equilibration) == (20, 0)
+    assert "does not say which model it was run with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "header, arrays, message",
+    [
+        ({}, {"positions": np.full((8, 3), np.nan)}, "positions holds NaN or infinity: the run had blown up"),
+        ({}, {"momenta": np.full((8, 3), np.inf)}, "momenta holds NaN or infinity"),
+        ({}, {"cell": np.zeros(3)}, r"cell has shape \(3,\)"),
+        ({}, {"numbers": np.full(8, 200)}, "numbers are not atomic numbers"),
+        ({}, {"masses": np.zeros(8)}, "masses are not positive"),
+        ({}, {"held": np.zeros(7, dtype=bool)}, "held does not say of each atom"),
+        ({"settings": {"dt_fs": 1.0, "equilibrate": "long"}}, {}, "'long' is not a number of steps"),
+        ({}, {"momenta": None}, "momenta"),
+        ({"step": -5}, {}, "-5 is not a number of steps"),
+        ({"step": "ten"}, {}, "'ten' is not a number of steps"),
+        ({"values": {"rng": {"bit_generator": "PCG64", "state": "junk"}}}, {}, "not a readable checkpoint"),
+        ({"values": {"p_eps": float("nan")}}, {}, "p_eps is nan"),
+        ({"files": {"log": [3]}}, {}, "not a readable checkpoint"),
+        ({"settings": []}, {}, "not a readable checkpoint"),
+        ({"record": {"model": "x"}}, {}, "not a readable checkpoint"),
+    ],
+)
+def test_junk_in_a_checkpoint_is_named(
+    tmp_path: Path, header: dict[str, object], arrays: dict[str, object], message: str
+) -> None:
+    short_run(tmp_path, steps=10)
+    rewrite(tmp_path / "run.npz", header, **arrays)
+    with pytest.raises(InputError, match=message) as caught:
+        short_run(tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_no_success(tmp_path: Path) -> None:
+    short_run(tmp_path, steps=20)
+    with pytest.raises(ConfigError, match="is at step 20, beyond the last step 10 that is asked for"):
+        short_run(tmp_path, steps=10, resume=True)
+
+
+def test_a_changed_time_step_is_refused_or_recorded_and_time_goes_on(tmp_path: Path) -> None:
+    short_run(tmp_path, steps=10, dt_fs=2.0)
+    with pytest.raises(ConfigError, match=r"dt_fs is 0.5 but the run to resume had 2.0; .*accept_changes"):
+        short_run(tmp_path, dt_fs=0.5, resume=True)
+    short_run(tmp_path, dt_fs=0.5, resume=True, accept_changes=True)
+    times = [(row.step, row.time_ps) for row in read_log(tmp_path / "run.csv")]
+    assert times == [(0, 0.0), (5, 0.01), (10, 0.02), (15, 0.0225), (20, 0.025)]
+    frames = ase.io.read(tmp_path / "run.extxyz", index=":")
+    assert [frame.info["time_fs"] for frame in frames] == [0.0, 10.0, 20.0, 22.5, 25.0]
+    record = read_checkpoint(tmp_path / "run.npz").record
+    assert record.changes == [{"step": 10, "setting": "dt_fs", "before": 2.0, "now": 0.5}]
+    with pytest.raises(ConfigError, match="ensemble is 'nvt' but the run to resume had 'nve'; keep it, or start a new"):
+        short_run(tmp_path, steps=30, dt_fs=0.5, ensemble="nvt", resume=True, accept_changes=True)
+
+
+def test_dcd_holds_one_time_step(tmp_path: Path) -> None:
+    short_run(tmp_path, steps=10, trajectory=tmp_path / "run.dcd")
+    changed = {"resume": True, "dt_fs": 0.5, "accept_changes": True}
+    with pytest.raises(ConfigError, match="holds one time step and one interval"):
+        short_run(tmp_path, trajectory=tmp_path / "run.dcd", **changed)
+    short_run(tmp_path, trajectory=tmp_path / "rest.dcd", **changed)
+    assert mdtraj.load(str(tmp_path / "rest.dcd"), top=str(tmp_path / "rest_topology.pdb")).n_frames == 2
+
+
+def test_the_trajectory_of_another_run_is_not_cut(tmp_path: Path) -> None:
+    short_run(tmp_path, steps=10)
+    log = (tmp_path / "run.csv").read_bytes() + b"15,"
+    (tmp_path / "run.csv").write_bytes(log)
+    foreign = (tmp_path / "run.extxyz").read_bytes().replace(b"1", b"2") * 2
+    (tmp_path / "run.extxyz").write_bytes(foreign)
+    with pytest.raises(InputError, match=r"run.extxyz' is not the file that the run wrote"):
+        short_run(tmp_path, resume=True)
+    assert (tmp_path / "run.extxyz").read_bytes() == foreign
+    assert (tmp_path / "run.csv").read_bytes() == log
+
+
+def test_runs_do_not_share_files_and_replace_them_only_if_allowed(tmp_path: Path) -> None:
+    def once_more(now: object) -> None:
+        with pytest.raises(InputError, match="is being written by another run"):
+            short_run(tmp_path)
+
+    files = {"log": tmp_path / "run.csv", "trajectory": tmp_path / "run.xyz", "steps": 10}
+    run_md("snnp-si", crystal(), MDSettings(**files), engine="native", report=once_more)
+    with pytest.raises(InputError, match=r"run.xyz' exists already and would be replaced"):
+        run_md("snnp-si", crystal(), MDSettings(**files, overwrite=False), engine="native")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_step_zero_is_written_once(tmp_path: Path) -> None:
+    class KilledError(Exception): ...
+
+    def kill(now: object) -> None:
+        raise KilledError
+
+    settings = MDSettings(
+        **{name: tmp_path / f"run.{ending}" for name, ending in (("log", "csv"), ("checkpoint", "npz"))},
+        **{"trajectory": tmp_path / "run.xyz", "log_interval": 10, "trajectory_interval": 10, "steps": 20},
+    )
+    for engine in ("ase", "native", "openmm"):
+        with pytest.raises(KilledError):
+            run_md("snnp-si", crystal(), settings, engine=engine, report=kill)
+        run_md("snnp-si", crystal(), settings.model_copy(update={"resume": True}), engine=engine)
+        assert [row.step for row in read_log(tmp_path / "run.csv")] == [0, 10, 20]
+        assert len(ase.io.read(tmp_path / "run.xyz", index=":")) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
+from scipy import stats
 
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
@@ -22,6 +24,7 @@ from snnp.models import SplineNNP, SplineNNPConfig, special_cases
 from snnp.models.plan import make_plan
 from snnp.neighbours import neighbour_list
 from snnp.sampling import Checkpoint, MDSettings, drive, run_md, starting_point
+from snnp.sampling.ensemble import new_volume, velocity_factor
 from snnp.sampling.native import NativeDynamics, make_engine
 from snnp.sampling.native_gpu import NativeGpuDynamics
 from snnp.structure import Structure
@@ -113,16 +116,20 @@ def test_nve_is_the_cpus(model: SplineNNP, crystal: Atoms) -> None:
     assert ours._dynamics.list.read().n_builds > built
 
 
-@pytest.mark.parametrize("pressure, shrinks", [(180.0, True), (-40.0, False)])
-def test_npt_without_heat_is_the_cpus(pressure: float, shrinks: bool, model: SplineNNP, crystal: Atoms) -> None:
+@pytest.mark.parametrize("pressure, shrinks, thermostat", [(180.0, True, "langevin"), (-40.0, False, "bussi")])
+def test_npt_without_heat_is_the_cpus(
+    pressure: float, shrinks: bool, thermostat: str, model: SplineNNP, crystal: Atoms
+) -> None:
     """So cold that no noise is left: friction and barostat alone; a box that shrinks asks for another grid."""
     settings = MDSettings(
         ensemble="npt",
+        thermostat=thermostat,
         dt_fs=2.0,
         temperature_k=1e-20,
         pressure_gpa=pressure,
         barostat_time_fs=100.0,
         friction_per_ps=20.0,
+        equilibrate=0,
     )
     ours, theirs = _both(model, crystal, settings)
     least, volume = ours._dynamics.list._least, crystal.get_volume()
@@ -155,68 +162,105 @@ def test_a_box_too_small_for_its_grid_gets_another(fragment: Atoms) -> None:
         cells.grow(state, cells.read())
 
 
-def test_a_barostat_draws_normal_noise() -> None:
-    """Steps of ln V from rest and without a virial: k T / V pushes, and noise of variance 2 k T rate / V."""
+@pytest.mark.parametrize("n_atoms", [1, 300])
+def test_a_barostat_draws_volumes_as_the_cpus(n_atoms: int) -> None:
+    """From one volume and virial: the distribution of the exact solution, of which the CPU draws too."""
     from snnp.kernels import _gpu_list
 
-    volume, kt, rate, target, n = 64.0, 0.05, 0.02, 0.004, 400
+    volume, kt, rate, target, n = 64.0, 0.05, 20.0, 0.004, 300
     atom = torch.zeros(1, 3, dtype=torch.float64, device=DEVICE)
     cell = 4.0 * torch.eye(3, dtype=torch.float64)
     cells = CellList(atom, cell, torch.ones(3, dtype=torch.bool), 3.0)
     cell, inverse = cells.box
-    numbers = torch.tensor([volume, target, kt, rate, 3.0, 2.5], dtype=torch.float64, device=DEVICE)
+    numbers = torch.tensor([volume, target, rate, 3.0, 2.5, n_atoms + 0.5], dtype=torch.float64, device=DEVICE)
     start = torch.arange(81, dtype=torch.float64, device=DEVICE).view(27, 3)
     box = Box(numbers, cells.scale, cell, inverse, start, start.clone(), 81)
-    limits = torch.zeros(3, dtype=torch.float64, device=DEVICE)
-    found = []
+    clock_numbers = torch.tensor([0.0, 0.0, 0.0, kt, 0.0, 1.0, 0.0], dtype=torch.float64, device=DEVICE)
+    drawn = []
     for step in range(n):
         cells.scale.fill_(1.0)
         key = torch.tensor([5 << 32], device=DEVICE), torch.tensor([step], device=DEVICE)
         sums = torch.tensor([0.3, 0.2], dtype=torch.float64, device=DEVICE)
-        clock = Clock(limits, *key, cells.flags, cells.scale, sums)
+        clock = Clock(clock_numbers, *key, cells.flags, cells.scale, sums)
         _gpu_list.barostat_kernel[(1,)](box, cells.grid, clock, 2, 1024, num_warps=1)
-        found.append(3.0 * float(cells.scale[0].log()))
-    pressure, drawn = 0.5 / (3.0 * volume), np.array(found)
-    noise = (drawn - rate * (pressure - target + kt / volume)) / np.sqrt(2.0 * kt * rate / volume)
-    assert abs(noise.mean()) < 4.0 / np.sqrt(n)
-    assert noise.var() == pytest.approx(1.0, abs=4.0 * np.sqrt(2.0 / n))
+        drawn.append(volume * float(cells.scale[0]) ** 3)
+    decay = rate * (target + 0.5 / (3.0 * volume))
+    unit = -0.5 * kt * rate * np.expm1(-decay) / decay
+    exact = stats.ncx2(2 * n_atoms + 2, volume * np.exp(-decay) / unit, scale=unit)
+    assert stats.kstest(drawn, exact.cdf).pvalue > 1e-3
+    rng, slope = np.random.default_rng(1), target + 0.5 / (3.0 * volume)
+    host = [new_volume(volume, slope, n_atoms, kt, rate, rng) for _ in range(5000)]
+    assert stats.kstest(host, exact.cdf).pvalue > 1e-3
     # Everything follows from the scale: cell, inverse, images, and how far atoms may go.
     scale = cells.scale[0]
     assert torch.allclose(cells.grid.cell, cell * scale)
     assert torch.allclose(cells.grid.inverse, inverse / scale)
     assert torch.allclose(box.images, start * scale)
-    assert float(limits[2]) == pytest.approx((0.5 * (3.0 * float(scale) - 2.5)) ** 2)
+    room = 0.5 * (3.0 * float(scale) - 2.5)
+    assert float(clock_numbers[2]) == pytest.approx(room**2 if room > 0.0 else -1.0)
 
 
-def test_atoms_follow_the_box() -> None:
+@pytest.mark.parametrize("n_freedom", [3, 900])
+def test_rescaled_velocities_have_the_kinetic_energy_of_the_cpus(n_freedom: int) -> None:
     from snnp.kernels import _gpu_list
 
-    values = torch.arange(12, dtype=torch.float64, device=DEVICE).view(4, 3)
-    state = State(values.clone(), values.int(), values + 0.1, values.clone(), values, values)
-    scale = torch.tensor([0.9, 1.0, 0.9, 0.9], dtype=torch.float64, device=DEVICE)
-    box = Box(values, scale, values, values, values, values, 12)
+    kt, keep, twice, n = 0.05, 0.6, 0.07 * n_freedom, 300
+    empty = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    sums = torch.tensor([0.4 * twice, 0.6 * twice], dtype=torch.float64, device=DEVICE)
+    drawn = []
+    for step in range(n):
+        values = [1.0, keep, 0.0, kt, 0.0, 1.0, 0.5 * (n_freedom - 1)]
+        numbers = torch.tensor(values, dtype=torch.float64, device=DEVICE)
+        key = torch.tensor([5 << 32], device=DEVICE), torch.tensor([step], device=DEVICE)
+        _gpu_list.rescale_kernel[(1,)](Clock(numbers, *key, empty, sums, sums), 2, 1024, num_warps=1)
+        drawn.append(float(numbers[5]) ** 2 * twice)
+    # The kinetic energy after some time is a non-central chi-squared variable, whatever it was before.
+    unit = (1.0 - keep) * kt
+    exact = stats.ncx2(n_freedom, keep * twice / unit, scale=unit)
+    assert stats.kstest(drawn, exact.cdf).pvalue > 1e-3
+    rng = np.random.default_rng(1)
+    host = [velocity_factor(0.5 * twice, n_freedom, kt, keep, rng) ** 2 * twice for _ in range(5000)]
+    assert stats.kstest(host, exact.cdf).pvalue > 1e-3
+
+
+def test_atoms_follow_the_box(model: SplineNNP, crystal: Atoms) -> None:
+    """At rest positions and anchors scale, velocities stay; what has moved too far asks for a list."""
+    from snnp.kernels import _gpu_list
+
+    settings = MDSettings(ensemble="npt", equilibrate=0)
+    dynamics = _engine(model, starting_point(crystal, settings, "native"), settings)._dynamics
+    state, work, clock = dynamics._state, dynamics._work, dynamics._clock
+    work.forces.zero_()
+    state.velocities.zero_()
+    state.anchors.add_(0.1)
+    clock.scale[2] = 0.9
+    before = state.positions.clone(), state.anchors.clone()
     for limit, asks in ((0.0242, 1), (0.0244, 0)):  # around 3 x 0.09²
-        flags = torch.zeros(4, dtype=torch.int32, device=DEVICE)
-        numbers = torch.tensor([1.0, 1.0, limit], dtype=torch.float64, device=DEVICE)
-        clock = Clock(numbers, flags, flags, flags, scale, values)
-        before = [tensor.clone() for tensor in (state.positions, state.anchors, state.velocities)]
-        _gpu_list.scale_kernel[(1,)](state, box, clock, 4, 128)
-        assert int(flags[0]) == asks
-        assert torch.equal(state.positions, 0.9 * before[0])
-        assert torch.equal(state.anchors, 0.9 * before[1])
-        assert torch.equal(state.velocities, before[2] / 0.9)
+        clock.flags.zero_()
+        clock.numbers[2] = limit
         state.positions.copy_(before[0])
         state.anchors.copy_(before[1])
-        state.velocities.copy_(before[2])
+        _gpu_list.advance_kernel[(1,)](state, work, clock, 4, 0, True, 128)
+        assert int(clock.flags[0]) == asks
+        assert torch.equal(state.positions, 0.9 * before[0])
+        assert torch.equal(state.anchors, 0.9 * before[1])
+        assert not state.velocities.any()
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ensemble": "nve"},
+        {"thermostat": "bussi", "fix": "1", "equilibrate": 1},
+        {"ensemble": "npt", "temperature_end_k": 300.0},
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_run(
-    ensemble: str, model: SplineNNP, fragment: Atoms, tmp_path: Path
+    asked: dict[str, Any], model: SplineNNP, fragment: Atoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(name: str, steps: int, *, resume: bool = False) -> Atoms:
+    def run(name: str, steps: int, *, resume: bool = False, kill: bool = False) -> Atoms:
         settings = MDSettings(
-            ensemble=ensemble,
+            **asked,
             temperature_k=900.0,
             dt_fs=2.0,
             steps=steps,
@@ -230,10 +274,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(
             resume=resume,
         )
         start = starting_point(fragment, settings, "native")
-        return drive(_engine(model, start, settings), start, settings).final
+        engine = _engine(model, start, settings)
+        if kill:
+            monkeypatch.setattr(engine, "advance", _killed_at(2, engine))
+            with pytest.raises(KeyboardInterrupt):
+                drive(engine, start, settings)
+            return fragment
+        return drive(engine, start, settings).final
 
     whole = run("whole", 4)
-    run("parts", 2)
+    run("parts", 4, kill=True)
     resumed = run("parts", 4, resume=True)
     assert np.array_equal(whole.positions, resumed.positions)
     assert np.array_equal(whole.get_momenta(), resumed.get_momenta())
@@ -244,6 +294,17 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     assert len(frames) == 3
     moved = np.abs(frames[-1].positions - fragment.positions).max()
     assert 0.001 < moved < 1.0  # paths, not wrapped into the cell
+
+
+def _killed_at(step: int, engine: NativeGpuDynamics) -> Callable[[int], None]:
+    advance = engine.advance
+
+    def until(n_steps: int) -> None:
+        if engine._dynamics.step >= step:
+            raise KeyboardInterrupt
+        advance(n_steps)
+
+    return until
 
 
 @pytest.mark.parametrize("ensemble", ["nvt", "npt"])

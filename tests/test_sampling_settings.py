@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixScaled
 
 from snnp.errors import ConfigError, InputError, MissingDependencyError
 from snnp.sampling import MDSettings, available_engines, run_md, starting_point
 from snnp.sampling import run as run_module
+from snnp.sampling.ensemble import degrees_of_freedom
 from snnp.units import BOLTZMANN_EV_PER_K
 
 
@@ -27,6 +28,11 @@ from snnp.units import BOLTZMANN_EV_PER_K
         ({"dt_fs": float("nan")}, "setting 'dt_fs': .* got nan"),
         ({"temperature_k": -3.0}, "setting 'temperature_k': .* got -3.0"),
         ({"temperature_k": 0.0}, "temperature_k must be positive for ensemble 'nvt', got 0"),
+        ({"temperature_end_k": 50.0, "ensemble": "nve"}, "asks for a ramp, but there is no thermostat"),
+        ({"temperature_end_k": 0.0}, "setting 'temperature_end_k': .* got 0.0"),
+        ({"thermostat": "andersen"}, "setting 'thermostat': .*'langevin' or 'bussi'.*, got 'andersen'"),
+        ({"barostat": "berendsen"}, "setting 'barostat': .*'isotropic' or 'anisotropic'.*, got 'berendsen'"),
+        ({"equilibrate": -1}, "setting 'equilibrate': .* got -1"),
         ({"log_interval": 0}, "setting 'log_interval': .* got 0"),
         ({"trajectory": "run.trr"}, "'run.trr' has no known suffix; use one of .extxyz, .xyz, .dcd, .xtc"),
         ({"resume": True}, "resume needs a checkpoint"),
@@ -75,10 +81,71 @@ def test_structures_that_cannot_run_are_refused() -> None:
         starting_point(Atoms(), MDSettings(), "ase")
     with pytest.raises(ConfigError, match="'npt' needs a fully periodic structure"):
         starting_point(Atoms("Al", pbc=(1, 1, 0), cell=[4, 4, 0]), MDSettings(ensemble="npt"), "ase")
-    fixed = bulk("Al", cubic=True)
-    fixed.set_constraint(FixAtoms([0]))
-    with pytest.raises(InputError, match=r"has constraints \(FixAtoms\)"):
-        starting_point(fixed, MDSettings(), "ase")
+    with pytest.raises(ConfigError, match=r"rectangular cell, or 'isotropic'"):
+        starting_point(bulk("Al"), MDSettings(ensemble="npt", barostat="anisotropic"), "ase")
+    half = bulk("Al", cubic=True)
+    half.set_constraint(FixScaled(0, mask=(True, False, False)))
+    with pytest.raises(InputError, match="a constraint FixScaled"):
+        starting_point(half, MDSettings(), "ase")
+
+
+@pytest.mark.parametrize(
+    "fix, held",
+    [(None, [3]), ("0", [0, 3]), ("0-1, 3", [0, 1, 3]), ("Ni", [1, 3]), ("Ni,2", [1, 2, 3])],
+)
+def test_held_atoms_are_those_named_and_those_constrained(fix: str | None, held: list[int]) -> None:
+    atoms = bulk("Al", cubic=True)
+    atoms.symbols[1] = "Ni"
+    atoms.set_constraint(FixAtoms([3]))
+    start = starting_point(atoms, MDSettings(fix=fix), "ase").atoms
+    assert start.constraints[0].get_indices().tolist() == held
+    assert not start.get_momenta()[held].any()
+    free = np.setdiff1d(np.arange(4), held)
+    assert start.get_momenta()[free].all()
+    assert degrees_of_freedom(start, MDSettings(ensemble="nve")) == 3 * len(free)
+
+
+@pytest.mark.parametrize(
+    "fix, message",
+    [
+        ("4", "cannot fix '4': atoms are numbered from 0 to 3"),
+        ("2-1", "cannot fix '2-1'"),
+        ("Cu", "cannot fix 'Cu': the structure is Al4"),
+        ("-1", "name elements, numbers or ranges"),
+        ("Als", "cannot fix 'Als'.*Did you mean .*'Al'"),
+        ("", "cannot fix ''"),
+        ("Al", "all 4 atoms are fixed"),
+    ],
+)
+def test_atoms_that_cannot_be_held_are_named(fix: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        starting_point(bulk("Al", cubic=True), MDSettings(fix=fix), "ase")
+    with pytest.raises(ConfigError, match="'npt' would move the 1 fixed atoms"):
+        starting_point(bulk("Al", cubic=True), MDSettings(fix="0", ensemble="npt"), "ase")
+
+
+def test_equilibration_is_for_drawn_velocities_that_a_thermostat_follows() -> None:
+    def steps(atoms: Atoms, **values: Any) -> int:
+        return starting_point(atoms, MDSettings(dt_fs=2.0, **values), "ase").equilibration
+
+    atoms = bulk("Al", cubic=True)
+    assert steps(atoms) == 50
+    assert steps(atoms, ensemble="npt") == 150
+    assert steps(atoms, ensemble="nve") == 0
+    assert steps(atoms, ensemble="nve", equilibrate=7) == 7
+    atoms.set_momenta(np.ones((4, 3)))
+    assert steps(atoms) == 0
+
+
+def test_advice_after_a_blow_up_shortens_only_long_steps() -> None:
+    def advice(formula: str, dt_fs: float) -> str:
+        return run_module._cure(Atoms(formula), MDSettings(dt_fs=dt_fs))
+
+    assert "1 to 2 fs instead of 5 fs" in advice("Cu", 5.0)
+    assert "of 1 fs instead of 2 fs" in advice("Cu", 2.0)
+    assert "0.5 fs, as there is hydrogen, instead of 1 fs" in advice("CuH", 1.0)
+    for text in (advice("Cu", 1.0), advice("CuH", 0.5)):
+        assert "is short enough: suspect the structure" in text
 
 
 def test_engines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import ase.io
+import ase.units
 import numpy as np
 import pytest
-from ase.build import molecule
+from ase import Atoms
+from ase.build import bulk, molecule
 
 from snnp.errors import InputError
 from snnp.neighbours import neighbour_list, pair_vectors
@@ -98,3 +101,133 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
         build_structure(tmp_path / "notes.unknown")
     with pytest.raises(InputError, match="is a folder"):
         build_structure(tmp_path)
+
+
+def drawn_out(path: Path, name: str, **options: object) -> Path:
+    """A silicon crystal in some format."""
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    ase.io.write(path / name, atoms, **options)
+    return path / name
+
+
+@pytest.mark.parametrize(
+    "name, file_format, options",
+    [
+        ("POSCAR", None, {"format": "vasp"}),
+        ("start", "poscar", {"format": "vasp"}),
+        ("si.cif", None, {}),
+        ("si.txt", "cif", {"format": "cif"}),
+        ("si.pdb", None, {}),
+        ("si.ent", "PDB", {"format": "proteindatabank"}),
+        ("si.data", "lammps", {"format": "lammps-data", "masses": True}),
+        ("si.lmp", "lammps-data", {"format": "lammps-data", "masses": True}),
+    ],
+)
+def test_other_formats_are_read_by_their_names(
+    tmp_path: Path, name: str, file_format: str | None, options: dict[str, object]
+) -> None:
+    read = build_structure(drawn_out(tmp_path, name, **options), file_format=file_format)
+    expected = bulk("Si", cubic=True)
+    expected.rattle(0.05, seed=1)
+    assert str(read.symbols) == "Si8"
+    assert read.pbc.all()
+    assert np.abs(read.cell.array - expected.cell.array).max() < 1e-3
+    assert np.abs(read.get_all_distances(mic=True) - expected.get_all_distances(mic=True)).max() < 3e-3
+
+
+def test_lammps_data_without_elements_are_refused(tmp_path: Path) -> None:
+    path = drawn_out(tmp_path, "si.data", format="lammps-data")
+    with pytest.raises(InputError, match="has no section Masses, so its elements are not known"):
+        build_structure(path, file_format="lammps")
+    text = drawn_out(tmp_path, "si.data", format="lammps-data", masses=True).read_text()
+    path.write_text(re.sub(r"28\.08\d*", "1.7", text))
+    with pytest.raises(InputError, match=r"has a type of mass 1.7 amu, which is no element's"):
+        build_structure(path, file_format="lammps")
+
+
+def test_lammps_data_bring_velocities_in_the_units_that_they_name(tmp_path: Path) -> None:
+    body = """
+1 atoms
+1 atom types
+0 5 xlo xhi
+0 5 ylo yhi
+0 5 zlo zhi
+
+Masses
+
+1 28.0855
+
+Atoms # atomic
+
+1 1 0 0 0
+
+Velocities
+
+1 {} 0 0
+"""
+    for units, speed in (("metal", 10.0), ("real", 0.01)):  # Å/ps and Å/fs
+        (tmp_path / "one.data").write_text(f"LAMMPS data file via write_data, units = {units}\n{body.format(speed)}")
+        atoms = build_structure(tmp_path / "one.data", file_format="lammps")
+        assert atoms.get_velocities()[0, 0] * ase.units.fs * 1000.0 == pytest.approx(10.0, rel=1e-4)
+
+
+def test_a_molecule_in_a_pdb_file_has_no_box(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "w.pdb", molecule("H2O"))
+    text = (tmp_path / "w.pdb").read_text()
+    (tmp_path / "w.pdb").write_text(f"CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n{text}")
+    read = build_structure(tmp_path / "w.pdb")
+    assert not read.pbc.any()
+    assert not read.cell.any()
+
+
+def test_partly_occupied_sites_are_refused(tmp_path: Path) -> None:
+    text = drawn_out(tmp_path, "si.cif").read_text()
+    assert " 1.0000\n" in text
+    (tmp_path / "si.cif").write_text(text.replace(" 1.0000\n", " 0.5000\n", 1))
+    with pytest.raises(InputError, match="has sites that are occupied in part"):
+        build_structure(tmp_path / "si.cif")
+
+
+def test_dcd_takes_its_elements_from_elsewhere(tmp_path: Path) -> None:
+    from snnp.sampling import MDSettings, run_md
+
+    settings = MDSettings(trajectory=tmp_path / "run.dcd", steps=10, trajectory_interval=5)
+    final = run_md("snnp-ni", bulk("Ni") * (2, 2, 2), settings).final
+    for atoms in (
+        build_structure(tmp_path / "run.dcd"),
+        build_structure(tmp_path / "run.dcd", topology=tmp_path / "run_topology.pdb"),
+        build_structure(f"{tmp_path}/run.dcd@2", file_format="dcd"),
+    ):
+        assert str(atoms.symbols) == "Ni8"
+        assert np.abs(atoms.get_all_distances(mic=True) - final.get_all_distances(mic=True)).max() < 1e-4
+    first = build_structure(f"{tmp_path}/run.dcd@0").get_all_distances(mic=True)
+    assert np.abs(first - (bulk("Ni") * (2, 2, 2)).get_all_distances(mic=True)).max() < 1e-4
+    (tmp_path / "run_topology.pdb").unlink()
+    with pytest.raises(InputError, match=r"run.dcd' holds no elements; name a file that does with --topology"):
+        build_structure(tmp_path / "run.dcd")
+
+
+def test_what_exists_is_a_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "user@host.org"
+    folder.mkdir()
+    frames = [molecule("H2O"), molecule("CH4")]
+    for name in ("a.xyz", "a@1.xyz"):
+        ase.io.write(folder / name, frames)
+    assert len(build_structure(folder / "a.xyz")) == 5
+    assert len(build_structure(f"{folder}/a.xyz@0")) == 3
+    assert len(build_structure(folder / "a@1.xyz")) == 5
+    assert len(build_structure(f"{folder}/a@1.xyz@0")) == 3
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("fcc:Al:1x1x1", Atoms("He"), format="extxyz")
+    assert str(build_structure("fcc:Al:1x1x1", file_format="xyz").symbols) == "He"
+
+
+def test_empty_files_and_unknown_formats_are_called_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.xyz").touch()
+    with pytest.raises(InputError, match=r"empty.xyz' is empty"):
+        build_structure(tmp_path / "empty.xyz")
+    with pytest.raises(InputError, match=r"the format 'dcdd' of .* is not known to ASE; name it with --format"):
+        build_structure(drawn_out(tmp_path, "si.xyz"), file_format="dcdd")
+    with pytest.raises(InputError, match="'fcc:Al:1x1x1' is not a file; leave its format and topology away"):
+        build_structure("fcc:Al:1x1x1", file_format="cif")

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner, Result
 
 from snnp.analysis.card import card_markdown, markdown_table
+from snnp.analysis.page import draw_page
 from snnp.cli.console import with_options
 from snnp.cli.main import app
 from snnp.data.cards import card, header, table
@@ -240,3 +241,8 @@ def test_pages_of_the_doctor() -> None:
     page = report.to_html()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 10
+
+
+def test_titles_of_pictures_are_no_formulas(tmp_path: Path) -> None:
+    path = draw_page(load_model("snnp-si"), tmp_path / "p.png", title="$\\bad$ \x1b[2J $x")
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from snnp.data import read_frames
-from snnp.errors import ConfigError, TrainingError
+from snnp.errors import ConfigError, DataError, TrainingError
 from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.training import evaluate, load_config, resume, train
@@ -217,6 +220,65 @@ def test_resume_refuses_a_damaged_state_and_a_folder_without_a_run(data: Path, t
     (tmp_path / "run" / "state.safetensors").write_bytes(b"garbage")
     with pytest.raises(TrainingError, match=r"state\.safetensors cannot be continued from"):
         resume(tmp_path / "run")
+
+
+def test_resume_refuses_changed_data(data: Path, tmp_path: Path) -> None:
+    frames = emt_frames(40)
+    ase.io.write(tmp_path / "train.xyz", frames)
+    tree = settings(data, epochs=2)
+    tree["data"] = {"train": [str(tmp_path / "train.xyz")], "valid": 0.2}
+    train(load_config(tree), tmp_path / "run")
+    resume(tmp_path / "run")
+    frames[3].calc.results["energy"] += 1e-3
+    ase.io.write(tmp_path / "train.xyz", frames)
+    with pytest.raises(DataError, match=r"1 frames have changed since .*split.json was written, the first is .*xyz#3'"):
+        resume(tmp_path / "run")
+    ase.io.write(tmp_path / "train.xyz", frames[:30])
+    with pytest.raises(DataError, match="frames that the data does not hold"):
+        resume(tmp_path / "run")
+
+
+def test_resume_refuses_another_configuration(data: Path, tmp_path: Path) -> None:
+    train(load_config(settings(data, epochs=2)), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**tree, "threads": None}))  # where it is computed may change
+    resume(tmp_path / "run")
+    tree["optimiser"]["learning_rate"] = 1e-4
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=r"optimiser.learning_rate is 0.0001 now, but .* was begun with 0\."):
+        resume(tmp_path / "run")
+
+
+def test_resume_names_junk_in_its_state(data: Path, tmp_path: Path) -> None:
+    train(load_config(settings(data, epochs=1)), tmp_path / "run")
+    path = tmp_path / "run" / "state.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    spoiled = next(name for name in tensors if name.startswith("average"))
+    save_file({**tensors, spoiled: tensors[spoiled] * float("nan")}, path, metadata)
+    with pytest.raises(TrainingError, match=rf"{spoiled} holds NaN or infinity: the run had diverged"):
+        resume(tmp_path / "run")
+    for counters in ({"epoch": -1}, {"epoch": "two"}, {"seconds": float("nan")}, {"unknown": 1}, []):
+        save_file(tensors, path, {**metadata, "counters": json.dumps(counters)})
+        with pytest.raises(TrainingError, match="cannot be continued from"):
+            resume(tmp_path / "run")
+    save_file(tensors, path, metadata)
+    (tmp_path / "run" / "metrics.csv").write_bytes(b"\0\xff,junk\n" * 3)
+    resume(tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_a_new_run_replaces_an_old_one_only_if_asked(data: Path, tmp_path: Path) -> None:
+    train(load_config(settings(data, epochs=2)), tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train(load_config(settings(data, epochs=1)), tmp_path / "run", overwrite=True)
+    assert [row[0] for row in read_metrics(tmp_path / "run")] == ["epoch", "1"]
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"state.safetensors exists and would be replaced"):
+        train(load_config(settings(data, epochs=1)), tmp_path / "run")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:

@@ -75,3 +75,57 @@ def test_features_without_embedding_keep_their_filters(tmp_path: Path) -> None:
     torch.testing.assert_close(model.rho.free, fresh.rho.free)
     torch.testing.assert_close(features.mean(dim=0), model.readout.mean)
     torch.testing.assert_close(features.std(dim=0, correction=0), model.readout.std)
+
+
+def _labelled(atoms: Atoms, energy: float | None = None, forces: object = None, stress: object = None) -> Atoms:
+    atoms.info |= {} if energy is None else {"REF_energy": energy}
+    atoms.info |= {} if stress is None else {"REF_stress": np.asarray(stress, dtype=float)}
+    if forces is not None:
+        atoms.arrays["REF_forces"] = np.asarray(forces, dtype=float)
+    return atoms
+
+
+def _alloy(a: float) -> Atoms:
+    return bulk("LiAl", "zincblende", a=a, cubic=True)
+
+
+def _other(change: str) -> tuple[Atoms, Atoms]:
+    """A frame and another that differs in one thing only."""
+    rest = np.zeros((8, 3))
+    one, two = (_labelled(_alloy(6.37), -20.0, rest, np.zeros(6)) for _ in range(2))
+    if change == "species":
+        two.numbers = two.numbers[::-1]
+    elif change == "cell":
+        two.cell[2, 2] += 0.5
+    elif change == "boundaries":
+        two.pbc = (True, True, False)
+    elif change == "positions":
+        two.positions[0, 0] += 1e-4
+    elif change == "energy":
+        two.info["REF_energy"] += 1e-6
+    elif change == "forces":
+        two.arrays["REF_forces"] = rest + 0.01
+    elif change == "missing forces":
+        del two.arrays["REF_forces"]
+    else:
+        two.info["REF_stress"] = np.full(6, 0.01)
+    return one, two
+
+
+@pytest.mark.parametrize(
+    "change", ["species", "cell", "boundaries", "positions", "energy", "forces", "missing forces", "stress"]
+)
+def test_only_equal_frames_are_one(tmp_path: Path, change: str) -> None:
+    one, two = _other(change)
+    ase.io.write(tmp_path / "a.xyz", [one, two, one, _labelled(_alloy(6.5), -19.0)])
+    config = load_config({"data": {"train": [str(tmp_path / "a.xyz")], "valid": 0.0}})
+    kept = [frame.source for frame in load_problem(config).split.train]
+    assert kept == ["a.xyz#0", "a.xyz#1", "a.xyz#3"]
+
+
+def test_isolated_atoms_of_one_energy_all_fix_their_zero(tmp_path: Path) -> None:
+    atoms = [_labelled(Atoms(symbol, [[0, 0, 0]]), 0.0, np.zeros((1, 3))) for symbol in ("Al", "Li")]
+    ase.io.write(tmp_path / "a.xyz", [*atoms, *(_labelled(_alloy(6.3 + 0.1 * k), -20.0 + k) for k in range(4))])
+    problem = load_problem(load_config({"data": {"train": [str(tmp_path / "a.xyz")], "valid": 0.0}}))
+    assert problem.reference.provenance == {"Li": "isolated atoms", "Al": "isolated atoms"}
+    assert len(problem.split.train) == 6

@@ -123,7 +123,9 @@ def _arguments(plan: SplinePlan, form: Form) -> dict[str, tuple[Any, ...]]:
         "reverse_kernel": (grid, rows, whole, n, n),
         "advance_kernel": (state, work, clock, n),
         "barostat_kernel": (box, grid, clock, n),
-        "scale_kernel": (state, box, clock, n),
+        "finish_kernel": (state, clock, n),
+        "rescale_kernel": (clock, n),
+        "sum_kernel": (state, work, clock, n),
         "kick_kernel": (state, work, clock, n),
     }
 
@@ -133,8 +135,9 @@ def compile_all(model: SplineNNP, precision: str) -> None:
     plan = make_plan(model)
     form = make_form(plan, precision, block=32, atoms=32)
     constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
-    constants |= {"advance_kernel": (True, True, 128), "barostat_kernel": (1024,)}
-    warps = {"network_kernel": 4, "advance_kernel": 4, "scale_kernel": 4, "kick_kernel": 4}
+    constants |= {"advance_kernel": (1, True, 128), "sum_kernel": (True, 128)}
+    constants |= {"barostat_kernel": (1024,), "rescale_kernel": (1024,)}
+    warps = {"network_kernel": 4, "advance_kernel": 4, "finish_kernel": 4, "kick_kernel": 4, "sum_kernel": 4}
     print(f"triton {triton.__version__}, compute capability 9.0, precision {precision}")
     print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
     total = 0.0

@@ -24,7 +24,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
 from snnp.sampling.builder import build_structure

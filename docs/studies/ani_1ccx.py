@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from snnp.files import write_atomically
 from snnp.models import Ensemble
-from snnp.models.io import write_atomically
 from snnp.models.neurochem import read_neurochem
 from snnp.structure import Structure
 from snnp.units import KCAL_PER_MOL_IN_EV

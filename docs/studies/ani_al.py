@@ -28,8 +28,8 @@ from ase.optimize import FIRE
 from matplotlib.figure import Figure
 
 from snnp.analysis.properties import REFERENCES, cubic_properties
+from snnp.files import write_atomically
 from snnp.models import Ensemble, Potential
-from snnp.models.io import write_atomically
 from snnp.models.neurochem import read_neurochem
 from snnp.sampling.rdf import RadialDistribution
 from snnp.structure import Structure

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile
 
 from snnp.data import Frame
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.models.potential import Potential
 from snnp.training import TrainConfig, load_config, resume, train
 from snnp.training.directional import directional_backward

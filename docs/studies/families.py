@@ -26,8 +26,8 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from snnp.files import write_atomically
 from snnp.models import load_model
-from snnp.models.io import write_atomically
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
 from snnp.sampling.builder import build_structure

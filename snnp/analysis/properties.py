@@ -19,6 +19,7 @@ from ase.data import atomic_numbers, reference_states
 
 from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import InputError, near_matches
+from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
@@ -166,9 +167,9 @@ def model_properties(model: Potential) -> list[CubicProperties]:
 
 def stated_properties(model: Potential) -> dict[str, dict[str, Any]]:
     """`properties` of the metadata by element, without numbers that are called cohesive energies and are none."""
-    stated = dict(model.metadata.get("properties") or {})
-    fitted = {symbol: crystal for symbol, crystal in stated.items() if not _counts_from_atoms(model, symbol)}
-    return stated | {symbol: {**crystal, "cohesive_energy_ev_per_atom": None} for symbol, crystal in fitted.items()}
+    crystals = dict(stated(model.metadata).get("properties", {}))
+    fitted = {symbol: crystal for symbol, crystal in crystals.items() if not _counts_from_atoms(model, symbol)}
+    return crystals | {symbol: {**crystal, "cohesive_energy_ev_per_atom": None} for symbol, crystal in fitted.items()}
 
 
 def _counts_from_atoms(model: Potential, element: str) -> bool:

@@ -188,6 +188,7 @@ def stability_test(model: Potential, atoms: Atoms, plan: StabilityPlan, engine: 
             steps=max(1, round(1000.0 * picoseconds / plan.dt_fs)),
             dt_fs=plan.dt_fs,
             friction_per_ps=friction,
+            equilibrate=0,
             dtype=plan.dtype,
             seed=plan.seed,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snnp.benchmarks.pictures import draw_comparison, draw_scaling
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.text import code, markdown
 
 __all__ = ["COLUMNS", "about", "save", "table"]

@@ -12,7 +12,7 @@ import typer
 
 from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
 from snnp.cli.files import prepare_output
-from snnp.cli.options import Device, Dtype, Json, as_dtype, examples
+from snnp.cli.options import Device, Dtype, Json, Overwrite, as_dtype, examples
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def benchmark_command(
     steps: Annotated[int, typer.Option("--steps", "-n", metavar="N", help="Steps to measure with --engine.")] = 50,
     dtype: Dtype = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure energy and forces: time, memory, fraction of the machine's peak; beside other programs, if asked."""
@@ -87,7 +88,8 @@ def benchmark_command(
         _measure_engine(engine, models, structure, atoms, steps, as_json)
         return
     if save is not None:
-        prepare_output(save.with_name(f"{save.name}.json"))
+        for ending in (".md", ".png", ".json"):
+            prepare_output(save.with_name(f"{save.name}{ending}"), overwrite=overwrite)
     plan = Plan(repeats, seconds)
     with tempfile.TemporaryDirectory(prefix="snnp-models-") as folder:
         if scaling is not None:

@@ -44,6 +44,7 @@ __all__ = [
 Update = Callable[..., None]
 """`update(done, total=None, note="")`: how far a job is, in its own units."""
 
+_LONGEST_CELL = 5000  # characters
 _PLAIN_WIDTH = 160  # columns where the output is a file or a pipe, so that no cell is cut
 
 
@@ -91,6 +92,7 @@ def say(message: str) -> None:
 # Arguments of Python by the options that set them: errors from inside name the former.
 _OPTIONS = {
     "temperature_k": "--temperature",
+    "temperature_end_k": "--temperature K:K",
     "pressure_gpa": "--pressure",
     "dt_fs": "--dt",
     "friction_per_ps": "--friction",
@@ -166,8 +168,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         numeric = all(_is_number(row[index]) for row in cells)
         table.add_column(Text(printable(column)), justify="right" if numeric and cells else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(_shown(cell) for cell in row))
     _print_below(title, table)
+
+
+def _shown(cell: str) -> Text:
+    """A cell as it may be printed; what no person reads to the end is cut (--json has it whole)."""
+    text = printable(cell)
+    return Text(text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…")
 
 
 def _is_number(cell: str) -> bool:
@@ -180,7 +188,7 @@ def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(Text(printable(name), style="cyan"), Text(printable(value)))
+        table.add_row(Text(printable(name), style="cyan"), _shown(value))
     _print_below(title, table)
 
 
@@ -214,7 +222,7 @@ def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:
         sources |= {line["source"]: name for name, line in crystal["references"].items()}
     for source, name in sources.items():
         say(f"{name}: {source}")
-    if any(crystal["cohesive_energy_ev_per_atom"] is None for crystal in crystals):
+    if any(crystal.get("cohesive_energy_ev_per_atom") is None for crystal in crystals):
         say("E coh: the model has none where E0 is not the energy of an isolated atom.")
 
 

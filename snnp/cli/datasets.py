@@ -12,7 +12,7 @@ import typer
 from snnp.cli.console import print_json, print_pairs, print_table, say
 from snnp.cli.files import prepare_output, readable
 from snnp.cli.hub import DryRun, Private, Repository, parse_statements, publish_app
-from snnp.cli.options import Json, examples
+from snnp.cli.options import Json, Overwrite, Units, examples
 from snnp.errors import InputError
 
 __all__ = ["CONVERT_EXAMPLES", "DESCRIBE_EXAMPLES", "convert_command", "describe_command", "publish_dataset_command"]
@@ -46,17 +46,18 @@ def convert_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="The files hold no energies.")] = False,
     workers: Annotated[int, typer.Option(metavar="N", help="Files to read at the same time; 0: one per core.")] = 1,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Convert files of structures to parquet, or back; nothing that they say is lost."""
-    from snnp.data import Keys, convert
+    from snnp.data import convert, keys_of
 
     if len(files) < 2:
         raise InputError("name at least one file to read, and last the file to write.")
     *sources, target = files
-    prepare_output(Path(target))
     splits: dict[str, list[str | Path]] = {}
     for source in sources:
         split, equals, path = source.partition("=")
@@ -64,6 +65,9 @@ def convert_command(
             splits.setdefault(split, []).append(path)
         else:
             splits.setdefault("train", []).append(source)
+    prepare_output(
+        Path(target), overwrite=overwrite, inputs=[Path(file) for group in splits.values() for file in group]
+    )
     start = time.perf_counter()
     with readable(*sources):
         frames = convert(
@@ -71,7 +75,7 @@ def convert_command(
             target,
             method=method,
             software=software,
-            keys=Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key),
+            keys=keys_of(energy_key, forces_key, stress_key, group_key, units),
             labelled=not unlabelled,
             workers=workers or len(os.sched_getaffinity(0)),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snnp.cli.console import print_json, print_table, say
-from snnp.cli.files import prepare_folder
-from snnp.cli.options import Json, Model, examples
+from snnp.cli.files import prepare_output
+from snnp.cli.options import Json, Model, Overwrite, Units, examples
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
@@ -30,6 +31,7 @@ _MODEL_EXAMPLES = examples(
     after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
 )
 _FOUND = 3
+_PAGES = ("report.html", "report.json")
 
 _Key = Annotated[
     str | None, typer.Option(metavar="NAME", help="Name of this quantity in the files, where it is unusual.")
@@ -63,43 +65,59 @@ def data_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     out: _Out = None,
+    overwrite: Overwrite = False,
     strict: _Strict = False,
     as_json: Json = False,
 ) -> None:
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
-    from snnp.data import Keys
+    from snnp.data import keys_of
     from snnp.doctor import examine_data
     from snnp.doctor.reading import read_set
 
-    keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
-    frames, unreadable = read_set(data, keys, part=part)
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
+    folder = _folder(out, Path(data[0]), subject, overwrite)
+    keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
+    frames, unreadable = read_set(data, keys, part=part)
     report = examine_data(frames, subject=subject, unreadable=unreadable)
-    _finish(report, out, Path(data[0]), strict, as_json)
+    _finish(report, folder, strict, as_json)
 
 
-def model_command(model: Model, out: _Out = None, strict: _Strict = False, as_json: Json = False) -> None:
+def model_command(
+    model: Model, out: _Out = None, overwrite: Overwrite = False, strict: _Strict = False, as_json: Json = False
+) -> None:
     """Examine a model: derivatives, symmetries, smoothness, precision, dimers, dynamics, cost, storage."""
     from snnp.doctor import examine_model
     from snnp.hub import load_pinned
 
     potential, name = load_pinned(model)
-    _finish(examine_model(potential, subject=name), out, Path(model), strict, as_json)
+    folder = _folder(out, Path(model), name, overwrite)
+    _finish(examine_model(potential, subject=name), folder, strict, as_json)
 
 
 doctor_app.command("data", epilog=_DATA_EXAMPLES)(data_command)
 doctor_app.command("model", epilog=_MODEL_EXAMPLES)(model_command)
 
 
-def _finish(report: Report, out: Path | None, subject: Path, strict: bool, as_json: bool) -> None:
-    from snnp.models.io import write_atomically
-
-    name = re.sub(r"[^\w.-]+", "-", subject.name.partition("=")[2] or subject.name)
+def _folder(out: Path | None, source: Path, subject: str, overwrite: bool) -> Path:
+    """Where the pages go; an earlier report on the same subject is replaced, as it can be made again."""
+    name = re.sub(r"[^\w.-]+", "-", source.name.partition("=")[2] or source.name)
     folder = out or Path("runs") / f"doctor-{name}"
-    prepare_folder(folder)
-    write_atomically(folder / "report.html", report.to_html().encode())
-    write_atomically(folder / "report.json", report.to_json().encode())
+    try:
+        ours = json.loads((folder / _PAGES[1]).read_text(encoding="utf-8"))["subject"] == subject
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    for page in _PAGES:
+        prepare_output(folder / page, overwrite=overwrite or ours)
+    return folder
+
+
+def _finish(report: Report, folder: Path, strict: bool, as_json: bool) -> None:
+    from snnp.files import write_atomically
+
+    for page, text in zip(_PAGES, (report.to_html(), report.to_json()), strict=True):
+        write_atomically(folder / page, text.encode())
     if as_json:
         print_json(report.to_dict())
     else:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from snnp.cli.console import print_json, print_pairs
-from snnp.cli.files import prepare_folder, prepare_output
-from snnp.cli.options import Dtype, Json, Model, as_dtype, examples
+from snnp.cli.files import input_files, prepare_output
+from snnp.cli.options import Dtype, Json, Model, Overwrite, as_dtype, examples
 from snnp.errors import InputError
 
 __all__ = ["EXPORT_EXAMPLES", "NEUROCHEM_EXAMPLES", "export_command", "import_app", "neurochem_command"]
@@ -64,6 +64,7 @@ def export_command(
     ] = None,
     forces: Annotated[bool, typer.Option("--forces", help="The module returns energy and forces.")] = False,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
@@ -72,8 +73,8 @@ def export_command(
 
     assert file_format is ExportFormat.torchscript
     potential, model = load_pinned(model, dtype=as_dtype(dtype))
+    prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
-    prepare_output(out)
     length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
     energy: Literal["kJ/mol", "eV"] = "eV" if energy_unit is EnergyUnit.ev else "kJ/mol"
     export_torchscript(
@@ -131,17 +132,20 @@ def neurochem_command(
         Path, typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Import ANI networks in NeuroChem's format; several networks become one ensemble with a spread."""
     from snnp.models.ensemble import Ensemble
+    from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
     from snnp.models.io import save_model
     from snnp.models.neurochem import read_neurochem
 
     if out.resolve() == folder.resolve():
         raise InputError(f"FOLDER and OUT are both {folder}; choose another folder to write to.")
     model = read_neurochem(folder)
-    prepare_folder(out)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        prepare_output(out / name, overwrite=overwrite)
     save_model(model, out)
     report = {
         "folder": str(folder),

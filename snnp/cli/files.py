@@ -1,19 +1,20 @@
-"""Output files of the commands: checked before the work, written whole or not at all."""
+"""Output files of the commands: checked before the work, replaced only with --overwrite, and written whole."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snnp.errors import DataError, InputError, SnnpError
+from snnp.errors import DataError, InputError, ModelFileError, SnnpError
+from snnp.files import refuse_existing, refuse_inputs, replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["prepare_folder", "prepare_output", "readable", "write_structure"]
+__all__ = ["input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
 
 
 @contextmanager
@@ -60,15 +61,34 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"the folder '{folder}' is not writable; {cure}.")
 
 
-def prepare_output(path: Path) -> None:
+def prepare_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Make the folder of an output file and see that the file can be written.
 
+    Arguments:
+        overwrite: whether the user has asked to replace what is there.
+        inputs: files that are read, which are never replaced.
+
     Raises:
-        InputError: if it cannot.
+        InputError: if it cannot, or must not.
     """
     prepare_folder(path.parent)
     if path.is_dir():
         raise InputError(f"cannot write '{path}': it is a folder; choose the name of a file.")
+    refuse_inputs(path, inputs)
+    if not overwrite:
+        refuse_existing([path], "choose another name, or say --overwrite")
+
+
+def input_files(model: str, structure: str | None = None, topology: Path | None = None) -> list[Path]:
+    """The files on this disk that a model and a structure are read from, for `prepare_output`."""
+    from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
+    from snnp.models.io import model_folder
+    from snnp.sampling import structure_files
+
+    files = [] if structure is None else structure_files(structure, topology)
+    with suppress(ModelFileError):  # a name on the Hub
+        files += [model_folder(model) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return files
 
 
 def write_structure(path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None) -> None:
@@ -80,12 +100,10 @@ def write_structure(path: Path, atoms: Atoms | list[Atoms], file_format: str | N
     import ase.io
     from ase.io.formats import UnknownFileTypeError
 
-    # The name keeps its ending, from which ASE tells the format.
-    temporary = path.with_name(f".partial-{path.name}")
     try:
-        ase.io.write(temporary, atoms, format=file_format)
+        with replacing(path) as temporary:
+            ase.io.write(temporary, atoms, format=file_format)
     except UnknownFileTypeError:
         raise InputError(
             f"'{path}' has no ending that ASE can write; use .extxyz, .cif or .vasp, for example."
         ) from None
-    os.replace(temporary, path)

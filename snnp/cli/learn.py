@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +21,10 @@ from snnp.cli.console import (
     warn,
 )
 from snnp.cli.files import prepare_folder, readable
-from snnp.cli.options import Data, Device, Dtype, Json, Model, as_dtype, examples
+from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, as_dtype, examples
 from snnp.errors import InputError
+from snnp.files import refuse_inputs
+from snnp.signals import Interrupted
 
 if TYPE_CHECKING:
     from snnp.data import Frame
@@ -59,6 +63,7 @@ def evaluate_command(
     forces_key: _Key = None,
     stress_key: _Key = None,
     group_key: _Key = None,
+    units: Units = None,
     properties: Annotated[
         bool,
         typer.Option("--properties", help="Lattice constant and elastic constants of the elements' crystals, too."),
@@ -68,7 +73,7 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
-    from snnp.data import Keys, read_frames
+    from snnp.data import keys_of, read_frames
     from snnp.hub import load_pinned
 
     if not data and not properties:
@@ -76,7 +81,7 @@ def evaluate_command(
     potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
     report: dict[str, Any] = {"model": model}
     if data:
-        keys = Keys(energy=energy_key, forces=forces_key, stress=stress_key, group=group_key)
+        keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
         with readable(*data):
             frames = read_frames(data, keys)
         report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
@@ -134,6 +139,7 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder as if it had never stopped.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a model on reference data, or continue a run that was interrupted."""
@@ -141,8 +147,8 @@ def train_command(
 
     if (config is None) == (resume is None):
         raise InputError("name one of CONFIG (a new run) and --resume RUN (an old one).")
-    if resume is not None and (assignments or out is not None):
-        raise InputError("--resume continues a run as it was begun: leave --set and --out away.")
+    if resume is not None and (assignments or out is not None or overwrite):
+        raise InputError("--resume continues a run as it was begun: leave --set, --out and --overwrite away.")
     with progress_bar("training") as update:
 
         def report(now: Progress) -> None:
@@ -160,11 +166,21 @@ def train_command(
                 folder = out or Path("runs") / config.stem
                 loaded = training.load_config(config, assignments or [])
                 prepare_folder(folder)
-                result = training.train(loaded, folder, report)
-        except KeyboardInterrupt:
-            say(f"Interrupted; 'snnp train --resume {folder}' goes on from here.")
-            raise typer.Exit(130) from None
+                refuse_inputs(folder / "config.yaml", [config])
+                result = training.train(loaded, folder, report, overwrite=overwrite)
+        except KeyboardInterrupt as stop:
+            _say_interrupted(stop, folder)
+            raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None
     _print_run(result, as_json)
+
+
+def _say_interrupted(stop: KeyboardInterrupt, folder: Path) -> None:
+    if isinstance(stop, Interrupted):
+        say(f"The run was {stop.where}.")
+    if (folder / "config.yaml").is_file():
+        say(f"Interrupted; '{shlex.join(['snnp', 'train', '--resume', str(folder)])}' goes on from here.")
+    else:
+        say("Interrupted before the run began; start it again.")
 
 
 def _print_run(result: RunResult, as_json: bool) -> None:

@@ -6,10 +6,11 @@ Heavy imports (torch, ASE, matplotlib) happen inside the commands, so that `snnp
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -19,6 +20,7 @@ from snnp.cli import benchmark, datasets, doctor, exchange, hub, learn, models, 
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn, with_options
 from snnp.cli.options import Json, command_meant, examples, options_meant
 from snnp.errors import SnnpError
+from snnp.files import why_full
 
 __all__ = ["app", "run"]
 
@@ -31,6 +33,8 @@ def _describe(error: OSError) -> str:
     """One line for a failure of the file system: the path, what happened, and the cure."""
     path = error.filename if error.filename is not None else "the output"
     reason = error.strerror or str(error)
+    if (full := why_full(error)) is not None:
+        return f"cannot write {path}: {full}; make room there, or write elsewhere."
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file or folder; check the path."
     if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
@@ -82,6 +86,8 @@ class _Commands(TyperGroup):
             _give_up(with_options(str(error)), 1, debug)
         except OSError as error:
             _give_up(_describe(error), 1, debug)
+        except (KeyboardInterrupt, typer.Abort):
+            _give_up("interrupted.", 128 + signal.SIGINT, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -181,6 +187,11 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
 
 
+def _terminate(signum: int, _: FrameType | None) -> NoReturn:
+    """End with the usual code, but take temporary files away first."""
+    sys.exit(128 + signum)
+
+
 def run() -> None:
     """Entry point of the `snnp` script."""
     # Threads that spin while they wait make small systems many times slower as soon as anything else runs (measured:
@@ -189,4 +200,6 @@ def run() -> None:
     sys.excepthook = _report_bug
     # What libraries warn of goes the way of all messages: it may hold names from files.
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     typer.main.get_command(app)()

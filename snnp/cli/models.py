@@ -241,10 +241,10 @@ def energy_command(
 
 def _all_frames(text: str) -> list[Atoms]:
     """Every structure of a file, or the one that a specification names."""
-    from snnp.data.frames import parse_images
+    from snnp.data.reader import read_images
     from snnp.sampling import build_structure
 
-    return parse_images(Path(text)) if Path(text).is_file() else [build_structure(text)]
+    return read_images(text) if Path(text).is_file() else [build_structure(text)]
 
 
 def _single_point(potential: Potential, atoms: Atoms) -> Atoms:

@@ -22,8 +22,10 @@ __all__ = [
     "Dtype",
     "Json",
     "Model",
+    "Overwrite",
     "Seed",
     "StructureSpec",
+    "Units",
     "as_dtype",
     "command_meant",
     "examples",
@@ -59,7 +61,10 @@ _OPTIONS = {
     "--energy-key": "energy energy_name e_key",
     "--forces-key": "forces force_key force_name f_key",
     "--stress-key": "stress virial_key virials_key stress_name",
-    "--ensemble": "nvt nve npt thermostat",
+    "--ensemble": "nvt nve npt",
+    "--equilibrate": "equilibration equil burn_in warmup n_equilibration",
+    "--fix": "freeze frozen fixed constrain hold",
+    "--minimise": "relax optimize optimise minimization",
     "--json": "j format output_format",
 }
 _COMMANDS = {
@@ -147,7 +152,16 @@ Data = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="Precision: float32 or float64.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the random numbers.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist; never an input.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers; default: 0.")]
+Units = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNITS",
+        help="Of the numbers in the files, where they are not eV and Å: kcal/mol, energy=Hartree,length=bohr, "
+        "stress=-kbar (a minus turns the sign).",
+    ),
+]
 StructureSpec = Annotated[
     str,
     typer.Argument(

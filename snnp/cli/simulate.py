@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
-from snnp.cli.files import prepare_output, write_structure
-from snnp.cli.options import Device, Dtype, Json, Model, Seed, StructureSpec, examples
+from snnp.cli.files import input_files, prepare_output, write_structure
+from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Seed, StructureSpec, examples
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
-    from snnp.sampling import MDProgress, MDResult, RelaxProgress, RelaxResult
+    from ase import Atoms
+
+    from snnp.models.potential import Potential
+    from snnp.sampling import MDProgress, MDResult, MDSettings, RelaxProgress, RelaxResult
+    from snnp.signals import Interrupted
 
 __all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
 
@@ -23,7 +28,10 @@ MD_EXAMPLES = examples(
     "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
     "snnp md snnp-cu fcc:Cu:6x6x6:a=3.63 --ensemble npt --pressure 1 --trajectory cu.dcd",
     "snnp md snnp-si start.cif --engine ase --ensemble nve --dt 0.5 --dtype float64 --json",
+    "snnp md snnp-si diamond:Si:3x3x3 --temperature 2500:300 --thermostat bussi --steps 50000",
+    "snnp md snnp-al slab.vasp --fix 0-15 --minimise --equilibrate 1000 --steps 20000",
     "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
+    "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
 )
 RELAX_EXAMPLES = examples(
@@ -31,6 +39,22 @@ RELAX_EXAMPLES = examples(
     "snnp relax snnp-si diamond:Si:1x1x1 --pressure 5",
     "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
 )
+
+_MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
+"""eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
+
+
+_COMPANIONS = {"log": ".csv", "plot": ".png", "checkpoint": ".npz"}
+_SETTINGS = {
+    **{"pressure": "pressure_gpa", "dt": "dt_fs", "friction": "friction_per_ps"},
+    **{"every": "trajectory_interval", "log_every": "log_interval", "checkpoint_every": "checkpoint_interval"},
+    **{name: name for name in ("ensemble", "thermostat", "barostat", "fix", "equilibrate", "steps", "seed")},
+    **{name: name for name in ("dtype", "device", "resume", "accept_changes", "new_velocities", "overwrite")},
+}
+"""Options of `snnp md` and the settings that they are; `--temperature`, which may be two, aside."""
+_AGAIN = {name: name for name in ("engine", "topology", "trajectory", "checkpoint", "device", "threads")}
+_AGAIN |= {"file_format": "format"}
+"""Options that must be said again on resuming."""
 
 
 class Ensemble(StrEnum):
@@ -41,21 +65,81 @@ class Ensemble(StrEnum):
     npt = "npt"
 
 
+class Thermostat(StrEnum):
+    """What keeps the temperature."""
+
+    langevin = "langevin"
+    bussi = "bussi"
+
+
+class Barostat(StrEnum):
+    """What the barostat changes: the volume, or the three lengths of a rectangular cell."""
+
+    isotropic = "isotropic"
+    anisotropic = "anisotropic"
+
+
 _Engine = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
 ]
-_Ensemble = Annotated[Ensemble, typer.Option(help="Constant energy, temperature, or temperature and pressure.")]
-_Temperature = Annotated[float, typer.Option("--temperature", "-T", metavar="K", help="Of start and thermostat, in K.")]
-_Pressure = Annotated[float, typer.Option("--pressure", "-P", metavar="GPA", help="Of the barostat (npt), in GPa.")]
-_Steps = Annotated[
-    int, typer.Option("--steps", "-n", metavar="N", help="Number of the last step, resumed runs included.")
+_Ensemble = Annotated[
+    Ensemble | None, typer.Option(help="Constant energy, temperature, or temperature and pressure; default: nvt.")
 ]
-_TimeStep = Annotated[float, typer.Option("--dt", metavar="FS", help="Time step in fs.")]
-_Friction = Annotated[float, typer.Option(metavar="1/PS", help="Friction of the Langevin thermostat, in 1/ps.")]
+_Temperature = Annotated[
+    str | None,
+    typer.Option(
+        "--temperature",
+        "-T",
+        metavar="K[:K]",
+        help="Of start and thermostat, in K; two for a ramp, such as 3000:300; default: 300.",
+    ),
+]
+_Pressure = Annotated[
+    float | None, typer.Option("--pressure", "-P", metavar="GPA", help="Of the barostat (npt), in GPa; default: 0.")
+]
+_Steps = Annotated[
+    int | None,
+    typer.Option("--steps", "-n", metavar="N", help="Number of the last step, resumed runs included; default: 1000."),
+]
+_TimeStep = Annotated[float | None, typer.Option("--dt", metavar="FS", help="Time step in fs; default: 1.")]
+_Thermostat = Annotated[
+    Thermostat | None,
+    typer.Option(
+        help="Langevin friction and noise, or stochastic velocity rescaling, which keeps momentum; default: langevin."
+    ),
+]
+_Friction = Annotated[
+    float | None,
+    typer.Option(metavar="1/PS", help="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps; default: 1."),
+]
+_Barostat = Annotated[
+    Barostat | None,
+    typer.Option(help="Scale the cell as a whole, or each length of a rectangular cell; default: isotropic."),
+]
+_Fix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ATOMS", help="Atoms that stay where they are: elements, numbers, ranges; such as Cu,0-15,20."
+    ),
+]
+_Equilibrate = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="First steps, with a strong thermostat and left out of all means; default: 0.1 ps or more in nvt and npt "
+        "if velocities are drawn, else none.",
+    ),
+]
+_Minimise = Annotated[
+    bool,
+    typer.Option("--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."),
+]
 _Trajectory = Annotated[
-    str,
-    typer.Option(metavar="FILE", help="Ends in .extxyz, .xyz, .dcd or .xtc; 'none' writes no trajectory."),
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Ends in .extxyz, .xyz, .dcd or .xtc; default: md.extxyz; 'none' writes no trajectory."
+    ),
 ]
 _Log = Annotated[
     str | None, typer.Option(metavar="FILE", help="CSV log; default: the trajectory's name with .csv; or 'none'.")
@@ -70,95 +154,251 @@ _Checkpoint = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="State to resume from; default: the trajectory's name with .npz; or 'none'."),
 ]
-_Every = Annotated[int, typer.Option("--every", metavar="N", help="Steps between frames of the trajectory.")]
-_LogEvery = Annotated[int, typer.Option("--log-every", metavar="N", help="Steps between rows of the log.")]
-_CheckpointEvery = Annotated[int, typer.Option("--checkpoint-every", metavar="N", help="Steps between checkpoints.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint up to --steps.")]
+_Every = Annotated[
+    int | None, typer.Option("--every", metavar="N", help="Steps between frames of the trajectory; default: 100.")
+]
+_LogEvery = Annotated[
+    int | None, typer.Option("--log-every", metavar="N", help="Steps between rows of the log; default: 10.")
+]
+_CheckpointEvery = Annotated[
+    int | None, typer.Option("--checkpoint-every", metavar="N", help="Steps between checkpoints; default: 1000.")
+]
+_Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue from the checkpoint; what is not said again stays as it was in the run."),
+]
+_AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="With --resume: options may differ from the run's; this is recorded.")
+]
+_NewVelocities = Annotated[
+    bool, typer.Option("--new-velocities", help="Draw velocities at --temperature though the file holds some.")
+]
+_Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="Of the structure file: pdb, cif, poscar, lammps, dcd, or ASE's."),
+]
+_Topology = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Structure file with the elements, for a start from DCD.")
+]
+_Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads of the model; default: what torch takes.")]
 
 
 def md_command(
     model: Model,
     structure: StructureSpec,
     engine: _Engine = None,
-    ensemble: _Ensemble = Ensemble.nvt,
-    temperature: _Temperature = 300.0,
-    pressure: _Pressure = 0.0,
-    steps: _Steps = 1000,
-    dt: _TimeStep = 1.0,
-    friction: _Friction = 1.0,
-    trajectory: _Trajectory = "md.extxyz",
+    ensemble: _Ensemble = None,
+    temperature: _Temperature = None,
+    thermostat: _Thermostat = None,
+    pressure: _Pressure = None,
+    barostat: _Barostat = None,
+    fix: _Fix = None,
+    minimise: _Minimise = False,
+    equilibrate: _Equilibrate = None,
+    steps: _Steps = None,
+    dt: _TimeStep = None,
+    friction: _Friction = None,
+    trajectory: _Trajectory = None,
     log: _Log = None,
     plot: _Plot = None,
     checkpoint: _Checkpoint = None,
-    every: _Every = 100,
-    log_every: _LogEvery = 10,
-    checkpoint_every: _CheckpointEvery = 1000,
+    every: _Every = None,
+    log_every: _LogEvery = None,
+    checkpoint_every: _CheckpointEvery = None,
     resume: _Resume = False,
-    seed: Seed = 0,
+    accept_changes: _AcceptChanges = False,
+    new_velocities: _NewVelocities = False,
+    overwrite: Overwrite = False,
+    file_format: _Format = None,
+    topology: _Topology = None,
+    seed: Seed = None,
     dtype: Dtype = None,
     device: Device = None,
+    threads: _Threads = None,
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
     from snnp.hub import load_pinned
-    from snnp.sampling import MDSettings, build_structure, run_md
 
-    settings = MDSettings(
-        ensemble=ensemble.value,
-        temperature_k=temperature,
-        pressure_gpa=pressure,
-        steps=steps,
-        dt_fs=dt,
-        friction_per_ps=friction,
-        seed=seed,
-        **_outputs(trajectory, log=(log, ".csv"), plot=(plot, ".png"), checkpoint=(checkpoint, ".npz")),
-        trajectory_interval=every,
-        log_interval=log_every,
-        checkpoint_interval=checkpoint_every,
-        resume=resume,
-        dtype=dtype or "float32",
-        device=device,
-    )
-    _, model = load_pinned(model)  # a wrong name is said before anything else is built
-    atoms = build_structure(structure)
-    for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
-        if path is not None:
-            prepare_output(path)
-    chosen = engine or _default_engine()
-    with progress_bar(f"{ensemble.value} with {chosen}", steps) as update:
+    asked = dict(locals())  # the options by name
+    settings, chosen = _settings(asked)
+    _set_threads(threads)
+    _, pinned = load_pinned(model)  # a wrong name is said before anything else is built
+    result = _simulate(pinned, settings, chosen, asked)
+    if as_json:
+        print_json({"model": pinned, "structure": structure, **result.to_json()})
+    else:
+        _print_md(result, settings)
+
+
+def _simulate(model: str, settings: MDSettings, engine: str, asked: dict[str, Any]) -> MDResult:
+    from snnp.sampling import build_structure, run_md
+    from snnp.signals import Interrupted
+
+    _prepare_outputs(settings, asked)
+    atoms = build_structure(asked["structure"], file_format=asked["file_format"], topology=asked["topology"])
+    _say_velocities(atoms, settings)
+    if asked["minimise"] and not settings.resume:
+        atoms = _minimised(model, atoms, settings.fix)
+    with progress_bar(f"{settings.ensemble} with {engine}", settings.steps) as update:
 
         def report(now: MDProgress) -> None:
             update(now.step, note=f"{now.sample.temperature_k:.0f} K  {number(now.ns_per_day)} ns/day")
 
-        result = run_md(model, atoms, settings, engine=chosen, report=report)
-    if as_json:
-        print_json({"model": model, "structure": structure, **result.to_json()})
-    else:
-        _print_md(result, settings.dt_fs)
+        try:
+            return run_md(model, atoms, settings, engine=engine, report=report)
+        except Interrupted as stop:
+            _say_interrupted(stop, settings, {**asked, "engine": engine})
+            raise typer.Exit(128 + stop.signum) from None
 
 
-def _outputs(trajectory: str, **others: tuple[str | None, str]) -> dict[str, Path | None]:
+def _temperatures(text: str) -> dict[str, float | None]:
+    """`300` or a ramp `3000:300`; one without the other is no setting."""
+    first, colon, last = text.partition(":")
+    try:
+        return {"temperature_k": float(first), "temperature_end_k": float(last) if colon else None}
+    except ValueError:
+        raise InputError(
+            f"--temperature '{text}' is not understood; give K, such as 300, or a ramp 3000:300."
+        ) from None
+
+
+def _minimised(model: str, atoms: Atoms, fix: str | None) -> Atoms:
+    """The atoms at the nearest minimum; held ones where they were."""
+    from ase.constraints import FixAtoms
+
+    from snnp.sampling.ensemble import held_atoms
+
+    start = atoms.copy()
+    start.set_constraint(FixAtoms(mask=held_atoms(atoms, fix)))
+    result = _relaxed(model, start, fmax=_MINIMISE_FMAX, steps=_MINIMISE_STEPS)
+    if not result.converged:
+        warn(f"not relaxed after {result.steps} steps: {result.max_force_ev_per_angstrom:.3g} eV/Å are left.")
+    return result.atoms
+
+
+def _relaxed(model: str | Potential, atoms: Atoms, *, steps: int, **more: Any) -> RelaxResult:
+    """`relax` with a progress bar."""
+    from snnp.sampling import relax
+
+    with progress_bar("relaxing", steps) as update:
+
+        def report(now: RelaxProgress) -> None:
+            update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
+
+        return relax(model, atoms, steps=steps, report=report, **more)
+
+
+def _say_interrupted(stop: Interrupted, settings: MDSettings, asked: dict[str, Any]) -> None:
+    """How far the run is, and the command that goes on; all that the checkpoint knows need not be said again."""
+    say(f"Interrupted: {stop.where}.")
+    if settings.checkpoint is not None:
+        given = {name: asked[name] for name in _AGAIN if asked[name] is not None}
+        options = [word for name, value in given.items() for word in (f"--{_AGAIN[name]}", str(value))]
+        again = shlex.join(["snnp", "md", asked["model"], asked["structure"], *options, "--resume"])
+        say(f"Go on with: {again}")
+
+
+def _settings(asked: dict[str, Any]) -> tuple[MDSettings, str]:
+    """Settings and engine: as given, else those of the run to resume, else the defaults."""
+    from snnp.sampling import MDSettings
+    from snnp.sampling.checkpoint import read_checkpoint
+
+    if asked["accept_changes"] and not asked["resume"]:
+        raise InputError("--accept-changes goes with --resume.")
+    files, engine = _outputs(asked), asked["engine"]
+    before: dict[str, Any] = {}
+    if asked["resume"] and files["checkpoint"] is not None:
+        found = read_checkpoint(files["checkpoint"])
+        plan, engine = found.record.plan, engine or found.engine
+        for name in ("trajectory", "log", "plot"):
+            if asked[name] is None and name in plan:
+                files[name] = None if plan[name] is None else files["checkpoint"].parent / Path(plan[name]).name
+        before = found.settings | {name: plan[name] for name in ("steps", "checkpoint_interval") if name in plan}
+    given = {setting: asked[option] for option, setting in _SETTINGS.items() if asked[option] is not None}
+    given |= {name: value.value for name, value in given.items() if isinstance(value, StrEnum)}
+    if asked["temperature"] is not None:
+        given |= _temperatures(asked["temperature"])
+    return MDSettings(**{**before, **given, **files}), engine or _default_engine()
+
+
+def _outputs(asked: dict[str, Any]) -> dict[str, Path | None]:
     """Names of the output files: as given, 'none' for none, else the trajectory's name with another suffix."""
+    trajectory = asked["trajectory"] or "md.extxyz"
     stem = Path("md") if trajectory == "none" else Path(trajectory)
-    names: dict[str, Path | None] = {"trajectory": None if trajectory == "none" else Path(trajectory)}
-    for name, (given, suffix) in others.items():
-        names[name] = None if given == "none" else stem.with_suffix(suffix) if given is None else Path(given)
-    return names
+    files: dict[str, Path | None] = {"trajectory": None if trajectory == "none" else Path(trajectory)}
+    for name, suffix in _COMPANIONS.items():
+        given = asked[name]
+        files[name] = None if given == "none" else stem.with_suffix(suffix) if given is None else Path(given)
+    return files
+
+
+def _prepare_outputs(settings: MDSettings, asked: dict[str, Any]) -> None:
+    """Refuse outputs that cannot be written or are somebody's, before anything is computed."""
+    from snnp.sampling.run import output_files
+
+    inputs = input_files(asked["model"], asked["structure"], asked["topology"])
+    for path in output_files(settings).values():
+        prepare_output(path, overwrite=settings.overwrite or settings.resume, inputs=inputs)
+    if settings.overwrite and not settings.resume and asked["checkpoint"] is None and settings.checkpoint is not None:
+        _refuse_companion(settings.checkpoint, settings)
+
+
+def _refuse_companion(checkpoint: Path, settings: MDSettings) -> None:
+    """Refuse to replace the companions of another trajectory, which --overwrite does not name."""
+    from snnp.sampling.checkpoint import read_checkpoint
+
+    try:
+        other = read_checkpoint(checkpoint).record.plan.get("trajectory")
+    except InputError:  # none, or one that is of no use to anybody
+        return
+    ours = None if settings.trajectory is None else settings.trajectory.name
+    if other is not None and other != ours and (checkpoint.parent / Path(other).name).is_file():
+        raise InputError(
+            f"'{checkpoint}' belongs to the run that wrote '{other}'; give this run a trajectory of another name, or "
+            "name its --log, --plot and --checkpoint."
+        )
+
+
+def _say_velocities(atoms: Atoms, settings: MDSettings) -> None:
+    from snnp.sampling.checkpoint import brings_momenta
+
+    if brings_momenta(atoms) and not settings.new_velocities and not settings.resume:
+        say(
+            f"The structure brings velocities ({atoms.get_temperature():.0f} K); it starts with them, not with new "
+            f"ones at {settings.temperature_k:g} K, which --new-velocities draws."
+        )
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}.")
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _default_engine() -> str:
     return "openmm" if importlib.util.find_spec("openmm") is not None else "ase"
 
 
-def _print_md(result: MDResult, dt_fs: float) -> None:
-    per_atom = 1e6 * result.seconds / max(result.steps * result.n_atoms, 1)
+def _print_md(result: MDResult, settings: MDSettings) -> None:
     pairs = {
         "run": f"{result.ensemble} with {result.engine}, {result.n_atoms:,} atoms",
         "steps": f"{result.first_step} to {result.last_step}",
-        "time": f"{result.steps * dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
-        "speed": f"{number(result.ns_per_day)} ns/day ({number(per_atom)} µs per atom and step)",
-        "temperature": f"{result.mean_temperature_k:.1f} ± {result.temperature_std_k:.1f} K",
+        "time": f"{result.steps * settings.dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
     }
+    if result.ns_per_day is not None:
+        per_atom = 1e6 * result.seconds / (result.steps * result.n_atoms)
+        pairs["speed"] = f"{number(result.ns_per_day)} ns/day ({number(per_atom)} µs per atom and step)"
+    if result.equilibration:
+        pairs["equilibration"] = f"the first {result.equilibration} steps; no mean holds them"
+    if settings.temperature_end_k is not None:
+        pairs["temperature"] = f"a ramp from {settings.temperature_k:g} to {settings.temperature_end_k:g} K"
+    elif result.mean_temperature_k is not None:
+        spread = "" if result.temperature_std_k is None else f" ± {result.temperature_std_k:.1f}"
+        pairs["temperature"] = f"{result.mean_temperature_k:.1f}{spread} K"
     if result.drift_mev_per_atom_per_ns is not None:
         pairs["energy drift"] = f"{number(result.drift_mev_per_atom_per_ns)} meV/atom/ns"
     if result.mean_pressure_gpa is not None and result.mean_volume_a3 is not None:
@@ -184,27 +424,25 @@ def relax_command(
         float, typer.Option("--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa.")
     ] = 0.0,
     steps: Annotated[int, typer.Option(metavar="N", help="Stop after so many steps.")] = 500,
+    overwrite: Overwrite = False,
+    file_format: _Format = None,
     as_json: Json = False,
 ) -> None:
     """Move the atoms (and the cell) of a structure to the nearest minimum of the energy."""
     from snnp.hub import load_pinned
-    from snnp.sampling import build_structure, relax
+    from snnp.sampling import build_structure
 
     if steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}; 'snnp energy' computes without moving atoms.")
     if pressure and cell is False:
         raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
+    inputs = input_files(model, structure)
     potential, model = load_pinned(model)
-    atoms = build_structure(structure)
+    atoms = build_structure(structure, file_format=file_format)
     if out is not None:
-        prepare_output(out)
+        prepare_output(out, overwrite=overwrite, inputs=inputs)
     cell = bool(cell or pressure)
-    with progress_bar("relaxing", steps) as update:
-
-        def report(now: RelaxProgress) -> None:
-            update(now.step, note=f"{now.max_force_ev_per_angstrom:.4f} eV/Å")
-
-        result = relax(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure, report=report)
+    result = _relaxed(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure)
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:

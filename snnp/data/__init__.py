@@ -3,7 +3,8 @@
 from snnp.data.checks import Finding, check_frames
 from snnp.data.convert import convert
 from snnp.data.dataset import Batch, Dataset
-from snnp.data.frames import Frame, Keys, elements_of
+from snnp.data.frames import Frame, elements_of
+from snnp.data.labels import Keys, Units, keys_of
 from snnp.data.reference import ReferenceEnergies, fit_reference_energies, is_isolated_atom
 from snnp.data.sources import dataset_records, load_dataset, read_frames
 from snnp.data.splits import Split, load_split, save_split, split_frames
@@ -16,12 +17,14 @@ __all__ = [
     "Keys",
     "ReferenceEnergies",
     "Split",
+    "Units",
     "check_frames",
     "convert",
     "dataset_records",
     "elements_of",
     "fit_reference_energies",
     "is_isolated_atom",
+    "keys_of",
     "load_dataset",
     "load_split",
     "read_frames",

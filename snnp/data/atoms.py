@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from ase.io.extxyz import per_config_properties
 from snnp.data.block import Block
 from snnp.data.comment import write_pair
 from snnp.data.extras import Extras, pack, unpack
-from snnp.data.extxyz import full_tensor, take_labels
-from snnp.data.frames import Keys, choose_names
+from snnp.data.labels import Keys, Names, Units, choose_names, full_tensor, in_usual_units, stress_of, take_labels
 from snnp.errors import DataError
 
 __all__ = ["block_from_atoms", "to_atoms", "xyz_lines"]
@@ -30,7 +30,7 @@ def to_atoms(block: Block) -> Iterator[Atoms]:
     """One `Atoms` per frame: labels as results of a calculator (in `info` and `arrays` where they had other names)."""
     for row in range(len(block)):
         one = block.slice(row, row + 1)
-        extras = unpack(one.extras[0] if one.extras else None, one.ids[0] if one.ids else f"#{row}")
+        extras = _extras(one)
         atoms = Atoms(numbers=one.numbers, positions=one.positions, cell=one.cell[0], pbc=one.pbc[0])
         results: dict[str, Any] = {}
         info, arrays = dict(extras.info), dict(extras.arrays)
@@ -50,22 +50,42 @@ def to_atoms(block: Block) -> Iterator[Atoms]:
             atoms.set_array(name, value)
         atoms.info.update(info)
         if results:
-            if "stress" in results:
+            if "stress" in results and np.shape(results["stress"]) == (3, 3):
                 results["stress"] = _voigt(results["stress"])
             atoms.calc = SinglePointCalculator(atoms, **results)
         yield atoms
 
 
+def _extras(one: Block) -> Extras:
+    """What else a single frame says."""
+    where = one.ids[0] if one.ids else "a frame"
+    extras = unpack(one.extras[0] if one.extras else None, where)
+    for name, value in extras.arrays.items():
+        if np.shape(value)[:1] != (len(one.numbers),):
+            raise DataError(f"{where}: arrays[{name[:40]!r}] has not one value for each atom.")
+    return extras
+
+
 def _labels(one: Block, extras: Extras) -> dict[str, Any]:
-    """Energy, forces and stress of a single frame under the names that they had; not those that `info` holds itself."""
+    """Energy, forces and stress of a single frame under the names that they had; not a stress that `info` holds itself.
+
+    Raises:
+        DataError: where that is another one.
+    """
     found: dict[str, Any] = {}
     if one.has_energy[0]:
         found[extras.names.get("energy", "energy")] = float(one.energy[0])
     if one.has_forces[0]:
         found[extras.names.get("forces", "forces")] = one.forces.copy()
-    if one.has_stress[0]:
-        found[extras.names.get("stress", "stress")] = one.stress[0].copy()
-    return {name: value for name, value in found.items() if name not in extras.info}
+    name = extras.names.get("stress", "stress")
+    if name in extras.info:
+        where = one.ids[0] if one.ids else "a frame"
+        said = stress_of(extras.info[name], name, one.cell[0], where) if one.has_stress[0] else None
+        if said is not None and not np.allclose(said, one.stress[0], rtol=1e-6, atol=1e-9):
+            raise DataError(f"{where}: {name} in its metadata is another stress than that of the frame; do not use it.")
+    elif one.has_stress[0]:
+        found[name] = one.stress[0].copy()
+    return found
 
 
 def _voigt(stress: np.ndarray) -> np.ndarray:
@@ -80,49 +100,60 @@ def _constraints(mask: np.ndarray) -> list[Any]:
 
 
 def block_from_atoms(
-    images: Sequence[Atoms], ids: Sequence[str], keys: Keys = Keys(), *, labelled: bool = True
+    images: Sequence[Atoms], ids: Sequence[str], keys: Keys = Keys(), *, labelled: bool = True, extras: bool = True
 ) -> Block:
     """Frames from `Atoms`: labels under the names that `read_frames` looks for, all else as extras.
 
     Arguments:
         images: each with `info`, `arrays`, and the results of a calculator, or without.
         ids: configuration ids.
-        keys: names of the labels, where they are unusual.
+        keys: names and units of the labels, where they are unusual.
         labelled: whether there must be energies.
+        extras: whether what is no label is kept.
 
     Raises:
         DataError: for what a dataset cannot hold, or where energies are missing; names the frame.
     """
     if not images:
         raise DataError("there are no structures to store; give at least one.")
-    tables = [_tables(atoms, name) for atoms, name in zip(images, ids, strict=True)]
-    present = {name for info, arrays in tables for name in (*info, *arrays)}
+    tables = [_tables(atoms, name, extras) for atoms, name in zip(images, ids, strict=True)]
+    shapes = Counter((frozenset(map(str, info)), frozenset(arrays)) for info, arrays in tables)
     single = all(len(atoms) == 1 for atoms in images)
-    names = choose_names(Path(ids[0].rpartition("#")[0]), present, single, keys, labelled=labelled)
+    names = choose_names(Path(ids[0].rpartition("#")[0]), shapes, single, keys, labelled=labelled)
     rows = zip(images, tables, ids, strict=True)
-    return Block.concatenate([_one_block(atoms, info, arrays, names, where) for atoms, (info, arrays), where in rows])
+    return Block.concatenate(
+        [_one_block(atoms, *table, names, where, keys.units, extras) for atoms, table, where in rows]
+    )
 
 
-def _tables(atoms: Atoms, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tables(atoms: Atoms, name: str, extras: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """What belongs to the frame, and what to its atoms; results of a calculator among them."""
     if len(atoms) == 0:
         raise DataError(f"{name} has no atoms.")
     info, arrays = dict(atoms.info), {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
     info.update(info.pop("key_value_pairs", {}))  # of an ASE database
+    for reserved in ("Lattice", "pbc"):  # of the atoms; in `info` they would stand for it
+        if info.pop(reserved, None) is not None and extras:
+            raise DataError(f"{name}: info holds {reserved!r}, which is the name of the cell's own; rename it.")
     for key, value in _results(atoms).items():
         table = arrays if key not in per_config_properties and np.shape(value)[:1] == (len(atoms),) else info
         if key in table and not np.array_equal(table[key], value):
             raise DataError(f"{name} has two values of {key}, of its calculator and beside it; remove one of them.")
         table[key] = value
-    if atoms.constraints:
+    if atoms.constraints and extras:
         arrays["move_mask"] = _mask(atoms, name)
     return info, arrays
 
 
 def _one_block(
-    atoms: Atoms, info: dict[str, Any], arrays: dict[str, Any], names: Mapping[str, str | None], where: str
+    atoms: Atoms, info: dict[str, Any], arrays: dict[str, Any], names: Names, where: str, units: Units, extras: bool
 ) -> Block:
     forces = arrays.pop(str(names["forces"]), None)
+    if forces is not None and (np.shape(forces) != (len(atoms), 3) or np.asarray(forces).dtype.kind not in "iuf"):
+        raise DataError(
+            f"{where}: forces (column '{names['forces']}') have shape {np.shape(forces)}, expected {(len(atoms), 3)} "
+            f"numbers for {len(atoms)} atoms."
+        )
     block = Block.conformers(
         atoms.numbers,
         atoms.positions[None],
@@ -130,14 +161,17 @@ def _one_block(
         forces=None if forces is None else np.asarray(forces, dtype=np.float64)[None],
         cell=atoms.cell.array[None].copy(),
     )
-    if "stress" in info:
+    if "stress" in info and names["stress"] == "stress":
         info["stress"] = full_tensor(info["stress"], where)
-    renamed = {"forces": str(names["forces"])} if forces is not None and names["forces"] != "forces" else {}
+    as_it_is = units == Units()
     info["pbc"] = atoms.pbc
-    renamed |= take_labels(block, 0, info, names, where)
+    renamed = take_labels(block, 0, info, names, where)
     group = info.get(str(names["group"]))
-    extras = pack(Extras(info, arrays, renamed), where)
-    return block.named([where], [None if group is None else str(group)], [extras])
+    if not as_it_is:  # in their own units they cannot keep their own names
+        info.pop(str(names["stress"]), None)
+        renamed = {}
+    packed = pack(Extras(info, arrays, renamed), where) if extras else None
+    return in_usual_units(block.named([where], [None if group is None else str(group)], [packed]), units, names)
 
 
 def _results(atoms: Atoms) -> dict[str, Any]:
@@ -170,7 +204,7 @@ def xyz_lines(block: Block) -> Iterator[str]:
     """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers."""
     for row in range(len(block)):
         one = block.slice(row, row + 1)
-        extras = unpack(one.extras[0] if one.extras else None, one.ids[0] if one.ids else f"#{row}")
+        extras = _extras(one)
         labels = _labels(one, extras)
         forces = labels.pop(extras.names.get("forces", "forces"), None)
         columns: list[tuple[str, np.ndarray]] = [("pos", one.positions)]

@@ -1,81 +1,68 @@
-"""The comment line of extended XYZ: `name=value` pairs, and the columns of the lines of atoms that follow.
+"""The comment line of extended XYZ: `name=value` pairs in all the ways in which programs write them.
 
-What is unusual is left to ASE's own parser, so that both agree on every file.
+    Lattice="5 0 0 0 5 0 0 0 5" Properties=species:S:1:pos:R:3 energy=-1.5 pbc="T T F"      ASE, quippy
+    lattice = '5 0 0 0 5 0 0 0 5' "energy"={-1.5} virial=[[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+Quotes are "", '', [] and {}, of which the last two may be nested; a backslash takes the next character as it is; a word
+without a value is True. A line without "=" is a remark. Every line is gone through once, whatever it holds.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ase.io.extxyz import key_val_str_to_dict
 
 from snnp.errors import DataError
 
-__all__ = [
-    "DEFAULT_PROPERTIES",
-    "TRUTH",
-    "Column",
-    "Layout",
-    "comment_names",
-    "read_comment",
-    "read_layout",
-    "write_pair",
-]
+__all__ = ["TRUTH", "comment_names", "integer", "read_comment", "real", "write_pair"]
 
-DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
-_ARRAY_NAMES = {"pos": "positions", "Z": "numbers", "charge": "charges", "species": "symbols"}  # as ASE renames them
+Pair = tuple[str, str | None, str]  # name, text of the value (None: a word alone), and what it was quoted with
+
 _SPECIAL = frozenset({"Lattice", "stress", "virial"})  # nine numbers of a 3x3 matrix, column by column
+_PERIODIC = frozenset({"boundary", "boundaries", "boundary_conditions", "periodic", "periodicity"})
+_LENGTHS = frozenset(map(len, ("pbc", "Lattice", "Properties")))
+_LATTICE = re.compile(r"[\s\[({]*[-+.\d]|_JSON")  # what may be a cell, unlike lattice=fcc
+_PROPERTIES = re.compile(r"[^:\s]+:[RISL]:")
+_CELLS = frozenset({"cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors", "celldm"})
+_REMARKED_CELL = ("cell(", "cell{", "cell:", "lattice:", "lattice(")  # as i-PI writes it
 _PAIR = re.compile(r'\s*([^\s=,"\'{}\[\]\\]+)=(?:"([^"\\]*)"|([^\s="\'{}\[\]\\]+))(?=\s|$)')
-TRUTH = {word: word[0] in "tT" for word in ("T", "F", "true", "false", "True", "False", "TRUE", "FALSE")}
-_MOST_KNOWN = 4096  # values that are remembered
+_SPACE = re.compile(r"\s*")
 _BARE = re.compile(r"[^\s=,\"'{}\[\]\\]+")
+_CLOSING = {'"': '"', "'": "'", "[": "]", "{": "}"}
+TRUTH = {word: word[0] in "tT" for word in ("T", "F", "true", "false", "True", "False", "TRUE", "FALSE")}
+_FLAGS = {**dict.fromkeys(("t", "true", ".true.", "yes", "1", "1.0", "p", "pp"), True)}
+_FLAGS |= dict.fromkeys(("f", "false", ".false.", "no", "0", "0.0"), False)
+_FLAGS |= {a + b: False for a in "fsm" for b in ("", *"fsm")}  # LAMMPS: fixed, shrink-wrapped, with a minimum
+_OF_ONE_AXIS = frozenset({"pp"} | {a + b for a in "fsm" for b in "fsm"})
+_MOST_KNOWN = 4096  # values that are remembered
+_LARGEST = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class Column:
-    """One property of the atoms: kind R, I, S or L, and its place in the line."""
-
-    name: str
-    kind: str
-    first: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the lines of atoms hold."""
-
-    columns: tuple[Column, ...]
-    width: int
+def integer(text: str) -> int:
+    """A whole number as files have it; ValueError for Python's 1_000 and for what has no 64 bits."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    value = int(text)
+    if not -_LARGEST - 1 <= value <= _LARGEST:
+        raise ValueError(text)
+    return value
 
 
-def read_layout(properties: str, where: str) -> Layout:
-    """The columns that a `Properties` value describes.
-
-    Raises:
-        DataError: if it does not.
-    """
-    fields = properties.split(":")
-    columns, first = [], 0
-    try:
-        for name, kind, number in zip(fields[::3], fields[1::3], map(int, fields[2::3]), strict=True):
-            if kind not in "RISL" or not 1 <= number <= 1000:
-                raise ValueError
-            columns.append(Column(_ARRAY_NAMES.get(name, name), kind, first, number))
-            first += number
-    except ValueError:
-        raise DataError(
-            f"{where}: Properties={properties[:80]} is not a list of name:type:columns with types R, I, S, L."
-        ) from None
-    return Layout(tuple(columns), first)
+def real(text: str) -> float:
+    """A number as files have it; ValueError for Python's 1_0.0."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
 
 
 def read_comment(comment: str, where: str, known: dict[tuple[str, str], Any]) -> dict[str, Any]:
     """Names and values of a comment line.
+
+    `Lattice` ([3, 3], rows are vectors), `pbc` (three truth values) and `Properties` have these names in whatever case
+    and spelling they came.
 
     Arguments:
         comment: the line.
@@ -83,37 +70,189 @@ def read_comment(comment: str, where: str, known: dict[tuple[str, str], Any]) ->
         known: remembers values, which repeat; an empty dictionary at first.
 
     Raises:
-        DataError: if it is not understood.
+        DataError: if it is not understood, or two values of one name differ.
     """
     values: dict[str, Any] = {}
+    texts: dict[str, str | None] = {}
+    for name, text, quote in _pairs(comment, where):
+        name = _canonical(name, text or "")
+        if name in texts:
+            if texts[name] != text:
+                raise DataError(f"{where}: {name[:40]} is given twice, with different values; remove one of them.")
+            continue
+        texts[name] = text
+        pair = (name, quote + (text or ""))
+        if text is not None and pair in known:
+            values[name] = known[pair]
+            continue
+        values[name] = _value(name, text, quote, where)
+        if text is not None and len(known) < _MOST_KNOWN and len(text) < 1000:
+            known[pair] = values[name]
+    _unify_boundaries(values, texts, where)
+    for name in values if "Lattice" not in values else ():
+        if name.lower() in _CELLS and isinstance(values[name], np.ndarray) and values[name].size >= 3:
+            raise DataError(f"{where}: the cell is given as {name}=..., which extended XYZ calls Lattice; rename it.")
+    return values
+
+
+def _canonical(name: str, text: str) -> str:
+    """`Lattice`, `Properties` and `pbc` in any case, where the value may be one: lattice=fcc is something else."""
+    if len(name) not in _LENGTHS:
+        return name
+    lower = name.lower()
+    if lower == "lattice" and (name == "Lattice" or _LATTICE.match(text)):
+        return "Lattice"
+    if lower == "properties" and (name == "Properties" or _PROPERTIES.match(text)):
+        return "Properties"
+    return "pbc" if lower == "pbc" else name
+
+
+def comment_names(comment: str, where: str) -> tuple[frozenset[str], str | None]:
+    """The names in a comment line, and its `Properties` if it has any: a quick look, without values."""
+    pairs = _pairs(comment, where)
+    names = [_canonical(name, text or "") for name, text, _ in pairs]
+    properties = next((pair[1] for name, pair in zip(names, pairs, strict=True) if name == "Properties"), None)
+    return frozenset(names), properties
+
+
+def _pairs(comment: str, where: str) -> list[Pair]:
+    """The pairs of a line; the usual ones by a regular expression, from the first unusual one on by hand."""
+    if "=" not in comment:
+        return _remark(comment, where)
+    pairs: list[Pair] = []
     end = 0
     while end < len(comment) and (match := _PAIR.match(comment, end)) is not None:
         name, quoted, bare = match.groups()
-        plain = bare if quoted is None else quoted
-        if plain == "" or plain.startswith("_JSON ") or name == "uid":
-            break
-        pair = (name, plain)
-        if pair in known:
-            values[name] = known[pair]
-        else:
-            values[name] = read_value(name, plain, where)
-            if len(known) < _MOST_KNOWN:
-                known[pair] = values[name]
+        pairs.append((name, bare, "") if quoted is None else (name, quoted, '"'))
         end = match.end()
-    if end < len(comment):
-        try:
-            values = key_val_str_to_dict(comment)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise DataError(f"{where}: comment line not understood: {' '.join(str(error).split())}.") from error
-        values = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
-    return values
+    while (end := _skip(comment, end)) < len(comment):
+        name, quote, end = _word(comment, end, where, is_name=True)
+        sign = _skip(comment, end)
+        if sign == len(comment) or comment[sign] != "=":
+            pairs.append((name, None, quote))
+            continue
+        start = _skip(comment, sign + 1)
+        if not name or start == len(comment):
+            raise DataError(f"{where}: the comment line has a '=' without a {'value' if name else 'name'}.")
+        text, quote, end = _word(comment, start, where, is_name=False)
+        if not quote and (text.startswith("=") or ("=" in text and start > sign + 1)):
+            raise DataError(f'{where}: {name[:40]} has no value in the comment line; write {name[:40]}="" or leave it.')
+        pairs.append((name, text, quote))
+    return pairs
+
+
+def _remark(comment: str, where: str) -> list[Pair]:
+    if any(word.startswith(_REMARKED_CELL) for word in comment.lower().split()):
+        raise DataError(f'{where}: the cell is not in the form Lattice="ax ay az bx by bz cx cy cz": {comment[:60]!r}.')
+    return [("comment", comment.strip(), '"')] if comment.strip() else []
+
+
+def _skip(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    assert match is not None
+    return match.end()
+
+
+def _word(text: str, place: int, where: str, *, is_name: bool) -> tuple[str, str, int]:
+    """A word, how it was quoted, and where it ends: at a space, and as a name also at "="."""
+    opening = text[place]
+    closing = _CLOSING.get(opening, "")
+    start, depth, letters = place, 1, []
+    place += bool(closing)
+    while place < len(text):
+        letter = text[place]
+        if letter == "\\" and place + 1 < len(text):
+            letters.append(text[place + 1])
+            place += 2
+            continue
+        if closing:
+            depth += (letter == opening and opening != closing) - (letter == closing)
+            if depth == 0:
+                break
+        elif letter.isspace() or (is_name and letter == "="):
+            return "".join(letters), "", place
+        elif letter == '"':
+            raise DataError(f"{where}: a quote inside a word of the comment line: {text[start : place + 20]!r}.")
+        letters.append(letter)
+        place += 1
+    if not closing:
+        return "".join(letters), "", place
+    if place == len(text):
+        raise DataError(f"{where}: the comment line has a {opening} that is not closed: {text[start : start + 40]!r}.")
+    place += 1
+    if place < len(text) and not text[place].isspace() and not (is_name and text[place] == "="):
+        if opening in "[{" and not is_name:  # no list, but such as the SMILES [CH3]C
+            end = re.compile(r"\s|$").search(text, place)
+            assert end is not None
+            return text[start : end.start()], "", end.start()
+        raise DataError(f"{where}: text after a closing {closing} in the comment line: {text[start : place + 20]!r}.")
+    return "".join(letters), opening, place
+
+
+def _value(name: str, text: str | None, quote: str, where: str) -> Any:
+    if text is None:
+        return [True] * 3 if name == "pbc" else True
+    if name == "pbc":
+        return _boundaries(text, where)
+    if text.startswith("_JSON ") or (quote == "[" and "[" in text):
+        value = _json(text.removeprefix("_JSON ") if text.startswith("_JSON ") else f"[{text}]", name, where)
+        if name == "Lattice":
+            return _lattice(value, text, where)
+        return value
+    value = read_value(name, text, where)
+    return value.T if name == "Lattice" else value
+
+
+def _lattice(value: Any, text: str, where: str) -> np.ndarray:
+    if not isinstance(value, np.ndarray) or value.size != 9 or value.dtype.kind not in "if":
+        raise DataError(f"{where}: Lattice must be the nine numbers of a 3x3 matrix, got {text[:60]!r}.")
+    return value.reshape(3, 3).astype(np.float64)
+
+
+def _json(text: str, name: str, where: str) -> Any:
+    """An array where it is one, else what it says."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {name[:40]} is no JSON: {' '.join(str(error).split())[:80]}.") from None
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):
+        return value
+    return array if array.dtype.kind in "ifb" else value
+
+
+def _boundaries(text: str, where: str) -> list[bool]:
+    """Three truth values of `T T F`, `TTF`, `[T, T, F]`, `true`, `1 0 1`, `p p f`, `ppf`, `pp fs ff`, ..."""
+    words = re.sub(r"[\[\]{}(),;\"']", " ", text.removeprefix("_JSON ")).lower().split()
+    if len(words) == 1 and len(words[0]) == 3 and words[0] not in _FLAGS:
+        words = list(words[0])
+    flags = [_FLAGS.get(word) for word in words]
+    if len(flags) not in (1, 3) or None in flags or (len(flags) == 1 and words[0] in _OF_ONE_AXIS):
+        raise DataError(f'{where}: pbc is {text[:40]!r}; expected three truth values, such as pbc="T T F".')
+    return [bool(flag) for flag in flags] * (3 // len(flags))
+
+
+def _unify_boundaries(values: dict[str, Any], texts: dict[str, str | None], where: str) -> None:
+    """Take `boundary="p p f"` for `pbc`; beside `pbc` it must agree, if it is of that form."""
+    for name in [name for name in values if name[:1] in "bBpP" and name.lower() in _PERIODIC]:
+        text = texts[name] or "T"
+        if "pbc" not in values:
+            values["pbc"] = _boundaries(text, where)
+            del values[name]
+            continue
+        stated = len(text.split()) == 3 and set(text.lower().split()) <= set(_FLAGS)
+        if stated and _boundaries(text, where) != values["pbc"]:
+            raise DataError(f"{where}: pbc and {name} do not agree; remove one of them.")
 
 
 def read_value(name: str, text: str, where: str) -> Any:
     """Integers, floats, truth values, or arrays of them, else text: ASE's rules."""
+    if name.lower() == "uid":
+        return text
     parts = text.replace(",", " ").split()
     value: Any = text
-    for convert in (int, float, TRUTH.__getitem__):
+    for convert in (integer, real, TRUTH.__getitem__) if parts else ():
         try:
             items = [convert(part) for part in parts]
         except (ValueError, KeyError):
@@ -121,18 +260,11 @@ def read_value(name: str, text: str, where: str) -> Any:
         value = items if isinstance(items[0], bool) else np.array(items)
         value = items[0] if len(items) == 1 else value
         break
-    if name in _SPECIAL:
+    if name in _SPECIAL and not (name != "Lattice" and np.size(value) == 6):
         if not isinstance(value, np.ndarray) or value.shape != (9,):
             raise DataError(f"{where}: {name} must be the nine numbers of a 3x3 matrix, got {text[:60]!r}.")
         value = value.reshape((3, 3), order="F")
     return value
-
-
-def comment_names(comment: str) -> tuple[list[str], str | None]:
-    """The names in a comment line, and its `Properties` if it has any: a quick look, without values."""
-    pairs = _PAIR.findall(comment)
-    properties = next((quoted or bare for name, quoted, bare in pairs if name == "Properties"), None)
-    return [pair[0] for pair in pairs], properties
 
 
 def write_pair(name: str, value: Any) -> str:

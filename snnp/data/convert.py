@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from snnp.data.atoms import block_from_atoms, xyz_lines
+from snnp.data.atoms import xyz_lines
 from snnp.data.block import Block
-from snnp.data.extxyz import read_blocks
-from snnp.data.frames import Keys, labels_of, parse_images
+from snnp.data.labels import Keys
 from snnp.data.parquet import ParquetWriter
-from snnp.data.source import ParquetSource
+from snnp.data.reader import XYZ, labels_of, read_any
 from snnp.errors import DataError
+from snnp.files import replacing
 
-__all__ = ["convert", "read_any", "write_blocks"]
-
-XYZ = (".xyz", ".extxyz")
-
-
-def is_xyz(path: Path) -> bool:
-    """Whether a name stands for extended XYZ, packed or not."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return suffixes[-1:] in ([".xyz"], [".extxyz"]) or suffixes[-2:] in ([".xyz", ".gz"], [".extxyz", ".gz"])
-
-
-def read_any(
-    path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True
-) -> Iterator[Block]:
-    """Blocks of a file: parquet, extended XYZ, or whatever ASE reads.
-
-    Arguments as for `read_blocks`.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".parquet":
-        source = ParquetSource(path)
-        yield from (source.block(group) for group in range(len(source.sizes)))
-    elif is_xyz(path) and path.is_file():
-        yield from read_blocks(path, keys, label, labelled=labelled)
-    else:
-        images = parse_images(path)
-        name = label or path.name
-        yield block_from_atoms(images, [f"{name}#{k}" for k in range(len(images))], keys, labelled=labelled)
+__all__ = ["convert", "write_blocks"]
 
 
 def convert(
@@ -62,7 +34,7 @@ def convert(
         target: .parquet, or .xyz, .extxyz.
         method: level of theory; parquet must have it.
         software: program that computed the labels.
-        keys: names of the labels in the files, where they are unusual.
+        keys: names and units of the labels in the files, where they are unusual.
         labelled: whether there must be energies.
         workers: files that are read at the same time, each in a process of its own.
 
@@ -132,12 +104,7 @@ def write_blocks(blocks: Iterable[Block], path: str | Path, split: str, method: 
     if ending not in XYZ:
         raise DataError(f"{path} has no ending that is known here; use .parquet, .xyz or .extxyz.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            for block in blocks:
-                stream.writelines(xyz_lines(block))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for block in blocks:
+            stream.writelines(xyz_lines(block))
     return path

@@ -14,8 +14,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from snnp.data.source import ParquetSource
-from snnp.data.sources import dataset_files
+from snnp.data.sources import dataset_files, open_source
 from snnp.errors import DataError
 from snnp.text import one_line, printable
 
@@ -151,14 +150,14 @@ def parse_description(tree: Any, where: str) -> Description:
 
 
 def describe_part(path: Path, method: str = "", software: str = "", **more: Any) -> PartDescription:
-    """Count what a parquet file holds.
+    """Count what a parquet file holds, or a file of extended XYZ.
 
     Arguments:
         path: of the file.
         method, software: in place of what the file says.
         more: further fields, such as `files` and `note`.
     """
-    source = ParquetSource(path)
+    source = open_source(path, labelled=False)
     atoms, smallest, largest, elements, known = 0, 1 << 62, 0, set[int](), np.zeros(3, dtype=np.int64)
     for group in range(len(source.sizes)):
         block = source.block(group, texts=False)

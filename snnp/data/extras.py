@@ -25,6 +25,7 @@ _DTYPES = frozenset(
 )
 _MARKS = ("ndarray", "float")
 _MOST_CHARACTERS = 10_000_000
+_ATOMS = frozenset({"positions", "numbers", "pos", "species", "symbols", "Z"})
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ def pack(extras: Extras, where: str) -> str | None:
     """JSON of the extras; None where there are none.
 
     Raises:
-        DataError: for values that JSON cannot hold; names the key and `where` it was.
+        DataError: for values that JSON cannot hold, and names that stand for something else; names the key and
+            `where` it was.
     """
+    _check_names(extras, where)
     tree = {
         "info": {str(key): _encode(value, f"{where}: info[{key!r}]") for key, value in extras.info.items()},
         "arrays": {key: _encode(value, f"{where}: arrays[{key!r}]") for key, value in extras.arrays.items()},
@@ -61,7 +64,7 @@ def unpack(text: str | None, where: str) -> Extras:
     """The reverse of `pack`.
 
     Raises:
-        DataError: for a text that `pack` did not write.
+        DataError: for a text that `pack` did not write, such as one that would replace positions or labels.
     """
     if not text:
         return Extras()
@@ -70,13 +73,40 @@ def unpack(text: str | None, where: str) -> Extras:
         if not isinstance(tree, dict):
             raise TypeError("no JSON object")
         if not {"info", "arrays", "names"} >= set(tree):  # of another program: all of it is about the frame
-            return Extras(info={key: _decode(value) for key, value in tree.items()})
+            tree = {"info": tree}
         parts = [{str(k): _decode(v) for k, v in tree.get(name, {}).items()} for name in ("info", "arrays", "names")]
-        return Extras(info=parts[0], arrays=parts[1], names={key: str(value) for key, value in parts[2].items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        extras = Extras(info=parts[0], arrays=parts[1], names={key: str(value) for key, value in parts[2].items()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(
             f"{where}: configuration_metadata cannot be read ({' '.join(str(error).split())}); the file is damaged."
         ) from None
+    _check_names(extras, where)
+    return extras
+
+
+def _check_names(extras: Extras, where: str) -> None:
+    """Nothing here may stand for what the frame says itself: atoms, positions, cell, boundaries, labels."""
+    usual = ("energy", "forces", "stress")
+    labels = [extras.names.get(what, what) for what in usual]
+    unusual = [name for name in labels if name not in usual]
+    strange = any(name in _ATOMS or _stands_for_cell(name, None) for name in unusual) or set(extras.names) - set(usual)
+    if strange or len(set(labels)) < 3 or any(name in usual and name != what for what, name in extras.names.items()):
+        raise DataError(f"{where}: the metadata give labels names that stand for something else; do not use them.")
+    # Its own form of a stress may lie beside it; whether it is the same is looked at where it is used.
+    info = {str(name): value for name, value in extras.info.items() if not name == labels[2] != "stress"}
+    bad = [f"info[{name!r}]" for name, value in info.items() if name in labels or _stands_for_cell(name, value)]
+    bad += [f"arrays[{name!r}]" for name in extras.arrays if name in labels or name in _ATOMS]
+    if bad:
+        raise DataError(
+            f"{where}: {bad[0][:60]} has a name that stands for atoms, cell or labels of the frame, of which there is "
+            "one truth; rename or remove it."
+        )
+
+
+def _stands_for_cell(name: str, value: Any) -> bool:
+    """Whether extended XYZ would take it for the cell, the boundaries or the columns; not so lattice=fcc."""
+    lower = name.lower() if name[:1] in ("p", "P", "l", "L") else ""
+    return lower in ("pbc", "properties") or (lower == "lattice" and not (name != "Lattice" and isinstance(value, str)))
 
 
 def _encode(value: Any, where: str) -> Any:

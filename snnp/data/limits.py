@@ -13,7 +13,7 @@ from typing import Any
 
 from snnp.errors import DataError
 
-__all__ = ["MOST_GROUP_BYTES", "check_footer", "check_footer_size", "check_pages"]
+__all__ = ["MOST_GROUP_BYTES", "check_chunks", "check_footer", "check_footer_size", "check_pages"]
 
 MOST_GROUP_BYTES = 1 << 30  # of one row group, unpacked
 _MOST_GROUP_ROWS = 1 << 20
@@ -41,6 +41,35 @@ def check_footer_size(path: Path) -> None:
     footer = struct.unpack("<I", tail[:4])[0]
     if footer > min(size - 12, _MOST_FOOTER):
         raise DataError(f"{path} claims a footer of {footer:,} bytes; the file is damaged or hostile: do not use it.")
+
+
+def check_chunks(path: Path, content: memoryview, metadata: Any) -> None:
+    """Refuse a footer on which Arrow's library would end the whole process: it throws where Python cannot catch.
+
+    Arguments:
+        path: named in errors.
+        content: of the whole file.
+        metadata: of the file, as Arrow has read it.
+
+    Raises:
+        DataError: for columns that do not agree with the schema, or are encrypted.
+    """
+    size = struct.unpack("<I", content[-8:-4])[0]
+    leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
+    levels = [(leaf.max_repetition_level + 1, leaf.max_definition_level + 1) for leaf in leaves]
+    try:
+        groups = _Header(content, len(content) - 8 - size).fields().get(4) or []
+        for group in groups:
+            if len(group[1]) != len(leaves):
+                raise ValueError(f"a row group has {len(group[1])} columns, the schema {len(leaves)}")
+            for chunk, wanted in zip(group[1], levels, strict=True):
+                if 8 in chunk or 9 in chunk:
+                    raise ValueError("it is encrypted")
+                counted = chunk[3].get(16) or {}
+                if any(len(counted.get(k) or ()) not in (0, number) for k, number in zip((2, 3), wanted, strict=True)):
+                    raise ValueError("counts of levels do not agree with the schema")
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} has a damaged or hostile footer, do not use the file ({error}).") from None
 
 
 def check_footer(path: Path, metadata: Any, columns: set[str]) -> None:
@@ -109,22 +138,27 @@ def check_pages(path: Path, content: memoryview, column: Any) -> None:
                     f"its pages hold more than the {column.num_values:,} values in {column.total_uncompressed_size:,} "
                     "bytes that the footer says"
                 )
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: the column {column.path_in_schema} is damaged or hostile, do not use the file ({error})."
         ) from None
 
 
 class _Header:
-    """Reads the header of a page, which is a struct in Thrift's compact protocol.
+    """Reads the header of a page or a footer, which are structs in Thrift's compact protocol.
 
     Source: https://parquet.apache.org/docs/file-format/metadata/ and parquet.thrift there: PageHeader has 1 type,
     2 uncompressed_page_size, 3 compressed_page_size, 5 data_page_header, 7 dictionary_page_header and
-    8 data_page_header_v2, each of which has 1 num_values.
+    8 data_page_header_v2, each of which has 1 num_values. FileMetaData has 4 row_groups, each with 1 columns, each with
+    3 meta_data, 8 and 9 of encryption; meta_data has 16 size_statistics with 2 and 3, how often each level occurs.
     """
 
     def __init__(self, content: memoryview, place: int) -> None:
         self._content, self._place = content, place
+
+    def fields(self) -> dict[int, Any]:
+        """Number -> value of one struct; texts are None."""
+        return self._struct(0)
 
     def read(self) -> dict[str, int]:
         """Bytes packed and unpacked, values of data, and where the data begin."""
@@ -155,7 +189,7 @@ class _Header:
         raise ValueError("a number without end")
 
     def _struct(self, depth: int) -> dict[int, Any]:
-        if depth > 4:
+        if depth > 8:
             raise ValueError("structs inside structs")
         fields: dict[int, Any] = {}
         field = 0
@@ -187,7 +221,7 @@ class _Header:
         if kind in (9, 10):
             head = self._byte()
             size = self._varint() if head >> 4 == 15 else head >> 4
-            if size > 1000:
+            if size > len(self._content) - self._place:  # an item takes a byte at least
                 raise ValueError("a list too long")
             return [self._value(head & 0x0F, depth + 1) for _ in range(size)]
         if kind == 12:

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +32,7 @@ from ase.data import chemical_symbols
 from snnp.data.arrow import arrow, parquet
 from snnp.data.block import Block
 from snnp.errors import DataError
+from snnp.files import replacing
 
 __all__ = ["FORMAT_KEY", "ParquetWriter", "columns_of", "schema"]
 
@@ -179,16 +179,15 @@ class ParquetWriter:
         self._method, self._software = method, software
         self._waiting: list[tuple[Block, str]] = []
         self._ids: list[np.ndarray] = []  # hashes: the names of millions of frames would fill the memory
+        self._stack = ExitStack()
         self._temporary: Path | None = None
         self._file: Any = None
 
     def __enter__(self) -> ParquetWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(descriptor)
-        self._temporary = Path(name)
+        self._temporary = self._stack.enter_context(replacing(self.path))
         self._file = parquet().ParquetWriter(
-            name,
+            self._temporary,
             schema(),
             compression="zstd",
             compression_level=_LEVEL,
@@ -236,19 +235,17 @@ class ParquetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._temporary is not None
-        try:
-            if kind is None:
-                self._flush()
-                if self.rows == 0:
-                    raise DataError(f"there are no frames to write into {self.path}.")
+        if kind is not None:
+            with suppress(OSError):  # the first error counts
+                self._file.close()
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._flush()
+            if self.rows == 0:
+                raise DataError(f"there are no frames to write into {self.path}.")
             self._file.close()
-            if kind is None:
-                self._check_ids()
-                os.chmod(self._temporary, 0o644)
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+            self._check_ids()
 
 
 # Bytes of the same place in all numbers come together: 1 to 6 % smaller than plain, read 10 to 20 % faster (same sets).

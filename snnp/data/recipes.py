@@ -22,15 +22,15 @@ from ase.data import atomic_numbers
 
 from snnp.data.block import Block
 from snnp.data.cards import card, header
-from snnp.data.convert import read_any
 from snnp.data.dataset import Dataset
 from snnp.data.description import Description, describe_parts, read_description
-from snnp.data.frames import Keys
+from snnp.data.labels import Keys
 from snnp.data.limits import MOST_GROUP_BYTES
 from snnp.data.parquet import ParquetWriter
+from snnp.data.reader import read_any
 from snnp.data.source import BlockSource
 from snnp.errors import DataError, MissingDependencyError, SnnpError
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.neighbours import neighbour_list, pair_vectors
 
 __all__ = [

@@ -15,7 +15,7 @@ import numpy as np
 from snnp.data.arrow import arrow, parquet
 from snnp.data.block import Block
 from snnp.data.columns import block_of, texts_of
-from snnp.data.limits import check_footer, check_footer_size, check_pages
+from snnp.data.limits import check_chunks, check_footer, check_footer_size, check_pages
 from snnp.data.parquet import FORMAT_KEY
 from snnp.errors import DataError
 
@@ -91,6 +91,7 @@ class ParquetSource:
         try:
             limits = {"thrift_string_size_limit": _THRIFT_BYTES, "thrift_container_size_limit": _THRIFT_BYTES // 10}
             metadata = parquet().ParquetFile(pa.BufferReader(self._map), **limits).metadata
+            check_chunks(self._path, self._content, metadata)
             check_footer(self._path, metadata, {*_TEXTS, *_NUMBERS, *_CONSTANTS})
             leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
             # Texts stay in dictionaries: one that a million rows share is unpacked once.
@@ -186,7 +187,8 @@ class ParquetSource:
     def _single_value(self, group: int, name: str) -> str | None:
         """The one text of a column in a row group, from its statistics; None if they do not say, or there are more."""
         try:
-            known = self._file.metadata.row_group(group).column(self._column_index[name]).statistics
+            column = self._file.metadata.row_group(group).column(self._column_index[name])
+            known = column.statistics if column.physical_type == "BYTE_ARRAY" else None
             if known is None or not known.has_min_max or known.min != known.max or known.null_count:
                 return None
             return str(known.min)

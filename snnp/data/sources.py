@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from snnp.data.convert import is_xyz, read_any
 from snnp.data.dataset import Dataset
-from snnp.data.frames import Frame, Keys, labels_of
-from snnp.data.frames import read_frames as read_files
-from snnp.data.source import BlockSource, ParquetSource
+from snnp.data.frames import Frame
+from snnp.data.labels import Keys
+from snnp.data.reader import holds_xyz, is_xyz, labels_of, read_any
+from snnp.data.source import BlockSource, ParquetSource, Source
 from snnp.errors import DataError, near_matches
 
-__all__ = ["dataset_files", "dataset_records", "load_dataset", "read_frames"]
+__all__ = ["dataset_files", "dataset_records", "load_dataset", "open_source", "read_frames"]
 
 _SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")
 
@@ -53,13 +53,16 @@ def load_dataset(
         path = _choose(dataset_files(path), part, str(name))
     elif part is not None and part != path.stem:
         raise DataError(f"{name} is one file, it has no part {part!r}.")
-    if is_xyz(path):
-        blocks = list(read_any(path))
-        source: ParquetSource | BlockSource = BlockSource(blocks, path.name)
-    else:
-        source = ParquetSource(path)
+    source = open_source(path)
     dataset = Dataset(source, np.arange(int(source.sizes.sum())))
     return dataset if split is None else dataset.select(split)
+
+
+def open_source(path: Path, *, labelled: bool = True) -> Source:
+    """A parquet file as it lies there, or a file of extended XYZ in memory, which must have energies if `labelled`."""
+    if path.is_file() and holds_xyz(path):
+        return BlockSource(list(read_any(path, labelled=labelled)), path.name)
+    return ParquetSource(path)
 
 
 def dataset_files(folder: Path) -> dict[str, Path]:
@@ -85,32 +88,39 @@ def read_frames(
     """Read frames from files and datasets: extended XYZ, whatever ASE reads, parquet, folders, names on the Hub.
 
     A dataset may be followed by `:split` or `:part/split`, as in `org/name:train` or `org/ani-1x:ccsdt_cbs/test`.
+    Energies, forces, stresses and groups of files are found by their usual names (`REF_energy`, `energy`,
+    `dft_virial`, results of a calculator, `config_type`, ...) or by `keys`; within one file one name is used.
+    Any of them may be missing on some frames. Stresses of structures that are not fully periodic are left out: they
+    have no defined volume. The `source` of a frame is "name#index", with the folder before it where names repeat.
 
     Arguments:
         path: one or several.
-        keys: names of the labels in files, where they are unusual; the columns of datasets have fixed names.
+        keys: names and units of the labels in files, where they are unusual; those of datasets are fixed.
         split: of datasets that name none and have it; None: all frames.
 
     Raises:
-        DataError: as `load_dataset` and, for files, `snnp.data.frames.read_frames` say.
+        DataError: as `load_dataset` says; and for a file that is missing, empty, unreadable, without energies or not
+            understood, for a named key that is absent, for shapes that do not match the number of atoms, and for NaN.
     """
     sources = [path] if isinstance(path, str | Path) else list(path)
-    opened = [_as_dataset(str(source), split) for source in sources]
-    if not any(opened):
-        return read_files([Path(source) for source in sources] if len(sources) != 1 else Path(sources[0]), keys)
-    labels = labels_of([Path(str(source)) for source in sources])
+    if not sources:
+        raise DataError("no data file was given; name at least one file of reference structures.")
     frames: list[Frame] = []
-    for source, dataset, label in zip(sources, opened, labels, strict=True):
+    for source, label in zip(sources, labels_of([Path(str(source)) for source in sources]), strict=True):
+        dataset = _as_dataset(str(source), split)
         if dataset is None:
-            prefix = Path(source).name
-            found = [replace(f, source=label + f.source.removeprefix(prefix)) for f in read_files(source, keys)]
+            blocks = read_any(source, keys, label, extras=False)
+            frames += (block.frame(row) for block in blocks for row in range(len(block)))
         elif keys != Keys():
-            raise DataError(f"{source} is a dataset, whose columns have fixed names; leave the keys of labels away.")
+            raise DataError(
+                f"{source} is a dataset, whose columns have fixed names and units; leave the keys and units of labels "
+                "away, or make another dataset of it with 'snnp convert'."
+            )
         else:
             found = dataset.frames()
             if len(sources) > 1:
                 found = [replace(frame, source=f"{label}/{frame.source}") for frame in found]
-        frames += found
+            frames += found
     return frames
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
+from snnp.files import write_atomically
 
 __all__ = ["Split", "load_split", "save_split", "split_frames"]
 
@@ -68,21 +71,22 @@ def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0,
     return Split(**parts)
 
 
-def save_split(split: Split, path: str | Path) -> None:
-    """Write the sources of each part as JSON, atomically."""
-    content = {"format": _FORMAT, **{part: [frame.source for frame in getattr(split, part)] for part in _PARTS}}
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+def save_split(split: Split, path: str | Path, *, checksums: bool = False) -> None:
+    """Write the sources of each part as JSON, atomically; with checksums, changed frames are noticed on loading."""
+    parts = {part: getattr(split, part) for part in _PARTS}
+    content: dict[str, Any] = {part: [frame.source for frame in frames] for part, frames in parts.items()}
+    if checksums:
+        content["checksums"] = {part: [_checksum(frame) for frame in frames] for part, frames in parts.items()}
+    content = {"format": _FORMAT, **content}
+    write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
     """Restore a split of `frames` from a file written by `save_split`.
 
     Raises:
-        DataError: if the file is missing or no split, or names a frame that `frames` does not hold. Frames that the
-            file does not name belong to no part.
+        DataError: if the file is missing or no split, or names a frame that `frames` does not hold, or that has changed
+            since. Frames that the file does not name belong to no part.
     """
     _check_unique(frames)
     try:
@@ -102,7 +106,29 @@ def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
                 "give the data files that the split was made from."
             )
         parts[part] = [by_source[source] for source in sources]
+        _check_unchanged(parts[part], content.get("checksums", {}).get(part), path)
     return Split(**parts)
+
+
+def _check_unchanged(frames: list[Frame], checksums: list[str] | None, path: str | Path) -> None:
+    if checksums is None:  # early files have none
+        return
+    changed = [frame.source for frame, known in zip(frames, checksums, strict=False) if _checksum(frame) != known]
+    if changed or len(frames) != len(checksums):
+        raise DataError(
+            f"{len(changed)} frames have changed since {path} was written, the first is '{(changed or ['none'])[0]}'; "
+            "give the data files that the split was made from."
+        )
+
+
+def _checksum(frame: Frame) -> str:
+    """Of all that a model can learn from a frame."""
+    structure = frame.structure
+    tensors = (structure.numbers, structure.positions, structure.cell, structure.pbc)
+    arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
+    labels = [np.array(value, dtype=float) for value in (frame.energy, frame.forces, frame.stress) if value is not None]
+    present = repr([value is not None for value in (frame.energy, frame.forces, frame.stress)])
+    return hashlib.sha256(present.encode() + b"".join(array.tobytes() for array in arrays + labels)).hexdigest()[:16]
 
 
 def _check_unique(frames: Sequence[Frame]) -> None:

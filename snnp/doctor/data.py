@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from snnp.data import Frame
 from snnp.doctor import coverage, duplicates, labels, mixture
 from snnp.doctor.consensus import Consensus, consensus_of, spread
@@ -15,11 +17,25 @@ from snnp.doctor.survey import Survey, survey
 __all__ = ["DATA_CHECKS", "examine_data"]
 
 DATA_CHECKS = (
-    *("readable", "completeness", "plausibility", "distances", "force sums", "torques", "force sign", "force units"),
-    *("force direction", "energies and forces", "stress", "energy units", "energy outliers", "level of theory"),
+    *("readable", "units", "completeness", "plausibility", "distances", "force sums", "torques"),
+    *(
+        "force sign",
+        "force units",
+        "force direction",
+        "energies and forces",
+        "stress",
+        "energy units",
+        "energy outliers",
+        "level of theory",
+    ),
     *("duplicates", "contradictions", "leakage", "near duplicates", "coverage"),
 )
 """Names of all checks; a report lists those that found nothing."""
+
+_OF_SOUND_UNITS = (
+    *("plausibility", "force sign", "force units", "force direction", "energies and forces", "stress", "energy units"),
+    *("energy outliers", "level of theory"),
+)
 
 
 def examine_data(
@@ -48,33 +64,48 @@ def examine_data(
     """
     begin = time.perf_counter()
     seen = survey(frames_by_split)
-    consensus = consensus_of(seen, labels.FORCE_FACTORS)
+    units, wrong = labels.check_units(seen)
+    # What is in other units would be taken for the opinion of the set: the rest is examined without it.
+    sound = _without(seen, wrong)
+    consensus = consensus_of(sound, labels.FORCE_FACTORS)
+    asked = {finding.check for finding in units}
     clusters = duplicates.find_clusters(seen)
     runs: list[Callable[[], Iterator[Finding]]] = [
         lambda: labels.check_completeness(seen),
-        lambda: labels.check_plausibility(seen),
         lambda: coverage.check_distances(seen),
-        lambda: labels.check_force_sums(seen),
-        lambda: labels.check_forces(seen, consensus),
-        lambda: labels.check_relation(seen, consensus),
-        lambda: labels.check_stresses(seen, consensus),
-        lambda: labels.check_energies(seen, consensus),
-        lambda: mixture.check_mixture(seen, consensus),
+        lambda: labels.check_force_sums(sound),
         lambda: duplicates.check_duplicates(seen, clusters),
         lambda: duplicates.check_leakage(seen, clusters),
         lambda: coverage.check_coverage(seen),
     ]
-    findings = [*unreadable, *(finding for run in runs for finding in run())]
-    found = {finding.check for finding in findings}
+    if not wrong.all():
+        runs += [
+            lambda: labels.check_plausibility(sound),
+            lambda: labels.check_forces(sound, consensus),
+            lambda: labels.check_relation(sound, consensus),
+            lambda: iter(()) if "stress" in asked else labels.check_stresses(sound, consensus),
+            lambda: labels.check_energies(sound, consensus),
+            lambda: mixture.check_mixture(sound, consensus),
+        ]
+    findings = [*unreadable, *units, *(finding for run in runs for finding in run())]
+    found = {finding.check for finding in findings} | (set(_OF_SOUND_UNITS) if wrong.all() else set())
     return Report(
         subject=subject,
         kind="data",
         findings=sorted_findings(findings),
         passed=tuple(name for name in DATA_CHECKS if name not in found),
         facts=_facts(seen, consensus),
-        pictures=data_pictures(seen, consensus) if pictures else (),
+        pictures=data_pictures(sound, consensus) if pictures else (),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _without(seen: Survey, wrong: np.ndarray) -> Survey:
+    """The survey of the other frames; of all where none or all are wrong."""
+    if not wrong.any() or wrong.all():
+        return seen
+    rest = [(frame, split) for frame, split, bad in zip(seen.frames, seen.split, wrong, strict=True) if not bad]
+    return survey({name: [frame for frame, split in rest if split == name] for name in seen.splits})
 
 
 def _facts(seen: Survey, consensus: Consensus) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from snnp.data import check_frames
+from snnp.data.consistency import by_file, suspicions
 from snnp.doctor.consensus import Consensus, spread
 from snnp.doctor.mixture import find_heaps
 from snnp.doctor.report import Finding
@@ -29,6 +30,7 @@ __all__ = [
     "check_plausibility",
     "check_relation",
     "check_stresses",
+    "check_units",
 ]
 
 # A number in the file is this factor times the number in eV (and Å).
@@ -76,6 +78,33 @@ _FUSED = 0.3  # Å
 
 def _plural(n: int, noun: str = "frame") -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
+    """Labels of each file against one another and against those of other files, by what neighbouring frames say.
+
+    Returns:
+        Findings that name file, split and factor; and [n] which frames are in files whose energies or forces are wrong
+        for sure.
+    """
+    findings, wrong = [], np.zeros(len(survey.frames), dtype=bool)
+    files = by_file(survey.frames)
+    place = {id(frame): k for k, frame in enumerate(survey.frames)}
+    for found in suspicions(files):
+        mine = np.array([place[id(frame)] for frame in files[found.file]])
+        splits = ", ".join(dict.fromkeys(survey.split[k] for k in mine))
+        wrong[mine] |= found.certain and found.quantity != "stress"
+        findings.append(
+            Finding(
+                "stress" if found.quantity == "stress" else "units",
+                "error" if found.certain else "warning",
+                f"{found.file} ({splits}, {_plural(len(mine))}): {found.message}",
+                "Labels in different units cannot be learned together: forces are minus the derivative of the energy.",
+                found.cure[0].upper() + found.cure[1:] + ".",
+                survey.names(np.sort(mine)),
+            )
+        )
+    return findings, wrong
 
 
 def check_completeness(survey: Survey) -> Iterator[Finding]:
@@ -297,7 +326,9 @@ def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Sign and unit of stresses, by what energies and forces say about the volume."""
     norm = np.array([0.0 if f.stress is None else float(np.linalg.norm(f.stress)) for f in survey.frames])
     correlation = consensus.stress_correlation
-    if (norm > 0).sum() < 10 or not consensus.relative_misfit:
+    misfit = consensus.relative_misfit
+    # Where forces fit better with another factor the model's stress has no meaning, and no sign.
+    if (norm > 0).sum() < 10 or not misfit or min(misfit, key=lambda factor: misfit[factor]) != 1.0:
         return
     telling = (norm > np.median(norm[norm > 0])) & np.isfinite(correlation)
     if telling.sum() < 5:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from snnp.data import Frame, Keys, load_dataset
 from snnp.data.block import Block
-from snnp.data.convert import is_xyz, read_any
-from snnp.data.frames import labels_of
+from snnp.data.reader import is_xyz, labels_of, read_any
 from snnp.data.sources import dataset_files
 from snnp.doctor.report import Finding
 from snnp.doctor.survey import UNASSIGNED

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from snnp.errors import HubError
+from snnp.files import write_atomically
 from snnp.hub.names import Kind, check_file_name
 from snnp.hub.stamps import is_stamped, stamp
-from snnp.models.io import write_atomically
 
 __all__ = [
     "MANIFEST_FILE",

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from snnp.errors import HubError, InputError
+from snnp.files import naming, scratch_folder, write_atomically
 from snnp.hub.client import fetch
 from snnp.hub.manifest import MANIFEST_FILE, check_inside, read_manifest, verify_folder
 from snnp.hub.names import Kind, Reference, is_commit, parse_reference
-from snnp.models.io import write_atomically
 
 __all__ = ["add_to_mirror", "find_in_mirror", "mirror_folder"]
 
@@ -119,18 +118,18 @@ def _copy(source: Path, folder: Path, names: list[str]) -> None:
 
     A damaged folder that is in the way is set aside, not deleted.
     """
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with scratch_folder(folder.parent, folder.name) as temporary:
         for name in names:
             check_inside(source, name, source.parent.parent)  # the links of the cache lead to the blobs beside it
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target)
+            with naming(target):
+                shutil.copyfile(source / name, target)
         temporary.chmod(0o755)
         if folder.exists():
-            folder.rename(temporary.with_name(f"{temporary.name}.damaged"))
-        temporary.rename(folder)
-    except (HubError, OSError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, HubError) or not folder.is_dir():  # else another process was faster
-            raise
+            folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.damaged"))
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise

@@ -1,6 +1,7 @@
 """One naming scheme for models and datasets, and the one function that finds them.
 
-Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two:
+Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two,
+unless a folder has just that name:
 
 - a bundled model (`snnp-si`), in the installation;
 - a folder or file (`runs/mine`), on this disk;
@@ -63,7 +64,8 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
         'bundled'
     """
     text = str(name)
-    reference = None if isinstance(name, Path) else parse_reference(text, revision)
+    here = isinstance(name, Path) or (revision is None and Path(text).exists())  # whatever its name looks like
+    reference = None if here else parse_reference(text, revision)
     revised = reference is not None and reference.revision is not None
     if not revised and (local := _find_here(text, kind)) is not None:
         if revision is not None:

@@ -15,11 +15,13 @@ __all__ = [
     "advance_kernel",
     "barostat_kernel",
     "bin_kernel",
+    "finish_kernel",
     "kick_kernel",
+    "rescale_kernel",
     "reverse_kernel",
-    "scale_kernel",
     "search_kernel",
     "sort_kernel",
+    "sum_kernel",
 ]
 
 
@@ -213,6 +215,43 @@ def _ask(clock: tl.tuple, moved: tl.tensor) -> None:
 
 
 @triton.jit
+def _noise(clock: tl.tuple) -> Any:
+    """Key of the random numbers of a step: the seed grows with the step, so that no state but the step is kept."""
+    return tl.load(clock.seed) + tl.load(clock.step)
+
+
+@triton.jit
+def _kt(clock: tl.tuple) -> Any:
+    """k T of a step, eV."""
+    return tl.load(clock.numbers + 3) + tl.load(clock.numbers + 4) * tl.load(clock.step).to(tl.float64)
+
+
+@triton.jit
+def _normal(clock: tl.tuple, stream: tl.constexpr) -> Any:
+    """A normal number that belongs to the system; negative counters are those of no coordinate."""
+    return tl.max(tl.randn(_noise(clock), tl.zeros([32], tl.int64) - 1 - 128 * stream), axis=0).to(tl.float64)
+
+
+@triton.jit
+def _chi_squared(clock: tl.tuple, half: tl.tensor, stream: tl.constexpr) -> Any:
+    """A chi-squared number of 2 half degrees of freedom, half >= 1 (Marsaglia, Tsang 2000, doi 10.1145/358407.358414).
+
+    Each of 32 proposals is accepted with at least 95 %: the first that is counts.
+    """
+    lane = tl.arange(0, 32)
+    counter = -2 - 128 * stream - lane.to(tl.int64)
+    normal = tl.randn(_noise(clock), counter).to(tl.float64)
+    uniform = tl.rand(_noise(clock), counter - 32).to(tl.float64)
+    d = half - 1.0 / 3.0
+    root = 1.0 + normal / tl.sqrt(9.0 * d)
+    cube = tl.where(root > 0.0, root * root * root, 1.0)
+    limit = 0.5 * normal * normal + d * (1.0 - cube + tl.log(cube))
+    accepted = (root > 0.0) & (tl.log(uniform) < limit)
+    first = tl.min(tl.where(accepted, lane, 31), axis=0)
+    return 2.0 * d * tl.sum(tl.where(lane == first, cube, 0.0), axis=0)
+
+
+@triton.jit
 def advance_kernel(
     state: tl.tuple,
     work: tl.tuple,
@@ -222,71 +261,122 @@ def advance_kernel(
     barostat: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """First half of a step: kick, drift (with the thermostat between two half drifts), and whether the list is too old.
+    """First half of a step: kick, drift, and whether the list is too old; after a barostat, atoms follow the box first.
 
-    Langevin dynamics in the order B A O A B (Leimkuhler and Matthews 2013, doi 10.1093/amrx/abs010). For a barostat,
-    which decides about the list, twice the kinetic energy less the virial's trace is summed in blocks.
+    Langevin dynamics (thermostat 1) in the order B A O A B (Leimkuhler and Matthews 2013, doi 10.1093/amrx/abs010).
+    Rescaling of velocities (2) needs their sum between the two half drifts: `finish_kernel` does the second one.
     """
     atom = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = atom < n_atoms
     kick = tl.load(state.kick + atom, mask=present, other=1.0)
     dt = tl.load(clock.numbers)
     moved = tl.zeros([block], tl.float64)
-    pressure = tl.zeros([block], tl.float64)
     for axis in tl.static_range(3):
         place = 3 * atom + axis
         v = tl.load(state.velocities + place, mask=present, other=0.0)
         v += kick * tl.load(work.forces + place, mask=present, other=0.0).to(tl.float64)
         x = tl.load(state.positions + place, mask=present, other=0.0)
-        if thermostat:
-            x += 0.5 * dt * v
-            # Philox: the seed is the key and grows with the step, so that no state but the step is kept.
-            noise = tl.randn(tl.load(clock.seed) + tl.load(clock.step), place).to(tl.float64)
+        anchor = tl.load(state.anchors + place, mask=present, other=0.0)
+        if barostat:
+            factor = tl.load(clock.scale + 2)
+            x *= factor
+            anchor *= factor
+            tl.store(state.anchors + place, anchor, mask=present)
+        x += 0.5 * dt * v
+        if thermostat == 1:
+            noise = tl.sqrt(_kt(clock)) * tl.randn(_noise(clock), place).to(tl.float64)
             v = tl.load(clock.numbers + 1) * v + tl.load(state.spread + atom, mask=present, other=0.0) * noise
+        if thermostat != 2:
             x += 0.5 * dt * v
-        else:
-            x += dt * v
         tl.store(state.positions + place, x, mask=present)
         tl.store(state.velocities + place, v, mask=present)
-        if barostat:
-            # Inertia is dt / 2 over `kick`.
-            virial = tl.load(work.virial + 6 * atom + axis, mask=present, other=0.0).to(tl.float64)
-            pressure += tl.where(present, 0.5 * dt / kick * v * v - virial, 0.0)
-        else:
-            d = x - tl.load(state.anchors + place, mask=present, other=0.0)
-            moved += tl.where(present, d * d, 0.0)
-    if barostat:
-        tl.store(clock.sums + tl.program_id(0), tl.sum(pressure, axis=0))
-    else:
+        d = x - anchor
+        moved += tl.where(present, d * d, 0.0)
+    if thermostat != 2:
         _ask(clock, moved)
+
+
+@triton.jit
+def sum_kernel(
+    state: tl.tuple, work: tl.tuple, clock: tl.tuple, n_atoms: tl.tensor, kinetic: tl.constexpr, block: tl.constexpr
+) -> None:
+    """Sums in blocks: twice the kinetic energy, or the trace of the virial."""
+    atom = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    present = atom < n_atoms
+    total = tl.zeros([block], tl.float64)
+    if kinetic:
+        kick = tl.load(state.kick + atom, mask=present, other=0.0)
+        # Inertia is dt / 2 over `kick`; held atoms have neither kick nor velocity.
+        inertia = tl.where(kick > 0.0, 0.5 * tl.load(clock.numbers) / tl.where(kick > 0.0, kick, 1.0), 0.0)
+        for axis in tl.static_range(3):
+            v = tl.load(state.velocities + 3 * atom + axis, mask=present, other=0.0)
+            total += inertia * v * v
+    else:
+        for axis in tl.static_range(3):
+            total += tl.load(work.virial + 6 * atom + axis, mask=present, other=0.0).to(tl.float64)
+    tl.store(clock.sums + tl.program_id(0), tl.sum(total, axis=0))
+
+
+@triton.jit
+def _total(clock: tl.tuple, n_sums: tl.tensor, block: tl.constexpr) -> Any:
+    lane = tl.arange(0, block)
+    total = tl.zeros([block], tl.float64)
+    for first in range(0, n_sums, block):
+        total += tl.load(clock.sums + first + lane, mask=first + lane < n_sums, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def rescale_kernel(clock: tl.tuple, n_sums: tl.tensor, block: tl.constexpr) -> None:
+    """Factor of stochastic velocity rescaling in one program, as `snnp.sampling.ensemble.velocity_factor`."""
+    twice, keep = _total(clock, n_sums, block), tl.load(clock.numbers + 1)
+    ratio = (1.0 - keep) * _kt(clock) / tl.where(twice > 0.0, twice, 1.0)
+    root = tl.sqrt(keep) + _normal(clock, 2) * tl.sqrt(ratio)
+    factor = tl.sqrt(root * root + ratio * _chi_squared(clock, tl.load(clock.numbers + 6), 3))
+    tl.store(clock.numbers + 5, tl.where(twice > 0.0, factor, 1.0))
+
+
+@triton.jit
+def finish_kernel(state: tl.tuple, clock: tl.tuple, n_atoms: tl.tensor, block: tl.constexpr) -> None:
+    """Rescale velocities, second half drift, and whether the list is too old."""
+    atom = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    present = atom < n_atoms
+    moved = tl.zeros([block], tl.float64)
+    for axis in tl.static_range(3):
+        place = 3 * atom + axis
+        v = tl.load(clock.numbers + 5) * tl.load(state.velocities + place, mask=present, other=0.0)
+        x = tl.load(state.positions + place, mask=present, other=0.0) + 0.5 * tl.load(clock.numbers) * v
+        tl.store(state.positions + place, x, mask=present)
+        tl.store(state.velocities + place, v, mask=present)
+        d = x - tl.load(state.anchors + place, mask=present, other=0.0)
+        moved += tl.where(present, d * d, 0.0)
+    _ask(clock, moved)
 
 
 @triton.jit
 def barostat_kernel(box: tl.tuple, grid: tl.tuple, clock: tl.tuple, n_sums: tl.tensor, block: tl.constexpr) -> None:
     """Stochastic cell rescaling in one program: a new scale of the box, and everything that follows from it.
 
-    One Euler step of ln V (Bernetti and Bussi 2020, doi 10.1063/5.0020514, eq. 5), as in `snnp.sampling.native`.
+    The volume is drawn as in `snnp.sampling.ensemble.new_volume`.
     """
     lane = tl.arange(0, block)
-    total = tl.zeros([block], tl.float64)
-    for first in range(0, n_sums, block):
-        total += tl.load(clock.sums + first + lane, mask=first + lane < n_sums, other=0.0)
     before = tl.load(box.scale)
     volume = tl.load(box.numbers) * before * before * before
-    target, kt, rate = tl.load(box.numbers + 1), tl.load(box.numbers + 2), tl.load(box.numbers + 3)
-    pressure = tl.sum(total, axis=0) / (3.0 * volume)
-    # -1 is the number of no coordinate.
-    key = tl.load(clock.seed) + tl.load(clock.step)
-    noise = tl.max(tl.randn(key, tl.zeros([32], tl.int64) - 1), axis=0).to(tl.float64)
-    strain = rate * (pressure - target + kt / volume) + tl.sqrt(2.0 * kt * rate / volume) * noise
-    factor = tl.exp(strain / 3.0)
-    scale = before * factor
+    rate, kt = tl.load(box.numbers + 2), _kt(clock)
+    decay = rate * (tl.load(box.numbers + 1) + _total(clock, n_sums, block) / (3.0 * volume))
+    # (1 - exp(-decay)) / decay, by its series where the difference has no digits left.
+    small = tl.abs(decay) < 1e-5
+    mean = tl.where(small, 1.0 - 0.5 * decay, (1.0 - tl.exp(-decay)) / tl.where(small, 1.0, decay))
+    unit = 0.5 * kt * rate * mean
+    root = _normal(clock, 0) + tl.sqrt(volume * tl.exp(-decay) / unit)
+    volume = unit * (root * root + _chi_squared(clock, tl.load(box.numbers + 5), 1))
+    scale = tl.exp(tl.log(volume / tl.load(box.numbers)) / 3.0)
     tl.store(box.scale, scale)
-    tl.store(box.scale + 2, factor)
+    tl.store(box.scale + 2, scale / before)
     # Kept as numbers for the host: a box too small for its grid, and how small it was.
     tl.store(box.scale + 3, tl.minimum(tl.load(box.scale + 3), scale))
     # The list holds all pairs closer than the reach when it was built; scaling has moved those beyond it, too.
-    room = 0.5 * (tl.load(box.numbers + 4) * scale / tl.load(box.scale + 1) - tl.load(box.numbers + 5))
+    room = 0.5 * (tl.load(box.numbers + 3) * scale / tl.load(box.scale + 1) - tl.load(box.numbers + 4))
     tl.store(clock.numbers + 2, tl.where(room > 0.0, room * room, -1.0))
     nine = tl.arange(0, 16)
     tl.store(grid.cell + nine, scale * tl.load(box.cell + nine, mask=nine < 9), mask=nine < 9)
@@ -294,25 +384,6 @@ def barostat_kernel(box: tl.tuple, grid: tl.tuple, clock: tl.tuple, n_sums: tl.t
     for first in range(0, box.n_images, block):
         listed = first + lane < box.n_images
         tl.store(box.images + first + lane, scale * tl.load(box.start + first + lane, mask=listed), mask=listed)
-
-
-@triton.jit
-def scale_kernel(state: tl.tuple, box: tl.tuple, clock: tl.tuple, n_atoms: tl.tensor, block: tl.constexpr) -> None:
-    """Positions follow the box, velocities the other way; whether the list is too old."""
-    atom = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    present = atom < n_atoms
-    factor = tl.load(box.scale + 2)
-    moved = tl.zeros([block], tl.float64)
-    for axis in tl.static_range(3):
-        place = 3 * atom + axis
-        x = factor * tl.load(state.positions + place, mask=present, other=0.0)
-        anchor = factor * tl.load(state.anchors + place, mask=present, other=0.0)
-        tl.store(state.positions + place, x, mask=present)
-        tl.store(state.anchors + place, anchor, mask=present)
-        tl.store(state.velocities + place, tl.load(state.velocities + place, mask=present) / factor, mask=present)
-        d = x - anchor
-        moved += tl.where(present, d * d, 0.0)
-    _ask(clock, moved)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Molecular dynamics on the GPU: positions, lists, forces and thermostat stay there, one captured graph per time step.
 
-Velocity Verlet, or Langevin dynamics in the order BAOAB, or that with stochastic cell rescaling. The host looks at the
-device once per call of `advance`.
+Velocity Verlet, or Langevin dynamics or velocity rescaling in the order BAOAB, or these with stochastic cell rescaling.
+The host looks at the device once per call of `advance`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ _LAUNCH: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": 
 
 @dataclass(frozen=True)
 class System:
-    """What moves: positions [N, 3] Å, species [N] (of the plan), masses [N] amu, cell [3, 3] Å, pbc [3]."""
+    """What moves: positions [N, 3] Å, species [N] (of the plan), masses [N] amu, cell [3, 3] Å, pbc [3]; held [N]:
+    whether an atom stays where it is (its velocity must be zero)."""
 
     positions: Tensor
     species: Tensor
     masses: Tensor
     cell: Tensor
     pbc: Tensor
+    held: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Integrator:
     Arguments:
         dt_fs: time step, fs.
         temperature_k, friction_per_ps: of the thermostat; without friction the energy is conserved.
+        heating_k: what each step adds to the temperature, K; `temperature_k` is that of step 0.
+        n_freedom: degrees of freedom, for rescaling of velocities in place of Langevin friction (0).
         seed: of the thermostat's noise, and the barostat's.
         skin: Å, added to the cutoff when a list is built.
         barostat: its temperature is the thermostat's.
@@ -62,14 +66,29 @@ class Integrator:
     dt_fs: float
     temperature_k: float = 0.0
     friction_per_ps: float = 0.0
+    heating_k: float = 0.0
+    n_freedom: int = 0
     seed: int = 0
     skin: float = 0.5
     barostat: Barostat | None = None
 
+    @property
+    def thermostat(self) -> int:
+        """Which one, as the kernels number them: 0 none, 1 Langevin, 2 rescaling of velocities."""
+        return 0 if self.friction_per_ps == 0.0 else 2 if self.n_freedom else 1
+
 
 class Clock(NamedTuple):
-    """numbers [3]: time step, factor of the old velocity, squared limit of displacements; seed, step [1]; flags, scale
-    [4] of the list; sums [blocks]: twice the kinetic energy less the virial's trace in eV, for a barostat."""
+    """What a step reads and writes beside the atoms.
+
+    Arguments:
+        numbers: [7] time step, what is kept of the old velocity (Langevin) or kinetic energy (rescaling), squared limit
+            of displacements, k T at step 0, its growth per step, factor of the velocities, half of the degrees of
+            freedom but one.
+        seed, step: [1].
+        flags, scale: [4] of the list.
+        sums: [blocks] of the virial's trace or twice the kinetic energy, eV.
+    """
 
     numbers: Tensor
     seed: Tensor
@@ -83,7 +102,8 @@ class Box(NamedTuple):
     """A box under a barostat.
 
     Arguments:
-        numbers: [6] volume at scale 1 in Å³, target pressure, k T, rate; reach of the list and cutoff, Å.
+        numbers: [6] volume at scale 1 in Å³, target pressure, rate; reach of the list and cutoff, Å; number of atoms
+            plus a half.
         scale: [4] of the list; cell, inverse: [9], start: [I, 3] images, all at scale 1.
         images: [I, 3] at the present scale, for the evaluation; n_images: 3 I.
     """
@@ -141,7 +161,16 @@ class GpuDynamics:
         reach = kernel.cutoff + integrator.skin
         self.list = CellList(self._state.positions, system.cell, system.pbc, reach, margin=margin)
         decay = math.exp(-integrator.friction_per_ps * 1e-3 * integrator.dt_fs)
-        numbers = [integrator.dt_fs, decay, (0.5 * integrator.skin) ** 2]
+        kt, heating = BOLTZMANN_EV_PER_K * integrator.temperature_k, BOLTZMANN_EV_PER_K * integrator.heating_k
+        numbers = [
+            integrator.dt_fs,
+            decay,
+            (0.5 * integrator.skin) ** 2,
+            kt,
+            heating,
+            1.0,
+            0.5 * (integrator.n_freedom - 1),
+        ]
         self._clock = Clock(
             numbers=torch.tensor(numbers, dtype=torch.float64, device=device),
             seed=torch.tensor([integrator.seed << 32], dtype=torch.int64, device=device),
@@ -174,11 +203,18 @@ class GpuDynamics:
                 self._graph = self._capture()
 
     def _make_box(self, start: Tensor) -> Box | None:
-        barostat, kt = self.integrator.barostat, BOLTZMANN_EV_PER_K * self.integrator.temperature_k
+        barostat = self.integrator.barostat
         if barostat is None:
             return None
         volume = float(torch.linalg.det(self._start_cell).abs())
-        numbers = [volume, barostat.pressure, kt, barostat.rate, self.list.reach, self.kernel.cutoff]
+        numbers = [
+            volume,
+            barostat.pressure,
+            barostat.rate,
+            self.list.reach,
+            self.kernel.cutoff,
+            len(self._species) + 0.5,
+        ]
         return Box(
             torch.tensor(numbers, dtype=torch.float64, device=self.kernel.device),
             self.list.scale,
@@ -206,16 +242,19 @@ class GpuDynamics:
         self.kernel.launch(self._atoms, self.list.rows, self._work)
 
     def _launch_step(self) -> None:
-        """The ten kernels of a step, twelve with a barostat."""
+        """The ten kernels of a step; a barostat takes two more, rescaling of velocities three."""
         state, work, clock, kernels = self._state, self._work, self._clock, self._kernels
-        n = self._species.shape[0]
-        blocks, thermostat, barostat = (-(-n // _BLOCK),), self.integrator.friction_per_ps > 0.0, self._box is not None
-        kernels.advance_kernel[blocks](state, work, clock, n, thermostat, barostat, _BLOCK, **_LAUNCH)
+        n, thermostat = self._species.shape[0], self.integrator.thermostat
+        blocks, one = (-(-n // _BLOCK),), {**_LAUNCH, "num_warps": 1}
         if self._box is not None:
             # One warp: its threads read the old scale before they store the new one.
-            one = {**_LAUNCH, "num_warps": 1}
+            kernels.sum_kernel[blocks](state, work, clock, n, False, _BLOCK, **_LAUNCH)
             kernels.barostat_kernel[(1,)](self._box, self.list.grid, clock, blocks[0], 1024, **one)
-            kernels.scale_kernel[blocks](state, self._box, clock, n, _BLOCK, **_LAUNCH)
+        kernels.advance_kernel[blocks](state, work, clock, n, thermostat, self._box is not None, _BLOCK, **_LAUNCH)
+        if thermostat == 2:
+            kernels.sum_kernel[blocks](state, work, clock, n, True, _BLOCK, **_LAUNCH)
+            kernels.rescale_kernel[(1,)](clock, blocks[0], 1024, **one)
+            kernels.finish_kernel[blocks](state, clock, n, _BLOCK, **_LAUNCH)
         self.list.launch(state)
         self.kernel.launch(self._atoms, self.list.rows, work)
         kernels.kick_kernel[(-(-3 * n // _BLOCK),)](state, work, clock, 3 * n, _BLOCK, **_LAUNCH)
@@ -284,15 +323,15 @@ def _state(system: System, velocities: Tensor, integrator: Integrator, device: t
         return values.to(device=device, dtype=torch.float64).clone().contiguous()
 
     positions, inertia = real(system.positions), real(system.masses) * AMU_ANGSTROM2_PER_FS2_IN_EV
-    spread = (BOLTZMANN_EV_PER_K * integrator.temperature_k / inertia).sqrt()
     decay = math.exp(-2.0 * integrator.friction_per_ps * 1e-3 * integrator.dt_fs)
+    moves = torch.ones_like(inertia) if system.held is None else real(~system.held)
     return State(
         positions=positions,
         wraps=torch.zeros(positions.shape, dtype=torch.int32, device=device),
         anchors=positions.clone(),
         velocities=real(velocities),
-        kick=0.5 * integrator.dt_fs / inertia,
-        spread=spread * math.sqrt(1.0 - decay),
+        kick=0.5 * integrator.dt_fs / inertia * moves,
+        spread=((1.0 - decay) / inertia).sqrt() * moves,
     )
 
 

@@ -56,7 +56,7 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(("built", "loaded_from", "provenance", "speed", "training", "training_range"), _GROUP),
     **dict.fromkeys(("limits", "training_data"), _TEXTS),
     **dict.fromkeys(("errors", "stability"), TypeAdapter(_Rows)),
-    "datasets": TypeAdapter(list[dict[str, Any]]),
+    **dict.fromkeys(("compression", "datasets"), TypeAdapter(list[dict[str, Any]])),
     "metrics": TypeAdapter(_Metrics),
     "properties": TypeAdapter(dict[str, _Crystal]),
     "reference_energies_from": TypeAdapter(dict[str, str]),

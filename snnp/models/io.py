@@ -6,8 +6,6 @@ import copy
 import hashlib
 import importlib.util
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 
 from snnp.errors import InputError, ModelFileError, near_matches
+from snnp.files import write_atomically
 from snnp.models.ani import ANI, ANIConfig
 from snnp.models.config import SplineNNPConfig, TensorShape
 from snnp.models.ensemble import Ensemble, EnsembleConfig
@@ -40,6 +39,7 @@ __all__ = [
     "FORMAT_VERSION",
     "LARGEST_ENERGY",
     "dump_model",
+    "fingerprint",
     "list_models",
     "load_model",
     "model_folder",
@@ -47,7 +47,6 @@ __all__ = [
     "read_bounded",
     "save_model",
     "usable_device",
-    "write_atomically",
 ]
 
 
@@ -68,7 +67,7 @@ class _Family:
     build: Callable[[Any, dict[str, float]], Potential]
 
 
-def _read_config(name: str, tree: Any) -> tuple[_Family, Any]:
+def _read_config(name: Any, tree: Any) -> tuple[_Family, Any]:
     """The family of that name, and its configuration as it stands in a file: numbers are numbers, texts are texts."""
     if name not in list(_FAMILIES):  # a list: what a file holds may not be hashable
         raise InputError(f"unknown class {name!r}; upgrade snnp")
@@ -115,21 +114,6 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: readers see the old content or the new, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def read_bounded(path: Path, most: int) -> bytes:
     """The content of a plain file of at most `most` bytes.
 
@@ -171,6 +155,13 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "metadata": model.metadata,
     }
     return json.dumps(description, indent=2) + "\n", weights
+
+
+def fingerprint(model: Potential) -> str:
+    """A sha256 of what a model computes: form, E0 and weights, in its own float type; metadata do not count."""
+    stored = json.loads(dump_model(model)[0])
+    names = ("class", "elements", "config", "reference_energies", "dtype", "weights_sha256")
+    return hashlib.sha256(json.dumps([stored[name] for name in names], sort_keys=True).encode()).hexdigest()
 
 
 def save_model(model: Potential, folder: str | Path) -> Path:

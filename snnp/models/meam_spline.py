@@ -25,8 +25,9 @@ from ase.data import atomic_numbers
 from pydantic import ValidationError
 
 from snnp.errors import InputError, ModelFileError
+from snnp.files import write_atomically
 from snnp.models.config import SplineNNPConfig
-from snnp.models.io import read_bounded, write_atomically
+from snnp.models.io import read_bounded
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import SplineNNP
 from snnp.models.weights import check_numbers

@@ -19,6 +19,7 @@ from snnp.structure import Structure
 __all__ = ["Evaluation", "Session"]
 
 Array = NDArray[np.float64]
+_System = tuple[NativeKernel, NDArray[np.int32], NativeList, Array, int]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Session:
         """Drop the neighbour list, so that the next call does not depend on the ones before."""
         self._keeper = ListKeeper(self.potential.cutoff, self.skin)
         self._verlet = VerletList(self.potential.cutoff, self.skin)
-        self._known = np.zeros(0, np.int64), np.zeros(0, np.int32)  # atomic numbers, and their indices in the model
-        self._prepared: tuple[tuple[NativeKernel, Array, NativeList, Array, int], PreparedCall] | None = None
+        # Atomic numbers, and their indices in the model.
+        self._known: tuple[NDArray[np.int64], NDArray[np.int32]] = np.zeros(0, np.int64), np.zeros(0, np.int32)
+        self._prepared: tuple[_System, PreparedCall] | None = None
         self._moved: tuple[Neighbours, Neighbours] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,7 +94,8 @@ class Session:
         neighbours, images = self._keeper.update(positions, cell, periodic)
         system, prepared = (kernel, known[1], neighbours, images, torch.get_num_threads()), self._prepared
         if prepared is None or any(a is not b for a, b in zip(system, prepared[0], strict=True)):
-            self._prepared = prepared = system, PreparedCall(*system)
+            prepared = system, PreparedCall(*system)
+            self._prepared = prepared
         result = prepared[1](positions)
         assert result.forces is not None
         tensor = None

@@ -17,11 +17,12 @@ from snnp.analysis.card import card_markdown
 from snnp.analysis.page import draw_page
 from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
+from snnp.files import scratch_folder, write_atomically
 from snnp.hub.manifest import check_inside, fingerprint
 from snnp.hub.names import parse_reference
 from snnp.models import SplineNNP
 from snnp.models.formats import stated
-from snnp.models.io import load_model, model_folder, save_model, write_atomically
+from snnp.models.io import load_model, model_folder, save_model
 from snnp.models.potential import Potential
 from snnp.publish.header import card_header
 from snnp.publish.requirements import missing_statements
@@ -75,9 +76,13 @@ def publish_model(
     kept = Path(folder) if folder is not None else None
     if kept is not None and kept.is_dir() and any(kept.iterdir()):
         raise InputError(f"{kept} is not empty; name a new folder.")
-    with tempfile.TemporaryDirectory(prefix="snnp-publish-") as temporary:
-        place = kept or Path(temporary)
+    parent, name = (Path(tempfile.gettempdir()), "snnp-publish") if kept is None else (kept.parent, kept.name)
+    parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(parent, name) as place:
         model = prepare_model(source, repository, place, about)
+        if kept is not None:
+            place.chmod(0o755)
+            place = place.rename(kept)
         report = _examine(model, str(source))
         plan = hub.publish("model", place, repository, dry_run=True)
         if show is not None:

@@ -1,6 +1,6 @@
 """Molecular dynamics and relaxation: settings, structures, files and results shared by the engines."""
 
-from snnp.sampling.builder import build_structure
+from snnp.sampling.builder import build_structure, structure_files
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
 from snnp.sampling.relax import RelaxProgress, RelaxResult, relax
 from snnp.sampling.run import Engine, MDProgress, MDResult, Report, available_engines, drive, run_md
@@ -25,4 +25,5 @@ __all__ = [
     "relax",
     "run_md",
     "starting_point",
+    "structure_files",
 ]

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import math
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
+from ase.data import chemical_symbols
 
 from snnp.errors import ConfigError, InputError
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
+from snnp.models.io import fingerprint
+from snnp.models.potential import Potential
+from snnp.sampling.ensemble import check_box, held_atoms, without_drift
 from snnp.sampling.settings import MDSettings
 from snnp.units import BOLTZMANN_EV_PER_K
 
-__all__ = ["Checkpoint", "EngineState", "FileMark", "read_checkpoint", "starting_point", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "EngineState",
+    "FileMark",
+    "RunRecord",
+    "brings_momenta",
+    "read_checkpoint",
+    "starting_point",
+    "write_checkpoint",
+]
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = "snnp-md-checkpoint"
 _VERSION = 1
@@ -34,6 +52,9 @@ _MISFITS = (
     TypeError,
     ValueError,
 )
+_ZIP = (zipfile.BadZipFile, zlib.error)
+_UNCHANGEABLE = ("ensemble", "thermostat", "fix", "dtype")
+"""Settings that a checkpoint's own numbers depend on: degrees of freedom, and which momenta are zero, among them."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +67,34 @@ class EngineState:
 
 @dataclass(frozen=True)
 class FileMark:
-    """How far a file had been written: its size in bytes and its number of frames or rows."""
+    """How far a file had been written: bytes, frames or rows, and a checksum of the last bytes, by which to know it."""
 
     n_bytes: int
     n_frames: int
+    tail: str = ""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run was asked for, beside the settings that define it.
+
+    Arguments:
+        model: name of the model; empty for one that had none.
+        model_sha256: `snnp.models.io.fingerprint` of it; empty in checkpoints of early versions.
+        plan: further settings that a resumed run takes over: steps, intervals, names of the files.
+        clock: a step, and the time in fs then: later times follow from the time step.
+        changes: settings that were changed on resuming, as `{"step": ..., "setting": ..., "before": ..., "now": ...}`.
+    """
+
+    model: str = ""
+    model_sha256: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+    clock: tuple[int, float] = (0, 0.0)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def time_fs(self, step: int, dt_fs: float) -> float:
+        """The time at a step in fs."""
+        return self.clock[1] + (step - self.clock[0]) * dt_fs
 
 
 @dataclass(frozen=True)
@@ -59,10 +104,11 @@ class Checkpoint:
     Arguments:
         engine: name of the engine that wrote it.
         step: number of steps done.
-        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity.
+        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity, and a FixAtoms constraint of held ones.
         state: the engine's own variables; empty at the start of a fresh run.
-        settings: `MDSettings.defining()` of the run.
+        settings: `MDSettings.defining()` of the run, with the number of its equilibration steps.
         files: how far the trajectory and the log had been written, by `"trajectory"` and `"log"`.
+        record: model and plan of the run.
     """
 
     engine: str
@@ -71,50 +117,73 @@ class Checkpoint:
     state: EngineState
     settings: dict[str, Any]
     files: dict[str, FileMark]
+    record: RunRecord = field(default_factory=RunRecord)
+
+    @property
+    def equilibration(self) -> int:
+        """Number of the run's first steps that are equilibration."""
+        return self.settings.get("equilibrate") or 0
 
 
-def starting_point(structure: Atoms, settings: MDSettings, engine: str) -> Checkpoint:
+def starting_point(
+    structure: Atoms, settings: MDSettings, engine: str, model: str | Path | Potential = "", potential: Any = None
+) -> Checkpoint:
     """Where a run begins: the checkpoint if `settings.resume`, else the structure with initial velocities.
 
     Velocities are drawn from the Maxwell-Boltzmann distribution at `settings.temperature_k`, and the total momentum is
-    taken out, unless the structure brings momenta of its own.
+    taken out, unless the structure brings momenta of its own and no `settings.new_velocities` are asked for.
+
+    Arguments:
+        model: as the user named it.
+        potential: the model itself; a checkpoint of another one is refused.
 
     Raises:
         InputError: the structure is empty or constrained, or the checkpoint is missing, damaged, or of another
-            structure or engine.
+            structure, model or engine.
         ConfigError: the settings are not those the checkpoint was written with, or `npt` without a periodic cell.
     """
     if len(structure) == 0:
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
-    if structure.constraints:
-        kinds = ", ".join(type(constraint).__name__ for constraint in structure.constraints)
-        raise InputError(
-            f"the structure has constraints ({kinds}), which molecular dynamics here does not keep; "
-            "remove them, or use the ASE calculator in a script of your own."
-        )
-    if settings.ensemble == "npt" and not structure.pbc.all():
-        raise ConfigError(
-            f"ensemble 'npt' needs a fully periodic structure, got pbc={structure.pbc.tolist()}; use 'nvt'."
-        )
+    held = held_atoms(structure, settings.fix)
+    check_box(structure, settings, int(held.sum()))
+    record = RunRecord(
+        model="" if isinstance(model, Potential) else str(model),
+        model_sha256="" if potential is None else fingerprint(potential),
+        plan=settings.plan(),
+    )
     if settings.resume:
         assert settings.checkpoint is not None
         checkpoint = read_checkpoint(settings.checkpoint)
         _check_same_run(checkpoint, structure, settings, engine)
+        _check_same_model(checkpoint, record, settings)
+        checkpoint = _continued(checkpoint, record, settings)
+        _check_same_held(checkpoint, held, settings)
         return checkpoint
     atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
     atoms.set_masses(structure.get_masses())
-    brought = structure.has("momenta") and np.any(structure.get_momenta())
-    atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms.get_masses(), settings))
-    return Checkpoint(engine, 0, atoms, EngineState(), settings.defining(), {})
+    atoms.set_constraint(_constraint(held))
+    brought = brings_momenta(structure) and not settings.new_velocities
+    # Those of held atoms stay zero.
+    atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms, settings))
+    defining = {**settings.defining(), "equilibrate": settings.equilibration(drawn=not brought)}
+    return Checkpoint(engine, 0, atoms, EngineState(), defining, {}, record)
 
 
-def _thermal_momenta(masses: np.ndarray, settings: MDSettings) -> np.ndarray:
+def brings_momenta(structure: Atoms) -> bool:
+    """Whether a structure holds momenta that are not all zero."""
+    return bool(structure.has("momenta") and np.any(structure.get_momenta()))
+
+
+def _constraint(held: np.ndarray) -> FixAtoms | None:
+    return FixAtoms(mask=held) if held.any() else None
+
+
+def _thermal_momenta(atoms: Atoms, settings: MDSettings) -> np.ndarray:
     """[N, 3] momenta in ASE's units, sqrt(amu eV); without a total momentum where there is more than one atom."""
+    masses = atoms.get_masses()
     normal = np.random.default_rng(settings.seed).standard_normal((len(masses), 3))
     momenta = normal * np.sqrt(masses * BOLTZMANN_EV_PER_K * settings.temperature_k)[:, None]
-    if len(masses) > 1:
-        momenta -= masses[:, None] / masses.sum() * momenta.sum(axis=0)
-    return momenta
+    return without_drift(momenta, masses) if len(masses) > 1 and not atoms.constraints else momenta
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -128,6 +197,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "settings": checkpoint.settings,
         "values": checkpoint.state.values,
         "files": {name: [mark.n_bytes, mark.n_frames] for name, mark in checkpoint.files.items()},
+        "tails": {name: mark.tail for name, mark in checkpoint.files.items()},
+        "record": asdict(checkpoint.record),
     }
     arrays = {f"state.{name}": array for name, array in checkpoint.state.arrays.items()}
     content = io.BytesIO()
@@ -141,6 +212,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         momenta=atoms.get_momenta(),
         cell=atoms.cell.array,
         pbc=atoms.pbc,
+        held=held_atoms(atoms, None),
         **arrays,
     )
     write_atomically(path, content.getvalue())
@@ -150,10 +222,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        InputError: the file is missing, damaged, not a checkpoint, or of a newer version.
+        InputError: the file is missing, damaged, not a checkpoint, of a newer version, or holds numbers that are none.
     """
     if not path.is_file():
-        raise InputError(f"no checkpoint '{path}' to resume from; run once without resume, or name the right file.")
+        raise InputError(
+            f"no checkpoint '{path}' to resume from; run once without resume (with --overwrite, where files of a run "
+            "that was killed before its first are in the way), or name the right file."
+        )
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -163,36 +238,195 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"'{path}' is {header['format']} version {header['format_version']}, expected {_FORMAT} "
                 f"up to version {_VERSION}; update snnp or name the right file."
             )
-        atoms = Atoms(numbers=arrays["numbers"], positions=arrays["positions"], cell=arrays["cell"], pbc=arrays["pbc"])
-        atoms.set_masses(arrays["masses"])
-        atoms.set_momenta(arrays["momenta"])
+        atoms = _read_atoms(arrays)
         own = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
-        return Checkpoint(
-            engine=header["engine"],
-            step=header["step"],
+        found = Checkpoint(
+            engine=str(header["engine"]),
+            step=_count(header["step"]),
             atoms=atoms,
-            state=EngineState(own, header["values"]),
-            settings=header["settings"],
-            files={name: FileMark(*mark) for name, mark in header["files"].items()},
+            state=EngineState(own, dict(header["values"])),
+            settings={**header["settings"], "dt_fs": float(header["settings"]["dt_fs"])},
+            files=_read_marks(header["files"], header.get("tails", {})),
+            record=_read_record(header.get("record")),
         )
+        _check_state(found.state, len(atoms))
+        _count(found.equilibration)
+        return found
     except InputError:
         raise
-    except (*_MISFITS, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"'{path}' is not a readable checkpoint ({error}); start again without resume.") from error
+    except (*_MISFITS, *_ZIP) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"'{path}' is not a readable checkpoint ({reason}); put a good one back, or start again without resume."
+        ) from error
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a number of steps or bytes")
+    return value
+
+
+def _finite(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != shape or array.dtype.kind not in "fi":
+        raise ValueError(f"{name} has shape {array.shape} and type {array.dtype}, expected numbers of shape {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinity: the run had blown up when it was written")
+    return array
+
+
+def _read_atoms(arrays: dict[str, np.ndarray]) -> Atoms:
+    numbers = arrays["numbers"]
+    n = len(numbers)
+    if n == 0 or numbers.dtype.kind not in "iu" or numbers.min() < 1 or numbers.max() >= len(chemical_symbols):
+        raise ValueError("numbers are not atomic numbers")
+    shapes = {"positions": (n, 3), "momenta": (n, 3), "masses": (n,), "cell": (3, 3)}
+    values = {name: _finite(name, arrays[name], shape) for name, shape in shapes.items()}
+    if values["masses"].min() <= 0.0 or arrays["pbc"].shape != (3,):
+        raise ValueError("masses are not positive, or periodicity is not of three directions")
+    held = arrays.get("held", np.zeros(n, dtype=bool))  # early versions held none
+    if held.shape != (n,) or held.dtype != bool:
+        raise ValueError("held does not say of each atom whether it stays where it is")
+    atoms = Atoms(numbers, values["positions"], cell=values["cell"], pbc=arrays["pbc"], masses=values["masses"])
+    atoms.set_constraint(_constraint(held))
+    atoms.set_momenta(values["momenta"])
+    return atoms
+
+
+def _read_marks(files: dict[str, Any], tails: dict[str, str]) -> dict[str, FileMark]:
+    return {name: FileMark(_count(size), _count(n), str(tails.get(name, ""))) for name, (size, n) in files.items()}
+
+
+def _read_record(stored: dict[str, Any] | None) -> RunRecord:
+    if stored is None:
+        return RunRecord()
+    step, time_fs = stored["clock"]
+    return RunRecord(
+        model=str(stored["model"]),
+        model_sha256=str(stored["model_sha256"]),
+        plan=dict(stored["plan"]),
+        clock=(_count(step), float(_finite("clock", np.array(time_fs), ()))),
+        changes=list(stored["changes"]),
+    )
+
+
+def _check_state(state: EngineState, n_atoms: int) -> None:
+    """What the engines take over unseen: arrays of the atoms or of the cell, numbers, and random numbers."""
+    shapes = {"positions": (n_atoms, 3), "velocities": (n_atoms, 3), "rotation": (3, 3), "steps": (3, 3), "box": (3, 3)}
+    for name, array in state.arrays.items():
+        _finite(name, array, shapes.get(name, array.shape))
+    for name, value in state.values.items():
+        if name == "rng":
+            np.random.default_rng().bit_generator.state = value
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: the run had blown up when it was written")
 
 
 def _check_same_run(checkpoint: Checkpoint, structure: Atoms, settings: MDSettings, engine: str) -> None:
+    where, before = f"the checkpoint '{settings.checkpoint}'", checkpoint.atoms
     if checkpoint.engine != engine:
         raise InputError(
-            f"the checkpoint '{settings.checkpoint}' was written by engine '{checkpoint.engine}', not '{engine}'; "
+            f"{where} was written by engine '{checkpoint.engine}', not '{engine}'; "
             f"resume with engine '{checkpoint.engine}'."
         )
-    if not np.array_equal(checkpoint.atoms.numbers, structure.numbers):
+    if not np.array_equal(before.numbers, structure.numbers):
         raise InputError(
-            f"the checkpoint '{settings.checkpoint}' holds {checkpoint.atoms.get_chemical_formula()}, the structure is "
-            f"{structure.get_chemical_formula()}; resume with the same structure."
+            f"{where} holds {before.get_chemical_formula()}, the structure is "
+            f"{structure.get_chemical_formula()}{_same_formula(before, structure)}; resume with the same structure."
         )
-    for name, now in settings.defining().items():
-        before = checkpoint.settings.get(name)
-        if before != now:
-            raise ConfigError(f"{name} is {now!r} but the run to resume had {before!r}; keep it, or start a new run.")
+    if not np.array_equal(before.pbc, structure.pbc):
+        raise InputError(
+            f"{where} is periodic along {before.pbc.tolist()}, the structure along {structure.pbc.tolist()}; "
+            "resume with the same structure."
+        )
+    if not np.allclose(before.get_masses(), structure.get_masses(), rtol=1e-6):
+        raise InputError(f"{where} has other masses than the structure; resume with the same structure.")
+    if settings.ensemble != "npt" and not np.allclose(before.cell.array, structure.cell.array, rtol=0.0, atol=1e-6):
+        raise InputError(
+            f"{where} has the cell {_cell_text(before)}, the structure {_cell_text(structure)}; "
+            "resume with the same structure."
+        )
+    if checkpoint.step > settings.steps:
+        raise ConfigError(
+            f"{where} is at step {checkpoint.step}, beyond the last step {settings.steps} that is asked for; "
+            "steps counts from the very beginning: ask for more."
+        )
+
+
+def _same_formula(a: Atoms, b: Atoms) -> str:
+    return " in another order" if sorted(a.numbers) == sorted(b.numbers) else ""
+
+
+def _cell_text(atoms: Atoms) -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in atoms.cell.cellpar()) + "] (Å, degrees)"
+
+
+def _check_same_model(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> None:
+    before = checkpoint.record
+    if not before.model_sha256 or not now.model_sha256:
+        if now.model_sha256:
+            _log.warning("'%s' does not say which model it was run with; see that it is the same.", settings.checkpoint)
+        return
+    same_dtype = checkpoint.settings.get("dtype") == settings.dtype  # else the settings say what differs
+    if same_dtype and before.model_sha256 != now.model_sha256:
+        raise InputError(
+            f"the checkpoint '{settings.checkpoint}' was run with {_model_text(before)}, not with {_model_text(now)}; "
+            "resume with that model, or start a new run."
+        )
+
+
+def _model_text(record: RunRecord) -> str:
+    return f"model '{record.model or 'without a name'}' (sha256 {record.model_sha256[:12]}…)"
+
+
+def _check_same_held(checkpoint: Checkpoint, held: np.ndarray, settings: MDSettings) -> None:
+    before = held_atoms(checkpoint.atoms, None)
+    if not np.array_equal(before, held):
+        first = int(np.flatnonzero(before != held)[0])
+        was, now = ("fixed", "free") if before[first] else ("free", "fixed")
+        raise InputError(
+            f"atom {first} is {was} in the checkpoint '{settings.checkpoint}' but {now} in the structure; resume with "
+            "the same structure, constraints included."
+        )
+
+
+def _continued(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> Checkpoint:
+    """The checkpoint under the settings of now; changes are refused, or recorded where they are asked for."""
+    changes, defining = [], settings.defining()
+    if defining["equilibrate"] is None:
+        defining["equilibrate"] = checkpoint.equilibration
+    # What early versions did not store they did as the defaults say, but without equilibration.
+    known = {"equilibrate": 0, **checkpoint.record.plan, **checkpoint.settings}
+    for name, value in defining.items():
+        value = json.loads(json.dumps(value))
+        before = known.get(name, MDSettings.model_fields[name].default)
+        if before == value:
+            continue
+        if not settings.accept_changes or name in _UNCHANGEABLE:
+            cure = "keep it, or start a new run"
+            cure += "" if name in _UNCHANGEABLE else ", or ask for the change with accept_changes (--accept-changes)"
+            raise ConfigError(f"{name} is {value!r} but the run to resume had {before!r}; {cure}.")
+        changes.append({"step": checkpoint.step, "setting": name, "before": before, "now": value})
+    record = replace(checkpoint.record, model=now.model, model_sha256=now.model_sha256)
+    files = dict(checkpoint.files)
+    for name in ("trajectory", "log"):
+        before, path = record.plan.get(name), getattr(settings, name)
+        if settings.accept_changes and before is not None and path is not None and before != path.name:
+            files.pop(name, None)  # the rest goes into a new file
+    if changes:
+        dt_before = checkpoint.settings.get("dt_fs", settings.dt_fs)
+        clock = (checkpoint.step, record.time_fs(checkpoint.step, float(dt_before)))
+        record = replace(record, clock=clock, changes=[*record.changes, *changes])
+        if "trajectory" in files:
+            _check_one_clock(settings, {change["setting"] for change in changes})
+    return replace(checkpoint, settings=defining, files=files, record=record)
+
+
+def _check_one_clock(settings: MDSettings, changed: set[str]) -> None:
+    """DCD and XTC hold one time step and one interval."""
+    path = settings.trajectory
+    if path is not None and path.suffix.lower() in (".dcd", ".xtc") and changed & {"dt_fs", "trajectory_interval"}:
+        raise ConfigError(
+            f"'{path}' holds one time step and one interval, which are to change; give the rest of the run another "
+            "trajectory and name the checkpoint (--trajectory, --checkpoint)."
+        )

@@ -15,7 +15,7 @@ from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample
 from snnp.units import BOLTZMANN_EV_PER_K
 
-__all__ = ["Limits", "least_energy"]
+__all__ = ["Limits", "least_energy", "shorter_step"]
 
 _LOWER, _SHARE = 1.0, 0.5
 """eV/atom below the training data, or that share of their lowest energy: less than any hole that matters, more than an
@@ -34,19 +34,22 @@ class Limits:
         energy: eV, of all atoms, or None if nothing is known; see `least_energy`.
         temperature: K.
         n_atoms: how many.
+        step: what a shorter time step would be; see `shorter_step`.
     """
 
     energy: float | None
     temperature: float
     n_atoms: int
+    step: str | None
 
     @classmethod
     def of(cls, atoms: Atoms, settings: MDSettings, n_freedom: int, energy: float | None) -> Limits:
         """Limits of a run that starts from `atoms` with momenta."""
         n_freedom = max(n_freedom, 1)
         given = 2.0 * float(atoms.get_kinetic_energy()) / (n_freedom * BOLTZMANN_EV_PER_K)
-        hottest = _HOTTER * (1.0 + _FEW / n_freedom) * max(settings.temperature_k, given) + _WARMER_K
-        return cls(energy, hottest, len(atoms))
+        asked = max(settings.temperature_k, settings.temperature_end_k or 0.0, given)
+        hottest = _HOTTER * (1.0 + _FEW / n_freedom) * asked + _WARMER_K
+        return cls(energy, hottest, len(atoms), shorter_step(atoms, settings.dt_fs))
 
     def check(self, sample: Sample, settings: MDSettings) -> None:
         """Raise `InputError` for a state that a sound run does not reach, with its likely cause and what to do."""
@@ -66,11 +69,19 @@ class Limits:
         else:
             why = (
                 f"more than {self.temperature:.4g} K make no sense in this run: the atoms have fallen into a hole of "
-                "the model ('snnp doctor model' shows whether it has any), the start was far from rest (relax it "
-                f"first), or the time step of {settings.dt_fs:g} fs is too long"
+                "the model ('snnp doctor model' shows whether it has any), or the start was far from rest (relax it "
+                "first)"
             )
+            why += f", or the time step is too long (take {self.step})" if self.step else ""
         kept = "" if settings.checkpoint is None else f" The last checkpoint before is in {settings.checkpoint}."
         raise InputError(f"the simulation blew up: at step {sample.step} ({state}) {why}.{kept}")
+
+
+def shorter_step(atoms: Atoms, dt_fs: float) -> str | None:
+    """The time step to take in place of one that is long for the lightest atom; None where it is short enough."""
+    if np.any(atoms.numbers == 1):
+        return f"0.5 fs, as there is hydrogen, instead of {dt_fs:g} fs" if dt_fs > 0.5 else None
+    return None if dt_fs <= 1.0 else f"1 {'fs' if dt_fs <= 2.0 else 'to 2 fs'} instead of {dt_fs:g} fs"
 
 
 def least_energy(model: Potential, atoms: Atoms) -> float | None:

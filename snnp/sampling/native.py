@@ -1,13 +1,9 @@
 """The embedded engine: molecular dynamics on the evaluation itself, with whole-array steps and no calculator between.
 
-`nve` is velocity Verlet. `nvt` is Langevin dynamics in the BAOAB splitting (Leimkuhler and Matthews, Appl. Math. Res.
-Express 2013, 34). `npt` adds stochastic cell rescaling of the volume (Bernetti and Bussi, J. Chem. Phys. 153, 114107
-(2020), eq. 5): with e = ln V,
-
-    de = -beta / tau (P0 - P - k T / V) dt + sqrt(2 k T beta / (V tau)) dW,
-
-positions scale with exp(de / 3), momenta with exp(-de / 3); the shape of the cell is kept. Only beta / tau acts, see
-`MDSettings.barostat_rate`. Where a GPU kernel covers the model, `snnp.sampling.native_gpu` does the same on the device.
+`nve` is velocity Verlet. The thermostat acts between two half drifts: Langevin friction and noise are then the BAOAB
+splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34). `npt` begins each step with a move of stochastic
+cell rescaling (Bernetti and Bussi, J. Chem. Phys. 153, 114107 (2020)), as `snnp.sampling.ensemble.box_move` has it.
+Where a GPU kernel covers the model, `snnp.sampling.native_gpu` does the same on the device.
 """
 
 from __future__ import annotations
@@ -25,13 +21,22 @@ from snnp.kernels.gpu import GpuKernel
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.ensemble import (
+    bath,
+    box_move,
+    conserves_momentum,
+    degrees_of_freedom,
+    held_atoms,
+    velocity_factor,
+    without_drift,
+)
 from snnp.sampling.limits import least_energy
 from snnp.sampling.native_gpu import NativeGpuDynamics
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.structure import Structure
-from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 
 __all__ = ["NativeDynamics", "make_engine", "run_md"]
 
@@ -63,6 +68,9 @@ class NativeDynamics:
         self._momenta: Array = self._atoms.get_momenta()
         self._cell: Array = self._atoms.cell.array.copy()
         self._masses: Array = self._atoms.get_masses()[:, None]
+        self._moves = ~held_atoms(start.atoms, None)[:, None]
+        self._step, self._equilibration = start.step, start.equilibration
+        self._n_freedom = degrees_of_freedom(start.atoms, settings)
         self._dt = settings.dt_fs * _FS
         self._now = self._evaluate()
 
@@ -76,42 +84,48 @@ class NativeDynamics:
         Raises:
             InputError: if atoms have come too close or flown apart.
         """
-        langevin, npt = self._settings.ensemble != "nve", self._settings.ensemble == "npt"
-        half, drift = 0.5 * self._dt, self._dt / self._masses
+        half, drift = 0.5 * self._dt * self._moves, self._dt / self._masses
         for _ in range(n_steps):
+            if self._settings.ensemble == "npt":
+                self._move_box()
             self._momenta += half * self._now.forces
-            if langevin:
-                self._positions += 0.5 * drift * self._momenta
-                self._thermostat()
-                self._positions += 0.5 * drift * self._momenta
-            else:
-                self._positions += drift * self._momenta
-            if npt:
-                self._barostat()
+            self._positions += 0.5 * drift * self._momenta
+            self._thermostat()
+            self._positions += 0.5 * drift * self._momenta
             self._now = self._evaluate()
             self._momenta += half * self._now.forces
+            self._step += 1
+            if self._step == self._equilibration and conserves_momentum(self._atoms, self._settings):
+                self._momenta = without_drift(self._momenta, self._masses[:, 0])
 
     def _thermostat(self) -> None:
         """Exact solution of friction and noise over one step."""
-        keep = math.exp(-self._settings.friction_per_ps * 1e-3 * self._settings.dt_fs)
-        noise = np.sqrt((1.0 - keep**2) * BOLTZMANN_EV_PER_K * self._settings.temperature_k * self._masses)
-        self._momenta *= keep
-        self._momenta += noise * self._rng.standard_normal(self._momenta.shape)
+        kind, friction, _ = bath(self._settings, self._step, self._equilibration)
+        kt, keep = self._kt(), math.exp(-friction * 1e-3 * self._settings.dt_fs)
+        if kind == "langevin":
+            noise = np.sqrt((1.0 - keep**2) * kt * self._masses) * self._moves
+            self._momenta *= keep
+            self._momenta += noise * self._rng.standard_normal(self._momenta.shape)
+        elif kind == "bussi":
+            kinetic = 0.5 * float((self._momenta**2 / self._masses).sum())
+            self._momenta *= velocity_factor(kinetic, self._n_freedom, kt, keep, self._rng)
 
-    def _barostat(self) -> None:
-        """One Euler step of ln V, with the stress of the last evaluation and the kinetic energy of now."""
-        settings, stress = self._settings, self._now.stress
-        assert stress is not None
-        volume = abs(float(np.linalg.det(self._cell)))
-        kinetic = 0.5 * float((self._momenta**2 / self._masses).sum())
-        pressure = 2.0 * kinetic / (3.0 * volume) - float(np.trace(stress)) / 3.0
-        target, kt = settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, BOLTZMANN_EV_PER_K * settings.temperature_k
-        rate = settings.barostat_rate
-        strain = -rate * (target - pressure - kt / volume) + math.sqrt(2.0 * kt * rate / volume) * self._rng.normal()
-        scale = math.exp(strain / 3.0)
-        self._cell *= scale
-        self._positions *= scale
-        self._momenta /= scale
+    def _kt(self) -> float:
+        return BOLTZMANN_EV_PER_K * self._settings.temperature_at(self._step)
+
+    def _move_box(self) -> None:
+        """A move of the barostat, with the stress of now; the forces, which only kick momenta, may wait for theirs."""
+        assert self._now.stress is not None
+        move = box_move(
+            self._cell,
+            self._now.stress,
+            self._settings,
+            self._rng,
+            n_atoms=len(self._atoms),
+            step=self._step,
+            equilibration=self._equilibration,
+        )
+        self._cell, self._positions = self._cell @ move, self._positions @ move
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -133,10 +147,12 @@ def make_engine(
 ) -> NativeDynamics | NativeGpuDynamics:
     """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host.
 
+    The barostat on the device knows one scale: an anisotropic one takes the host path.
+
     Raises:
         SnnpError: for a bad structure.
     """
-    if kernel is None:
+    if kernel is None or (settings.ensemble == "npt" and settings.barostat == "anisotropic"):
         return NativeDynamics(potential, start, settings)
     species = potential.species(Structure.from_ase(start.atoms).to(device=potential.device))
     return NativeGpuDynamics(kernel, species, start, settings)
@@ -152,6 +168,6 @@ def run_md(
     """
     dtype = torch.float32 if settings.dtype == "float32" else torch.float64
     potential = load_model(model, dtype=dtype, device=settings.device)
-    start = starting_point(structure, settings, NativeDynamics.name)
+    start = starting_point(structure, settings, NativeDynamics.name, model, potential)
     engine = make_engine(potential, potential.gpu_kernel(), start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))

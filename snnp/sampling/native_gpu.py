@@ -16,6 +16,7 @@ from torch import Tensor
 from snnp.kernels.gpu import GpuKernel
 from snnp.kernels.gpu_md import Barostat, GpuDynamics, Integrator, System
 from snnp.sampling.checkpoint import Checkpoint, EngineState
+from snnp.sampling.ensemble import bath, conserves_momentum, degrees_of_freedom, held_atoms, without_drift
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, GPA_IN_EV_PER_ANGSTROM3
@@ -52,9 +53,10 @@ class NativeGpuDynamics:
             masses=torch.from_numpy(atoms.get_masses()),
             cell=torch.from_numpy(atoms.cell.array),
             pbc=torch.from_numpy(atoms.pbc),
+            held=torch.from_numpy(held_atoms(atoms, None)),
         )
         velocities = torch.from_numpy(atoms.get_velocities() / _PER_FS)
-        return GpuDynamics(self._kernel, system, velocities, _integrator(self._settings), step=step)
+        return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps.
@@ -62,7 +64,18 @@ class NativeGpuDynamics:
         Raises:
             InputError: if atoms have come too close or flown apart.
         """
-        self._dynamics.advance(n_steps)
+        equilibration = self._start.equilibration
+        left = equilibration - self._dynamics.step if equilibration else 0
+        if not 0 < left <= n_steps:
+            self._dynamics.advance(n_steps)
+            return
+        self._dynamics.advance(left)
+        atoms = self.snapshot().atoms
+        if conserves_momentum(atoms, self._settings):
+            atoms.set_momenta(without_drift(atoms.get_momenta(), atoms.get_masses()))
+        del self._dynamics  # its memory is needed
+        self._dynamics = self._begin(atoms, equilibration)
+        self._dynamics.advance(n_steps - left)
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -83,15 +96,18 @@ class NativeGpuDynamics:
         self._dynamics = self._begin(atoms, step)
         return self._start.state
 
-
-def _integrator(settings: MDSettings) -> Integrator:
-    barostat = None
-    if settings.ensemble == "npt":
-        barostat = Barostat(settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, settings.barostat_rate)
-    return Integrator(
-        dt_fs=settings.dt_fs,
-        temperature_k=settings.temperature_k,
-        friction_per_ps=0.0 if settings.ensemble == "nve" else settings.friction_per_ps,
-        seed=settings.seed,
-        barostat=barostat,
-    )
+    def _integrator(self, atoms: Atoms, step: int) -> Integrator:
+        """How to go on from a step, up to the end of the equilibration or of the run."""
+        settings, barostat = self._settings, None
+        kind, friction, rate = bath(settings, step, self._start.equilibration)
+        if settings.ensemble == "npt":
+            barostat = Barostat(settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, rate)
+        return Integrator(
+            dt_fs=settings.dt_fs,
+            temperature_k=settings.temperature_k,
+            heating_k=settings.temperature_at(1) - settings.temperature_k,
+            friction_per_ps=0.0 if kind == "none" else friction,
+            n_freedom=degrees_of_freedom(atoms, settings) if kind == "bussi" else 0,
+            seed=settings.seed,
+            barostat=barostat,
+        )

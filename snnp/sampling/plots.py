@@ -19,7 +19,14 @@ _LINE, _SECOND, _GUIDE = "#1f5f8b", "#c8553d", "#888888"
 _MOST_PAIRS = 6
 
 
-def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, settings: MDSettings, atoms: Atoms) -> None:
+def plot_run(
+    path: Path,
+    samples: list[Sample],
+    rdf: RadialDistribution,
+    settings: MDSettings,
+    atoms: Atoms,
+    equilibration: int = 0,
+) -> None:
     """Write a PNG with three panels: temperature, energy change per atom, radial distribution.
 
     Arguments:
@@ -28,21 +35,26 @@ def plot_run(path: Path, samples: list[Sample], rdf: RadialDistribution, setting
         rdf: gathered over the second half; may be empty.
         settings: ensemble and targets are drawn as guides.
         atoms: for the formula in the title and the energy per atom.
+        equilibration: first steps, which are shaded and left out of the mean and the drift.
     """
     column = columns(samples)
     figure = new_figure(11.5, 3.6)
     panels = figure.subplots(1, 3)
-    _draw_temperature(panels[0], column, settings)
-    _draw_energy(panels[1], column, settings, len(atoms))
+    counted = column["step"] >= equilibration
+    _draw_temperature(panels[0], column, counted, settings)
+    _draw_energy(panels[1], column, counted, settings, len(atoms))
     _draw_radial(panels[2], rdf)
     for panel in panels[:2]:
         panel.margins(y=0.15)  # room for the legend
+        if equilibration > 0:
+            end = min(equilibration * settings.dt_fs / 1000.0, column["time_ps"][-1])
+            panel.axvspan(0.0, end, color=_GUIDE, alpha=0.15, linewidth=0.0)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
         panel.title.set_fontsize(10)
     title = f"{atoms.symbols.formula.convert('hill'):latex}  {settings.ensemble.upper()}"
-    title += "" if settings.ensemble == "nve" else f" at {settings.temperature_k:g} K"
+    title += "" if settings.ensemble == "nve" else f" at {_target(settings)}"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""
     figure.suptitle(f"{title},  {len(atoms)} atoms,  {settings.steps} steps of {settings.dt_fs:g} fs", fontsize=10)
     save_figure(figure, path)
@@ -53,26 +65,34 @@ def _marker(column: dict[str, np.ndarray]) -> str:
     return "." if len(column["time_ps"]) < 10 else ""
 
 
-def _draw_temperature(panel: Any, column: dict[str, np.ndarray], settings: MDSettings) -> None:
-    mean = column["temperature_k"].mean()
-    panel.plot(column["time_ps"], column["temperature_k"], color=_LINE, linewidth=0.9, marker=_marker(column))
-    label = (
-        f"mean {mean:.0f} K"
-        if settings.ensemble == "nve"
-        else f"target {settings.temperature_k:g} K, mean {mean:.0f} K"
-    )
-    panel.axhline(
-        mean if settings.ensemble == "nve" else settings.temperature_k, color=_GUIDE, linestyle="--", label=label
-    )
-    panel.legend(fontsize=8, frameon=False)
+def _target(settings: MDSettings) -> str:
+    end = settings.temperature_end_k
+    return f"{settings.temperature_k:g} K" if end is None else f"{settings.temperature_k:g} to {end:g} K"
+
+
+def _draw_temperature(panel: Any, column: dict[str, np.ndarray], counted: np.ndarray, settings: MDSettings) -> None:
+    time, temperature, steps = column["time_ps"], column["temperature_k"], column["step"]
+    panel.plot(time, temperature, color=_LINE, linewidth=0.9, marker=_marker(column))
+    labels, guide = [], np.array([settings.temperature_at(int(step)) for step in steps])
+    if settings.ensemble != "nve":
+        labels.append(f"target {_target(settings)}")
+    if counted.any() and settings.temperature_end_k is None:
+        labels.append(f"mean {temperature[counted].mean():.0f} K")
+        if settings.ensemble == "nve":
+            guide[:] = temperature[counted].mean()
+    if labels:
+        panel.plot(time, guide, color=_GUIDE, linestyle="--", label=", ".join(labels))
+        panel.legend(fontsize=8, frameon=False)
     panel.set(xlabel="time (ps)", ylabel="temperature (K)", title="Temperature")
 
 
-def _draw_energy(panel: Any, column: dict[str, np.ndarray], settings: MDSettings, n_atoms: int) -> None:
+def _draw_energy(
+    panel: Any, column: dict[str, np.ndarray], counted: np.ndarray, settings: MDSettings, n_atoms: int
+) -> None:
     curves = [("potential_energy_ev", "potential", _SECOND), ("total_energy_ev", "total", _LINE)]
     if settings.ensemble == "nve":
         # Here the total energy tells whether the run is sound; beside the potential energy it would look flat.
-        drift = energy_drift(column, n_atoms)
+        drift = energy_drift({name: values[counted] for name, values in column.items()}, n_atoms)
         curves = [("total_energy_ev", "total" if drift is None else f"total, drift {drift:.2g} meV/atom/ns", _LINE)]
     for name, label, color in curves:
         change = (column[name] - column[name][0]) * 1000.0 / n_atoms

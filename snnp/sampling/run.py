@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,22 +15,39 @@ import numpy as np
 from ase import Atoms
 
 from snnp.errors import InputError, MissingDependencyError, near_matches
+from snnp.files import hold, refuse_existing
 from snnp.models.potential import Potential
-from snnp.sampling.checkpoint import Checkpoint, EngineState, write_checkpoint
-from snnp.sampling.limits import Limits
-from snnp.sampling.log import LogWriter, read_log
+from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
+from snnp.sampling.ensemble import degrees_of_freedom
+from snnp.sampling.limits import Limits, shorter_step
+from snnp.sampling.log import LogWriter, check_mark, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Sample, Snapshot, columns, degrees_of_freedom, energy_drift
-from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory
+from snnp.sampling.snapshot import Sample, Snapshot, columns, energy_drift
+from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory, topology_beside
+from snnp.signals import Interrupted, stop_requests
 
-__all__ = ["Engine", "MDProgress", "MDResult", "Report", "available_engines", "drive", "find_entry_point", "run_md"]
+__all__ = [
+    "Engine",
+    "MDProgress",
+    "MDResult",
+    "Report",
+    "available_engines",
+    "drive",
+    "find_entry_point",
+    "output_files",
+    "run_md",
+]
 
 _EXTRA_OF_ENGINE = {"openmm": "openmm"}
 _HOTTEST_K = 1e6
 """Above this no condensed matter or molecule is meant: the atoms are flying apart."""
 _RDF_SAMPLES = 40
+_PATIENCE = 2_000_000
+"""Steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop."""
+_FEWEST_SAMPLES = 10
+"""For a standard deviation: that of two or three says nothing."""
 
 
 class Engine(Protocol):
@@ -69,9 +86,10 @@ class MDResult:
         engine, ensemble: as asked for.
         n_atoms: number of atoms.
         first_step, last_step: steps at which this call began and ended.
-        seconds, ns_per_day: wall time of this call's steps, files included, and the speed that follows.
-        mean_temperature_k: mean over the samples of the log (resumed runs: of the whole log).
-        temperature_std_k: their standard deviation.
+        seconds, ns_per_day: wall time of this call's steps, files included, and the speed that follows; None without.
+        equilibration: the first steps, which no mean holds.
+        mean_temperature_k: mean over the samples of the log (resumed runs: of the whole log); None under a ramp.
+        temperature_std_k: their standard deviation; None for fewer than ten.
         drift_mev_per_atom_per_ns: see `energy_drift`; None unless `nve`.
         mean_pressure_gpa, mean_volume_a3: None where the structure is not periodic.
         final: the atoms at the end, with momenta.
@@ -84,9 +102,10 @@ class MDResult:
     first_step: int
     last_step: int
     seconds: float
-    ns_per_day: float
-    mean_temperature_k: float
-    temperature_std_k: float
+    ns_per_day: float | None
+    equilibration: int
+    mean_temperature_k: float | None
+    temperature_std_k: float | None
     drift_mev_per_atom_per_ns: float | None
     mean_pressure_gpa: float | None
     mean_volume_a3: float | None
@@ -170,47 +189,57 @@ def drive(
 
     Raises:
         InputError: the energy is not a number or falls below `least_energy`, or the temperature leaves all sense (the
-            run has blown up; see `snnp.sampling.limits`), or an output cannot be written.
+            run has blown up; see `snnp.sampling.limits`), or an output is held by another run, exists and must not be
+            replaced, or is not that of the run to resume.
+        OSError: an output cannot be written; names it.
+        Interrupted: at Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
         recorder = _Recorder(start, settings, engine.name, stack, least_energy)
-        step = start.step
-        if step == 0:
+        request = stack.enter_context(stop_requests())
+        step, patience = start.step, max(1, min(100, _PATIENCE // len(start.atoms)))
+        if not settings.resume:
             recorder.record(engine, step)
         while step < settings.steps:
             stop = recorder.next_stop(step)
-            _advance(engine, step, stop, settings)
-            step = stop
-            progress = recorder.record(engine, step)
+            while step < stop and request.signum is None:
+                reached = min(stop, step + patience)
+                _advance(engine, step, reached, start.atoms, settings)
+                step = reached
+            progress = recorder.record(engine, step) if step == stop else None
+            if request.signum is not None and step < settings.steps:
+                raise Interrupted(request.signum, recorder.save(engine, step))
             if report is not None and progress is not None:
                 elapsed = time.perf_counter() - began
-                report(
-                    MDProgress(step, settings.steps, _ns_per_day(step - start.step, settings.dt_fs, elapsed), progress)
-                )
-    seconds = time.perf_counter() - began
-    return recorder.result(step, seconds)
+                speed = _ns_per_day(step - start.step, settings.dt_fs, elapsed) or 0.0
+                report(MDProgress(step, settings.steps, speed, progress))
+        return recorder.result(step, time.perf_counter() - began)
 
 
-def _advance(engine: Engine, step: int, stop: int, settings: MDSettings) -> None:
+def _advance(engine: Engine, step: int, stop: int, atoms: Atoms, settings: MDSettings) -> None:
     try:
         engine.advance(stop - step)
     except InputError as error:
         # The structure was good at the start, so bad positions now are the run's doing.
         raise InputError(
-            f"the simulation blew up between steps {step} and {stop} ({error}) {_cure(settings)}"
+            f"the simulation blew up between steps {step} and {stop} ({error}) {_cure(atoms, settings)}"
         ) from error
 
 
-def _cure(settings: MDSettings) -> str:
+def _cure(atoms: Atoms, settings: MDSettings) -> str:
+    """What to do about a run that blew up: a shorter step only where the step is long."""
+    step = shorter_step(atoms, settings.dt_fs)
+    if step is not None:
+        return f"Use a time step of {step}, relax the structure first, or check the model."
     return (
-        f"Use a time step below {settings.dt_fs:g} fs, relax the structure first, "
-        "or a model trained for these conditions."
+        f"A time step of {settings.dt_fs:g} fs is short enough: suspect the structure (relax it first, look for atoms "
+        "that are too close) or the model (is it trained for such structures and temperatures?)."
     )
 
 
-def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float:
-    return steps * dt_fs * 1e-6 / seconds * 86400.0 if seconds > 0.0 else 0.0
+def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float | None:
+    return steps * dt_fs * 1e-6 / seconds * 86400.0 if steps > 0 and seconds > 0.0 else None
 
 
 class _Recorder:
@@ -220,7 +249,7 @@ class _Recorder:
         self, start: Checkpoint, settings: MDSettings, engine: str, stack: ExitStack, least_energy: float | None
     ) -> None:
         self._start, self._settings, self._engine = start, settings, engine
-        self._n_freedom = degrees_of_freedom(len(start.atoms), settings.ensemble)
+        self._n_freedom = degrees_of_freedom(start.atoms, settings)
         self._samples: list[Sample] = []
         self._rdf = RadialDistribution()
         self._limits = Limits.of(start.atoms, settings, self._n_freedom, least_energy)
@@ -228,9 +257,15 @@ class _Recorder:
         self._files: dict[str, Path] = {}
         self._log: LogWriter | None = None
         self._trajectory: TrajectoryWriter | None = None
-        for path in (settings.trajectory, settings.log, settings.plot, settings.checkpoint):
-            if path is not None:
-                _make_parent(path)
+        self._saved: int | None = None  # the step of the last checkpoint
+        outputs = output_files(settings)
+        for path in outputs.values():
+            _make_parent(path)
+        stack.enter_context(hold(outputs.values()))
+        if not settings.overwrite:
+            refuse_existing(_new_files(outputs, start, settings.resume), "choose another name, or ask for overwriting")
+        for name in start.files.keys() & outputs.keys():
+            check_mark(outputs[name], start.files[name])  # of all, before any is cut
         if settings.log is not None:
             mark = start.files.get("log")
             self._log = LogWriter(settings.log, mark)
@@ -240,7 +275,7 @@ class _Recorder:
                 self._samples = read_log(settings.log)
         if settings.trajectory is not None:
             interval = settings.trajectory_interval
-            next_step = 0 if start.step == 0 else (start.step // interval + 1) * interval
+            next_step = (start.step // interval + 1) * interval if settings.resume else 0
             mark = start.files.get("trajectory")
             self._trajectory = open_trajectory(settings.trajectory, start.atoms, settings, mark, next_step)
             stack.callback(self._trajectory.close)
@@ -260,12 +295,13 @@ class _Recorder:
         """Write what is due at this step; returns the sample where one was taken."""
         settings = self._settings
         snapshot = engine.snapshot()
-        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)
-        _check_alive(sample, settings)
+        time_fs = self._start.record.time_fs(step, settings.dt_fs)
+        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)._replace(time_ps=time_fs / 1000.0)
+        _check_alive(sample, snapshot.atoms, settings)
         self._final = snapshot.atoms
         self._limits.check(sample, settings)
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
-            self._trajectory.write(snapshot, step)
+            self._trajectory.write(snapshot, step, time_fs)
         sampled = step % settings.log_interval == 0
         if sampled:
             self._samples.append(sample)
@@ -278,25 +314,39 @@ class _Recorder:
 
     def _add_to_rdf(self, snapshot: Snapshot, step: int) -> None:
         # The second half of the run, thinned: the first half may still remember the perfect crystal.
-        if self._settings.plot is None or step < self._settings.steps // 2:
+        if self._settings.plot is None or step < max(self._settings.steps // 2, self._start.equilibration):
             return
         if step - self._rdf.last_step >= self._settings.steps // (2 * _RDF_SAMPLES):
             self._rdf.add(snapshot.atoms, step)
 
+    def save(self, engine: Engine, step: int) -> str:
+        """Write a checkpoint although none is due; says how far the run is, and from where it can go on."""
+        path = self._settings.checkpoint
+        if path is None:
+            return f"stopped at step {step} of {self._settings.steps}, without a checkpoint to go on from"
+        if self._saved != step:
+            self._write_checkpoint(engine, engine.snapshot(), step, path)
+        return f"stopped at step {step} of {self._settings.steps}; the state is in '{path}'"
+
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
+        marks, settings = self._marks(), self._start.settings
+        record = replace(self._start.record, plan=self._settings.plan())
+        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, engine.state(), settings, marks, record))
+        self._files["checkpoint"], self._saved = path, step
+
+    def _marks(self) -> dict[str, FileMark]:
         writers = {"trajectory": self._trajectory, "log": self._log}
-        marks = {name: writer.mark() for name, writer in writers.items() if writer is not None}
-        state = engine.state()
-        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, state, self._settings.defining(), marks))
-        self._files["checkpoint"] = path
+        return {name: writer.mark() for name, writer in writers.items() if writer is not None}
 
     def result(self, step: int, seconds: float) -> MDResult:
         """Make the picture and sum up."""
         settings, final = self._settings, self._final
+        self._marks()  # a full disk may show only when files are brought there
         if settings.plot is not None:
-            plot_run(settings.plot, self._samples, self._rdf, settings, final)
+            plot_run(settings.plot, self._samples, self._rdf, settings, final, self._start.equilibration)
             self._files["plot"] = settings.plot
-        column = columns(self._samples)
+        column = columns([sample for sample in self._samples if sample.step >= self._start.equilibration])
+        temperature = column["temperature_k"] if settings.temperature_end_k is None else column["temperature_k"][:0]
         return MDResult(
             engine=self._engine,
             ensemble=settings.ensemble,
@@ -305,14 +355,35 @@ class _Recorder:
             last_step=step,
             seconds=seconds,
             ns_per_day=_ns_per_day(step - self._start.step, settings.dt_fs, seconds),
-            mean_temperature_k=float(column["temperature_k"].mean()),
-            temperature_std_k=float(column["temperature_k"].std()),
+            equilibration=self._start.equilibration,
+            mean_temperature_k=_mean_or_none(temperature),
+            temperature_std_k=float(temperature.std()) if len(temperature) >= _FEWEST_SAMPLES else None,
             drift_mev_per_atom_per_ns=energy_drift(column, len(final)) if settings.ensemble == "nve" else None,
             mean_pressure_gpa=_mean_or_none(column["pressure_gpa"]),
             mean_volume_a3=_mean_or_none(column["volume_a3"]),
             final=final,
             files=dict(self._files),
         )
+
+
+def output_files(settings: MDSettings) -> dict[str, Path]:
+    """The files that a run writes, by name."""
+    files = {name: getattr(settings, name) for name in ("trajectory", "log", "plot", "checkpoint")}
+    if settings.trajectory is not None and settings.trajectory.suffix.lower() in (".dcd", ".xtc"):
+        files["topology"] = topology_beside(settings.trajectory)
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _new_files(outputs: dict[str, Path], start: Checkpoint, resumed: bool) -> list[Path]:
+    """Those outputs that are not the resumed run's own."""
+    if not resumed:
+        return list(outputs.values())
+    own = {*start.files, "checkpoint"}
+    if "trajectory" in own:
+        own.add("topology")
+    if "plot" in outputs and start.record.plan.get("plot", outputs["plot"].name) == outputs["plot"].name:
+        own.add("plot")
+    return [path for name, path in outputs.items() if name not in own]
 
 
 def _make_parent(path: Path) -> None:
@@ -322,12 +393,12 @@ def _make_parent(path: Path) -> None:
         raise InputError(f"cannot create the folder '{path.parent}' for '{path.name}': {error.strerror}.") from error
 
 
-def _check_alive(sample: Sample, settings: MDSettings) -> None:
+def _check_alive(sample: Sample, atoms: Atoms, settings: MDSettings) -> None:
     finite = math.isfinite(sample.total_energy_ev)
     if finite and sample.temperature_k < _HOTTEST_K:
         return
     seen = f"temperature is {sample.temperature_k:.3g} K" if finite else f"energy is {sample.total_energy_ev}"
-    raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {_cure(settings)}")
+    raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {_cure(atoms, settings)}")
 
 
 def _mean_or_none(values: np.ndarray) -> float | None:

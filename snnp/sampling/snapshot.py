@@ -11,7 +11,10 @@ from ase import Atoms
 
 from snnp.units import BOLTZMANN_EV_PER_K, EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["Sample", "Snapshot", "columns", "degrees_of_freedom", "energy_drift"]
+__all__ = ["Sample", "Snapshot", "columns", "energy_drift"]
+
+_FEWEST_SAMPLES, _SHORTEST_NS = 8, 0.08e-3
+"""Of the part that is fitted: a slope per nanosecond says nothing after a few vibrations."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,18 @@ class Sample(NamedTuple):
 
     @staticmethod
     def of(snapshot: Snapshot, step: int, dt_fs: float, n_freedom: int) -> Sample:
-        """Derive the row of a snapshot; the pressure holds the kinetic part `2 K / (3 V)`."""
+        """Derive the row of a snapshot.
+
+        The kinetic part of the pressure is N k T / V for the N atoms that move at the temperature of the row: where the
+        total momentum is kept at zero, 2 K / (3 V) alone would lack the centre of mass, and <P> would miss the target.
+        """
         kinetic = float(snapshot.atoms.get_kinetic_energy())
+        n_moving = len(snapshot.atoms) - sum(len(c.get_indices()) for c in snapshot.atoms.constraints)
         volume = pressure = float("nan")
         if snapshot.stress is not None:
             volume = float(snapshot.atoms.get_volume())
-            pressure = (2.0 * kinetic / volume - float(np.trace(snapshot.stress))) / 3.0 * EV_PER_ANGSTROM3_IN_GPA
+            thermal = 2.0 * kinetic * n_moving / n_freedom / volume
+            pressure = (thermal - float(np.trace(snapshot.stress)) / 3.0) * EV_PER_ANGSTROM3_IN_GPA
         return Sample(
             step=step,
             time_ps=step * dt_fs / 1000.0,
@@ -63,15 +72,6 @@ class Sample(NamedTuple):
         )
 
 
-def degrees_of_freedom(n_atoms: int, ensemble: str) -> int:
-    """Number of momenta that share the kinetic energy.
-
-    Newton's equations keep the total momentum (removed from the initial velocities), so `nve` has 3N - 3; a Langevin
-    thermostat acts on the centre of mass too, so `nvt` and `npt` have 3N. A single atom keeps its 3.
-    """
-    return 3 * n_atoms - 3 if ensemble == "nve" and n_atoms > 1 else 3 * n_atoms
-
-
 def columns(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
     """The samples as one array per column of the log."""
     table = np.array(samples, dtype=float).reshape(-1, len(Sample._fields))
@@ -79,14 +79,14 @@ def columns(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 
 
 def energy_drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
-    """Slope of the total energy in meV/atom/ns by least squares; None with fewer than three samples.
+    """Slope of the total energy in meV/atom/ns by least squares; None for less than ten samples over 0.1 ps.
 
     The first fifth is left out: while a perfect crystal takes up potential energy, the bounded error of the time step
     grows to its level, which is no drift.
     """
     late = slice(len(column["step"]) // 5, None)
     times_ns, energies = column["time_ps"][late] / 1000.0, column["total_energy_ev"][late]
-    if len(times_ns) < 3:
+    if len(times_ns) < _FEWEST_SAMPLES or times_ns[-1] - times_ns[0] < _SHORTEST_NS:
         return None
     slope = np.polynomial.Polynomial.fit(times_ns, energies, 1).convert().coef[1]
     return float(slope) * 1000.0 / n_atoms

@@ -1,8 +1,9 @@
 """Trajectory files: extended XYZ, DCD and XTC, chosen by the suffix, cut back to the checkpoint on resuming.
 
 Extended XYZ holds everything (energy, forces, momenta, step) at 1e-8 Å. DCD (single precision) and XTC (rounded to
-0.01 Å) hold positions and cell only, and expect the first cell vector along x and the second in the xy plane:
-structures in another orientation are rotated to it.
+0.01 Å) hold positions and cell only, and expect cells in the form of `reduce_cell`: structures are rotated to it, and
+the box may be made of other vectors of the same lattice. `NAME_topology.pdb`, written beside them, has the first frame
+in the same axes, with the elements.
 """
 
 from __future__ import annotations
@@ -11,31 +12,35 @@ import io
 import os
 import struct
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.geometry import cellpar_to_cell
 from ase.io.extxyz import write_extxyz
 
 from snnp.errors import InputError, MissingDependencyError
-from snnp.models.io import write_atomically
+from snnp.files import naming, write_atomically
 from snnp.sampling.checkpoint import FileMark
-from snnp.sampling.log import cut_back
+from snnp.sampling.log import cut_back, mark_file, size_of
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
+from snnp.structure import clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 
-__all__ = ["TrajectoryWriter", "open_trajectory"]
+__all__ = ["TrajectoryWriter", "open_trajectory", "read_dcd_frame", "topology_beside"]
 
 
 class TrajectoryWriter(ABC):
-    """Writes frames to one file."""
+    """Writes frames to one file, each whole or not at all."""
 
-    def __init__(self, path: Path, mark: FileMark | None) -> None:
-        self._path = path
+    def __init__(self, path: Path, settings: MDSettings, mark: FileMark | None) -> None:
+        self._path, self._dt_fs = path, settings.dt_fs
         self._n_frames = 0 if mark is None else mark.n_frames
+        self._n_bytes = 0 if mark is None else mark.n_bytes
         if mark is not None:
             cut_back(path, mark)
 
@@ -44,20 +49,41 @@ class TrajectoryWriter(ABC):
         """Further files written beside the trajectory, by name."""
         return {}
 
-    def write(self, snapshot: Snapshot, step: int) -> None:
-        """Append one frame and hand it to the operating system."""
-        self._write(snapshot, step)
+    def write(self, snapshot: Snapshot, step: int, time_fs: float | None = None) -> None:
+        """Append one frame and hand it to the operating system.
+
+        Arguments:
+            time_fs: the time of the frame; by default `step` steps.
+
+        Raises:
+            OSError: names the file, which then ends with the frame before.
+        """
+        try:
+            with naming(self._path):
+                self._write(snapshot, step, step * self._dt_fs if time_fs is None else time_fs)
+        except OSError:
+            with suppress(OSError):
+                self._roll_back()
+            raise
         self._n_frames += 1
+        self._n_bytes = size_of(self._path)
 
     def mark(self) -> FileMark:
-        """Where the file stands now, safely on disk."""
-        if self._path.is_file():
-            with open(self._path, "rb+") as file:
-                os.fsync(file.fileno())
-        return FileMark(self._path.stat().st_size if self._path.is_file() else 0, self._n_frames)
+        """Where the file stands now, safely on disk.
+
+        Raises:
+            InputError: somebody else has changed the file.
+        """
+        return mark_file(self._path, self._n_bytes, self._n_frames)
 
     @abstractmethod
-    def _write(self, snapshot: Snapshot, step: int) -> None: ...
+    def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None: ...
+
+    def _roll_back(self) -> None:
+        """Cut a frame that could not be written whole."""
+        with suppress(OSError):
+            self.close()  # which tries once more to write what waits
+        os.truncate(self._path, self._n_bytes)
 
     def close(self) -> None:  # noqa: B027 - only files that stay open need it
         """Close the file."""
@@ -65,17 +91,16 @@ class TrajectoryWriter(ABC):
 
 class _ExtXYZWriter(TrajectoryWriter):
     def __init__(self, path: Path, settings: MDSettings, mark: FileMark | None) -> None:
-        super().__init__(path, mark)
-        self._dt_fs = settings.dt_fs
+        super().__init__(path, settings, mark)
         self._file = open(path, "w" if mark is None else "a", encoding="utf-8")  # noqa: SIM115
 
-    def _write(self, snapshot: Snapshot, step: int) -> None:
+    def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None:
         atoms = snapshot.atoms.copy()
         results: dict[str, Any] = {"energy": snapshot.potential_energy, "forces": snapshot.forces}
         if snapshot.stress is not None:
             results["stress"] = snapshot.stress
         atoms.calc = SinglePointCalculator(atoms, **results)
-        atoms.info = {"step": step, "time_fs": step * self._dt_fs}
+        atoms.info = {"step": step, "time_fs": time_fs}
         write_extxyz(self._file, [atoms])
         self._file.flush()
 
@@ -86,50 +111,79 @@ class _ExtXYZWriter(TrajectoryWriter):
 class _OpenMMWriter(TrajectoryWriter):
     """What DCD and XTC share: OpenMM's writers, their topology, and a PDB file with which readers open the frames."""
 
-    def __init__(self, path: Path, atoms: Atoms, mark: FileMark | None) -> None:
+    def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None) -> None:
         self._app = _openmm_app(path)
-        super().__init__(path, mark)
+        super().__init__(path, settings, mark)
         self._topology = self._app.Topology()
         residue = self._topology.addResidue("UNK", self._topology.addChain())
         for symbol in atoms.symbols:
             self._topology.addAtom(symbol, self._app.Element.getBySymbol(symbol), residue)
-        positions, box = _standard_orientation(atoms)
+        self._lattice: np.ndarray | None = None  # found once: in a cell that breathes the same vectors stay the box
+        positions, box = self._standard_orientation(atoms)
         if box is not None:
-            self._topology.setPeriodicBoxVectors(_vectors(box))
-        self._pdb = path.with_name(f"{path.stem}_topology.pdb")
-        text = io.StringIO()
-        self._app.PDBFile.writeFile(self._topology, positions / NM_IN_ANGSTROM, text)
-        write_atomically(self._pdb, text.getvalue().encode())
+            self._topology.setPeriodicBoxVectors(_vectors(clip_to_reduced(box)))
+        self._pdb = topology_beside(path)
+        if mark is None or not self._pdb.is_file():
+            text = io.StringIO()
+            self._app.PDBFile.writeFile(self._topology, positions, text)  # bare numbers are Å here
+            write_atomically(self._pdb, text.getvalue().encode())
 
     @property
     def companions(self) -> dict[str, Path]:
         return {"topology": self._pdb}
 
-    def _write(self, snapshot: Snapshot, step: int) -> None:
-        positions, box = _standard_orientation(snapshot.atoms)
+    def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None:
+        positions, box = self._standard_orientation(snapshot.atoms)
         vectors = None if box is None else _vectors(box)
-        self._write_model(positions / NM_IN_ANGSTROM, vectors)
+        try:
+            self._write_model(positions / NM_IN_ANGSTROM, vectors)
+        except ValueError as error:
+            raise InputError(f"'{self._path}' cannot hold step {step}: {error}; choose the suffix .extxyz.") from error
 
     @abstractmethod
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None: ...
 
+    def _standard_orientation(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray | None]:
+        """Positions [N, 3] and cell [3, 3] in Å in the form of `reduce_cell`; no cell for molecules."""
+        if not atoms.pbc.any():
+            return atoms.positions, None
+        cell = atoms.cell.complete().array
+        # Missing vectors of slabs and wires come as unit vectors: make the box hold all atoms.
+        cell[atoms.cell.lengths() == 0.0] *= float(np.ptp(atoms.positions, axis=0).max()) + 10.0
+        if self._lattice is None:
+            self._lattice = reduce_cell(cell)[0]
+        cell = self._lattice @ cell
+        if np.allclose(cell, np.tril(cell), atol=1e-12) and np.all(np.diag(cell) > 0.0):
+            return atoms.positions, cell
+        rotation = reduce_cell(cell)[1]
+        return atoms.positions @ rotation, np.tril(cell @ rotation)
+
 
 class _DCDWriter(_OpenMMWriter):
     def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
-        super().__init__(path, atoms, mark)
-        self._file = open(path, "w+b" if mark is None else "r+b")  # noqa: SIM115
-        interval = settings.trajectory_interval
+        super().__init__(path, atoms, settings, mark)
+        self._interval = settings.trajectory_interval
+        self._first_step = next_step - self._n_frames * self._interval
         if mark is not None:
-            # The header counts the frames (bytes 8-11) and holds the last step (20-23): both go back to the checkpoint.
-            for offset, number in ((8, mark.n_frames), (20, next_step - interval)):
-                self._file.seek(offset)
-                self._file.write(struct.pack("<i", number))
-        first_step = next_step - self._n_frames * interval
-        dt_ps = settings.dt_fs / 1000.0
-        self._dcd = self._app.DCDFile(self._file, self._topology, dt_ps, first_step, interval, append=mark is not None)
+            self._set_header()
+        self._file = open(path, "w+b" if mark is None else "r+b")  # noqa: SIM115
+        dt_ps, append = settings.dt_fs / 1000.0, mark is not None
+        self._dcd = self._app.DCDFile(self._file, self._topology, dt_ps, self._first_step, self._interval, append)
 
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None:
         self._dcd.writeModel(positions_nm, periodicBoxVectors=box)
+
+    def _set_header(self) -> None:
+        """Take number of frames (bytes 8-11) and last step (20-23) back to what the file holds."""
+        with open(self._path, "r+b") as file:
+            for offset, number in ((8, self._n_frames), (20, self._first_step + (self._n_frames - 1) * self._interval)):
+                file.seek(offset)
+                file.write(struct.pack("<i", number))
+
+    def _roll_back(self) -> None:
+        super()._roll_back()
+        if self._n_bytes:
+            self._set_header()
 
     def close(self) -> None:
         self._file.close()
@@ -137,9 +191,9 @@ class _DCDWriter(_OpenMMWriter):
 
 class _XTCWriter(_OpenMMWriter):
     def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
-        super().__init__(path, atoms, mark)
+        super().__init__(path, atoms, settings, mark)
         if mark is None:
-            path.unlink(missing_ok=True)
+            path.write_bytes(b"")
         interval = settings.trajectory_interval
         first_step = next_step - self._n_frames * interval
         dt_ps = settings.dt_fs / 1000.0
@@ -148,6 +202,30 @@ class _XTCWriter(_OpenMMWriter):
 
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None:
         self._xtc.writeModel(positions_nm, periodicBoxVectors=box)
+        # OpenMM does not look whether its writes succeed.
+        with open(self._path, "rb") as file:
+            file.seek(self._n_bytes)
+            missing = _xtc_frame_size(file.read(_XTC_HEADER)) - (size_of(self._path) - self._n_bytes)
+        if missing > 0:
+            with open(self._path, "ab", buffering=0) as raw:
+                raw.write(bytes(missing))  # the operating system says why that fails
+            raise InputError(f"a frame of '{self._path}' was not written whole; check the disk, then resume.")
+
+
+_XTC_HEADER = 92  # bytes before the packed coordinates: 4 numbers, the box, and how the coordinates are packed
+
+
+def _xtc_frame_size(header: bytes) -> int:
+    """Bytes of a frame of an XTC file from its beginning; without a whole one, those of the header."""
+    if len(header) < 56:
+        return _XTC_HEADER
+    (n_atoms,) = struct.unpack(">i", header[52:56])
+    if n_atoms <= 9:  # these are not packed
+        return 56 + 12 * n_atoms
+    if len(header) < _XTC_HEADER:
+        return _XTC_HEADER
+    (n_packed,) = struct.unpack(">i", header[88:92])
+    return _XTC_HEADER + (n_packed + 3) // 4 * 4
 
 
 def open_trajectory(
@@ -158,7 +236,7 @@ def open_trajectory(
     Arguments:
         path: the file; replaced unless resuming.
         atoms: the structure at the start.
-        settings: time step and interval go into the file.
+        settings: time step and interval go into the header of DCD and XTC.
         mark: where the file stood at the checkpoint to resume from, or None for a new file.
         next_step: the step of the next frame.
 
@@ -193,17 +271,65 @@ def _vectors(box: np.ndarray) -> Any:
     return tuple(Vec3(*(row / NM_IN_ANGSTROM)) for row in box) * unit.nanometer
 
 
-def _standard_orientation(atoms: Atoms) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions [N, 3] and cell [3, 3] in Å, rotated to a right-handed lower triangular cell; no cell for molecules."""
-    if not atoms.pbc.any():
-        return atoms.positions, None
-    cell = atoms.cell.complete()
-    # Missing vectors of slabs and wires come as unit vectors: make the box hold all atoms.
-    cell[atoms.cell.lengths() == 0.0] *= float(np.ptp(atoms.positions, axis=0).max()) + 10.0
-    if cell.handedness < 0:
-        # The negated vectors span the same lattice.
-        cell = cell.new(-cell.array)
-    if np.allclose(cell.array, np.tril(cell.array), atol=1e-12) and np.all(np.diag(cell.array) > 0.0):
-        return atoms.positions, cell.array
-    standard, rotation = cell.standard_form()
-    return atoms.positions @ rotation.T, standard.array
+def topology_beside(trajectory: Path) -> Path:
+    """The PDB file with the elements of a DCD or XTC trajectory."""
+    return trajectory.with_name(f"{trajectory.stem}_topology.pdb")
+
+
+def read_dcd_frame(path: Path, index: int, n_atoms: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions [N, 3] and cell [3, 3] in Å of one frame; no cell where the file holds none.
+
+    Arguments:
+        path: CHARMM, NAMD, LAMMPS and OpenMM write such files, in either byte order.
+        index: of the frame; negative ones count from the end of what was written whole.
+        n_atoms: of the topology.
+
+    Raises:
+        InputError: not a DCD file, of other atoms, or without such a frame.
+    """
+    with open(path, "rb") as file:
+        try:
+            order, first, has_cell, four = _read_header(file, path, n_atoms)
+        except struct.error:
+            raise InputError(f"'{path}' is cut short in its header; name a whole DCD file.") from None
+        block = 4 * n_atoms + 8
+        size = 56 * has_cell + block * (4 if four else 3)
+        n_frames = (os.fstat(file.fileno()).st_size - first) // size
+        if not -n_frames <= index < n_frames:
+            raise InputError(f"'{path}' has {n_frames} frames; there is no frame {index}.")
+        file.seek(first + size * (index % n_frames))
+        frame = file.read(size)
+    cell = _cell(struct.unpack(f"{order}6d", frame[4:52])) if has_cell else None
+    start = 56 * has_cell + 4
+    columns = [np.frombuffer(frame, f"{order}f4", n_atoms, start + k * block) for k in range(3)]
+    positions = np.stack(columns, axis=1).astype(float)
+    if not np.isfinite(positions).all():
+        raise InputError(f"frame {index} of '{path}' holds positions that are not finite; name another frame.")
+    return positions, cell
+
+
+def _read_header(file: BinaryIO, path: Path, n_atoms: int) -> tuple[str, int, bool, bool]:
+    """Byte order, where the frames begin, whether each holds a cell, and whether it holds a fourth coordinate."""
+    start = file.read(8)
+    order = {b"T\0\0\0CORD": "<", b"\0\0\0TCORD": ">"}.get(start)
+    if order is None:
+        raise InputError(f"'{path}' is not a DCD file of positions; name its format with --format.")
+    control = struct.unpack(f"{order}20i", file.read(80))
+    _, titles = struct.unpack(f"{order}2i", file.read(8))  # records stand between their lengths
+    file.seek(titles + 4, os.SEEK_CUR)
+    _, found, _ = struct.unpack(f"{order}3i", file.read(12))
+    if control[8]:
+        raise InputError(f"'{path}' leaves out {control[8]} fixed atoms, which is not read; write all atoms.")
+    if found != n_atoms:
+        raise InputError(f"'{path}' holds {found} atoms, its topology {n_atoms}; name the right one with --topology.")
+    is_charmm = control[19] != 0
+    return order, file.tell(), is_charmm and control[10] != 0, is_charmm and control[11] != 0
+
+
+def _cell(numbers: tuple[float, ...]) -> np.ndarray | None:
+    """[3, 3] Å from a, gamma, b, beta, alpha, c, angles in degrees or as cosines; None for all zeros."""
+    a, gamma, b, beta, alpha, c = numbers
+    if a == b == c == 0.0:
+        return None
+    angles = [float(np.degrees(np.arccos(angle))) if abs(angle) <= 1.0 else angle for angle in (alpha, beta, gamma)]
+    return np.asarray(cellpar_to_cell([a, b, c, *angles]))

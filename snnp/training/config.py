@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from snnp.data import Keys
+from snnp.data import Keys, Units, keys_of
 from snnp.errors import ConfigError
 from snnp.models.ani import ANIConfig
 from snnp.models.config import SplineNNPConfig
@@ -98,6 +98,9 @@ class DataConfig(_Config):
     `valid`: files, or the fraction of `train` held out for choosing the best weights. `test`: files never trained on,
     or a fraction. `forces_only`: more training files whose energies are ignored (another zero of energy, another
     cutoff of the reference method). `isolated_atoms`: a file of single atoms that fixes E0 (otherwise least squares).
+    `units`: of the numbers in files, where they are not eV and Å: `{energy: kcal/mol}` (forces and stresses follow from
+    energy and length unless `forces`, `stress` say otherwise), `{energy: Hartree, length: bohr}`, `{stress: -kbar}`; a
+    minus sign turns the sign. `check_units`: whether labels that do not belong together stop a run before it starts.
     Limits, applied to every set: `elements` keeps frames made of these elements only, `max_energy` those whose energy
     per atom lies at most this far (eV) above the lowest one (`test_max_energy`: in the test set, where that is to be
     narrower), `max_force` those without larger forces (eV/Å).
@@ -113,6 +116,8 @@ class DataConfig(_Config):
     forces_key: str | None = None
     stress_key: str | None = None
     group_key: str | None = None
+    units: dict[str, str] | str | None = None
+    check_units: Literal["error", "warn", "off"] = "error"
     max_energy: float | None = Field(None, gt=0.0)
     test_max_energy: float | None = Field(None, gt=0.0)
     max_force: float | None = Field(None, gt=0.0)
@@ -124,8 +129,15 @@ class DataConfig(_Config):
 
     @property
     def keys(self) -> Keys:
-        """Names under which files hold their labels."""
-        return Keys(energy=self.energy_key, forces=self.forces_key, stress=self.stress_key, group=self.group_key)
+        """Names under which files hold their labels, and their units."""
+        return keys_of(self.energy_key, self.forces_key, self.stress_key, self.group_key, self.units)
+
+    @field_validator("units")
+    @classmethod
+    def _check_units(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
+        if value is not None:
+            Units.parse(value)
+        return value
 
 
 class LossConfig(_Config):

@@ -19,18 +19,21 @@ import yaml
 
 from snnp.data import check_frames, save_split
 from snnp.errors import ConfigError, TrainingError
-from snnp.models.io import save_model, usable_device, write_atomically
+from snnp.files import hold, naming, write_atomically
+from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
+from snnp.models.io import save_model, usable_device
 from snnp.models.potential import Potential
+from snnp.signals import Interrupted, StopRequest, stop_requests
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loss import exact_backward, predict, weights_at
 from snnp.training.native import kernel_threads_alone
 from snnp.training.prepared import PreparedData, prepare
-from snnp.training.report import write_report
-from snnp.training.setup import Problem, build_model, load_problem, resolve, standardise
+from snnp.training.report import REPORT_FILES, write_report
+from snnp.training.setup import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.soap import Soap
-from snnp.training.state import TrainState, load_state, save_state
+from snnp.training.state import STATE_FILE, TrainState, load_state, save_state
 
 __all__ = ["Progress", "RunResult", "resume", "train"]
 
@@ -71,27 +74,64 @@ def _silent(_: Progress) -> None:
     return None
 
 
-def train(config: TrainConfig, folder: str | Path, report: Report = _silent) -> RunResult:
+def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, overwrite: bool = False) -> RunResult:
     """Train a model into a new run folder; see `TrainConfig` for what can be chosen.
 
     The folder receives config.yaml (resolved), split.json, metrics.csv, state.safetensors (to resume), best/ and last/
     (model folders), parity and loss pictures, summary.json and summary.md.
 
+    `overwrite` removes the files of an earlier run first.
+
     Raises:
-        ConfigError: if the folder already holds a run.
+        ConfigError: if the folder already holds a run, or files that a run would replace.
+        Interrupted: at Ctrl-C or SIGTERM, once the state is saved.
         DataError: for unusable data. InputError: for an unusable device.
         TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
     """
     folder = Path(folder)
-    if (folder / _CONFIG).exists():
-        raise ConfigError(f"{folder} already holds a run; continue it with --resume {folder}, or name a new folder.")
     usable_device(config.device)
+    _refuse_old_run(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    problem = load_problem(config)
+    with hold([folder / _CONFIG]):
+        _refuse_old_run(folder, overwrite)  # another one may have ended meanwhile
+        problem = load_problem(config)
+        if overwrite:
+            _remove_run(folder)
+        return _begin(config, problem, folder, report)
+
+
+def _refuse_old_run(folder: Path, overwrite: bool) -> None:
+    if overwrite:
+        return
+    if (folder / _CONFIG).exists():
+        raise ConfigError(
+            f"{folder} already holds a run; continue it with --resume {folder}, name a new folder, or replace it with "
+            "--overwrite."
+        )
+    # A split alone is what a kill before the first step leaves.
+    for path in _files_of_run(folder):
+        if path.exists() and path.name != _SPLIT:
+            raise ConfigError(f"{path} exists and would be replaced; name a new folder, or say --overwrite.")
+
+
+def _files_of_run(folder: Path) -> list[Path]:
+    """All that a run writes; the configuration first, without which the rest is no run."""
+    models = [f"{name}/{file}" for name in ("best", "last") for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    return [folder / name for name in (_CONFIG, STATE_FILE, _METRICS, _SPLIT, *REPORT_FILES, *models)]
+
+
+def _remove_run(folder: Path) -> None:
+    for path in _files_of_run(folder):
+        path.unlink(missing_ok=True)
+
+
+def _begin(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
     for finding in check_frames([*problem.split.train, *problem.split.valid]):
         report(Progress(0, config.optimiser.epochs, message=str(finding)))
+    for message in check_units(config.data, problem):
+        report(Progress(0, config.optimiser.epochs, message=message))
     config = resolve(config, problem)
-    save_split(problem.split, folder / _SPLIT)
+    save_split(problem.split, folder / _SPLIT, checksums=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_atomically(folder / _CONFIG, text.encode())
     return _run(config, problem, folder, report)
@@ -101,7 +141,9 @@ def resume(folder: str | Path, report: Report = _silent) -> RunResult:
     """Continue a run that was stopped at any moment, as if it had never stopped.
 
     Raises:
-        ConfigError: if the folder holds no run. TrainingError: if its state is damaged.
+        ConfigError: if the folder holds no run, or its configuration has changed.
+        DataError: if the data have changed. TrainingError: if its state is damaged.
+        Interrupted: as in `train`.
     """
     folder = Path(folder)
     if not (folder / _CONFIG).is_file():
@@ -110,7 +152,8 @@ def resume(folder: str | Path, report: Report = _silent) -> RunResult:
     # Runs of the first version had no compressed structures, and must end as they began.
     config = load_config({"compression": None, **tree} if isinstance(tree, dict) else folder / _CONFIG)
     usable_device(config.device)
-    return _run(config, load_problem(config, folder / _SPLIT), folder, report)
+    with hold([folder / _CONFIG]):
+        return _run(config, load_problem(config, folder / _SPLIT), folder, report)
 
 
 def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
@@ -123,14 +166,20 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     valid = prepare(model, problem.split.valid or problem.split.train, dtype, config.device)
     model.to(dtype=dtype, device=config.device)
     standardise(model, data, len(problem.split.train))
-    state = TrainState(model, _optimiser(model, config.optimiser))
+    state = TrainState(model, _optimiser(model, config.optimiser), _must_stay(config, problem))
     resumed = load_state(state, folder)
     _truncate_metrics(folder / _METRICS, state.counters.epoch)
     if resumed:
         report(Progress(state.counters.epoch, config.optimiser.epochs, message="resumed"))
-    with kernel_threads_alone(data.everything.geometry):
-        _epochs(config, state, (data, valid), problem, folder, report)
+    with kernel_threads_alone(data.everything.geometry), stop_requests() as request:
+        _epochs(config, state, (data, valid), problem, folder, report, request)
     return _finish(config, state, problem, folder)
+
+
+def _must_stay(config: TrainConfig, problem: Problem) -> dict[str, Any]:
+    """What a continued run must have in common with its beginning: everything but where it is computed."""
+    values = config.model_dump(mode="json", exclude={"device", "threads"})
+    return {**values, "reference_energies": problem.reference.energies}
 
 
 def _optimiser(model: Potential, config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -157,12 +206,13 @@ def _epochs(
     problem: Problem,
     folder: Path,
     report: Report,
+    request: StopRequest,
 ) -> None:
-    """All epochs that are left."""
+    """All epochs that are left, or those until a stop is requested."""
     counters, epochs = state.counters, config.optimiser.epochs
     start, saved = time.monotonic() - counters.seconds, time.monotonic()
     while counters.epoch < epochs:
-        mean_loss, rate = _epoch(config, state, data[0], problem, folder)
+        mean_loss, rate = _epoch(config, state, data[0], problem, folder, request)
         counters.epoch += 1
         counters.seconds = time.monotonic() - start
         errors: tuple[float | None, float | None] = (None, None)
@@ -170,20 +220,27 @@ def _epochs(
             errors = _validate(config, state, data[1], folder)
         row = (counters.epoch, counters.step, rate, mean_loss, *errors, counters.seconds)
         _append_metrics(folder / _METRICS, row)
-        if time.monotonic() - saved > _SAVE_EVERY_SECONDS or counters.epoch == epochs:
+        asked = request.signum is not None and counters.epoch < epochs
+        if time.monotonic() - saved > _SAVE_EVERY_SECONDS or counters.epoch == epochs or asked:
             save_state(state, folder)
             saved = time.monotonic()
+        if asked:
+            raise Interrupted(request.signum or 0, f"stopped after epoch {counters.epoch} of {epochs}, which is saved")
         report(Progress(counters.epoch, epochs, None, mean_loss, *errors))
 
 
 def _epoch(
-    config: TrainConfig, state: TrainState, data: PreparedData, problem: Problem, folder: Path
+    config: TrainConfig, state: TrainState, data: PreparedData, problem: Problem, folder: Path, request: StopRequest
 ) -> tuple[float, float]:
     """One pass over the training set in an order that depends on seed and epoch only; returns mean loss and rate."""
     order = np.random.default_rng([config.seed, state.counters.epoch]).permutation(data.n_frames)
     groups = data.batches(order, config.optimiser.batch_atoms)
     total, rate = 0.0, 0.0
     for k, group in enumerate(groups):
+        # Long epochs are not waited for: then the one before was saved.
+        if request.signum is not None and request.overdue(_SAVE_EVERY_SECONDS):
+            epoch = state.counters.epoch
+            raise Interrupted(request.signum, f"stopped in epoch {epoch + 1}; the state after epoch {epoch} is saved")
         progress = (state.counters.epoch + k / len(groups)) / config.optimiser.epochs
         rate = _learning_rate(config.optimiser, state.counters.step, progress)
         value = _step(config, state, data, group, progress, rate)
@@ -293,7 +350,7 @@ def _peak_memory_mib() -> float:
 
 def _append_metrics(path: Path, row: tuple[float | None, ...]) -> None:
     new = not path.exists()
-    with path.open("a", newline="") as handle:
+    with naming(path), path.open("a", newline="") as handle:
         writer = csv.writer(handle)
         if new:
             writer.writerow(_COLUMNS)
@@ -304,8 +361,9 @@ def _truncate_metrics(path: Path, epoch: int) -> None:
     """Drop rows of epochs that the saved state does not know: they are computed again."""
     if not path.exists():
         return
-    rows = [row for row in csv.reader(io.StringIO(path.read_text())) if len(row) == len(_COLUMNS)]
-    kept = [row for row in rows[1:] if int(float(row[0])) <= epoch]
+    content = path.read_bytes().decode(errors="replace").replace("\0", "")
+    rows = [row for row in csv.reader(io.StringIO(content)) if len(row) == len(_COLUMNS)]
+    kept = [row for row in rows if row[0].isdecimal() and int(row[0]) <= epoch]
     text = io.StringIO(newline="")
     csv.writer(text).writerows([_COLUMNS, *kept])
     write_atomically(path, text.getvalue().encode())

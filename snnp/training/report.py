@@ -13,7 +13,7 @@ import numpy as np
 
 from snnp.errors import DataError
 from snnp.figures import new_figure, plain_ticks, save_figure, shortened
-from snnp.models.io import write_atomically
+from snnp.files import write_atomically
 from snnp.text import markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_loss", "plot_parity", "summary_markdown", "write_report"]
+__all__ = ["REPORT_FILES", "plot_loss", "plot_parity", "summary_markdown", "write_report"]
+
+REPORT_FILES = ("parity_energy.png", "parity_forces.png", "loss.png", "summary.json", "summary.md")
 
 _COLOURS = {"train": "#9db4c0", "valid": "#1f5f8b", "test": "#c8553d"}
 _OTHER_COLOURS = ("#1f5f8b", "#c8553d", "#5b8c5a", "#8b5fbf", "#b08900", "#3aa6a6", "#8a8a8a")
@@ -47,10 +49,11 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
         plot_parity(folder / "parity_energy.png", evaluations, "energy")
     if any(evaluation.forces.reference.size for evaluation in evaluations.values()):
         plot_parity(folder / "parity_forces.png", evaluations, "forces")
-    if (folder / "metrics.csv").is_file():
+    metrics = folder / "metrics.csv"
+    if metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1:
         plot_loss(folder / "loss.png", folder / "metrics.csv")
     content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
-    write_atomically(folder / "summary.json", f"{json.dumps(content, indent=2)}\n".encode())
+    write_atomically(folder / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(folder / "summary.md", summary_markdown(evaluations, details).encode())
 
 

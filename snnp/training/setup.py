@@ -27,6 +27,7 @@ from snnp.data import (
     read_frames,
     split_frames,
 )
+from snnp.data.consistency import by_file, suspicions
 from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import ConfigError, DataError
 from snnp.models.potential import Potential
@@ -39,7 +40,7 @@ from snnp.training.native import NativeGeometry, native_features
 from snnp.training.pairs import Pairs
 from snnp.training.prepared import AnyGeometry, PreparedData
 
-__all__ = ["Problem", "build_model", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,18 @@ def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Fra
 
 
 def _distinct(frames: Sequence[Frame]) -> list[Frame]:
-    """Frames without repetitions: sets that share frames would otherwise leak from one part into another."""
-    seen: dict[tuple[bytes, float | None], Frame] = {}
+    """Frames without repetitions: sets that share frames would otherwise leak from one part into another.
+
+    One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
+    """
+    seen: dict[tuple[object, ...], Frame] = {}
     for frame in frames:
-        positions = frame.structure.positions.numpy().round(6).tobytes()
-        seen.setdefault((positions, frame.energy), frame)
+        structure = frame.structure
+        arrays = (structure.positions.numpy(), structure.cell.numpy(), frame.forces, frame.stress)
+        # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
+        values = tuple(None if array is None else (np.round(array, 6) + 0.0).tobytes() for array in arrays)
+        exact = (structure.numbers.numpy().tobytes(), structure.pbc.numpy().tobytes(), frame.energy)
+        seen.setdefault((*exact, *values), frame)
     return list(seen.values())
 
 
@@ -148,6 +156,22 @@ def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[Compresse
     if config.compression is None:
         return ()
     return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
+
+
+def check_units(config: DataConfig, problem: Problem) -> list[str]:
+    """What is suspicious about the units of labels, file by file.
+
+    Raises:
+        DataError: where it is beyond doubt, unless `data.check_units` says to go on.
+    """
+    if config.check_units == "off":
+        return []
+    split = problem.split
+    found = suspicions(by_file([*split.train, *split.valid, *split.test]))
+    certain = [str(each) for each in found if each.certain]
+    if certain and config.check_units == "error":
+        raise DataError(f"{'. '.join(certain)}. To train all the same set data.check_units to warn.")
+    return [str(each) for each in found]
 
 
 def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from snnp.errors import TrainingError
-from snnp.models.io import write_atomically
+from snnp.errors import ConfigError, TrainingError
+from snnp.files import write_atomically
 from snnp.models.potential import Potential
 
-__all__ = ["Counters", "TrainState", "load_state", "save_state"]
+__all__ = ["STATE_FILE", "Counters", "TrainState", "load_state", "save_state"]
+
+_log = logging.getLogger(__name__)
 
 STATE_FILE = "state.safetensors"
 
@@ -34,10 +39,16 @@ class Counters:
 
 
 class TrainState:
-    """Model, optimiser, moving average of the parameters, and counters of a run."""
+    """Model, optimiser, moving average of the parameters, and counters of a run.
 
-    def __init__(self, model: Potential, optimiser: torch.optim.Optimizer) -> None:
+    `run`: what must be the same when the run is continued, as JSON values.
+    """
+
+    def __init__(
+        self, model: Potential, optimiser: torch.optim.Optimizer, run: Mapping[str, Any] | None = None
+    ) -> None:
         self.model = model
+        self.run = dict(run or {})
         self.optimiser = optimiser
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
@@ -70,23 +81,27 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
 
 def save_state(state: TrainState, folder: Path) -> None:
     """Write everything needed to continue; the previous file stays until the new one is complete."""
-    counters = json.dumps(asdict(state.counters))
-    write_atomically(folder / STATE_FILE, save(_tensors(state), metadata={"counters": counters}))
+    metadata = {"counters": json.dumps(asdict(state.counters)), "run": json.dumps(state.run)}
+    write_atomically(folder / STATE_FILE, save(_tensors(state), metadata=metadata))
 
 
 def load_state(state: TrainState, folder: Path) -> bool:
     """Restore a state saved by `save_state`; False if the run was stopped before it saved any.
 
     Raises:
-        TrainingError: if the file is damaged or belongs to another model.
+        TrainingError: if the file is damaged, holds NaN, or belongs to another model.
+        ConfigError: if it belongs to another configuration.
     """
     path = folder / STATE_FILE
     if not path.is_file():
         return False
     try:
         with safe_open(str(path), framework="pt") as handle:
-            counters = Counters(**json.loads(handle.metadata()["counters"]))
+            metadata = handle.metadata()
+            counters = _read_counters(json.loads(metadata["counters"]))
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        _check_same_run(state.run, json.loads(metadata.get("run", "null")), folder)
+        _check_finite(tensors)
         state.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         device = state.parameters[0].device
         for kind, values in (("average", state.average), ("best", state.best)):
@@ -100,8 +115,48 @@ def load_state(state: TrainState, folder: Path) -> bool:
                 entries.setdefault(int(k), {})[key] = tensor if key == "step" else tensor.to(device)
         description = state.optimiser.state_dict()
         state.optimiser.load_state_dict({"state": entries, "param_groups": description["param_groups"]})
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise TrainingError(f"{path} cannot be continued from ({reason}); start the run anew.") from None
     state.counters = counters
     return True
+
+
+def _read_counters(stored: dict[str, Any]) -> Counters:
+    counters = Counters(**stored)
+    whole = (counters.epoch, counters.step, counters.best_epoch)
+    if not all(isinstance(value, int) and value >= 0 for value in whole):
+        raise ValueError(f"its counters are no numbers of epochs and steps: {whole}")
+    if any(math.isnan(value) for value in (counters.seconds, counters.best_score, counters.lowest_loss)):
+        raise ValueError("its counters hold NaN")
+    return counters
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinity: the run had diverged when it was written")
+
+
+def _check_same_run(now: dict[str, Any], before: dict[str, Any] | None, folder: Path) -> None:
+    """Compare what must be the same; states of early versions do not say it."""
+    if before is None:
+        _log.warning("%s does not say with which configuration it was run; see that it is the same.", folder)
+        return
+    new, old = _flat(json.loads(json.dumps(now))), _flat(before)
+    for key in [*new, *old]:
+        if new.get(key) != old.get(key):
+            raise ConfigError(
+                f"{key} is {new.get(key)!r} now, but the run in {folder} was begun with {old.get(key)!r}; put it back, "
+                "or start a new run."
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
+import json
+import logging
+import mmap
+import os
 import re
 import resource
 import shutil
@@ -29,6 +34,7 @@ __all__ = ["CASES", "Files", "Target", "main", "mutate", "run", "saved", "try_fi
 
 CASES = Path(__file__).parent / "cases"
 HANG = 20  # seconds that one input may take
+BATCH = 50  # inputs in one process
 MEMORY = 6 << 30  # bytes that the process may ask for beyond what it has
 
 Files = Mapping[str, bytes]
@@ -129,27 +135,64 @@ def _limits() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def run(target: Target, random: Random, *, tries: int | None = None, seconds: float = 60.0) -> dict[str, Files]:
+def _inputs(target: Target, seed: str) -> Iterator[Files]:
+    """The inputs of a batch; the same for the same seed."""
+    random = Random(seed)
+    while True:
+        invented = target.invent is not None and random.random() < 0.5
+        yield target.invent(random) if target.invent is not None and invented else mutate(random, target)
+
+
+def _kind(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__} in line {trace.tb_lineno if trace else 0}: {text}"
+
+
+def _batch(target: Target, seed: str, tries: int) -> tuple[int, dict[str, int]]:
+    """Try inputs in a process of its own, which a reader may kill: how many, and kind of crash -> its number."""
+    progress = mmap.mmap(-1, 8)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        found: dict[str, int] = {}
+        try:
+            for number, files in enumerate(itertools.islice(_inputs(target, seed), tries)):
+                progress[:8] = number.to_bytes(8, "little")
+                if (error := try_files(target, files)) is not None:
+                    found.setdefault(_kind(error), number)
+            os.write(write, json.dumps(found).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as stream:
+        said = stream.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) or not said:
+        number = int.from_bytes(progress[:8], "little")
+        return number + 1, {f"the process died of signal {os.WTERMSIG(status)}": number}
+    return tries, json.loads(said)
+
+
+def run(target: Target, seed: int, *, tries: int | None = None, seconds: float = 60.0) -> dict[str, Files]:
     """Try inputs until the time is over, or so many; digest -> the input of each kind of crash, kept once."""
     crashes: dict[str, Files] = {}
     seen: set[str] = set()
-    end, number = time.monotonic() + seconds, 0
+    end, number, batch = time.monotonic() + seconds, 0, 0
     while (number < tries) if tries is not None else (time.monotonic() < end):
-        number += 1
-        invented = target.invent is not None and random.random() < 0.5
-        files = target.invent(random) if target.invent is not None and invented else mutate(random, target)
-        error = try_files(target, files)
-        if error is None:
-            continue
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        kind = f"{type(error).__name__} in line {trace.tb_lineno if trace else 0}: {str(error)[:40]}"
-        if kind not in seen:
-            seen.add(kind)
+        done, found = _batch(target, f"{seed} {batch}", BATCH)
+        number, batch = number + done, batch + 1
+        for kind, place in found.items():
+            if kind.partition(": ")[0] in seen:
+                continue
+            seen.add(kind.partition(": ")[0])
+            files = next(itertools.islice(_inputs(target, f"{seed} {batch - 1}"), place, None))
             digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
             crashes[digest] = files
-            print(f"{target.name}: {digest} {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
+            print(f"{target.name}: {digest} {kind}", flush=True)
     print(f"{target.name}: {number:,} inputs, {len(crashes)} kinds of crash", flush=True)
     return crashes
 
@@ -167,13 +210,15 @@ def main(targets: Sequence[Target]) -> int:
     """The command line; the number of kinds of crash."""
     parser = argparse.ArgumentParser(description="Fuzz readers for some time; crashes are kept as cases.")
     parser.add_argument("--seconds", type=float, default=60.0, help="in all, shared by the targets")
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=None, help="by default the clock")
     parser.add_argument("--target", choices=[target.name for target in targets], action="append")
     given = parser.parse_args()
+    logging.disable(logging.WARNING)
     chosen = [target for target in targets if given.target is None or target.name in given.target]
     total = 0
     for target in chosen:
-        crashes = run(target, Random(given.seed), seconds=given.seconds / len(chosen))
+        seed = time.time_ns() if given.seed is None else given.seed
+        crashes = run(target, seed, seconds=given.seconds / len(chosen))
         total += len(crashes)
         for digest, files in crashes.items():
             folder = CASES / target.name / digest

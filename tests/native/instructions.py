@@ -23,10 +23,10 @@ import torch
 
 from snnp.benchmarks.reference import REFERENCE_SYSTEM, ReferenceForm
 from snnp.benchmarks.systems import build_system
+from snnp.files import write_atomically
 from snnp.kernels.build import find_compiler
 from snnp.kernels.library import LIBRARY_FILE
 from snnp.models import SplineNNP
-from snnp.models.io import write_atomically
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import Case, build_driver, run_driver, write_case

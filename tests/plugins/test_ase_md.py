@@ -87,38 +87,6 @@ def test_nve_conserves_the_energy(model: SplineNNP, crystal: Atoms) -> None:
     assert 200.0 < result.mean_temperature_k < 400.0  # half of the kinetic energy went into the potential
 
 
-def test_nvt_holds_the_temperature(model: SplineNNP, crystal: Atoms) -> None:
-    asked = MDSettings(ensemble="nvt", steps=1500, dt_fs=4.0, temperature_k=400.0, friction_per_ps=10.0, log_interval=5)
-    result = run_md(model, crystal, asked)
-    assert result.mean_temperature_k == pytest.approx(400.0, rel=0.06)
-    # Canonical fluctuations: T sqrt(2 / 3N).
-    assert result.temperature_std_k == pytest.approx(400.0 * np.sqrt(2.0 / (3 * len(crystal))), rel=0.2)
-    assert result.mean_volume_a3 == pytest.approx(crystal.get_volume())
-
-
-def test_npt_holds_temperature_and_pressure(model: SplineNNP, crystal: Atoms) -> None:
-    volumes = []
-    for pressure in (-1.0, 2.0):
-        asked = MDSettings(
-            ensemble="npt",
-            steps=800,
-            dt_fs=4.0,
-            temperature_k=300.0,
-            pressure_gpa=pressure,
-            friction_per_ps=10.0,
-            barostat_time_fs=500.0,
-            log_interval=5,
-        )
-        result = run_md(model, crystal, asked)
-        assert result.mean_pressure_gpa == pytest.approx(pressure, abs=0.3)
-        assert result.mean_temperature_k == pytest.approx(300.0, rel=0.06)
-        assert np.allclose(result.final.cell.angles(), 90.0)
-        assert np.ptp(result.final.cell.lengths()) < 1e-9  # isotropic
-        assert result.mean_volume_a3 is not None
-        volumes.append(result.mean_volume_a3)
-    assert volumes[1] < 0.99 * volumes[0]
-
-
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
 def test_a_resumed_run_is_the_uninterrupted_run_to_the_last_bit(
     model: SplineNNP, crystal: Atoms, tmp_path: Path, ensemble: str
@@ -210,7 +178,9 @@ def test_molecules_run_without_volume_and_pressure(model: SplineNNP, tmp_path: P
 
 def test_a_run_that_blows_up_stops_with_the_step_and_a_cure(model: SplineNNP, crystal: Atoms, tmp_path: Path) -> None:
     asked = settings(tmp_path, ensemble="nve", steps=400, dt_fs=150.0, temperature_k=3000.0)
-    with pytest.raises(InputError, match=r"the simulation blew up.*[Uu]se a time step below 150 fs") as caught:
+    with pytest.raises(
+        InputError, match=r"the simulation blew up.*Use a time step of 1 to 2 fs instead of 150 fs"
+    ) as caught:
         run_md(model, crystal, asked)
     assert "\n" not in str(caught.value)
     assert len(read_log(tmp_path / "run.csv")) >= 1  # what was seen until then is kept

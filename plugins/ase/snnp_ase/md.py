@@ -1,14 +1,13 @@
 """Molecular dynamics with ASE's integrators.
 
-`nve` is velocity Verlet; `nvt` is Langevin in the BAOAB splitting; `npt` adds the isotropic Langevin barostat of
-Quigley and Probert (the shape of the cell is kept), all from ASE.
+`nve` is velocity Verlet; the Langevin thermostat is ASE's BAOAB splitting; `bussi` rescales the velocities after each
+step of velocity Verlet. `npt` moves the box every few steps with `snnp.sampling.ensemble.box_move`.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -17,20 +16,26 @@ from ase.md.verlet import VelocityVerlet
 
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.ensemble import (
+    bath,
+    box_move,
+    conserves_momentum,
+    degrees_of_freedom,
+    steps_per_move,
+    velocity_factor,
+    without_drift,
+)
 from snnp.sampling.limits import least_energy
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
-from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 from snnp_ase.calculator import SNNPCalculator
 
 __all__ = ["ASEDynamics", "run_md"]
 
 _FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
 """1 fs in ASE's unit of time, Å sqrt(amu/eV)."""
-
-_BAROSTAT = ("p_eps", "force_eps")
-"""Momentum of the cell and the force on it: what ASE's integrator carries from step to step besides the atoms."""
 
 
 class ASEDynamics:
@@ -48,45 +53,69 @@ class ASEDynamics:
         self._settings = settings
         self._calculator = calculator
         self._periodic = bool(start.atoms.pbc.all())
+        self._step, self._equilibration = start.step, start.equilibration
+        self._n_freedom = degrees_of_freedom(start.atoms, settings)
+        self._every = steps_per_move(settings)
         self._rng = np.random.default_rng([settings.seed, 1])  # not the stream of the initial velocities
+        if "rng" in start.state.values:
+            self._rng.bit_generator.state = start.state.values["rng"]
         self._atoms: Atoms = start.atoms.copy()
         self._atoms.calc = calculator
-        self._dynamics = self._begin(start.state)
+        self._dynamics = self._begin()
 
-    def _begin(self, state: EngineState) -> VelocityVerlet | LangevinBAOAB:
-        """The integrator for the atoms as they are, with the variables of a thermostat that has run before."""
-        settings, dt = self._settings, self._settings.dt_fs * _FS
-        if "rng" in state.values:
-            self._rng.bit_generator.state = state.values["rng"]
-        if settings.ensemble == "nve":
+    def _begin(self) -> VelocityVerlet | LangevinBAOAB:
+        """The integrator for the atoms as they are and the thermostat of this step."""
+        dt, (kind, friction, _) = self._settings.dt_fs * _FS, bath(self._settings, self._step, self._equilibration)
+        if kind != "langevin":
             return VelocityVerlet(self._atoms, dt)
-        langevin = {"temperature_K": settings.temperature_k, "T_tau": 1000.0 / settings.friction_per_ps * _FS}
-        if settings.ensemble == "nvt":
-            return LangevinBAOAB(self._atoms, dt, rng=self._rng, **langevin)
-        tau = settings.barostat_time_fs * _FS
-        dynamics = LangevinBAOAB(
-            self._atoms,
-            dt,
-            rng=self._rng,
-            externalstress=-settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3,
-            hydrostatic=True,
-            P_tau=tau,
-            # Martyna, Tobias and Klein 1994: W = (N_f + 3) k T tau².
-            P_mass=(3 * len(self._atoms) + 3) * BOLTZMANN_EV_PER_K * settings.temperature_k * tau**2,
-            **langevin,
-        )
-        # ASE takes the force on the cell before the last half step of the velocities, so it cannot be recomputed.
-        for name in _BAROSTAT:
-            if name in state.values:
-                setattr(dynamics, name, state.values[name])
-        return dynamics
+        temperature = self._settings.temperature_at(self._step)
+        return LangevinBAOAB(self._atoms, dt, rng=self._rng, temperature_K=temperature, T_tau=1000.0 / friction * _FS)
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps; the last one computes the stress along with the forces."""
+        """Go on by some steps; the last one, and one before a move of the box, compute the stress with the forces."""
+        npt = self._settings.ensemble == "npt"
         for k in range(n_steps):
-            if k == n_steps - 1 and self._periodic:
+            if npt and self._step % self._every == 0:
+                self._move_box()
+            if isinstance(self._dynamics, LangevinBAOAB) and self._settings.temperature_end_k is not None:
+                self._dynamics.set_temperature(self._settings.temperature_at(self._step))
+            moves_next = npt and (self._step + 1) % self._every == 0
+            if self._periodic and (k == n_steps - 1 or moves_next):
                 self._calculator.expect_stress()
             self._dynamics.step()
+            self._rescale()
+            self._step += 1
+            if self._step == self._equilibration:
+                self._end_equilibration()
+
+    def _move_box(self) -> None:
+        """A move of the barostat. BAOAB goes on with its old forces: they kick momenta, which do not know the box."""
+        atoms = self._atoms
+        move = box_move(
+            atoms.cell.array,
+            atoms.get_stress(voigt=False),
+            self._settings,
+            self._rng,
+            n_atoms=len(atoms),
+            step=self._step,
+            equilibration=self._equilibration,
+            every=self._every,
+        )
+        atoms.positions = atoms.positions @ move
+        atoms.set_cell(atoms.cell.array @ move)
+
+    def _rescale(self) -> None:
+        kind, friction, _ = bath(self._settings, self._step, self._equilibration)
+        if kind == "bussi":
+            kt = BOLTZMANN_EV_PER_K * self._settings.temperature_at(self._step)
+            keep = math.exp(-friction * 1e-3 * self._settings.dt_fs)
+            factor = velocity_factor(self._atoms.get_kinetic_energy(), self._n_freedom, kt, keep, self._rng)
+            self._atoms.set_momenta(factor * self._atoms.get_momenta())
+
+    def _end_equilibration(self) -> None:
+        if conserves_momentum(self._atoms, self._settings):
+            self._atoms.set_momenta(without_drift(self._atoms.get_momenta(), self._atoms.get_masses()))
+        self._dynamics = self._begin()
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -99,18 +128,14 @@ class ASEDynamics:
         )
 
     def state(self) -> EngineState:
-        """Random numbers and the barostat; the running engine goes on from them as a resumed one would.
+        """The random numbers; the running engine goes on from them as a resumed one would.
 
         The neighbour list and the integrator are rebuilt, so that both sum in the same order: the trajectories agree to
         the last bit.
         """
-        values: dict[str, Any] = {"rng": self._rng.bit_generator.state}
-        if isinstance(self._dynamics, LangevinBAOAB) and self._settings.ensemble == "npt":
-            values |= {name: float(getattr(self._dynamics, name)) for name in _BAROSTAT}
-        state = EngineState(values=values)
         self._calculator.reset()
-        self._dynamics = self._begin(state)
-        return state
+        self._dynamics = self._begin()
+        return EngineState(values={"rng": self._rng.bit_generator.state})
 
 
 def run_md(
@@ -122,6 +147,6 @@ def run_md(
         SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
     """
     calculator = SNNPCalculator(model, device=settings.device, dtype=settings.dtype)
-    start = starting_point(structure, settings, ASEDynamics.name)
+    start = starting_point(structure, settings, ASEDynamics.name, model, calculator.model)
     engine = ASEDynamics(calculator, start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(calculator.model, start.atoms))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from snnp.structure import Structure
+from snnp.structure import Structure, clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 from snnp_openmm.require import openmm_app
 
@@ -72,8 +72,8 @@ def to_openmm(atoms: Atoms) -> OpenMMGeometry:
         topology = topology_from_numbers(atoms.numbers, None)
         return OpenMMGeometry(topology, positions, None, pbc, identity, identity.astype(int))
     cell = _close_open_directions(atoms)
-    steps, rotation = _reduce(cell)
-    box = _clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)
+    steps, rotation = reduce_cell(cell)
+    box = clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)
     positions = atoms.positions @ rotation / NM_IN_ANGSTROM
     return OpenMMGeometry(topology_from_numbers(atoms.numbers, box), positions, box, pbc, rotation, steps)
 
@@ -102,26 +102,3 @@ def _close_open_directions(atoms: Atoms) -> np.ndarray:
     extent = np.linalg.norm(np.ptp(atoms.positions, axis=0)) if len(atoms) else 0.0
     cell[~periodic] = vt[periodic.sum() :] * (extent + 2.0 * _VACUUM_ANGSTROM)
     return cell
-
-
-def _reduce(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integers `steps` and a proper rotation that bring [3, 3] Å `cell` into OpenMM's reduced form."""
-    # Opposite vectors span the same lattice; a left-handed cell would need a reflection otherwise.
-    steps = np.eye(3, dtype=int) * (1 if np.linalg.det(cell) > 0 else -1)
-    q, r = np.linalg.qr((steps @ cell).T)
-    signs = np.where(np.diag(r) < 0, -1.0, 1.0)
-    rotation, box = q * signs, (r * signs[:, None]).T
-    for row, column in ((2, 1), (2, 0), (1, 0)):
-        count = int(np.rint(box[row, column] / box[column, column]))
-        box[row] -= count * box[column]
-        steps[row] -= count * steps[column]
-    return steps, rotation
-
-
-def _clip_to_reduced(box: np.ndarray) -> np.ndarray:
-    """Remove rounding from a box that is reduced but for rounding: OpenMM compares without tolerance."""
-    clipped = np.tril(box)
-    for row, column in ((2, 1), (2, 0), (1, 0)):
-        half = 0.5 * clipped[column, column]
-        clipped[row, column] = np.clip(clipped[row, column], -half, half)
-    return clipped

@@ -1,17 +1,18 @@
 """Molecular dynamics with OpenMM.
 
-`nve` is velocity Verlet; `nvt` is OpenMM's LangevinMiddleIntegrator; `npt` adds its isotropic MonteCarloBarostat. In
-`nvt` and `npt` the momenta of a snapshot lag its positions by half a step, as this integrator keeps them; temperatures
-from them are the accurate ones.
+`nve` is velocity Verlet. The Langevin thermostat is OpenMM's LangevinMiddleIntegrator, after whose steps the momenta of
+a snapshot lag its positions by half a step: temperatures from them are the accurate ones. `bussi` is an integrator of
+our own.
+`npt` moves the box every few steps with `snnp.sampling.ensemble.box_move`: OpenMM's MonteCarloBarostat proposes volumes
+that are not positive where they fluctuate much, and its steps cannot be resumed.
 
 Runs go on the GPU where the model does, otherwise on OpenMM's Reference platform, which computes in float64: with all
 forces coming from the model, its CPU platform only adds waiting for threads (0.1 to 0.2 ms per step). The environment
 variable OPENMM_DEFAULT_PLATFORM chooses another.
 
-Resuming is exact to the last bit for `nve` and `nvt` on Reference: the checkpoint holds positions, velocities and box
-as OpenMM has them, and at each checkpoint the random numbers begin anew from a seed made of the run's seed and the
-step. `npt` goes on from the same positions, velocities and box, but with new random numbers and a barostat that finds
-its step size again; on a GPU nothing is exact.
+Resuming is exact to the last bit on Reference: the checkpoint holds positions, velocities and box as OpenMM has them,
+and at each checkpoint the random numbers begin anew from a seed made of the run's seed and the step. On a GPU nothing
+is exact.
 """
 
 from __future__ import annotations
@@ -29,14 +30,23 @@ from ase import Atoms
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.ensemble import (
+    bath,
+    box_move,
+    conserves_momentum,
+    degrees_of_freedom,
+    held_atoms,
+    steps_per_move,
+    without_drift,
+)
 from snnp.sampling.limits import least_energy
 from snnp.sampling.run import MDResult, Report, drive
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.units import (
     AMU_ANGSTROM2_PER_FS2_IN_EV,
-    BAR_IN_EV_PER_ANGSTROM3,
-    GPA_IN_EV_PER_ANGSTROM3,
+    BOLTZMANN_EV_PER_K,
+    EV_IN_KJ_PER_MOL,
     NM_IN_ANGSTROM,
 )
 from snnp_openmm.evaluator import Evaluator
@@ -52,8 +62,6 @@ logger = logging.getLogger(__name__)
 _PS_IN_FS = 1000.0
 _VELOCITY_UNIT = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV) * _PS_IN_FS / NM_IN_ANGSTROM
 """ASE's unit of velocity, sqrt(eV/amu), in nm/ps."""
-_ATTEMPTS_PER_BAROSTAT_TIME = 40
-"""Volume moves per `barostat_time_fs`: OpenMM's default of one in 25 steps, for steps of 1 fs and a time of 1 ps."""
 
 
 class OpenMMDynamics:
@@ -69,6 +77,7 @@ class OpenMMDynamics:
 
     def __init__(self, source: ModelSource, start: Checkpoint, settings: MDSettings) -> None:
         self._settings, self._step, self._atoms = settings, start.step, start.atoms
+        self._equilibration, self._every = start.equilibration, steps_per_move(settings)
         self._geometry, velocities = _begin(start)
         self._evaluator = Evaluator(source, start.atoms.numbers, self._geometry.pbc)
         self._has_stress = all(self._geometry.pbc)
@@ -78,37 +87,51 @@ class OpenMMDynamics:
         self._place(self._geometry.positions, velocities, self._geometry.box)
 
     def _make_system(self) -> Any:
-        mm, settings = openmm(), self._settings
-        system = mm.System()
-        for mass in self._atoms.get_masses().tolist():
+        system = openmm().System()
+        held = held_atoms(self._atoms, None)
+        for mass in np.where(held, 0.0, self._atoms.get_masses()).tolist():  # OpenMM holds what has no mass
             system.addParticle(mass)
         if self._geometry.box is not None:
             system.setDefaultPeriodicBoxVectors(*self._geometry.box)
         system.addForce(python_force(self._evaluator))
-        if settings.ensemble == "npt":
-            pressure_bar = settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3 / BAR_IN_EV_PER_ANGSTROM3
-            every = max(1, round(settings.barostat_time_fs / (settings.dt_fs * _ATTEMPTS_PER_BAROSTAT_TIME)))
-            barostat = mm.MonteCarloBarostat(pressure_bar, settings.temperature_k, every)
-            barostat.setRandomNumberSeed(_seed(settings.seed, self._step, 1))
-            system.addForce(barostat)
         return system
 
     def _make_context(self) -> Any:
-        mm, settings = openmm(), self._settings
-        dt = settings.dt_fs / _PS_IN_FS
-        if settings.ensemble == "nve":
+        """A context whose random numbers follow from the run's seed and the step, as do those of the barostat."""
+        mm, settings, dt = openmm(), self._settings, self._settings.dt_fs / _PS_IN_FS
+        self._rng = np.random.default_rng([settings.seed, self._step, 1])
+        kind, friction, _ = bath(settings, self._step, self._equilibration)
+        if kind == "none":
             integrator = velocity_verlet(dt)
+        elif kind == "bussi":
+            integrator = _velocity_rescaling(dt, friction)
         else:
-            integrator = mm.LangevinMiddleIntegrator(settings.temperature_k, settings.friction_per_ps, dt)
-            integrator.setRandomNumberSeed(_seed(settings.seed, self._step, 0))
-        return mm.Context(self._system, integrator, self._platform)
+            integrator = mm.LangevinMiddleIntegrator(settings.temperature_at(self._step), friction, dt)
+        integrator.setRandomNumberSeed(_seed(settings.seed, self._step, 0))
+        context = mm.Context(self._system, integrator, self._platform)
+        if kind == "bussi":
+            _count_freedom(integrator, self._atoms, degrees_of_freedom(self._atoms, settings))
+            self._heat(integrator)
+        return context
 
-    def _place(self, positions: np.ndarray, velocities: np.ndarray, box: np.ndarray | None) -> None:
-        """Set positions (nm), velocities (nm/ps) and box (nm)."""
+    def _heat(self, integrator: Any) -> None:
+        """Set the temperature of the thermostat."""
+        temperature, kind = (
+            self._settings.temperature_at(self._step),
+            bath(self._settings, self._step, self._equilibration).kind,
+        )
+        if kind == "langevin":
+            integrator.setTemperature(temperature)
+        elif kind == "bussi":
+            integrator.setGlobalVariableByName("kT", BOLTZMANN_EV_PER_K * temperature * EV_IN_KJ_PER_MOL)
+
+    def _place(self, positions: np.ndarray, velocities: np.ndarray | None, box: np.ndarray | None) -> None:
+        """Set positions (nm), velocities (nm/ps; None leaves them) and box (nm)."""
         if box is not None:
             self._context.setPeriodicBoxVectors(*box)
         self._context.setPositions(positions)
-        self._context.setVelocities(velocities)
+        if velocities is not None:
+            self._context.setVelocities(velocities)
 
     def _now(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray | None]:
         """OpenMM's state, its positions (nm), velocities (nm/ps), and box (nm)."""
@@ -118,10 +141,28 @@ class OpenMMDynamics:
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps."""
-        integrator = self._context.getIntegrator()
+        end, settings = self._step + n_steps, self._settings
+        while self._step < end:
+            stop = end
+            if settings.ensemble == "npt":
+                if self._step % self._every == 0:
+                    self._move_box()
+                stop = min(stop, (self._step // self._every + 1) * self._every)
+            if settings.temperature_end_k is not None:
+                self._heat(self._context.getIntegrator())
+                stop = self._step + 1
+            if self._step < self._equilibration:
+                stop = min(stop, self._equilibration)
+            self._integrate(stop - self._step)
+            self._step = stop
+            if self._step == self._equilibration:
+                self._end_equilibration()
+
+    def _integrate(self, n_steps: int) -> None:
+        integrator, kind = self._context.getIntegrator(), bath(self._settings, self._step, self._equilibration).kind
         try:
-            if self._settings.ensemble == "nve" and self._has_stress:
-                # Velocity Verlet ends with the forces at the new positions: the last step can bring the stress along.
+            if kind != "langevin" and self._has_stress:
+                # These end with the forces at the new positions: the last step can bring the stress along.
                 integrator.step(n_steps - 1)
                 self._evaluator.expect_stress()
                 integrator.step(1)
@@ -130,10 +171,36 @@ class OpenMMDynamics:
         except openmm().OpenMMException as error:
             if self._evaluator.error is not None:
                 raise self._evaluator.error from None
-            raise InputError(
-                f"OpenMM stopped the run ({error}); use a time step below {self._settings.dt_fs} fs or relax first."
-            ) from error
-        self._step += n_steps
+            if str(error) == "<NULL>":
+                # Ctrl-C that Python noticed on its way into the evaluator, before anything there could keep it.
+                raise KeyboardInterrupt from None
+            raise InputError(f"OpenMM stopped the run: {error}") from error
+
+    def _move_box(self) -> None:
+        """A move of the barostat, with a stress that it computes at the present positions."""
+        state, positions, _, box = self._now()
+        stress = self._evaluator.evaluate_state(state, stress=True).stress
+        assert box is not None
+        assert stress is not None
+        move = box_move(
+            box * NM_IN_ANGSTROM,
+            stress,
+            self._settings,
+            self._rng,
+            n_atoms=len(self._atoms),
+            step=self._step,
+            equilibration=self._equilibration,
+            every=self._every,
+        )
+        self._place(positions @ move, None, box @ move)
+
+    def _end_equilibration(self) -> None:
+        _, positions, velocities, box = self._now()
+        if conserves_momentum(self._atoms, self._settings):
+            masses = self._atoms.get_masses()
+            velocities = without_drift(velocities * masses[:, None], masses) / masses[:, None]
+        self._context = self._make_context()
+        self._place(positions, velocities, box)
 
     def snapshot(self) -> Snapshot:
         """The state now, in the axes of the structure that the run began with."""
@@ -156,7 +223,7 @@ class OpenMMDynamics:
         if box is not None:
             arrays["box"] = box
         self._evaluator.forget()
-        if self._settings.ensemble == "nvt" and self._platform.getName() in ("Reference", "CPU"):
+        if self._settings.ensemble != "nve" and self._platform.getName() in ("Reference", "CPU"):
             self._context = self._make_context()
         # Also where the context stays: forces that it remembers were summed with the old neighbour list.
         self._place(positions, velocities, box)
@@ -177,7 +244,7 @@ def run_md(
     if device is None and not isinstance(model, Potential) and torch.cuda.is_available():
         device = "cuda"
     source = ModelSource(model, settings.dtype, device)
-    start = starting_point(structure, settings, OpenMMDynamics.name)
+    start = starting_point(structure, settings, OpenMMDynamics.name, model, source.model)
     engine = OpenMMDynamics(source, start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(source.model, start.atoms))
 
@@ -195,12 +262,47 @@ def velocity_verlet(dt_ps: float) -> Any:
     return integrator
 
 
+def _velocity_rescaling(dt_ps: float, friction_per_ps: float) -> Any:
+    """Velocity Verlet with stochastic rescaling between its half drifts (`snnp.sampling.ensemble.velocity_factor`).
+
+    The gamma variable is a sum of squared normal numbers over the degrees of freedom with `counts` = 1.
+    """
+    integrator = openmm().CustomIntegrator(dt_ps)
+    integrator.addGlobalVariable("kT", 0.0)
+    integrator.addGlobalVariable("keep", math.exp(-friction_per_ps * dt_ps))
+    for name in ("twice", "ratio", "others", "factor"):
+        integrator.addGlobalVariable(name, 0.0)
+    for name in ("counts", "noise"):
+        integrator.addPerDofVariable(name, 0.0)
+    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+    integrator.addComputePerDof("x", "x + 0.5*dt*v")
+    integrator.addComputeSum("twice", "m*v*v")
+    integrator.addComputePerDof("noise", "counts*gaussian")
+    integrator.addComputeSum("others", "noise*noise")
+    integrator.addComputeGlobal("ratio", "(1 - keep)*kT/twice")
+    integrator.addComputeGlobal("factor", "sqrt((sqrt(keep) + gaussian*sqrt(ratio))^2 + ratio*others)")
+    integrator.addComputePerDof("v", "factor*v")
+    integrator.addComputePerDof("x", "x + 0.5*dt*v")
+    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
+    return integrator
+
+
+def _count_freedom(integrator: Any, atoms: Atoms, n_freedom: int) -> None:
+    """All degrees of freedom but one, which has a normal number of its own, count for the gamma variable."""
+    counts = np.zeros((len(atoms), 3))
+    counts.reshape(-1)[3 * np.flatnonzero(~held_atoms(atoms, None))[:, None] + np.arange(3)] = 1.0
+    counts.reshape(-1)[np.flatnonzero(counts)[n_freedom - 1 :]] = 0.0
+    integrator.setPerDofVariableByName("counts", [tuple(row) for row in counts.tolist()])
+
+
 def _begin(start: Checkpoint) -> tuple[OpenMMGeometry, np.ndarray]:
     """Geometry and velocities (nm/ps) at the start: from the atoms, or as OpenMM had them at the checkpoint."""
     geometry = to_openmm(start.atoms)
     arrays = start.state.arrays
     if not arrays:
         return geometry, geometry.rotate(start.atoms.get_velocities()) * _VELOCITY_UNIT
+    if missing := [name for name in ("positions", "velocities", "rotation", "steps") if name not in arrays]:
+        raise InputError(f"the checkpoint lacks OpenMM's {missing[0]}; put a good one back, or start again.")
     geometry = OpenMMGeometry(
         geometry.topology, arrays["positions"], arrays.get("box"), geometry.pbc, arrays["rotation"], arrays["steps"]
     )

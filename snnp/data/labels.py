@@ -1,0 +1,407 @@
+"""Labels of structures: the names and the units that files have for energies, forces, stresses and groups.
+
+Within one file one name is used for each quantity, so that levels of theory are never mixed. What looks like a label
+and is not read is said, and what could be meant by several names is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from snnp.data.block import Block
+from snnp.errors import DataError, near_matches
+from snnp.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
+
+__all__ = [
+    "Keys",
+    "Names",
+    "Shape",
+    "Units",
+    "choose_names",
+    "full_tensor",
+    "in_usual_units",
+    "keys_of",
+    "stress_of",
+    "take_labels",
+]
+
+_log = logging.getLogger(__name__)
+
+_GROUPS = ("config_type", "group", "tag")
+_REFERENCE = frozenset({"ref", "reference", "target", "true"})
+_LEVELS = frozenset(
+    (
+        *("dft", "qm", "abinitio", "castep", "vasp", "qe", "espresso", "pwscf", "cp2k", "aims", "fhiaims", "orca"),
+        *("gpaw", "abinit", "siesta", "psi4", "gaussian", "molpro", "nwchem", "turbomole", "openmx", "dftb", "xtb"),
+        *("emt", "lda", "pbe", "pbesol", "pbe0", "pbed3", "rpbe", "scan", "rscan", "r2scan", "blyp", "b3lyp", "wb97x"),
+        *("wb97xd", "wb97mv", "hse", "hse06", "hf", "mp2", "ccsd", "ccsdt", "rpa", "caspt2"),
+    )
+)
+# Sizes, weights and parts of labels, which are none themselves.
+_NO_LABELS = re.compile(
+    r"sigma|weight|mask|max|rms|mae|std|err|tol|cutoff|conv|constant|per_?atom|unit|field|kinetic|norm", re.IGNORECASE
+)
+_NAME = re.compile(
+    r"(?P<before>.*?)[ _.:/-]?(?P<core>energy|forces?|stress|virials?)(?:[ _.:/-](?P<after>.+))?", re.IGNORECASE
+)
+_LOOKS_LIKE = {
+    "energy": re.compile(r"energ|\be_?(?:pot|tot)", re.IGNORECASE),
+    "forces": re.compile(r"forc|grad|^f_?[xyz]$", re.IGNORECASE),
+    "stress": re.compile(r"stress|virial|pressure", re.IGNORECASE),
+}
+_LONGEST_NAME = 80
+_LABELS = ("energy", "forces", "stress")
+_OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key", "group": "group_key"}
+_ATOMIC = {"energy": "Hartree", "length": "bohr"}
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of the numbers in a file. A minus sign in front turns the sign: forces of "-eV/angstrom" are gradients.
+
+    Arguments:
+        energy: such as "eV", "kcal/mol", "Hartree"; also of virials.
+        length: such as "angstrom", "bohr", "nm".
+        forces: such as "kcal/mol/angstrom"; None: energy by length.
+        stress: such as "GPa", "-kbar", "eV/angstrom^3"; None: energy by length cubed.
+
+    Raises:
+        DataError: for what is no unit of the quantity; names near matches.
+    """
+
+    energy: str = "eV"
+    length: str = "angstrom"
+    forces: str | None = None
+    stress: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.factors
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """What numbers of the file are multiplied by: "energy", "length", "forces", "stress", "virial"."""
+        energy = _factor(self.energy, "energy", ENERGY_UNITS)
+        length = _factor(self.length, "length", LENGTH_UNITS)
+        forces = energy / length if self.forces is None else _quotient(self.forces, "forces", 1)
+        stress = energy / length**3 if self.stress is None else _quotient(self.stress, "stress", 3)
+        sign = -1.0 if (self.stress or "").startswith("-") else 1.0
+        return {"energy": energy, "length": length, "forces": forces, "stress": stress, "virial": sign * energy}
+
+    @staticmethod
+    def parse(given: object) -> Units:
+        """Units of a mapping, of a text such as "energy=kcal/mol,length=nm", or of one unit of energy; or "atomic".
+
+        Raises:
+            DataError: for unknown quantities or units.
+        """
+        if isinstance(given, Units):
+            return given
+        if isinstance(given, str):
+            words = [part.strip() for part in given.split(",") if part.strip()]
+            if words == ["atomic"]:
+                given = _ATOMIC
+            elif len(words) == 1 and "=" not in words[0]:
+                given = {"energy": words[0]}
+            else:
+                given = {name.strip(): unit.strip() for name, _, unit in (word.partition("=") for word in words)}
+        quantities = ("energy", "length", "forces", "stress")
+        if not isinstance(given, Mapping) or not given:
+            raise DataError(f"units are {str(given)[:60]!r}; expected such as energy=kcal/mol,length=angstrom.")
+        for name, unit in given.items():
+            if name not in quantities:
+                hint = near_matches(str(name), quantities)
+                raise DataError(f"units of {str(name)[:40]!r} are not known, only of {', '.join(quantities)}.{hint}")
+            if unit is not None and not isinstance(unit, str):
+                raise DataError(f"the unit of {name} is {str(unit)[:40]!r}; expected a name such as eV.")
+        return Units(**given)
+
+
+def _factor(text: str, quantity: str, table: Mapping[str, float]) -> float:
+    """A unit of a table, in its own spelling first, else in any case."""
+    word = text.strip()
+    # A big M is mega: MeV is no misspelt meV.
+    plain = {} if word.startswith("M") else {name.lower(): value for name, value in table.items()}
+    value = table.get(word, plain.get(word.lower()))
+    if value is None:
+        hint = near_matches(word, table)
+        raise DataError(f"{word[:40]!r} is no unit of {quantity} known here; there are {', '.join(table)}.{hint}")
+    return value
+
+
+def _quotient(text: str, quantity: str, power: int) -> float:
+    """A pressure, or a unit of energy divided by one of length to a power."""
+    sign, word = (-1.0, text.strip()[1:].strip()) if text.strip().startswith("-") else (1.0, text.strip())
+    if power == 3 and (word in PRESSURE_UNITS or "/" not in word):
+        return sign * _factor(word, quantity, PRESSURE_UNITS)
+    above, slash, below = word.rpartition("/")
+    length = re.sub(r"\s*(?:\^|\*\*)?\s*3$|³$", "", below) if power == 3 else below
+    wanted = "energy/length" if power == 1 else "energy/length^3 or a pressure"
+    if not slash or (power == 3 and length == below):
+        example = "eV/angstrom" if power == 1 else "eV/angstrom^3 or GPa"
+        raise DataError(f"{text.strip()[:40]!r} is no unit of {quantity}, which is {wanted}; such as {example}.")
+    return sign * _factor(above, quantity, ENERGY_UNITS) / _factor(length, quantity, LENGTH_UNITS) ** power
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names under which a file holds its labels, and their units; None takes the usual name that the file has.
+
+    Arguments:
+        energy: total energy per structure.
+        forces: per-atom column.
+        stress: in ASE's sign, 3x3, 9 or 6 (Voigt) numbers; a name that holds "virial" means `-stress * V`.
+        group: label of the kind of structure.
+        units: of all of them and of the coordinates.
+    """
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+    group: str | None = None
+    units: Units = Units()
+
+
+def keys_of(
+    energy: str | None, forces: str | None, stress: str | None, group: str | None, units: object | None
+) -> Keys:
+    """Keys with units in any form that `Units.parse` takes, or None for eV and Å."""
+    return Keys(energy, forces, stress, group, Units() if units is None else Units.parse(units))
+
+
+Names = dict[str, str | None]
+"""The one name of each quantity in a file: "energy", "forces", "stress", "group" -> name or None."""
+
+Shape = tuple[frozenset[str], frozenset[str]]
+"""What some frames of a file have: names of values of the frame, and names of columns of the atoms."""
+
+
+def _rank(name: str) -> tuple[str, int] | None:
+    """Quantity and rank of a label's name; None for what is none for sure.
+
+    Ranks: 0 the reference by name, 1 the plain name (which a calculator may have written), 2 a level of theory or a
+    program, 3 and 4 the total and the free energy.
+    """
+    match = _NAME.fullmatch(name) if len(name) <= _LONGEST_NAME else None
+    if match is None:
+        return None
+    core = match["core"].lower()
+    quantity = "energy" if core == "energy" else "forces" if core.startswith("force") else "stress"
+    words = [re.sub(r"[^a-z0-9]", "", word.lower()) for word in (match["before"], match["after"] or "")]
+    words = [word for word in words if word and word != "tensor"]
+    if not words:
+        return quantity, 1
+    if len(words) > 1:
+        return None
+    if words[0] in _REFERENCE:
+        return quantity, 0
+    if words[0] in _LEVELS:
+        return quantity, 2
+    if quantity == "energy" and words[0] in ("total", "potential", "free"):
+        return quantity, 4 if words[0] == "free" else 3
+    return None
+
+
+def _candidates(quantity: str, present: Iterable[str]) -> dict[str, int]:
+    """Name -> rank of what may hold a quantity."""
+    ranked = {name: _rank(name) for name in present}
+    return {name: found[1] for name, found in ranked.items() if found is not None and found[0] == quantity}
+
+
+def _choose(file: object, quantity: str, present: frozenset[str]) -> str | None:
+    """The name that is meant, if any.
+
+    Raises:
+        DataError: if several may be meant.
+    """
+    ranks = _candidates(quantity, present)
+    if not ranks:
+        return None
+    best = min(ranks.values())
+    names = sorted(name for name, rank in ranks.items() if rank == best)
+    if best != 1:
+        rivals = sorted(name for name, rank in ranks.items() if best < rank == 2)
+    else:
+        rivals = sorted(name for name, rank in ranks.items() if rank == 2)
+    if quantity == "stress":  # a virial is the same thing once more
+        names = [name for name in names if "virial" not in name.lower()] or names
+    if len(names) > 1 or rivals:
+        several = [*names, *rivals]
+        option = _OPTIONS[quantity]
+        raise DataError(
+            f"{file} holds {quantity} under several names ({', '.join(several)}); say which is meant with "
+            f"data.{option} in a configuration or --{option.replace('_', '-')}, such as {several[-1]}."
+        )
+    return names[0]
+
+
+def choose_names(
+    file: object, shapes: Mapping[Shape, int], single_atoms: bool, keys: Keys = Keys(), *, labelled: bool = True
+) -> Names:
+    """The one name per quantity that is used for a file.
+
+    Arguments:
+        file: named in errors.
+        shapes: which names occur together, and in how many frames.
+        single_atoms: whether it holds single atoms only, which need no forces.
+        keys: names that are prescribed.
+        labelled: whether there must be energies.
+
+    Raises:
+        DataError: if a prescribed name is missing, several names may be meant, or there is no energy.
+    """
+    info = frozenset().union(*(shape[0] for shape in shapes))
+    columns = frozenset().union(*(shape[1] for shape in shapes))
+    listing = ", ".join(sorted(info | columns)) or "none"
+    names: Names = {"group": next((name for name in _GROUPS if name in info), None)}
+    for quantity in _OPTIONS:
+        present = columns if quantity == "forces" else info
+        wanted = getattr(keys, quantity)
+        if wanted is not None:
+            if wanted not in present and (quantity == "energy" or not single_atoms):
+                hint = near_matches(wanted, present)
+                raise DataError(f"{file} has no key '{wanted}' for {quantity}; it has: {listing}.{hint}")
+            names[quantity] = wanted
+        elif quantity != "group":
+            names[quantity] = _choose(file, quantity, present)
+            _warn(file, quantity, names[quantity], present, shapes)
+    if names["energy"] is None and labelled:
+        raise DataError(
+            f"{file} holds no energies under a usual name (such as energy or REF_energy); it has: {listing}. "
+            "Name the key that holds the energy (data.energy_key, --energy-key)."
+        )
+    return names
+
+
+def _warn(
+    file: object, quantity: str, chosen: str | None, present: frozenset[str], shapes: Mapping[Shape, int]
+) -> None:
+    """Say what looks like a label and is not read."""
+    option = _OPTIONS[quantity]
+    cure = f"data.{option} in a configuration or --{option.replace('_', '-')}"
+    if chosen is None:
+        similar = [
+            name for name in sorted(present) if len(name) <= _LONGEST_NAME and _LOOKS_LIKE[quantity].search(name)
+        ]
+        if similar := [name for name in similar if not _NO_LABELS.search(name)]:
+            _log.warning(
+                "%s: no %s are read; %s may hold them: if so, name it with %s (%s: %s).",
+                *(file, quantity, " or ".join(similar), cure, option, similar[0]),
+            )
+        return
+    place = 1 if quantity == "forces" else 0
+    others = {name for name in _candidates(quantity, present) if name != chosen}
+    lost = sum(number for shape, number in shapes.items() if chosen not in shape[place] and others & shape[place])
+    if lost:
+        _log.warning(
+            "%s: %d of %d frames have no %s but %s, which is not read: it may be of another level of theory; split the "
+            "file or give one name to both, or choose with %s.",
+            *(file, lost, sum(shapes.values()), chosen, " or ".join(sorted(others)), cure),
+        )
+
+
+def take_labels(
+    block: Block, k: int, info: dict[str, Any], names: Mapping[str, str | None], where: str
+) -> dict[str, str]:
+    """Move cell, energy and stress of frame `k` from its values into the block; returns names that are not the usual.
+
+    A stress under another name than `stress` also stays in `info`: its form would be lost.
+
+    Arguments:
+        block: changed in place.
+        k: the frame.
+        info: of the frame; what is taken is removed.
+        names: as from `choose_names`.
+        where: the frame, named in errors.
+
+    Raises:
+        DataError: for an energy or a stress that is none.
+    """
+    lattice = info.pop("Lattice", None)
+    if lattice is not None:
+        block.cell[k] = lattice
+    block.pbc[k] = info.pop("pbc", lattice is not None)
+    renamed = {what: name for what in _LABELS if (name := names[what]) is not None and name != what}
+    energy = info.pop(str(names["energy"]), None)
+    block.has_energy[k] = energy is not None
+    if energy is not None:
+        block.energy[k] = _number(energy, f"{where}: energy (key '{names['energy']}')")
+    name = str(names["stress"])
+    if info.get(name) is None:
+        return renamed
+    tensor = stress_of(info[name], name, block.cell[k], where)
+    block.has_stress[k] = tensor is not None and ("virial" not in name.lower() or block.pbc[k].all())
+    if block.has_stress[k]:
+        block.stress[k] = tensor
+        if name == "stress":
+            del info[name]
+    return renamed
+
+
+def stress_of(value: Any, name: str, cell: np.ndarray, where: str) -> np.ndarray | None:
+    """[3, 3] stress of what a file has under a name: a virial is `-stress * V`; None for one without a volume.
+
+    Raises:
+        DataError: for anything but a tensor.
+    """
+    tensor = full_tensor(value, where, name)
+    if "virial" not in name.lower():
+        return tensor
+    with np.errstate(all="ignore"):  # of numbers that no structure has; they are refused where it is made
+        volume = abs(float(np.linalg.det(cell)))
+        return -tensor / volume if volume > 0.0 else None
+
+
+def _number(value: Any, what: str) -> float:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{what} is not numeric: {str(value)[:60]!r}; expected one total energy.")
+    if array.size != 1:
+        raise DataError(f"{what} has {array.size} numbers, expected one total energy.")
+    return float(array.reshape(()))
+
+
+def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
+    """[3, 3] from 3x3, 9, or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy.
+
+    Raises:
+        DataError: for anything else.
+    """
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        numbers = np.zeros(0, dtype=object)
+    if numbers.dtype.kind not in "iuf" or numbers.size not in (6, 9):
+        size = f"{numbers.size} numbers" if numbers.dtype.kind in "iuf" else repr(str(value)[:60])
+        raise DataError(f"{where}: stress (key '{name}') has {size}, expected 3x3, 9, or 6 (Voigt).")
+    if numbers.size == 9:
+        return numbers.reshape(3, 3).astype(np.float64)
+    xx, yy, zz, yz, xz, xy = numbers.reshape(6).astype(np.float64)
+    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+
+
+def in_usual_units(block: Block, units: Units, names: Mapping[str, str | None]) -> Block:
+    """A block of numbers in other units, in eV and Å.
+
+    Arguments:
+        block: as the file has it.
+        units: of the file.
+        names: as from `choose_names`: a virial has the unit of energy.
+    """
+    if units == Units():
+        return block
+    by = units.factors
+    stress = by["virial"] / by["length"] ** 3 if "virial" in str(names["stress"]).lower() else by["stress"]
+    return replace(
+        block,
+        positions=block.positions * by["length"],
+        cell=block.cell * by["length"],
+        energy=block.energy * by["energy"],
+        forces=block.forces * by["forces"],
+        stress=block.stress * stress,
+    )
