@@ -21,9 +21,9 @@ from snnp.cli.console import (
     progress_bar,
     say,
 )
-from snnp.cli.files import prepare_output, write_structure
+from snnp.cli.files import input_files, prepare_output, write_structure
 from snnp.cli.hub import print_remote
-from snnp.cli.options import Device, Dtype, Json, Model, as_dtype, examples
+from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, as_dtype, examples
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def energy_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Extended XYZ to write; by default it goes to stdout.")
     ] = None,
+    overwrite: Overwrite = False,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -213,15 +214,13 @@ def energy_command(
     """Compute energy, forces and stress of every structure of a file; an ensemble adds its spread."""
     from snnp.hub import load_pinned
 
-    if out is not None:
-        if out.suffix.lower() not in (".xyz", ".extxyz"):
-            raise InputError(f"--out {out}: the results are extended XYZ; give a name that ends in .xyz or .extxyz.")
-        if out.exists() and Path(structures).exists() and out.samefile(structures):
-            raise InputError(f"--out {out} is the file that is read; choose another name.")
+    if out is not None and out.suffix.lower() not in (".xyz", ".extxyz"):
+        raise InputError(f"--out {out}: the results are extended XYZ; give a name that ends in .xyz or .extxyz.")
+    inputs = input_files(model, structures)
     potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
     frames = _all_frames(structures)
     if out is not None:
-        prepare_output(out)
+        prepare_output(out, overwrite=overwrite, inputs=inputs)
     with progress_bar("computing", len(frames)) as update:
         done = []
         for frame in frames:
@@ -295,6 +294,7 @@ def plot_command(
         Path | None,
         typer.Option(metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw everything that a spline model has learned on one page."""
     from snnp.analysis.page import draw_page
@@ -303,7 +303,7 @@ def plot_command(
     from snnp.structure import Structure
 
     potential = load_model(model)
-    prepare_output(out)
+    prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
     seen = None
     if data is not None:
         seen = Structure.concatenate([frame.structure for frame in read_frames(data)])
