@@ -25,6 +25,7 @@ from snnp.models import (
     list_models,
     save_model,
 )
+from snnp.training.config import load_config
 
 RUN = ["--engine", "ase", "--steps", "2", "--trajectory"]
 
@@ -201,6 +202,12 @@ def test_config_key_with_a_typo(data: Path, tmp_path: Path) -> None:
     config = _config(tmp_path, data, "optimiser: {epoch: 1}")
     result = _snnp("train", config, "--out", tmp_path / "run")
     _check_error(result, "unknown key 'optimiser.epoch'", "Did you mean 'optimiser.epochs'")
+
+
+def test_one_file_needs_no_brackets(data: Path, tmp_path: Path) -> None:
+    assert load_config({"data": {"train": str(data)}}).data.train == (str(data),)
+    (tmp_path / "flat.yaml").write_text(f"data: {data}\n")
+    _check_error(_snnp("train", tmp_path / "flat.yaml", "--out", tmp_path / "run"), "'data' must be a group of keys")
 
 
 def test_set_with_a_typo(data: Path, tmp_path: Path) -> None:

@@ -209,10 +209,10 @@ def test_a_path_that_is_not_there_is_no_name_on_the_hub(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     before = len(hub.requests)
-    assert "there is no folder 'runs/mine' here either" in _refused("runs/mine")
+    assert _refused("runs/mine").startswith("there is no file or folder 'runs/mine'.")
     assert len(hub.requests) == before
     assert "there is no model 'runs/mine'" in _refused("runs/mine@main")  # which says that the Hub is meant
-    assert _refused("nowhere/mine").startswith("there is no folder 'nowhere/mine' here. On the Hub: ")
+    assert _refused("nowhere/mine").startswith("there is no file or folder 'nowhere/mine'. As the name of ")
     for name in ("runs/mine@v1", "runs/a@b c", "user@host.org"):
         shutil.copytree(folder, tmp_path / name)
         assert (resolve(name).source, resolve(name).name) == ("folder", name)

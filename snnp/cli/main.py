@@ -78,6 +78,8 @@ class _Commands(TyperGroup):
         try:
             code = super().main(*args, **kwargs)
         except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is its message
+                sys.exit(0)
             command = error.ctx.command_path if error.ctx is not None else "snnp"
             _give_up(f"{_say_usage(error)} See '{command} --help'.", 2, debug)
         except SnnpError as error:

@@ -206,9 +206,9 @@ def energy_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Extended XYZ to write; by default it goes to stdout.")
     ] = None,
+    overwrite: Overwrite = False,
     dtype: Dtype = None,
     device: Device = None,
-    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Compute energy, forces and stress of every structure of a file; an ensemble adds its spread."""

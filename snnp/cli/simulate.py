@@ -432,6 +432,8 @@ def relax_command(
     from snnp.hub import load_pinned
     from snnp.sampling import build_structure
 
+    if steps < 1:
+        raise InputError(f"--steps must be at least 1, got {steps}; 'snnp energy' computes without moving atoms.")
     if pressure and cell is False:
         raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
     inputs = input_files(model, structure)
@@ -450,6 +452,10 @@ def relax_command(
     if as_json:
         print_json({"model": model, "structure": structure, **result.to_json(), "out": out})
         return
+    _print_relaxed(result, out)
+
+
+def _print_relaxed(result: RelaxResult, out: Path | None) -> None:
     values: dict[str, Any] = result.to_json()
     pairs = {
         "relaxed": f"{'yes' if result.converged else 'no'}, {result.steps} steps",
@@ -457,7 +463,7 @@ def relax_command(
         "largest force": f"{number(result.max_force_ev_per_angstrom)} eV/Å",
     }
     if result.max_stress_gpa is not None:
-        beyond = f" beyond the pressure of {pressure:g} GPa" if pressure else ""
+        beyond = f" beyond the pressure of {result.pressure_gpa:g} GPa" if result.pressure_gpa else ""
         pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa{beyond}"
         pairs["volume"] = f"{number(values['volume_a3'] / values['n_atoms'], 5)} Å³/atom"
     if out is not None:

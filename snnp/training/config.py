@@ -122,6 +122,11 @@ class DataConfig(_Config):
     test_max_energy: float | None = Field(None, gt=0.0)
     max_force: float | None = Field(None, gt=0.0)
 
+    @field_validator("train", "forces_only", "elements", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @property
     def keys(self) -> Keys:
         """Names under which files hold their labels, and their units."""
@@ -348,6 +353,9 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "model_type":
+            got = first.get("input")
+            raise ConfigError(f"{where}: {key!r} must be a group of keys and values, got {got!r}.") from None
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: unknown key {key!r}{_hint(key, tree)}") from None
         raise ConfigError(f"{where}: key {key!r}: {first['msg']} (got {first.get('input')!r}).") from None

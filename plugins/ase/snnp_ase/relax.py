@@ -48,7 +48,7 @@ def relax(
     periodic = bool(atoms.pbc.all())
     if cell and not periodic:
         raise InputError(
-            f"relaxing the cell needs a fully periodic structure, got pbc={atoms.pbc.tolist()}; use cell=False."
+            f"relaxing the cell needs a fully periodic structure, got pbc={atoms.pbc.tolist()}; relax positions alone."
         )
     relaxed: Atoms = atoms.copy()
     relaxed.calc = SNNPCalculator(model, dtype="float64")
