@@ -45,14 +45,14 @@ _SMOOTHNESS = 1e-3
 _NUCLEI = 0.6
 """Of the shortest distance: within it only nuclei act, as in the repulsion of the models."""
 _FIRST = 0.95
-"""Of the smallest volume in the data: where compressed structures begin."""
+"""Of the volume at the data's edge: where compressed structures begin."""
 LEAST_TOLERANCE = 0.02
 """eV/atom."""
 _MOST_KINDS = 6
 _FEWEST_CRYSTALS = 40
 _LEVELS = 12
 _LEAST_WORK, _LEAST_SHARE = 0.5, 0.3
-"""What compression costs at least: eV per atom and unit of -ln V, and a share of what the same volume costs all around."""
+"""What compression costs at least: eV per atom and unit of -ln V, and a share of what that volume costs all around."""
 _DENSE = 0.05
 """Share of the dense frames whose volumes lie below the data's edge: single ones far inside leave a gap behind them."""
 _LATTICES = ("fcc", "bcc", "diamond", "sc")
@@ -62,8 +62,8 @@ _AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 
 class CompressionConfig(BaseModel):
     """Compressed structures in training.
 
-    `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the smallest volume
-    in the data, along all directions or along one. `tolerance`: of their energy above the data's.
+    `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the volume at the
+    data's edge, along all directions or along one. `tolerance`: of their energy above the data's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -367,7 +367,7 @@ def _rise(structure: Structure, wall: PairWall, ratios: Array, along: Array | No
 def _crystals(
     kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
 ) -> list[CompressedFrame]:
-    """Simple crystals of the elements of the frames, at fractions of the smallest volume in the data."""
+    """Simple crystals of the elements of the frames, at fractions of the volume at the data's edge."""
     kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
     found: list[CompressedFrame] = []
     # Of many combinations of elements, each crystal draws one.
