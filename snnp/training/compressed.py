@@ -45,14 +45,16 @@ _SMOOTHNESS = 1e-3
 _NUCLEI = 0.6
 """Of the shortest distance: within it only nuclei act, as in the repulsion of the models."""
 _FIRST = 0.95
-"""Of the smallest volume in the data: where compressed structures begin."""
+"""Of the volume at the data's edge: where compressed structures begin."""
 LEAST_TOLERANCE = 0.02
 """eV/atom."""
 _MOST_KINDS = 6
 _FEWEST_CRYSTALS = 40
 _LEVELS = 12
-_LEAST_WORK = 1.0
-"""eV per atom and unit of -ln V."""
+_LEAST_WORK, _LEAST_SHARE = 0.5, 0.3
+"""What compression costs at least: eV per atom and unit of -ln V, and a share of what that volume costs all around."""
+_DENSE = 0.05
+"""Share of the dense frames whose volumes lie below the data's edge: single ones far inside leave a gap behind them."""
 _LATTICES = ("fcc", "bcc", "diamond", "sc")
 _AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 1, 0], [1, 1, 1]))
 
@@ -60,8 +62,8 @@ _AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 
 class CompressionConfig(BaseModel):
     """Compressed structures in training.
 
-    `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the smallest volume
-    in the data, along all directions or along one. `tolerance`: of their energy above the data's.
+    `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the volume at the
+    data's edge, along all directions or along one. `tolerance`: of their energy above the data's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,7 +71,7 @@ class CompressionConfig(BaseModel):
     share: float = Field(0.15, ge=0.0, le=1.0)
     volume: float = Field(0.15, gt=0.0, lt=0.9)
     length: float = Field(0.35, gt=0.0, lt=0.9)
-    tolerance: float = Field(0.06, ge=0.0)
+    tolerance: float = Field(0.05, ge=0.0)
 
 
 @dataclass(frozen=True)
@@ -284,8 +286,8 @@ def compressed_frames(
 
 @dataclass(frozen=True)
 class _Kind:
-    """Frames of the same elements: all, those that are not mostly vacuum, the smallest volume (Å³ per atom, infinite
-    where some are not periodic), and the lowest energy (eV/atom)."""
+    """Frames of the same elements: all, those that are not mostly vacuum, the data's edge (Å³ per atom, infinite where
+    some are not periodic), and the lowest energy (eV/atom)."""
 
     frames: tuple[Frame, ...]
     dense: tuple[Frame, ...]
@@ -297,7 +299,9 @@ class _Kind:
         volumes = np.array([_per_atom(frame) for frame in frames])
         dense = [frame for frame, volume in zip(frames, volumes, strict=True) if volume <= 1.05 * np.median(volumes)]
         lowest = min((frame.energy or 0.0) / frame.n_atoms for frame in frames)
-        return cls(tuple(frames), tuple(dense), float(volumes.min()), lowest)
+        inner = [_per_atom(frame) for frame in dense]
+        edge = float(np.quantile(inner, _DENSE)) if np.isfinite(volumes).all() else np.inf
+        return cls(tuple(frames), tuple(dense), edge, lowest)
 
 
 def _per_atom(frame: Frame) -> float:
@@ -349,15 +353,21 @@ def _rise(structure: Structure, wall: PairWall, ratios: Array, along: Array | No
 
     Pairs alone let open crystals slide into denser ones along some paths; here every step of compression costs energy.
     """
-    energies = [wall.energy(structure), *(wall.energy(_deformed(structure, float(r), along)) for r in ratios)]
+
+    def steps(direction: Array | None) -> Array:
+        energies = (wall.energy(_deformed(structure, float(r), direction)) for r in ratios)
+        return np.diff([wall.energy(structure), *energies])
+
     least = _LEAST_WORK * structure.n_atoms * -np.diff(np.log([1.0, *ratios]))
-    return np.cumsum(np.maximum(np.diff(energies), least))
+    if along is not None:
+        least = np.maximum(least, _LEAST_SHARE * steps(None))
+    return np.cumsum(np.maximum(steps(along), least))
 
 
 def _crystals(
     kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
 ) -> list[CompressedFrame]:
-    """Simple crystals of the elements of the frames, at fractions of the smallest volume in the data."""
+    """Simple crystals of the elements of the frames, at fractions of the volume at the data's edge."""
     kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
     found: list[CompressedFrame] = []
     # Of many combinations of elements, each crystal draws one.
