@@ -15,7 +15,7 @@ from ase.calculators.morse import MorsePotential
 
 from snnp.data import Frame
 from snnp.structure import Structure
-from snnp.training import load_config, train
+from snnp.training import Progress, load_config, resume, train
 from snnp.training.compressed import CompressionConfig, PairWall, compressed_frames, fit_wall
 from snnp.training.config import LossConfig
 from snnp.training.loss import exact_backward, predict, residuals, weights_at
@@ -212,13 +212,16 @@ def test_copper_rises_monotonically_far_beyond_its_data(data: Path, tmp_path: Pa
 
 def test_an_old_run_goes_on_without_compressed_structures(data: Path, tmp_path: Path) -> None:
     tree = settings(data, compression=None)
-    tree["optimiser"] = {"epochs": 2, "batch_atoms": 64}
-    train(load_config(tree), tmp_path / "run")
+    tree["optimiser"] = {"epochs": 3, "batch_atoms": 64}
+
+    def stop(now: Progress) -> None:
+        if now.epoch == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(load_config(tree), tmp_path / "run", stop)
     path = tmp_path / "run" / "config.yaml"
     stored = yaml.safe_load(path.read_text())
     assert stored.pop("compression", 0) is None
-    stored["optimiser"]["epochs"] = 3
     path.write_text(yaml.safe_dump(stored))  # as the first version wrote it
-    from snnp.training import resume
-
     assert resume(tmp_path / "run").model.metadata["n_compressed_frames"] == 0

@@ -50,7 +50,6 @@ LEAST_TOLERANCE = 0.02
 """eV/atom."""
 _MOST_KINDS = 6
 _FEWEST_CRYSTALS = 40
-_LEVELS = 12
 _LEAST_WORK, _LEAST_SHARE = 0.5, 0.3
 """What compression costs at least: eV per atom and unit of -ln V, and a share of what that volume costs all around."""
 _DENSE = 0.05
@@ -64,6 +63,7 @@ class CompressionConfig(BaseModel):
 
     `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the volume at the
     data's edge, along all directions or along one. `tolerance`: of their energy above the data's.
+    `levels`: steps of each crystal on its way inwards.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +72,7 @@ class CompressionConfig(BaseModel):
     volume: float = Field(0.15, gt=0.0, lt=0.9)
     length: float = Field(0.35, gt=0.0, lt=0.9)
     tolerance: float = Field(0.05, ge=0.0)
+    levels: int = Field(12, ge=2, le=100)
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ def _squeezed(
         if np.isfinite(kind.edge):
             ratio *= kind.edge / _per_atom(base)
         structure = _deformed(base.structure, ratio, along)
-        rise = _rise(base.structure, wall, np.geomspace(1.0, ratio, _LEVELS)[1:], along)[-1]
+        rise = _rise(base.structure, wall, np.geomspace(1.0, ratio, settings.levels)[1:], along)[-1]
         tolerance = LEAST_TOLERANCE + settings.tolerance * abs(rise) / base.n_atoms
         source = f"compressed:{base.source}:{len(found)}"
         frame = Frame(structure, (base.energy or 0.0) + rise, None, None, "compressed", source)
@@ -376,7 +377,7 @@ def _crystals(
             kind = kinds[n if len(kinds) <= _MOST_KINDS else int(rng.integers(len(kinds)))]
             drawn = kind.frames[int(rng.integers(len(kind.frames)))].structure.numbers.numpy()
             crystal = Structure.from_ase(_crystal(lattice, kind.edge, rng.choice(drawn, 2)))
-            ratios = np.geomspace(_FIRST, settings.volume if along is None else settings.length, _LEVELS)
+            ratios = np.geomspace(_FIRST, settings.volume if along is None else settings.length, settings.levels)
             rises = _rise(crystal, wall, ratios, along)
             for ratio, energy in zip(ratios, rises + wall.energy(crystal), strict=True):
                 above = max(energy / crystal.n_atoms - kind.lowest, 0.0)
