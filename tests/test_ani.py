@@ -247,7 +247,8 @@ def test_programs_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert evaluated.exit_code == 0, evaluated.output
     for engine in ("ase", "openmm"):
         log = tmp_path / f"{engine}.csv"
-        run = ["md", str(folder), str(tmp_path / "data.xyz"), "--steps", "4", "--dt", "1", "--engine", engine]
+        run = ["md", str(folder), str(tmp_path / "data.xyz"), "--steps", "4", "--dt", "1", "--overwrite"]
+        run += ["--engine", engine]
         done = runner.invoke(app, [*run, "--ensemble", "nve", "--log-every", "2", "--log", str(log)])
         assert done.exit_code == 0, done.output
         assert len(log.read_text().splitlines()) == 4

@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "angular": {"n_filters": 0},
             "network": None,
         },
-        "optimiser": {"epochs": 4, "learning_rate": 0.05},
+        "optimiser": {"epochs": 40, "learning_rate": 0.05},
         "threads": 1,
         "metadata": ABOUT,
     }

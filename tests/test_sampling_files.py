@@ -343,6 +343,7 @@ def test_the_box_keeps_its_vectors_while_the_cell_breathes(tmp_path: Path) -> No
     assert np.abs(loaded.unitcell_angles - [60.0, 120.0, 120.0]).max() < 6.0
 
 
+@pytest.mark.filterwarnings("ignore:DCDReader currently makes independent timesteps:DeprecationWarning")
 def test_mdanalysis_reads_them_alike(tmp_path: Path) -> None:
     universe = pytest.importorskip("MDAnalysis").Universe
     for suffix in (".dcd", ".xtc"):

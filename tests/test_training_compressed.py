@@ -225,3 +225,12 @@ def test_an_old_run_goes_on_without_compressed_structures(data: Path, tmp_path: 
     assert stored.pop("compression", 0) is None
     path.write_text(yaml.safe_dump(stored))  # as the first version wrote it
     assert resume(tmp_path / "run").model.metadata["n_compressed_frames"] == 0
+
+
+def test_an_element_in_few_frames_has_a_wall_too(frames: list[Frame]) -> None:
+    gold = bulk("Cu", cubic=True, a=3.7)
+    gold.numbers[0] = 79
+    many = [*(replace(f, source=f"{f.source}.{k}") for k in range(12) for f in frames), frame(gold, "gold#0")]
+    wall = fit_wall(many)
+    assert {(29, 29), (29, 79), (79, 79)} <= set(wall.curves)
+    assert np.isfinite(wall.energy(Structure.from_ase(gold)))

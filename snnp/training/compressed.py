@@ -162,12 +162,14 @@ def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
 
 
 def _sample(frames: Sequence[Frame], n_atoms: int, seed: int) -> list[Frame]:
-    chosen, total = [], 0
+    """Frames drawn until they hold `n_atoms`, and beyond that those with elements that none of them has."""
+    chosen: list[Frame] = []
+    total, seen = 0, set[int]()
     for k in np.random.default_rng([seed, 1]).permutation(len(frames)):
-        chosen.append(frames[k])
-        total += frames[k].n_atoms
-        if total >= n_atoms:
-            break
+        elements = set(frames[k].structure.numbers.tolist())
+        if total < n_atoms or not elements <= seen:
+            chosen.append(frames[k])
+            total, seen = total + frames[k].n_atoms, seen | elements
     return chosen
 
 

@@ -206,7 +206,7 @@ def _lowest_energy(problem: Problem) -> float:
     """eV per atom relative to E0, of the training frames: far below, nothing that a model says can be trusted."""
     zero = {atomic_numbers[symbol]: energy for symbol, energy in problem.reference.energies.items()}
     return min(
-        (frame.energy - sum(zero[z] for z in frame.structure.numbers.tolist())) / frame.n_atoms
+        (frame.energy - sum(zero.get(z, 0.0) for z in frame.structure.numbers.tolist())) / frame.n_atoms
         for frame in problem.split.train
         if frame.energy is not None
     )
