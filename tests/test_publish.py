@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "angular": {"n_filters": 0},
             "network": None,
         },
-        "optimiser": {"epochs": 40, "learning_rate": 0.05},
+        "optimiser": {"epochs": 4, "learning_rate": 0.05},
         "threads": 1,
         "metadata": ABOUT,
     }
@@ -217,6 +217,13 @@ def _run(*words: Any) -> Any:
     return CliRunner().invoke(app, ["publish", "model", *(str(word) for word in words)])
 
 
+@pytest.fixture
+def _no_compression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A potential of a few epochs has holes, of which the tests of the doctor take care."""
+    monkeypatch.setattr("snnp.doctor.model.compression_scan", lambda *_: [])
+
+
+@pytest.mark.usefixtures("_no_compression")
 def test_dry_run_shows_everything_and_uploads_nothing(hub: HubServer, run: Path, tmp_path: Path) -> None:
     result = _run(run, "org/argon", "--dry-run", "--folder", tmp_path / "look", "--json")
     assert result.exit_code == 0, result.output
@@ -226,6 +233,7 @@ def test_dry_run_shows_everything_and_uploads_nothing(hub: HubServer, run: Path,
     assert hub.requests == []
 
 
+@pytest.mark.usefixtures("_no_compression")
 def test_publication_on_the_command_line(hub: HubServer, run: Path) -> None:
     result = _run(run, "org/argon", "--private", "--set", "licence=mit", "--set", "limits=[nobody uses it]")
     assert result.exit_code == 0, result.output

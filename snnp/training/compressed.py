@@ -290,21 +290,24 @@ def compressed_frames(
 @dataclass(frozen=True)
 class _Kind:
     """Frames of the same elements: all, those that are not mostly vacuum, the data's edge (Å³ per atom, infinite where
-    some are not periodic), and the lowest energy (eV/atom)."""
+    some are not periodic), the lowest energy (eV/atom), and the least tolerance (eV/atom)."""
 
     frames: tuple[Frame, ...]
     dense: tuple[Frame, ...]
     edge: float
     lowest: float
+    tolerance: float
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> _Kind:
         volumes = np.array([_per_atom(frame) for frame in frames])
         dense = [frame for frame, volume in zip(frames, volumes, strict=True) if volume <= 1.05 * np.median(volumes)]
-        lowest = min((frame.energy or 0.0) / frame.n_atoms for frame in frames)
+        energies = [(frame.energy or 0.0) / frame.n_atoms for frame in frames]
+        # What is bound by a few meV needs a tolerance of less.
+        least = max(min(LEAST_TOLERANCE, 0.2 * (max(energies) - min(energies))), 1e-4)
         inner = [_per_atom(frame) for frame in dense]
         edge = float(np.quantile(inner, _DENSE)) if np.isfinite(volumes).all() else np.inf
-        return cls(tuple(frames), tuple(dense), edge, lowest)
+        return cls(tuple(frames), tuple(dense), edge, min(energies), least)
 
 
 def _per_atom(frame: Frame) -> float:
@@ -331,7 +334,7 @@ def _squeezed(
             ratio *= kind.edge / _per_atom(base)
         structure = _deformed(base.structure, ratio, along)
         rise = _rise(base.structure, wall, np.geomspace(1.0, ratio, settings.levels)[1:], along)[-1]
-        tolerance = LEAST_TOLERANCE + settings.tolerance * abs(rise) / base.n_atoms
+        tolerance = kind.tolerance + settings.tolerance * abs(rise) / base.n_atoms
         source = f"compressed:{base.source}:{len(found)}"
         frame = Frame(structure, (base.energy or 0.0) + rise, None, None, "compressed", source)
         found.append(CompressedFrame(frame, tolerance))
@@ -384,7 +387,7 @@ def _crystals(
             for ratio, energy in zip(ratios, rises + wall.energy(crystal), strict=True):
                 above = max(energy / crystal.n_atoms - kind.lowest, 0.0)
                 # How far the pair potential is off matters near the data, where the potential knows better.
-                tolerance = LEAST_TOLERANCE + wall.error * float(np.exp(-above)) + settings.tolerance * above
+                tolerance = kind.tolerance + wall.error * float(np.exp(-above)) + settings.tolerance * above
                 structure, source = _deformed(crystal, float(ratio), along), f"compressed:{lattice}:{len(found)}"
                 frame = Frame(structure, float(energy), None, None, "compressed", source)
                 found.append(CompressedFrame(frame, tolerance))
