@@ -237,6 +237,7 @@ def test_newer_formats_are_refused(good: Path, tmp_path: Path) -> None:
         "[1]",
         '{"arrays": {"a": {"ndarray": [1], "dtype": "object", "shape": [1]}}}',
         '{"info": {"a": {"ndarray": [1], "dtype": "float64", "shape": [1000000000, 10]}}}',
+        '{"arrays": {"a": [1, 2]}}',
     ],
 )
 def test_metadata_of_frames(tmp_path: Path, text: str) -> None:
@@ -281,6 +282,50 @@ def test_metadata_cannot_replace_what_a_frame_says(tmp_path: Path, tree: dict[st
         with pytest.raises(DataError, match=r"a\.parquet#0: .*(stands? for|another stress|not one value for each)"):
             use()
     assert not (tmp_path / "b.xyz").exists()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"info": {"boundary": "p p p"}},
+        {"info": {"": 1}},
+        {"info": {"a\nb": 1}},
+        {"info": {"a\ud800": 1}},
+        {"info": {"cell": _array(*range(9), shape=(9,))}},
+        {"names": {"energy": "\n2\n"}},
+        {"arrays": {"a:R:1": _array(1, 2, shape=(2,))}},
+        {"arrays": {"a": _array(shape=(2, 0))}},
+    ],
+)
+def test_metadata_that_would_be_misread_are_not_written(tmp_path: Path, tree: dict[str, Any]) -> None:
+    text = {"configuration_metadata": [json.dumps(tree)]}
+    path = write(tmp_path / "a.parquet", plain(1, energy=[1.0], **text))
+    with pytest.raises(DataError, match=r"a\.parquet#0: its metadata cannot be written as extended XYZ"):
+        load_dataset(path).write(tmp_path / "b.xyz")
+    assert not (tmp_path / "b.xyz").exists()
+
+
+def test_another_energy_beside_the_label_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = {"info": {"REF_energy": -999.0}, "arrays": {"dft_forces": _array(*range(6), shape=(2, 3))}}
+    path = write(tmp_path / "a.parquet", plain(2, energy=[1.0] * 2, configuration_metadata=[json.dumps(tree)] * 2))
+    load_dataset(path).write(tmp_path / "b.xyz")
+    assert [record.getMessage().partition(":")[2] for record in caplog.records] == [
+        f" beside its {name} it says {other}, which a reader of extended XYZ may take instead; read what is written "
+        f"with --{name}-key {name} (data.{name}_key)."
+        for name, other in (("energy", "REF_energy"), ("forces", "dft_forces"))
+    ]
+
+
+def test_columns_and_groups_of_other_programs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = {"dft_energy": [3.0], "forces": [[[0.0] * 3] * 2], "labels": [["bulk"]]}
+    path = write(tmp_path / "a.parquet", plain(1, **others))
+    (atoms,) = load_dataset(path).to_ase()
+    assert atoms.info["config_type"] == "bulk"
+    assert "no energy are read; the column dft_energy may hold them: if so, rename it to energy" in caplog.text
+    assert "no forces are read; the column forces may hold them: if so, rename it to atomic_forces" in caplog.text
+    halves = write(tmp_path / "b.parquet", plain(1, energy=[1.0]) | {"atomic_numbers": [[1.5, 1]]})
+    with pytest.raises(DataError, match="atomic_numbers are no whole numbers"):
+        load_dataset(halves).frames()
 
 
 @pytest.mark.parametrize("name", ["pbc", "Lattice"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,24 @@ from ase.data import chemical_symbols
 from ase.io.extxyz import per_config_properties
 
 from snnp.data.block import Block
-from snnp.data.comment import write_pair
+from snnp.data.comment import read_comment, write_pair
 from snnp.data.extras import Extras, pack, unpack
-from snnp.data.labels import Keys, Names, Units, choose_names, full_tensor, in_usual_units, stress_of, take_labels
+from snnp.data.labels import (
+    Keys,
+    Names,
+    Units,
+    choose_names,
+    full_tensor,
+    in_usual_units,
+    outranked,
+    stress_of,
+    take_labels,
+)
 from snnp.errors import DataError
 
 __all__ = ["block_from_atoms", "to_atoms", "xyz_lines"]
 
+_log = logging.getLogger(__name__)
 _LABELS = ("energy", "forces", "stress")
 
 
@@ -63,6 +76,9 @@ def _extras(one: Block) -> Extras:
     for name, value in extras.arrays.items():
         if np.shape(value)[:1] != (len(one.numbers),):
             raise DataError(f"{where}: arrays[{name[:40]!r}] has not one value for each atom.")
+    group = one.groups[0] if one.groups else None
+    if group is not None and group not in map(str, extras.info.values()):  # a column of another program's parquet
+        extras = replace(extras, info={**extras.info, "config_type": group})
     return extras
 
 
@@ -200,8 +216,17 @@ def _mask(atoms: Atoms, name: str) -> np.ndarray:
     return free[:, 0] if (free == free[:, :1]).all() else free
 
 
-def xyz_lines(block: Block) -> Iterator[str]:
-    """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers."""
+def xyz_lines(block: Block, said: set[str] | None = None) -> Iterator[str]:
+    """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers.
+
+    Arguments:
+        block: the frames.
+        said: warnings of the same file, which are given once.
+
+    Raises:
+        DataError: for metadata that would not be read as they were meant.
+    """
+    said = set() if said is None else said
     for row in range(len(block)):
         one = block.slice(row, row + 1)
         extras = _extras(one)
@@ -210,7 +235,41 @@ def xyz_lines(block: Block) -> Iterator[str]:
         columns: list[tuple[str, np.ndarray]] = [("pos", one.positions)]
         columns += [] if forces is None else [(extras.names.get("forces", "forces"), forces)]
         columns += list(extras.arrays.items())
-        yield f"{len(one.numbers)}\n{_comment(one, extras, labels, columns)}\n" + "\n".join(_rows(one, columns)) + "\n"
+        comment = _comment(one, extras, labels, columns)
+        if extras.info or extras.arrays or extras.names:
+            _check_comment(comment, {*labels, *extras.info}, columns, one)
+            _say_rivals(extras, said, one.ids[0] if one.ids else "a frame")
+        yield f"{len(one.numbers)}\n{comment}\n" + "\n".join(_rows(one, columns)) + "\n"
+
+
+def _check_comment(comment: str, names: set[str], columns: list[tuple[str, np.ndarray]], one: Block) -> None:
+    """What is written must be read as it was meant: metadata of other programs may have any names."""
+    where = one.ids[0] if one.ids else "a frame"
+    try:
+        comment.encode()
+        found = read_comment(comment, where, {})
+        whole = not set("\r\n") & set(comment) and set(found) - {"Lattice", "Properties", "pbc"} == names
+        whole = whole and found["pbc"] == one.pbc[0].tolist()
+        whole = whole and all(array[0].size and not set(name) & set(': \t"') for name, array in columns)
+        reason = "" if whole else ": names that stand for something else, or hold spaces"
+    except (DataError, UnicodeEncodeError) as error:
+        whole, reason = False, f" ({str(error).removeprefix(f'{where}: ')[:100]})"
+    if not whole:
+        raise DataError(f"{where}: its metadata cannot be written as extended XYZ{reason}; rename, or use parquet.")
+
+
+def _say_rivals(extras: Extras, said: set[str], where: str) -> None:
+    """Of two energies, both of which are kept, a reader must be told which one was meant."""
+    for quantity in _LABELS:
+        name = extras.names.get(quantity, quantity)
+        others = ", ".join(outranked(name, extras.arrays if quantity == "forces" else extras.info))
+        if others and f"{name}: {others}" not in said:
+            said.add(f"{name}: {others}")
+            _log.warning(
+                "%s: beside its %s it says %s, which a reader of extended XYZ may take instead; read what is written "
+                "with --%s-key %s (data.%s_key).",
+                *(where, name, others, quantity, name, quantity),
+            )
 
 
 def _comment(one: Block, extras: Extras, labels: dict[str, Any], columns: Iterable[tuple[str, np.ndarray]]) -> str:

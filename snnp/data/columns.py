@@ -31,6 +31,8 @@ def block_of(table: Any, where: str) -> Block:
         raise DataError(f"{where}: a frame has no atoms; the file is damaged.")
     if n and not (numbers.min() >= 1 and numbers.max() <= _MOST_NUMBER):
         raise DataError(f"{where}: atomic_numbers run from {numbers.min():g} to {numbers.max():g}, expected 1 to 118.")
+    if (numbers % 1).any():
+        raise DataError(f"{where}: atomic_numbers are no whole numbers; the file is damaged.")
     sites, positions, known = _vectors(table, "positions", where)
     if not known.all() or not np.array_equal(sites, counts):
         raise DataError(f"{where}: positions and atomic_numbers have different lengths; the file is damaged.")

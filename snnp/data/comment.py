@@ -22,11 +22,14 @@ __all__ = ["TRUTH", "comment_names", "integer", "read_comment", "real", "write_p
 Pair = tuple[str, str | None, str]  # name, text of the value (None: a word alone), and what it was quoted with
 
 _SPECIAL = frozenset({"Lattice", "stress", "virial"})  # nine numbers of a 3x3 matrix, column by column
-_PERIODIC = frozenset({"boundary", "boundaries", "boundary_conditions", "periodic", "periodicity"})
+_PERIODIC = re.compile(
+    r"(?:is_?)?periodic(?:ity)?|boundar(?:y|ies)(?:_?conditions?)?|periodic_?boundar(?:y|ies)(?:_?conditions?)?"
+    r"|(?:is_?|box_|cell_|lattice_)?pbcs?|pbc_?flags?|bcs?"
+)
 _LENGTHS = frozenset(map(len, ("pbc", "Lattice", "Properties")))
 _LATTICE = re.compile(r"[\s\[({]*[-+.\d]|_JSON")  # what may be a cell, unlike lattice=fcc
 _PROPERTIES = re.compile(r"[^:\s]+:[RISL]:")
-_CELLS = frozenset({"cell", "unit_cell", "unitcell", "box", "cell_vectors", "lattice_vectors", "celldm"})
+_CELLS = re.compile(r"(?!super).*(?:cell|latt|box)|h_?mat|tv_?1$")
 _REMARKED_CELL = ("cell(", "cell{", "cell:", "lattice:", "lattice(")  # as i-PI writes it
 _PAIR = re.compile(r'\s*([^\s=,"\'{}\[\]\\]+)=(?:"([^"\\]*)"|([^\s="\'{}\[\]\\]+))(?=\s|$)')
 _SPACE = re.compile(r"\s*")
@@ -90,7 +93,9 @@ def read_comment(comment: str, where: str, known: dict[tuple[str, str], Any]) ->
             known[pair] = values[name]
     _unify_boundaries(values, texts, where)
     for name in values if "Lattice" not in values else ():
-        if name.lower() in _CELLS and isinstance(values[name], np.ndarray) and values[name].size >= 3:
+        if texts[name] is None and name.lower().startswith(_REMARKED_CELL):
+            raise _no_cell(comment, where)
+        if isinstance(values[name], np.ndarray) and values[name].size >= 3 and _CELLS.match(name.lower()):
             raise DataError(f"{where}: the cell is given as {name}=..., which extended XYZ calls Lattice; rename it.")
     return values
 
@@ -143,8 +148,12 @@ def _pairs(comment: str, where: str) -> list[Pair]:
 
 def _remark(comment: str, where: str) -> list[Pair]:
     if any(word.startswith(_REMARKED_CELL) for word in comment.lower().split()):
-        raise DataError(f'{where}: the cell is not in the form Lattice="ax ay az bx by bz cx cy cz": {comment[:60]!r}.')
+        raise _no_cell(comment, where)
     return [("comment", comment.strip(), '"')] if comment.strip() else []
+
+
+def _no_cell(comment: str, where: str) -> DataError:
+    return DataError(f'{where}: the cell is not in the form Lattice="ax ay az bx by bz cx cy cz": {comment[:60]!r}.')
 
 
 def _skip(text: str, place: int) -> int:
@@ -190,6 +199,8 @@ def _word(text: str, place: int, where: str, *, is_name: bool) -> tuple[str, str
 
 
 def _value(name: str, text: str | None, quote: str, where: str) -> Any:
+    if text is None and name == "Lattice":
+        raise DataError(f"{where}: Lattice has no value; expected the nine numbers of a 3x3 matrix.")
     if text is None:
         return [True] * 3 if name == "pbc" else True
     if name == "pbc":
@@ -235,14 +246,20 @@ def _boundaries(text: str, where: str) -> list[bool]:
 
 def _unify_boundaries(values: dict[str, Any], texts: dict[str, str | None], where: str) -> None:
     """Take `boundary="p p f"` for `pbc`; beside `pbc` it must agree, if it is of that form."""
-    for name in [name for name in values if name[:1] in "bBpP" and name.lower() in _PERIODIC]:
+    for name in [name for name in values if name[:1] in "bBcCiIlLpP" and _PERIODIC.fullmatch(name.lower())]:
+        if name == "pbc":
+            continue
         text = texts[name] or "T"
         if "pbc" not in values:
             values["pbc"] = _boundaries(text, where)
             del values[name]
             continue
-        stated = len(text.split()) == 3 and set(text.lower().split()) <= set(_FLAGS)
-        if stated and _boundaries(text, where) != values["pbc"]:
+        words = text.lower().split()
+        if len(words) not in (1, 3) or not set(words) <= set(_FLAGS):
+            continue
+        # One word, as periodic=T beside pbc="T T F", says whether there are periods at all.
+        stated, found = [_FLAGS[word] for word in words], values["pbc"]
+        if stated != (found if len(words) == 3 else [any(found)]):
             raise DataError(f"{where}: pbc and {name} do not agree; remove one of them.")
 
 

@@ -105,6 +105,7 @@ def write_blocks(blocks: Iterable[Block], path: str | Path, split: str, method: 
         raise DataError(f"{path} has no ending that is known here; use .parquet, .xyz or .extxyz.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        said: set[str] = set()
         for block in blocks:
-            stream.writelines(xyz_lines(block))
+            stream.writelines(xyz_lines(block, said))
     return path

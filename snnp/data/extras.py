@@ -76,6 +76,8 @@ def unpack(text: str | None, where: str) -> Extras:
             tree = {"info": tree}
         parts = [{str(k): _decode(v) for k, v in tree.get(name, {}).items()} for name in ("info", "arrays", "names")]
         extras = Extras(info=parts[0], arrays=parts[1], names={key: str(value) for key, value in parts[2].items()})
+        if strange := [name for name, value in extras.arrays.items() if not isinstance(value, np.ndarray)]:
+            raise TypeError(f"arrays[{strange[0][:40]!r}] is no array")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(
             f"{where}: configuration_metadata cannot be read ({' '.join(str(error).split())}); the file is damaged."

@@ -36,6 +36,7 @@ _PIECE = 1 << 24  # bytes of a file looked at in one go
 _RUN_BYTES = 1 << 26  # text of a block
 _LONGEST_LINE = 1 << 24  # bytes
 _MOST_ATOMS = 100_000_000
+_MOST_COLUMNS = 10_000
 _LEAST_LINE = 8  # bytes: "H 0 0 0" and the end of the line
 _MOST_UNPACKED, _MOST_RATIO = 1 << 28, 200  # of packed files: bytes, and bytes from each one
 _NEWLINE = ord("\n")
@@ -275,19 +276,23 @@ def _read_layout(properties: str, where: str) -> _Layout:
     columns, first = [], 0
     try:
         for name, kind, number in zip(fields[::3], fields[1::3], map(integer, fields[2::3]), strict=True):
-            if kind not in ("R", "I", "S", "L") or not 1 <= number <= 1000 or not name:
+            if kind not in ("R", "I", "S", "L") or not 1 <= number <= 1000 or not name or first > _MOST_COLUMNS:
                 raise ValueError
             columns.append(_Column(_ARRAY_NAMES.get(name, name), kind, first, number))
             first += number
     except ValueError:
         raise DataError(
-            f"{where}: Properties={properties[:80]} is not a list of name:type:columns with types R, I, S, L."
+            f"{where}: Properties={properties[:80]} is not a list of name:type:columns with types R, I, S, L "
+            f"and up to {_MOST_COLUMNS:,} columns."
         ) from None
     names = [column.name for column in columns]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{where}: Properties names the column {twice[:40]} twice; rename or remove one of them.")
     if "positions" not in names or not {"symbols", "numbers"} & set(names):
-        raise DataError(f"{where}: the columns of the atoms hold no species or no three coordinates.")
+        raise DataError(
+            f"{where}: the columns of the atoms hold no species or no three coordinates; expected species:S:1 (or "
+            f"Z:I:1) and pos:R:3 in Properties, got {properties[:60]}."
+        )
     return _Layout(tuple(columns), first)
 
 

@@ -27,6 +27,8 @@ __all__ = [
     "full_tensor",
     "in_usual_units",
     "keys_of",
+    "look_alikes",
+    "outranked",
     "stress_of",
     "take_labels",
 ]
@@ -52,7 +54,7 @@ _NAME = re.compile(
 )
 _LOOKS_LIKE = {
     "energy": re.compile(r"energ|\be_?(?:pot|tot)", re.IGNORECASE),
-    "forces": re.compile(r"forc|grad|^f_?[xyz]$", re.IGNORECASE),
+    "forces": re.compile(r"forc|grad|^f(?:rc)?s?(?:_?[xyz])?$", re.IGNORECASE),
     "stress": re.compile(r"stress|virial|pressure", re.IGNORECASE),
 }
 _LONGEST_NAME = 80
@@ -278,6 +280,26 @@ def choose_names(
     return names
 
 
+def look_alikes(quantity: str, present: Iterable[str]) -> list[str]:
+    """Names that may mean a label ("energy", "forces", "stress"), by their sound."""
+    similar = (name for name in present if len(name) <= _LONGEST_NAME and _LOOKS_LIKE[quantity].search(name))
+    return sorted(name for name in similar if not _NO_LABELS.search(name))
+
+
+def outranked(name: str, present: Iterable[str]) -> list[str]:
+    """Names that a reader would take instead of the one that a label has, or would not tell from it.
+
+    Arguments:
+        name: of the label, such as "energy".
+        present: names beside it.
+    """
+    rank = _rank(name)
+    if rank is None:
+        return []
+    found = _candidates(rank[0], present)
+    return sorted(other for other, its in found.items() if other != name and (its <= rank[1] or its == 2))
+
+
 def _warn(
     file: object, quantity: str, chosen: str | None, present: frozenset[str], shapes: Mapping[Shape, int]
 ) -> None:
@@ -285,14 +307,10 @@ def _warn(
     option = _OPTIONS[quantity]
     cure = f"data.{option} in a configuration or --{option.replace('_', '-')}"
     if chosen is None:
-        similar = [
-            name for name in sorted(present) if len(name) <= _LONGEST_NAME and _LOOKS_LIKE[quantity].search(name)
-        ]
-        if similar := [name for name in similar if not _NO_LABELS.search(name)]:
-            _log.warning(
-                "%s: no %s are read; %s may hold them: if so, name it with %s (%s: %s).",
-                *(file, quantity, " or ".join(similar), cure, option, similar[0]),
-            )
+        if similar := look_alikes(quantity, present):
+            apart = sorted(name[-1].lower() for name in similar) == ["x", "y", "z"]
+            cure = "write them as one, forces:R:3" if apart else f"name it with {cure} ({option}: {similar[0]})"
+            _log.warning("%s: no %s are read; %s may hold them: if so, %s.", file, quantity, " or ".join(similar), cure)
         return
     place = 1 if quantity == "forces" else 0
     others = {name for name in _candidates(quantity, present) if name != chosen}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,15 +16,18 @@ import numpy as np
 from snnp.data.arrow import arrow, parquet
 from snnp.data.block import Block
 from snnp.data.columns import block_of, texts_of
+from snnp.data.labels import look_alikes
 from snnp.data.limits import check_chunks, check_footer, check_footer_size, check_pages
 from snnp.data.parquet import FORMAT_KEY
 from snnp.errors import DataError
 
 __all__ = ["BlockSource", "ParquetSource", "Source"]
 
+_log = logging.getLogger(__name__)
 _TEXTS = ("configuration_id", "labels", "configuration_metadata")
 _NUMBERS = ("atomic_numbers", "positions", "cell", "pbc", "energy", "atomic_forces", "cauchy_stress")
 _CONSTANTS = ("split", "method", "software")
+_LABELS = {"energy": "energy", "forces": "atomic_forces", "stress": "cauchy_stress"}
 _NEEDED = {"atomic_numbers", "positions"}
 _KEPT = 4  # row groups that stay unpacked for the next question
 _FORMAT_VERSION = 1
@@ -127,6 +131,13 @@ class ParquetSource:
                 f"{self._path} has no column {sorted(missing)[0]}, so it is no set of structures; it has: "
                 f"{', '.join(self._schema.names[:20])}."
             )
+        for quantity, column in _LABELS.items():
+            similar = look_alikes(quantity, set(self._schema.names) - {*_TEXTS, *_NUMBERS, *_CONSTANTS})
+            if column not in self._schema.names and similar:
+                _log.warning(
+                    "%s: no %s are read; the column %s may hold them: if so, rename it to %s.",
+                    *(self._path, quantity, " or ".join(similar), column),
+                )
         depths = {"positions": 2, "cell": 2, "atomic_forces": 2, "cauchy_stress": 2, "atomic_numbers": 1, "pbc": 1}
         lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         for name in set(self._schema.names) & set(_NUMBERS):
