@@ -115,7 +115,6 @@ def test_molecules_are_scaled_where_there_is_no_crystal() -> None:
     model = load_model("snnp-3bpa")
     (seen,) = compression_scan(model, {"methane": molecule("CH4")})
     assert (seen.system, seen.way, seen.solid) == ("methane", "scaled", False)
-    assert seen.hole is None
 
     def energies(scales: np.ndarray) -> np.ndarray:
         scaled = [molecule("CH4") for _ in scales]
