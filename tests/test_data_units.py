@@ -21,7 +21,7 @@ from snnp.data.consistency import by_file, relation_of, suspicions
 from snnp.doctor import examine_data
 from snnp.errors import ConfigError, DataError
 from snnp.structure import Structure
-from snnp.training import load_config
+from snnp.training import load_config, train
 from snnp.training.setup import check_units, load_problem
 from snnp.units import (
     BOHR_IN_ANGSTROM,
@@ -251,6 +251,18 @@ def test_training_stops_before_it_starts_or_converts(tmp_path: Path, sound: list
     assert len(check_units(going_on.data, load_problem(going_on))) >= 1
     off = load_config({"data": data | {"check_units": "off"}})
     assert check_units(off.data, load_problem(off)) == []
+
+
+def test_lengths_in_another_unit_are_refused_at_once_and_cost_no_run(tmp_path: Path, sound: list[Frame]) -> None:
+    """Before structures are compressed that would have thousands of neighbours, and before an old run is removed."""
+    frames = [_changed(frame, forces=10.0, stress=1000.0, length=0.1) for frame in sound]  # all of it in nm
+    wrong = load_config({"data": {"train": [str(_write(tmp_path / "cu.xyz", frames))], "valid": 0.1}})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("old")
+    with pytest.raises(DataError, match=r"frames have atoms closer than .* nm or .*: cu\.xyz#.*\{length: nm\}"):
+        train(wrong, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == "old"
+    assert not (tmp_path / "run" / "split.json").exists()
 
 
 CHANGES: dict[str, Callable[[Frame], Frame]] = {

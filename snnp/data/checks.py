@@ -121,7 +121,11 @@ def _check_forces(frames: Sequence[Frame]) -> list[Finding]:
 def _check_distances(frames: Sequence[Frame]) -> list[Finding]:
     if not frames:
         return []
-    shortest = np.concatenate([_shortest_distances(frames[i : i + _BATCH]) for i in range(0, len(frames), _BATCH)])
+    reach = np.array([_reach(frame.structure) for frame in frames])
+    order, shortest = np.argsort(reach), np.empty(len(frames))
+    for first in range(0, len(frames), _BATCH):
+        rows = order[first : first + _BATCH]
+        shortest[rows] = _shortest_distances([frames[row] for row in rows], float(reach[rows].max()))
     findings = []
     near = shortest < _SHORTEST
     if near.any():
@@ -138,10 +142,18 @@ def _check_distances(frames: Sequence[Frame]) -> list[Finding]:
     return findings
 
 
-def _shortest_distances(frames: Sequence[Frame]) -> np.ndarray:
-    """[n] shortest distance in each frame, Å; infinite where it exceeds the limit that is looked at."""
+def _reach(structure: Structure) -> float:
+    """Å within which a crystal has a pair in any case; lengths in nm would have all too many within a fixed one."""
+    if not structure.pbc.all():
+        return _FARTHEST
+    # Of all arrangements close packing keeps atoms the farthest apart: 1.12 of the edge of a cube that holds one.
+    return min(_FARTHEST, 1.2 * float(structure.cell[0].det().abs() / structure.n_atoms) ** (1.0 / 3.0))
+
+
+def _shortest_distances(frames: Sequence[Frame], reach: float) -> np.ndarray:
+    """[n] shortest distance in each frame, Å; infinite where it exceeds `reach`."""
     structure = Structure.concatenate([frame.structure for frame in frames])
-    pairs = neighbour_list(structure, _FARTHEST)
+    pairs = neighbour_list(structure, reach)
     distances = pair_vectors(structure, pairs).norm(dim=1)
     owner = structure.structure_of_atom[pairs.i]
     result = torch.full((len(frames),), torch.inf, dtype=distances.dtype)

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from snnp.data import check_frames, save_split
-from snnp.errors import ConfigError, TrainingError
+from snnp.errors import ConfigError, DataError, TrainingError
 from snnp.files import hold, naming, write_atomically
 from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 from snnp.models.io import save_model, usable_device
@@ -94,7 +94,8 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, 
     folder.mkdir(parents=True, exist_ok=True)
     with hold([folder / _CONFIG]):
         _refuse_old_run(folder, overwrite)  # another one may have ended meanwhile
-        problem = load_problem(config)
+        # Data that are refused must not cost the run that is to be replaced.
+        problem = load_problem(config, check=lambda problem: _say_what_is_wrong(config, problem, report))
         if overwrite:
             _remove_run(folder)
         return _begin(config, problem, folder, report)
@@ -125,11 +126,25 @@ def _remove_run(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _begin(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
-    for finding in check_frames([*problem.split.train, *problem.split.valid]):
-        report(Progress(0, config.optimiser.epochs, message=str(finding)))
-    for message in check_units(config.data, problem):
+def _say_what_is_wrong(config: TrainConfig, problem: Problem, report: Report) -> None:
+    frames = [*problem.split.train, *problem.split.valid]
+    messages = check_units(config.data, problem)
+    for finding in check_frames(frames):
+        if (
+            finding.kind == "short_distance"
+            and config.data.check_units == "error"
+            and 2 * len(finding.sources) > len(frames)
+        ):
+            raise DataError(
+                f"{finding}; state the unit with data.units, such as {{length: nm}}. To train all the same set "
+                "data.check_units to warn."
+            )
+        messages.append(str(finding))
+    for message in messages:
         report(Progress(0, config.optimiser.epochs, message=message))
+
+
+def _begin(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
     config = resolve(config, problem)
     save_split(problem.split, folder / _SPLIT, checksums=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

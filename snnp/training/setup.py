@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,8 +125,15 @@ def _divide(config: TrainConfig) -> Split:
     return split
 
 
-def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem:
-    """Read the data of a run; `split_file` repeats an earlier division.
+def load_problem(
+    config: TrainConfig, split_file: Path | None = None, check: Callable[[Problem], None] = lambda problem: None
+) -> Problem:
+    """Read the data of a run.
+
+    Arguments:
+        config: of the run.
+        split_file: repeats an earlier division.
+        check: called before compressed structures are made, which takes for ever of lengths in another unit.
 
     Raises:
         DataError: if files are missing or empty, lack energies, or if the limits leave nothing to train on.
@@ -149,7 +156,9 @@ def load_problem(config: TrainConfig, split_file: Path | None = None) -> Problem
         wanted = set(elements_of(split.train))
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
-    return Problem(split, fit_reference_energies(split.train, isolated), _compressed(config, split.train))
+    problem = Problem(split, fit_reference_energies(split.train, isolated))
+    check(problem)
+    return replace(problem, compressed=_compressed(config, split.train))
 
 
 def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[CompressedFrame, ...]:
