@@ -59,6 +59,7 @@ def settings(data: Path, family: str, **optimiser: object) -> dict[str, Any]:
         "optimiser": {"epochs": 6, "batch_atoms": 32, **optimiser},
         "dtype": "float64",
         "threads": 1,
+        "compression": None,  # dense crystals would take most of the time; tests of their own train on them
     }
 
 
