@@ -387,3 +387,11 @@ def test_published_split_leaks(snnp_data: Path) -> None:
     closest = [float(np.abs(trained - frame.energy).min()) for frame in leaked]
     assert closest == pytest.approx([0.0] * 5, abs=0.06)  # eV for 108 atoms; two of them were converged differently
     assert sorted(closest)[2] < 1e-4
+
+
+def test_lengths_in_nm_are_refused_before_they_fill_the_memory() -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_cell(0.1 * atoms.cell, scale_atoms=True)
+    frames = [Frame(Structure.from_ase(atoms), -1.0, None, None, None, f"cu.xyz#{k}") for k in range(3)]
+    with pytest.raises(DataError, match=r"cu\.xyz#0 has 0\.012 Å³ per atom, .*--units length=nm"):
+        examine_data({"train": frames}, pictures=False)

@@ -25,6 +25,7 @@ UNASSIGNED = "other"
 
 _BATCH_ATOMS = 2000
 _MAP_ATOMS = 6000
+_LEAST_VOLUME = 0.3  # Å³; hydrogen in the centre of Jupiter has 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
     """Look at every frame once.
 
     Raises:
-        DataError: if there are no frames.
+        DataError: if there are no frames, or one so dense that its neighbours would fill the memory.
     """
     frames, split = [], []
     for name, given in frames_by_split.items():
@@ -110,6 +111,13 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
         split += [name] * len(part)
     if not frames:
         raise DataError("there are no frames to examine; name a data set with at least one structure.")
+    for frame in frames:
+        volume = float(frame.structure.cell[0].det().abs() / frame.n_atoms) if frame.structure.pbc.all() else np.inf
+        if volume < _LEAST_VOLUME:
+            raise DataError(
+                f"{frame.source} has {volume:.2g} Å³ per atom, less than any matter: its lengths are in nm, fractional, or "
+                "its cell is wrong; state the unit, such as --units length=nm, or remove the frame."
+            )
     elements = tuple(sorted({z for frame in frames for z in frame.structure.numbers.tolist()}))
     pairs = list(itertools.combinations_with_replacement(elements, 2))
     n = len(frames)
