@@ -115,7 +115,7 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
         volume = float(frame.structure.cell[0].det().abs() / frame.n_atoms) if frame.structure.pbc.all() else np.inf
         if volume < _LEAST_VOLUME:
             raise DataError(
-                f"{frame.source} has {volume:.2g} Å³ per atom, less than any matter: its lengths are in nm, fractional, "
+                f"{frame.source} has {volume:.2g} Å³ per atom, less than any matter: its lengths are in nm, relative, "
                 "or its cell is wrong; state the unit, such as --units length=nm, or remove the frame."
             )
     elements = tuple(sorted({z for frame in frames for z in frame.structure.numbers.tolist()}))
