@@ -10,7 +10,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
@@ -263,6 +263,23 @@ def test_lengths_in_another_unit_are_refused_at_once_and_cost_no_run(tmp_path: P
         train(wrong, tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "config.yaml").read_text() == "old"
     assert not (tmp_path / "run" / "split.json").exists()
+
+
+@pytest.mark.parametrize("pbc", [(True, True, False), (False, False, False)])
+def test_room_around_slabs_and_molecules_does_not_count(pbc: tuple[bool, bool, bool]) -> None:
+    frames = []
+    for seed in range(20):
+        atoms = fcc111("Cu", (2, 2, 3))
+        atoms.rattle(0.05, seed=seed)
+        atoms.pbc = pbc
+        atoms.center(vacuum=5.0, axis=(2,) if any(pbc) else (0, 1, 2))
+        atoms.calc = EMT()
+        forces = -KCAL * atoms.get_forces()
+        energy = float(atoms.get_potential_energy())
+        frames.append(Frame(Structure.from_ase(atoms), energy, forces, None, None, f"cu.xyz#{seed}"))
+    relation = relation_of(frames).forces
+    assert relation is not None
+    assert relation.factor == pytest.approx(-1.0 / KCAL, rel=0.1)
 
 
 CHANGES: dict[str, Callable[[Frame], Frame]] = {

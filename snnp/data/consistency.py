@@ -142,7 +142,8 @@ def _pairs(group: list[Frame]) -> Iterator[_Pairs]:
     n = group[0].n_atoms
     structures = [frame.structure for frame in group]
     positions = np.stack([structure.positions.numpy() for structure in structures])
-    cells = np.stack([structure.cell.numpy()[0] for structure in structures])
+    # Where nothing repeats a cell is only room, which differs where it was fitted around the atoms.
+    cells = np.stack([structure.cell.numpy()[0] * structure.pbc.numpy()[0][:, None] for structure in structures])
     nothing = np.full((max(n, 3), 3), np.nan)
     forces = np.stack([nothing[:n] if frame.forces is None else np.asarray(frame.forces) for frame in group])
     stress = np.stack([nothing[:3] if frame.stress is None else np.asarray(frame.stress) for frame in group])
