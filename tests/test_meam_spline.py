@@ -230,6 +230,7 @@ DAMAGE = {
     "too many knots": (4, "6", "line 11: expected knot 6 of 6 of phi Si .*, got 'spline3eq'"),
     "one slope": (5, "0.5", "line 5: expected the two end slopes of phi Si, got '0.5'"),
     "not a number": (6, "1.1 abc 0", "line 6: expected knot 1 of 5 of phi Si .*, got '1.1 abc 0'"),
+    "Python's digits": (7, "1.95 1_0 0", "line 7: expected knot 2 of 5"),
     "NaN": (7, "1.95 nan 0", "line 7: expected knot 2 of 5"),
     "infinite": (7, "1.95 1e999 0", "line 7: expected knot 2 of 5"),
     "two columns": (8, "2.8 0.1", "line 8: expected knot 3 of 5"),

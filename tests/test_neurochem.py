@@ -249,6 +249,11 @@ DAMAGE = {
         _topology_with("l3.bparam", "l1.bparam"),
         "two layers take their numbers from one file",
     ),
+    "energy twice": (_replaced("sae*.dat", "O,1", "H,0=-0.6\nO,1"), "has two energies of H"),
+    "Python's digits": (_replaced("*.params", "Rcr = 5.0", "Rcr = 5_0.0"), "Rcr must be numbers"),
+    "infinite power": (_replaced("*.params", "Zeta = [8.0000000e+00]", "Zeta = [1e39]"), r"angular\.zeta.*less than"),
+    "infinite width": (_replaced("*.params", "EtaR = [1.2000000e+01]", "EtaR = [1e39]"), r"radial\.eta.*less than"),
+    "far shell": (_replaced("*.params", "ShfA = [1.0000000e+00", "ShfA = [1e39"), r"angular\.shifts.*less than"),
     "energy beyond all atoms": (_replaced("sae*.dat", "H,0=-0.5", "H,0=1e308"), "is no energy of an atom of H"),
     "a bomb": (_bytes_of("ANN-H.nnf", BOMB), "65536 bytes instead of 1112"),
 }

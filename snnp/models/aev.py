@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
@@ -36,21 +37,24 @@ ANGLE_FACTOR = 0.95
 LEAST_EXPONENT = -40.0
 """exp of it, 4e-18, stands for everything smaller."""
 
+_SHARPEST = 1e6  # of a Gaussian (1/Å²) or a power; from infinity times zero come forces that are no numbers
+_Place = Annotated[float, Field(ge=-100.0, le=100.0)]
+
 
 class AEVRadialConfig(FormConfig):
     """Radial terms: Gaussians of width `eta` (1/Å²) at `shifts` (Å), up to `cutoff` (Å)."""
 
-    eta: float = Field(16.0, gt=0.0)
-    shifts: tuple[float, ...] = Field(tuple(0.9 + 0.26875 * k for k in range(16)), min_length=1, max_length=1000)
+    eta: float = Field(16.0, gt=0.0, le=_SHARPEST)
+    shifts: tuple[_Place, ...] = Field(tuple(0.9 + 0.26875 * k for k in range(16)), min_length=1, max_length=1000)
     cutoff: Reach = 5.2
 
 
 class AEVAngularConfig(FormConfig):
     """Angular terms: `eta` (1/Å²) at `shifts` (Å) times power `zeta` at angles `sections` (rad), up to `cutoff` (Å)."""
 
-    eta: float = Field(8.0, gt=0.0)
-    zeta: float = Field(32.0, gt=0.0)
-    shifts: tuple[float, ...] = Field((0.9, 1.55, 2.2, 2.85), min_length=1, max_length=1000)
+    eta: float = Field(8.0, gt=0.0, le=_SHARPEST)
+    zeta: float = Field(32.0, gt=0.0, le=_SHARPEST)
+    shifts: tuple[_Place, ...] = Field((0.9, 1.55, 2.2, 2.85), min_length=1, max_length=1000)
     sections: tuple[float, ...] = Field(
         tuple(math.pi * (2 * k + 1) / 16 for k in range(8)), min_length=1, max_length=1000
     )

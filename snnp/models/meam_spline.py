@@ -135,7 +135,7 @@ class _Lines:
         """The `count` finite numbers on the next line."""
         words = self.words(what)
         try:
-            numbers = [float(word) for word in words]
+            numbers = [float(word.replace("_", "no number")) for word in words]  # Python takes 1_0, LAMMPS does not
         except ValueError:
             raise self.error(what) from None
         if len(numbers) != count or not all(math.isfinite(number) for number in numbers):

@@ -208,7 +208,7 @@ def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
         if key not in entries:
             raise ModelFileError(f"{path}: {key} is missing; the file is not complete.")
         try:
-            values = [float(part) for part in entries[key]]
+            values = [_number(part) for part in entries[key]]
         except ValueError:
             raise ModelFileError(f"{path}: {key} must be numbers, got {', '.join(entries[key])}.") from None
         if one and len(values) != 1:
@@ -232,8 +232,10 @@ def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:
     for line in _text(path).splitlines():
         match = re.fullmatch(r"\s*([A-Z][a-z]?)\s*,\s*\d+\s*=\s*(\S+)\s*", line)
         if match:
+            if match[1] in found:
+                raise ModelFileError(f"{path} has two energies of {match[1]}; remove one of them.")
             try:
-                found[match[1]] = float(match[2]) * HARTREE_IN_EV
+                found[match[1]] = _number(match[2]) * HARTREE_IN_EV
             except ValueError:
                 raise ModelFileError(f"{path}: the energy of {match[1]} is no number: {match[2]}.") from None
             if not abs(found[match[1]]) <= LARGEST_ENERGY:
@@ -273,6 +275,13 @@ def _keys(text: str) -> dict[str, str]:
     """What stands there as `key=value;`."""
     pairs = (piece.partition("=") for piece in text.split(";"))
     return {key.split()[-1]: value for key, equals, value in pairs if equals and key.split()}
+
+
+def _number(text: str) -> float:
+    """As the program that wrote it: not Python's 1_0."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def _whole(text: str) -> int:
