@@ -30,7 +30,7 @@ __all__ = [
     "write_atomically",
 ]
 
-_PARTIAL = ".partial-"
+_PARTIAL, _LOCK = ".partial-", ".lock"
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and something is put before and behind
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -52,7 +52,7 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         known = error.filename
-        if not isinstance(known, str) or Path(known).name.startswith(_PARTIAL):
+        if not isinstance(known, str) or Path(known).name.startswith(_PARTIAL) or known.endswith(_LOCK):
             error.filename = str(path)
         raise
 
@@ -160,7 +160,7 @@ def hold(paths: Iterable[Path]) -> Iterator[None]:
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
     name = os.fsdecode(os.fsencode(path.name)[-_LONGEST_NAME:])
-    lock = path.with_name(f".{name}.lock")
+    lock = path.with_name(f".{name}{_LOCK}")
     with naming(path):
         handle = _lock(path, lock)
     try:

@@ -17,6 +17,7 @@ from snnp.structure import Structure
 __all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors"]
 
 _FARTHEST = 1e9  # Å
+_DENSEST = 10.0  # atoms/Å³, fifty times those of diamond: a cell so small has more images than fit into memory
 _SMALL = 32  # atoms
 
 
@@ -57,7 +58,7 @@ def find_pairs(
         positions: [N, 3] Å, not empty and finite; cell: [3, 3] Å; pbc: [3].
 
     Raises:
-        InputError: for atoms or cells too far apart to be searched.
+        InputError: for atoms or cells too far apart to be searched, or a density that no matter has.
     """
     reach = float(np.abs(positions).max())
     box = cell
@@ -68,6 +69,11 @@ def find_pairs(
         raise InputError(
             f"atoms or cell reach too far to be searched for neighbours (coordinates up to {reach:.3g} Å); "
             "check their units, and whether the simulation has exploded."
+        )
+    if len(positions) > _DENSEST * (volume := abs(float(np.linalg.det(box)))):
+        raise InputError(
+            f"{len(positions)} atoms in {volume:.3g} Å³ are denser than any matter; check the units of the cell (Å "
+            "expected), and whether the simulation has collapsed."
         )
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=not half, sorted=not half)
     i, j, shift = calculator.compute(points=positions, box=box, periodic=pbc, quantities="ijS")

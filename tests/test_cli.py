@@ -450,6 +450,51 @@ def test_velocities_of_a_file_are_named_and_can_be_replaced(run: Path, tmp_path:
     assert 50.0 < read(tmp_path / "b.xyz").get_temperature() < 150.0
 
 
+@pytest.mark.parametrize("signum", [2, 15])
+def test_a_signal_during_imports_ends_the_program(signum: int) -> None:
+    """An exception would be lost where an extension module swallows it, and the run go on."""
+    late = (
+        "import os, sys\n"
+        "from snnp.cli.main import run\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        f"            try: os.kill(os.getpid(), {signum})\n"
+        "            except BaseException: pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['snnp', 'version']\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "")
+
+
+def test_a_pressure_without_a_barostat_is_refused(tmp_path: Path) -> None:
+    for option in (["--pressure", "1"], ["--barostat", "anisotropic"]):
+        asked = ["md", "snnp-si", "diamond:Si:1x1x1", "--trajectory", str(tmp_path / "md.xyz"), *option]
+        result = CliRunner().invoke(app, asked)
+        assert result.exit_code == 1
+        assert "say --ensemble npt" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".", "/", ".."])
+def test_a_trajectory_needs_a_name(name: str) -> None:
+    result = CliRunner().invoke(app, ["md", "snnp-si", "diamond:Si:1x1x1", "--trajectory", name])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "unexpected" not in result.stderr
+
+
+@pytest.mark.parametrize("name, why", [("a.vasp", "cannot hold"), ("a.zzz", "has no ending")])
+def test_relax_says_before_the_work_that_a_format_does_not_serve(name: str, why: str, tmp_path: Path) -> None:
+    asked = ["relax", "snnp-3bpa", "molecule:CH4", "--steps", "1000000", "--fmax", "1e-300"]
+    result = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / name)])
+    assert result.exit_code == 1
+    assert f"error: '{tmp_path / name}' {why}" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("engine, signum", [("ase", 2), ("native", 15), ("openmm", 15), ("openmm", 2)])
 def test_an_interrupted_run_saves_and_names_the_way_on(engine: str, signum: int, run: Path, tmp_path: Path) -> None:
     path = tmp_path / "a b.npz"

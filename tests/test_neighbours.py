@@ -148,6 +148,14 @@ def test_exploded_structures_are_refused(farthest: float, periodic: bool) -> Non
         neighbour_list(Structure.from_ase(atoms), 3.0)
 
 
+@pytest.mark.parametrize("pbc", [True, (True, True, False), (False, False, True)])
+def test_collapsed_cells_are_refused(pbc: object) -> None:
+    """Their images would take all memory."""
+    atoms = Atoms("H8", np.random.default_rng(0).random((8, 3)), cell=[1e-3] * 3, pbc=pbc)
+    with pytest.raises(InputError, match="denser than any matter"):
+        neighbour_list(Structure.from_ase(atoms), 5.0)
+
+
 def test_far_outside_the_cell_is_fine() -> None:
     """Unwrapped trajectories leave the cell."""
     inside = _random(ALL, CUBE, 6, seed=5)

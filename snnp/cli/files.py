@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from snnp.files import refuse_existing, refuse_inputs, replacing
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
+__all__ = ["check_format", "input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
 
 
 @contextmanager
@@ -91,19 +92,38 @@ def input_files(model: str, structure: str | None = None, topology: Path | None 
     return files
 
 
-def write_structure(path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None) -> None:
-    """Write structures in the format named, or that the name of the file stands for.
+def check_format(path: Path, atoms: Atoms) -> None:
+    """See that the format which the name of a file stands for can hold a structure, before hours of work depend on it.
 
     Raises:
-        InputError: if ASE knows no format of that name.
+        InputError: if it cannot.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_structure(Path(folder) / path.name, atoms, shown=path)
+
+
+def write_structure(
+    path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None, *, shown: Path | None = None
+) -> None:
+    """Write structures in the format named, or that the name of the file stands for.
+
+    Arguments:
+        shown: the name of the file in messages, if another.
+
+    Raises:
+        InputError: if ASE knows no format of that name, or the format cannot hold the structures.
     """
     import ase.io
     from ase.io.formats import UnknownFileTypeError
 
+    cure = "use .extxyz, .cif or .vasp, for example"
     try:
         with replacing(path) as temporary:
             ase.io.write(temporary, atoms, format=file_format)
     except UnknownFileTypeError:
-        raise InputError(
-            f"'{path}' has no ending that ASE can write; use .extxyz, .cif or .vasp, for example."
-        ) from None
+        raise InputError(f"'{shown or path}' has no ending that ASE can write; {cure}.") from None
+    except (OSError, SnnpError):
+        raise
+    except Exception as error:  # ASE's writers raise whatever they trip over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"'{shown or path}' cannot hold this structure ({reason.rstrip('.')}); {cure}.") from error

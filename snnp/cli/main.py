@@ -187,8 +187,17 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
 
 
-def _terminate(signum: int, _: FrameType | None) -> NoReturn:
-    """End with the usual code, but take temporary files away first."""
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    """End with the usual code, but take temporary files away first.
+
+    During an import nothing is begun yet, and an exception may get lost: extension modules swallow it, or abort.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(128 + signum)
+        frame = frame.f_back
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(128 + signum)
 
 
@@ -200,6 +209,7 @@ def run() -> None:
     sys.excepthook = _report_bug
     # What libraries warn of goes the way of all messages: it may hold names from files.
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    for signum, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(signum) is default:
+            signal.signal(signum, _stop)
     typer.main.get_command(app)()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
-from snnp.cli.files import input_files, prepare_output, write_structure
+from snnp.cli.files import check_format, input_files, prepare_output, write_structure
 from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Seed, StructureSpec, examples
 from snnp.errors import InputError
 
@@ -222,6 +222,10 @@ def md_command(
 
     asked = dict(locals())  # the options by name
     settings, chosen = _settings(asked)
+    if (pressure or barostat) and settings.ensemble != "npt":
+        raise InputError(
+            f"--pressure and --barostat act in npt alone, and this run is {settings.ensemble}: say --ensemble npt."
+        )
     _set_threads(threads)
     _, pinned = load_pinned(model)  # a wrong name is said before anything else is built
     result = _simulate(pinned, settings, chosen, asked)
@@ -326,6 +330,8 @@ def _outputs(asked: dict[str, Any]) -> dict[str, Path | None]:
     """Names of the output files: as given, 'none' for none, else the trajectory's name with another suffix."""
     trajectory = asked["trajectory"] or "md.extxyz"
     stem = Path("md") if trajectory == "none" else Path(trajectory)
+    if not stem.name:
+        raise InputError(f"cannot write '{stem}': it is a folder; choose the name of a file.")
     files: dict[str, Path | None] = {"trajectory": None if trajectory == "none" else Path(trajectory)}
     for name, suffix in _COMPANIONS.items():
         given = asked[name]
@@ -441,6 +447,7 @@ def relax_command(
     atoms = build_structure(structure, file_format=file_format)
     if out is not None:
         prepare_output(out, overwrite=overwrite, inputs=inputs)
+        check_format(out, atoms)
     cell = bool(cell or pressure)
     result = _relaxed(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure)
     if out is not None:

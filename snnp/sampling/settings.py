@@ -101,8 +101,8 @@ class MDSettings(BaseModel):
         if self.ensemble != "nve" and self.temperature_k == 0.0:
             raise ValueError(f"temperature_k must be positive for ensemble '{self.ensemble}', got 0")
         if self.temperature_end_k is not None and (self.ensemble == "nve" or self.steps == 0):
-            reason = "no steps" if self.steps == 0 else "no thermostat (ensemble 'nve')"
-            raise ValueError(f"temperature_end_k asks for a ramp, but there is {reason}")
+            reason = "are no steps" if self.steps == 0 else "is no thermostat (ensemble 'nve')"
+            raise ValueError(f"temperature_end_k asks for a ramp, but there {reason}")
         if self.equilibrate and self.temperature_k == 0.0:
             raise ValueError("equilibrate needs a positive temperature_k, got 0")
         outputs = [path for path in (self.trajectory, self.log, self.plot, self.checkpoint) if path is not None]

@@ -54,6 +54,13 @@ def _settings(**values: Any) -> MDSettings:
 
 
 @pytest.mark.parametrize("engine", ["ase", "native", "openmm"])
+def test_a_box_that_collapses_ends_the_run_before_memory_ends(engine: str) -> None:
+    settings = MDSettings(ensemble="npt", pressure_gpa=1e6, steps=100)
+    with pytest.raises(InputError, match=r"blew up .* are denser than any matter"):
+        run_md("snnp-si", bulk("Si", cubic=True), settings, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["ase", "native", "openmm"])
 @pytest.mark.parametrize("stated", [True, False])
 def test_a_fall_into_a_hole_stops_the_run(engine: str, stated: bool, start: Atoms, tmp_path: Path) -> None:
     """By the energy where the model states that of its training data, else by the temperature."""

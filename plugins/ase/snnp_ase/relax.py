@@ -34,8 +34,8 @@ def relax(
     """Relax with FIRE in float64, the cell through `FrechetCellFilter`; see `snnp.sampling.relax`.
 
     Raises:
-        InputError: for a bad structure, a threshold that is not positive, `cell` without full periodicity, or a
-            pressure that is not finite or has no cell to act on.
+        InputError: for a bad structure or one that collapses, a threshold that is not positive, `cell` without full
+            periodicity, or a pressure that is not finite or has no cell to act on.
     """
     if not fmax > 0.0:
         raise InputError(f"fmax must be positive, got {fmax} eV/Å.")
@@ -64,7 +64,14 @@ def relax(
 
     if report is not None:
         optimiser.attach(tell)
-    converged = optimiser.run(fmax=fmax, steps=steps)
+    try:
+        converged = optimiser.run(fmax=fmax, steps=steps)
+    except InputError as error:
+        # The structure was good at the start, so what is wrong now is the relaxation's doing.
+        raise InputError(
+            f"the structure collapsed or flew apart after {optimiser.nsteps} steps of relaxation ({error}) Take a "
+            "pressure nearer to zero, or check the model and the start."
+        ) from error
     energy = float(relaxed.get_potential_energy())
     largest = _largest_force(relaxed)
     stress = None
