@@ -156,6 +156,18 @@ def settings(data: Path, **more: object) -> dict[str, object]:
     return {"data": {"train": [str(data)], "valid": 0.0}, "model": MODEL, "dtype": "float64", "threads": 1, **more}
 
 
+def test_a_run_without_compressed_structures_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snnp.training.setup.MOST_ELEMENTS", 0)
+    tree = settings(data)
+    tree["optimiser"] = {"epochs": 1, "batch_atoms": 64}
+    heard: list[str | None] = []
+    model = train(load_config(tree), tmp_path / "run", lambda now: heard.append(now.message)).model
+    assert model.metadata["n_compressed_frames"] == 0
+    assert any("no compressed structures" in message for message in heard if message is not None)
+
+
 @pytest.mark.parametrize("evaluator", ["legendre", "spline"])
 def test_a_tolerance_costs_nothing_within_and_pulls_beyond(data: Path, evaluator: str) -> None:
     tree = settings(data)

@@ -12,6 +12,7 @@ begins at 0.6 of the shortest distance of the data. Labels have a tolerance: wit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -23,7 +24,7 @@ from ase.build import bulk
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import sparse
+from scipy import linalg, sparse
 
 from snnp.data import Frame
 from snnp.models.repulsion import Repulsion
@@ -31,7 +32,10 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import bspline_weights
 from snnp.structure import Structure
 
-__all__ = ["LEAST_TOLERANCE", "CompressedFrame", "CompressionConfig", "PairWall", "compressed_frames", "fit_wall"]
+__all__ = [
+    *("LEAST_TOLERANCE", "MOST_ELEMENTS", "CompressedFrame", "CompressionConfig", "PairWall"),
+    *("compressed_frames", "fit_wall"),
+]
 
 Array = NDArray[np.float64]
 
@@ -48,8 +52,9 @@ _FIRST = 0.95
 """Of the volume at the data's edge: where compressed structures begin."""
 LEAST_TOLERANCE = 0.02
 """eV/atom."""
-_MOST_KINDS = 6
-_FEWEST_CRYSTALS = 40
+MOST_ELEMENTS = 25
+"""The fit of all their pairs takes a minute and 1.4 GB; time grows with the sixth, memory with the fourth power."""
+_MOST_KINDS, _MOST_SQUEEZED, _FEWEST_CRYSTALS = 6, 400, 40
 _LEAST_WORK, _LEAST_SHARE = 0.5, 0.3
 """What compression costs at least: eV per atom and unit of -ln V, and a share of what that volume costs all around."""
 _DENSE = 0.05
@@ -112,7 +117,7 @@ class PairWall:
 
     def energy(self, structure: Structure) -> float:
         """eV, of one structure."""
-        pair, distance, _ = _pairs(structure)
+        pair, distance, _, _ = _pairs(structure)
         total = sum(self.zeros[number] for number in structure.numbers.tolist())
         for key in {tuple(row) for row in pair.tolist()}:
             mine = (pair == key).all(axis=1)
@@ -127,14 +132,16 @@ def _nuclear(r: Array, numbers: tuple[int, int]) -> tuple[Array, Array]:
     return 2.0 * halves[0].numpy(), 2.0 * halves[1].numpy()
 
 
-def _pairs(structure: Structure) -> tuple[NDArray[np.int64], Array, tuple[Array, ...]]:
-    """Atomic numbers [P, 2] (sorted), distances [P], and (i, unit vectors) of all directed pairs."""
+_Found = tuple[NDArray[np.int64], Array, NDArray[np.int64], Array]
+
+
+def _pairs(structure: Structure) -> _Found:
+    """Atomic numbers [P, 2] (sorted), distances [P], centres [P] and unit vectors [P, 3] of all directed pairs."""
     lists = neighbour_list(structure, _REACH)
     vectors = pair_vectors(structure, lists).double().numpy()
     distance = np.linalg.norm(vectors, axis=1)
-    z = structure.numbers.numpy()
-    pair = np.sort(np.stack([z[lists.i.numpy()], z[lists.j.numpy()]], axis=1), axis=1)
-    return pair, distance, (lists.i.numpy(), vectors / distance[:, None])
+    z, i = structure.numbers.numpy(), lists.i.numpy()
+    return np.sort(np.stack([z[i], z[lists.j.numpy()]], axis=1), axis=1), distance, i, vectors / distance[:, None]
 
 
 def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
@@ -142,21 +149,16 @@ def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
     frames = _sample([frame for frame in frames if frame.energy is not None], _FIT_ATOMS, seed)
     found = [_pairs(frame.structure) for frame in frames]
     elements = sorted({z for frame in frames for z in frame.structure.numbers.tolist()})
-    keys = [(a, b) for k, a in enumerate(elements) for b in elements[k:]]
-    starts = {key: _start(key, found, frames) for key in keys}
-    blocks, right = [], []
-    for frame, pairs in zip(frames, found, strict=True):
-        rows, values = _equations(frame, pairs, elements, keys, starts)
-        blocks.append(rows)
-        right.append(values)
-    matrix, values = sparse.vstack(blocks).tocsr(), np.concatenate(right)
-    smooth = np.sqrt(_SMOOTHNESS * len(values)) * _curvatures(len(keys), len(elements))
-    normal = (matrix.T @ matrix).toarray() + smooth.T @ smooth
-    solution = np.linalg.lstsq(normal, matrix.T @ values, rcond=1e-12)[0]
-    coefficients = solution[len(elements) :].reshape(len(keys), _INTERVALS)
-    curves = {key: _curve(key, coefficients[k], starts[key], _shortest(key, found)) for k, key in enumerate(keys)}
-    zeros = dict(zip(elements, solution[: len(elements)].tolist(), strict=True))
-    wall = PairWall(zeros, curves, 0.0)
+    basis = _Basis.of(elements, found, frames)
+    equations = [_equations(frame, pairs, basis) for frame, pairs in zip(frames, found, strict=True)]
+    matrix, values = sparse.vstack([rows for rows, _ in equations]).tocsr(), np.concatenate([v for _, v in equations])
+    smooth = np.sqrt(_SMOOTHNESS * len(values)) * basis.curvatures()
+    normal = (matrix.T @ matrix + smooth.T @ smooth).toarray()
+    # Rank-deficient where one composition leaves the zeros open: the solution of smallest norm.
+    solution = linalg.lstsq(normal, matrix.T @ values, cond=1e-12, lapack_driver="gelsy", overwrite_a=True)[0]
+    coefficients = solution[len(elements) :].reshape(-1, _INTERVALS)
+    curves = {key: basis.curve(k, coefficients[k]) for k, key in enumerate(basis.keys)}
+    wall = PairWall(dict(zip(elements, solution[: len(elements)].tolist(), strict=True)), curves, 0.0)
     errors = [(wall.energy(f.structure) - (f.energy or 0.0)) / f.n_atoms for f in frames]
     return replace(wall, error=float(np.sqrt(np.mean(np.square(errors)))))
 
@@ -173,96 +175,103 @@ def _sample(frames: Sequence[Frame], n_atoms: int, seed: int) -> list[Frame]:
     return chosen
 
 
-Found = tuple[NDArray[np.int64], Array, tuple[Array, ...]]
+@dataclass(frozen=True)
+class _Basis:
+    """What is fitted: a zero of energy per element, then the B-splines of each pair of elements.
+
+    Arguments:
+        elements: atomic numbers; keys: pairs of them, the smaller first.
+        start: [keys] Å, where the spline of a pair begins; shortest: [keys] Å, its shortest distance in the data.
+    """
+
+    elements: list[int]
+    keys: list[tuple[int, int]]
+    start: Array
+    shortest: Array
+
+    @classmethod
+    def of(cls, elements: list[int], found: Sequence[_Found], frames: Sequence[Frame]) -> _Basis:
+        keys = [(a, b) for k, a in enumerate(elements) for b in elements[k:]]
+        distances = np.concatenate([distance for _, distance, _, _ in found])
+        index = np.concatenate([_index(pair, elements) for pair, _, _, _ in found])
+        counts = Counter(z for frame in frames for z in frame.structure.numbers.tolist())
+        start, shortest = np.empty(len(keys)), np.empty(len(keys))
+        for k, (a, b) in enumerate(keys):
+            own = np.sort(distances[index == k])
+            touching = 0.9 * float(covalent_radii[a] + covalent_radii[b])  # where nothing is known of a pair
+            # The innermost that the data support: two percent of what would be one neighbour per atom lie within.
+            rank = max(4, (counts[a] + counts[b] * (a != b)) // 50)
+            start[k] = own[rank] if len(own) > rank else min(touching, _REACH - 1.0)
+            shortest[k] = own[0] if len(own) else touching
+        return cls(elements, keys, start, shortest)
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return len(self.elements) + len(self.keys) * _INTERVALS
+
+    def __call__(self, distance: Array, index: NDArray[np.int64]) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """Values and slopes [P, size] of the B-splines at the distances [P] of the pairs of elements `index` [P].
+
+        The last three of a pair, which do not vanish at the reach, are left out; within `start` all go on as tangents.
+        """
+        start = torch.from_numpy(self.start[index])
+        spacing = (_REACH - start) / _INTERVALS
+        first, *made = bspline_weights(torch.from_numpy(distance), start, spacing, torch.tensor(_INTERVALS))
+        local = (first[:, None] + torch.arange(4)).numpy().ravel()
+        row, kept = np.repeat(np.arange(len(distance)), 4), local < _INTERVALS
+        column = len(self.elements) + np.repeat(index, 4) * _INTERVALS + local
+        place, shape = (row[kept], column[kept]), (len(distance), self.size)
+        values, slopes = (sparse.csr_matrix((each.numpy().ravel()[kept], place), shape=shape) for each in made)
+        return values, slopes
+
+    def curvatures(self) -> sparse.csr_matrix:
+        """Second differences of the coefficients of each pair of elements."""
+        one = np.diff(np.eye(_INTERVALS), n=2, axis=0)
+        curves = sparse.kron(sparse.eye(len(self.keys)), one)
+        return sparse.hstack([sparse.csr_matrix((curves.shape[0], len(self.elements))), curves]).tocsr()
+
+    def curve(self, k: int, coefficients: Array) -> _Curve:
+        """The spline of a pair of elements, with its wall within `start`."""
+        r = np.linspace(self.start[k], _REACH, 400)
+        columns = slice(len(self.elements) + k * _INTERVALS, len(self.elements) + (k + 1) * _INTERVALS)
+        phi, slopes = (each[:, columns] @ coefficients for each in self(r, np.full(len(r), k)))
+        inner = min(_NUCLEI * self.shortest[k], 0.9 * self.start[k])
+        nuclear = -_nuclear(np.array([inner, self.start[k]]), self.keys[k])[1]
+        # Where the fit does not repel at its own beginning, a tenth of the nuclear repulsion does.
+        steep = max(-float(slopes[0]), 0.1 * float(nuclear[1]))
+        within = np.linspace(inner, self.start[k], 200)
+        slope = -np.exp(np.interp(within, [inner, self.start[k]], np.log([nuclear[0], steep])))
+        rise = np.concatenate([[0.0], np.cumsum(0.5 * (slope[1:] + slope[:-1]) * np.diff(within))])
+        inside = (rise - rise[-1] + phi[0])[:-1]
+        return _Curve(np.concatenate([within[:-1], r]), np.concatenate([inside, phi]), self.keys[k])
 
 
-def _distances(key: tuple[int, int], found: Sequence[Found]) -> Array:
-    return np.sort(np.concatenate([distance[(pair == key).all(axis=1)] for pair, distance, _ in found]))
+def _index(pair: NDArray[np.int64], elements: list[int]) -> NDArray[np.int64]:
+    """[P] number of each pair of elements [P, 2] (the smaller first) in the order of `_Basis.keys`."""
+    low, high = np.searchsorted(elements, pair).T
+    return np.asarray(low * len(elements) - low * (low - 1) // 2 + (high - low))
 
 
-def _shortest(key: tuple[int, int], found: Sequence[Found]) -> float:
-    distances = _distances(key, found)
-    return float(distances[0]) if len(distances) else _touching(key)
-
-
-def _touching(key: tuple[int, int]) -> float:
-    """Å, where nothing is known of a pair."""
-    return 0.9 * float(covalent_radii[key[0]] + covalent_radii[key[1]])
-
-
-def _start(key: tuple[int, int], found: Sequence[Found], frames: Sequence[Frame]) -> float:
-    """Å, the innermost distance that the data support: the first percent of what would be one neighbour per atom."""
-    distances = _distances(key, found)
-    n_atoms = sum(int(np.isin(frame.structure.numbers.numpy(), key).sum()) for frame in frames)
-    index = max(4, n_atoms // 50)
-    return float(distances[index]) if len(distances) > index else min(_touching(key), _REACH - 1.0)
-
-
-def _basis(distance: Array, start: float) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Values and slopes [P, K] of the B-splines on [start, reach] but the last three, which do not vanish there."""
-    grid = torch.tensor([start, (_REACH - start) / _INTERVALS], dtype=torch.float64)
-    # Within `start` they go on as their tangents.
-    first, weights, slopes = bspline_weights(torch.from_numpy(distance), grid[0], grid[1], torch.tensor(_INTERVALS))
-    row = np.repeat(np.arange(len(distance)), 4)
-    column = (first[:, None] + torch.arange(4)).numpy().ravel()
-    shape = (len(distance), _INTERVALS + 3)
-    made = [
-        sparse.csr_matrix((w.numpy().ravel(), (row, column)), shape=shape)[:, :_INTERVALS] for w in (weights, slopes)
-    ]
-    return made[0], made[1]
-
-
-def _equations(
-    frame: Frame, pairs: Found, elements: list[int], keys: list[tuple[int, int]], starts: dict[tuple[int, int], float]
-) -> tuple[sparse.csr_matrix, Array]:
+def _equations(frame: Frame, pairs: _Found, basis: _Basis) -> tuple[sparse.csr_matrix, Array]:
     """Weighted rows and right sides: energy per atom, diagonal of the stress times the volume per atom, forces."""
-    pair, distance, (i, unit) = pairs
-    n, numbers = frame.n_atoms, frame.structure.numbers.numpy()
-    energy_row = [np.array([[(numbers == z).sum() / n for z in elements]])]
-    strain_rows: list[Array] = [np.zeros((3, len(elements)))]
-    force_rows = [sparse.csr_matrix((3 * n, len(elements)))]
-    for key in keys:
-        mine = (pair == key).all(axis=1)
-        values, slopes = _basis(distance[mine], starts[key])
-        energy_row.append(np.asarray(values.sum(axis=0)) * (0.5 / n))
-        along, centre = unit[mine], i[mine]
-        strain_rows.append((along**2 * distance[mine][:, None]).T @ slopes * (0.5 / n))
-        gather = [
-            sparse.csr_matrix((along[:, c], (3 * centre + c, np.arange(len(centre)))), (3 * n, len(centre)))
-            for c in range(3)
-        ]
-        force_rows.append(sum(each @ slopes for each in gather))
-    rows = [_ENERGY_WEIGHT * sparse.csr_matrix(np.hstack(energy_row))]
+    pair, distance, i, unit = pairs
+    n, count = frame.n_atoms, np.arange(len(distance))
+    values, slopes = basis(distance, _index(pair, basis.elements))
+    composition = np.zeros(basis.size)
+    np.add.at(composition, np.searchsorted(basis.elements, frame.structure.numbers.numpy()), 1.0)
+    energy_row = (composition + 0.5 * np.asarray(values.sum(axis=0)).ravel()) / n
+    rows = [sparse.csr_matrix(_ENERGY_WEIGHT * energy_row)]
     right = [np.array([_ENERGY_WEIGHT * (frame.energy or 0.0) / n])]
-    if frame.stress is not None and n > 0:
+    if frame.stress is not None:
         volume = float(frame.structure.volume()[0])
-        rows.append(_STRESS_WEIGHT * sparse.csr_matrix(np.hstack(strain_rows)))
+        rows.append(sparse.csr_matrix((_STRESS_WEIGHT * 0.5 / n * unit**2 * distance[:, None]).T @ slopes))
         right.append(_STRESS_WEIGHT * np.diag(frame.stress) * volume / n)
     if frame.forces is not None:
-        rows.append(_FORCE_WEIGHT * sparse.hstack(force_rows).tocsr())
+        gather = [sparse.csr_matrix((unit[:, c], (3 * i + c, count)), (3 * n, len(count))) for c in range(3)]
+        rows.append(_FORCE_WEIGHT * (gather[0] + gather[1] + gather[2]) @ slopes)
         right.append(_FORCE_WEIGHT * frame.forces.ravel())
     return sparse.vstack(rows).tocsr(), np.concatenate(right)
-
-
-def _curvatures(n_curves: int, n_elements: int) -> Array:
-    """Second differences of the coefficients of all curves, behind columns of zeros."""
-    one = np.diff(np.eye(_INTERVALS), n=2, axis=0)
-    return np.hstack([np.zeros((n_curves * len(one), n_elements)), np.kron(np.eye(n_curves), one)])
-
-
-def _curve(key: tuple[int, int], coefficients: Array, start: float, shortest: float) -> _Curve:
-    """The spline, with its wall within `start`."""
-    r = np.linspace(start, _REACH, 400)
-    values, slopes = _basis(r, start)
-    phi = values @ coefficients
-    inner = min(_NUCLEI * shortest, 0.9 * start)
-    nuclear = -_nuclear(np.array([inner, start]), key)[1]
-    # Where the fit does not repel at its own beginning, a tenth of the nuclear repulsion does.
-    steep = max(-float((slopes @ coefficients)[0]), 0.1 * float(nuclear[1]))
-    within = np.linspace(inner, start, 200)
-    slope = -np.exp(np.interp(within, [inner, start], np.log([nuclear[0], steep])))
-    rise = np.concatenate([[0.0], np.cumsum(0.5 * (slope[1:] + slope[:-1]) * np.diff(within))])
-    return _Curve(np.concatenate([within[:-1], r]), np.concatenate([(rise - rise[-1] + phi[0])[:-1], phi]), key)
 
 
 def compressed_frames(
@@ -318,12 +327,12 @@ def _per_atom(frame: Frame) -> float:
 def _squeezed(
     kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
 ) -> list[CompressedFrame]:
-    """Frames of the data brought from their volume to one beyond the smallest in the data."""
+    """Frames of the data brought from their volume to one beyond the data's edge."""
     wanted = settings.share * sum(frame.n_atoms for kind in kinds for frame in kind.frames)
     weights = np.array([len(kind.frames) for kind in kinds]) / sum(len(kind.frames) for kind in kinds)
     found: list[CompressedFrame] = []
     total = 0
-    while total < wanted:
+    while total < wanted and len(found) < _MOST_SQUEEZED:
         kind = kinds[int(rng.choice(len(kinds), p=weights))]
         base = kind.dense[int(rng.integers(len(kind.dense)))]
         along = _direction(rng) if rng.random() < 0.5 else None

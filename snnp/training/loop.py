@@ -24,6 +24,7 @@ from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 from snnp.models.io import save_model, usable_device
 from snnp.models.potential import Potential
 from snnp.signals import Interrupted, StopRequest, stop_requests
+from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward
 from snnp.training.evaluation import Evaluation, evaluate
@@ -140,6 +141,11 @@ def _say_what_is_wrong(config: TrainConfig, problem: Problem, report: Report) ->
                 "data.check_units to warn."
             )
         messages.append(str(finding))
+    if config.compression is not None and not problem.compressed:
+        messages.append(
+            "no compressed structures are added (there are no energies of two atoms and more, or more than "
+            f"{MOST_ELEMENTS} elements): see with the doctor that the model does not fall under compression"
+        )
     for message in messages:
         report(Progress(0, config.optimiser.epochs, message=message))
 

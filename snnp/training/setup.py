@@ -33,7 +33,7 @@ from snnp.errors import ConfigError, DataError
 from snnp.models.potential import Potential
 from snnp.models.spline_nnp import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.training.compressed import CompressedFrame, compressed_frames, fit_wall
+from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 from snnp.training.families import FAMILIES, family_of
 from snnp.training.native import NativeGeometry, native_features
@@ -162,7 +162,7 @@ def load_problem(
 
 
 def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[CompressedFrame, ...]:
-    if config.compression is None:
+    if config.compression is None or len(elements_of(frames)) > MOST_ELEMENTS:
         return ()
     return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
 
