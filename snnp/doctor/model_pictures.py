@@ -16,6 +16,7 @@ from snnp.figures import COLOURS, GREY, colours, new_figure, plain_ticks, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["model_pictures"]
 
@@ -32,15 +33,21 @@ def model_pictures(
     return [_dimers(dimers), *compression, *([_runs(runs)] if runs else []), _scaling(scaling)]
 
 
+def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels of that size (inches), in rows."""
+    columns = min(_COLUMNS, n)
+    rows = math.ceil(n / columns)
+    drawn = new_figure(max(width * columns, 5.0), height * rows + 0.5)
+    panels = drawn.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for panel in panels[n:]:
+        panel.set_axis_off()
+    return drawn, panels
+
+
 def _dimers(dimers: list[Dimer]) -> Picture:
     # Those with holes come first, in case there are too many to draw.
     shown = sorted(dimers, key=lambda each: each.hole is None)[:_MOST_PANELS]
-    columns = min(_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    drawn = new_figure(max(2.3 * columns, 4.5), 1.9 * rows + 0.4)
-    panels = np.atleast_1d(drawn.subplots(rows, columns, squeeze=False)).ravel()
-    for panel in panels[len(shown) :]:
-        panel.set_axis_off()
+    drawn, panels = _panels(len(shown), 2.3, 1.9)
     for panel, dimer in zip(panels, shown, strict=False):
         finite = np.isfinite(dimer.energy)
         panel.plot(dimer.distance[finite], dimer.energy[finite], color=COLOURS[0], lw=1.4)
@@ -77,12 +84,7 @@ def _symmetric_scale(panel: Axes, low: float, high: float) -> None:
 
 def _compression(scan: Sequence[Compression]) -> Picture:
     systems = list(dict.fromkeys(each.system for each in scan))[:_MOST_PANELS]
-    columns = min(_COLUMNS, len(systems))
-    rows = math.ceil(len(systems) / columns)
-    drawn = new_figure(max(2.6 * columns, 5.0), 2.2 * rows + 0.6)
-    panels = np.atleast_1d(drawn.subplots(rows, columns, squeeze=False)).ravel()
-    for panel in panels[len(systems) :]:
-        panel.set_axis_off()
+    drawn, panels = _panels(len(systems), 2.6, 2.2)
     for panel, system in zip(panels, systems, strict=False):
         mine = [each for each in scan if each.system == system]
         for each, colour in zip(mine, colours(len(mine)), strict=True):
