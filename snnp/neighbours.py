@@ -17,7 +17,8 @@ from snnp.structure import Structure
 __all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors"]
 
 _FARTHEST = 1e9  # Å
-_DENSEST = 10.0  # atoms/Å³, fifty times those of diamond: a cell so small has more images than fit into memory
+_MOST_NEIGHBOURS = 25_000  # of an atom: those within 30 Å in diamond are 20,000; far more do not fit into memory
+_MOST_IMAGES = 400  # along one direction: a cell of 0.15 Å has them within 30 Å
 _SMALL = 32  # atoms
 
 
@@ -64,13 +65,15 @@ def find_pairs(
     box = cell
     if not pbc.all() and reach < _FARTHEST:
         box = _complete_cell(positions, cell, pbc, cutoff)
+    volume = abs(float(np.linalg.det(box)))
     # Beyond these sizes vesin's cell list and its 32-bit shifts overflow, which ends the whole process.
-    if not (reach < _FARTHEST and abs(np.linalg.det(box)) < 1e15 * cutoff**3):
+    if not (reach < _FARTHEST and volume < 1e15 * cutoff**3):
         raise InputError(
             f"atoms or cell reach too far to be searched for neighbours (coordinates up to {reach:.3g} Å); "
             "check their units, and whether the simulation has exploded."
         )
-    if len(positions) > _DENSEST * (volume := abs(float(np.linalg.det(box)))):
+    dense = len(positions) * 4.0 / 3.0 * math.pi * cutoff**3 > _MOST_NEIGHBOURS * volume
+    if dense or (2.0 * cutoff * np.linalg.norm(np.linalg.inv(box), axis=0)[pbc]).max(initial=0.0) > _MOST_IMAGES:
         raise InputError(
             f"{len(positions)} atoms in {volume:.3g} Å³ are denser than any matter; check the units of the cell (Å "
             "expected), and whether the simulation has collapsed."

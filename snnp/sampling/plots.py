@@ -17,6 +17,7 @@ __all__ = ["plot_run"]
 
 _LINE, _SECOND, _GUIDE = "#1f5f8b", "#c8553d", "#888888"
 _MOST_PAIRS = 6
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def plot_run(
@@ -53,7 +54,8 @@ def plot_run(
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
         panel.title.set_fontsize(10)
-    title = f"{atoms.symbols.formula.convert('hill'):latex}  {settings.ensemble.upper()}"
+    formula = str(atoms.symbols.formula.convert("hill")).translate(_SUBSCRIPTS)
+    title = f"{formula}  {settings.ensemble.upper()}"
     title += "" if settings.ensemble == "nve" else f" at {_target(settings)}"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""
     figure.suptitle(f"{title},  {len(atoms)} atoms,  {settings.steps} steps of {settings.dt_fs:g} fs", fontsize=10)
