@@ -156,16 +156,17 @@ def settings(data: Path, **more: object) -> dict[str, object]:
     return {"data": {"train": [str(data)], "valid": 0.0}, "model": MODEL, "dtype": "float64", "threads": 1, **more}
 
 
-def test_a_run_without_compressed_structures_says_so(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most", [0, 25])
+def test_only_a_run_without_compressed_structures_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr("snnp.training.setup.MOST_ELEMENTS", 0)
+    monkeypatch.setattr("snnp.training.setup.MOST_ELEMENTS", most)
     tree = settings(data)
     tree["optimiser"] = {"epochs": 1, "batch_atoms": 64}
     heard: list[str | None] = []
     model = train(load_config(tree), tmp_path / "run", lambda now: heard.append(now.message)).model
-    assert model.metadata["n_compressed_frames"] == 0
-    assert any("no compressed structures" in message for message in heard if message is not None)
+    said = any("no compressed structures" in message for message in heard if message is not None)
+    assert said == (model.metadata["n_compressed_frames"] == 0) == (most == 0)
 
 
 @pytest.mark.parametrize("evaluator", ["legendre", "spline"])

@@ -15,13 +15,15 @@ from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample
 from snnp.units import BOLTZMANN_EV_PER_K
 
-__all__ = ["Limits", "least_energy", "shorter_step"]
+__all__ = ["Limits", "cure", "least_energy", "shorter_step"]
 
 _LOWER, _SHARE = 1.0, 0.5
 """eV/atom below the training data, or that share of their lowest energy: less than any hole that matters, more than an
 ordered crystal or another composition gains on what was seen."""
 _HOTTER, _WARMER_K = 10.0, 2000.0
 """Times the temperature, and K beyond: a start far from rest gives off less, a fall into a hole more."""
+_HOTTEST_K = 1e6
+"""Above this no condensed matter or molecule is meant: the atoms are flying apart."""
 _FEW = 10
 """Degrees of freedom; with fewer, temperatures fluctuate by more than their mean."""
 
@@ -35,12 +37,14 @@ class Limits:
         temperature: K.
         n_atoms: how many.
         step: what a shorter time step would be; see `shorter_step`.
+        cure: what to do about atoms that fly apart; see the function of that name.
     """
 
     energy: float | None
     temperature: float
     n_atoms: int
     step: str | None
+    cure: str
 
     @classmethod
     def of(cls, atoms: Atoms, settings: MDSettings, n_freedom: int, energy: float | None) -> Limits:
@@ -49,10 +53,14 @@ class Limits:
         given = 2.0 * float(atoms.get_kinetic_energy()) / (n_freedom * BOLTZMANN_EV_PER_K)
         asked = max(settings.temperature_k, settings.temperature_end_k or 0.0, given)
         hottest = _HOTTER * (1.0 + _FEW / n_freedom) * asked + _WARMER_K
-        return cls(energy, hottest, len(atoms), shorter_step(atoms, settings.dt_fs))
+        return cls(energy, hottest, len(atoms), shorter_step(atoms, settings.dt_fs), cure(atoms, settings))
 
     def check(self, sample: Sample, settings: MDSettings) -> None:
         """Raise `InputError` for a state that a sound run does not reach, with its likely cause and what to do."""
+        finite = math.isfinite(sample.total_energy_ev)
+        if not finite or sample.temperature_k >= _HOTTEST_K:
+            seen = f"temperature is {sample.temperature_k:.3g} K" if finite else f"energy is {sample.total_energy_ev}"
+            raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {self.cure}")
         low = self.energy is not None and sample.potential_energy_ev < self.energy
         if not low and sample.temperature_k <= self.temperature:
             return
@@ -82,6 +90,17 @@ def shorter_step(atoms: Atoms, dt_fs: float) -> str | None:
     if np.any(atoms.numbers == 1):
         return f"0.5 fs, as there is hydrogen, instead of {dt_fs:g} fs" if dt_fs > 0.5 else None
     return None if dt_fs <= 1.0 else f"1 {'fs' if dt_fs <= 2.0 else 'to 2 fs'} instead of {dt_fs:g} fs"
+
+
+def cure(atoms: Atoms, settings: MDSettings) -> str:
+    """What to do about a run that blew up: a shorter step only where the step is long."""
+    step = shorter_step(atoms, settings.dt_fs)
+    if step is not None:
+        return f"Use a time step of {step}, relax the structure first, or check the model."
+    return (
+        f"A time step of {settings.dt_fs:g} fs is short enough: suspect the structure (relax it first, look for atoms "
+        "that are too close) or the model (is it trained for such structures and temperatures?)."
+    )
 
 
 def least_energy(model: Potential, atoms: Atoms) -> float | None:

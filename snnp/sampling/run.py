@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from snnp.files import hold, refuse_existing
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
 from snnp.sampling.ensemble import degrees_of_freedom
-from snnp.sampling.limits import Limits, shorter_step
+from snnp.sampling.limits import Limits, cure
 from snnp.sampling.log import LogWriter, check_mark, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
@@ -41,8 +40,6 @@ __all__ = [
 ]
 
 _EXTRA_OF_ENGINE = {"openmm": "openmm"}
-_HOTTEST_K = 1e6
-"""Above this no condensed matter or molecule is meant: the atoms are flying apart."""
 _RDF_SAMPLES = 40
 _PATIENCE = 2_000_000
 """Steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop."""
@@ -223,19 +220,8 @@ def _advance(engine: Engine, step: int, stop: int, atoms: Atoms, settings: MDSet
     except InputError as error:
         # The structure was good at the start, so bad positions now are the run's doing.
         raise InputError(
-            f"the simulation blew up between steps {step} and {stop} ({error}) {_cure(atoms, settings)}"
+            f"the simulation blew up between steps {step} and {stop} ({error}) {cure(atoms, settings)}"
         ) from error
-
-
-def _cure(atoms: Atoms, settings: MDSettings) -> str:
-    """What to do about a run that blew up: a shorter step only where the step is long."""
-    step = shorter_step(atoms, settings.dt_fs)
-    if step is not None:
-        return f"Use a time step of {step}, relax the structure first, or check the model."
-    return (
-        f"A time step of {settings.dt_fs:g} fs is short enough: suspect the structure (relax it first, look for atoms "
-        "that are too close) or the model (is it trained for such structures and temperatures?)."
-    )
 
 
 def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float | None:
@@ -297,9 +283,8 @@ class _Recorder:
         snapshot = engine.snapshot()
         time_fs = self._start.record.time_fs(step, settings.dt_fs)
         sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)._replace(time_ps=time_fs / 1000.0)
-        _check_alive(sample, snapshot.atoms, settings)
-        self._final = snapshot.atoms
         self._limits.check(sample, settings)
+        self._final = snapshot.atoms
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
             self._trajectory.write(snapshot, step, time_fs)
         sampled = step % settings.log_interval == 0
@@ -391,14 +376,6 @@ def _make_parent(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot create the folder '{path.parent}' for '{path.name}': {error.strerror}.") from error
-
-
-def _check_alive(sample: Sample, atoms: Atoms, settings: MDSettings) -> None:
-    finite = math.isfinite(sample.total_energy_ev)
-    if finite and sample.temperature_k < _HOTTEST_K:
-        return
-    seen = f"temperature is {sample.temperature_k:.3g} K" if finite else f"energy is {sample.total_energy_ev}"
-    raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {_cure(atoms, settings)}")
 
 
 def _mean_or_none(values: np.ndarray) -> float | None:

@@ -141,16 +141,15 @@ def _say_what_is_wrong(config: TrainConfig, problem: Problem, report: Report) ->
                 "data.check_units to warn."
             )
         messages.append(str(finding))
-    if config.compression is not None and not problem.compressed:
-        messages.append(
-            "no compressed structures are added (there are no energies of two atoms and more, or more than "
-            f"{MOST_ELEMENTS} elements): see with the doctor that the model does not fall under compression"
-        )
     for message in messages:
         report(Progress(0, config.optimiser.epochs, message=message))
 
 
 def _begin(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
+    if config.compression is not None and not problem.compressed:
+        why = f"no energies of two atoms and more, or more than {MOST_ELEMENTS} elements"
+        message = f"no compressed structures ({why}): see with 'snnp doctor model' whether the energy falls"
+        report(Progress(0, config.optimiser.epochs, message=message))
     config = resolve(config, problem)
     save_split(problem.split, folder / _SPLIT, checksums=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
