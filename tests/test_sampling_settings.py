@@ -15,6 +15,7 @@ from snnp.errors import ConfigError, InputError, MissingDependencyError
 from snnp.sampling import MDSettings, available_engines, run_md, starting_point
 from snnp.sampling import run as run_module
 from snnp.sampling.ensemble import degrees_of_freedom
+from snnp.sampling.limits import cure
 from snnp.units import BOLTZMANN_EV_PER_K
 
 
@@ -139,7 +140,7 @@ def test_equilibration_is_for_drawn_velocities_that_a_thermostat_follows() -> No
 
 def test_advice_after_a_blow_up_shortens_only_long_steps() -> None:
     def advice(formula: str, dt_fs: float) -> str:
-        return run_module._cure(Atoms(formula), MDSettings(dt_fs=dt_fs))
+        return cure(Atoms(formula), MDSettings(dt_fs=dt_fs))
 
     assert "1 to 2 fs instead of 5 fs" in advice("Cu", 5.0)
     assert "of 1 fs instead of 2 fs" in advice("Cu", 2.0)
