@@ -25,8 +25,8 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
-from snnp.data.cards import table
-from snnp.data.description import read_description
+from snnp.data.catalogue.cards import table
+from snnp.data.catalogue.description import read_description
 from snnp.sampling.settings import MDSettings
 from snnp.training.config import TrainConfig
 
@@ -67,7 +67,7 @@ def _command_help() -> str:
 def _type_name(field: FieldInfo) -> str:
     annotation = field.annotation
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    # Modules are of no interest in a table of keys: snnp.models.config.RadialConfig is RadialConfig.
+    # Modules are of no interest in a table of keys: snnp.models.spline.config.RadialConfig is RadialConfig.
     text = re.sub(r"\b(?:typing|pathlib|snnp(?:\.[a-z_]+)+)\.", "", text)
     return text.replace("NoneType", "None")
 

@@ -31,16 +31,16 @@ from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
-from snnp.doctor.dimers import check_dimers, dimer_curves
+from snnp.doctor.model.dimers import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
-from snnp.kernels.library import native_target
-from snnp.models.io import dump_model, load_model, save_model
+from snnp.kernels.cpu.library import native_target
 from snnp.models.potential import Potential
+from snnp.models.store import dump_model, load_model, save_model
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure
 from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, train
-from snnp.training.setup import Problem, load_problem
+from snnp.training.problem import Problem, load_problem
 from snnp_ase.md import run_md
 
 __all__ = ["build", "main"]

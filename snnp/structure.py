@@ -13,12 +13,12 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from snnp import forks
 from snnp.errors import InputError
+from snnp.process import make_forks_safe
 
 __all__ = ["Structure", "StructureLike", "as_structure", "clip_to_reduced", "reduce_cell"]
 
-forks.prepare()
+make_forks_safe()
 
 
 @dataclass(frozen=True)

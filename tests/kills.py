@@ -51,11 +51,11 @@ import snnp.training.report
 import snnp_ase.md  # noqa: F401
 import snnp_openmm.md  # noqa: F401
 from snnp.cli.main import app
-from snnp.data.source import ParquetSource
+from snnp.data.parquet.row_groups import ParquetSource
 from snnp.doctor import Report
 from snnp.hub import make_manifest, write_manifest
 from snnp.models import save_model
-from snnp.models.io import load_model, model_folder
+from snnp.models.store import load_model, model_folder
 from snnp.sampling.checkpoint import read_checkpoint
 
 Files = dict[str, bytes]

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from snnp.cli.main import app
 from snnp.errors import InputError, UnknownElementError
-from snnp.models import ANI, ANIConfig, Ensemble, aev_triples, ani, save_model
-from snnp.models.aev import AEVAngularConfig, AEVConfig, AEVRadialConfig
+from snnp.models import ANI, ANIConfig, Ensemble, save_model
+from snnp.models.ani import model as ani
+from snnp.models.ani import triples as aev_triples
+from snnp.models.ani.aev import AEVAngularConfig, AEVConfig, AEVRadialConfig
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.testing import check_potential

@@ -26,7 +26,7 @@ from snnp.benchmarks.systems import build_system, system_of
 from snnp.cli.main import app
 from snnp.errors import InputError, MissingDependencyError
 from snnp.models import SplineNNP, load_model
-from snnp.models.config import AngularConfig, NetworkConfig, RadialConfig, SplineNNPConfig
+from snnp.models.spline.config import AngularConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp_ase.benchmark import measure_overhead
 
 ONCE = Plan(repeats=1, seconds=1e-3)

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from snnp.cli.main import app
 from snnp.data import Frame, Keys, convert, load_dataset, read_frames
-from snnp.data import extxyz as reader
 from snnp.data.atoms import block_from_atoms
-from snnp.doctor.reading import read_set
+from snnp.data.extxyz import reader
+from snnp.doctor.data.reading import read_set
 from snnp.errors import DataError
 from snnp.sampling import build_structure
 

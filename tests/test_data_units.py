@@ -22,7 +22,7 @@ from snnp.doctor import examine_data
 from snnp.errors import ConfigError, DataError
 from snnp.structure import Structure
 from snnp.training import load_config, train
-from snnp.training.setup import check_units, load_problem
+from snnp.training.problem import check_units, load_problem
 from snnp.units import (
     BOHR_IN_ANGSTROM,
     EV_IN_KJ_PER_MOL,

@@ -22,11 +22,11 @@ from snnp.cli.main import app
 from snnp.data import Dataset, convert, load_dataset, read_frames
 from snnp.data.atoms import block_from_atoms, to_atoms
 from snnp.data.block import Block
-from snnp.data.parquet import ParquetWriter
-from snnp.data.recipes import hdf5
+from snnp.data.catalogue.recipes import hdf5
+from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError, MissingDependencyError
 from snnp.training import load_config
-from snnp.training.setup import load_problem
+from snnp.training.problem import load_problem
 
 SIZES = [4, 9, 3, 4, 4, 9]
 
@@ -72,7 +72,7 @@ def mixed(tmp_path: Path) -> Path:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """1,000 frames in ten row groups."""
-    monkeypatch.setattr("snnp.data.parquet._GROUP_ROWS", 100)
+    monkeypatch.setattr("snnp.data.parquet.writer._GROUP_ROWS", 100)
     path = tmp_path / "large.parquet"
     with ParquetWriter(path, "none", "") as writer:
         writer.add(many(1000), "train")
@@ -219,7 +219,7 @@ def test_several_files_and_processes_give_the_same(tmp_path: Path) -> None:
 
 
 def view_of(block: Block) -> Dataset:
-    from snnp.data.source import BlockSource
+    from snnp.data.parquet.row_groups import BlockSource
 
     return Dataset(BlockSource([block], "here"), np.arange(len(block)))
 

@@ -19,8 +19,8 @@ from ase.build import bulk
 from snnp.data import load_dataset
 from snnp.data.atoms import block_from_atoms
 from snnp.data.block import Block
-from snnp.data.limits import check_pages
-from snnp.data.parquet import ParquetWriter
+from snnp.data.parquet.limits import check_pages
+from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError, InputError
 
 

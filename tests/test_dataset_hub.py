@@ -18,12 +18,12 @@ import snnp
 from snnp.cli.main import app
 from snnp.data import Dataset, convert, dataset_records, read_frames
 from snnp.data.atoms import block_from_atoms
-from snnp.data.source import BlockSource
+from snnp.data.parquet.row_groups import BlockSource
 from snnp.errors import DataError, HubError, InputError
 from snnp.hub import add_to_mirror, make_manifest, write_manifest
 from snnp.publish.datasets import publish_dataset
 from snnp.training import load_config
-from snnp.training.setup import build_model, load_problem
+from snnp.training.problem import build_model, load_problem
 
 ABOUT = {"title": "Copper", "summary": "Rattled crystals.", "origin": "EMT of ASE", "licence": "CC-BY-4.0"}
 

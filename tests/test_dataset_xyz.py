@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from snnp.data import Keys, read_frames
 from snnp.data.atoms import block_from_atoms, to_atoms, xyz_lines
 from snnp.data.block import Block
-from snnp.data.comment import read_comment, write_pair
-from snnp.data.extxyz import read_blocks
+from snnp.data.extxyz.comment import read_comment, write_pair
+from snnp.data.extxyz.reader import read_blocks
 from snnp.errors import DataError
 
 

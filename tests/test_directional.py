@@ -19,12 +19,12 @@ from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 from snnp.training import directional as module
 from snnp.training import load_config
+from snnp.training.backends.pairs import Pairs
+from snnp.training.batches import Batch, prepare
 from snnp.training.config import LossConfig, TrainConfig
 from snnp.training.directional import directional_backward
 from snnp.training.loss import exact_backward, weights_at
-from snnp.training.pairs import Pairs
-from snnp.training.prepared import Batch, prepare
-from snnp.training.setup import Problem, build_model, resolve
+from snnp.training.problem import Problem, build_model, resolve
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "s-nnp": {

@@ -18,8 +18,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from snnp.data import Frame, read_frames
 from snnp.doctor import DATA_CHECKS, Finding, Report, examine_data
-from snnp.doctor.duplicates import difference
-from snnp.doctor.reading import read_set
+from snnp.doctor.data.duplicates import difference
+from snnp.doctor.data.reading import read_set
 from snnp.errors import DataError
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV, KCAL_PER_MOL_IN_EV

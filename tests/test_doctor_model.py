@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from snnp.doctor import MODEL_CHECKS, Finding, examine_model
-from snnp.doctor.contract import CONTRACT_CHECKS, check_contract, check_numbers, ordinary_structures
-from snnp.doctor.dimers import check_dimers, dimer_curves
-from snnp.doctor.dynamics import Scaling, check_runs, check_scaling, measure_scaling, short_runs
-from snnp.models import Potential, SplineNNP, special_cases
-from snnp.models.io import load_model
+from snnp.doctor.model.dimers import check_dimers, dimer_curves
+from snnp.doctor.model.dynamics import Scaling, check_runs, check_scaling, measure_scaling, short_runs
+from snnp.doctor.model.promises import CONTRACT_CHECKS, check_contract, check_numbers, ordinary_structures
+from snnp.models import Potential, SplineNNP
 from snnp.models.potential import PairGradients
+from snnp.models.spline import special_cases
+from snnp.models.store import load_model
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 from snnp.testing import CHECKS

@@ -13,7 +13,8 @@ from ase.build import bulk
 from safetensors.torch import load_file
 
 from snnp.errors import InputError, ModelFileError, UnknownElementError
-from snnp.models import Ensemble, SplineNNP, load_model, save_model, special_cases
+from snnp.models import Ensemble, SplineNNP, load_model, save_model
+from snnp.models.spline import special_cases
 from snnp.structure import Structure
 from snnp.testing import check_potential
 

@@ -18,8 +18,9 @@ from ase.build import bulk, fcc111, molecule
 from safetensors.torch import save_file
 
 from snnp.errors import InputError, UnknownElementError
-from snnp.export import export_torchscript, find_pairs, scripted_module
-from snnp.models import Potential, SplineNNP, SplineNNPConfig, special_cases
+from snnp.models import Potential, SplineNNP, SplineNNPConfig
+from snnp.models.export import export_torchscript, find_pairs, scripted_module
+from snnp.models.spline import special_cases
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM

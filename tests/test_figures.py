@@ -21,10 +21,11 @@ from snnp.analysis.stability import StabilityRun
 from snnp.benchmarks.pictures import draw_comparison, draw_scaling
 from snnp.data import Frame
 from snnp.doctor import examine_data
-from snnp.doctor.dimers import Dimer
-from snnp.doctor.dynamics import Run, Scaling
-from snnp.doctor.model_pictures import model_pictures
-from snnp.models import SplineNNP, SplineNNPConfig, load_model, special_cases
+from snnp.doctor.model.dimers import Dimer
+from snnp.doctor.model.dynamics import Run, Scaling
+from snnp.doctor.model.pictures import model_pictures
+from snnp.models import SplineNNP, SplineNNPConfig, load_model
+from snnp.models.spline import special_cases
 from snnp.sampling import MDSettings, build_structure, run_md
 from snnp.structure import Structure
 from snnp.training.evaluation import evaluate

@@ -18,7 +18,7 @@ import pytest
 
 from snnp.errors import InputError
 from snnp.files import hold, refuse_inputs, replacing, scratch_folder, why_full, write_atomically
-from snnp.signals import stop_requests
+from snnp.process import stop_requests
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 
-from snnp.models import SplineNNP, SplineNNPConfig, load_model, save_model, special_cases
+from snnp.models import SplineNNP, SplineNNPConfig, load_model, save_model
+from snnp.models.spline import special_cases
 from snnp.neighbours import VerletList, neighbour_list, pair_vectors
 from snnp.structure import Structure
 

@@ -20,15 +20,16 @@ from ase.md.verlet import VelocityVerlet
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
 from snnp.errors import InputError
-from snnp.kernels import gpu
-from snnp.kernels.gpu import GpuKernel, rows_of, supports
-from snnp.kernels.gpu_arrays import make_form, make_work
-from snnp.kernels.gpu_list import CellList, State
-from snnp.kernels.gpu_md import Clock, GpuDynamics, Integrator, System
-from snnp.kernels.library import switched_off
-from snnp.models import SplineNNP, SplineNNPConfig, load_model, special_cases
-from snnp.models.on_gpu import evaluate_on_gpu
-from snnp.models.plan import make_plan
+from snnp.kernels.cpu.library import switched_off
+from snnp.kernels.gpu import call as gpu
+from snnp.kernels.gpu.arrays import make_form, make_work
+from snnp.kernels.gpu.call import GpuKernel, rows_of, supports
+from snnp.kernels.gpu.dynamics import Clock, GpuDynamics, Integrator, System
+from snnp.kernels.gpu.lists import CellList, State
+from snnp.models import SplineNNP, SplineNNPConfig, load_model
+from snnp.models.spline import special_cases
+from snnp.models.spline.on_gpu import evaluate_on_gpu
+from snnp.models.spline.parameters import make_plan
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
@@ -313,7 +314,7 @@ def test_steps_on_a_cramped_list_are_repeated() -> None:
 
 def _drawn(step: int, n: int) -> torch.Tensor:
     """Velocities [n, 3] after a thermostat that forgets everything, at rest and without forces before."""
-    from snnp.kernels import _gpu_list
+    from snnp.kernels.gpu import _list as _gpu_list
 
     model = _model(FORMS["without network"])
     work = make_work(make_form(make_plan(model), "ieee", 32, 32), n, 1, DEVICE, torch.float64)

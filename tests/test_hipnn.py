@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
-from snnp.export import export_torchscript, scripted_module
 from snnp.models import HIPNN, HIPNNConfig, load_model, save_model
-from snnp.models import hipnn as hipnn_module
-from snnp.models.hipnn import hierarchicality
-from snnp.models.hipnn_layers import Block
+from snnp.models.export import export_torchscript, scripted_module
+from snnp.models.hipnn import model as hipnn_module
+from snnp.models.hipnn.layers import Block
+from snnp.models.hipnn.model import hierarchicality
 from snnp.models.potential import sum_forces
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
@@ -60,7 +60,7 @@ def _linear(layer: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _interaction(block: Block, features: np.ndarray, i: int, positions: np.ndarray, config: HIPNNConfig) -> np.ndarray:
-    """x_i of the head of `snnp.models.hipnn`, with full tensors u, u u - 1/3 for each pair."""
+    """x_i of the head of `snnp.models.hipnn.model`, with full tensors u, u u - 1/3 for each pair."""
     layer = block.interaction
     weights, mu, sigma = (each.detach().numpy() for each in (layer.weights, layer.mu, layer.sigma))
     n_out = weights.shape[2]

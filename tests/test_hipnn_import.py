@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snnp.errors import ModelFileError
 from snnp.models import HIPNN, HIPNNConfig
-from snnp.models.hipnn_import import import_hippynn
+from snnp.models.hipnn.import_hippynn import import_hippynn
 from snnp.structure import Structure
 
 SHAPE: dict[str, Any] = {"n_features": 6, "n_sensitivities": 5, "n_atom_layers": 2, "lower": 0.85, "upper": 5.0}

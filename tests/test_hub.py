@@ -20,7 +20,8 @@ from huggingface_hub import constants
 from snnp import hub as snnp_hub
 from snnp.errors import HubError, InputError, ModelFileError
 from snnp.hub import load_model, publish, resolve
-from snnp.models import SplineNNP, save_model, special_cases
+from snnp.models import SplineNNP, save_model
+from snnp.models.spline import special_cases
 from snnp.structure import Structure
 
 CARD = b"---\nlicense: mit\ntags:\n- snnp\n---\n# A model\n"

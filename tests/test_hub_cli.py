@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from snnp import hub as snnp_hub
 from snnp.cli.main import app
 from snnp.hub import load_model, publish
-from snnp.models import SplineNNP, save_model, special_cases
+from snnp.models import SplineNNP, save_model
+from snnp.models.spline import special_cases
 
 CARD = b"---\nlicense: mit\ntags:\n- snnp\n---\n"
 

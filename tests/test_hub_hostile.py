@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from snnp.errors import HubError, ModelFileError, SnnpError
 from snnp.hub import Manifest, load_model, make_manifest, parse_manifest, resolve, write_manifest
-from snnp.models import SplineNNP, special_cases
-from snnp.models.io import dump_model, parse_model
+from snnp.models import SplineNNP
+from snnp.models.spline import special_cases
+from snnp.models.store import dump_model, parse_model
 from snnp.models.weights import read_header
 
 Files = dict[str, bytes]

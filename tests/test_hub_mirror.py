@@ -15,7 +15,8 @@ from huggingface_hub import constants
 from snnp import hub as snnp_hub
 from snnp.errors import HubError, InputError
 from snnp.hub import add_to_mirror, load_model, publish, resolve
-from snnp.models import SplineNNP, save_model, special_cases
+from snnp.models import SplineNNP, save_model
+from snnp.models.spline import special_cases
 
 CARD = b"---\nlicense: mit\n---\n"
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from snnp.kernels.library import LIBRARY_FILE, library, switched_off
-from snnp.kernels.pack import MAX_DEGREE
+from snnp.kernels.cpu.library import LIBRARY_FILE, library, switched_off
+from snnp.kernels.cpu.pack import MAX_DEGREE
 
 NATIVE = Path(__file__).parent / "native"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from snnp import Structure, load_model
 from snnp.errors import InputError
-from snnp.kernels.library import library
-from snnp.kernels.lists import ListKeeper
+from snnp.kernels.cpu.library import library
+from snnp.kernels.cpu.lists import ListKeeper
 from snnp.models.potential import Prediction
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the
 
 def arguments() -> tuple[tuple[Tensor, ...], Prediction]:
     """Of 16 rattled silicon atoms, with what the model says of them."""
-    from snnp.kernels.operator import pack_tensor
+    from snnp.kernels.cpu.operator import pack_tensor
 
     model = load_model("snnp-si", dtype=torch.float64)
     atoms = bulk("Si", cubic=True) * (2, 1, 1)

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from snnp import Structure, load_model
 from snnp.errors import InputError
 from snnp.kernels import build
-from snnp.kernels import library as library_module
 from snnp.kernels.build import find_compiler
-from snnp.kernels.library import LIBRARY_FILE, SWITCH, TARGETS, Report, library, native_target, switched_off
-from snnp.kernels.lists import ListKeeper
-from snnp.kernels.native import NativeKernel, PreparedCall, pack_pairs, supports
-from snnp.models.config import (
+from snnp.kernels.cpu import library as library_module
+from snnp.kernels.cpu.call import NativeKernel, PreparedCall, pack_pairs, supports
+from snnp.kernels.cpu.library import LIBRARY_FILE, SWITCH, TARGETS, Report, library, native_target, switched_off
+from snnp.kernels.cpu.lists import ListKeeper
+from snnp.models.session import Session
+from snnp.models.spline.config import (
     AngularConfig,
     EmbeddingConfig,
     NetworkConfig,
@@ -35,9 +36,8 @@ from snnp.models.config import (
     RepulsionConfig,
     SplineNNPConfig,
 )
-from snnp.models.plan import make_plan
-from snnp.models.session import Session
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
+from snnp.models.spline.parameters import make_plan
 from snnp.neighbours import Neighbours, neighbour_list
 
 needs_library = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
@@ -145,7 +145,7 @@ def test_own_instruction_set_is_the_one_in_use(monkeypatch: pytest.MonkeyPatch) 
     compiler = find_compiler()
     assert compiler is not None
     (own,) = build._targets(compiler, own=True)
-    code = "from snnp.kernels.library import native_target; print(native_target())"
+    code = "from snnp.kernels.cpu.library import native_target; print(native_target())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == own[0]
 
 
@@ -161,7 +161,7 @@ def test_library_for_other_machines_counts_as_absent(tmp_path: Path, monkeypatch
 @needs_library
 def test_switch_names_what_is_there() -> None:
     environment = {**os.environ, SWITCH: "sse9"}
-    code = "from snnp.kernels.library import library; library()"
+    code = "from snnp.kernels.cpu.library import library; library()"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stderr
     assert "use off, " in said
     assert "portable, or leave it unset" in said

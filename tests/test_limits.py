@@ -33,7 +33,7 @@ from snnp.models import (
     special_cases,
 )
 from snnp.models.formats import stated
-from snnp.models.io import dump_model, model_folder, parse_model
+from snnp.models.store import dump_model, model_folder, parse_model
 from snnp.training import load_config
 
 SNNP = special_cases.s_nnp(("Si", "C"), n_radial=2, n_angular=2, cutoff=4.0, hidden=(4,))

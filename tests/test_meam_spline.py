@@ -18,9 +18,9 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from snnp.errors import InputError, ModelFileError
-from snnp.models.config import SplineNNPConfig
-from snnp.models.io import load_model, save_model
-from snnp.models.meam_spline import (
+from snnp.models.potential import Potential
+from snnp.models.spline.config import SplineNNPConfig
+from snnp.models.spline.meam_file import (
     KnotSpline,
     MeamSplineFile,
     format_meam_spline,
@@ -28,8 +28,8 @@ from snnp.models.meam_spline import (
     read_meam_spline,
     write_meam_spline,
 )
-from snnp.models.potential import Potential
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
+from snnp.models.store import load_model, save_model
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 

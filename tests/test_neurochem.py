@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from snnp.cli.main import app
 from snnp.errors import ModelFileError, UnknownElementError
 from snnp.models import ANI, Ensemble, load_model
-from snnp.models.neurochem import read_neurochem
+from snnp.models.ani.import_neurochem import read_neurochem
 from snnp.structure import Structure
 from snnp.units import HARTREE_IN_EV
 from snnp_ase import SNNPCalculator

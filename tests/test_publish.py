@@ -24,7 +24,8 @@ from snnp import training
 from snnp.cli.main import app
 from snnp.errors import HubError, InputError
 from snnp.hub import load_model, make_manifest, publish
-from snnp.models import SplineNNP, save_model, special_cases
+from snnp.models import SplineNNP, save_model
+from snnp.models.spline import special_cases
 from snnp.publish import card_header, licence_id, prepare_model, publish_model
 from snnp.structure import Structure
 
@@ -220,7 +221,7 @@ def _run(*words: Any) -> Any:
 @pytest.fixture
 def _no_compression(monkeypatch: pytest.MonkeyPatch) -> None:
     """A potential of a few epochs has holes, of which the tests of the doctor take care."""
-    monkeypatch.setattr("snnp.doctor.model.compression_scan", lambda *_: [])
+    monkeypatch.setattr("snnp.doctor.model.examine.compression_scan", lambda *_: [])
 
 
 @pytest.mark.usefixtures("_no_compression")

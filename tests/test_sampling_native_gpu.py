@@ -17,16 +17,17 @@ from scipy import stats
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
 from snnp.errors import InputError
-from snnp.kernels.gpu import GpuKernel
-from snnp.kernels.gpu_list import CellList, State
-from snnp.kernels.gpu_md import Box, Clock
-from snnp.models import SplineNNP, SplineNNPConfig, special_cases
-from snnp.models.plan import make_plan
+from snnp.kernels.gpu.call import GpuKernel
+from snnp.kernels.gpu.dynamics import Box, Clock
+from snnp.kernels.gpu.lists import CellList, State
+from snnp.models import SplineNNP, SplineNNPConfig
+from snnp.models.spline import special_cases
+from snnp.models.spline.parameters import make_plan
 from snnp.neighbours import neighbour_list
 from snnp.sampling import Checkpoint, MDSettings, drive, run_md, starting_point
-from snnp.sampling.ensemble import new_volume, velocity_factor
-from snnp.sampling.native import NativeDynamics, make_engine
-from snnp.sampling.native_gpu import NativeGpuDynamics
+from snnp.sampling.embedded import NativeDynamics, make_engine
+from snnp.sampling.embedded_gpu import NativeGpuDynamics
+from snnp.sampling.thermostats import new_volume, velocity_factor
 from snnp.structure import Structure
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV
 
@@ -165,7 +166,7 @@ def test_a_box_too_small_for_its_grid_gets_another(fragment: Atoms) -> None:
 @pytest.mark.parametrize("n_atoms", [1, 300])
 def test_a_barostat_draws_volumes_as_the_cpus(n_atoms: int) -> None:
     """From one volume and virial: the distribution of the exact solution, of which the CPU draws too."""
-    from snnp.kernels import _gpu_list
+    from snnp.kernels.gpu import _list as _gpu_list
 
     volume, kt, rate, target, n = 64.0, 0.05, 20.0, 0.004, 300
     atom = torch.zeros(1, 3, dtype=torch.float64, device=DEVICE)
@@ -202,7 +203,7 @@ def test_a_barostat_draws_volumes_as_the_cpus(n_atoms: int) -> None:
 
 @pytest.mark.parametrize("n_freedom", [3, 900])
 def test_rescaled_velocities_have_the_kinetic_energy_of_the_cpus(n_freedom: int) -> None:
-    from snnp.kernels import _gpu_list
+    from snnp.kernels.gpu import _list as _gpu_list
 
     kt, keep, twice, n = 0.05, 0.6, 0.07 * n_freedom, 300
     empty = torch.zeros(4, dtype=torch.int32, device=DEVICE)
@@ -225,7 +226,7 @@ def test_rescaled_velocities_have_the_kinetic_energy_of_the_cpus(n_freedom: int)
 
 def test_atoms_follow_the_box(model: SplineNNP, crystal: Atoms) -> None:
     """At rest positions and anchors scale, velocities stay; what has moved too far asks for a list."""
-    from snnp.kernels import _gpu_list
+    from snnp.kernels.gpu import _list as _gpu_list
 
     settings = MDSettings(ensemble="npt", equilibrate=0)
     dynamics = _engine(model, starting_point(crystal, settings, "native"), settings)._dynamics

@@ -17,8 +17,9 @@ from scipy.interpolate import BSpline
 from scipy.special import eval_legendre
 
 from snnp.errors import InputError, UnknownElementError
-from snnp.models import SplineNNP, SplineNNPConfig, spline_nnp
-from snnp.models.special_cases import constrained, eam, linear, s_meam, s_nnp
+from snnp.models import SplineNNP, SplineNNPConfig
+from snnp.models.spline import model as spline_nnp
+from snnp.models.spline.special_cases import constrained, eam, linear, s_meam, s_nnp
 from snnp.neighbours import neighbour_list
 from snnp.splines import SplineSet
 from snnp.structure import Structure

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import snnp.testing
 from snnp.errors import InputError
-from snnp.models import Potential, Prediction, SplineNNP, special_cases
+from snnp.models import Potential, Prediction, SplineNNP
 from snnp.models.potential import PairGradients
+from snnp.models.spline import special_cases
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 from snnp.testing import CHECKS, ContractError, check_potential, example_structures

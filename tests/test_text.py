@@ -20,12 +20,12 @@ from snnp.analysis.card import card_markdown, markdown_table
 from snnp.analysis.page import draw_page
 from snnp.cli.console import with_options
 from snnp.cli.main import app
-from snnp.data.cards import card, header, table
-from snnp.data.description import Description, parse_description, read_description
+from snnp.data.catalogue.cards import card, header, table
+from snnp.data.catalogue.description import Description, parse_description, read_description
 from snnp.doctor.report import Finding, Report
 from snnp.errors import ConfigError, DataError, InputError, SnnpError
 from snnp.models import load_model
-from snnp.models.io import model_folder
+from snnp.models.store import model_folder
 from snnp.sampling import MDSettings
 from snnp.text import code, markdown, one_line, printable
 

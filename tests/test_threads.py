@@ -23,10 +23,12 @@ from ase.calculators.calculator import PropertyNotImplementedError, PropertyNotP
 
 from snnp import load_model
 from snnp.errors import InputError
-from snnp.kernels.library import library, switched_off
-from snnp.kernels.lists import ListKeeper
-from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP, kernel_cache, special_cases
+from snnp.kernels.cpu.library import library, switched_off
+from snnp.kernels.cpu.lists import ListKeeper
+from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP
 from snnp.models.session import Session
+from snnp.models.spline import compiled as kernel_cache
+from snnp.models.spline import special_cases
 from snnp.neighbours import VerletList, neighbour_list
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator
@@ -168,7 +170,7 @@ def test_one_evaluator_for_openmm() -> None:
 
 @compiled
 def test_the_operator() -> None:
-    from snnp.kernels.operator import pack_tensor
+    from snnp.kernels.cpu.operator import pack_tensor
 
     model = load_model("snnp-si", dtype=torch.float64)
     kernel = model.native_kernel()

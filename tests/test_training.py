@@ -28,9 +28,9 @@ from snnp.errors import ConfigError, DataError, TrainingError
 from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.training import evaluate, load_config, resume, train
+from snnp.training.batches import prepare
 from snnp.training.loss import exact_backward, predict, residuals, weights_at
-from snnp.training.prepared import prepare
-from snnp.training.setup import build_model, load_problem, resolve
+from snnp.training.problem import build_model, load_problem, resolve
 from snnp.training.soap import Soap
 
 

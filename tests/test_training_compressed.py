@@ -16,11 +16,11 @@ from ase.calculators.morse import MorsePotential
 from snnp.data import Frame
 from snnp.structure import Structure
 from snnp.training import Progress, load_config, resume, train
+from snnp.training.batches import prepare
 from snnp.training.compressed import CompressionConfig, PairWall, compressed_frames, fit_wall
 from snnp.training.config import LossConfig
 from snnp.training.loss import exact_backward, predict, residuals, weights_at
-from snnp.training.prepared import prepare
-from snnp.training.setup import build_model, load_problem, resolve, standardise
+from snnp.training.problem import build_model, load_problem, resolve, standardise
 
 DEPTH, SHORT = 0.4, 2.68  # eV, Å
 
@@ -160,7 +160,7 @@ def settings(data: Path, **more: object) -> dict[str, object]:
 def test_only_a_run_without_compressed_structures_says_so(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr("snnp.training.setup.MOST_ELEMENTS", most)
+    monkeypatch.setattr("snnp.training.problem.MOST_ELEMENTS", most)
     tree = settings(data)
     tree["optimiser"] = {"epochs": 1, "batch_atoms": 64}
     heard: list[str | None] = []

@@ -18,12 +18,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from snnp.data import read_frames
 from snnp.errors import ConfigError
 from snnp.models import SplineNNPConfig, load_model
-from snnp.models.ani import ANI, ANIConfig
-from snnp.models.hipnn import HIPNN, HIPNNConfig
+from snnp.models.ani.model import ANI, ANIConfig
+from snnp.models.hipnn.model import HIPNN, HIPNNConfig
 from snnp.training import Progress, evaluate, load_config, loop, resume, train
+from snnp.training.batches import prepare
 from snnp.training.loss import predict
-from snnp.training.prepared import prepare
-from snnp.training.setup import build_model, load_problem, resolve
+from snnp.training.problem import build_model, load_problem, resolve
 
 MODELS: dict[str, dict[str, Any]] = {
     "hip-nn": {"family": "hip-nn", "n_features": 6, "n_sensitivities": 8, "n_interactions": 1, "cutoff": 4.5},

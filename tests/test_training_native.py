@@ -17,9 +17,9 @@ from ase.build import bulk
 from snnp import Structure
 from snnp.data import Frame
 from snnp.errors import InputError
-from snnp.kernels.library import library, native_target, switched_off
-from snnp.kernels.pack import MAX_LAYERS
-from snnp.models.config import (
+from snnp.kernels.cpu.library import library, native_target, switched_off
+from snnp.kernels.cpu.pack import MAX_LAYERS
+from snnp.models.spline.config import (
     AngularConfig,
     EmbeddingConfig,
     NetworkConfig,
@@ -27,12 +27,12 @@ from snnp.models.config import (
     RepulsionConfig,
     SplineNNPConfig,
 )
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
+from snnp.training.backends.compiled import NativeGeometry, kernel_threads_alone, predict_native
+from snnp.training.batches import prepare
 from snnp.training.config import LossConfig
 from snnp.training.loss import Weights, exact_backward
-from snnp.training.native import NativeGeometry, kernel_threads_alone, predict_native
-from snnp.training.prepared import prepare
-from snnp.training.setup import standardise
+from snnp.training.problem import standardise
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
 

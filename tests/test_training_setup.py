@@ -13,10 +13,10 @@ from ase import Atoms
 from ase.build import bulk
 
 from snnp.errors import ConfigError
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
 from snnp.training import TrainConfig, load_config
-from snnp.training.prepared import prepare
-from snnp.training.setup import build_model, load_problem, resolve, standardise
+from snnp.training.batches import prepare
+from snnp.training.problem import build_model, load_problem, resolve, standardise
 
 MODEL = {
     "radial": {"n_filters": 2, "cutoff": 4.5, "intervals": 6},

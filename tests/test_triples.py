@@ -7,8 +7,8 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 
-from snnp.models.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 

@@ -15,8 +15,8 @@ from ase import Atoms
 
 from snnp.data.atoms import block_from_atoms
 from snnp.data.block import Block
-from snnp.data.description import Description
-from snnp.data.recipes import Piece, main, split_by
+from snnp.data.catalogue.description import Description
+from snnp.data.catalogue.recipes import Piece, main, split_by
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
 

@@ -31,7 +31,7 @@ from ase.build import molecule
 from torchani.arch import Assembler
 
 from snnp.models import ANI, ANIConfig, Ensemble
-from snnp.models.aev import AEVAngularConfig, AEVConfig, AEVRadialConfig
+from snnp.models.ani.aev import AEVAngularConfig, AEVConfig, AEVRadialConfig
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure
 

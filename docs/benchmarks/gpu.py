@@ -31,14 +31,15 @@ from ase import Atoms as AseAtoms
 from ase import units
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from snnp.kernels import gpu
-from snnp.kernels.gpu_arrays import Atoms
-from snnp.kernels.gpu_md import Barostat, GpuDynamics, Integrator, System
-from snnp.models import SplineNNP, SplineNNPConfig, load_model, special_cases
-from snnp.models.plan import make_plan
+from snnp.kernels.gpu import call as gpu
+from snnp.kernels.gpu.arrays import Atoms
+from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
+from snnp.models import SplineNNP, SplineNNPConfig, load_model
+from snnp.models.spline import special_cases
+from snnp.models.spline.parameters import make_plan
 from snnp.neighbours import neighbour_list
 from snnp.sampling import MDSettings, drive, starting_point
-from snnp.sampling.native import make_engine
+from snnp.sampling.embedded import make_engine
 from snnp.structure import Structure
 
 ENSEMBLES = {

@@ -21,13 +21,15 @@ from gpu import al_model
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from snnp.kernels import _gpu_atoms, _gpu_list, _gpu_network
-from snnp.kernels.gpu_arrays import Atoms, Form, Rows, make_form, make_network, make_tables, make_work
-from snnp.kernels.gpu_list import Grid, State
-from snnp.kernels.gpu_md import Box, Clock
-from snnp.kernels.plan import SplinePlan
+from snnp.kernels.gpu import _atoms as _gpu_atoms
+from snnp.kernels.gpu import _list as _gpu_list
+from snnp.kernels.gpu import _network as _gpu_network
+from snnp.kernels.gpu.arrays import Atoms, Form, Rows, make_form, make_network, make_tables, make_work
+from snnp.kernels.gpu.dynamics import Box, Clock
+from snnp.kernels.gpu.lists import Grid, State
+from snnp.kernels.parameters import SplinePlan
 from snnp.models import SplineNNP
-from snnp.models.plan import make_plan
+from snnp.models.spline.parameters import make_plan
 
 PAIRS_PER_THREAD = 2  # passes over blocks of 32 for the 62 neighbours within 6.5 Å
 ISSUE = 132 * 4 * 1.755e9  # instructions of warps per second: multiprocessors, schedulers, clock of an H100/H200

@@ -31,7 +31,7 @@ from hippynn.graphs import GraphModule, inputs, networks, physics, targets
 from hippynn.interfaces.ase_interface import HippynnCalculator
 
 from snnp.models import HIPNN, HIPNNConfig
-from snnp.models.hipnn_import import import_hippynn
+from snnp.models.hipnn.import_hippynn import import_hippynn
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator
 

@@ -27,15 +27,15 @@ from ase.build import bulk
 
 from snnp import load_model
 from snnp.data import read_frames
-from snnp.kernels.library import native_target, switched_off
+from snnp.kernels.cpu.library import native_target, switched_off
 from snnp.models.session import Session
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDSettings, starting_point
-from snnp.sampling.native import NativeDynamics
+from snnp.sampling.embedded import NativeDynamics
+from snnp.training.batches import Batch, PreparedData, prepare
 from snnp.training.config import LossConfig
 from snnp.training.loss import Weights, exact_backward
-from snnp.training.prepared import Batch, PreparedData, prepare
-from snnp.training.setup import standardise
+from snnp.training.problem import standardise
 from snnp_ase import SNNPCalculator
 
 

@@ -27,10 +27,10 @@ from matplotlib.figure import Figure
 from snnp.files import write_atomically
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
-from snnp.sampling.builder import build_structure
+from snnp.sampling.structures import build_structure
 from snnp.structure import Structure
 from snnp.training import Progress, RunResult, TrainConfig, load_config, resume, train
-from snnp.training.setup import build_model, load_problem, resolve
+from snnp.training.problem import build_model, load_problem, resolve
 
 STUDY = Path(__file__).resolve().with_suffix("")
 RUNS = STUDY.parents[2] / "runs" / "ablation"

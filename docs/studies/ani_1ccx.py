@@ -28,7 +28,7 @@ from ase import Atoms
 
 from snnp.files import write_atomically
 from snnp.models import Ensemble
-from snnp.models.neurochem import read_neurochem
+from snnp.models.ani.import_neurochem import read_neurochem
 from snnp.structure import Structure
 from snnp.units import KCAL_PER_MOL_IN_EV
 

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from snnp.analysis.properties import REFERENCES, cubic_properties
 from snnp.files import write_atomically
 from snnp.models import Ensemble, Potential
-from snnp.models.neurochem import read_neurochem
+from snnp.models.ani.import_neurochem import read_neurochem
 from snnp.sampling.rdf import RadialDistribution
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator

@@ -31,10 +31,10 @@ from snnp.data import Frame
 from snnp.files import write_atomically
 from snnp.models.potential import Potential
 from snnp.training import TrainConfig, load_config, resume, train
+from snnp.training.batches import Batch, prepare
 from snnp.training.directional import directional_backward
 from snnp.training.loss import Weights, exact_backward, weights_at
-from snnp.training.prepared import Batch, prepare
-from snnp.training.setup import build_model, load_problem, resolve
+from snnp.training.problem import build_model, load_problem, resolve
 
 STUDY = Path(__file__).resolve().with_suffix("")
 RUNS = STUDY.parents[2] / "runs" / "directional"

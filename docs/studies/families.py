@@ -30,10 +30,10 @@ from snnp.files import write_atomically
 from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list
-from snnp.sampling.builder import build_structure
+from snnp.sampling.structures import build_structure
 from snnp.structure import Structure
 from snnp.training import load_config, resume, train
-from snnp.training.setup import load_problem
+from snnp.training.problem import load_problem
 
 STUDY = Path(__file__).resolve().with_suffix("")
 RUNS = STUDY.parents[2] / "runs" / "families"

@@ -24,9 +24,9 @@ from snnp.data.frames import Frame
 from snnp.data.reference import is_isolated_atom
 from snnp.errors import DataError
 from snnp.models.formats import stated
-from snnp.models.hipnn import HIPNN
+from snnp.models.hipnn.model import HIPNN
 from snnp.models.potential import Potential
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
 from snnp.text import code, markdown
 
 __all__ = ["card_markdown", "markdown_table", "training_range"]

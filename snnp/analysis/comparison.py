@@ -8,7 +8,7 @@ from typing import Any
 from snnp.analysis.card import markdown_table
 from snnp.errors import DataError
 from snnp.models.potential import Potential
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
 
 __all__ = ["PUBLISHED_ERRORS", "comparison_page"]
 

@@ -31,7 +31,7 @@ from snnp.analysis.surroundings import Environment, all_groups, environment, gro
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.models.repulsion import Repulsion
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
 from snnp.structure import Structure
 
 __all__ = ["Curves", "curves_of"]

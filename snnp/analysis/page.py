@@ -12,9 +12,9 @@ from ase.data import atomic_numbers, reference_states
 from snnp.analysis.curves import Curves, curves_of
 from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
 from snnp.errors import InputError
-from snnp.figures import COLOURS, GREY, colours, new_figure, save_figure
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
+from snnp.report import COLOURS, GREY, colours, new_figure, save_figure
 from snnp.structure import Structure
 
 if TYPE_CHECKING:

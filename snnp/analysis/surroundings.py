@@ -11,7 +11,7 @@ from ase.build import bulk
 from torch import Tensor
 
 from snnp.errors import InputError
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure

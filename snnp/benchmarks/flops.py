@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from snnp.models.config import SplineNNPConfig
+from snnp.models.spline.config import SplineNNPConfig
 
 __all__ = ["Work", "count_work"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snnp.figures import new_figure, plain_ticks, save_figure, shortened
+from snnp.report import new_figure, plain_ticks, save_figure, shortened
 
 __all__ = ["draw_comparison", "draw_scaling"]
 

@@ -13,7 +13,7 @@ from snnp.benchmarks.run import Case
 from snnp.benchmarks.systems import system_of
 from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.kernels.build import find_compiler
-from snnp.models.io import load_model
+from snnp.models.store import load_model
 
 __all__ = ["PEERS", "ceiling_cases", "find_pythons", "own_cases", "peer_cases"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from snnp.models.config import AngularConfig, NetworkConfig, RadialConfig, SplineNNPConfig
-from snnp.models.io import save_model
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.config import AngularConfig, NetworkConfig, RadialConfig, SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
+from snnp.models.store import save_model
 
 __all__ = ["REFERENCE_SYSTEM", "ReferenceForm", "reference_model"]
 

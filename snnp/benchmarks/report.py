@@ -15,9 +15,9 @@ from snnp.analysis.comparison import PUBLISHED_ERRORS
 from snnp.benchmarks.flops import count_work
 from snnp.benchmarks.run import Failure, Measurement, Plan
 from snnp.benchmarks.systems import build_system
-from snnp.models.io import load_model
 from snnp.models.potential import Potential
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
+from snnp.models.store import load_model
 from snnp.neighbours import neighbour_list, pair_vectors
 
 __all__ = ["document", "machine"]

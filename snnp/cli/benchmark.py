@@ -111,7 +111,7 @@ def _own(
     from snnp.benchmarks.programs import own_cases
     from snnp.benchmarks.reference import ReferenceForm, reference_model
     from snnp.hub import resolve
-    from snnp.models.io import list_models
+    from snnp.models.store import list_models
 
     names = models or [_REFERENCE, *list_models()]
     sources: dict[str, str | Path] = {}
@@ -188,7 +188,7 @@ def _measure_engine(
     from snnp.benchmarks.reference import ReferenceForm
     from snnp.benchmarks.systems import build_system, system_of
     from snnp.hub import load_pinned
-    from snnp.models.spline_nnp import SplineNNP
+    from snnp.models.spline.model import SplineNNP
     from snnp.sampling import build_structure
     from snnp.sampling.run import find_entry_point
 

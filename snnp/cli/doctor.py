@@ -74,7 +74,7 @@ def data_command(
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
     from snnp.data import keys_of
     from snnp.doctor import examine_data
-    from snnp.doctor.reading import read_set
+    from snnp.doctor.data.reading import read_set
 
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     folder = _folder(out, Path(data[0]), subject, overwrite)

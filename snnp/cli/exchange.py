@@ -68,8 +68,8 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
-    from snnp.export import export_torchscript
     from snnp.hub import load_pinned
+    from snnp.models.export import export_torchscript
 
     assert file_format is ExportFormat.torchscript
     potential, model = load_pinned(model, dtype=as_dtype(dtype))
@@ -136,10 +136,10 @@ def neurochem_command(
     as_json: Json = False,
 ) -> None:
     """Import ANI networks in NeuroChem's format; several networks become one ensemble with a spread."""
+    from snnp.models.ani.import_neurochem import read_neurochem
     from snnp.models.ensemble import Ensemble
     from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
-    from snnp.models.io import save_model
-    from snnp.models.neurochem import read_neurochem
+    from snnp.models.store import save_model
 
     if out.resolve() == folder.resolve():
         raise InputError(f"FOLDER and OUT are both {folder}; choose another folder to write to.")

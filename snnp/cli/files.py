@@ -83,7 +83,7 @@ def prepare_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path
 def input_files(model: str, structure: str | None = None, topology: Path | None = None) -> list[Path]:
     """The files on this disk that a model and a structure are read from, for `prepare_output`."""
     from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
-    from snnp.models.io import model_folder
+    from snnp.models.store import model_folder
     from snnp.sampling import structure_files
 
     files = [] if structure is None else structure_files(structure, topology)

@@ -24,7 +24,7 @@ from snnp.cli.files import prepare_folder, readable
 from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, as_dtype, examples
 from snnp.errors import InputError
 from snnp.files import refuse_inputs
-from snnp.signals import Interrupted
+from snnp.process import Interrupted
 
 if TYPE_CHECKING:
     from snnp.data import Frame

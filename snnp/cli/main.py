@@ -140,7 +140,7 @@ def _version_command(as_json: Json = False) -> None:
 
     import torch
 
-    from snnp.kernels.library import native_target
+    from snnp.kernels.cpu.library import native_target
 
     found: dict[str, str | None] = {"snnp": version("snnp"), "python": platform.python_version()}
     for package in ("torch", "numpy", "ase", "vesin", "openmm", "openmmml", "triton"):

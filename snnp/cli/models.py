@@ -60,7 +60,7 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List the bundled models with their elements, sizes and test errors, or what is on the Hub."""
-    from snnp.models.io import list_models
+    from snnp.models.store import list_models
 
     if remote:
         print_remote(owner, as_json)
@@ -116,7 +116,7 @@ def info_command(model: Model, as_json: Json = False) -> None:
 
 def _summary(name: str) -> dict[str, Any]:
     from snnp.analysis.page import stated_errors
-    from snnp.models.io import load_model
+    from snnp.models.store import load_model
 
     model = load_model(name)
     part, errors = stated_errors(model.metadata)
@@ -163,7 +163,7 @@ def _details(name: str) -> dict[str, Any]:
 
 def _computed_by(model: Potential) -> str:
     """What evaluates this model on the CPU of this machine."""
-    from snnp.kernels.library import native_target
+    from snnp.kernels.cpu.library import native_target
 
     return "torch" if model.native_kernel() is None else f"native kernel ({native_target()})"
 
@@ -239,7 +239,7 @@ def energy_command(
 
 def _all_frames(text: str) -> list[Atoms]:
     """Every structure of a file, or the one that a specification names."""
-    from snnp.data.reader import read_images
+    from snnp.data.files import read_images
     from snnp.sampling import build_structure
 
     return read_images(text) if Path(text).is_file() else [build_structure(text)]

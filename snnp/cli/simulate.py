@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from snnp.models.potential import Potential
+    from snnp.process import Interrupted
     from snnp.sampling import MDProgress, MDResult, MDSettings, RelaxProgress, RelaxResult
-    from snnp.signals import Interrupted
 
 __all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
 
@@ -236,8 +236,8 @@ def md_command(
 
 
 def _simulate(model: str, settings: MDSettings, engine: str, asked: dict[str, Any]) -> MDResult:
+    from snnp.process import Interrupted
     from snnp.sampling import build_structure, run_md
-    from snnp.signals import Interrupted
 
     _prepare_outputs(settings, asked)
     atoms = build_structure(asked["structure"], file_format=asked["file_format"], topology=asked["topology"])
@@ -271,7 +271,7 @@ def _minimised(model: str, atoms: Atoms, fix: str | None) -> Atoms:
     """The atoms at the nearest minimum; held ones where they were."""
     from ase.constraints import FixAtoms
 
-    from snnp.sampling.ensemble import held_atoms
+    from snnp.sampling.thermostats import held_atoms
 
     start = atoms.copy()
     start.set_constraint(FixAtoms(mask=held_atoms(atoms, fix)))

@@ -18,8 +18,8 @@ from ase.data import chemical_symbols
 from ase.io.extxyz import per_config_properties
 
 from snnp.data.block import Block
-from snnp.data.comment import read_comment, write_pair
 from snnp.data.extras import Extras, pack, unpack
+from snnp.data.extxyz.comment import read_comment, write_pair
 from snnp.data.labels import (
     Keys,
     Names,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from snnp.data.atoms import xyz_lines
 from snnp.data.block import Block
+from snnp.data.files import XYZ, labels_of, read_any
 from snnp.data.labels import Keys
-from snnp.data.parquet import ParquetWriter
-from snnp.data.reader import XYZ, labels_of, read_any
+from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError
 from snnp.files import replacing
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from snnp.data.block import Block
 from snnp.data.frames import Frame
-from snnp.data.source import BlockSource, Source
+from snnp.data.parquet.row_groups import BlockSource, Source
 from snnp.errors import DataError, MissingDependencyError, near_matches
 from snnp.structure import Structure
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from snnp.data.dataset import Dataset
+from snnp.data.files import holds_xyz, is_xyz, labels_of, read_any
 from snnp.data.frames import Frame
 from snnp.data.labels import Keys
-from snnp.data.reader import holds_xyz, is_xyz, labels_of, read_any
-from snnp.data.source import BlockSource, ParquetSource, Source
+from snnp.data.parquet.row_groups import BlockSource, ParquetSource, Source
 from snnp.errors import DataError, near_matches
 
 __all__ = ["dataset_files", "dataset_records", "load_dataset", "open_source", "read_frames"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from snnp.hub.resolver import Resolved, resolve
-from snnp.models import io
+from snnp.models import store as io
 from snnp.models.potential import Potential
 
 __all__ = ["load_model", "load_pinned"]

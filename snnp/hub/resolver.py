@@ -19,7 +19,7 @@ from snnp.errors import HubError, InputError, near_matches
 from snnp.hub.client import fetch
 from snnp.hub.mirror import find_in_mirror, mirror_folder
 from snnp.hub.names import Kind, parse_reference
-from snnp.models.io import list_models, model_folder
+from snnp.models.store import list_models, model_folder
 
 __all__ = ["Resolved", "resolve"]
 

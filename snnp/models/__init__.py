@@ -1,8 +1,12 @@
 """Potentials: the contract, the s-NNP, and how models are stored."""
 
-from snnp.models import special_cases
-from snnp.models.ani import ANI, ANIConfig
-from snnp.models.config import (
+from snnp.models.ani.model import ANI, ANIConfig
+from snnp.models.ensemble import Ensemble, EnsembleConfig
+from snnp.models.hipnn.config import HIPNNConfig
+from snnp.models.hipnn.model import HIPNN
+from snnp.models.potential import Potential, Prediction
+from snnp.models.spline import special_cases
+from snnp.models.spline.config import (
     AngularConfig,
     EmbeddingConfig,
     NetworkConfig,
@@ -10,12 +14,8 @@ from snnp.models.config import (
     RepulsionConfig,
     SplineNNPConfig,
 )
-from snnp.models.ensemble import Ensemble, EnsembleConfig
-from snnp.models.hipnn import HIPNN
-from snnp.models.hipnn_config import HIPNNConfig
-from snnp.models.io import list_models, load_model, save_model
-from snnp.models.potential import Potential, Prediction
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.model import SplineNNP
+from snnp.models.store import list_models, load_model, save_model
 
 __all__ = [
     "ANI",

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from snnp.errors import InputError
-from snnp.models.ani import evaluate_together, share_vectors
+from snnp.models.ani.model import evaluate_together, share_vectors
 from snnp.models.potential import PairGradients, Potential, Prediction, join_gradients
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
-from snnp.kernels.gpu import GpuKernel, GpuResult
-from snnp.kernels.native import NativeKernel, NativeResult
-from snnp.models.config import RepulsionConfig
-from snnp.models.native import evaluate_structure
-from snnp.models.on_gpu import evaluate_on_gpu
+from snnp.kernels.cpu.call import NativeKernel, NativeResult
+from snnp.kernels.gpu.call import GpuKernel, GpuResult
 from snnp.models.repulsion import Repulsion
+from snnp.models.spline.config import RepulsionConfig
+from snnp.models.spline.native import evaluate_structure
+from snnp.models.spline.on_gpu import evaluate_on_gpu
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure
 
@@ -79,7 +79,7 @@ class Potential(ExactModule, ABC):
         reference_energies: E0 in eV per element, added to the energy of each atom.
         cutoff: Å, the largest distance at which atoms act on each other.
 
-    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.io`.
+    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.store`.
     """
 
     config: BaseModel

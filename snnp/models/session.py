@@ -11,8 +11,8 @@ import torch
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from snnp.kernels.lists import ListKeeper
-from snnp.kernels.native import NativeKernel, NativeList, PreparedCall
+from snnp.kernels.cpu.call import NativeKernel, NativeList, PreparedCall
+from snnp.kernels.cpu.lists import ListKeeper
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, VerletList
 from snnp.structure import Structure

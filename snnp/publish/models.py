@@ -22,8 +22,8 @@ from snnp.hub.manifest import check_inside, fingerprint
 from snnp.hub.names import parse_reference
 from snnp.models import SplineNNP
 from snnp.models.formats import stated
-from snnp.models.io import load_model, model_folder, save_model
 from snnp.models.potential import Potential
+from snnp.models.store import load_model, model_folder, save_model
 from snnp.publish.header import card_header
 from snnp.publish.requirements import missing_statements
 

@@ -1,11 +1,11 @@
 """Molecular dynamics and relaxation: settings, structures, files and results shared by the engines."""
 
-from snnp.sampling.builder import build_structure, structure_files
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
 from snnp.sampling.relax import RelaxProgress, RelaxResult, relax
 from snnp.sampling.run import Engine, MDProgress, MDResult, Report, available_engines, drive, run_md
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot
+from snnp.sampling.structures import build_structure, structure_files
 
 __all__ = [
     "Checkpoint",

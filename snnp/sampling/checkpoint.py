@@ -19,10 +19,10 @@ from ase.data import chemical_symbols
 
 from snnp.errors import ConfigError, InputError
 from snnp.files import write_atomically
-from snnp.models.io import fingerprint
 from snnp.models.potential import Potential
-from snnp.sampling.ensemble import check_box, held_atoms, without_drift
+from snnp.models.store import fingerprint
 from snnp.sampling.settings import MDSettings
+from snnp.sampling.thermostats import check_box, held_atoms, without_drift
 from snnp.units import BOLTZMANN_EV_PER_K
 
 __all__ = [
@@ -80,7 +80,7 @@ class RunRecord:
 
     Arguments:
         model: name of the model; empty for one that had none.
-        model_sha256: `snnp.models.io.fingerprint` of it; empty in checkpoints of early versions, too.
+        model_sha256: `snnp.models.store.fingerprint` of it; empty in checkpoints of early versions, too.
         plan: further settings that a resumed run takes over: steps, intervals, names of the files.
         clock: a step, and the time in fs then: later times follow from the time step.
         changes: settings that were changed on resuming, as `{"step": ..., "setting": ..., "before": ..., "now": ...}`.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from snnp.figures import new_figure, save_figure
+from snnp.report import new_figure, save_figure
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, columns, energy_drift

@@ -16,16 +16,16 @@ from ase import Atoms
 from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.files import hold, refuse_existing
 from snnp.models.potential import Potential
+from snnp.process import Interrupted, stop_requests
 from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
-from snnp.sampling.ensemble import degrees_of_freedom
 from snnp.sampling.limits import Limits, cure
 from snnp.sampling.log import LogWriter, check_mark, read_log
 from snnp.sampling.plots import plot_run
 from snnp.sampling.rdf import RadialDistribution
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot, columns, energy_drift
+from snnp.sampling.thermostats import degrees_of_freedom
 from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory, topology_beside
-from snnp.signals import Interrupted, stop_requests
 
 __all__ = [
     "Engine",

@@ -12,9 +12,9 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
 from snnp.errors import UnknownElementError
-from snnp.export import scripted_module
-from snnp.models.io import load_model, save_model
+from snnp.models.export import scripted_module
 from snnp.models.potential import Potential, Prediction
+from snnp.models.store import load_model, save_model
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure
 from snnp.testing.compare import ContractError, in_double, predict, require, require_close, require_same

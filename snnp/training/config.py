@@ -23,9 +23,9 @@ from pydantic import (
 
 from snnp.data import Keys, Units, keys_of
 from snnp.errors import ConfigError
-from snnp.models.ani import ANIConfig
-from snnp.models.config import SplineNNPConfig
-from snnp.models.hipnn import HIPNNConfig
+from snnp.models.ani.model import ANIConfig
+from snnp.models.hipnn.model import HIPNNConfig
+from snnp.models.spline.config import SplineNNPConfig
 from snnp.training.compressed import CompressionConfig
 from snnp.training.families import FAMILIES, family_of
 

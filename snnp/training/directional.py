@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from snnp.models.potential import Potential
+from snnp.training.backends.pairs import Pairs, join_pairs
+from snnp.training.batches import Batch
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
 from snnp.training.loss import Residuals, Weights, predict, residuals
-from snnp.training.pairs import Pairs, join_pairs
-from snnp.training.prepared import Batch
 
 __all__ = ["directional_backward"]
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from torch import Tensor
 
-from snnp.models.ani import ANI, ANIConfig
-from snnp.models.config import RepulsionConfig, SplineNNPConfig
-from snnp.models.hipnn import HIPNN, HIPNNConfig, hierarchicality
+from snnp.models.ani.model import ANI, ANIConfig
+from snnp.models.hipnn.model import HIPNN, HIPNNConfig, hierarchicality
 from snnp.models.potential import Potential
-from snnp.models.spline_nnp import SplineNNP
-from snnp.training.pairs import Pairs
+from snnp.models.spline.config import RepulsionConfig, SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
+from snnp.training.backends.pairs import Pairs
 
 __all__ = ["FAMILIES", "Family", "ForceTraining", "family_of", "penalised_energies"]
 

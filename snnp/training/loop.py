@@ -21,20 +21,20 @@ from snnp.data import check_frames, save_split
 from snnp.errors import ConfigError, DataError, TrainingError
 from snnp.files import hold, naming, write_atomically
 from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
-from snnp.models.io import save_model, usable_device
 from snnp.models.potential import Potential
-from snnp.signals import Interrupted, StopRequest, stop_requests
+from snnp.models.store import save_model, usable_device
+from snnp.process import Interrupted, StopRequest, stop_requests
+from snnp.training.backends.compiled import kernel_threads_alone
+from snnp.training.batches import PreparedData, prepare
+from snnp.training.checkpoint import STATE_FILE, TrainState, load_state, save_state
 from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import OptimiserConfig, TrainConfig, load_config
 from snnp.training.directional import directional_backward
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loss import exact_backward, predict, weights_at
-from snnp.training.native import kernel_threads_alone
-from snnp.training.prepared import PreparedData, prepare
+from snnp.training.problem import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.report import REPORT_FILES, write_report
-from snnp.training.setup import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.soap import Soap
-from snnp.training.state import STATE_FILE, TrainState, load_state, save_state
 
 __all__ = ["Progress", "RunResult", "resume", "train"]
 

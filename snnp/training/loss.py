@@ -17,13 +17,19 @@ import torch
 from torch import Tensor
 
 from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stress
-from snnp.models.spline_nnp import Geometry, SplineNNP
+from snnp.models.spline.model import Geometry, SplineNNP
+from snnp.training.backends.compiled import (
+    Derivatives,
+    NativeGeometry,
+    NativePrediction,
+    native_backward,
+    predict_native,
+)
+from snnp.training.backends.pairs import Pairs
+from snnp.training.batches import Batch
 from snnp.training.compressed import LEAST_TOLERANCE
 from snnp.training.config import LossConfig
 from snnp.training.families import penalised_energies
-from snnp.training.native import Derivatives, NativeGeometry, NativePrediction, native_backward, predict_native
-from snnp.training.pairs import Pairs
-from snnp.training.prepared import Batch
 
 __all__ = ["Predicted", "Residuals", "Weights", "exact_backward", "predict", "residuals", "weights_at"]
 

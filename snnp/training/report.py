@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from snnp.errors import DataError
-from snnp.figures import new_figure, plain_ticks, save_figure, shortened
 from snnp.files import write_atomically
+from snnp.report import new_figure, plain_ticks, save_figure, shortened
 from snnp.text import markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 

@@ -27,9 +27,10 @@ import snnp
 from snnp.cli.console import number
 from snnp.cli.main import app
 from snnp.errors import InputError
-from snnp.kernels.library import native_target
-from snnp.models import SplineNNP, list_models, load_model, save_model, special_cases
+from snnp.kernels.cpu.library import native_target
+from snnp.models import SplineNNP, list_models, load_model, save_model
 from snnp.models.ensemble import Ensemble
+from snnp.models.spline import special_cases
 from snnp.structure import Structure
 
 COMMANDS = ["ls", "info", "train", "evaluate", "energy", "md", "relax", "export", "plot", "benchmark", "version"]

@@ -27,16 +27,17 @@ from driver import Files, Target, main, mutate
 from safetensors.torch import save
 
 from snnp.analysis.card import card_markdown
-from snnp.data.cards import card, header
-from snnp.data.description import parse_description, read_description
-from snnp.data.recipes import hdf5
+from snnp.data.catalogue.cards import card, header
+from snnp.data.catalogue.description import parse_description, read_description
+from snnp.data.catalogue.recipes import hdf5
 from snnp.errors import SnnpError
 from snnp.hub import make_manifest, read_manifest, verify_folder, write_manifest
-from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP, special_cases
-from snnp.models.hipnn_import import import_hippynn
-from snnp.models.io import dump_model, load_model, save_model
-from snnp.models.meam_spline import read_meam_spline
-from snnp.models.neurochem import read_neurochem
+from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP
+from snnp.models.ani.import_neurochem import read_neurochem
+from snnp.models.hipnn.import_hippynn import import_hippynn
+from snnp.models.spline import special_cases
+from snnp.models.spline.meam_file import read_meam_spline
+from snnp.models.store import dump_model, load_model, save_model
 from snnp.sampling import MDSettings
 from snnp.sampling.checkpoint import read_checkpoint, starting_point, write_checkpoint
 from snnp.structure import Structure

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from snnp.kernels.build import find_compiler
-from snnp.kernels.native import pack_pairs
-from snnp.kernels.pack import MAX_DEGREE, pack_plan
+from snnp.kernels.cpu.call import pack_pairs
+from snnp.kernels.cpu.pack import MAX_DEGREE, pack_plan
 from snnp.models import SplineNNP
-from snnp.models.config import SplineNNPConfig
-from snnp.models.plan import make_plan
+from snnp.models.spline.config import SplineNNPConfig
+from snnp.models.spline.parameters import make_plan
 from snnp.neighbours import find_pairs, neighbour_list
 from snnp.structure import Structure
 

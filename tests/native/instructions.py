@@ -25,7 +25,7 @@ from snnp.benchmarks.reference import REFERENCE_SYSTEM, ReferenceForm
 from snnp.benchmarks.systems import build_system
 from snnp.files import write_atomically
 from snnp.kernels.build import find_compiler
-from snnp.kernels.library import LIBRARY_FILE
+from snnp.kernels.cpu.library import LIBRARY_FILE
 from snnp.models import SplineNNP
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from snnp.kernels.build import build, library_name
-from snnp.kernels.library import library, switched_off
+from snnp.kernels.cpu.library import library, switched_off
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import Case, build_driver, random_case, run_driver, write_case

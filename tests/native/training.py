@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from snnp.kernels.training import TrainingBatch, TrainingKernel
-from snnp.training.native import make_native, native_features, trains_natively
+from snnp.kernels.cpu.training import TrainingBatch, TrainingKernel
+from snnp.training.backends.compiled import make_native, native_features, trains_natively
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import blob, number, random_case

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from snnp.models import SplineNNP, SplineNNPConfig, special_cases
+from snnp.models import SplineNNP, SplineNNPConfig
+from snnp.models.spline import special_cases
 from snnp.testing import check_potential
 
 ONE, TWO, THREE = ("Si",), ("Ni", "Al"), ("O", "H", "C")

@@ -16,10 +16,10 @@ from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 from scipy import stats
 
-from snnp.models.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDProgress, MDResult, MDSettings, Sample, run_md
-from snnp.sampling.ensemble import box_move, degrees_of_freedom
+from snnp.sampling.thermostats import box_move, degrees_of_freedom
 from snnp.units import BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
 from snnp_ase import SNNPCalculator
 

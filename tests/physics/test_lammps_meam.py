@@ -14,9 +14,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers
 
-from snnp.models.config import SplineNNPConfig
-from snnp.models.meam_spline import format_meam_spline, parse_meam_spline, read_meam_spline, write_meam_spline
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.config import SplineNNPConfig
+from snnp.models.spline.meam_file import format_meam_spline, parse_meam_spline, read_meam_spline, write_meam_spline
+from snnp.models.spline.model import SplineNNP
 from snnp.structure import Structure
 
 sys.path.append(str(Path(__file__).parent))  # tests are no package, so helpers beside them are not importable otherwise

@@ -15,8 +15,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from snnp.errors import InputError
-from snnp.export import scripted_module
-from snnp.kernels.library import switched_off
+from snnp.kernels.cpu.library import switched_off
 from snnp.models import (
     ANI,
     HIPNN,
@@ -30,6 +29,7 @@ from snnp.models import (
     load_model,
     save_model,
 )
+from snnp.models.export import scripted_module
 from snnp.models.repulsion import Repulsion
 from snnp.models.session import Session
 from snnp.structure import Structure

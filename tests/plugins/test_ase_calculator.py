@@ -20,10 +20,10 @@ from ase.optimize import BFGS, FIRE
 from ase.phonons import Phonons
 
 from snnp.errors import InputError, ModelFileError, UnknownElementError
-from snnp.kernels.library import switched_off
-from snnp.models.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
-from snnp.models.io import save_model
-from snnp.models.spline_nnp import SplineNNP
+from snnp.kernels.cpu.library import switched_off
+from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
+from snnp.models.store import save_model
 from snnp.sampling import relax
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator

@@ -18,9 +18,9 @@ from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 
 from snnp.errors import InputError
-from snnp.models.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
-from snnp.models.io import save_model
-from snnp.models.spline_nnp import SplineNNP
+from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
+from snnp.models.store import save_model
 from snnp.sampling import MDProgress, MDResult, MDSettings, run_md, starting_point
 from snnp.sampling.log import read_log
 from snnp_ase import SNNPCalculator

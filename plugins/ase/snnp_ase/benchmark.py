@@ -10,9 +10,9 @@ import numpy as np
 from ase import Atoms
 
 from snnp.errors import InputError
-from snnp.models.io import load_model
 from snnp.models.potential import Potential
 from snnp.models.session import Session
+from snnp.models.store import load_model
 from snnp_ase.calculator import SNNPCalculator
 
 __all__ = ["measure_overhead"]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.hub import load_model
-from snnp.models.io import dump_model, parse_model
 from snnp.models.potential import Potential
 from snnp.models.session import Session
+from snnp.models.store import dump_model, parse_model
 
 __all__ = ["SNNPCalculator", "own_model"]
 

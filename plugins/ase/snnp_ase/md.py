@@ -1,7 +1,7 @@
 """Molecular dynamics with ASE's integrators.
 
 `nve` is velocity Verlet; the Langevin thermostat is ASE's BAOAB splitting; `bussi` rescales the velocities after each
-step of velocity Verlet. `npt` moves the box every few steps with `snnp.sampling.ensemble.box_move`.
+step of velocity Verlet. `npt` moves the box every few steps with `snnp.sampling.thermostats.box_move`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from ase.md.verlet import VelocityVerlet
 
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.ensemble import (
+from snnp.sampling.limits import least_energy
+from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Snapshot
+from snnp.sampling.thermostats import (
     bath,
     box_move,
     conserves_momentum,
@@ -25,10 +29,6 @@ from snnp.sampling.ensemble import (
     velocity_factor,
     without_drift,
 )
-from snnp.sampling.limits import least_energy
-from snnp.sampling.run import MDResult, Report, drive
-from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Snapshot
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 from snnp_ase.calculator import SNNPCalculator
 

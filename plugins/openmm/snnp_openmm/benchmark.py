@@ -10,8 +10,8 @@ import numpy as np
 from ase import Atoms
 
 from snnp.errors import InputError
-from snnp.models.io import load_model
 from snnp.models.potential import Potential
+from snnp.models.store import load_model
 from snnp.neighbours import VerletList
 from snnp.structure import Structure
 from snnp.units import NM_IN_ANGSTROM

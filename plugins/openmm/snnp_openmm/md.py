@@ -3,8 +3,8 @@
 `nve` is velocity Verlet. The Langevin thermostat is OpenMM's LangevinMiddleIntegrator, after whose steps the momenta of
 a snapshot lag its positions by half a step: temperatures from them are the accurate ones. `bussi` is an integrator of
 our own.
-`npt` moves the box every few steps with `snnp.sampling.ensemble.box_move`: OpenMM's MonteCarloBarostat proposes volumes
-that are not positive where they fluctuate much, and its steps cannot be resumed.
+`npt` moves the box every few steps with `snnp.sampling.thermostats.box_move`: OpenMM's MonteCarloBarostat proposes
+volumes that are not positive where they fluctuate much, and its steps cannot be resumed.
 
 Runs go on the GPU where the model does, otherwise on OpenMM's Reference platform, which computes in float64: with all
 forces coming from the model, its CPU platform only adds waiting for threads (0.1 to 0.2 ms per step). The environment
@@ -30,7 +30,11 @@ from ase import Atoms
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.ensemble import (
+from snnp.sampling.limits import least_energy
+from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Snapshot
+from snnp.sampling.thermostats import (
     bath,
     box_move,
     conserves_momentum,
@@ -39,10 +43,6 @@ from snnp.sampling.ensemble import (
     steps_per_move,
     without_drift,
 )
-from snnp.sampling.limits import least_energy
-from snnp.sampling.run import MDResult, Report, drive
-from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Snapshot
 from snnp.units import (
     AMU_ANGSTROM2_PER_FS2_IN_EV,
     BOLTZMANN_EV_PER_K,
@@ -263,7 +263,7 @@ def velocity_verlet(dt_ps: float) -> Any:
 
 
 def _velocity_rescaling(dt_ps: float, friction_per_ps: float) -> Any:
-    """Velocity Verlet with stochastic rescaling between its half drifts (`snnp.sampling.ensemble.velocity_factor`).
+    """Velocity Verlet with stochastic rescaling between its half drifts (`snnp.sampling.thermostats.velocity_factor`).
 
     The gamma variable is a sum of squared normal numbers over the degrees of freedom with `counts` = 1.
     """

@@ -11,8 +11,8 @@ import torch
 
 from snnp.errors import InputError, ModelFileError
 from snnp.hub import load_model, resolve
-from snnp.models.io import dump_model, parse_model
 from snnp.models.potential import Potential
+from snnp.models.store import dump_model, parse_model
 
 __all__ = ["ModelSource", "as_dtype"]
 

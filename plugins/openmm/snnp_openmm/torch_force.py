@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from snnp.errors import MissingDependencyError
-from snnp.export import scripted_module
+from snnp.models.export import scripted_module
 from snnp.models.potential import Potential
 from snnp_openmm.require import openmm
 

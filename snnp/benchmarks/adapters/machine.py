@@ -59,7 +59,7 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
 
 def _multiply_add(dtype: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     from snnp.kernels.build import find_compiler
-    from snnp.kernels.library import native_target
+    from snnp.kernels.cpu.library import native_target
 
     compiler = find_compiler()
     assert compiler is not None

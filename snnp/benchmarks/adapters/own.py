@@ -17,7 +17,7 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
     """See `snnp.benchmarks.adapters`."""
     import torch
 
-    from snnp.kernels.library import native_target
+    from snnp.kernels.cpu.library import native_target
     from snnp.models import load_model
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-// Features of an atom to its energy and back: network, skip and embedding; see snnp/models/readout.py.
+// Features of an atom to its energy and back: network, skip and embedding; see snnp/models/spline/readout.py.
 #pragma once
 #include "atom.h"
 

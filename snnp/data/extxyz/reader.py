@@ -1,0 +1,482 @@
+"""The reader of extended XYZ: every frame of a file or an error that names file, frame and line.
+
+Linear in time and bounded in memory, also where the file is packed (.gz, .bz2, .xz): it is gone through twice, once for
+the names that occur in it and once for blocks of frames. Blank lines may stand between frames and at the end.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import re
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from ase.calculators.calculator import all_properties
+from ase.data import atomic_numbers
+
+from snnp.data.block import Block
+from snnp.data.extras import Extras, pack
+from snnp.data.extxyz.comment import TRUTH, comment_names, integer, read_comment, real
+from snnp.data.labels import Keys, Names, Shape, Units, choose_names, in_usual_units, take_labels
+from snnp.errors import DataError
+
+__all__ = ["PACKED", "ROWS", "read_blocks", "read_plain"]
+
+ROWS = 2048  # frames per block
+_PIECE = 1 << 24  # bytes of a file looked at in one go
+_RUN_BYTES = 1 << 26  # text of a block
+_LONGEST_LINE = 1 << 24  # bytes
+_MOST_ATOMS = 100_000_000
+_MOST_COLUMNS = 10_000
+_LEAST_LINE = 8  # bytes: "H 0 0 0" and the end of the line
+_MOST_UNPACKED, _MOST_RATIO = 1 << 28, 200  # of packed files: bytes, and bytes from each one
+_NEWLINE = ord("\n")
+_BLANK = re.compile(rb"\s*")
+_DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
+_ARRAY_NAMES = {"pos": "positions", "Z": "numbers", "charge": "charges", "species": "symbols"}  # as ASE renames them
+_NUMBERS = {symbol: number for symbol, number in atomic_numbers.items() if number > 0}
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""How files with these endings are opened."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One property of the atoms: kind R, I, S or L, and its place in the line."""
+
+    name: str
+    kind: str
+    first: int
+    number: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the lines of atoms hold."""
+
+    columns: tuple[_Column, ...]
+    width: int
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One frame as text; `line` is where it begins, counted from 1."""
+
+    index: int
+    line: int
+    n_atoms: int
+    comment: str
+    atoms: bytes
+
+
+@dataclass
+class _Run:
+    """Consecutive frames of one layout, with their atoms' lines still as text."""
+
+    layout: _Layout
+    texts: list[_Text] = field(default_factory=list)
+    infos: list[dict[str, Any]] = field(default_factory=list)
+    size: int = 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """[B] atoms of each frame."""
+        return np.array([text.n_atoms for text in self.texts], dtype=np.int64)
+
+
+def read_blocks(
+    path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
+) -> Iterator[Block]:
+    """Read a file of extended XYZ (also .gz, .bz2, .xz) in blocks of up to 2,048 frames.
+
+    Energy, forces, stress and group are found by their usual names or by `keys`; all else goes to the blocks' extras.
+
+    Arguments:
+        path: the file.
+        keys: names and units of the labels, where they are unusual.
+        label: stands before "#index" in the configuration ids; None: the name of the file.
+        labelled: whether there must be energies.
+        extras: whether what is no label is kept.
+
+    Raises:
+        DataError: for whatever is not understood; names file, frame and line.
+    """
+    path = Path(path)
+    label = path.name if label is None else label
+    with _opened(path) as stream:
+        shapes, single = _shapes(stream, label)
+        names = choose_names(path, shapes, single, keys, labelled=labelled)
+        stream.seek(0)
+        for run in _runs(_texts(stream, label), label):
+            yield _block(run, names, label, keys.units, (lambda name: True) if extras else None)
+
+
+def read_plain(path: str | Path, index: int | None = None) -> Iterator[Block]:
+    """Frames with all that they say but results, no labels taken; plain XYZ may have remarks behind the columns.
+
+    Arguments:
+        path: the file.
+        index: of one frame, from the end where negative; None: all frames.
+
+    Raises:
+        DataError: as `read_blocks`, and where there is no such frame.
+    """
+    path = Path(path)
+    names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
+    with _opened(path) as stream:
+        texts = _texts(stream, path.name)
+        chosen = texts if index is None else iter([_one(texts, path, index)])
+        for run in _runs(chosen, path.name, lenient=True):
+            yield _block(run, names, path.name, Units(), lambda name: name not in all_properties)
+
+
+def _one(texts: Iterator[_Text], path: Path, index: int) -> _Text:
+    last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
+    number = 0
+    for text in texts:
+        last.append(text)
+        number += 1
+        if text.index == index:
+            break
+    if number < (-index if index < 0 else index + 1):
+        raise DataError(f"{path} has {number} frames, there is none at {index}.")
+    return last[0]
+
+
+class _Packed(io.RawIOBase):
+    """What a packed file holds, as long as that is no more than an honest file of its size can hold."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._stream = path, PACKED[path.suffix.lower()](path, "rb")
+        self._most = _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size
+        self._read = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        found = cast(bytes, self._stream.read(size))
+        self._read += len(found)
+        if self._read > self._most:
+            raise DataError(
+                f"{self._path} unpacks to more than {self._most:,} bytes, {_MOST_RATIO} times its size: it is damaged "
+                "or hostile; if you made it, unpack it first."
+            )
+        return found
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """To the beginning."""
+        self._read = 0
+        return cast(int, self._stream.seek(place))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+        super().close()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with _Packed(path) if path.suffix.lower() in PACKED else path.open("rb") as stream:
+            yield cast(BinaryIO, stream)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def _at(label: str, text: _Text) -> str:
+    return f"{label}#{text.index} (line {text.line})"
+
+
+def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
+    """The frames as text; lines are found in large pieces of the file."""
+    index, number, rest, ended = 0, 1, b"", False
+    numbers: dict[bytes, int] = {}  # sizes repeat
+    size = stream.seek(0, 2) if not isinstance(stream, _Packed) else None
+    stream.seek(0)
+    while not ended:
+        # A frame that does not fit is looked for in twice as much: the work stays in proportion to the file.
+        piece = stream.read(max(_PIECE, len(rest)))
+        ended = not piece
+        text = rest + piece + (b"\n" if ended and rest and not rest.endswith(b"\n") else b"")
+        starts = np.concatenate([[0], np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE) + 1])
+        if np.diff(np.append(starts, len(text))).max() > _LONGEST_LINE:
+            raise DataError(f"{label}#{index}: a line has more than {_LONGEST_LINE:,} bytes: this is no extended XYZ.")
+        line, last = 0, len(starts) - 1
+        while line < last:
+            blank = _BLANK.match(text, starts[line])
+            assert blank is not None
+            if (end := blank.end()) >= starts[line + 1]:  # blank lines between frames
+                line = min(int(np.searchsorted(starts, end, side="right")) - 1, last)
+                continue
+            head = text[starts[line] : starts[line + 1]]
+            if (n := numbers.get(head, 0)) == 0:
+                n = numbers[head] = _number_of_atoms(head, f"{label}#{index} (line {number + line})", index == 0, size)
+            if line + 2 + n > last:
+                break
+            try:
+                comment = text[starts[line + 1] : starts[line + 2]].decode().strip()
+            except UnicodeDecodeError:
+                raise DataError(f"{label}#{index} (line {number + line}): the comment is no text in UTF-8.") from None
+            yield _Text(index, number + line, n, comment, text[starts[line + 2] : starts[line + 2 + n]])
+            line += 2 + n
+            index += 1
+        rest, number = text[starts[line] :], number + line
+    if rest.strip():
+        raise DataError(f"{label}#{index} (line {number}): the file ends in the middle of this frame; it is cut short.")
+    if index == 0:
+        raise DataError(f"{label} is empty; expected at least one structure.")
+
+
+def _number_of_atoms(head: bytes, where: str, first: bool, size: int | None) -> int:
+    head = head.removeprefix(b"\xef\xbb\xbf") if first else head
+    try:
+        n = integer(head.decode())
+    except ValueError:
+        n = 0
+    if n < 1:
+        raise DataError(
+            f"{where}: expected a number of atoms, found {head[:60].decode(errors='replace').strip()!r}; the file is "
+            "no extended XYZ, or the frame before it has another number of atoms than it says."
+        )
+    if n > _MOST_ATOMS:
+        raise DataError(f"{where}: {n:,} atoms are announced, more than the {_MOST_ATOMS:,} that a frame may have.")
+    if size is not None and n * _LEAST_LINE - 1 > size:
+        raise DataError(f"{where}: {n:,} atoms are announced, more than a file of {size:,} bytes can hold.")
+    return n
+
+
+def _shapes(stream: BinaryIO, label: str) -> tuple[Counter[Shape], bool]:
+    """Which names occur together in how many frames, and whether all frames are single atoms."""
+    layouts: dict[str, frozenset[str]] = {}
+    shapes: Counter[Shape] = Counter()
+    single = True
+    hidden = frozenset({"Properties", "Lattice", "pbc"})
+    for text in _texts(stream, label):
+        where = _at(label, text)
+        names, properties = comment_names(text.comment, where)
+        properties = properties or _DEFAULT_PROPERTIES
+        if properties not in layouts:
+            columns = frozenset(column.name for column in _read_layout(properties, where).columns)
+            layouts[properties] = columns - {"symbols", "positions", "numbers"}
+        shapes[names - hidden, layouts[properties]] += 1
+        single = single and text.n_atoms == 1
+    return shapes, single
+
+
+def _read_layout(properties: str, where: str) -> _Layout:
+    """The columns that a `Properties` value describes."""
+    fields = properties.strip().split(":")
+    columns, first = [], 0
+    try:
+        for name, kind, number in zip(fields[::3], fields[1::3], map(integer, fields[2::3]), strict=True):
+            if kind not in ("R", "I", "S", "L") or not 1 <= number <= 1000 or not name or first > _MOST_COLUMNS:
+                raise ValueError
+            columns.append(_Column(_ARRAY_NAMES.get(name, name), kind, first, number))
+            first += number
+    except ValueError:
+        raise DataError(
+            f"{where}: Properties={properties[:80]} is not a list of name:type:columns with types R, I, S, L "
+            f"and up to {_MOST_COLUMNS:,} columns."
+        ) from None
+    names = [column.name for column in columns]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{where}: Properties names the column {twice[:40]} twice; rename or remove one of them.")
+    if "positions" not in names or not {"symbols", "numbers"} & set(names):
+        raise DataError(
+            f"{where}: the columns of the atoms hold no species or no three coordinates; expected species:S:1 (or "
+            f"Z:I:1) and pos:R:3 in Properties, got {properties[:60]}."
+        )
+    return _Layout(tuple(columns), first)
+
+
+def _runs(texts: Iterator[_Text], label: str, *, lenient: bool = False) -> Iterator[_Run]:
+    """Frames of one layout together; `lenient` drops what stands behind the columns of plain XYZ."""
+    layouts: dict[str, _Layout] = {}
+    known: dict[tuple[str, str], Any] = {}
+    run: _Run | None = None
+    for text in texts:
+        where = _at(label, text)
+        info = read_comment(text.comment, where, known)
+        stated = info.pop("Properties", None)
+        properties = str(stated or _DEFAULT_PROPERTIES)
+        layout = layouts.get(properties) or layouts.setdefault(properties, _read_layout(properties, where))
+        if lenient and stated is None:
+            lines = [b" ".join(line.split()[: layout.width]) for line in text.atoms.split(b"\n")]
+            text = replace(text, atoms=b"\n".join(lines))
+        if run is not None and (run.layout is not layout or len(run.texts) == ROWS or run.size > _RUN_BYTES):
+            yield run
+            run = None
+        run = run or _Run(layout)
+        run.texts.append(text)
+        run.infos.append(info)
+        run.size += len(text.atoms)
+    if run is not None:
+        yield run
+
+
+def _columns(run: _Run, label: str) -> dict[str, np.ndarray]:
+    """The columns of all atoms of a run, by name: through Arrow's parser, or one by one where that does not follow."""
+    parts = _parse_quickly(run) or _parse_patiently(run, label)
+    arrays = {}
+    for column in run.layout.columns:
+        mine = parts[column.first : column.first + column.number]
+        arrays[column.name] = mine[0] if column.number == 1 else np.stack(mine, axis=1)
+    return arrays
+
+
+def _parse_quickly(run: _Run) -> list[np.ndarray] | None:
+    """One array per column of text; None where the text is not as plain as it usually is, or Arrow is missing."""
+    try:
+        import pyarrow as pa
+        from pyarrow import csv
+    except ImportError:
+        return None
+    text = _single_spaces(b"".join(each.atoms for each in run.texts))
+    types = {"R": pa.float64(), "I": pa.int64(), "S": pa.string(), "L": pa.string()}
+    kinds = [(column.name, column.kind) for column in run.layout.columns for _ in range(column.number)]
+    labels = [str(k) for k in range(run.layout.width)]
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(text),
+            read_options=csv.ReadOptions(column_names=labels, use_threads=False, block_size=max(len(text), 1)),
+            parse_options=csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
+            convert_options=csv.ConvertOptions(
+                column_types={
+                    label: pa.dictionary(pa.int32(), pa.string()) if name == "symbols" else types[kind]
+                    for label, (name, kind) in zip(labels, kinds, strict=True)
+                },
+                null_values=[],
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowException:
+        return None
+    if table.num_rows != sum(each.n_atoms for each in run.texts):
+        return None
+    parts = []
+    for column, (name, kind) in zip(table.columns, kinds, strict=True):
+        if name == "symbols":
+            numbers = _species(column.combine_chunks())
+            if numbers is None:
+                return None
+            parts.append(numbers)
+        elif kind in "RI":
+            parts.append(column.to_numpy())
+        else:
+            texts = column.to_pylist()
+            if kind == "L" and not set(texts) <= set(TRUTH):
+                return None
+            parts.append(np.array([TRUTH[text] for text in texts] if kind == "L" else texts))
+    return parts
+
+
+def _single_spaces(text: bytes) -> bytes:
+    """Columns with one space between them, none at the ends of lines."""
+    if b"\t" in text or b"\r" in text:
+        text = text.replace(b"\t", b" ").replace(b"\r\n", b"\n")
+    letters = np.frombuffer(text, np.uint8)
+    space = letters == ord(" ")
+    space[:-1] &= letters[1:] <= ord(" ")  # all of a run but its last, and the last before the end of a line
+    text = letters[~space].tobytes()
+    return text.replace(b"\n ", b"\n").lstrip(b" ")
+
+
+def _species(column: Any) -> np.ndarray | None:
+    """Atomic numbers of a dictionary of symbols, in any case; None for what is no element."""
+    chunk = column.chunk(0) if hasattr(column, "chunk") else column
+    table = [_NUMBERS.get(symbol.capitalize()) for symbol in chunk.dictionary.to_pylist()]
+    if None in table:
+        return None
+    return np.array(table, dtype=np.int32)[chunk.indices.to_numpy()]
+
+
+def _parse_patiently(run: _Run, label: str) -> list[np.ndarray]:
+    """One array per column of text, or the error of the first text that does not fit."""
+    fits: dict[str, Callable[[str], Any]] = {"R": real, "I": integer, "S": str, "L": TRUTH.__getitem__}
+    convert = [
+        (column.name, (lambda text: _NUMBERS[text.capitalize()]) if column.name == "symbols" else fits[column.kind])
+        for column in run.layout.columns
+        for _ in range(column.number)
+    ]
+    found: list[list[Any]] = [[] for _ in convert]
+    for frame in run.texts:
+        for offset, line in enumerate(frame.atoms.decode(errors="replace").split("\n")[:-1]):
+            where = f"{label}#{frame.index} (line {frame.line + 2 + offset})"
+            texts = line.split()
+            if len(texts) != len(convert):
+                raise DataError(
+                    f"{where}: a line of atoms has {len(texts)} columns, expected {len(convert)} "
+                    f"({', '.join(column.name for column in run.layout.columns)}): {line.strip()[:60]!r}."
+                    + (" Describe them with Properties=..." if len(texts) > len(convert) else "")
+                )
+            for values, text, (name, function) in zip(found, texts, convert, strict=True):
+                try:
+                    values.append(function(text))
+                except (ValueError, KeyError):
+                    raise DataError(f"{where}: {text[:40]!r} does not fit the column {name}.") from None
+    return [np.array(values) for values in found]
+
+
+def _block(run: _Run, names: Names, label: str, units: Units, keep: Callable[[str], bool] | None) -> Block:
+    """Arrays, labels and extras of a run; of these what is to be kept by its name, or none."""
+    arrays = _columns(run, label)
+    counts, first = run.counts, run.texts[0]
+    n, b = int(counts.sum()), len(counts)
+    positions, numbers = arrays.pop("positions"), _atomic_numbers(arrays, _at(label, first))
+    forces = arrays.pop(str(names["forces"]), None)
+    if positions.shape != (n, 3) or positions.dtype.kind not in "fi":
+        raise DataError(f"{_at(label, first)}: the columns of the atoms hold no species or no three coordinates.")
+    if forces is not None and (forces.shape != (n, 3) or forces.dtype.kind not in "fi"):
+        width = forces.shape[1] if forces.ndim == 2 else 1
+        raise DataError(
+            f"{_at(label, first)}: forces (column '{names['forces']}') have {width} columns of type "
+            f"{forces.dtype.name}, expected three of type R."
+        )
+    block = Block.conformers(np.zeros(1), np.zeros((b, 1, 3)), energy=np.full(b, np.nan))
+    block = replace(
+        block,
+        counts=counts,
+        numbers=numbers.astype(np.int32),
+        positions=positions.astype(np.float64),
+        forces=np.full((n, 3), np.nan) if forces is None else forces.astype(np.float64),
+        has_forces=np.full(b, forces is not None),
+    )
+    as_it_is = units == Units()
+    starts = block.starts
+    groups: list[str | None] = []
+    packed: list[str | None] = []
+    for k, (text, info) in enumerate(zip(run.texts, run.infos, strict=True)):
+        where = _at(label, text)
+        mine = take_labels(block, k, info, names, where)
+        if not as_it_is:  # in their own units they cannot keep their own names
+            info.pop(str(names["stress"]), None)
+            mine = {}
+        group = info.get(str(names["group"]))
+        groups.append(None if group is None else str(group))
+        packed.append(None)
+        if keep is not None and (info or arrays or mine):
+            info = {name: value for name, value in info.items() if keep(name)}
+            rest = {name: array[starts[k] : starts[k + 1]] for name, array in arrays.items() if keep(name)}
+            packed[-1] = pack(Extras(info, rest, mine), where)
+    block = in_usual_units(block, units, names)
+    return block.named([f"{label}#{text.index}" for text in run.texts], groups, packed)
+
+
+def _atomic_numbers(arrays: dict[str, np.ndarray], where: str) -> np.ndarray:
+    """[N] of symbols, of numbers, or of both where they agree."""
+    numbers, symbols = arrays.pop("numbers", None), arrays.pop("symbols", None)
+    for found in (numbers, symbols):
+        if found is not None and (
+            found.ndim != 1 or found.dtype.kind != "i" or not 1 <= found.min() <= found.max() <= 118
+        ):
+            raise DataError(f"{where}: the columns of the atoms hold no species: expected symbols, or Z from 1 to 118.")
+    if numbers is not None and symbols is not None and not np.array_equal(numbers, symbols):
+        raise DataError(f"{where}: the columns species and Z name different elements.")
+    return cast(np.ndarray, symbols if numbers is None else numbers)

@@ -1,0 +1,1 @@
+"""Datasets as parquet files: columns, limits, row groups."""

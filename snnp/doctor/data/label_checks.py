@@ -1,0 +1,354 @@
+"""Checks of energies, forces and stresses: units, signs, zeros of energy, outliers, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from snnp.data import check_frames
+from snnp.data.consistency import by_file, suspicions
+from snnp.doctor.data.consensus import Consensus, spread
+from snnp.doctor.data.mixture import find_heaps
+from snnp.doctor.data.survey import Survey
+from snnp.doctor.report import Finding
+from snnp.units import (
+    BOHR_IN_ANGSTROM,
+    EV_IN_KJ_PER_MOL,
+    EV_PER_ANGSTROM3_IN_GPA,
+    HARTREE_IN_EV,
+    KCAL_PER_MOL_IN_EV,
+    NM_IN_ANGSTROM,
+)
+
+__all__ = [
+    "FORCE_FACTORS",
+    "check_completeness",
+    "check_energies",
+    "check_force_sums",
+    "check_forces",
+    "check_plausibility",
+    "check_relation",
+    "check_stresses",
+    "check_units",
+]
+
+# A number in the file is this factor times the number in eV (and Å).
+_ENERGY_UNITS = {
+    "kcal/mol": 1.0 / KCAL_PER_MOL_IN_EV,
+    "kJ/mol": EV_IN_KJ_PER_MOL,
+    "Hartree": 1.0 / HARTREE_IN_EV,
+    "Rydberg": 2.0 / HARTREE_IN_EV,
+    "meV": 1000.0,
+}
+_FORCE_UNITS = {
+    "kcal/mol/Å": 1.0 / KCAL_PER_MOL_IN_EV,
+    "kJ/mol/Å": EV_IN_KJ_PER_MOL,
+    "kJ/mol/nm": EV_IN_KJ_PER_MOL * NM_IN_ANGSTROM,
+    "Hartree/Bohr": BOHR_IN_ANGSTROM / HARTREE_IN_EV,
+    "Hartree/Å": 1.0 / HARTREE_IN_EV,
+    "Rydberg/Bohr": 2.0 * BOHR_IN_ANGSTROM / HARTREE_IN_EV,
+    "meV/Å": 1000.0,
+}
+_STRESS_UNITS = {
+    "GPa": EV_PER_ANGSTROM3_IN_GPA,
+    "kbar": 10.0 * EV_PER_ANGSTROM3_IN_GPA,
+    "bar": 1e4 * EV_PER_ANGSTROM3_IN_GPA,
+}
+FORCE_FACTORS = {
+    -1.0: "forces have the wrong sign (gradients in place of forces?)",
+    **{1.0 / factor: f"forces are in {unit} and energies in eV" for unit, factor in _FORCE_UNITS.items()},
+    **{factor: f"energies are in {unit} and forces in eV/Å" for unit, factor in _ENERGY_UNITS.items()},
+}
+"""By what forces would have to be multiplied, and what that means."""
+
+_OPPOSITE = -0.6  # correlation with the model's forces; clean frames of twenty sets stay above -0.4
+_FOLLOWS = 0.8  # correlation that makes a ratio of sizes meaningful
+_RELIABLE = 0.5  # a tenth of all frames may have less than this before the model is no judge
+_FAR = 12.0  # robust standard deviations
+_LEAST_ENERGY = 0.1  # eV/atom; less is never called an outlier
+_MENDED = 0.03  # eV/atom: so near must an energy come in another unit
+_IMPOSSIBLE = 5.0  # eV/atom away from what composition and structure lead to
+_MOST_OUTLIERS = 0.05  # of the frames: what is more frequent is another kind of structure
+_NET_FORCE, _NET_SHARE = 0.02, 0.05  # eV/Å per atom, and of the typical force
+_TORQUE = 0.05
+_ASYMMETRIC = 0.1
+_FUSED = 0.3  # Å
+
+
+def _plural(n: int, noun: str = "frame") -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
+    """Labels of each file against one another and against those of other files, by what neighbouring frames say.
+
+    Returns:
+        Findings that name file, split and factor; and [n] which frames are in files whose energies or forces are wrong
+        for sure.
+    """
+    findings, wrong = [], np.zeros(len(survey.frames), dtype=bool)
+    files = by_file(survey.frames)
+    place = {id(frame): k for k, frame in enumerate(survey.frames)}
+    for found in suspicions(files):
+        mine = np.array([place[id(frame)] for frame in files[found.file]])
+        splits = ", ".join(dict.fromkeys(survey.split[k] for k in mine))
+        wrong[mine] |= found.certain and found.quantity != "stress"
+        findings.append(
+            Finding(
+                "stress" if found.quantity == "stress" else "units",
+                "error" if found.certain else "warning",
+                f"{found.file} ({splits}, {_plural(len(mine))}): {found.message}",
+                "Labels in different units cannot be learned together: forces are minus the derivative of the energy.",
+                found.cure[0].upper() + found.cure[1:] + ".",
+                survey.names(np.sort(mine)),
+            )
+        )
+    return findings, wrong
+
+
+def check_completeness(survey: Survey) -> Iterator[Finding]:
+    """Which labels are missing, and which are only placeholders."""
+    n = len(survey.frames)
+    for what, present in (("energies", np.isfinite(survey.energy)), ("forces", survey.has_forces)):
+        missing = ~present
+        if missing.all():
+            severity, said = "warning", f"no frame has {what}"
+        elif missing.any():
+            severity, said = "note", f"{int(missing.sum()):,} of {n:,} frames have no {what}"
+        else:
+            continue
+        yield Finding(
+            "completeness",
+            "warning" if severity == "warning" else "note",
+            said,
+            f"Training uses what is there; errors of {what} are averaged over the frames that have them.",
+            "If they exist upstream, check the name of the key; otherwise state it on the data set's card.",
+            () if missing.all() else survey.names(missing),
+        )
+    zero = survey.has_forces & (survey.force_max < 1e-12) & (survey.asymmetry > _ASYMMETRIC) & (survey.n_atoms > 1)
+    if zero.any():
+        yield Finding(
+            "completeness",
+            "error",
+            f"{_plural(int(zero.sum()))} have forces of exactly zero where no symmetry makes them so",
+            "Zeros were written in place of missing forces: a model would learn that these structures are at rest.",
+            "Take the force column away from these frames, or compute their forces.",
+            survey.names(zero),
+        )
+
+
+def check_plausibility(survey: Survey) -> Iterator[Finding]:
+    """Sizes of forces, distances and stresses that no unit but a wrong one would give."""
+    advice = {
+        "large_force": "One frame with huge forces outweighs thousands of others in a force loss.",
+        "typical_force": "Forces of the whole set are outside what matter shows, so their unit is in doubt.",
+        "short_distance": "No matter has such distances: positions or cell are wrong, or it is a scan on purpose.",
+        "long_distance": "Atoms that feel nothing teach nothing; positions or cell may be in another unit.",
+        "large_stress": "Stresses beyond 300 GPa are rare; the unit or the sign convention is in doubt.",
+    }
+    # Scans of two atoms go down to 0.3 Å on purpose.
+    fused = float(survey.closest.min(initial=np.inf)) < _FUSED
+    for found in check_frames(survey.frames):
+        if found.kind in advice:  # outliers in energy are looked at more closely by check_energies
+            yield Finding(
+                "plausibility",
+                "error" if found.kind == "short_distance" and fused else "warning",
+                found.message,
+                advice[found.kind],
+                "Compare one of the frames with the output of the reference calculation and convert or remove it.",
+                found.sources,
+            )
+
+
+def _is_reliable(consensus: Consensus) -> bool:
+    """Whether the model's forces follow those of nearly all frames, up to the sign."""
+    size = np.abs(consensus.force_correlation[consensus.comparable])
+    return len(size) >= 10 and float(np.quantile(size, 0.1)) > _RELIABLE
+
+
+def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
+    """Frames whose forces point the other way, are larger or smaller by the factor of a unit, or agree with nothing."""
+    if not _is_reliable(consensus):
+        return
+    correlation = np.where(consensus.comparable, consensus.force_correlation, np.nan)
+    opposite = correlation < _OPPOSITE
+    if opposite.any():
+        yield Finding(
+            "force sign",
+            "error",
+            f"forces of {_plural(int(opposite.sum()))} point against those of all others "
+            f"(correlation with a model of the whole set down to {np.nanmin(correlation):.2f}, "
+            f"usually {np.nanmedian(correlation):.2f})",
+            "These forces have the wrong sign: gradients were stored in place of forces.",
+            "Multiply the forces of these frames by -1, or read them anew from the reference calculation.",
+            survey.names(opposite, -np.nan_to_num(correlation)),
+        )
+    yield from _force_units(survey, consensus)
+    odd = (correlation < 0.3) & ~opposite
+    if odd.any() and odd.sum() <= _MOST_OUTLIERS * len(odd):
+        yield Finding(
+            "force direction",
+            "warning",
+            f"forces of {_plural(int(odd.sum()))} have little to do with those of all others",
+            "The structure is of another kind, or forces belong to another structure or order of atoms.",
+            "Recompute one of these frames; look whether atoms and forces are in the same order.",
+            survey.names(odd, -np.nan_to_num(correlation)),
+        )
+
+
+def _force_units(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
+    size, correlation = np.abs(consensus.force_ratio), consensus.force_correlation
+    usual = np.log(size[consensus.comparable])
+    centre, width = float(np.median(usual)), max(spread(usual), 0.05)
+    # By the size that the model expects: forces in a large unit look like those of a structure at rest.
+    expected = np.exp(centre) * survey.force_rms * correlation / size
+    typical = float(np.median(survey.force_rms[consensus.comparable]))
+    judged = consensus.varied & (correlation > _FOLLOWS) & (expected > 0.3 * typical)
+    off = np.log(np.where(judged, size, np.nan)) - centre
+    for unit, factor in _FORCE_UNITS.items():
+        wanted = float(np.log(factor))
+        tolerance = min(0.35 * abs(wanted), max(4.0 * width, 0.3))
+        # Of all units the nearest: Hartree/Å and Rydberg/Bohr are within a factor of two.
+        nearest = np.abs(off - wanted) <= np.min([np.abs(off - np.log(f)) for f in _FORCE_UNITS.values()], axis=0)
+        bad = (np.abs(off - wanted) < tolerance) & (np.abs(off) > 6.0 * width) & nearest
+        if bad.any():
+            yield Finding(
+                "force units",
+                "error",
+                f"forces of {_plural(int(bad.sum()))} are {factor:.3g} times as large as a model of the whole set "
+                f"expects: they seem to be in {unit}",
+                "Frames in another unit spoil the fit of all others, in proportion to the factor squared.",
+                f"Divide the forces of these frames by {factor:.6g}; then look at their energies too.",
+                survey.names(bad),
+            )
+
+
+def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
+    """Whether forces are the derivatives of the energies: for any other sign or unit one model cannot have both."""
+    misfit = consensus.relative_misfit
+    if not misfit or np.isfinite(survey.energy).sum() < 20:
+        return
+    heaps = find_heaps(consensus.composition_residual, survey.fingerprint)
+    if heaps is not None and heaps.distance > _IMPOSSIBLE:
+        return  # their distance is all that such a model sees of the energies
+    best = min(misfit, key=lambda factor: misfit[factor])
+    if best == 1.0 or misfit[best] > 0.5 * misfit[1.0] or misfit[best] > 0.5:
+        return
+    yield Finding(
+        "energies and forces",
+        "error",
+        f"energies and forces do not belong together, but would if forces were multiplied by {best:.4g} "
+        f"(relative misfit of a common model {misfit[1.0]:.2f}, then {misfit[best]:.2f}): {FORCE_FACTORS[best]}",
+        "Forces must be minus the derivative of the energy; no model can learn both as they are.",
+        "Convert energies to eV and forces to eV/Å, with the sign of forces (minus the gradient).",
+    )
+
+
+def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
+    """Energies in another unit, given per atom, or far from what the structure leads one to expect."""
+    residual = consensus.residual
+    sigma = max(spread(residual), 1e-4)
+    if not np.isfinite(residual).sum() >= 10:
+        return
+    far = np.abs(np.nan_to_num(residual)) > max(_FAR * sigma, _LEAST_ENERGY)
+    explained = np.zeros(len(far), dtype=bool)
+    n_atoms = survey.n_atoms
+    hypotheses: list[tuple[str, str, float | np.ndarray]]
+    hypotheses = [(f"in {unit}", f"divide them by {size:.6g}", 1.0 / size) for unit, size in _ENERGY_UNITS.items()]
+    hypotheses += [
+        ("energies per atom, others per structure", "multiply them by the number of atoms", n_atoms),
+        ("of the opposite sign", "multiply them by -1", -1.0),
+    ]
+    for said, cure, factor in hypotheses:
+        mended = residual + survey.energy * (factor - 1.0) / n_atoms
+        hit = far & ~explained & (np.abs(mended) < max(6.0 * sigma, _MENDED))
+        # Among many outliers of another kind one may fit by chance, unless it is farther off than matter can be.
+        certain = hit.any() and (np.abs(residual[hit]).min() > _IMPOSSIBLE or hit.sum() >= 0.2 * far.sum())
+        if certain and hit.sum() < 0.5 * np.isfinite(residual).sum():
+            explained |= hit
+            yield Finding(
+                "energy units",
+                "error",
+                f"energies of {_plural(int(hit.sum()))} are off by up to {np.abs(residual[hit]).max():.3g} eV/atom, "
+                f"but fit if they are {said}",
+                "Frames in another unit spoil the fit of all others.",
+                f"In these frames {cure}; then look at their forces too.",
+                survey.names(hit, np.abs(np.nan_to_num(residual))),
+            )
+    rest = far & ~explained
+    if rest.any() and rest.sum() <= _MOST_OUTLIERS * len(rest):
+        worst = float(np.abs(residual[rest]).max())
+        yield Finding(
+            "energy outliers",
+            "warning",
+            f"energies of {_plural(int(rest.sum()))} lie up to {worst:.3g} eV/atom away from what their composition "
+            f"and structure lead one to expect (typical deviation {sigma:.2g})",
+            "A failed or unconverged calculation, another magnetic state, or matter far from the rest of the set.",
+            "Look at the worst frames first; keep them if they are meant, remove or recompute them if not.",
+            survey.names(rest, np.abs(np.nan_to_num(residual))),
+        )
+
+
+def check_force_sums(survey: Survey) -> Iterator[Finding]:
+    """Forces of a frame must sum to zero, and those of a molecule must not turn it."""
+    moving = survey.has_forces & (survey.n_atoms > 1)
+    if not moving.any():
+        return
+    usual = float(np.median(survey.force_rms[moving]))
+    limit = np.maximum(_NET_FORCE, _NET_SHARE * np.maximum(survey.force_rms, usual))
+    pushed = moving & (survey.net_force > limit)
+    if pushed.any():
+        yield Finding(
+            "force sums",
+            "warning",
+            f"forces of {_plural(int(pushed.sum()))} do not sum to zero "
+            f"(up to {survey.net_force[pushed].max():.3g} eV/Å per atom)",
+            "An external field, atoms held fixed or left out, a coarse grid, or damaged columns; no potential can "
+            "learn a net force.",
+            "Recompute with tighter settings, or subtract the mean force of each frame and say so on the card.",
+            survey.names(pushed, survey.net_force),
+        )
+    turned = moving & (np.nan_to_num(survey.torque) > _TORQUE) & (survey.force_max > _NET_FORCE) & ~pushed
+    if turned.any():
+        yield Finding(
+            "torques",
+            "warning",
+            f"forces of {_plural(int(turned.sum()))} would turn the molecule "
+            f"(up to {survey.torque[turned].max():.2f} of the largest possible torque)",
+            "Positions and forces are in different orientations or orders of atoms, or there is an external field.",
+            "Take positions and forces from the same block of the output (programs may reorient molecules).",
+            survey.names(turned, np.nan_to_num(survey.torque)),
+        )
+
+
+def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
+    """Sign and unit of stresses, by what energies and forces say about the volume."""
+    norm = np.array([0.0 if f.stress is None else float(np.linalg.norm(f.stress)) for f in survey.frames])
+    correlation = consensus.stress_correlation
+    misfit = consensus.relative_misfit
+    # Where forces fit better with another factor the model's stress has no meaning, and no sign.
+    if (norm > 0).sum() < 10 or not misfit or min(misfit, key=lambda factor: misfit[factor]) != 1.0:
+        return
+    telling = (norm > np.median(norm[norm > 0])) & np.isfinite(correlation)
+    if telling.sum() < 5:
+        return
+    middle = float(np.median(correlation[telling]))
+    if abs(middle) < 0.8:
+        return
+    size = float(np.median(np.abs(consensus.stress_ratio[telling])))
+    unit = min(_STRESS_UNITS, key=lambda name: abs(np.log(size / _STRESS_UNITS[name])))
+    is_unit = size > 30.0
+    if middle > 0 and not is_unit:
+        return
+    faults = ["have the opposite sign"] if middle < 0 else []
+    faults += [f"seem to be in {unit}"] if is_unit else []
+    yield Finding(
+        "stress",
+        "error",
+        f"stresses {' and '.join(faults)} (median correlation with a model of energies and forces {middle:.2f}, "
+        f"ratio {size:.3g})",
+        "Stress here is dE/dstrain/V in eV/Å³: positive under tension, as in ASE. Many programs print pressure or the "
+        "virial, with the opposite sign, in GPa or kbar.",
+        "Convert, or name a key that holds 'virial' where the file has virials in eV.",
+    )

@@ -1,0 +1,122 @@
+"""Reads a data set for examination: what cannot be read is a finding, and the rest is examined all the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from snnp.data import Frame, Keys, load_dataset
+from snnp.data.block import Block
+from snnp.data.files import is_xyz, labels_of, read_any
+from snnp.data.sources import dataset_files
+from snnp.doctor.data.survey import UNASSIGNED
+from snnp.doctor.report import Finding
+from snnp.errors import DataError
+
+__all__ = ["read_set"]
+
+_USUAL = ("train", "valid", "test", "all")
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "test": "test",
+}
+
+
+def read_set(
+    sources: Sequence[str | Path], keys: Keys | None = None, *, part: str | None = None
+) -> tuple[dict[str, list[Frame]], list[Finding]]:
+    """Read files, folders and datasets by name, and sort the frames into splits, the one that is trained on first.
+
+    Splits are those of a dataset; for files, the word "train", "valid" or "test" in a file's name. `train=FILE` sets
+    the split of a file. Files that speak of no split are "all", or "other" beside files that do.
+
+    Arguments:
+        keys: names of the labels in files, where they are unusual.
+        part: of a dataset with several levels of theory.
+
+    Returns:
+        Frames by split, and a finding for those that cannot be read (NaN, wrong shapes, flat cells).
+
+    Raises:
+        DataError: if a source does not exist or cannot be read at all.
+        HubError: for a dataset's name that cannot be fetched.
+    """
+    keys = keys or Keys()
+    named = [_split_of(str(source)) for source in sources]
+    files = [(split, file) for split, source in named for file in _files(source)]
+    labels = dict(zip(files, labels_of([file for _, file in files]), strict=True)) if files else {}
+    frames: dict[str, list[Frame]] = {}
+    broken: list[str] = []
+    for (split, file), label in labels.items():
+        found = frames.setdefault(split or _split_in(file.name), [])
+        found += _good(read_any(file, keys, label, labelled=False), broken)
+    for split, source in named:
+        if not _files(source):
+            dataset = load_dataset(source, part=part)
+            names: list[str | None] = [each for each in dataset.splits if each]
+            for name in names or [None]:
+                chosen = dataset if name is None else dataset.select(name)
+                frames.setdefault(split or name or "all", []).extend(_good(chosen.blocks(), broken))
+    if len(frames) > 1 and "all" in frames:
+        frames[UNASSIGNED] = [*frames.get(UNASSIGNED, []), *frames.pop("all")]
+    order = sorted(frames, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL))
+    return {name: frames[name] for name in order if frames[name]}, _findings(broken)
+
+
+def _split_of(text: str) -> tuple[str | None, str]:
+    """`train=FILE` -> "train", FILE; a path that holds "=" is taken as it is where it exists."""
+    name, sign, rest = text.partition("=")
+    if sign and re.fullmatch(r"\w+", name) and not Path(text).exists():
+        return name, rest
+    return None, text
+
+
+def _files(source: str) -> list[Path]:
+    """The files that a source stands for; none for datasets in parquet or by name."""
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        return [path]
+    if not path.is_dir() or dataset_files(path):
+        return []
+    files = sorted(file for file in path.iterdir() if is_xyz(file))
+    if not files:
+        raise DataError(f"the folder {source} holds neither parquet nor extended XYZ files; name the files.")
+    return files
+
+
+def _split_in(name: str) -> str:
+    """The split that a file's name speaks of, or "all"."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_NAMES[word] for word in words if word in _NAMES), "all")
+
+
+def _good(blocks: Iterable[Block], broken: list[str]) -> list[Frame]:
+    """All frames that can be read; why not goes to `broken`."""
+    frames = []
+    for block in blocks:
+        for row in range(len(block)):
+            try:
+                frames.append(block.frame(row))
+            except DataError as error:
+                broken.append(str(error))
+    return frames
+
+
+def _findings(broken: list[str]) -> list[Finding]:
+    if not broken:
+        return []
+    return [
+        Finding(
+            "readable",
+            "error",
+            f"{len(broken):,} frames cannot be read; the first: {broken[0]}",
+            "Training refuses the whole file because of them: NaN would spread to every parameter.",
+            "Remove these frames or recompute them (failed calculations often leave NaN behind).",
+            tuple(text.partition(": ")[0] for text in broken),
+        )
+    ]

@@ -1,0 +1,1 @@
+"""The compiled kernels of the CPU: library, memory layout, calls, lists, and training passes."""

@@ -1,0 +1,1 @@
+"""The kernels of the GPU, written in Triton; see docs/decisions/010-gpu-kernel.md."""

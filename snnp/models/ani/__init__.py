@@ -1,0 +1,1 @@
+"""ANI: networks on fixed atomic environment vectors, their scripted twin and their importer."""

@@ -1,0 +1,252 @@
+r"""ANI: one feed-forward network per element on fixed atomic environment vectors (AEV).
+
+    E_i = E0[z_i] + NN_{z_i}(G_i)
+
+with the vectors G of `snnp.models.ani.aev`. Forces are analytic: each network returns dE/dG, the vectors turn it into
+dE/dr_ij. Elements that a structure lacks have zero terms; their columns of the first layer are left out.
+Source: J. S. Smith, O. Isayev, A. E. Roitberg, Chem. Sci. 8, 3192 (2017), doi 10.1039/C6SC05720A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal, TypeGuard
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from snnp.models.ani.aev import AEV, AEVConfig
+from snnp.models.potential import PairGradients, Potential
+from snnp.models.shells import refuse_overlaps
+from snnp.models.spline.config import Elements, FormConfig, Layers, RepulsionConfig, TensorShape
+from snnp.neighbours import Neighbours, pair_vectors
+from snnp.structure import Structure
+
+__all__ = ["ANI", "CELU_ALPHA", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
+
+Activation = Literal["celu", "gaussian"]
+
+CELU_ALPHA = 0.1
+"""NeuroChem's."""
+_CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
+"""Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
+
+
+class ANIConfig(FormConfig):
+    """The form of an ANI potential.
+
+    `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
+    `hidden`: sizes of the hidden layers, for all elements or by element. `activation`: "celu" with alpha 0.1
+    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5). `repulsion` is no part of the
+    networks, and None in published ones.
+    """
+
+    elements: Elements = ()
+    aev: AEVConfig = AEVConfig()
+    hidden: Layers | dict[str, Layers] = (128, 112, 96)
+    activation: Activation = "celu"
+    repulsion: RepulsionConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ANIConfig:
+        sizes = self.hidden.values() if isinstance(self.hidden, dict) else [self.hidden]
+        if not all(sizes):
+            raise ValueError("hidden needs at least one layer for each element")
+        if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
+            raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
+        if self.repulsion is not None:
+            self.repulsion.check_within(self.cutoff)
+        return self
+
+    def layers(self, symbol: str) -> tuple[int, ...]:
+        """Sizes of an element's hidden layers."""
+        return self.hidden[symbol] if isinstance(self.hidden, dict) else self.hidden
+
+    def tensors(self) -> Iterator[TensorShape]:
+        """The tensors that a model of this form stores, one after the other; nothing is allocated."""
+        length = self.aev.length(len(self.elements))
+        for symbol in self.elements:
+            for k, (n_in, n_out) in enumerate(pairwise([length, *self.layers(symbol), 1])):
+                yield f"networks.{symbol}.layers.{k}.weight", (n_out, n_in)
+                yield f"networks.{symbol}.layers.{k}.bias", (n_out,)
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.aev.cutoff
+
+
+class AtomicNetwork(nn.Module):
+    """The network of one element: `sizes` (D, hidden, ...), a linear layer to one number at the end."""
+
+    def __init__(self, sizes: tuple[int, ...], activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        both = zip(sizes, (*sizes[1:], 1), strict=True)
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in both)
+
+    def _linear(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            yield layer.weight, layer.bias
+
+    def forward(self, features: Tensor, columns: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Energies [n], and what `gradient` needs; `columns` of the first layer belong to `features`, None for all."""
+        kept: list[Tensor] = []
+        x = features
+        for k, (weight, bias) in enumerate(self._linear()):
+            if k == 0:
+                weight = weight if columns is None else weight.index_select(1, columns)
+                kept.append(weight)
+            else:
+                if self.activation == "celu":
+                    x = celu(x)
+                    # The slope is 1 above zero and exp(x / alpha) = y / alpha + 1 below.
+                    kept.append((x / CELU_ALPHA + 1.0).clamp(max=1.0))
+                else:
+                    y = torch.exp(-x.square())
+                    kept.append(-2.0 * x * y)
+                    x = y
+            x = nn.functional.linear(x, weight, bias)
+        return x[:, 0], kept
+
+    def gradient(self, kept: list[Tensor]) -> Tensor:
+        """dE/dfeatures [n, D]."""
+        weights = [kept[0], *(weight for weight, _ in list(self._linear())[1:])]
+        h = weights[-1]
+        for slope, weight in zip(reversed(kept[1:]), reversed(weights[:-1]), strict=True):
+            h = (h * slope) @ weight
+        return h
+
+
+def celu(x: Tensor) -> Tensor:
+    """x above zero, alpha [exp(x / alpha) - 1] below; the derivative of torch's own has eight digits in float64."""
+    return torch.relu(x) + CELU_ALPHA * torch.expm1(x.clamp(max=0.0) / CELU_ALPHA)
+
+
+class ANI(Potential):
+    """An ANI potential, one network.
+
+    Arguments:
+        config: the form.
+        reference_energies: E0 in eV per element (missing ones are zero).
+        seed: for the initial weights.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> model = ANI(ANIConfig(elements=("H", "O")))
+        >>> model.compute(Structure.from_ase(molecule("H2O"))).forces.shape
+        torch.Size([3, 3])
+    """
+
+    config: ANIConfig
+
+    def __init__(self, config: ANIConfig, reference_energies: dict[str, float] | None = None, *, seed: int = 0) -> None:
+        super().__init__(config.elements, reference_energies or {}, config.cutoff)
+        self.config = config
+        self.aev = AEV(config.aev)
+        length = config.aev.length(len(self.elements))
+        self.networks = nn.ModuleDict(
+            {symbol: AtomicNetwork((length, *config.layers(symbol)), config.activation) for symbol in self.elements}
+        )
+        self.double()
+        self.reset(seed)
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Draw small weights and zero biases."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.networks.parameters():
+            if parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                scale = parameter.shape[1] ** -0.5
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(scale * drawn)
+
+    def network(self, symbol: str) -> AtomicNetwork:
+        """The network of an element."""
+        network = self.networks[symbol]
+        assert isinstance(network, AtomicNetwork)
+        return network
+
+    def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
+        """[N] energies of the networks; twice differentiable in the vectors and the parameters."""
+        return evaluate_together([self], structure, vectors, neighbours, gradients="none")[0][0]
+
+    def _energies_and_pair_gradients(
+        self, structure: Structure, neighbours: Neighbours
+    ) -> tuple[Tensor, PairGradients]:
+        """Analytic."""
+        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        energies, slopes = evaluate_together([self], structure, vectors, neighbours, gradients="each")
+        return energies[0], PairGradients(neighbours.i, neighbours.j, vectors, slopes[0])
+
+
+def share_vectors(models: Sequence[Potential]) -> TypeGuard[Sequence[ANI]]:
+    """Whether all are ANI potentials of the same elements (in order) that see the same vectors."""
+    first = models[0]
+    return isinstance(first, ANI) and all(
+        isinstance(model, ANI) and model.elements == first.elements and model.config.aev == first.config.aev
+        for model in models
+    )
+
+
+def evaluate_together(
+    models: Sequence[ANI],
+    structure: Structure,
+    vectors: Tensor,
+    neighbours: Neighbours,
+    *,
+    gradients: Literal["none", "mean", "each"],
+) -> tuple[Tensor, list[Tensor]]:
+    """Energies [M, N] without E0 of M networks on one computation of their vectors; see `share_vectors`.
+
+    Returns also dE/dr_ij [P, 3] of the mean energy, or of each network, or none.
+    """
+    refuse_overlaps(vectors.detach().square().sum(dim=1), neighbours.i, neighbours.j)
+    first = models[0]
+    species = first.species(structure)
+    if structure.n_atoms == 0:
+        return vectors.new_zeros(len(models), 0), [torch.zeros_like(vectors)] * len(models)
+    present = torch.unique(species).tolist()
+    columns = None
+    if len(present) < len(first.elements):
+        columns = first.aev.columns(present, len(first.elements)).to(species.device)
+        species = torch.searchsorted(torch.tensor(present, device=species.device), species)
+    symbols = [first.elements[element] for element in present]
+    energies, slopes = [], []
+    for atoms, pairs in _chunks(first, vectors, neighbours, structure.n_atoms):
+        own, row = species[atoms], neighbours.i[pairs] - atoms.start
+        features, state = first.aev(row, species[neighbours.j[pairs]], vectors[pairs], (len(own), len(present)))
+        groups = [(own == element).nonzero()[:, 0] for element in range(len(present))]
+        back = torch.cat(groups).argsort()
+        inputs = [features.index_select(0, group) for group in groups]
+        each, by_features = [], []
+        for model in models:
+            evaluated = [model.network(symbol)(x, columns) for symbol, x in zip(symbols, inputs, strict=True)]
+            each.append(torch.cat([part for part, _ in evaluated])[back])
+            if gradients != "none":
+                parts = [model.network(s).gradient(kept) for s, (_, kept) in zip(symbols, evaluated, strict=True)]
+                by_features.append(torch.cat(parts)[back])
+        energies.append(torch.stack(each))
+        if gradients == "mean":
+            by_features = [torch.stack(by_features).mean(dim=0)]
+        slopes.append([first.aev.pair_gradients(state, h) for h in by_features])
+    return torch.cat(energies, dim=1), [torch.cat(parts) for parts in zip(*slopes, strict=True)]
+
+
+def _chunks(model: ANI, vectors: Tensor, neighbours: Neighbours, n_atoms: int) -> Iterator[tuple[slice, slice]]:
+    """Ranges of atoms, and of their pairs, that hold few enough triples."""
+    counts = torch.bincount(neighbours.i, minlength=n_atoms)
+    near = vectors.detach().square().sum(dim=1) < model.config.aev.angular.cutoff**2
+    triples = torch.bincount(neighbours.i[near], minlength=n_atoms)
+    triples = (triples * (triples - 1) // 2).cumsum(0)
+    budget = _CHUNK_TRIPLES["cuda" if vectors.is_cuda else "cpu"]
+    number = triples.div(budget, rounding_mode="floor")
+    atoms = [0, *(torch.diff(number).nonzero()[:, 0] + 1).tolist(), n_atoms]
+    pairs = [0, *counts.cumsum(0).tolist()]
+    for first, last in pairwise(atoms):
+        yield slice(first, last), slice(pairs[first], pairs[last])

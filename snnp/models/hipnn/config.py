@@ -1,0 +1,82 @@
+"""Configuration of HIP-NN and HIP-NN-TS: everything that fixes the form of the network, as plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from snnp.models.spline.config import Elements, FormConfig, Reach, RepulsionConfig, TensorShape, Width
+
+__all__ = ["HIPNNConfig"]
+
+
+_Layers = Annotated[int, Field(le=64)]
+
+
+class HIPNNConfig(FormConfig):
+    """The form of a HIP-NN (`l_max` 0) or HIP-NN-TS (`l_max` 1 or 2).
+
+    `n_features` per atom, `n_sensitivities` radial functions in each of `n_interactions` interaction layers, which are
+    followed by `n_atom_layers` on-site layers each. Sensitivities start with their centres evenly spaced in 1/r from
+    `lower` to `upper` (Å) and end at `cutoff` (Å). `cusp` is what hippynn calls `cusp_reg`: added under the square root
+    of tensor norms, so that they are smooth where a tensor vanishes. `repulsion` is no part of the network, and None in
+    published ones.
+    """
+
+    elements: Elements = ()
+    n_features: Width = 20
+    n_sensitivities: Width = 20
+    n_interactions: _Layers = Field(2, ge=1)
+    n_atom_layers: _Layers = Field(3, ge=0)
+    lower: Reach = 0.85
+    upper: Reach = 5.0
+    cutoff: Reach = 6.0
+    l_max: Literal[0, 1, 2] = 0
+    activation: Literal["softplus", "silu", "tanh"] = "softplus"
+    cusp: float = Field(1e-6, gt=0.0)
+    repulsion: RepulsionConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> HIPNNConfig:
+        if not self.lower < self.upper:
+            raise ValueError(f"upper must be larger than lower, got {self.upper} and {self.lower} Å")
+        if self.repulsion is not None:
+            self.repulsion.check_within(self.cutoff)
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features before each interaction layer and after the last: Z (one per element), then `n_features`."""
+        return (len(self.elements), *(self.n_features for _ in range(self.n_interactions)))
+
+    def tensors(self) -> Iterator[TensorShape]:
+        """The tensors that a model of this form stores, one after the other; nothing is allocated."""
+
+        def dense(name: str, n_in: int, n_out: int, *, bias: bool = True) -> Iterator[TensorShape]:
+            yield f"{name}.weight", (n_out, n_in)
+            if bias:
+                yield f"{name}.bias", (n_out,)
+
+        width, radial = self.n_features, self.n_sensitivities
+        for n, n_in in enumerate(self.widths[:-1]):
+            interaction = f"blocks.{n}.interaction"
+            yield from ((f"{interaction}.mu", (radial,)), (f"{interaction}.sigma", (radial,)))
+            yield f"{interaction}.weights", (n_in, radial, width)
+            if self.l_max:
+                yield f"{interaction}.scales", (self.l_max, width)
+            yield from dense(f"{interaction}.own", n_in, width)
+            yield from dense(f"blocks.{n}.residual.linear", width, width)
+            if n_in != width:
+                yield from dense(f"blocks.{n}.residual.adjust", n_in, width, bias=False)
+            for k in range(self.n_atom_layers):
+                for name in ("linear", "residual.linear"):
+                    yield from dense(f"blocks.{n}.layers.{k}.{name}", width, width)
+        for k, n_in in enumerate(self.widths):
+            yield from dense(f"readouts.{k}", n_in, 1, bias=k > 0)
+
+    @property
+    def n_components(self) -> int:
+        """C: components of all tensors up to `l_max`."""
+        return (self.l_max + 1) ** 2

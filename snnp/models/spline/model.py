@@ -1,0 +1,395 @@
+r"""The spline-based neural network potential (s-NNP) and its classical limits.
+
+    G2_a(i) = sum_j rho_a(r_ij)
+    G3_b(i) = sum_{j<k} f_b(r_ij) f_b(r_ik) g_b(cos theta_jik)
+    E_i     = E0[z_i] + NN([G2, G3]) + w . [G2, G3] + sum_a U_a + 1/2 sum_j phi(r_ij) + repulsion
+
+Forces are analytic: features pass through the readout, which returns dE/dG; the evaluator turns it into dE/dr_ij.
+Source: J. A. Vita, D. R. Trinkle, Comput. Mater. Sci. (2023), doi 10.1016/j.commatsci.2023.112655.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snnp.harmonics import Harmonics
+from snnp.kernels.cpu.call import NativeKernel
+from snnp.kernels.gpu.call import GpuKernel
+from snnp.models.potential import PairGradients, Potential, join_gradients
+from snnp.models.shells import Shell, make_shell
+from snnp.models.spline import moments
+from snnp.models.spline.compiled import KernelCache
+from snnp.models.spline.config import SplineNNPConfig
+from snnp.models.spline.readout import Readout
+from snnp.models.spline.triples import (
+    TripleGeometry,
+    Triples,
+    make_triples,
+    triple_features,
+    triple_geometry,
+    triple_pair_gradients,
+    triple_sum_features,
+    triple_sum_pair_gradients,
+)
+from snnp.neighbours import Neighbours, pair_vectors
+from snnp.splines import End, SplineSet, legendre_projection
+from snnp.structure import Structure
+
+__all__ = ["Geometry", "SplineNNP"]
+
+_CHUNK_ATOMS = 256
+"""Atoms evaluated at once for inference: the arrays of a chunk stay in the caches of a core."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about N atoms that no parameter changes: computed once per structure in training.
+
+    `angular_shell` is `radial_shell` where both reach equally far. `radial` and `angular` hold sums over neighbours
+    that parameters multiply; they are None where functions are evaluated directly on the shells.
+    """
+
+    species: Tensor
+    radial_shell: Shell
+    angular_shell: Shell
+    radial: moments.RadialGeometry | None
+    angular: moments.AngularGeometry | TripleGeometry | None
+
+
+class SplineNNP(Potential):
+    """The s-NNP; every special case (linear, EAM, s-MEAM, with or without skip) is a configuration of it.
+
+    Arguments:
+        config: the form.
+        reference_energies: E0 in eV per element (missing ones are zero).
+        seed: for the initial filters and weights.
+    """
+
+    config: SplineNNPConfig
+
+    def __init__(
+        self, config: SplineNNPConfig, reference_energies: dict[str, float] | None = None, *, seed: int = 0
+    ) -> None:
+        cutoff = max(config.radial_cutoff, config.angular_cutoff)
+        super().__init__(config.elements, reference_energies or {}, cutoff)
+        self.config = config
+        smooth = config.ends == "smooth"
+        ends: tuple[End, End] = ("flat", "zero") if smooth else ("free", "free")
+        self.rho = SplineSet(config.grid("radial"), config.radial.n_filters, *ends)
+        self.f = SplineSet(config.grid("angular"), config.angular.n_filters, *ends)
+        self.g = SplineSet(config.grid("angle"), config.angular.n_filters)
+        self.phi = SplineSet(config.grid("pair"), 1, *ends) if config.pair_term else None
+        self.readout = Readout(config)
+        self.harmonics = Harmonics(config.angular.degree)
+        projection = legendre_projection(config.grid("angle")[0], config.angular.degree)
+        self.register_constant("projection", projection)
+        self.register_buffer("unordered", _unordered(config.n_elements), persistent=False)
+        self.double()
+        self.reset(seed)
+        self._kernels = KernelCache()
+
+    projection: Tensor
+    unordered: Tensor
+
+    @property
+    def has_three_body(self) -> bool:
+        """Whether there are three-body filters."""
+        return self.config.angular.n_filters > 0
+
+    @property
+    def uses_moments(self) -> bool:
+        """Whether sums factorise: the legendre evaluator, or no angles at all, on grids that all groups share."""
+        legendre = not self.has_three_body or self.config.angular.evaluator == "legendre"
+        return legendre and self._shares_grids
+
+    @property
+    def _shares_grids(self) -> bool:
+        one_pair_grid = self.phi is None or self.phi.grids[0] == self.rho.grids[0]
+        return one_pair_grid and all(s.shares_grid for s in (self.rho, self.f, self.phi) if s is not None)
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Draw smooth, localised radial filters, low-order angular ones, and small network weights."""
+        generator = torch.Generator().manual_seed(seed)
+        for splines in (self.rho, self.f):
+            splines.free.copy_(_bumps(splines.free.shape, generator))
+        n_filters, n_angle = self.g.free.shape[1:]
+        order = torch.arange(n_filters)[:, None] % 6
+        angle = torch.linspace(torch.pi, 0.0, n_angle)[None, :]
+        waves = torch.cos(order * angle) + 0.2 * torch.randn(n_filters, n_angle, generator=generator)
+        self.g.free.copy_(waves.expand_as(self.g.free))
+        if self.phi is not None:
+            self.phi.free.zero_()
+        if self.readout.network is not None:
+            self.readout.network.reset(generator)
+        if self.readout.linear is not None:
+            self.readout.linear.zero_()
+        if self.readout.embedding is not None:
+            # The identity: an embedding that has learned nothing passes the features through.
+            for group, grid in enumerate(self.readout.embedding.grids):
+                knots = grid.knots().expand(self.readout.embedding.n_filters, -1)
+                self.readout.embedding.set_knots(0.1 * knots, group, 0.1, 0.1)
+
+    # Geometry: everything that parameters do not change.
+
+    def geometry(
+        self,
+        pairs: tuple[Tensor, Tensor, Tensor],
+        species: Tensor,
+        centre: Tensor,
+        n_columns: tuple[int | None, int | None] = (None, None),
+        *,
+        reused: bool = False,
+    ) -> Geometry:
+        """Shells and basis functions of the atoms `centre` [n].
+
+        Arguments:
+            pairs: row of the centre [P] (ascending), neighbour [P], vector [P, 3]; differentiable in the vectors.
+            species: [N] of all atoms.
+            n_columns: padding of the radial and the angular shell; by default the largest number of neighbours.
+            reused: whether many evaluations will share this geometry, so that sums over triples pay off.
+        """
+        config, reach = self.config, self.config.angular_cutoff
+        radial_shell = angular_shell = make_shell(pairs, species, centre, self.cutoff, n_columns[0])
+        if self.has_three_body and reach < self.cutoff and config.ends == "smooth":
+            angular_shell = make_shell(pairs, species, centre, reach, n_columns[1])
+        species = species[centre]
+        over_triples = not self.uses_moments
+        if over_triples and not (reused and self._shares_grids and len(self.g.grids) == 1):
+            return Geometry(species, radial_shell, angular_shell, None, None)
+        radial = moments.radial_geometry(self.rho, radial_shell, self._radial_channels)
+        angular: moments.AngularGeometry | TripleGeometry | None = None
+        if over_triples:
+            angular = triple_geometry(self.f, self.g, angular_shell, self._angular_channels)
+        elif self.has_three_body:
+            angular = moments.angular_geometry(self.f, self.harmonics, angular_shell, self._angular_channels)
+        return Geometry(species, radial_shell, angular_shell, radial, angular)
+
+    @property
+    def _radial_channels(self) -> int:
+        apart = self.config.filters != "shared" or self.phi is not None
+        return self.config.n_elements if apart else 1
+
+    @property
+    def _angular_channels(self) -> int:
+        apart = self.config.filters != "shared" or self.config.angular.elements == "pair"
+        return self.config.n_elements if apart else 1
+
+    # Parameters in the layout of the evaluators.
+
+    def _per_channel(self, free: Tensor, n_channels: int) -> Tensor:
+        """[C, F, E K] filters from free parameters [S, F, K]; C = Z where they depend on the centre, else 1."""
+        z, (_, n_filters, n_free) = self.config.n_elements, free.shape
+        if self.config.filters == "shared":
+            return free.repeat(1, 1, n_channels)
+        centres = z if self.config.filters == "pair" else 1
+        split = free.reshape(centres, z, n_filters, n_free)
+        return split.transpose(1, 2).reshape(centres, n_filters, z * n_free)
+
+    def radial_filters(self) -> Tensor:
+        """[C, F (+1), E K]: rho, and phi as the last row where there is a pair term."""
+        filters = self._per_channel(self.rho.free, self._radial_channels)
+        if self.phi is None:
+            return filters
+        z = self.config.n_elements
+        phi = self.phi.free[self.unordered].reshape(z, 1, -1)
+        return torch.cat([filters.expand(z, -1, -1), phi], dim=1)
+
+    def angular_filters(self) -> Tensor:
+        """[C, E', F, E K]: f per centre C; where g depends on elements E' = Z copies, each zero outside its channel."""
+        channels = self._angular_channels
+        filters = self._per_channel(self.f.free, channels)[:, None]
+        if self.config.angular.elements == "shared" or channels == 1:
+            return filters
+        own = torch.eye(channels, dtype=filters.dtype, device=filters.device).repeat_interleave(
+            self.f.free.shape[2], dim=1
+        )
+        return filters * own[None, :, None, :]
+
+    def angle_coefficients(self) -> tuple[Tensor, Tensor]:
+        """Legendre coefficients of g repeated over m [E', E', F, (L+1)²], and g(1) of equal elements [E', F]."""
+        legendre = self.g.coefficients() @ self.projection.T
+        repeated = legendre[..., self.harmonics.degree_of.to(torch.int64)]
+        if len(self.g.grids) == 1:
+            return repeated[None], legendre.sum(dim=-1)
+        at_one = legendre.sum(dim=-1)[self.unordered.diagonal()]
+        return repeated[self.unordered], at_one
+
+    # Evaluation.
+
+    def evaluate(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
+        """Energies [n] without E0 and repulsion, and pair gradients [n, J, 3] with their shells.
+
+        Differentiable in the parameters, so that a force loss needs a single backward pass.
+        """
+        return self._evaluate_directly(geometry) if geometry.radial is None else self._evaluate_sums(geometry)
+
+    def features(self, geometry: Geometry) -> Tensor:
+        """[n, D] features [G2, G3] that enter the readout."""
+        return self._direct_features(geometry)[0] if geometry.radial is None else self._sum_features(geometry)[0]
+
+    def _three_body_sums(self, geometry: Geometry) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Features G3 [n, F] and the function from dE/dG3 [n, F] to pair gradients [n, J, 3]."""
+        angular, shell = geometry.angular, geometry.angular_shell
+        assert angular is not None
+        filters = self.angular_filters()
+        filters = filters[geometry.species] if filters.shape[0] > 1 else filters[0]
+        if isinstance(angular, TripleGeometry):
+            one_g = filters.squeeze(-3)
+            features, products = triple_sum_features(angular, one_g, self.g.coefficients()[0])
+            return features, lambda h: triple_sum_pair_gradients(angular, shell, one_g, products, h)
+        angles, at_one = self.angle_coefficients()
+        features, weighted = moments.angular_features(angular, filters, angles, at_one)
+
+        def pair_gradients(h: Tensor) -> Tensor:
+            w, v = moments.moment_gradients(filters, weighted, at_one, h)
+            return moments.angular_pair_gradients(angular, shell, self.harmonics.lowering, w, v)
+
+        return features, pair_gradients
+
+    def _sum_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
+        """Features [n, D], radial filters, sums over them [n, F (+1)], and what turns dE/dG3 into pair gradients."""
+        assert geometry.radial is not None
+        rho = self.radial_filters()
+        by_centre = rho.shape[0] > 1
+        rho = rho[geometry.species] if by_centre else rho[0]
+        sums = torch.einsum("nk,nfk->nf", geometry.radial.sums, rho) if by_centre else geometry.radial.sums @ rho.T
+        features = sums[:, : self.config.radial.n_filters]
+        if geometry.angular is None:
+            return features, rho, sums, None
+        three_body, three_body_gradients = self._three_body_sums(geometry)
+        return torch.cat([features, three_body], dim=1), rho, sums, three_body_gradients
+
+    def _evaluate_sums(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
+        assert geometry.radial is not None
+        n_radial = self.config.radial.n_filters
+        features, rho, sums, three_body_gradients = self._sum_features(geometry)
+        energies, h = self.readout(features, geometry.species)
+        h2 = h[:, :n_radial]
+        if self.phi is not None:
+            energies = energies + 0.5 * sums[:, n_radial]
+            h2 = torch.cat([h2, torch.full_like(h2[:, :1], 0.5)], dim=1)
+        weights = torch.einsum("nf,nfk->nk", h2, rho) if rho.dim() == 3 else h2 @ rho
+        slope = (geometry.radial.slopes @ weights[:, :, None])[:, :, 0]
+        gradients = [(geometry.radial_shell, slope[..., None] * geometry.radial_shell.unit)]
+        if three_body_gradients is not None:
+            gradients.append((geometry.angular_shell, three_body_gradients(h[:, n_radial:])))
+        return energies, _merge(gradients)
+
+    def _group(self, shell: Shell, species: Tensor, pair_term: bool = False) -> Tensor | None:
+        """[N, J] group of splines that each pair uses; None where one group serves all."""
+        z, centre = self.config.n_elements, species[:, None]
+        if pair_term:
+            return self.unordered[centre, shell.channel] if z > 1 else None
+        if self.config.filters == "shared":
+            return None
+        return shell.channel if self.config.filters == "element" else centre * z + shell.channel
+
+    def _direct_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Triples | None]:
+        """Features [n, D], slopes of the radial functions [n, J, F], and triples where there are angles."""
+        species, shell, inner_shell = geometry.species, geometry.radial_shell, geometry.angular_shell
+        value, slope = self.rho(shell.distance, self._group(shell, species))
+        features = (value * shell.mask[..., None]).sum(dim=1)
+        if not self.has_three_body:
+            return features, slope, None
+        functions = self.f(inner_shell.distance, self._group(inner_shell, species))
+        triples = make_triples(inner_shell, functions, self.g, self.config.n_elements)
+        return torch.cat([features, triple_features(triples)], dim=1), slope, triples
+
+    def _evaluate_directly(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
+        species, shell, inner_shell = geometry.species, geometry.radial_shell, geometry.angular_shell
+        inside = shell.mask[..., None]
+        features, slope, triples = self._direct_features(geometry)
+        energies, h = self.readout(features, species)
+        n_radial = self.config.radial.n_filters
+        radial = (slope * inside * h[:, None, :n_radial]).sum(dim=-1)
+        if self.phi is not None:
+            value, slope = self.phi(shell.distance, self._group(shell, species, pair_term=True))
+            energies = energies + 0.5 * (value * inside).sum(dim=(1, 2))
+            radial = radial + 0.5 * (slope * inside)[..., 0]
+        gradients = [(shell, radial[..., None] * shell.unit)]
+        if triples is not None:
+            gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, h[:, n_radial:])))
+        return energies, _merge(gradients)
+
+    # The contract.
+
+    def native_kernel(self) -> NativeKernel | None:
+        """The compiled evaluation where the library is built and the model lives on the CPU."""
+        # A subclass may compute something else.
+        return self._kernels.native(self) if type(self) is SplineNNP else None
+
+    def gpu_kernel(self) -> GpuKernel | None:
+        """The Triton kernels where Triton is installed and the model lives on a GPU in float32."""
+        return self._kernels.gpu(self) if type(self) is SplineNNP else None
+
+    def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
+        """[N] energies of filters and readout; differentiable in the vectors (automatic differentiation)."""
+        everyone = torch.arange(structure.n_atoms, device=vectors.device)
+        geometry = self.geometry((neighbours.i, neighbours.j, vectors), self.species(structure), everyone)
+        return self.evaluate(geometry)[0]
+
+    def _energies_alone(self) -> Tensor:
+        """Without neighbours all features are zero."""
+        return self.readout.at_zero()
+
+    def _energies_and_pair_gradients(
+        self, structure: Structure, neighbours: Neighbours
+    ) -> tuple[Tensor, PairGradients]:
+        """Analytic, in chunks of atoms whose arrays fit into the cache."""
+        species, vectors = self.species(structure), pair_vectors(structure, neighbours).to(self.dtype)
+        n_atoms = structure.n_atoms
+        counts = torch.bincount(neighbours.i, minlength=n_atoms)
+        ends = [0, *counts.cumsum(0).tolist()]
+        energies, pieces = [torch.zeros(0, dtype=self.dtype, device=self.device)], []
+        for first in range(0, n_atoms, _CHUNK_ATOMS):
+            centre = torch.arange(first, min(first + _CHUNK_ATOMS, n_atoms), device=self.device)
+            mine = slice(ends[first], ends[first + len(centre)])
+            pairs = (neighbours.i[mine] - first, neighbours.j[mine], vectors[mine])
+            geometry = self.geometry(pairs, species, centre)
+            energy, gradients = self.evaluate(geometry)
+            energies.append(energy)
+            pieces += [shell.pair_gradients(gradient) for shell, gradient in gradients]
+        return torch.cat(energies), _join(pieces, vectors)
+
+
+def _merge(gradients: list[tuple[Shell, Tensor]]) -> list[tuple[Shell, Tensor]]:
+    """Add gradients that live on the same shell."""
+    merged: list[tuple[Shell, Tensor]] = []
+    for shell, gradient in gradients:
+        for k, (other, total) in enumerate(merged):
+            if other is shell:
+                merged[k] = (shell, total + gradient)
+                break
+        else:
+            merged.append((shell, gradient))
+    return merged
+
+
+def _join(pieces: list[PairGradients], vectors: Tensor) -> PairGradients:
+    if not pieces:
+        nothing = torch.zeros(0, dtype=torch.int64, device=vectors.device)
+        return PairGradients(nothing, nothing, vectors[:0], vectors[:0])
+    return join_gradients(pieces)
+
+
+def _unordered(n_elements: int) -> Tensor:
+    """[Z, Z] number of each unordered pair of elements: (0,0), (0,1), ..., (1,1), ..."""
+    a, b = torch.meshgrid(torch.arange(n_elements), torch.arange(n_elements), indexing="ij")
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    return low * n_elements - low * (low - 1) // 2 + (high - low)
+
+
+def _bumps(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """[S, F, K] coefficients: a bump per filter, centres spread over the grid, with a random wave on top."""
+    n_groups, n_filters, n_free = shape
+    where = torch.linspace(0.0, 1.0, n_free, dtype=torch.float64)[None, None, :]
+    centre = (torch.arange(n_filters, dtype=torch.float64) + 0.5) / max(n_filters, 1)
+    centre = centre[None, :, None] + 0.1 * torch.randn(n_groups, n_filters, 1, generator=generator, dtype=torch.float64)
+    width = 0.12 + 0.3 * torch.rand(n_groups, n_filters, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.exp(-(((where - centre) / width) ** 2)) + 0.1 * noise

@@ -1,0 +1,355 @@
+"""Model folders: `config.json` and `model.safetensors`, written whole or not at all; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors.torch import save
+
+from snnp.errors import InputError, ModelFileError, near_matches
+from snnp.files import write_atomically
+from snnp.models.ani.model import ANI, ANIConfig
+from snnp.models.ensemble import Ensemble, EnsembleConfig
+from snnp.models.formats import (
+    CONFIG_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    UNITS,
+    WEIGHTS_FILE,
+    check_statements,
+    read_description,
+)
+from snnp.models.hipnn.config import HIPNNConfig
+from snnp.models.hipnn.model import HIPNN
+from snnp.models.potential import Potential
+from snnp.models.spline.config import SplineNNPConfig, TensorShape
+from snnp.models.spline.model import SplineNNP
+from snnp.models.weights import check_form, check_numbers, read_header, read_weights
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LARGEST_ENERGY",
+    "dump_model",
+    "fingerprint",
+    "list_models",
+    "load_model",
+    "model_folder",
+    "parse_model",
+    "read_bounded",
+    "save_model",
+    "usable_device",
+]
+
+
+# Bytes of the two files; the largest published potentials have a tenth of them.
+_MOST_BYTES = {CONFIG_FILE: 1 << 25, WEIGHTS_FILE: 1 << 31}
+LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
+
+# What goes wrong where a file holds something else than was expected, in whatever we call with it.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A class of potentials that files may hold: how to read its configuration, and to build it with its E0."""
+
+    potential: type[Potential]
+    config: type[BaseModel]
+    build: Callable[[Any, dict[str, float]], Potential]
+
+
+def _read_config(name: Any, tree: Any) -> tuple[_Family, Any]:
+    """The family of that name, and its configuration as it stands in a file: numbers are numbers, texts are texts."""
+    if name not in list(_FAMILIES):  # a list: what a file holds may not be hashable
+        raise InputError(f"unknown class {name!r}; upgrade snnp")
+    family = _FAMILIES[name]
+    # From JSON, where strict means: lists for tuples, whole numbers for floats, and nothing else in place of another.
+    return family, family.config.model_validate_json(json.dumps(tree), strict=True)
+
+
+def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float]]]:
+    """Family, configuration and E0 of each member."""
+    for k, member in enumerate(config.members):
+        if member.family == Ensemble.__name__:
+            raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
+        family, inner = _read_config(member.family, member.config)
+        yield family, inner, _reference_energies(member.reference_energies, inner.elements)
+
+
+def _tensors(config: Any) -> Iterator[TensorShape]:
+    """Names and shapes of what a model stores, one after the other."""
+    if not isinstance(config, EnsembleConfig):
+        yield from config.tensors()
+        return
+    for k, (_, inner, _) in enumerate(_members(config)):
+        yield from ((f"members.{k}.{name}", shape) for name, shape in inner.tensors())
+
+
+def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]) -> Ensemble:
+    members = []
+    for (family, inner, energies), member in zip(_members(config), config.members, strict=True):
+        members.append(family.build(inner, energies))
+        members[-1].isolated_atoms = member.isolated_atoms
+    ensemble = Ensemble(members)
+    if ensemble.reference_energies != reference_energies:
+        ensemble.reference_energies = reference_energies
+    return ensemble
+
+
+# What a file may name, written out: nothing is ever imported because a file says so. A new family adds one line.
+_FAMILIES: dict[str, _Family] = {
+    "SplineNNP": _Family(SplineNNP, SplineNNPConfig, SplineNNP),
+    "HIPNN": _Family(HIPNN, HIPNNConfig, HIPNN),
+    "ANI": _Family(ANI, ANIConfig, ANI),
+    "Ensemble": _Family(Ensemble, EnsembleConfig, _build_ensemble),
+}
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a plain file of at most `most` bytes.
+
+    Raises:
+        ModelFileError: if it is missing, too large, or something else: a folder, a pipe, a device.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ModelFileError(f"{path.parent} is not complete: {path.name} is missing.") from None
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no plain file; fetch or save the model again.")
+    if size > most:
+        raise ModelFileError(f"{path} has {size:,} bytes, more than the {most:,} that it may have; do not use it.")
+    with path.open("rb") as stream:
+        return stream.read(most)
+
+
+def _is_savable(model: Potential) -> bool:
+    family = _FAMILIES.get(type(model).__name__)
+    return family is not None and isinstance(model, family.potential)
+
+
+def dump_model(model: Potential) -> tuple[str, bytes]:
+    """The two files of a model folder: JSON text, and weights in the model's own float type."""
+    name = type(model).__name__
+    if not _is_savable(model):
+        raise InputError(f"models of class {name} cannot be saved; {', '.join(_FAMILIES)} can.")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = save(state)
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "class": name,
+        "elements": list(model.elements),
+        "cutoff": model.cutoff,
+        "config": model.config.model_dump(mode="json"),
+        "reference_energies": model.reference_energies,
+        "isolated_atoms": list(model.isolated_atoms),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "units": UNITS,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "metadata": model.metadata,
+    }
+    return json.dumps(description, indent=2) + "\n", weights
+
+
+def fingerprint(model: Potential) -> str:
+    """A sha256 of what a model computes: form, E0 and weights, in its own float type; metadata do not count.
+
+    Of models of any class, those that cannot be saved too.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = getattr(model, "config", None)
+    form = None if config is None else config.model_dump(mode="json")
+    zero = (model.reference_energies, model.isolated_atoms)
+    stated = json.dumps([type(model).__name__, model.elements, form, *zero, str(model.dtype)], sort_keys=True)
+    return hashlib.sha256(stated.encode() + hashlib.sha256(save(state)).digest()).hexdigest()
+
+
+def save_model(model: Potential, folder: str | Path) -> Path:
+    """Write a model folder and return it.
+
+    Weights go first and the configuration, which holds their checksum, last: an interrupted save is noticed on loading.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    text, weights = dump_model(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS_FILE, weights)
+    write_atomically(folder / CONFIG_FILE, text.encode())
+    return folder
+
+
+def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
+    """Build a model from the two files of its folder; see `dump_model`.
+
+    Raises:
+        ModelFileError: names the file and what is wrong with it.
+    """
+    description = read_description(text, where)
+    file = f"{where}/{WEIGHTS_FILE}"
+    if not weights:
+        raise ModelFileError(f"{file} is empty; fetch or save the model again.")
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != description.get("weights_sha256"):
+        raise ModelFileError(
+            f"{file} is damaged: its sha256 is {digest[:12]}…, {CONFIG_FILE} expects "
+            f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
+        )
+    header = read_header(weights, file)
+    try:
+        dtype = description["dtype"]
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {dtype!r}")
+        family, config = _read_config(description.get("class"), description["config"])
+        energies = _reference_energies(description["reference_energies"], config.elements)
+        # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
+        check_form(header, _tensors(config), dtype, file)
+        state = read_weights(weights, file)
+        check_numbers(state, file)
+        model = family.build(config, energies)
+        if not isinstance(model, Ensemble):  # its members say it themselves
+            model.isolated_atoms = _isolated_atoms(description["isolated_atoms"])
+        model.to(getattr(torch, dtype))
+        model.load_state_dict(state)
+        check_statements(description, model)
+    except ModelFileError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ModelFileError(f"{where}/{CONFIG_FILE}: config key {key!r}: {reason}.") from None
+    except _MISFITS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelFileError(f"{where} does not hold a working model ({reason}); fetch or save it again.") from None
+    metadata = description.get("metadata", {})
+    model.metadata = metadata if isinstance(metadata, dict) else {}
+    return model.eval()
+
+
+def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, float]:
+    """E0 of exactly the model's elements; raises `InputError` for anything else."""
+    if (
+        not isinstance(energies, dict)
+        or set(energies) != set(elements)
+        or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in energies.values())
+        or not all(abs(value) <= LARGEST_ENERGY for value in energies.values())
+    ):
+        raise InputError(
+            f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {', '.join(elements)}"
+        )
+    return dict(energies)
+
+
+def _isolated_atoms(symbols: Any) -> list[str]:
+    """Raises `InputError` for anything but a list of texts; the potential knows which of them it has."""
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise InputError("isolated_atoms must be a list of chemical symbols")
+    return symbols
+
+
+def _zoo_roots() -> list[Path]:
+    """Where bundled models may lie: installed package data, or the repository's own folder."""
+    beside = Path(__file__).resolve().parents[2] / "model_zoo"
+    spec = importlib.util.find_spec("snnp_model_zoo")
+    installed = [] if spec is None else [Path(entry) for entry in spec.submodule_search_locations or ()]
+    return [root for root in (*installed, beside) if root.is_dir()]
+
+
+def _bundled() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in _zoo_roots():
+        for path in sorted(root.iterdir()):
+            if (path / CONFIG_FILE).is_file():
+                found.setdefault(path.name, path)
+    return found
+
+
+def list_models() -> list[str]:
+    """Names of the bundled models."""
+    return sorted(_bundled())
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder of a bundled model or of a path.
+
+    Raises:
+        ModelFileError: if there is neither; lists near matches.
+    """
+    bundled = _bundled()
+    if str(name_or_path) in bundled:
+        return bundled[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file() and path.name == CONFIG_FILE:
+        path = path.parent
+    for candidate in (path, path / "best"):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    if path.is_dir():
+        raise ModelFileError(
+            f"{path} holds no {CONFIG_FILE}; give a model folder or a run folder written by snnp train."
+        )
+    hint = near_matches(str(name_or_path), bundled) or f" Bundled models: {', '.join(sorted(bundled)) or 'none'}."
+    raise ModelFileError(f"there is no model named {str(name_or_path)!r} and no folder of that name.{hint}")
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: if there is none, or if this PyTorch cannot use it.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"device {str(name)!r} cannot be used here ({reason}); use cpu, or install a PyTorch that supports it."
+        ) from None
+
+
+def load_model(
+    source: str | Path | Potential,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Potential:
+    """Load a bundled model by name, or a model folder by path; a `Potential` passes through.
+
+    Arguments:
+        dtype: torch.float32 or torch.float64; None keeps the stored type.
+        device: where to put it; None keeps it on the CPU.
+
+    Raises:
+        ModelFileError: for a missing, damaged, unknown or too new model.
+        InputError: for a type that is not float32 or float64, or a device that cannot be used.
+    """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    device = None if device is None else usable_device(device)
+    if isinstance(source, Potential):
+        model = source
+    else:
+        folder = model_folder(source)
+        content = {name: read_bounded(folder / name, most) for name, most in _MOST_BYTES.items()}
+        try:
+            text = content[CONFIG_FILE].decode()
+        except UnicodeDecodeError:
+            raise ModelFileError(f"{folder / CONFIG_FILE} is not a text file; fetch or save the model again.") from None
+        model = parse_model(text, content[WEIGHTS_FILE], str(folder))
+    if dtype not in (None, model.dtype) or (device is not None and device != model.device):
+        # A copy: the caller's model stays as it is.
+        model = copy.deepcopy(model).to(dtype=dtype, device=device)
+        check_numbers(model.state_dict(), str(source if isinstance(source, str | Path) else "the model"))
+    return model

@@ -1,0 +1,173 @@
+"""The embedded engine: molecular dynamics on the evaluation itself, with whole-array steps and no calculator between.
+
+`nve` is velocity Verlet. The thermostat acts between two half drifts: Langevin friction and noise are then the BAOAB
+splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34). `npt` begins each step with a move of stochastic
+cell rescaling (Bernetti and Bussi, J. Chem. Phys. 153, 114107 (2020)), as `snnp.sampling.thermostats.box_move` has it.
+Where a GPU kernel covers the model, `snnp.sampling.embedded_gpu` does the same on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+
+from snnp.hub import load_model
+from snnp.kernels.gpu.call import GpuKernel
+from snnp.models.potential import Potential
+from snnp.models.session import Evaluation, Session
+from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+from snnp.sampling.embedded_gpu import NativeGpuDynamics
+from snnp.sampling.limits import least_energy
+from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.settings import MDSettings
+from snnp.sampling.snapshot import Snapshot
+from snnp.sampling.thermostats import (
+    bath,
+    box_move,
+    conserves_momentum,
+    degrees_of_freedom,
+    held_atoms,
+    velocity_factor,
+    without_drift,
+)
+from snnp.structure import Structure
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
+
+__all__ = ["NativeDynamics", "make_engine", "run_md"]
+
+Array = NDArray[np.float64]
+
+_FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
+"""1 fs in ASE's unit of time, Å sqrt(amu/eV): in it momenta over masses are velocities without a factor."""
+
+
+class NativeDynamics:
+    """An engine for `snnp.sampling.drive`.
+
+    Arguments:
+        potential: in the precision and on the device of the run.
+        start: atoms with momenta, and the random numbers where a run is resumed.
+        settings: ensemble, time step, thermostat and barostat.
+    """
+
+    name = "native"
+
+    def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
+        self._settings, self._atoms = settings, start.atoms.copy()
+        self._periodic = bool(self._atoms.pbc.all())
+        self._session = Session(potential)
+        self._rng = np.random.default_rng([settings.seed, 1])  # not the stream of the initial velocities
+        if "rng" in start.state.values:
+            self._rng.bit_generator.state = start.state.values["rng"]
+        self._positions: Array = self._atoms.positions.copy()
+        self._momenta: Array = self._atoms.get_momenta()
+        self._cell: Array = self._atoms.cell.array.copy()
+        self._masses: Array = self._atoms.get_masses()[:, None]
+        self._moves = ~held_atoms(start.atoms, None)[:, None]
+        self._step, self._equilibration = start.step, start.equilibration
+        self._n_freedom = degrees_of_freedom(start.atoms, settings)
+        self._dt = settings.dt_fs * _FS
+        self._now = self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
+        atoms = self._atoms
+        return self._session.evaluate(atoms.numbers, self._positions, self._cell, atoms.pbc, stress=self._periodic)
+
+    def advance(self, n_steps: int) -> None:
+        """Go on by some steps.
+
+        Raises:
+            InputError: if atoms have come too close or flown apart.
+        """
+        half, drift = 0.5 * self._dt * self._moves, self._dt / self._masses
+        for _ in range(n_steps):
+            if self._settings.ensemble == "npt":
+                self._move_box()
+            self._momenta += half * self._now.forces
+            self._positions += 0.5 * drift * self._momenta
+            self._thermostat()
+            self._positions += 0.5 * drift * self._momenta
+            self._now = self._evaluate()
+            self._momenta += half * self._now.forces
+            self._step += 1
+            if self._step == self._equilibration and conserves_momentum(self._atoms, self._settings):
+                self._momenta = without_drift(self._momenta, self._masses[:, 0])
+
+    def _thermostat(self) -> None:
+        """Exact solution of friction and noise over one step."""
+        kind, friction, _ = bath(self._settings, self._step, self._equilibration)
+        kt, keep = self._kt(), math.exp(-friction * 1e-3 * self._settings.dt_fs)
+        if kind == "langevin":
+            noise = np.sqrt((1.0 - keep**2) * kt * self._masses) * self._moves
+            self._momenta *= keep
+            self._momenta += noise * self._rng.standard_normal(self._momenta.shape)
+        elif kind == "bussi":
+            kinetic = 0.5 * float((self._momenta**2 / self._masses).sum())
+            self._momenta *= velocity_factor(kinetic, self._n_freedom, kt, keep, self._rng)
+
+    def _kt(self) -> float:
+        return BOLTZMANN_EV_PER_K * self._settings.temperature_at(self._step)
+
+    def _move_box(self) -> None:
+        """A move of the barostat, with the stress of now; the forces, which only kick momenta, may wait for theirs."""
+        assert self._now.stress is not None
+        move = box_move(
+            self._cell,
+            self._now.stress,
+            self._settings,
+            self._rng,
+            n_atoms=len(self._atoms),
+            step=self._step,
+            equilibration=self._equilibration,
+        )
+        self._cell, self._positions = self._cell @ move, self._positions @ move
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        atoms = self._atoms.copy()
+        atoms.set_cell(self._cell)
+        atoms.positions = self._positions
+        atoms.set_momenta(self._momenta)
+        return Snapshot(atoms, self._now.energy, self._now.forces.copy(), self._now.stress)
+
+    def state(self) -> EngineState:
+        """The random numbers; the neighbour list is built anew, as in a resumed run, so that both agree to the bit."""
+        self._session.forget()
+        self._now = self._evaluate()
+        return EngineState(values={"rng": self._rng.bit_generator.state})
+
+
+def make_engine(
+    potential: Potential, kernel: GpuKernel | None, start: Checkpoint, settings: MDSettings
+) -> NativeDynamics | NativeGpuDynamics:
+    """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host.
+
+    The barostat on the device knows one scale: an anisotropic one takes the host path.
+
+    Raises:
+        SnnpError: for a bad structure.
+    """
+    if kernel is None or (settings.ensemble == "npt" and settings.barostat == "anisotropic"):
+        return NativeDynamics(potential, start, settings)
+    species = potential.species(Structure.from_ase(start.atoms).to(device=potential.device))
+    return NativeGpuDynamics(kernel, species, start, settings)
+
+
+def run_md(
+    model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
+) -> MDResult:
+    """Run molecular dynamics with the embedded engine; see `snnp.sampling.run_md`.
+
+    Raises:
+        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
+    """
+    dtype = torch.float32 if settings.dtype == "float32" else torch.float64
+    potential = load_model(model, dtype=dtype, device=settings.device)
+    start = starting_point(structure, settings, NativeDynamics.name, model, potential)
+    engine = make_engine(potential, potential.gpu_kernel(), start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))

@@ -1,0 +1,301 @@
+"""Before the first step: read and divide the data, fix E0 and ranges, build and standardise the model."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+from pydantic import BaseModel
+from torch import Tensor
+
+from snnp.data import (
+    Frame,
+    ReferenceEnergies,
+    Split,
+    dataset_records,
+    elements_of,
+    fit_reference_energies,
+    is_isolated_atom,
+    load_split,
+    read_frames,
+    split_frames,
+)
+from snnp.data.consistency import by_file, suspicions
+from snnp.data.reference import FROM_ISOLATED_ATOMS
+from snnp.errors import ConfigError, DataError
+from snnp.models.potential import Potential
+from snnp.models.spline.model import Geometry, SplineNNP
+from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.training.backends.compiled import NativeGeometry, native_features
+from snnp.training.backends.pairs import Pairs
+from snnp.training.batches import AnyGeometry, PreparedData
+from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
+from snnp.training.config import DataConfig, TrainConfig
+from snnp.training.families import FAMILIES, family_of
+
+__all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned: the frames of each part, E0 with its provenance, and structures beyond the data."""
+
+    split: Split
+    reference: ReferenceEnergies
+    compressed: tuple[CompressedFrame, ...] = ()
+
+    @property
+    def learned(self) -> list[Frame]:
+        """All that the model is trained on: the training part, then the compressed structures."""
+        return [*self.split.train, *(each.frame for each in self.compressed)]
+
+
+def _expand(path: str) -> str:
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        name = unset[1]
+        raise ConfigError(
+            f"data path {path!r} uses the environment variable {name}, which is not set; "
+            f"'export {name}=/path/to/the/folder', or write the path itself."
+        )
+    return expanded
+
+
+def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Frame]:
+    """Frames inside the energy and force limits."""
+    kept = []
+    for frame in frames:
+        energy = (
+            -math.inf if frame.energy is None or is_isolated_atom(frame) else frame.energy / frame.structure.n_atoms
+        )
+        force = 0.0 if frame.forces is None else float(np.abs(frame.forces).max(initial=0.0))
+        known = config.elements is None or set(elements_of([frame])) <= set(config.elements)
+        if known and energy - floor <= (config.max_energy or math.inf) and force <= (config.max_force or math.inf):
+            kept.append(frame)
+    return kept
+
+
+def _distinct(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames without repetitions: sets that share frames would otherwise leak from one part into another.
+
+    One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
+    """
+    seen: dict[tuple[object, ...], Frame] = {}
+    for frame in frames:
+        structure = frame.structure
+        arrays = (structure.positions.numpy(), structure.cell.numpy(), frame.forces, frame.stress)
+        # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
+        values = tuple(None if array is None else (np.round(array, 6) + 0.0).tobytes() for array in arrays)
+        exact = (structure.numbers.numpy().tobytes(), structure.pbc.numpy().tobytes(), frame.energy)
+        seen.setdefault((*exact, *values), frame)
+    return list(seen.values())
+
+
+def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "", split: str | None = None) -> list[Frame]:
+    """Frames of some files or datasets; the part's name goes before the sources: two parts may have files of one name.
+
+    `split` is taken of datasets that have it, where the path names none (`org/name:test`).
+    """
+    paths = (paths,) if isinstance(paths, str) else paths
+    frames = read_frames([_expand(path) for path in paths], config.keys, split=split)
+    return [replace(frame, source=part + frame.source) for frame in frames]
+
+
+def _divide(config: TrainConfig) -> Split:
+    """Train, valid and test from files and fractions."""
+    data = config.data
+    frames = _read(data.train, data, split="train")
+    valid = data.valid if isinstance(data.valid, float) else 0.0
+    test = data.test if isinstance(data.test, float) else 0.0
+    split = split_frames(_distinct(frames), valid=valid, test=test, seed=config.seed)
+    if data.forces_only:
+        extra = _read(data.forces_only, data, "forces_only:", "train")
+        split = replace(split, train=[*split.train, *(replace(frame, energy=None) for frame in extra)])
+    if isinstance(data.valid, str | tuple):
+        split = replace(split, valid=_read(data.valid, data, "valid:", "valid"))
+    if isinstance(data.test, str | tuple):
+        split = replace(split, test=_read(data.test, data, "test:", "test"))
+    return split
+
+
+def load_problem(
+    config: TrainConfig, split_file: Path | None = None, check: Callable[[Problem], None] = lambda problem: None
+) -> Problem:
+    """Read the data of a run.
+
+    Arguments:
+        config: of the run.
+        split_file: repeats an earlier division.
+        check: called before compressed structures are made, which takes for ever of lengths in another unit.
+
+    Raises:
+        DataError: if files are missing or empty, lack energies, or if the limits leave nothing to train on.
+    """
+    split = _divide(config)
+    if split_file is not None:
+        known = {frame.source: frame for part in (split.train, split.valid, split.test) for frame in part}
+        split = load_split(split_file, list(known.values()))
+    energies = [f.energy / f.structure.n_atoms for f in split.train if f.energy is not None and not is_isolated_atom(f)]
+    if not energies:
+        raise DataError("no training frame has an energy; name the key with data.energy_key.")
+    floor = min(energies)
+    narrow = config.data.model_copy(update={"max_energy": config.data.test_max_energy or config.data.max_energy})
+    train, valid = (_keep(part, config.data, floor) for part in (split.train, split.valid))
+    split = Split(train, valid, _keep(split.test, narrow, floor))
+    if not split.train:
+        raise DataError("data.max_energy and data.max_force leave no training frame; raise the limits.")
+    isolated = None
+    if config.data.isolated_atoms is not None:
+        wanted = set(elements_of(split.train))
+        atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
+        isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
+    problem = Problem(split, fit_reference_energies(split.train, isolated))
+    check(problem)
+    return replace(problem, compressed=_compressed(config, split.train))
+
+
+def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[CompressedFrame, ...]:
+    if config.compression is None or len(elements_of(frames)) > MOST_ELEMENTS:
+        return ()
+    return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
+
+
+def check_units(config: DataConfig, problem: Problem) -> list[str]:
+    """What is suspicious about the units of labels, file by file.
+
+    Raises:
+        DataError: where it is beyond doubt, unless `data.check_units` says to go on.
+    """
+    if config.check_units == "off":
+        return []
+    split = problem.split
+    found = suspicions(by_file([*split.train, *split.valid, *split.test]))
+    certain = [str(each) for each in found if each.certain]
+    if certain and config.check_units == "error":
+        raise DataError(f"{'. '.join(certain)}. To train all the same set data.check_units to warn.")
+    return [str(each) for each in found]
+
+
+def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
+    shortest = cutoff
+    for frame in frames:
+        vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
+        if len(vectors):
+            shortest = min(shortest, float(vectors.norm(dim=1).min()))
+    return shortest
+
+
+def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
+    """Fill in what follows from the data: elements, ranges (see `snnp.training.families`), and how forces are trained.
+
+    Raises:
+        ConfigError: if the model's elements do not cover the data.
+    """
+    found = elements_of(problem.split.train)
+    elements = config.model.elements or tuple(found)
+    if missing := [symbol for symbol in found if symbol not in elements]:
+        raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
+    family = FAMILIES[family_of(config.model)]
+    model: BaseModel = config.model.model_copy(update={"elements": elements})
+    if config.ranges == "auto":
+        model = family.ranges(model, _shortest_distance(problem.split.train, family.cutoff(model)))
+    chosen = "exact" if config.displacement is None else "directional"
+    optimiser = config.optimiser.model_copy(update={"force_training": chosen})
+    return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
+
+
+def _lowest_energy(problem: Problem) -> float:
+    """eV per atom relative to E0, of the training frames: far below, nothing that a model says can be trusted."""
+    zero = {atomic_numbers[symbol]: energy for symbol, energy in problem.reference.energies.items()}
+    return min(
+        (frame.energy - sum(zero.get(z, 0.0) for z in frame.structure.numbers.tolist())) / frame.n_atoms
+        for frame in problem.split.train
+        if frame.energy is not None
+    )
+
+
+def build_model(config: TrainConfig, problem: Problem) -> Potential:
+    """A fresh model in float64 with the metadata of the run."""
+    family = FAMILIES[family_of(config.model)]
+    model = family.potential(config.model, problem.reference.energies, seed=config.seed)
+    model.isolated_atoms = [s for s, how in problem.reference.provenance.items() if how == FROM_ISOLATED_ATOMS]
+    model.metadata = {
+        **config.metadata,
+        "reference_energies_from": problem.reference.provenance,
+        "training_data": list(config.data.train),
+        "n_training_frames": len(problem.split.train),
+        "n_compressed_frames": len(problem.compressed),
+        "lowest_energy_ev_per_atom": _lowest_energy(problem),
+    }
+    if datasets := dataset_records(_expand(source) for source in config.data.train):
+        model.metadata["datasets"] = datasets
+    return model
+
+
+def _features(model: SplineNNP, data: PreparedData, n_frames: int) -> Tensor:
+    """[n, D] of all atoms of the first `n_frames`."""
+    chunks = [range(first, min(first + 16, n_frames)) for first in range(0, n_frames, 16)]
+    geometries = (data.batch(chunk).geometry for chunk in chunks)
+    return torch.cat([_features_of(model, geometry) for geometry in geometries])
+
+
+def _features_of(model: SplineNNP, geometry: AnyGeometry) -> Tensor:
+    if isinstance(geometry, NativeGeometry):
+        return native_features(model, geometry)
+    return model.features(_sums(model, geometry))
+
+
+def _sums(model: SplineNNP, geometry: Geometry | Pairs) -> Geometry:
+    """Geometry of an s-NNP, also of pairs prepared for directional training."""
+    if not isinstance(geometry, Pairs):
+        return geometry
+    structure, lists = geometry.structure, geometry.neighbours
+    everyone = torch.arange(structure.n_atoms, device=geometry.vectors.device)
+    return model.geometry((lists.i, lists.j, geometry.vectors), model.species(structure), everyone)
+
+
+def _fit_into_embedding(model: SplineNNP, data: PreparedData, n_frames: int, lower: float, upper: float) -> None:
+    """Shift and scale rho and g until the embedding's argument spreads over its grid, three deviations to each side.
+
+    Features are linear in rho and in g: adding a constant function to a filter shifts its feature.
+    """
+    splines, drawn = (model.rho.free, model.g.free), _features(model, data, n_frames)
+    initial = [free.clone() for free in splines]
+    for free in splines:
+        free.fill_(1.0)
+    constant = _features(model, data, n_frames)
+    shift = drawn.mean(dim=0) / constant.mean(dim=0)
+    std = (drawn - shift * constant).std(dim=0, correction=0)
+    arguments = drawn.shape[1] if model.readout.sums_features else 1
+    scale = (upper - lower) / 6.0 / math.sqrt(arguments) / std.clamp_min(1e-3 * float(std.max()))
+    middle = 0.5 * (lower + upper) / arguments / constant.mean(dim=0)
+    n_radial = model.config.radial.n_filters
+    for free, first, part in zip(splines, initial, (slice(n_radial), slice(n_radial, None)), strict=True):
+        columns = [value[part][None, :, None] for value in (shift, scale, middle)]
+        free.copy_((first - columns[0]) * columns[1] + columns[2])
+
+
+@torch.no_grad()
+def standardise(model: Potential, data: PreparedData, n_frames: int | None = None) -> None:
+    """Set mean and deviation of an s-NNP's features from the training set, and bring them into an embedding's range.
+
+    The training set are the first `n_frames` of the data (all by default); other families have nothing to standardise.
+    """
+    if not isinstance(model, SplineNNP):
+        return
+    n_frames = data.n_frames if n_frames is None else n_frames
+    if model.readout.embedding is not None:
+        grid = model.readout.embedding.grids[0]
+        _fit_into_embedding(model, data, n_frames, grid.lower, grid.upper)
+    features = _features(model, data, n_frames)
+    std = features.std(dim=0, correction=0)
+    model.readout.mean.copy_(features.mean(dim=0))
+    # A feature that hardly varies would be blown up by its own noise.
+    model.readout.std.copy_(std.clamp_min(1e-2 * float(std.max().clamp_min(1e-6))))
