@@ -75,7 +75,7 @@ def test_bombs_are_refused_unopened(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{kind}.parquet", columns, **options) for kind, options in BOMBS.items()]
     assert max(path.stat().st_size for path in paths) < 300_000
     code = (
-        "import resource, sys; from snnp.data import limits, load_dataset\n"
+        "import resource, sys; from snnp.data import load_dataset; from snnp.data.parquet import limits\n"
         "limits.MOST_GROUP_BYTES = 1 << 26\n"  # a smaller limit for a smaller bomb
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for path in sys.argv[1:]:\n"
