@@ -27,6 +27,8 @@ from typer.testing import CliRunner
 from snnp.cli.main import app
 from snnp.data.catalogue.cards import table
 from snnp.data.catalogue.description import read_description
+from snnp.models.config import FamilyConfig
+from snnp.models.families import FAMILIES
 from snnp.sampling.settings import MDSettings
 from snnp.training.config import TrainConfig
 
@@ -83,7 +85,9 @@ def _default(field: FieldInfo) -> str:
 def _models_inside(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
         for part in [field.annotation, *getattr(field.annotation, "__args__", ())]:
-            if isinstance(part, type) and issubclass(part, BaseModel):
+            if part is FamilyConfig:
+                yield from ((name, family.config) for family in FAMILIES.values())
+            elif isinstance(part, type) and issubclass(part, BaseModel):
                 yield name, part
 
 

@@ -26,8 +26,9 @@ from snnp.analysis.card import card_markdown, markdown_table, training_range
 from snnp.analysis.comparison import comparison_page
 from snnp.data import Frame
 from snnp.errors import DataError
+from snnp.models.config import RepulsionConfig
 from snnp.models.hipnn.model import HIPNN, HIPNNConfig
-from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model
 from snnp.structure import Structure

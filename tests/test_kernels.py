@@ -27,15 +27,9 @@ from snnp.kernels.cpu import library as library_module
 from snnp.kernels.cpu.call import NativeKernel, PreparedCall, pack_pairs, supports
 from snnp.kernels.cpu.library import LIBRARY_FILE, SWITCH, TARGETS, Report, library, native_target, switched_off
 from snnp.kernels.cpu.lists import ListKeeper
+from snnp.models.config import RepulsionConfig
 from snnp.models.session import Session
-from snnp.models.spline.config import (
-    AngularConfig,
-    EmbeddingConfig,
-    NetworkConfig,
-    RadialConfig,
-    RepulsionConfig,
-    SplineNNPConfig,
-)
+from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.spline.parameters import make_plan
 from snnp.neighbours import Neighbours, neighbour_list

@@ -16,7 +16,8 @@ from snnp.analysis.stability import (
     watch_run,
 )
 from snnp.errors import InputError, UnknownElementError
-from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.config import RepulsionConfig
+from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.sampling.settings import MDSettings
 from snnp_ase.md import run_md

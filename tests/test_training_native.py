@@ -19,14 +19,8 @@ from snnp.data import Frame
 from snnp.errors import InputError
 from snnp.kernels.cpu.library import library, native_target, switched_off
 from snnp.kernels.cpu.pack import MAX_LAYERS
-from snnp.models.spline.config import (
-    AngularConfig,
-    EmbeddingConfig,
-    NetworkConfig,
-    RadialConfig,
-    RepulsionConfig,
-    SplineNNPConfig,
-)
+from snnp.models.config import RepulsionConfig
+from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.training.backends.compiled import NativeGeometry, kernel_threads_alone, predict_native
 from snnp.training.batches import prepare

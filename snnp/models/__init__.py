@@ -1,6 +1,7 @@
 """Potentials: the contract, the s-NNP, and how models are stored."""
 
 from snnp.models.ani.model import ANI, ANIConfig
+from snnp.models.config import RepulsionConfig
 from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.hipnn.config import HIPNNConfig
 from snnp.models.hipnn.model import HIPNN
@@ -11,7 +12,6 @@ from snnp.models.spline.config import (
     EmbeddingConfig,
     NetworkConfig,
     RadialConfig,
-    RepulsionConfig,
     SplineNNPConfig,
 )
 from snnp.models.spline.model import SplineNNP

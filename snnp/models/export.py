@@ -18,16 +18,11 @@ from torch import Tensor, nn
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.files import write_atomically
-from snnp.models.ani.model import ANI
-from snnp.models.ani.scripted import ScriptedANI
+from snnp.models.config import RepulsionConfig
 from snnp.models.ensemble import Ensemble
-from snnp.models.hipnn.model import HIPNN
-from snnp.models.hipnn.scripted import ScriptedHIPNN
+from snnp.models.families import FAMILIES, family_of
 from snnp.models.potential import SHORTEST_DISTANCE, Potential
 from snnp.models.repulsion import Repulsion
-from snnp.models.spline.config import RepulsionConfig
-from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.scripted import ScriptedSplineNNP
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 
 __all__ = ["export_torchscript", "find_pairs", "scripted_module"]
@@ -114,35 +109,6 @@ def find_pairs(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> t
     return torch.cat(found_i), torch.cat(found_j), torch.cat(found_shift)
 
 
-class _InChunks(nn.Module):
-    """A potential whose atoms know nothing but their neighbours' distances, evaluated some atoms at a time."""
-
-    def __init__(self, model: SplineNNP, forces: bool) -> None:
-        super().__init__()
-        legendre = model.config.angular.evaluator == "legendre"
-        self.chunk_cpu, self.chunk_gpu = 256, 4096 if legendre else 512
-        self.potential = ScriptedSplineNNP(model, forces)
-
-    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
-        vectors = vectors.to(self.potential.rho.table.dtype)
-        n_atoms = species.shape[0]
-        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
-        energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
-        gradients = [torch.zeros_like(vectors[:0])]
-        chunk = self.chunk_gpu if vectors.is_cuda else self.chunk_cpu
-        begin = 0
-        for first in range(0, n_atoms, chunk):
-            last = min(first + chunk, n_atoms)
-            end = int(ends[last - 1])
-            here, channel = i[begin:end] - first, species[j[begin:end]]
-            energies, part = self.potential(here, channel, vectors[begin:end], species[first:last])
-            energy = energy + energies.sum()
-            gradients.append(part)
-            begin = end
-        return energy, torch.cat(gradients)
-
-
 class _Mean(nn.Module):
     """The mean of the members of an ensemble."""
 
@@ -191,18 +157,14 @@ def _scripted(model: Potential, forces: bool) -> nn.Module:
 
 
 def _without_repulsion(model: Potential, forces: bool) -> nn.Module:
-    if isinstance(model, SplineNNP):
-        return _InChunks(model, forces)
-    if isinstance(model, HIPNN):
-        return ScriptedHIPNN(model, forces)
-    if isinstance(model, ANI):
-        return ScriptedANI(model, forces)
-    if isinstance(model, Ensemble) and all(member.elements == model.elements for member in model.potentials):
-        return _Mean(model, forces)
-    name = type(model).__name__
     if isinstance(model, Ensemble):
+        if all(member.elements == model.elements for member in model.potentials):
+            return _Mean(model, forces)
         raise InputError("an Ensemble whose members list their elements in different orders cannot be exported.")
-    raise InputError(f"models of class {name} cannot be exported to TorchScript; SplineNNP, HIPNN and ANI can.")
+    if (family := family_of(model)) is not None:
+        return family.scripted(model, forces)
+    known = ", ".join(each.potential.__name__ for each in FAMILIES.values())
+    raise InputError(f"models of class {type(model).__name__} cannot be exported to TorchScript; {known} can.")
 
 
 class _Exported(nn.Module):

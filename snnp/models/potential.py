@@ -26,8 +26,8 @@ from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
 from snnp.kernels.cpu.call import NativeKernel, NativeResult
 from snnp.kernels.gpu.call import GpuKernel, GpuResult
+from snnp.models.config import RepulsionConfig
 from snnp.models.repulsion import Repulsion
-from snnp.models.spline.config import RepulsionConfig
 from snnp.models.spline.native import evaluate_structure
 from snnp.models.spline.on_gpu import evaluate_on_gpu
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
@@ -181,6 +181,13 @@ class Potential(ExactModule, ABC):
         if self.repulsion is not None:
             energies = energies + self.repulsion_energies(structure, vectors, neighbours)[0]
         return self.above_isolated(energies, self.species(structure))
+
+    def energies_and_penalty(
+        self, structure: Structure, vectors: Tensor, neighbours: Neighbours
+    ) -> tuple[Tensor, Tensor | None]:
+        """Energies [N] in eV without E0 and repulsion, and what the family wants small in training [N], if anything."""
+        energies = self.atomic_energies(structure, vectors, neighbours)
+        return self.above_isolated(energies, self.species(structure)), None
 
     def above_isolated(self, energies: Tensor, species: Tensor) -> Tensor:
         """Energies [N] of the family less those of the same atoms alone; see `isolated_energies`."""

@@ -7,9 +7,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -17,8 +17,9 @@ from safetensors.torch import save
 
 from snnp.errors import InputError, ModelFileError, near_matches
 from snnp.files import write_atomically
-from snnp.models.ani.model import ANI, ANIConfig
-from snnp.models.ensemble import Ensemble, EnsembleConfig
+from snnp.models.config import FamilyConfig, TensorShape
+from snnp.models.ensemble import Ensemble, EnsembleConfig, MemberConfig
+from snnp.models.families import FAMILIES, family_of
 from snnp.models.formats import (
     CONFIG_FILE,
     FORMAT,
@@ -28,11 +29,7 @@ from snnp.models.formats import (
     check_statements,
     read_description,
 )
-from snnp.models.hipnn.config import HIPNNConfig
-from snnp.models.hipnn.model import HIPNN
 from snnp.models.potential import Potential
-from snnp.models.spline.config import SplineNNPConfig, TensorShape
-from snnp.models.spline.model import SplineNNP
 from snnp.models.weights import check_form, check_numbers, read_header, read_weights
 
 __all__ = [
@@ -58,60 +55,50 @@ LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
-@dataclass(frozen=True)
-class _Family:
-    """A class of potentials that files may hold: how to read its configuration, and to build it with its E0."""
-
-    potential: type[Potential]
-    config: type[BaseModel]
-    build: Callable[[Any, dict[str, float]], Potential]
+_Form = TypeVar("_Form", bound=BaseModel)
+_Build = Callable[[dict[str, float]], Potential]
+"""From E0 to a potential."""
 
 
-def _read_config(name: Any, tree: Any) -> tuple[_Family, Any]:
-    """The family of that name, and its configuration as it stands in a file: numbers are numbers, texts are texts."""
-    if name not in list(_FAMILIES):  # a list: what a file holds may not be hashable
+def _read_form(name: Any, tree: Any) -> tuple[Any, Iterator[TensorShape], _Build]:
+    """The configuration of a class of that name as it stands in a file, its tensors, and what builds a potential."""
+    if name == Ensemble.__name__:
+        form: EnsembleConfig = _strict(EnsembleConfig, tree)
+        members = [_read_member(k, member) for k, member in enumerate(form.members)]
+        tensors = ((f"members.{k}.{of}", shape) for k, (each, _) in enumerate(members) for of, shape in each.tensors())
+        return form, tensors, lambda energies: _build_ensemble([build() for _, build in members], energies)
+    family = family_of(name) if isinstance(name, str) else None
+    if family is None:
         raise InputError(f"unknown class {name!r}; upgrade snnp")
-    family = _FAMILIES[name]
+    config = _strict(family.config, tree)
+    return config, config.tensors(), partial(family.build, config)
+
+
+def _strict(config: type[_Form], tree: Any) -> _Form:
     # From JSON, where strict means: lists for tuples, whole numbers for floats, and nothing else in place of another.
-    return family, family.config.model_validate_json(json.dumps(tree), strict=True)
+    return config.model_validate_json(json.dumps(tree), strict=True)
 
 
-def _members(config: EnsembleConfig) -> Iterator[tuple[_Family, Any, dict[str, float]]]:
-    """Family, configuration and E0 of each member."""
-    for k, member in enumerate(config.members):
-        if member.family == Ensemble.__name__:
-            raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
-        family, inner = _read_config(member.family, member.config)
-        yield family, inner, _reference_energies(member.reference_energies, inner.elements)
+def _read_member(k: int, member: MemberConfig) -> tuple[FamilyConfig, Callable[[], Potential]]:
+    """Form of a member of an ensemble, and what builds it."""
+    if member.family == Ensemble.__name__:
+        raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
+    config, _, build = _read_form(member.family, member.config)
+    energies = _reference_energies(member.reference_energies, config.elements)
+
+    def made() -> Potential:
+        model = build(energies)
+        model.isolated_atoms = member.isolated_atoms
+        return model
+
+    return config, made
 
 
-def _tensors(config: Any) -> Iterator[TensorShape]:
-    """Names and shapes of what a model stores, one after the other."""
-    if not isinstance(config, EnsembleConfig):
-        yield from config.tensors()
-        return
-    for k, (_, inner, _) in enumerate(_members(config)):
-        yield from ((f"members.{k}.{name}", shape) for name, shape in inner.tensors())
-
-
-def _build_ensemble(config: EnsembleConfig, reference_energies: dict[str, float]) -> Ensemble:
-    members = []
-    for (family, inner, energies), member in zip(_members(config), config.members, strict=True):
-        members.append(family.build(inner, energies))
-        members[-1].isolated_atoms = member.isolated_atoms
+def _build_ensemble(members: list[Potential], reference_energies: dict[str, float]) -> Ensemble:
     ensemble = Ensemble(members)
     if ensemble.reference_energies != reference_energies:
         ensemble.reference_energies = reference_energies
     return ensemble
-
-
-# What a file may name, written out: nothing is ever imported because a file says so. A new family adds one line.
-_FAMILIES: dict[str, _Family] = {
-    "SplineNNP": _Family(SplineNNP, SplineNNPConfig, SplineNNP),
-    "HIPNN": _Family(HIPNN, HIPNNConfig, HIPNN),
-    "ANI": _Family(ANI, ANIConfig, ANI),
-    "Ensemble": _Family(Ensemble, EnsembleConfig, _build_ensemble),
-}
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -132,16 +119,12 @@ def read_bounded(path: Path, most: int) -> bytes:
         return stream.read(most)
 
 
-def _is_savable(model: Potential) -> bool:
-    family = _FAMILIES.get(type(model).__name__)
-    return family is not None and isinstance(model, family.potential)
-
-
 def dump_model(model: Potential) -> tuple[str, bytes]:
     """The two files of a model folder: JSON text, and weights in the model's own float type."""
     name = type(model).__name__
-    if not _is_savable(model):
-        raise InputError(f"models of class {name} cannot be saved; {', '.join(_FAMILIES)} can.")
+    if not (type(model) is Ensemble or family_of(model)):
+        known = ", ".join(family.potential.__name__ for family in FAMILIES.values())
+        raise InputError(f"models of class {name} cannot be saved; {known}, Ensemble can.")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = save(state)
     description = {
@@ -211,13 +194,13 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         dtype = description["dtype"]
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {dtype!r}")
-        family, config = _read_config(description.get("class"), description["config"])
+        config, tensors, build = _read_form(description.get("class"), description["config"])
         energies = _reference_energies(description["reference_energies"], config.elements)
         # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
-        check_form(header, _tensors(config), dtype, file)
+        check_form(header, tensors, dtype, file)
         state = read_weights(weights, file)
         check_numbers(state, file)
-        model = family.build(config, energies)
+        model = build(energies)
         if not isinstance(model, Ensemble):  # its members say it themselves
             model.isolated_atoms = _isolated_atoms(description["isolated_atoms"])
         model.to(getattr(torch, dtype))

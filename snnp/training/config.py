@@ -23,11 +23,10 @@ from pydantic import (
 
 from snnp.data import Keys, Units, keys_of
 from snnp.errors import ConfigError
-from snnp.models.ani.model import ANIConfig
-from snnp.models.hipnn.model import HIPNNConfig
+from snnp.models.config import FamilyConfig
+from snnp.models.families import FAMILIES
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.training.compressed import CompressionConfig
-from snnp.training.families import FAMILIES, family_of
 
 __all__ = [
     "DataConfig",
@@ -196,12 +195,12 @@ def _read_model(value: Any) -> Any:
     return FAMILIES[family].config.model_validate(tree)
 
 
-def _write_model(config: BaseModel) -> dict[str, Any]:
-    return {"family": family_of(config), **config.model_dump(mode="json")}
+def _write_model(config: FamilyConfig) -> dict[str, Any]:
+    return {"family": config.family, **config.model_dump(mode="json")}
 
 
 ModelConfig = Annotated[
-    SplineNNPConfig | HIPNNConfig | ANIConfig,
+    FamilyConfig,
     PlainValidator(_read_model),
     PlainSerializer(_write_model, return_type=dict),
 ]
@@ -233,12 +232,12 @@ class TrainConfig(_Config):
         """Å by which directional training displaces pairs; None for exact training."""
         chosen = self.optimiser.force_training
         if chosen == "auto":
-            chosen = FAMILIES[family_of(self.model)].force_training(self.model)
+            chosen = self.model.force_training
         return (self.optimiser.displacement or _DISPLACEMENT[self.dtype]) if chosen == "directional" else None
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.loss.hierarchicality_weight > 0.0 and not isinstance(self.model, HIPNNConfig):
+        if self.loss.hierarchicality_weight > 0.0 and not self.model.penalises:
             raise ValueError("loss.hierarchicality_weight is for model.family hip-nn only; leave it at 0")
         return self
 

@@ -22,7 +22,6 @@ from snnp.models.potential import Potential
 from snnp.training.backends.pairs import Pairs, join_pairs
 from snnp.training.batches import Batch
 from snnp.training.config import LossConfig
-from snnp.training.families import penalised_energies
 from snnp.training.loss import Residuals, Weights, predict, residuals
 
 __all__ = ["directional_backward"]
@@ -63,7 +62,7 @@ def directional_backward(
     value = found.value
     for signs in ((1.0, -1.0),) if len(change) <= _JOINED_PAIRS else ((1.0,), (-1.0,)):
         copies = join_pairs([pairs.displaced(sign * change) for sign in signs])
-        energies, penalty = penalised_energies(model, copies)
+        energies, penalty = model.energies_and_penalty(copies.structure, copies.vectors, copies.neighbours)
         factors = torch.cat([0.5 * found.to_energy + sign * slope for sign in signs])
         part = (factors * copies.per_structure(energies)).sum()
         if penalty is not None and config.hierarchicality_weight > 0.0:

@@ -29,7 +29,6 @@ from snnp.training.backends.pairs import Pairs
 from snnp.training.batches import Batch
 from snnp.training.compressed import LEAST_TOLERANCE
 from snnp.training.config import LossConfig
-from snnp.training.families import penalised_energies
 
 __all__ = ["Predicted", "Residuals", "Weights", "exact_backward", "predict", "residuals", "weights_at"]
 
@@ -126,11 +125,11 @@ def _predict_pairs(model: Potential, batch: Batch, pairs: Pairs, forces: bool) -
     structure, neighbours = pairs.structure, pairs.neighbours
     penalty = None
     if not forces:
-        energies, penalty = penalised_energies(model, pairs)
+        energies, penalty = model.energies_and_penalty(structure, pairs.vectors, neighbours)
         return Predicted(pairs.per_structure(energies), *_unknown(batch), penalty)
     if torch.is_grad_enabled():
         vectors = pairs.vectors.detach().requires_grad_()
-        energies, penalty = penalised_energies(model, Pairs(structure, neighbours, vectors))
+        energies, penalty = model.energies_and_penalty(structure, vectors, neighbours)
         (gradients,) = torch.autograd.grad(
             energies.sum(), vectors, create_graph=True, allow_unused=True, materialize_grads=True
         )

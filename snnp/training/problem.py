@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase.data import atomic_numbers
-from pydantic import BaseModel
 from torch import Tensor
 
 from snnp.data import (
@@ -30,6 +29,7 @@ from snnp.data import (
 from snnp.data.consistency import by_file, suspicions
 from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import ConfigError, DataError
+from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
 from snnp.models.spline.model import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
@@ -38,7 +38,6 @@ from snnp.training.backends.pairs import Pairs
 from snnp.training.batches import AnyGeometry, PreparedData
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
-from snnp.training.families import FAMILIES, family_of
 
 __all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
 
@@ -193,7 +192,7 @@ def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
 
 
 def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
-    """Fill in what follows from the data: elements, ranges (see `snnp.training.families`), and how forces are trained.
+    """Fill in what follows from the data: elements, ranges (see `FamilyConfig.ranged`), and how forces are trained.
 
     Raises:
         ConfigError: if the model's elements do not cover the data.
@@ -202,10 +201,9 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     elements = config.model.elements or tuple(found)
     if missing := [symbol for symbol in found if symbol not in elements]:
         raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
-    family = FAMILIES[family_of(config.model)]
-    model: BaseModel = config.model.model_copy(update={"elements": elements})
+    model = config.model.model_copy(update={"elements": elements})
     if config.ranges == "auto":
-        model = family.ranges(model, _shortest_distance(problem.split.train, family.cutoff(model)))
+        model = model.ranged(_shortest_distance(problem.split.train, model.reach))
     chosen = "exact" if config.displacement is None else "directional"
     optimiser = config.optimiser.model_copy(update={"force_training": chosen})
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
@@ -223,8 +221,7 @@ def _lowest_energy(problem: Problem) -> float:
 
 def build_model(config: TrainConfig, problem: Problem) -> Potential:
     """A fresh model in float64 with the metadata of the run."""
-    family = FAMILIES[family_of(config.model)]
-    model = family.potential(config.model, problem.reference.energies, seed=config.seed)
+    model = FAMILIES[config.model.family].build(config.model, problem.reference.energies, seed=config.seed)
     model.isolated_atoms = [s for s, how in problem.reference.provenance.items() if how == FROM_ISOLATED_ATOMS]
     model.metadata = {
         **config.metadata,

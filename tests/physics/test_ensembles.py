@@ -16,7 +16,8 @@ from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 from scipy import stats
 
-from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.config import RepulsionConfig
+from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDProgress, MDResult, MDSettings, Sample, run_md
 from snnp.sampling.thermostats import box_move, degrees_of_freedom

@@ -30,12 +30,12 @@ from snnp.models import (
     save_model,
 )
 from snnp.models.export import scripted_module
+from snnp.models.families import FAMILIES
 from snnp.models.repulsion import Repulsion
 from snnp.models.session import Session
 from snnp.structure import Structure
 from snnp.testing import check_potential
 from snnp.training import load_config, train
-from snnp.training.families import FAMILIES
 from snnp.units import COULOMB_EV_ANGSTROM
 
 ELEMENTS = ("Si", "C")
@@ -210,11 +210,11 @@ def test_a_repulsion_ends_within_the_cutoff(config: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ranges_set_the_repulsion_by_the_shortest_distance(family: str) -> None:
     config = FAMILIES[family].config(elements=("Si",))
-    found = FAMILIES[family].ranges(config, 2.0)
+    found = config.ranged(2.0)
     assert found.repulsion == RepulsionConfig(inner=1.2, outer=2.1)  # type: ignore[attr-defined]
-    assert FAMILIES[family].ranges(config, 5.0).repulsion.outer <= 5.25  # type: ignore[attr-defined]
+    assert config.ranged(5.0).repulsion.outer <= 5.25  # type: ignore[attr-defined]
     given = config.model_copy(update={"repulsion": REPULSION})
-    assert FAMILIES[family].ranges(given, 2.0).repulsion == REPULSION  # type: ignore[attr-defined]
+    assert given.ranged(2.0).repulsion == REPULSION  # type: ignore[attr-defined]
 
 
 # Training.

@@ -21,7 +21,8 @@ from ase.phonons import Phonons
 
 from snnp.errors import InputError, ModelFileError, UnknownElementError
 from snnp.kernels.cpu.library import switched_off
-from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.config import RepulsionConfig
+from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import save_model
 from snnp.sampling import relax

@@ -18,7 +18,8 @@ from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 
 from snnp.errors import InputError
-from snnp.models.spline.config import AngularConfig, RadialConfig, RepulsionConfig, SplineNNPConfig
+from snnp.models.config import RepulsionConfig
+from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import save_model
 from snnp.sampling import MDProgress, MDResult, MDSettings, run_md, starting_point

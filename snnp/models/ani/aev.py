@@ -27,7 +27,7 @@ from torch import Tensor
 
 from snnp.exact import ExactModule
 from snnp.models.ani.triples import Triples, make_triples
-from snnp.models.spline.config import AngularReach, FormConfig, Reach
+from snnp.models.config import AngularReach, FormConfig, Reach
 
 __all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig", "AEVState"]
 

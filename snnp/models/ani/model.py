@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, TypeGuard
+from typing import ClassVar, Literal, TypeGuard
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from snnp.models.ani.aev import AEV, AEVConfig
+from snnp.models.config import FamilyConfig, ForceTraining, Layers, TensorShape
 from snnp.models.potential import PairGradients, Potential
 from snnp.models.shells import refuse_overlaps
-from snnp.models.spline.config import Elements, FormConfig, Layers, RepulsionConfig, TensorShape
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure
 
@@ -34,7 +34,7 @@ _CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
 """Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
 
 
-class ANIConfig(FormConfig):
+class ANIConfig(FamilyConfig):
     """The form of an ANI potential.
 
     `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
@@ -43,11 +43,11 @@ class ANIConfig(FormConfig):
     networks, and None in published ones.
     """
 
-    elements: Elements = ()
+    family: ClassVar[str] = "ani"
+
     aev: AEVConfig = AEVConfig()
     hidden: Layers | dict[str, Layers] = (128, 112, 96)
     activation: Activation = "celu"
-    repulsion: RepulsionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ANIConfig:
@@ -57,7 +57,7 @@ class ANIConfig(FormConfig):
         if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
             raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
         if self.repulsion is not None:
-            self.repulsion.check_within(self.cutoff)
+            self.repulsion.check_within(self.reach)
         return self
 
     def layers(self, symbol: str) -> tuple[int, ...]:
@@ -73,9 +73,26 @@ class ANIConfig(FormConfig):
                 yield f"networks.{symbol}.layers.{k}.bias", (n_out,)
 
     @property
-    def cutoff(self) -> float:
+    def reach(self) -> float:
         """Å."""
         return self.aev.cutoff
+
+    @property
+    def force_training(self) -> ForceTraining:
+        """Vectors cost far more to differentiate twice than networks."""
+        return "directional"
+
+    def ranged(self, shortest: float) -> ANIConfig:
+        """Shifts move to the interval from 0.9 d to the cutoff, and Gaussians widen with the distance between them."""
+        tree = self.model_dump()
+        for part in (tree["aev"]["radial"], tree["aev"]["angular"]):
+            first, lower, cutoff = min(part["shifts"]), round(0.9 * shortest, 3), part["cutoff"]
+            stretch = (cutoff - lower) / (cutoff - first)
+            if stretch > 0.0:
+                part["shifts"] = [round(lower + stretch * (shift - first), 6) for shift in part["shifts"]]
+                part["eta"] = round(part["eta"] / stretch**2, 6)
+        tree["repulsion"] = self.repulsion_from(shortest, self.reach)
+        return ANIConfig.model_validate(tree)
 
 
 class AtomicNetwork(nn.Module):
@@ -144,7 +161,7 @@ class ANI(Potential):
     config: ANIConfig
 
     def __init__(self, config: ANIConfig, reference_energies: dict[str, float] | None = None, *, seed: int = 0) -> None:
-        super().__init__(config.elements, reference_energies or {}, config.cutoff)
+        super().__init__(config.elements, reference_energies or {}, config.reach)
         self.config = config
         self.aev = AEV(config.aev)
         length = config.aev.length(len(self.elements))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from snnp.models.spline.config import Elements, FormConfig, Reach, RepulsionConfig, TensorShape, Width
+from snnp.models.config import FamilyConfig, ForceTraining, Reach, TensorShape, Width
 
 __all__ = ["HIPNNConfig"]
 
@@ -15,7 +15,7 @@ __all__ = ["HIPNNConfig"]
 _Layers = Annotated[int, Field(le=64)]
 
 
-class HIPNNConfig(FormConfig):
+class HIPNNConfig(FamilyConfig):
     """The form of a HIP-NN (`l_max` 0) or HIP-NN-TS (`l_max` 1 or 2).
 
     `n_features` per atom, `n_sensitivities` radial functions in each of `n_interactions` interaction layers, which are
@@ -25,7 +25,9 @@ class HIPNNConfig(FormConfig):
     published ones.
     """
 
-    elements: Elements = ()
+    family: ClassVar[str] = "hip-nn"
+    penalises: ClassVar[bool] = True
+
     n_features: Width = 20
     n_sensitivities: Width = 20
     n_interactions: _Layers = Field(2, ge=1)
@@ -36,7 +38,6 @@ class HIPNNConfig(FormConfig):
     l_max: Literal[0, 1, 2] = 0
     activation: Literal["softplus", "silu", "tanh"] = "softplus"
     cusp: float = Field(1e-6, gt=0.0)
-    repulsion: RepulsionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> HIPNNConfig:
@@ -45,6 +46,21 @@ class HIPNNConfig(FormConfig):
         if self.repulsion is not None:
             self.repulsion.check_within(self.cutoff)
         return self
+
+    @property
+    def reach(self) -> float:
+        """Å."""
+        return self.cutoff
+
+    @property
+    def force_training(self) -> ForceTraining:
+        """Tensors cost more to differentiate twice."""
+        return "directional" if self.l_max else "exact"
+
+    def ranged(self, shortest: float) -> HIPNNConfig:
+        """The innermost sensitivity is centred at the shortest distance, times 0.85 as in the paper's examples."""
+        changes = {"lower": round(0.85 * shortest, 3), "repulsion": self.repulsion_from(shortest, self.cutoff)}
+        return HIPNNConfig.model_validate({**self.model_dump(), **changes})
 
     @property
     def widths(self) -> tuple[int, ...]:

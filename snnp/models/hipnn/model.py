@@ -117,6 +117,13 @@ class HIPNN(Potential):
         """[N] energies without E0; differentiable, twice, in the vectors and the parameters."""
         return self.energy_terms(structure, vectors, neighbours).sum(dim=1)
 
+    def energies_and_penalty(
+        self, structure: Structure, vectors: Tensor, neighbours: Neighbours
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the base; the penalty is the hierarchicality."""
+        terms = self.energy_terms(structure, vectors, neighbours)
+        return self.above_isolated(terms.sum(dim=1), self.species(structure)), hierarchicality(terms)
+
     # Energies and forces, analytic.
 
     def _geometries(self, structure: Structure, neighbours: Neighbours, species: Tensor) -> list[PairGeometry]:

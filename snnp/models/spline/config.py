@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from snnp.models.config import AngularReach, FamilyConfig, FormConfig, Layers, Reach, TensorShape
 from snnp.splines import SplineGrid
 
 __all__ = [
-    "AngularConfig",
-    "AngularReach",
-    "Elements",
-    "EmbeddingConfig",
-    "FormConfig",
-    "GridName",
-    "GridsConfig",
-    "Layers",
-    "NetworkConfig",
-    "RadialConfig",
-    "Reach",
-    "RepulsionConfig",
+    *("AngularConfig", "EmbeddingConfig", "GridName", "GridsConfig", "NetworkConfig", "RadialConfig"),
     "SplineNNPConfig",
-    "TensorShape",
-    "Width",
 ]
 
-# Far beyond every potential that was ever published; what a file from elsewhere states above it is no potential.
-Elements = Annotated[tuple[str, ...], Field(max_length=118)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
-Layers = Annotated[tuple[Width, ...], Field(max_length=64)]
-Reach = Annotated[float, Field(gt=0.0, le=30.0)]
-"""Å. Copper has 9,600 neighbours within 30 Å."""
-AngularReach = Annotated[float, Field(gt=0.0, le=15.0)]
 _Filters = Annotated[int, Field(ge=0, le=65_536)]
 _Intervals = Annotated[int, Field(ge=4, le=1000)]
 _Grid = tuple[float, float, Annotated[int, Field(ge=1, le=20_000)]]
@@ -44,14 +25,6 @@ _MOST_SMOOTH = 1000  # intervals: the map of their conditions has the square of 
 _FARTHEST = {"pair": 30.0, "radial": 30.0, "angular": 15.0}  # Å
 
 GridName = Literal["pair", "radial", "angular", "angle", "embedding"]
-TensorShape = tuple[str, tuple[int, ...]]
-"""Name and shape of a stored tensor."""
-
-
-class FormConfig(BaseModel):
-    """Base of what fixes the form of a potential: no unknown keys, no NaN, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RadialConfig(FormConfig):
@@ -117,24 +90,6 @@ class EmbeddingConfig(FormConfig):
     of: Literal["features", "sum"] = "features"
 
 
-class RepulsionConfig(FormConfig):
-    """Screened nuclear repulsion, whole below `inner` and gone beyond `outer` (Å)."""
-
-    inner: Reach
-    outer: Reach
-
-    @model_validator(mode="after")
-    def _check(self) -> RepulsionConfig:
-        if not self.outer > self.inner:
-            raise ValueError("repulsion.outer must be larger than repulsion.inner")
-        return self
-
-    def check_within(self, cutoff: float) -> None:
-        """Raise `ValueError` where the repulsion would reach farther than a model's cutoff (Å)."""
-        if self.outer > cutoff:
-            raise ValueError(f"repulsion.outer must not be larger than the cutoff, got {self.outer} and {cutoff} Å")
-
-
 class GridsConfig(FormConfig):
     """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files).
 
@@ -148,7 +103,7 @@ class GridsConfig(FormConfig):
     embedding: _Grids | None = None
 
 
-class SplineNNPConfig(FormConfig):
+class SplineNNPConfig(FamilyConfig):
     """The form of an s-NNP (design of Vita and Trinkle 2023, doi 10.1016/j.commatsci.2023.112655).
 
     `elements`: chemical symbols; in a training config left out, they come from the data. `filters`: radial functions
@@ -157,7 +112,8 @@ class SplineNNPConfig(FormConfig):
     constant below its grid; "free" leaves both ends as they are (tangent continuation).
     """
 
-    elements: Elements = ()
+    family: ClassVar[str] = "s-nnp"
+
     filters: Literal["shared", "element", "pair"] = "element"
     ends: Literal["smooth", "free"] = "smooth"
     radial: RadialConfig = RadialConfig()
@@ -166,7 +122,6 @@ class SplineNNPConfig(FormConfig):
     network: NetworkConfig | None = NetworkConfig()
     skip: bool = True
     embedding: EmbeddingConfig | None = None
-    repulsion: RepulsionConfig | None = None
     grids: GridsConfig = GridsConfig()
 
     @model_validator(mode="after")
@@ -271,3 +226,15 @@ class SplineNNPConfig(FormConfig):
     def angular_cutoff(self) -> float:
         """Å, reach of the three-body filters."""
         return max((g.upper for g in self.grid("angular")), default=0.0) if self.angular.n_filters else 0.0
+
+    @property
+    def reach(self) -> float:
+        """Å, of anything."""
+        return max(self.radial_cutoff, self.angular_cutoff)
+
+    def ranged(self, shortest: float) -> SplineNNPConfig:
+        """Filters begin at 0.8 d and must still be steep at d."""
+        tree = self.model_dump()
+        tree["radial"]["lower"] = tree["angular"]["lower"] = round(0.8 * shortest, 3)
+        tree["repulsion"] = self.repulsion_from(shortest)
+        return SplineNNPConfig.model_validate(tree)

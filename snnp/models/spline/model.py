@@ -74,8 +74,7 @@ class SplineNNP(Potential):
     def __init__(
         self, config: SplineNNPConfig, reference_energies: dict[str, float] | None = None, *, seed: int = 0
     ) -> None:
-        cutoff = max(config.radial_cutoff, config.angular_cutoff)
-        super().__init__(config.elements, reference_energies or {}, cutoff)
+        super().__init__(config.elements, reference_energies or {}, config.reach)
         self.config = config
         smooth = config.ends == "smooth"
         ends: tuple[End, End] = ("flat", "zero") if smooth else ("free", "free")

@@ -14,7 +14,7 @@ from snnp.models.spline.model import SplineNNP
 from snnp.models.spline.readout import Network, Readout, activate
 from snnp.splines import SplineSet, bspline_weights
 
-__all__ = ["DensePairs", "ScriptedSplineNNP", "make_dense"]
+__all__ = ["DensePairs", "ScriptedInChunks", "ScriptedSplineNNP", "make_dense"]
 
 
 class DensePairs(NamedTuple):
@@ -340,3 +340,32 @@ class ScriptedSplineNNP(nn.Module):
                 dense = self.angular.gradients(h[:, self.n_radial :], f, f_slope, state, near)
                 gradients = gradients.index_add(0, near.kept, dense[near.row, near.column])
         return energies.double() + self.reference[species], gradients
+
+
+class ScriptedInChunks(nn.Module):
+    """A potential whose atoms know nothing but their neighbours' distances, evaluated some atoms at a time."""
+
+    def __init__(self, model: SplineNNP, forces: bool) -> None:
+        super().__init__()
+        legendre = model.config.angular.evaluator == "legendre"
+        self.chunk_cpu, self.chunk_gpu = 256, 4096 if legendre else 512
+        self.potential = ScriptedSplineNNP(model, forces)
+
+    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
+        vectors = vectors.to(self.potential.rho.table.dtype)
+        n_atoms = species.shape[0]
+        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
+        energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
+        gradients = [torch.zeros_like(vectors[:0])]
+        chunk = self.chunk_gpu if vectors.is_cuda else self.chunk_cpu
+        begin = 0
+        for first in range(0, n_atoms, chunk):
+            last = min(first + chunk, n_atoms)
+            end = int(ends[last - 1])
+            here, channel = i[begin:end] - first, species[j[begin:end]]
+            energies, part = self.potential(here, channel, vectors[begin:end], species[first:last])
+            energy = energy + energies.sum()
+            gradients.append(part)
+            begin = end
+        return energy, torch.cat(gradients)

@@ -1,0 +1,58 @@
+"""Families of potentials: one record for each. A new family is a folder with these parts, and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from snnp.models.ani.model import ANI, ANIConfig
+from snnp.models.ani.scripted import ScriptedANI
+from snnp.models.config import FamilyConfig
+from snnp.models.hipnn.config import HIPNNConfig
+from snnp.models.hipnn.model import HIPNN
+from snnp.models.hipnn.scripted import ScriptedHIPNN
+from snnp.models.potential import Potential
+from snnp.models.spline.config import SplineNNPConfig
+from snnp.models.spline.model import SplineNNP
+from snnp.models.spline.scripted import ScriptedInChunks
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of potentials.
+
+    Arguments:
+        config: everything that fixes the form; its `family` is the name.
+        potential: built from a configuration, E0 (eV per element) and `seed`; files name its class.
+        scripted: the twin that TorchScript compiles, of a potential and whether forces are wanted.
+    """
+
+    config: type[FamilyConfig]
+    potential: type[Potential]
+    scripted: Callable[[Any, bool], nn.Module]
+
+    def build(self, config: FamilyConfig, reference_energies: dict[str, float], *, seed: int = 0) -> Potential:
+        """A fresh potential in float64."""
+        construct: Callable[..., Potential] = self.potential
+        return construct(config, reference_energies, seed=seed)
+
+
+# Written out: nothing is ever imported because a file says so.
+_ALL = (
+    Family(SplineNNPConfig, SplineNNP, ScriptedInChunks),
+    Family(HIPNNConfig, HIPNN, ScriptedHIPNN),
+    Family(ANIConfig, ANI, ScriptedANI),
+)
+FAMILIES = {family.config.family: family for family in _ALL}
+"""By name, as configurations of training runs have it."""
+
+
+def family_of(model: Potential | str) -> Family | None:
+    """The family of a potential (exactly of its class, none derived from it), or of the name of a class."""
+    name = model if isinstance(model, str) else type(model)
+    return next((each for each in _ALL if name in (each.potential, each.potential.__name__)), None)
