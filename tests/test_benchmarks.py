@@ -10,24 +10,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compare
 import numpy as np
 import pytest
+from peers.document import document
+from peers.operations import count_work
+from peers.page import COLUMNS, save, table
+from peers.processes import Case, Failure, Measurement, Plan, measure
+from peers.programs import PEERS, ceiling_cases, find_pythons, own_cases, peer_cases
+from peers.reference import ReferenceForm, reference_model
+from peers.scaling import scaling_points, series
 from typer.testing import CliRunner
 
 from snnp.analysis.comparison import PUBLISHED_ERRORS
-from snnp.benchmarks.flops import count_work
-from snnp.benchmarks.page import COLUMNS, save, table
-from snnp.benchmarks.programs import PEERS, ceiling_cases, find_pythons, own_cases, peer_cases
-from snnp.benchmarks.reference import ReferenceForm, reference_model
-from snnp.benchmarks.report import document
-from snnp.benchmarks.run import Case, Failure, Measurement, Plan, measure
-from snnp.benchmarks.scaling import scaling_points, series
-from snnp.benchmarks.systems import build_system, system_of
 from snnp.cli.main import app
 from snnp.errors import InputError, MissingDependencyError
 from snnp.models import SplineNNP, load_model
 from snnp.models.spline.config import AngularConfig, NetworkConfig, RadialConfig, SplineNNPConfig
-from snnp_ase.benchmark import measure_overhead
+from snnp.sampling.cost import build_system, measure_engine, system_of
 
 ONCE = Plan(repeats=1, seconds=1e-3)
 
@@ -193,7 +193,7 @@ def test_plans_make_sense() -> None:
 
 @pytest.mark.parametrize("program", PEERS)
 def test_adapters_offer_what_they_promise(program: str) -> None:
-    module: Any = importlib.import_module(f"snnp.benchmarks.adapters.{program}")
+    module: Any = importlib.import_module(f"peers.adapters.{program}")
     names = [case["name"] for case in module.CASES]
     assert len(set(names)) == len(names) > 0
     assert callable(module.prepare)
@@ -225,8 +225,8 @@ def test_the_environment_names_interpreters(monkeypatch: pytest.MonkeyPatch) -> 
 _FORCES = """
 import json, sys, numpy as np
 from types import SimpleNamespace
-from snnp.benchmarks.adapters import lammps
-from snnp.benchmarks.systems import build_system
+from peers.adapters import lammps
+from snnp.sampling.cost import build_system
 s = build_system("fcc:Al:a=4.05", 108)
 system = SimpleNamespace(numbers=s.numbers.numpy(), positions=s.positions.numpy(), cells=s.cell.numpy(), pbc=True)
 call, _ = lammps.prepare(lammps.CASES[0], system, 1)
@@ -241,9 +241,10 @@ print(json.dumps([forces.tolist(), numeric]))
 """
 
 
-def test_lammps_adapter_computes_forces_at_the_positions_given() -> None:
+def test_lammps_adapter_computes_forces_at_the_positions_given(repository: Path) -> None:
     """Finite differences of its energies: in a process of its own, as MPI ends with the process."""
-    done = subprocess.run([sys.executable, "-c", _FORCES], capture_output=True, text=True, check=True)
+    folder = repository / "docs" / "measure"
+    done = subprocess.run([sys.executable, "-c", _FORCES], cwd=folder, capture_output=True, text=True, check=True)
     forces, numeric = json.loads(done.stdout.splitlines()[-1])
     assert np.abs(forces).max() > 0.1
     np.testing.assert_allclose(forces, numeric, atol=1e-5)
@@ -263,7 +264,7 @@ def test_adapters_of_neural_networks_run(program: str, name: str, n_parameters: 
 
 
 def test_nep_file_has_as_many_parameters_as_gpumd_counts(tmp_path: Path) -> None:
-    nep: Any = importlib.import_module("snnp.benchmarks.adapters.nep")
+    nep: Any = importlib.import_module("peers.adapters.nep")
     assert [nep._write(tmp_path / "nep.txt", case) for case in nep.CASES] == [1051, 361]
 
 
@@ -280,7 +281,7 @@ def run_document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", without)
         measured, failures = _measure(*cases, *ceiling_cases(1), plan=Plan(2, 0.01))
-    return document(measured, failures, Plan(2, 0.01), "snnp benchmark")
+    return document(measured, failures, Plan(2, 0.01), "compare.py")
 
 
 def test_document_is_json_and_complete(run_document: dict[str, Any]) -> None:
@@ -321,7 +322,7 @@ def test_table_and_page(run_document: dict[str, Any], tmp_path: Path) -> None:
     assert json.loads(files[0].read_text()) == run_document
     assert files[1].read_bytes().startswith(b"\x89PNG")
     page = files[2].read_text()
-    for words in ("snnp-si", "0.133*", "Not measured", "SNNP_DATA", "`snnp benchmark`", "today.png"):
+    for words in ("snnp-si", "0.133*", "Not measured", "SNNP_DATA", "`compare.py`", "today.png"):
         assert words in page
 
 
@@ -343,27 +344,27 @@ def test_scaling_changes_one_thing_at_a_time(tmp_path: Path) -> None:
     assert series(points, rows) == {"degree": [{"value": 3, **rows[0]}]}
 
 
-# The command
+# The script that compares programs
 
 
-def _snnp(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["benchmark", *(str(argument) for argument in arguments)])
+def _compare(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What it prints."""
+    compare.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
 
 
-def test_command_measures_and_saves(tmp_path: Path) -> None:
-    small = ["--atoms", 32, "--repeats", 1, "--seconds", 0.001]
-    result = _snnp("snnp-si", "--against", "lammps", "--only", "snnp,SNAP Si", *small, "--save", tmp_path / "a" / "b")
-    assert result.exit_code == 0, result.output
+def test_script_measures_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--atoms", 32, "--repeats", 1, "--seconds", 0.001, "--save", tmp_path / "a" / "b"]
+    printed = _compare(capsys, "snnp-si", "--against", "lammps", "--only", "snnp,SNAP Si", *small)
     for words in ("snnp-si", "SNAP Si", "qSNAP Si", "machine", "versions"):
-        assert words in result.stdout
+        assert words in printed
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"b.json", "b.png", "b.md"}
 
 
-def test_command_draws_how_cost_grows(tmp_path: Path) -> None:
+def test_script_draws_how_cost_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--atoms", 32, "--repeats", 1, "--seconds", 0.001, "--dtype", "float64"]
-    result = _snnp("--scaling", "threads", *small, "--save", tmp_path / "s", "--json")
-    assert result.exit_code == 0, result.output
-    curves = json.loads(result.stdout)["scaling"]
+    printed = _compare(capsys, "--scaling", "threads", *small, "--save", tmp_path / "s", "--json")
+    curves = json.loads(printed)["scaling"]
     assert [point["threads"] for point in curves["threads"]] == list(range(1, (os.cpu_count() or 1) + 1))
     assert {point["dtype"] for point in curves["threads"]} == {"float64"}
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
@@ -379,6 +380,54 @@ def test_command_draws_how_cost_grows(tmp_path: Path) -> None:
         (["snnp-si", "--threads", "0"], "at least 1"),
         (["snnp-si", "--repeats", "0"], "repeats must be"),
         (["--scaling", "time"], "no scaling with 'time'"),
+    ],
+)
+def test_script_says_what_is_wrong(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        compare.main(arguments)
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_script_runs_as_its_page_says(repository: Path) -> None:
+    command = [sys.executable, "docs/measure/compare.py", "--help"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert "--against" in done.stdout
+
+
+# The command
+
+
+def _snnp(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["benchmark", *(str(argument) for argument in arguments)])
+
+
+def test_command_measures_own_models() -> None:
+    result = _snnp("snnp-si", "snnp-3bpa", "--atoms", 32, "--repeats", 2, "--dtype", "float64", "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["case"]: row for row in json.loads(result.stdout)["rows"]}
+    assert {name: row["structure"].partition(":")[0] for name, row in rows.items()} == {
+        "snnp-si": "diamond",
+        "snnp-3bpa": "molecules",
+    }
+    for row in rows.values():
+        assert row["cpu_us_per_atom"] > 0.0
+        assert row["wall_us_per_atom"] > 0.0
+        assert row["path"] in {"torch", "portable", "avx2", "avx512"}
+        assert (row["dtype"], row["threads"]) == ("float64", 1)
+    table = _snnp("snnp-cu", "--structure", "fcc:Cu:2x2x2", "--repeats", 1)
+    assert table.exit_code == 0, table.output
+    for words in ("snnp-cu", "fcc:Cu:2x2x2", "32", "wall µs/atom"):
+        assert words in table.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nothing-of-this-name"], "no model named"),
+        (["snnp-si", "--threads", "0"], "at least 1"),
+        (["snnp-si", "--repeats", "0"], "repeats must be"),
         (["--engine", "openmm"], "name it"),
         (["snnp-si", "--engine", "opnmm", "--atoms", "8"], "no engine 'opnmm'"),
     ],
@@ -391,17 +440,19 @@ def test_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
 
 
 def test_command_measures_an_engine() -> None:
-    result = _snnp("reference", "--engine", "ase", "--structure", "fcc:Al:3x3x3", "--steps", 2, "--json")
+    result = _snnp("snnp-al", "--engine", "ase", "--structure", "fcc:Al:3x3x3", "--steps", 2, "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
-    assert (measured["engine"], measured["model"], measured["n_atoms"]) == ("ase", "reference", 108)
+    assert (measured["engine"], measured["model"], measured["n_atoms"]) == ("ase", "snnp-al", 108)
 
 
-def test_ase_adds_little_and_says_how_much() -> None:
+@pytest.mark.parametrize("engine", ["ase", "native"])
+def test_engines_add_little_and_say_how_much(engine: str) -> None:
     atoms = build_system("fcc:Cu:2x2x2", 32).to_ase()[0]
-    result = measure_overhead("snnp-cu", atoms, steps=5)
+    model = load_model("snnp-cu")
+    result = measure_engine(model, atoms, engine, steps=5)
     assert (result["n_atoms"], result["steps"]) == (32, 5)
-    assert result["ase_us_per_atom"] > 0.0
-    assert np.isfinite([result["overhead_us_per_call"], result["overhead_percent"]]).all()
+    assert result[f"{engine}_us_per_atom"] > 0.0
+    assert np.isfinite([result["overhead_us_per_step"], result["overhead_percent"]]).all()
     with pytest.raises(InputError, match="steps"):
-        measure_overhead("snnp-cu", atoms, steps=0)
+        measure_engine(model, atoms, engine, steps=0)

@@ -14,11 +14,11 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from matplotlib.figure import Figure
+from peers.pictures import draw_comparison, draw_scaling
 
 from snnp.analysis.compression import Compression, Hole
 from snnp.analysis.page import draw_page
 from snnp.analysis.stability import StabilityRun
-from snnp.benchmarks.pictures import draw_comparison, draw_scaling
 from snnp.data import Frame
 from snnp.doctor import examine_data
 from snnp.doctor.model.dimers import Dimer

@@ -365,7 +365,7 @@ def test_the_thermostat_heats() -> None:
 def test_kernels_compile_for_a_gpu(repository: Path, tmp_path: Path) -> None:
     """The interpreter accepts more than the compiler does, so the compiler is asked too."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "docs/benchmarks/gpu_compile.py", "--model", "small"]
+    command = [sys.executable, "-W", "ignore", "docs/measure/timings/gpu_compile.py", "--model", "small"]
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for kernel in ("moments_kernel", "network_kernel", "gradients_kernel", "search_kernel", "barostat_kernel"):

@@ -25,11 +25,13 @@ __all__ = [
     "Overwrite",
     "Seed",
     "StructureSpec",
+    "Threads",
     "Units",
     "as_dtype",
     "command_meant",
     "examples",
     "options_meant",
+    "set_threads",
 ]
 
 # What other programs call the same thing; the key is compared without dashes and in lower case.
@@ -134,6 +136,20 @@ def as_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else known[name]
 
 
+def set_threads(number: int | None) -> None:
+    """Let the models take so many threads; None leaves it to torch.
+
+    Raises:
+        InputError: for less than one.
+    """
+    import torch
+
+    if number is not None and number < 1:
+        raise InputError(f"--threads must be at least 1, got {number}.")
+    if number is not None:
+        torch.set_num_threads(number)
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -154,6 +170,7 @@ Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where to compu
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="Precision: float32 or float64.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist; never an input.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers; default: 0.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads of the model; default: what torch takes.")]
 Units = Annotated[
     str | None,
     typer.Option(

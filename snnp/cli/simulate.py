@@ -12,7 +12,7 @@ import typer
 
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
 from snnp.cli.files import check_format, input_files, prepare_output, write_structure
-from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Seed, StructureSpec, examples
+from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Seed, StructureSpec, Threads, examples, set_threads
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -180,7 +180,6 @@ _Format = Annotated[
 _Topology = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Structure file with the elements, for a start from DCD.")
 ]
-_Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads of the model; default: what torch takes.")]
 
 
 def md_command(
@@ -214,7 +213,7 @@ def md_command(
     seed: Seed = None,
     dtype: Dtype = None,
     device: Device = None,
-    threads: _Threads = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
@@ -226,7 +225,7 @@ def md_command(
         raise InputError(
             f"--pressure and --barostat act in npt alone, and this run is {settings.ensemble}: say --ensemble npt."
         )
-    _set_threads(threads)
+    set_threads(threads)
     _, pinned = load_pinned(model)  # a wrong name is said before anything else is built
     result = _simulate(pinned, settings, chosen, asked)
     if as_json:
@@ -374,15 +373,6 @@ def _say_velocities(atoms: Atoms, settings: MDSettings) -> None:
             f"The structure brings velocities ({atoms.get_temperature():.0f} K); it starts with them, not with new "
             f"ones at {settings.temperature_k:g} K, which --new-velocities draws."
         )
-
-
-def _set_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads must be at least 1, got {threads}.")
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def _default_engine() -> str:

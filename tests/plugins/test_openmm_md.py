@@ -13,6 +13,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.md.verlet import VelocityVerlet
 
+import snnp_openmm
 from snnp.errors import ConfigError, InputError, UnknownElementError
 from snnp.models import (
     AngularConfig,
@@ -23,9 +24,10 @@ from snnp.models import (
     SplineNNPConfig,
 )
 from snnp.sampling.checkpoint import read_checkpoint
+from snnp.sampling.cost import measure_engine
 from snnp.sampling.settings import MDSettings
 from snnp_ase import SNNPCalculator
-from snnp_openmm import measure_overhead, run_md
+from snnp_openmm import run_md
 
 
 def make_model(*elements: str) -> SplineNNP:
@@ -207,10 +209,16 @@ def test_platform_follows_openmms_variable(model: SplineNNP, monkeypatch: pytest
 
 def test_overhead_is_measured(model: SplineNNP) -> None:
     atoms = bulk("Si", cubic=True) * (4, 4, 4)
-    found = measure_overhead(model, atoms, steps=5)
-    assert (found["n_atoms"], found["steps"], found["platform"]) == (512, 5, "Reference")
+    found = measure_engine(model, atoms, "openmm", steps=5)
+    assert (found["n_atoms"], found["steps"]) == (512, 5)
     assert found["openmm_us_per_atom"] > 0.0
     assert found["model_us_per_atom"] > 0.0
     assert np.isfinite(found["overhead_percent"])
     with pytest.raises(InputError, match="steps must be at least 1"):
-        measure_overhead(model, atoms, steps=0)
+        measure_engine(model, atoms, "openmm", steps=0)
+
+
+def test_the_old_name_of_the_measurement_works(model: SplineNNP) -> None:
+    with pytest.warns(DeprecationWarning, match="measure_engine"):
+        measure_overhead = snnp_openmm.measure_overhead
+    assert measure_overhead(model, silicon(), steps=1)["openmm_us_per_atom"] > 0.0

@@ -7,20 +7,24 @@ package must stay cheap and must not fail where torch or snnp cannot be imported
 from __future__ import annotations
 
 import importlib
+import warnings
+from functools import partial
 from typing import Any
 
-__all__ = ["create_force", "create_system", "measure_overhead", "run_md", "to_openmm"]
+__all__ = ["create_force", "create_system", "run_md", "to_openmm"]
 
 _HOMES = {
     "create_force": "snnp_openmm.force",
     "create_system": "snnp_openmm.force",
-    "measure_overhead": "snnp_openmm.benchmark",
     "run_md": "snnp_openmm.md",
     "to_openmm": "snnp_openmm.geometry",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "measure_overhead":
+        warnings.warn("measure_overhead is snnp.sampling.cost.measure_engine now", DeprecationWarning, stacklevel=2)
+        return partial(importlib.import_module("snnp.sampling.cost").measure_engine, engine="openmm")
     if name not in _HOMES:
         raise AttributeError(f"module 'snnp_openmm' has no attribute {name!r}; it offers {', '.join(__all__)}.")
     return getattr(importlib.import_module(_HOMES[name]), name)
