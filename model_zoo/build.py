@@ -34,7 +34,7 @@ from snnp.data import Frame, elements_of
 from snnp.doctor.model.dimers import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
-from snnp.kernels.cpu.library import native_target
+from snnp.kernels.cpu.library import instruction_set
 from snnp.models.potential import Potential
 from snnp.models.store import dump_model, load_model, save_model
 from snnp.neighbours import neighbour_list
@@ -271,7 +271,7 @@ def _speed(
         "n_calls": effort.calls,
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "computed_by": "torch" if model.native_kernel() is None else f"the native kernel ({native_target()})",
+        "computed_by": "torch" if model.native_kernel() is None else f"the native kernel ({instruction_set()})",
         "cpu": _cpu(),
     }
 

@@ -22,14 +22,13 @@ pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 from snnp.errors import InputError
 from snnp.kernels.cpu.library import switched_off
 from snnp.kernels.gpu import call as gpu
-from snnp.kernels.gpu.arrays import make_form, make_work
-from snnp.kernels.gpu.call import GpuKernel, rows_of, supports
+from snnp.kernels.gpu.call import GpuKernel, make_form, make_work, supports
 from snnp.kernels.gpu.dynamics import Clock, GpuDynamics, Integrator, System
-from snnp.kernels.gpu.lists import CellList, State
+from snnp.kernels.gpu.lists import CellList, State, rows_of
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
 from snnp.models.spline.on_gpu import evaluate_on_gpu
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
@@ -91,7 +90,7 @@ def _compare(model: SplineNNP, structure: Structure, dtype: torch.dtype, toleran
     neighbours = neighbour_list(structure, model.cutoff + 0.5)
     with switched_off():
         expected = model.compute(structure, neighbours, stress=True)
-    kernel = GpuKernel(make_plan(model), DEVICE, dtype, **options)
+    kernel = GpuKernel(kernel_parameters(model), DEVICE, dtype, **options)
     found = evaluate_on_gpu(kernel, structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours)
     assert expected.forces is not None
     assert expected.stress is not None
@@ -122,10 +121,10 @@ def test_many_neighbours_fill_several_blocks() -> None:
 
 
 def test_what_is_not_covered_is_left_to_torch() -> None:
-    assert supports(make_plan(_model(FORMS["everything, softplus"])))
-    assert not supports(make_plan(_model(_config(angular={"evaluator": "spline"}))))
-    assert not supports(make_plan(_model(_config(embedding={}))))
-    assert not supports(make_plan(_model(_config(network={"hidden": (200,)}))))
+    assert supports(kernel_parameters(_model(FORMS["everything, softplus"])))
+    assert not supports(kernel_parameters(_model(_config(angular={"evaluator": "spline"}))))
+    assert not supports(kernel_parameters(_model(_config(embedding={}))))
+    assert not supports(kernel_parameters(_model(_config(network={"hidden": (200,)}))))
 
 
 def test_without_a_compiler_triton_cannot_start_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +137,7 @@ def test_without_a_compiler_triton_cannot_start_kernels(monkeypatch: pytest.Monk
 
 def _evaluate(structure: Structure, neighbours: Neighbours) -> None:
     model = _model(FORMS["without network"])
-    kernel = GpuKernel(make_plan(model), DEVICE)
+    kernel = GpuKernel(kernel_parameters(model), DEVICE)
     evaluate_on_gpu(kernel, structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours)
 
 
@@ -263,7 +262,7 @@ def _dynamics(atoms: Atoms, model: SplineNNP, integrator: Integrator) -> GpuDyna
     )
     velocities = torch.from_numpy(atoms.get_velocities() * units.fs)
     dtype = torch.float32 if CUDA else torch.float64
-    return GpuDynamics(GpuKernel(make_plan(model), DEVICE, dtype), system, velocities, integrator)
+    return GpuDynamics(GpuKernel(kernel_parameters(model), DEVICE, dtype), system, velocities, integrator)
 
 
 def _moving() -> Atoms:
@@ -317,7 +316,7 @@ def _drawn(step: int, n: int) -> torch.Tensor:
     from snnp.kernels.gpu import _list as _gpu_list
 
     model = _model(FORMS["without network"])
-    work = make_work(make_form(make_plan(model), "ieee", 32, 32), n, 1, DEVICE, torch.float64)
+    work = make_work(make_form(kernel_parameters(model), "ieee", 32, 32), n, 1, DEVICE, torch.float64)
     work.forces.zero_()
     state = _state(torch.zeros(n, 3, dtype=torch.float64, device=DEVICE))
     state = state._replace(spread=torch.full((n,), 2.0, dtype=torch.float64, device=DEVICE))

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from snnp.kernels.cpu.library import LIBRARY_FILE, library, switched_off
-from snnp.kernels.cpu.pack import MAX_DEGREE
+from snnp.kernels.cpu.library import LIBRARY_FILE, MAX_DEGREE, library, switched_off
 
 NATIVE = Path(__file__).parent / "native"
 

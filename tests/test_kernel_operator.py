@@ -10,8 +10,8 @@ from torch import Tensor
 
 from snnp import Structure, load_model
 from snnp.errors import InputError
+from snnp.kernels.cpu.call import ListKeeper
 from snnp.kernels.cpu.library import library
-from snnp.kernels.cpu.lists import ListKeeper
 from snnp.models.potential import Prediction
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")

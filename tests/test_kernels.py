@@ -24,14 +24,13 @@ from snnp.errors import InputError
 from snnp.kernels import build
 from snnp.kernels.build import find_compiler
 from snnp.kernels.cpu import library as library_module
-from snnp.kernels.cpu.call import NativeKernel, PreparedCall, pack_pairs, supports
-from snnp.kernels.cpu.library import LIBRARY_FILE, SWITCH, TARGETS, Report, library, native_target, switched_off
-from snnp.kernels.cpu.lists import ListKeeper
+from snnp.kernels.cpu.call import CompiledKernel, ListKeeper, PreparedCall, pack_pairs, supports
+from snnp.kernels.cpu.library import LIBRARY_FILE, SWITCH, TARGETS, Report, instruction_set, library, switched_off
 from snnp.models.config import RepulsionConfig
 from snnp.models.session import Session
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import Neighbours, neighbour_list
 
 needs_library = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
@@ -77,7 +76,7 @@ ELEMENTS = ("Cu", "Mo", "Si")
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set that this machine has."""
-    lib, before = library(), native_target()
+    lib, before = library(), instruction_set()
     assert lib is not None
     assert before is not None
     if not lib.snnp_set_target(request.param.encode()):
@@ -126,7 +125,7 @@ def test_a_compiler_means_a_library() -> None:
     """Where the kernels can be built they must have been, for all targets: no test below may skip unnoticed."""
     if find_compiler() is not None:
         assert LIBRARY_FILE.is_file(), "run python -m snnp.kernels.build"
-        lib, before = library(), native_target()
+        lib, before = library(), instruction_set()
         if lib is not None and before is not None:
             assert lib.snnp_set_target(b"portable"), "run python -m snnp.kernels.build"
             lib.snnp_set_target(before.encode())
@@ -139,7 +138,7 @@ def test_own_instruction_set_is_the_one_in_use(monkeypatch: pytest.MonkeyPatch) 
     compiler = find_compiler()
     assert compiler is not None
     (own,) = build._targets(compiler, own=True)
-    code = "from snnp.kernels.cpu.library import native_target; print(native_target())"
+    code = "from snnp.kernels.cpu.library import instruction_set; print(instruction_set())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == own[0]
 
 
@@ -165,7 +164,7 @@ def test_switch_names_what_is_there() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_kernel_is_torch(form: str, target: str) -> None:
     model = model_of(form)
-    assert supports(make_plan(model)) == (form != "degree 9, left to torch")
+    assert supports(kernel_parameters(model)) == (form != "degree 9, left to torch")
     structure = Structure.from_ase(systems())
     with switched_off():
         assert model.native_kernel() is None
@@ -237,10 +236,10 @@ def test_weights_per_atom() -> None:
     neighbours = neighbour_list(structure, model.cutoff)
     vectors = positions[neighbours.j] - positions[neighbours.i] + neighbours.shift.double() @ structure.cell[0]
     (model.interaction_energies(structure, vectors, neighbours) * weights).sum().backward()
-    packed = pack_pairs((neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.int().numpy()), 32, model.cutoff)
+    packed = pack_pairs((neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.int().numpy()), 32)
     species = model.species(structure).int().numpy()
     images = packed.images(structure.cell.numpy())
-    kernel = NativeKernel(make_plan(model), np.float64)
+    kernel = CompiledKernel(kernel_parameters(model), np.float64)
     found = PreparedCall(kernel, species, packed, images)(structure.positions.numpy(), weights=weights.numpy())
     assert positions.grad is not None
     assert np.allclose(found.forces, -positions.grad.numpy(), atol=1e-11)
@@ -348,7 +347,7 @@ def test_a_list_that_points_outside_is_refused() -> None:
 def test_a_damaged_plan_is_refused_or_harmless(changes: list[tuple[int, int]]) -> None:
     """Changed bytes of the header are found, or leave everything that is read inside the block."""
     model, structure = model_of("tanh, repulsion"), Structure.from_ase(alloy(1))
-    kernel = NativeKernel(make_plan(model), np.float64)
+    kernel = CompiledKernel(kernel_parameters(model), np.float64)
     for place, value in changes:
         kernel.packed[place % len(kernel.packed)] = value
     packed = ListKeeper(model.cutoff).update(structure.positions.numpy(), structure.cell[0].numpy(), (True, True, True))

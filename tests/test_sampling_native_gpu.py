@@ -22,7 +22,7 @@ from snnp.kernels.gpu.dynamics import Box, Clock
 from snnp.kernels.gpu.lists import CellList, State
 from snnp.models import SplineNNP, SplineNNPConfig
 from snnp.models.spline import special_cases
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import neighbour_list
 from snnp.sampling import Checkpoint, MDSettings, drive, run_md, starting_point
 from snnp.sampling.embedded import NativeDynamics, make_engine
@@ -72,7 +72,7 @@ def fragment() -> Atoms:
 
 
 def _kernel(model: SplineNNP) -> GpuKernel:
-    return GpuKernel(make_plan(model), DEVICE, torch.float32 if CUDA else torch.float64)
+    return GpuKernel(kernel_parameters(model), DEVICE, torch.float32 if CUDA else torch.float64)
 
 
 def _engine(model: SplineNNP, start: Checkpoint, settings: MDSettings) -> NativeGpuDynamics:

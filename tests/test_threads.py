@@ -23,8 +23,8 @@ from ase.calculators.calculator import PropertyNotImplementedError, PropertyNotP
 
 from snnp import load_model
 from snnp.errors import InputError
+from snnp.kernels.cpu.call import ListKeeper
 from snnp.kernels.cpu.library import library, switched_off
-from snnp.kernels.cpu.lists import ListKeeper
 from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP
 from snnp.models.session import Session
 from snnp.models.spline import compiled as kernel_cache
@@ -199,7 +199,7 @@ def test_the_operator() -> None:
 def test_parameters_that_change_while_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What another thread wrote meanwhile is packed at the next call, not lost."""
     model = SplineNNP(special_cases.s_nnp(("Si",), **SMALL), seed=0)
-    real = kernel_cache.make_plan
+    real = kernel_cache.kernel_parameters
 
     def interrupted(packed: SplineNNP) -> Any:
         plan = real(packed)
@@ -208,7 +208,7 @@ def test_parameters_that_change_while_they_are_packed(monkeypatch: pytest.Monkey
             model.rho.free.mul_(2.0)
         return plan
 
-    monkeypatch.setattr(kernel_cache, "make_plan", interrupted)
+    monkeypatch.setattr(kernel_cache, "kernel_parameters", interrupted)
     model.compute(Structure.from_ase(FRAMES[0]))
     found = model.compute(Structure.from_ase(FRAMES[0])).energy
     with switched_off():

@@ -17,8 +17,7 @@ from ase.build import bulk
 from snnp import Structure
 from snnp.data import Frame
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import library, native_target, switched_off
-from snnp.kernels.cpu.pack import MAX_LAYERS
+from snnp.kernels.cpu.library import MAX_LAYERS, instruction_set, library, switched_off
 from snnp.models.config import RepulsionConfig
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
@@ -130,7 +129,7 @@ def _rounding(gradients: list[torch.Tensor]) -> float:
 @pytest.fixture
 def targets() -> Iterator[tuple[str, ...]]:
     """The instruction sets of this machine; the one in use before is in use again afterwards."""
-    lib, before = library(), native_target()
+    lib, before = library(), instruction_set()
     assert lib is not None
     assert before is not None
     yield tuple(name for name in TARGETS if lib.snnp_set_target(name.encode()))

@@ -140,13 +140,13 @@ def _version_command(as_json: Json = False) -> None:
 
     import torch
 
-    from snnp.kernels.cpu.library import native_target
+    from snnp.kernels.cpu.library import instruction_set
 
     found: dict[str, str | None] = {"snnp": version("snnp"), "python": platform.python_version()}
     for package in ("torch", "numpy", "ase", "vesin", "openmm", "openmmml", "triton"):
         found[package] = _version_of(package)
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    found |= {"kernel": native_target(), "threads": str(torch.get_num_threads()), "gpu": gpu}
+    found |= {"kernel": instruction_set(), "threads": str(torch.get_num_threads()), "gpu": gpu}
     found["platform"] = platform.platform()
     if as_json:
         print_json(found)

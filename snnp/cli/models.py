@@ -163,9 +163,9 @@ def _details(name: str) -> dict[str, Any]:
 
 def _computed_by(model: Potential) -> str:
     """What evaluates this model on the CPU of this machine."""
-    from snnp.kernels.cpu.library import native_target
+    from snnp.kernels.cpu.library import instruction_set
 
-    return "torch" if model.native_kernel() is None else f"native kernel ({native_target()})"
+    return "torch" if model.native_kernel() is None else f"native kernel ({instruction_set()})"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ReadoutPlan", "SplinePlan", "SplineTable", "spline_table"]
+__all__ = ["ReadoutParameters", "SplineParameters", "SplineTable", "spline_table"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int32]
@@ -31,11 +31,6 @@ class SplineTable:
     inverse_spacing: Array
     n_intervals: Indices
     coefficients: Array
-
-    @property
-    def n_groups(self) -> int:
-        """G."""
-        return self.coefficients.shape[0]
 
     @property
     def n_filters(self) -> int:
@@ -62,7 +57,7 @@ def spline_table(lower: Array, spacing: Array, n_intervals: NDArray[np.int64], b
 
 
 @dataclass(frozen=True)
-class ReadoutPlan:
+class ReadoutParameters:
     """From D features x to an energy: `NN_z(y) + linear_z . y + U_z(x)` with `y = (x - mean) / std`.
 
     Arguments:
@@ -83,9 +78,14 @@ class ReadoutPlan:
     embedding: SplineTable | None
     embeds_sum: bool
 
+    @property
+    def n_copies(self) -> int:
+        """C of the network, or 1 without one."""
+        return self.weights[0].shape[0] if self.weights else 1
+
 
 @dataclass(frozen=True)
-class SplinePlan:
+class SplineParameters:
     """Everything a kernel needs to know about a model with Z elements.
 
     Arguments:
@@ -117,7 +117,7 @@ class SplinePlan:
     g: SplineTable
     repulsion: tuple[float, float] | None
     screening: tuple[float, ...]
-    readout: ReadoutPlan
+    readout: ReadoutParameters
 
     @property
     def n_elements(self) -> int:

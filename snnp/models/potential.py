@@ -24,7 +24,7 @@ from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
-from snnp.kernels.cpu.call import NativeKernel, NativeResult
+from snnp.kernels.cpu.call import CompiledKernel, CompiledResult
 from snnp.kernels.gpu.call import GpuKernel, GpuResult
 from snnp.models.config import RepulsionConfig
 from snnp.models.repulsion import Repulsion
@@ -248,7 +248,7 @@ class Potential(ExactModule, ABC):
         energies = torch.zeros_like(charge).index_add(0, i, halves)
         return energies, PairGradients(i, j, vectors, (slopes / distance)[:, None] * vectors)
 
-    def native_kernel(self) -> NativeKernel | None:
+    def native_kernel(self) -> CompiledKernel | None:
         """The compiled evaluation of the present parameters, or None where torch computes (most families, GPUs)."""
         return None
 
@@ -342,7 +342,7 @@ class Potential(ExactModule, ABC):
         )
 
     def _prediction(
-        self, structure: Structure, result: NativeResult | GpuResult, *, forces: bool, stress: bool
+        self, structure: Structure, result: CompiledResult | GpuResult, *, forces: bool, stress: bool
     ) -> Prediction:
         energies, virial = torch.as_tensor(result.energies), torch.as_tensor(result.virial)
         total = torch.zeros(structure.n_structures, dtype=torch.float64, device=energies.device)

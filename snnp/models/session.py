@@ -11,8 +11,7 @@ import torch
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from snnp.kernels.cpu.call import NativeKernel, NativeList, PreparedCall
-from snnp.kernels.cpu.lists import ListKeeper
+from snnp.kernels.cpu.call import CompiledKernel, ListKeeper, NeighbourRows, PreparedCall
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, VerletList
 from snnp.structure import Structure
@@ -20,7 +19,7 @@ from snnp.structure import Structure
 __all__ = ["Evaluation", "Session"]
 
 Array = NDArray[np.float64]
-_System = tuple[NativeKernel, NDArray[np.int32], NativeList, Array, int]
+_System = tuple[CompiledKernel, NDArray[np.int32], NeighbourRows, Array, int]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import snnp
 from snnp.cli.console import number
 from snnp.cli.main import app
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import native_target
+from snnp.kernels.cpu.library import instruction_set
 from snnp.models import SplineNNP, list_models, load_model, save_model
 from snnp.models.ensemble import Ensemble
 from snnp.models.spline import special_cases
@@ -57,7 +57,7 @@ def test_version_says_what_computes() -> None:
     said = run_json("version")
     assert said["snnp"] == version("snnp")
     assert said["torch"] == version("torch")
-    assert said["kernel"] == native_target()
+    assert said["kernel"] == instruction_set()
     assert said["platform"] == platform.platform()
     assert "python" in run_snnp("version").stdout
 

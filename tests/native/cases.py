@@ -15,10 +15,10 @@ import torch
 
 from snnp.kernels.build import find_compiler
 from snnp.kernels.cpu.call import pack_pairs
-from snnp.kernels.cpu.pack import MAX_DEGREE, pack_plan
+from snnp.kernels.cpu.library import MAX_DEGREE, pack_parameters
 from snnp.models import SplineNNP
 from snnp.models.spline.config import SplineNNPConfig
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import find_pairs, neighbour_list
 from snnp.structure import Structure
 
@@ -53,10 +53,10 @@ def write_case(path: Path, case: Case) -> None:
         found = neighbour_list(structure, reach)
         pairs = found.i.numpy(), found.j.numpy(), found.shift.numpy()
     i, j, shift = (np.ascontiguousarray(column, dtype=np.int64) for column in pairs)
-    packed = pack_pairs((i, j, shift), structure.n_atoms, reach, half=case.half, structure=owner)
+    packed = pack_pairs((i, j, shift), structure.n_atoms, half=case.half, structure=owner)
     real: Any = np.float32 if case.model.dtype == torch.float32 else np.float64
     arrays = [
-        pack_plan(make_plan(case.model), real),
+        pack_parameters(kernel_parameters(case.model), real),
         positions,
         case.model.species(structure).to(torch.int32).numpy(),
         owner,

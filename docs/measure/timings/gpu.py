@@ -32,11 +32,12 @@ from ase import units
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from snnp.kernels.gpu import call as gpu
-from snnp.kernels.gpu.arrays import Atoms
+from snnp.kernels.gpu.call import Atoms
 from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
+from snnp.kernels.gpu.lists import image_vectors, rows_of
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import neighbour_list
 from snnp.sampling import MDSettings, drive, starting_point
 from snnp.sampling.embedded import make_engine
@@ -104,7 +105,7 @@ def seconds_per_call(call: Callable[[], Any], device: str, repeats: int = 20) ->
 def begin(n_atoms: int, precision: str, ensemble: str, device: str) -> tuple[gpu.GpuKernel, GpuDynamics]:
     """Dynamics of the crystal."""
     crystal = al_crystal(n_atoms)
-    kernel = gpu.GpuKernel(make_plan(al_model()), device, precision=precision)
+    kernel = gpu.GpuKernel(kernel_parameters(al_model()), device, precision=precision)
     system = System(
         positions=torch.from_numpy(crystal.positions),
         species=torch.zeros(len(crystal)),
@@ -175,10 +176,10 @@ def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
     single.load_state_dict(model.state_dict())
     single = single.float().to(device)
     there, listed = structure.to(device=device), neighbours.to(device)
-    kernel = gpu.GpuKernel(make_plan(model), device, precision=precision)
-    rows, reach = gpu.rows_of((listed.i, listed.j, listed.shift), structure.n_atoms, there.structure_of_atom)
+    kernel = gpu.GpuKernel(kernel_parameters(model), device, precision=precision)
+    rows, reach = rows_of((listed.i, listed.j, listed.shift), structure.n_atoms, there.structure_of_atom)
     species = torch.zeros(structure.n_atoms, dtype=torch.int32, device=device)
-    at = Atoms(there.positions.contiguous(), species, gpu.image_vectors(reach, there.cell))
+    at = Atoms(there.positions.contiguous(), species, image_vectors(reach, there.cell))
     found = kernel.evaluate(at, rows, there.structure_of_atom)
     work = kernel.make_work(structure.n_atoms, rows.capacity)
     ours = seconds_per_call(lambda: kernel.launch(at, rows, work), device)
@@ -196,7 +197,9 @@ def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
 def command_case(atoms: int, device: str) -> dict[str, Any]:
     """A run as the command does it, with a log and checkpoints, after one that compiles."""
     model, crystal = al_model(), al_crystal(atoms)
-    kernel = model.float().to(device).gpu_kernel() if device == "cuda" else gpu.GpuKernel(make_plan(model), device)
+    kernel = (
+        model.float().to(device).gpu_kernel() if device == "cuda" else gpu.GpuKernel(kernel_parameters(model), device)
+    )
     unit = 1 if device == "cpu" else max(100, min(10000, int(2e8 / len(crystal))))
     steps = 2 * unit
     with tempfile.TemporaryDirectory() as folder:

@@ -23,13 +23,12 @@ from triton.compiler import ASTSource
 
 from snnp.kernels.gpu import _atoms as _gpu_atoms
 from snnp.kernels.gpu import _list as _gpu_list
-from snnp.kernels.gpu import _network as _gpu_network
-from snnp.kernels.gpu.arrays import Atoms, Form, Rows, make_form, make_network, make_tables, make_work
+from snnp.kernels.gpu.call import Atoms, Form, make_form, make_network, make_tables, make_work
 from snnp.kernels.gpu.dynamics import Box, Clock
-from snnp.kernels.gpu.lists import Grid, State
-from snnp.kernels.parameters import SplinePlan
+from snnp.kernels.gpu.lists import Grid, Rows, State
+from snnp.kernels.parameters import SplineParameters
 from snnp.models import SplineNNP
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 
 PAIRS_PER_THREAD = 2  # passes over blocks of 32 for the 62 neighbours within 6.5 Å
 ISSUE = 132 * 4 * 1.755e9  # instructions of warps per second: multiprocessors, schedulers, clock of an H100/H200
@@ -100,7 +99,7 @@ def count_instructions(text: str) -> tuple[int, int, collections.Counter[str]]:
     return len(inside), len(code) - len(inside), kinds
 
 
-def _arguments(plan: SplinePlan, form: Form) -> dict[str, tuple[Any, ...]]:
+def _arguments(plan: SplineParameters, form: Form) -> dict[str, tuple[Any, ...]]:
     """Arguments of the kernels by name; only types and alignment matter."""
     cpu, real = torch.device("cpu"), torch.float32
     numbers, whole = torch.zeros(32, dtype=torch.float64), torch.zeros(32, dtype=torch.int32)
@@ -134,7 +133,7 @@ def _arguments(plan: SplinePlan, form: Form) -> dict[str, tuple[Any, ...]]:
 
 def compile_all(model: SplineNNP, precision: str) -> None:
     """Compile every kernel and print what came out."""
-    plan = make_plan(model)
+    plan = kernel_parameters(model)
     form = make_form(plan, precision, block=32, atoms=32)
     constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
     constants |= {"advance_kernel": (1, True, 128), "sum_kernel": (True, 128)}
@@ -144,7 +143,7 @@ def compile_all(model: SplineNNP, precision: str) -> None:
     print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
     total = 0.0
     for name, arguments in _arguments(plan, form).items():
-        module = next(m for m in (_gpu_atoms, _gpu_network, _gpu_list) if hasattr(m, name))
+        module = next(m for m in (_gpu_atoms, _gpu_list) if hasattr(m, name))
         kernel, atomwise = getattr(module, name), module is not _gpu_list
         fixed = (form,) if atomwise else constants.get(name, (128,))
         row = compile_kernel(kernel, arguments, fixed, warps.get(name, 1))

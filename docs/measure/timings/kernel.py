@@ -27,7 +27,7 @@ from ase.build import bulk
 
 from snnp import load_model
 from snnp.data import read_frames
-from snnp.kernels.cpu.library import native_target, switched_off
+from snnp.kernels.cpu.library import instruction_set, switched_off
 from snnp.models.session import Session
 from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDSettings, starting_point
@@ -210,7 +210,7 @@ def main() -> None:
     command = f"python docs/measure/timings/kernel.py{' --million' if options.million else ''}"
     text = [f"# The native kernel at work, {date.today()}", "", f"`{command}`: AMD EPYC, {os.cpu_count()} cores,"]
     python, torch_version = platform.python_version(), torch.__version__
-    text += [f"{native_target()}, Python {python}, torch {torch_version}, load {load}. float32, one"]
+    text += [f"{instruction_set()}, Python {python}, torch {torch_version}, load {load}. float32, one"]
     text += ["thread and CPU time; rows of two threads and calls through ASE are wall time.", ""]
     for title, lines in parts.items():
         text += [f"## {title}", "", *lines, ""]

@@ -1,41 +1,56 @@
-"""Energies, forces and virials of an s-NNP from compiled code on the CPU."""
+"""Energies, forces and virials of an s-NNP from compiled code on the CPU, and the neighbour lists that it reads."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import Pairs, Report, System, library, status_message
-from snnp.kernels.cpu.pack import HEADER_BYTES, MAX_DEGREE, MAX_LAYERS, pack_plan
-from snnp.kernels.parameters import SplinePlan
+from snnp.kernels.cpu.library import (
+    HEADER_BYTES,
+    MAX_DEGREE,
+    MAX_LAYERS,
+    Pairs,
+    Report,
+    System,
+    addresses,
+    library,
+    pack_parameters,
+    status_message,
+)
+from snnp.kernels.parameters import SplineParameters
+from snnp.neighbours import find_pairs
+from snnp.structure import Structure
 
-__all__ = ["NativeKernel", "NativeList", "NativeResult", "PreparedCall", "pack_pairs", "supports"]
+__all__ = [
+    "CompiledKernel",
+    "CompiledResult",
+    "ListKeeper",
+    "NeighbourRows",
+    "PreparedCall",
+    "pack_pairs",
+    "supports",
+]
 
 Array = NDArray[np.float64]
+_Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
 _MOST_IMAGES = 32768
 """Images numbered without looking which occur; atoms that diffused by ten cells stay below."""
 
 
-def supports(plan: SplinePlan) -> bool:
-    """Whether the compiled code covers this form (very deep networks and degrees above 8 are left to torch)."""
-    shallow = len(plan.readout.weights) <= MAX_LAYERS and plan.n_elements < 256
-    return shallow and (plan.evaluator == "spline" or plan.degree <= MAX_DEGREE)
-
-
 @dataclass(frozen=True)
-class NativeList:
+class NeighbourRows:
     """Neighbours in rows: entry e of atom i is atom `neighbour[e]` in the periodic image `image[e]`.
 
     Arguments:
         first: [N + 1] int64, start of each row. neighbour, image: [P] int32.
         shifts: [n_images, 3] float64, lattice vectors of each image; owner: [n_images] structure whose cell they mean.
-        cutoff: Å, within which the list is complete.
     """
 
     first: NDArray[np.int64]
@@ -43,12 +58,6 @@ class NativeList:
     image: NDArray[np.int32]
     shifts: Array
     owner: NDArray[np.int64]
-    cutoff: float
-
-    @property
-    def n_pairs(self) -> int:
-        """Number of entries."""
-        return int(self.first[-1])
 
     def images(self, cell: Array) -> Array:
         """[n_images, 3] translations in Å for cells [B, 3, 3]."""
@@ -60,66 +69,131 @@ class NativeList:
 
 
 def pack_pairs(
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]],
-    n_atoms: int,
-    cutoff: float,
-    *,
-    half: bool = False,
-    structure: NDArray[np.int32] | None = None,
-) -> NativeList:
+    pairs: _Columns, n_atoms: int, *, half: bool = False, structure: NDArray[np.int32] | None = None
+) -> NeighbourRows:
     """Sort pairs (i [P], j [P], shift [P, 3]) into rows; a half list is entered in both directions."""
     lib = library()
     assert lib is not None
     i, j = (np.ascontiguousarray(column, dtype=np.int64) for column in pairs[:2])
     shift = np.ascontiguousarray(pairs[2], dtype=np.int32).reshape(-1, 3)
-    n_structures = 1 if structure is None or not len(structure) else int(structure[-1]) + 1
-    shifts, owner = _number_images(shift, n_structures)
-    if shifts is None:
-        return _pack_by_sorting((i, j, shift), n_atoms, cutoff, half, structure)
+    reach = np.abs(shift).max(axis=0, initial=0).astype(np.int64)
+    if float(np.prod(2.0 * reach + 1.0)) > _MOST_IMAGES:
+        return _pack_by_sorting((i, j, shift), n_atoms, half, structure)
     n_entries = len(i) * (2 if half else 1)
     first = np.empty(n_atoms + 1, np.int64)
     neighbour, image = np.empty(n_entries, np.int32), np.empty(n_entries, np.int32)
-    call = Pairs(n_atoms, len(i), int(half), _address(i), _address(j), _address(shift))
-    call.structure = None if structure is None else _address(structure)
-    call.reach = (ctypes.c_int64 * 3)(*(-shifts[0]).astype(int).tolist())
-    call.first, call.neighbour, call.image = _address(first), _address(neighbour), _address(image)
+    given, places = addresses(i, j, shift, structure), addresses(first, neighbour, image)
+    call = Pairs(n_atoms, len(i), int(half), *given, (ctypes.c_int64 * 3)(*reach.tolist()), *places)
     lib.snnp_pack_list(ctypes.byref(call))
-    return NativeList(first, neighbour, image, shifts, owner, cutoff)
-
-
-def _number_images(shift: NDArray[np.int32], n_structures: int) -> tuple[Array | None, NDArray[np.int64]]:
-    """All shifts -reach .. reach for every structure, or None where there would be very many (atoms flung apart)."""
-    reach = np.abs(shift).max(axis=0, initial=0)
-    count = float(np.prod(2.0 * reach + 1.0))
-    if count > _MOST_IMAGES:
-        return None, np.zeros(0, np.int64)
     axes = [np.arange(-r, r + 1, dtype=np.float64) for r in reach.tolist()]
     shifts = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    return np.tile(shifts, (n_structures, 1)), np.repeat(np.arange(n_structures), len(shifts))
+    n_structures = 1 if structure is None or not len(structure) else int(structure[-1]) + 1
+    owner = np.repeat(np.arange(n_structures), len(shifts))
+    return NeighbourRows(first, neighbour, image, np.tile(shifts, (n_structures, 1)), owner)
 
 
-def _pack_by_sorting(
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]],
-    n_atoms: int,
-    cutoff: float,
-    half: bool,
-    structure: NDArray[np.int32] | None,
-) -> NativeList:
-    """As `pack_pairs`, numbering only the images that occur; slower."""
+def _pack_by_sorting(pairs: _Columns, n_atoms: int, half: bool, structure: NDArray[np.int32] | None) -> NeighbourRows:
+    """As `pack_pairs`, numbering only the images that occur, as atoms flung apart need it; slower."""
     i, j, shift = pairs
     if half:
         i, j, shift = np.concatenate([i, j]), np.concatenate([j, i]), np.concatenate([shift, -shift])
     order = np.argsort(i, kind="stable")
     owners = np.zeros(len(i), np.int64) if structure is None else structure[i[order]].astype(np.int64)
-    rows = np.column_stack([owners, shift[order]])
-    found, image = np.unique(rows, axis=0, return_inverse=True)
-    first = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n_atoms))])
-    columns = first.astype(np.int64), j[order].astype(np.int32), image.reshape(-1).astype(np.int32)
-    return NativeList(*columns, found[:, 1:].astype(np.float64), found[:, 0], cutoff)
+    found, image = np.unique(np.column_stack([owners, shift[order]]), axis=0, return_inverse=True)
+    first = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n_atoms))]).astype(np.int64)
+    columns = j[order].astype(np.int32), image.reshape(-1).astype(np.int32)
+    return NeighbourRows(first, *columns, found[:, 1:].astype(np.float64), found[:, 0])
+
+
+class _Kept(NamedTuple):
+    """A list, atoms and cell as it was built, and the cell that `images` belong to; nothing in it changes."""
+
+    list: NeighbourRows
+    images: Array
+    positions: Array
+    built_cell: Array
+    cell: Array
+    pbc: tuple[bool, bool, bool]
+
+
+class ListKeeper:
+    """Keeps a list of all pairs within the cutoff, built with a skin and rebuilt only when it might miss one.
+
+    When the cell has changed from h0 to h, atoms are first moved with it, by `A = h0^-1 h`; s is the smallest singular
+    value of A. Pairs that were farther apart than cutoff + skin are then farther than s (cutoff + skin), and an atom
+    that has moved by d besides can bring two of them closer by 2 d. So the list holds while
+
+        2 d <= s (cutoff + skin) - cutoff.
+
+    Arguments:
+        cutoff: Å. skin: Å, zero rebuilds whenever something moves.
+
+    Threads may share it: each call gets a list that is right for its own arguments. The attribute `n_builds` counts how
+    often the list was built.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+        if not skin >= 0.0:
+            raise InputError(f"skin must not be negative, got {skin} Å.")
+        self.cutoff, self.skin, self.n_builds = float(cutoff), float(skin), 0
+        self._kept: _Kept | None = None
+
+    def update(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> tuple[NeighbourRows, Array]:
+        """The list and the translations of its images (both the same objects while nothing about them changed).
+
+        Arguments:
+            positions: [N, 3] contiguous float64, Å. cell: [3, 3] Å.
+
+        Raises:
+            InputError: for positions that are not finite, or a flat periodic cell.
+        """
+        kept = self._kept  # read once: another thread may replace it meanwhile
+        same_cell = kept is not None and bool((cell == kept.cell).all())
+        if kept is None or pbc != kept.pbc or not self._holds(kept, positions, cell, same_cell):
+            self._kept = kept = self._build(positions, cell, pbc)
+        elif not same_cell:
+            now = cell.copy()
+            self._kept = kept = kept._replace(cell=now, images=kept.list.images(now[None]))
+        return kept.list, kept.images
+
+    def _holds(self, kept: _Kept, positions: Array, cell: Array, same_cell: bool) -> bool:
+        lib = library()
+        assert lib is not None
+        if positions.shape != kept.positions.shape:
+            return False
+        allowed = self.skin
+        strain: Array | None = None
+        if not (same_cell and kept.cell is kept.built_cell):
+            if abs(np.linalg.det(kept.built_cell)) < 1e-6:
+                return False
+            strain = np.ascontiguousarray(np.linalg.solve(kept.built_cell, cell))
+            allowed = float(np.linalg.svd(strain, compute_uv=False)[-1]) * (self.cutoff + self.skin) - self.cutoff
+        if not allowed >= 0.0:
+            return False
+        moved = lib.snnp_largest_move(len(positions), *addresses(positions, kept.positions, strain))
+        return bool(4.0 * moved <= allowed**2)  # False for NaN: building names the atom
+
+    def _build(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> _Kept:
+        n = len(positions)
+        owner, numbers = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)
+        where = torch.from_numpy(positions), torch.from_numpy(cell)[None], torch.tensor([pbc])
+        Structure(numbers, *where, owner).check()
+        i, j, shift = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32)
+        if n:
+            i, j, shift = find_pairs(positions, cell, np.array(pbc), self.cutoff + self.skin, half=True)
+        packed, built_cell = pack_pairs((i, j, shift), n, half=True), cell.copy()
+        self.n_builds += 1
+        return _Kept(packed, packed.images(built_cell[None]), positions.copy(), built_cell, built_cell, pbc)
+
+
+def supports(parameters: SplineParameters) -> bool:
+    """Whether the compiled code covers this form (very deep networks and degrees above 8 are left to torch)."""
+    shallow = len(parameters.readout.weights) <= MAX_LAYERS and parameters.n_elements < 256
+    return shallow and (parameters.evaluator == "spline" or parameters.degree <= MAX_DEGREE)
 
 
 @dataclass(frozen=True)
-class NativeResult:
+class CompiledResult:
     """energies [N] eV (with E0), forces [N, 3] eV/Å or None, virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij)."""
 
     energies: Array
@@ -127,21 +201,19 @@ class NativeResult:
     virial: Array
 
 
-class NativeKernel:
+class CompiledKernel:
     """A packed model, ready to be evaluated.
 
     Arguments:
-        plan: the model. dtype: np.float32 or np.float64, in which distances, moments and the network are computed;
-            positions enter and sums of energies, forces and virials leave in float64.
+        dtype: np.float32 or np.float64, in which distances, moments and the network are computed; positions enter and
+            sums of energies, forces and virials leave in float64.
     """
 
-    def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64] = np.float32) -> None:
-        self.cutoff = plan.cutoff
-        self.n_elements = plan.n_elements
-        self.packed = pack_plan(plan, dtype)
+    def __init__(self, parameters: SplineParameters, dtype: type[np.float32] | type[np.float64] = np.float32) -> None:
+        self.packed = pack_parameters(parameters, dtype)
 
     @classmethod
-    def from_packed(cls, packed: NDArray[np.uint8]) -> NativeKernel:
+    def from_packed(cls, packed: NDArray[np.uint8]) -> CompiledKernel:
         """A kernel from the bytes of another, which must start at a multiple of 64; checked at every evaluation.
 
         Raises:
@@ -151,9 +223,12 @@ class NativeKernel:
             raise InputError(f"a packed model has at least {HEADER_BYTES} bytes, got {packed.nbytes}.")
         kernel = cls.__new__(cls)
         kernel.packed = packed
-        kernel.n_elements = int(packed[32:40].view(np.int64)[0])
-        kernel.cutoff = float(packed[64:72].view(np.float64)[0])
         return kernel
+
+    @property
+    def n_elements(self) -> int:
+        """Z."""
+        return int(self.packed[32:40].view(np.int64)[0])
 
 
 class PreparedCall:
@@ -171,9 +246,9 @@ class PreparedCall:
 
     def __init__(
         self,
-        kernel: NativeKernel,
+        kernel: CompiledKernel,
         species: NDArray[np.int32],
-        neighbours: NativeList,
+        neighbours: NeighbourRows,
         images: Array,
         n_threads: int = 1,
         structure: NDArray[np.int32] | None = None,
@@ -183,15 +258,14 @@ class PreparedCall:
         assert lib is not None
         self._evaluate = lib.snnp_evaluate
         self._kept = (kernel, species, neighbours, images, structure)  # alive as long as the pointers are used
-        self._plan = (_address(kernel.packed), kernel.packed.nbytes)
+        self._plan = (*addresses(kernel.packed), kernel.packed.nbytes)
         self._n_atoms, self._n_structures = species.shape[0], n_structures
-        system = System(self._n_atoms, n_structures, images.shape[0], None, _address(species), None)
-        system.structure = None if structure is None else _address(structure)
-        system.first, system.neighbour = _address(neighbours.first), _address(neighbours.neighbour)
-        system.image, system.images, system.n_threads = _address(neighbours.image), _address(images), n_threads
+        rows = neighbours.first, neighbours.neighbour, neighbours.image
+        given = addresses(species, structure, *rows, images)
+        system = System(self._n_atoms, n_structures, images.shape[0], None, *given, None, n_threads)
         self._system = bytes(system)
 
-    def __call__(self, positions: Array, *, weights: Array | None = None, forces: bool = True) -> NativeResult:
+    def __call__(self, positions: Array, *, weights: Array | None = None, forces: bool = True) -> CompiledResult:
         """Evaluate at positions [N, 3] (contiguous float64, Å).
 
         Arguments:
@@ -205,14 +279,8 @@ class PreparedCall:
         n = self._n_atoms
         energies, virial = np.empty(n), np.empty((self._n_structures, 3, 3))
         out = np.empty((n, 3)) if forces else None
-        system.positions, system.energies, system.virial = _address(positions), _address(energies), _address(virial)
-        system.forces = None if out is None else _address(out)
-        system.weights = None if weights is None else _address(weights)
+        system.positions, system.weights = addresses(positions, weights)
+        system.energies, system.forces, system.virial = addresses(energies, out, virial)
         if self._evaluate(*self._plan, ctypes.byref(system), ctypes.byref(report)):
             raise InputError(status_message(report))
-        return NativeResult(energies, out, virial)
-
-
-def _address(array: NDArray[Any]) -> int:
-    # Several times faster than `array.ctypes.data`.
-    return int(array.__array_interface__["data"][0])
+        return CompiledResult(energies, out, virial)

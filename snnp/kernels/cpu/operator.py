@@ -13,62 +13,55 @@ import torch
 from torch import Tensor
 
 from snnp.errors import InputError, MissingDependencyError
-from snnp.kernels.cpu.call import NativeKernel, NativeList, PreparedCall
-from snnp.kernels.cpu.library import Report, library, status_message
+from snnp.kernels.cpu.call import CompiledKernel, NeighbourRows, PreparedCall
+from snnp.kernels.cpu.library import Report, addresses, library, status_message
 
 __all__ = ["pack_tensor", "spline_nnp"]
 
 
-def pack_tensor(kernel: NativeKernel) -> Tensor:
+def pack_tensor(kernel: CompiledKernel) -> Tensor:
     """The kernel's model as a uint8 tensor, for the first argument of the operator (or a buffer of a module)."""
     packed = torch.empty(kernel.packed.nbytes, dtype=torch.uint8)  # torch aligns it to 64 bytes
     packed.numpy()[:] = kernel.packed
     return packed
 
 
-def _evaluate(
-    packed: Tensor,
-    positions: Tensor,
-    species: Tensor,
-    rows: tuple[Tensor, Tensor, Tensor],
-    images: Tensor,
-    weights: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _evaluate(inputs: tuple[Tensor, ...], weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Check and evaluate; `inputs` are those of `spline_nnp`, `weights` [N] as in `PreparedCall`."""
     lib = library()
     if lib is None:
         raise MissingDependencyError("the kernels are not built here; run 'python -m snnp.kernels.build'.")
-    first, neighbour, image = (part.detach().contiguous() for part in rows)
-    expected = {"species": (species, torch.int32), "neighbour": (neighbour, torch.int32), "image": (image, torch.int32)}
-    expected |= {
-        "first": (first, torch.int64),
-        "positions": (positions, torch.float64),
-        "images": (images, torch.float64),
+    names = ("packed", "positions", "species", "first", "neighbour", "image", "images")
+    given = {name: tensor.detach().contiguous() for name, tensor in zip(names, inputs, strict=True)}
+    n, n_pairs, n_images = (given[name].shape[0] for name in ("positions", "neighbour", "images"))
+    expected = {
+        "species": (torch.int32, (n,)),
+        "neighbour": (torch.int32, (n_pairs,)),
+        "image": (torch.int32, (n_pairs,)),
+        "first": (torch.int64, (n + 1,)),
+        "positions": (torch.float64, (n, 3)),
+        "images": (torch.float64, (n_images, 3)),
     }
-    for name, (tensor, dtype) in expected.items():
+    for name, (dtype, shape) in expected.items():
+        tensor = given[name]
         if tensor.dtype != dtype or tensor.device.type != "cpu":
             raise InputError(f"{name} must be {dtype} on the CPU, got {tensor.dtype} on {tensor.device}.")
-    n, n_pairs = positions.shape[0], neighbour.shape[0]
-    shapes = {"positions": (positions, (n, 3)), "species": (species, (n,)), "first": (first, (n + 1,))}
-    shapes |= {"image": (image, (n_pairs,)), "images": (images, (images.shape[0], 3))}
-    for name, (tensor, shape) in shapes.items():
         if tuple(tensor.shape) != shape:
             raise InputError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}.")
+    packed, positions, species, first, neighbour, image, images = (tensor.numpy() for tensor in given.values())
     report = Report()
-    columns = [part.numpy().ctypes.data for part in (first, neighbour, image)]
-    if int(first[-1]) != n_pairs or lib.snnp_check_list(n, images.shape[0], *columns, ctypes.byref(report)):
+    columns = addresses(first, neighbour, image)
+    if int(first[-1]) != n_pairs or lib.snnp_check_list(n, n_images, *columns, ctypes.byref(report)):
         raise InputError(status_message(Report(4, report.i, 0, 0.0)))
-    kernel = NativeKernel.from_packed(packed.detach().numpy())
+    kernel = CompiledKernel.from_packed(packed)
     if n and not 0 <= int(species.min()) <= int(species.max()) < kernel.n_elements:
         raise InputError(f"species must lie in [0, {kernel.n_elements}).")
-    shifts = np.zeros((images.shape[0], 3)), np.zeros(images.shape[0], np.int64)
-    rows_of = NativeList(first.numpy(), neighbour.numpy(), image.numpy(), *shifts, kernel.cutoff)
-    arrays = (tensor.detach().contiguous().numpy() for tensor in (species, images, positions))
-    of_species, of_images, at = arrays
-    call = PreparedCall(kernel, of_species, rows_of, of_images, torch.get_num_threads())
-    chosen = None if weights is None else weights.detach().double().contiguous().numpy()
-    result = call(at, weights=chosen)
-    assert result.forces is not None
-    return tuple(torch.from_numpy(x) for x in (result.energies, result.forces, result.virial[0]))  # type: ignore[return-value]
+    rows = NeighbourRows(first, neighbour, image, np.zeros((n_images, 3)), np.zeros(n_images, np.int64))
+    call = PreparedCall(kernel, species, rows, images, torch.get_num_threads())
+    result = call(positions, weights=None if weights is None else weights.detach().double().contiguous().numpy())
+    energies, forces, virial = torch.from_numpy(result.energies), result.forces, torch.from_numpy(result.virial[0])
+    assert forces is not None
+    return energies, torch.from_numpy(forces), virial
 
 
 @torch.library.custom_op("snnp::spline_nnp", mutates_args=(), device_types="cpu")
@@ -87,18 +80,16 @@ def spline_nnp(
 
     Arguments:
         packed: from `pack_tensor`. positions: [N, 3] float64, Å. species: [N] int32, index of the element in the model.
-        first, neighbour, image, images: the list, as in `NativeList` and `NativeList.images`.
+        first, neighbour, image, images: the list, as in `NeighbourRows` and `NeighbourRows.images`.
 
     Raises:
         InputError: for wrong types or shapes, a list that points outside the system, overlapping atoms.
     """
-    return _evaluate(packed, positions, species, (first, neighbour, image), images, None)
+    return _evaluate((packed, positions, species, first, neighbour, image, images), None)
 
 
 @spline_nnp.register_fake
-def _(
-    packed: Tensor, positions: Tensor, species: Tensor, first: Tensor, neighbour: Tensor, image: Tensor, images: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(packed: Tensor, positions: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = positions.shape[0]
     return positions.new_empty(n), positions.new_empty(n, 3), positions.new_empty(3, 3)
 
@@ -111,10 +102,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> N
 def _differentiate(ctx: Any, energies: Tensor | None, forces: Tensor | None, virial: Tensor | None) -> tuple[Any, ...]:
     if forces is not None or virial is not None:
         raise InputError("forces and virial of the kernel cannot be differentiated; train with snnp.training instead.")
-    packed, positions, species, first, neighbour, image, images = ctx.saved_tensors
-    gradient = None
-    if energies is not None:
-        gradient = -_evaluate(packed, positions, species, (first, neighbour, image), images, energies)[1]
+    gradient = None if energies is None else -_evaluate(ctx.saved_tensors, energies)[1]
     return None, gradient, None, None, None, None, None
 
 

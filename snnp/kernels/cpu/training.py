@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.kernels.cpu.call import supports
-from snnp.kernels.cpu.library import Report, library, status_message
-from snnp.kernels.cpu.pack import MAX_LAYERS, pack_plan
-from snnp.kernels.parameters import SplinePlan, spline_table
+from snnp.kernels.cpu.library import (
+    MAX_LAYERS,
+    Report,
+    addresses,
+    aligned_bytes,
+    library,
+    pack_parameters,
+    status_message,
+)
+from snnp.kernels.parameters import SplineParameters, spline_table
 
 __all__ = ["StoredPairs", "Tables", "TrainingBatch", "TrainingKernel", "supports_training"]
 
 Array = NDArray[Any]
 _pointer, _int = ctypes.c_void_p, ctypes.c_int64
 _FEATURES, _PREDICT, _LEARN = range(3)
-# Words of the packed header (see pack.py) where its parts begin, and words of a layer.
+# Words of the packed header (see `src/plan.h`) where its parts begin, and words of a layer.
 _RHO, _F, _EMBEDDING, _ANGLES, _READOUT, _LAYERS, _LAYER_WORDS = 26, 34, 58, 66, 68, 77, 7
 _N_OFFSETS = 7 + 2 * MAX_LAYERS
 
@@ -37,13 +45,13 @@ class _Arrays(ctypes.Structure):
     _fields_ = [(name, _pointer) for name in _names]
 
 
-def supports_training(plan: SplinePlan) -> bool:
+def supports_training(parameters: SplineParameters) -> bool:
     """Whether the passes cover this form; a pair term and angles as splines are left to torch."""
-    return supports(plan) and plan.phi is None and (plan.f.n_filters == 0 or plan.evaluator == "legendre")
+    covered = parameters.f.n_filters == 0 or parameters.evaluator == "legendre"
+    return supports(parameters) and parameters.phi is None and covered
 
 
-@dataclass(frozen=True)
-class StoredPairs:
+class StoredPairs(NamedTuple):
     """All pairs of many atoms: neighbours of atom k are the entries `first[k] .. first[k + 1]`, those that share radial
     functions and channel side by side, and these by distance.
 
@@ -59,11 +67,6 @@ class StoredPairs:
     y: Array
     z: Array
     r: Array
-
-    @property
-    def columns(self) -> tuple[Array, ...]:
-        """The arrays in the order of `snnp_batch`."""
-        return self.first, self.neighbour, self.species, self.x, self.y, self.z, self.r
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,10 @@ class Tables:
 
     rho: Array
     f: Array
-    embedding: Array
     legendre: Array
     at_one: Array
     linear: Array
+    embedding: Array
     weights: tuple[Array, ...]
     biases: tuple[Array, ...]
 
@@ -103,130 +106,85 @@ class TrainingKernel:
     """The passes for one form of model.
 
     Arguments:
-        plan: the form. dtype: np.float32 or np.float64.
+        parameters: the form. dtype: np.float32 or np.float64.
 
     Attributes:
         tables: the parameters; they must be written before a pass, in a copy of the kernel, too.
     """
 
-    def __init__(self, plan: SplinePlan, dtype: type[np.float32] | type[np.float64]) -> None:
+    def __init__(self, parameters: SplineParameters, dtype: type[np.float32] | type[np.float64]) -> None:
         lib = library()
         assert lib is not None
-        self.dtype, self.n_features, self._plan = dtype, plan.readout.mean.shape[0], plan
-        self._packed = pack_plan(plan, dtype)
-        words = self._packed[: (_LAYERS + MAX_LAYERS * _LAYER_WORDS) * 8].view(np.int64)
-        self._words = [int(word) for word in words]
-        self.feature_stride = self._words[_READOUT + 1]
+        self._parameters, self.dtype, self._packed = parameters, dtype, pack_parameters(parameters, dtype)
+        words = self._packed[: (_LAYERS + MAX_LAYERS * _LAYER_WORDS) * 8].view(np.int64).tolist()
         offsets = np.zeros(_N_OFFSETS, np.int64)
-        refused = lib.snnp_gradient_layout(_address(self._packed), self._packed.nbytes, _address(offsets))
+        self._block = (*addresses(self._packed), self._packed.nbytes)
+        refused = lib.snnp_gradient_layout(*self._block, *addresses(offsets))
         assert not refused
-        self._offsets = [int(offset) for offset in offsets]
-        self._rows = {k: _aligned(self._rows_shape(k), dtype) for k in (_RHO, _F, _EMBEDDING)}
-        for rows in self._rows.values():
-            rows[...] = 0
-        self._transposed = [self._in_plan(self._layer(k)[5], self._transposed_shape(k)) for k in self._each_layer]
-        n_groups, n_segments, _, stride = self._words[_EMBEDDING : _EMBEDDING + 4]
-        self._embedding = self._in_plan(self._words[_EMBEDDING + 7], (n_groups, n_segments, 4, stride))
-        self.tables = self._views_of_plan()
+        self._offsets: list[int] = offsets.tolist()
+        n_layers, copies = len(parameters.readout.weights), parameters.readout.n_copies
+        # Of each layer n_in, n_out, in_stride, out_stride, and where both matrices and the bias begin.
+        layers = [words[_LAYERS + k * _LAYER_WORDS :][:_LAYER_WORDS] for k in range(n_layers)]
+        self._shapes, self._widths = self._layout(words, layers)
+        rows = {"rho": self._shapes[0], "f": self._shapes[1], "embedding": self._shapes[5]}
+        self._rows = {name: self._zeros(shape) for name, shape in rows.items()}
+        places = [words[_ANGLES], words[_ANGLES + 1], words[_READOUT + 4]]
+        shared = [self._in_block(place, shape) for place, shape in zip(places, self._shapes[2:5], strict=True)]
+        arrays = [self._rows["rho"], self._rows["f"], *shared, self._rows["embedding"]]
+        places = [place for layer in layers for place in (layer[4], layer[6])]
+        arrays += [self._in_block(place, shape) for place, shape in zip(places, self._shapes[6:], strict=True)]
+        self.tables = self._trimmed(arrays)
+        # Second copies: weights as the way back reads them, and an embedding's polynomials.
+        self._transposed = [self._in_block(layer[5], (copies, layer[1], layer[2])) for layer in layers]
+        n_groups, n_segments, _, stride = words[_EMBEDDING : _EMBEDDING + 4]
+        self._embedding = self._in_block(words[_EMBEDDING + 7], (n_groups, n_segments, 4, stride))
+        self.n_features = words[_READOUT]
+        self._mean, self._inverse_std = (self._in_block(words[_READOUT + k], (self.n_features,)) for k in (2, 3))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies are made anew: views of another's memory, and its alignment, would be lost."""
-        return TrainingKernel, (self._plan, self.dtype)
+        return TrainingKernel, (self._parameters, self.dtype)
 
-    # Layouts.
+    def _layout(self, words: list[int], layers: list[list[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+        """Shapes with padding, and last axes without, of the parts of a gradient: those of `Tables`, layer by layer."""
+        form = self._parameters
+        n_f, stride = form.f.n_filters, words[_F + 3]
+        channels = form.n_channels if stride else 0
 
-    @property
-    def _each_layer(self) -> range:
-        return range(len(self._plan.readout.weights))
+        def rows(table: int) -> tuple[int, ...]:
+            n_groups, n_segments, _, stride = words[table : table + 4]
+            return n_groups, n_segments + 1, stride
 
-    def _layer(self, k: int) -> list[int]:
-        """n_in, n_out, in_stride, out_stride, and where the forward and backward matrices and the bias begin."""
-        return self._words[_LAYERS + k * _LAYER_WORDS :][:_LAYER_WORDS]
+        angular = (channels, channels, form.degree + 1, stride), (channels, stride)
+        shapes = [rows(_RHO), rows(_F), *angular, (form.n_elements, words[_READOUT + 1]), rows(_EMBEDDING)]
+        embedding = form.readout.embedding
+        widths = [form.rho.n_filters, n_f, n_f, n_f, words[_READOUT], embedding.n_filters if embedding else 0]
+        for n_in, n_out, _, out_stride, *_ in layers:
+            shapes += [(form.readout.n_copies, n_in, out_stride), (form.readout.n_copies, out_stride)]
+            widths += [n_out, n_out]
+        return shapes, widths
 
-    def _layer_shapes(self, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        n_in, _, _, out_stride, *_ = self._layer(k)
-        copies = self._plan.readout.weights[k].shape[0]
-        return (copies, n_in, out_stride), (copies, out_stride)
+    def _zeros(self, shape: tuple[int, ...]) -> Array:
+        return aligned_bytes(math.prod(shape) * np.dtype(self.dtype).itemsize).view(self.dtype).reshape(shape)
 
-    def _transposed_shape(self, k: int) -> tuple[int, ...]:
-        _, n_out, in_stride, *_ = self._layer(k)
-        return (self._plan.readout.weights[k].shape[0], n_out, in_stride)
+    def _in_block(self, offset: int, shape: tuple[int, ...]) -> Array:
+        size = math.prod(shape) * np.dtype(self.dtype).itemsize
+        return self._packed[offset : offset + size].view(self.dtype).reshape(shape)
 
-    def _rows_shape(self, table: int) -> tuple[int, ...]:
-        n_groups, n_segments, _, stride = self._words[table : table + 4]
-        return (n_groups, n_segments + 1, stride)
-
-    def _angular_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        channels, stride = self._plan.n_channels, self._words[_F + 3]
-        channels *= int(stride > 0)
-        return (channels, channels, self._plan.degree + 1, stride), (channels, stride)
-
-    def _in_plan(self, offset: int, shape: tuple[int, ...]) -> Array:
-        count = int(np.prod(shape))
-        return self._packed[offset : offset + count * np.dtype(self.dtype).itemsize].view(self.dtype).reshape(shape)
-
-    def _trim(self, parts: dict[str, Any]) -> Tables:
-        """Views without padding of arrays in the kernel's layouts."""
-        plan, n = self._plan, self.n_features
-        n_f, layers = plan.f.n_filters, [self._layer(k)[1] for k in self._each_layer]
-        embedding = plan.readout.embedding
-        return Tables(
-            rho=parts["rho"][..., : plan.rho.n_filters],
-            f=parts["f"][..., :n_f],
-            embedding=parts["embedding"][..., : embedding.n_filters if embedding else 0],
-            legendre=parts["legendre"][..., :n_f],
-            at_one=parts["at_one"][..., :n_f],
-            linear=parts["linear"][..., :n],
-            weights=tuple(array[..., :width] for array, width in zip(parts["weights"], layers, strict=True)),
-            biases=tuple(array[..., :width] for array, width in zip(parts["biases"], layers, strict=True)),
-        )
-
-    def _views_of_plan(self) -> Tables:
-        words, (legendre, at_one) = self._words, self._angular_shapes()
-        return self._trim(
-            {
-                "rho": self._rows[_RHO],
-                "f": self._rows[_F],
-                "embedding": self._rows[_EMBEDDING],
-                "legendre": self._in_plan(words[_ANGLES], legendre),
-                "at_one": self._in_plan(words[_ANGLES + 1], at_one),
-                "linear": self._in_plan(words[_READOUT + 4], (self._plan.n_elements, self.feature_stride)),
-                "weights": [self._in_plan(self._layer(k)[4], self._layer_shapes(k)[0]) for k in self._each_layer],
-                "biases": [self._in_plan(self._layer(k)[6], self._layer_shapes(k)[1]) for k in self._each_layer],
-            }
-        )
-
-    def _views_of_gradient(self, gradient: Array) -> Tables:
-        def part(k: int, shape: tuple[int, ...]) -> Array:
-            return gradient[self._offsets[k] : self._offsets[k + 1]].reshape(shape)
-
-        legendre, at_one = self._angular_shapes()
-        return self._trim(
-            {
-                "rho": part(0, self._rows_shape(_RHO)),
-                "f": part(1, self._rows_shape(_F)),
-                "legendre": part(2, legendre),
-                "at_one": part(3, at_one),
-                "linear": part(4, (self._plan.n_elements, self.feature_stride)),
-                "embedding": part(5, self._rows_shape(_EMBEDDING)),
-                "weights": [part(6 + 2 * k, self._layer_shapes(k)[0]) for k in self._each_layer],
-                "biases": [part(7 + 2 * k, self._layer_shapes(k)[1]) for k in self._each_layer],
-            }
-        )
-
-    # Parameters.
+    def _trimmed(self, arrays: list[Array]) -> Tables:
+        """Views without padding of arrays in the order and layouts of a gradient."""
+        views = [array[..., :width] for array, width in zip(arrays, self._widths, strict=True)]
+        rho, f, legendre, at_one, linear, embedding, *layers = views
+        return Tables(rho, f, legendre, at_one, linear, embedding, tuple(layers[::2]), tuple(layers[1::2]))
 
     def set_scale(self, mean: Array, std: Array) -> None:
         """Mean and deviation [D] by which features are standardised."""
-        shape = (self.n_features,)
-        self._in_plan(self._words[_READOUT + 2], shape)[...] = mean
-        self._in_plan(self._words[_READOUT + 3], shape)[...] = 1.0 / std.astype(np.float64)
-
-    # Passes.
+        self._mean[...] = mean
+        self._inverse_std[...] = 1.0 / std.astype(np.float64)
 
     def features(self, batch: TrainingBatch, n_threads: int) -> Array:
         """Features [n, D]."""
-        features = np.zeros((len(batch.rows), self.feature_stride), self.dtype)
+        features = np.zeros((len(batch.rows), self._shapes[4][1]), self.dtype)
         self._run(_FEATURES, batch, n_threads, features=features)
         return features[:, : self.n_features]
 
@@ -249,42 +207,30 @@ class TrainingKernel:
         Arguments:
             e: dL/dE [n]; p: dL/dF [n, 3]; s: dL/dvirial [B, 3, 3]; float64. p and s are None for energies alone.
         """
-        gradient = _aligned((self._offsets[-1],), self.dtype)
+        gradient = self._zeros((self._offsets[-1],))
         forces = {} if p is None or s is None else {"p": p, "s": s}
         self._run(_LEARN, batch, n_threads, e=e, gradient=gradient, **forces)
-        return self._views_of_gradient(gradient)
+        starts = zip(self._offsets, self._offsets[1:], self._shapes, strict=False)
+        return self._trimmed([gradient[start:stop].reshape(shape) for start, stop, shape in starts])
 
     def _run(self, task: int, batch: TrainingBatch, n_threads: int, **arrays: Array) -> None:
         lib = library()
         assert lib is not None
         self._complete()
-        columns: list[Array] = [batch.rows, batch.shift, batch.owner, *batch.pairs.columns]
-        call = _Batch(len(batch.rows), batch.n_structures, n_threads, *(_address(column) for column in columns))
-        rows = {"rho": self._rows[_RHO], "f": self._rows[_F], "embedding": self._rows[_EMBEDDING]}
-        passed = _Arrays(**{name: _address(array) for name, array in (rows | arrays).items()})
+        columns: list[Array] = [batch.rows, batch.shift, batch.owner, *batch.pairs]
+        passed = self._rows | arrays
+        assert all(array.flags.c_contiguous for array in (*columns, *passed.values()))
+        call = _Batch(len(batch.rows), batch.n_structures, n_threads, *addresses(*columns))
+        places = _Arrays(**dict(zip(passed, addresses(*passed.values()), strict=True)))
         report = Report()
-        plan = (_address(self._packed), self._packed.nbytes)
-        if lib.snnp_train(task, *plan, ctypes.byref(call), ctypes.byref(passed), ctypes.byref(report)):
+        if lib.snnp_train(task, *self._block, ctypes.byref(call), ctypes.byref(places), ctypes.byref(report)):
             raise InputError(status_message(report))
 
     def _complete(self) -> None:
-        """Second copies: weights as the way back reads them, and an embedding's polynomials."""
+        """Write the second copies."""
         for target, weight in zip(self._transposed, self.tables.weights, strict=True):
             target[..., : weight.shape[1]] = weight.transpose(0, 2, 1)
-        if (embedding := self._plan.readout.embedding) is not None:
+        if (embedding := self._parameters.readout.embedding) is not None:
             rows = self.tables.embedding.transpose(0, 2, 1)
             spacing, counts = 1.0 / embedding.inverse_spacing, embedding.n_intervals.astype(np.int64)
             self._embedding[..., : rows.shape[1]] = spline_table(embedding.lower, spacing, counts, rows).coefficients
-
-
-def _aligned(shape: tuple[int, ...], dtype: type) -> Array:
-    """An empty array that starts at a multiple of 64 bytes, as whole vectors must."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -_address(memory) % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _address(array: Array) -> int:
-    assert array.flags.c_contiguous
-    return int(array.__array_interface__["data"][0])

@@ -6,7 +6,6 @@ The host looks at the device once per call of `advance`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor
 
 from snnp.errors import InputError
-from snnp.kernels.gpu.arrays import Atoms
-from snnp.kernels.gpu.call import GpuKernel, full_virial, image_vectors, overlap_message
-from snnp.kernels.gpu.lists import CellList, State
+from snnp.kernels.gpu.call import Atoms, GpuKernel, full_virial, on_device, overlap_message
+from snnp.kernels.gpu.lists import CellList, State, image_vectors
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 
 __all__ = ["Barostat", "Box", "Clock", "GpuDynamics", "Integrator", "Observation", "System"]
@@ -30,7 +28,7 @@ _LAUNCH: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": 
 
 @dataclass(frozen=True)
 class System:
-    """What moves: positions [N, 3] Å, species [N] (of the plan), masses [N] amu, cell [3, 3] Å, pbc [3]; held [N]:
+    """What moves: positions [N, 3] Å, species [N] indices of elements, masses [N] amu, cell [3, 3] Å, pbc [3]; held [N]
     whether an atom stays where it is (its velocity must be zero)."""
 
     positions: Tensor
@@ -148,11 +146,11 @@ class GpuDynamics:
         self, kernel: GpuKernel, system: System, velocities: Tensor, integrator: Integrator, *, step: int = 0
     ) -> None:
         # Imported here: the rest of the package works without Triton.
-        from snnp.kernels.gpu import _list as _gpu_list
+        from snnp.kernels.gpu import _list
 
         if integrator.barostat is not None and not bool(system.pbc.all()):
             raise InputError(f"a barostat needs a fully periodic structure, got pbc={system.pbc.tolist()}.")
-        self._kernels, self.kernel, self.integrator = _gpu_list, kernel, integrator
+        self._kernels, self.kernel, self.integrator = _list, kernel, integrator
         device = kernel.device
         self._state = _state(system, velocities, integrator, device)
         self._species = system.species.to(device=device, dtype=torch.int32)
@@ -191,7 +189,7 @@ class GpuDynamics:
         # What there was is dropped first: at ten million atoms there is no room for both.
         self._graph: torch.cuda.CUDAGraph | None = None
         self.__dict__.pop("_work", None)
-        with _on(self.kernel.device):
+        with on_device(self.kernel.device):
             self.list.build(self._state)
             self._work = self.kernel.make_work(self._species.shape[0], self.list.rows.capacity)
             start = image_vectors(self.list.images, self._start_cell[None])
@@ -293,7 +291,7 @@ class GpuDynamics:
         self._refuse_overlaps()
 
     def _run(self, n_steps: int) -> None:
-        with _on(self.kernel.device):
+        with on_device(self.kernel.device):
             for _ in range(n_steps):
                 if self._graph is None:
                     self._launch_step()
@@ -333,7 +331,3 @@ def _state(system: System, velocities: Tensor, integrator: Integrator, device: t
         kick=0.5 * integrator.dt_fs / inertia * moves,
         spread=((1.0 - decay) / inertia).sqrt() * moves,
     )
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

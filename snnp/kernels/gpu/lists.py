@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from snnp.errors import InputError
-from snnp.kernels.gpu.arrays import Rows
 
-__all__ = ["CellList", "Flags", "Grid", "State"]
+__all__ = ["CellList", "Flags", "Grid", "Rows", "State", "image_vectors", "rows_of"]
 
 _MOST_CELLS = 2**27
 _BLOCK = 128
@@ -21,6 +20,23 @@ _FULLEST = 4096
 _MOST_PROGRAMS = 16384
 """Programs of a kernel that does nothing in most steps: each costs about a nanosecond even then."""
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+
+
+class Rows(NamedTuple):
+    """Neighbours of atom i in row i of [N, capacity], of which `length[i]` are in use.
+
+    Arguments:
+        length: [N] int32.
+        neighbour, image: [N, capacity] int32: the pair's vector is `r_j - r_i + images[image]`.
+        reverse: [N, capacity] integer, place of the pair j -> i in the flattened array.
+        capacity: entries per row.
+    """
+
+    length: Tensor
+    neighbour: Tensor
+    image: Tensor
+    reverse: Tensor
+    capacity: int
 
 
 class State(NamedTuple):
@@ -69,6 +85,59 @@ class Grid(NamedTuple):
     capacity: int
 
 
+def rows_of(pairs: tuple[Tensor, Tensor, Tensor], n_atoms: int, structure: Tensor) -> tuple[Rows, tuple[int, int, int]]:
+    """Rows of a full list of pairs (i [P] ascending, j [P], shift [P, 3]), and the reach of the images along each axis.
+
+    Arguments:
+        structure: [N] of each atom: images of structure b follow those of structure b - 1.
+
+    Raises:
+        InputError: if the list lacks the reverse of a pair.
+    """
+    i, j, shift = pairs
+    n_pairs, device = i.shape[0], i.device
+    reach = shift.abs().amax(dim=0) if n_pairs else shift.new_zeros(3)
+    sizes = 2 * reach + 1
+    n_images = int(sizes.prod())
+
+    def image(s: Tensor) -> Tensor:
+        s = s + reach
+        return (s[:, 0] * sizes[1] + s[:, 1]) * sizes[2] + s[:, 2]
+
+    count = torch.bincount(i, minlength=n_atoms)
+    capacity = max(int(count.max()) if n_pairs else 1, 1)
+    column = torch.arange(n_pairs, device=device) - (count.cumsum(0) - count)[i]
+    place = i * capacity + column
+    # Every pair as one number: (centre, neighbour, image); the reverse pair is looked up among the sorted numbers.
+    keys, order = torch.sort((i * n_atoms + j) * n_images + image(shift))
+    wanted = (j * n_atoms + i) * n_images + image(-shift)
+    found = torch.searchsorted(keys, wanted).clamp(max=max(n_pairs - 1, 0))
+    if n_pairs and not torch.equal(keys[found], wanted):
+        raise InputError("the neighbour list holds i -> j without j -> i; give a full list (see snnp.neighbours).")
+    wide = torch.int32 if n_atoms * capacity < 2**31 else torch.int64
+
+    def dense(values: Tensor, kind: torch.dtype) -> Tensor:
+        flat = torch.zeros(n_atoms * capacity, dtype=kind, device=device)
+        return flat.index_copy_(0, place, values.to(kind)).view(n_atoms, capacity)
+
+    reached = reach.tolist()
+    rows = Rows(
+        length=count.to(torch.int32),
+        neighbour=dense(j, torch.int32),
+        image=dense(image(shift) + structure[i] * n_images, torch.int32),
+        reverse=dense(place[order[found]] if n_pairs else place, wide),
+        capacity=capacity,
+    )
+    return rows, (reached[0], reached[1], reached[2])
+
+
+def image_vectors(reach: tuple[int, int, int], cell: Tensor) -> Tensor:
+    """[B * images, 3] float64 translations in Å of all numbered images, for cells [B, 3, 3]."""
+    axes = [torch.arange(-r, r + 1, dtype=torch.float64, device=cell.device) for r in reach]
+    shifts = torch.cartesian_prod(*axes)
+    return (shifts @ cell.double()).reshape(-1, 3).contiguous()
+
+
 class Flags(NamedTuple):
     """What the device has to say, read now and then: fullest cell, longest row, number of lists, least scale."""
 
@@ -96,9 +165,9 @@ class CellList:
 
     def __init__(self, positions: Tensor, cell: Tensor, pbc: Tensor, reach: float, *, margin: float = 0.0) -> None:
         # Imported here: the rest of the package works without Triton.
-        from snnp.kernels.gpu import _list as _gpu_list
+        from snnp.kernels.gpu import _list
 
-        self._kernels = _gpu_list
+        self._kernels = _list
         self.device, self.reach = positions.device, reach
         if not bool(positions.isfinite().all()):
             raise InputError("positions hold NaN or infinite values; check the structure.")

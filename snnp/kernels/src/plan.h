@@ -1,4 +1,4 @@
-// The model as one block of memory, written by snnp/kernels/cpu/pack.py (the layouts must change together).
+// The model as one block of memory, written by snnp/kernels/cpu/library.py (the layouts must change together).
 #pragma once
 #include <stdint.h>
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnp.kernels.cpu.call import NativeKernel, supports
+from snnp.kernels.cpu.call import CompiledKernel, supports
 from snnp.kernels.cpu.library import library
 from snnp.kernels.gpu import call as gpu
 from snnp.kernels.gpu.call import GpuKernel
-from snnp.models.spline.parameters import make_plan
+from snnp.models.spline.parameters import kernel_parameters
 
 if TYPE_CHECKING:
     from snnp.models.spline.model import SplineNNP
@@ -28,19 +28,19 @@ class KernelCache:
 
     def __init__(self) -> None:
         # Tensors, their state when they were packed, and the kernel: replaced together, as threads may share a model.
-        self._known: tuple[list[Tensor], tuple[Any, ...], NativeKernel | GpuKernel | None] = ([], (), None)
+        self._known: tuple[list[Tensor], tuple[Any, ...], CompiledKernel | GpuKernel | None] = ([], (), None)
 
-    def native(self, model: SplineNNP) -> NativeKernel | None:
+    def native(self, model: SplineNNP) -> CompiledKernel | None:
         """The CPU's kernel; None without the library, or with it switched off, and for forms it does not cover."""
         kernel = self._of(model)
-        return kernel if isinstance(kernel, NativeKernel) else None
+        return kernel if isinstance(kernel, CompiledKernel) else None
 
     def gpu(self, model: SplineNNP) -> GpuKernel | None:
         """The GPU's kernel; None without Triton, in float64, and for forms it does not cover."""
         kernel = self._of(model)
         return kernel if isinstance(kernel, GpuKernel) else None
 
-    def _of(self, model: SplineNNP) -> NativeKernel | GpuKernel | None:
+    def _of(self, model: SplineNNP) -> CompiledKernel | GpuKernel | None:
         tensors, state, kernel = self._known
         tensors = tensors or _tensors_of(model)
         device = tensors[0].device
@@ -72,8 +72,8 @@ def _state_of(model: SplineNNP, tensors: list[Tensor]) -> tuple[Any, ...]:
     return (zero, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
 
 
-def _pack(model: SplineNNP, device: torch.device) -> NativeKernel | GpuKernel | None:
-    plan, single = make_plan(model), model.dtype == torch.float32
+def _pack(model: SplineNNP, device: torch.device) -> CompiledKernel | GpuKernel | None:
+    parameters, single = kernel_parameters(model), model.dtype == torch.float32
     if device.type == "cpu":
-        return NativeKernel(plan, np.float32 if single else np.float64) if supports(plan) else None
-    return GpuKernel(plan, device) if single and gpu.supports(plan) else None
+        return CompiledKernel(parameters, np.float32 if single else np.float64) if supports(parameters) else None
+    return GpuKernel(parameters, device) if single and gpu.supports(parameters) else None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from snnp.harmonics import Harmonics
-from snnp.kernels.cpu.call import NativeKernel
+from snnp.kernels.cpu.call import CompiledKernel
 from snnp.kernels.gpu.call import GpuKernel
 from snnp.models.potential import PairGradients, Potential, join_gradients
 from snnp.models.shells import Shell, make_shell
@@ -317,7 +317,7 @@ class SplineNNP(Potential):
 
     # The contract.
 
-    def native_kernel(self) -> NativeKernel | None:
+    def native_kernel(self) -> CompiledKernel | None:
         """The compiled evaluation where the library is built and the model lives on the CPU."""
         # A subclass may compute something else.
         return self._kernels.native(self) if type(self) is SplineNNP else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snnp.kernels.cpu.call import NativeKernel, NativeList, NativeResult, PreparedCall, pack_pairs
+from snnp.kernels.cpu.call import CompiledKernel, CompiledResult, NeighbourRows, PreparedCall, pack_pairs
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
@@ -14,21 +14,21 @@ __all__ = ["evaluate_structure", "packed_list"]
 _PACKED = "packed for the CPU kernel"
 
 
-def packed_list(structure: Structure, neighbours: Neighbours) -> NativeList:
+def packed_list(structure: Structure, neighbours: Neighbours) -> NeighbourRows:
     """The list in the kernel's layout; kept with the list, because lists are used many times."""
     packed = neighbours.derived.get(_PACKED)
     if packed is None or len(packed.first) != structure.n_atoms + 1:
         several = structure.n_structures > 1
         owner = structure.structure_of_atom.to(torch.int32).numpy() if several else None
         pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
-        packed = pack_pairs(pairs, structure.n_atoms, neighbours.cutoff, structure=owner)
+        packed = pack_pairs(pairs, structure.n_atoms, structure=owner)
         neighbours.derived[_PACKED] = packed
     return packed
 
 
 def evaluate_structure(
-    kernel: NativeKernel, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool
-) -> NativeResult:
+    kernel: CompiledKernel, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool
+) -> CompiledResult:
     """Evaluate a batch on the CPU; see `PreparedCall` for what comes back and what is raised."""
     packed = packed_list(structure, neighbours)
     several = structure.n_structures > 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snnp.kernels.gpu.arrays import Atoms, Rows
-from snnp.kernels.gpu.call import GpuKernel, GpuResult, image_vectors, rows_of
+from snnp.kernels.gpu.call import Atoms, GpuKernel, GpuResult
+from snnp.kernels.gpu.lists import Rows, image_vectors, rows_of
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 

@@ -12,7 +12,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor
 
-from snnp.kernels.parameters import ReadoutPlan, SplinePlan, SplineTable, spline_table
+from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable, spline_table
 from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
 from snnp.models.spline.readout import Readout
 from snnp.splines import SplineSet
@@ -20,7 +20,7 @@ from snnp.splines import SplineSet
 if TYPE_CHECKING:
     from snnp.models.spline.model import SplineNNP
 
-__all__ = ["make_plan"]
+__all__ = ["kernel_parameters"]
 
 
 def _array(value: Tensor) -> Any:
@@ -37,10 +37,10 @@ def _table(splines: SplineSet) -> SplineTable:
     return spline_table(lower, spacing, n_intervals, full)
 
 
-def _readout(readout: Readout) -> ReadoutPlan:
+def _readout(readout: Readout) -> ReadoutParameters:
     network, n_features = readout.network, readout.mean.shape[0]
     zeros = np.zeros((readout.n_elements, n_features))
-    return ReadoutPlan(
+    return ReadoutParameters(
         mean=_array(readout.mean),
         std=_array(readout.std),
         weights=() if network is None else tuple(_array(w) for w in network.effective_weights()),
@@ -53,8 +53,8 @@ def _readout(readout: Readout) -> ReadoutPlan:
 
 
 @torch.no_grad()
-def make_plan(model: SplineNNP) -> SplinePlan:
-    """The model's present parameters as a plan; it does not follow later changes of the model."""
+def kernel_parameters(model: SplineNNP) -> SplineParameters:
+    """The model's present parameters for the kernels; they do not follow later changes of the model."""
     config = model.config
     z = config.n_elements
     centre, neighbour = np.meshgrid(np.arange(z), np.arange(z), indexing="ij")
@@ -67,7 +67,7 @@ def make_plan(model: SplineNNP) -> SplinePlan:
     legendre = full_g[..., : projection.shape[1]] @ projection.T  # [groups, F, L + 1]
     pairs = model.unordered.cpu().numpy()
     chosen = pairs if several else np.zeros((1, 1), dtype=np.int64)
-    return SplinePlan(
+    return SplineParameters(
         numbers=np.array([atomic_numbers[symbol] for symbol in model.elements], dtype=np.int32),
         reference=_array(model.energy_offsets()),
         cutoff=model.cutoff,

@@ -59,11 +59,11 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
 
 def _multiply_add(dtype: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     from snnp.kernels.build import find_compiler
-    from snnp.kernels.cpu.library import native_target
+    from snnp.kernels.cpu.library import instruction_set
 
     compiler = find_compiler()
     assert compiler is not None
-    n_bytes = {"avx512": 64, "avx2": 32}.get(native_target() or "", 16)
+    n_bytes = {"avx512": 64, "avx2": 32}.get(instruction_set() or "", 16)
     real, size, kind = ("float", 4, ctypes.c_float) if dtype == "float32" else ("double", 8, ctypes.c_double)
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
     flags += [f"-DREAL={real}", f"-DBYTES={n_bytes}", f"-DCHAINS={_CHAINS}"]

@@ -16,7 +16,7 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
     """See `serve.py`."""
     import torch
 
-    from snnp.kernels.cpu.library import native_target
+    from snnp.kernels.cpu.library import instruction_set
     from snnp.models import load_model
     from snnp.sampling.cost import repeated_call
     from snnp.structure import Structure
@@ -35,6 +35,6 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
         "parameters": model.n_parameters,
         "cutoff": model.cutoff,
         "dtype": str(dtype).removeprefix("torch."),
-        "path": "torch" if model.native_kernel() is None else native_target(),
+        "path": "torch" if model.native_kernel() is None else instruction_set(),
     }
     return repeated_call(model, structure), facts
