@@ -31,7 +31,7 @@ from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
-from snnp.doctor.model.dimers import check_dimers, dimer_curves
+from snnp.doctor.short_distances import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
 from snnp.kernels.cpu.library import instruction_set

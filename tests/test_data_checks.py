@@ -11,8 +11,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from snnp.data.checks import Finding, check_frames
+from snnp.data.checks import check_frames
 from snnp.data.frames import Frame
+from snnp.report import Finding
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV
 
@@ -55,8 +56,8 @@ def test_isolated_atoms_and_dissociated_pairs_are_silent(sound: list[Frame]) -> 
 def test_energy_outlier_is_named(sound: list[Frame]) -> None:
     broken = [*sound[:4], replace(sound[4], energy=(sound[4].energy or 0.0) + 8 * 20.0), *sound[5:]]
     (finding,) = check_frames(broken)
-    assert finding.kind == "energy_outlier"
-    assert finding.sources == ("cu.xyz#4",)
+    assert finding.check == "energy_outlier"
+    assert finding.frames == ("cu.xyz#4",)
     # The other frames differ among themselves by some tenths of an eV, so 20 eV/atom are not met exactly.
     assert re.search(r"up to \+(19\.[5-9]|20\.[0-5]) eV/atom", finding.message)
 
@@ -65,16 +66,16 @@ def test_forces_in_atomic_units(sound: list[Frame]) -> None:
     factor = BOHR_IN_ANGSTROM / HARTREE_IN_EV
     scaled = [replace(frame, forces=np.asarray(frame.forces) * factor) for frame in sound]
     (finding,) = check_frames(scaled)
-    assert finding.kind == "typical_force"
+    assert finding.check == "typical_force"
     assert "multiply by 51.42" in finding.message
 
 
 def test_forces_too_large(sound: list[Frame]) -> None:
-    kinds = {finding.kind for finding in check_frames([replace(f, forces=96.5 * np.asarray(f.forces)) for f in sound])}
+    kinds = {finding.check for finding in check_frames([replace(f, forces=96.5 * np.asarray(f.forces)) for f in sound])}
     assert kinds == {"typical_force", "large_force"}
     one = [*sound[:-1], replace(sound[-1], forces=np.full((8, 3), 90.0))]
     (finding,) = check_frames(one)
-    assert (finding.kind, finding.sources) == ("large_force", ("cu.xyz#8",))
+    assert (finding.check, finding.frames) == ("large_force", ("cu.xyz#8",))
     assert "156" in finding.message
 
 
@@ -86,8 +87,8 @@ def test_positions_in_another_unit(sound: list[Frame], scale: float, kind: str) 
         return replace(frame, structure=changed)
 
     (finding,) = check_frames([*sound[:6], *map(scaled, sound[6:])])
-    assert finding.kind == kind
-    assert set(finding.sources) == {"cu.xyz#6", "cu.xyz#7", "cu.xyz#8"}
+    assert finding.check == kind
+    assert set(finding.frames) == {"cu.xyz#6", "cu.xyz#7", "cu.xyz#8"}
 
 
 def test_shortest_distance_is_reported(sound: list[Frame]) -> None:
@@ -99,9 +100,12 @@ def test_shortest_distance_is_reported(sound: list[Frame]) -> None:
 def test_stress_in_gpa(sound: list[Frame]) -> None:
     scaled = [replace(frame, stress=np.asarray(frame.stress) * EV_PER_ANGSTROM3_IN_GPA) for frame in sound]
     findings = check_frames(scaled)
-    assert [finding.kind for finding in findings] == ["large_stress"]
+    assert [finding.check for finding in findings] == ["large_stress"]
 
 
 def test_text_shows_at_most_five_frames() -> None:
-    assert str(Finding("k", "seven", tuple(f"f#{k}" for k in range(7)))) == "seven: f#0, f#1, f#2, f#3, f#4 and 2 more"
-    assert str(Finding("k", "all", ())) == "all"
+    assert (
+        str(Finding("k", "note", "seven", frames=tuple(f"f#{k}" for k in range(7))))
+        == "seven: f#0, f#1, f#2, f#3, f#4 and 2 more"
+    )
+    assert str(Finding("k", "note", "all")) == "all"

@@ -19,7 +19,7 @@ from snnp.cli.main import app
 from snnp.data import Frame, Keys, convert, load_dataset, read_frames
 from snnp.data.atoms import block_from_atoms
 from snnp.data.extxyz import reader
-from snnp.doctor.data.reading import read_set
+from snnp.doctor.reading import read_set
 from snnp.errors import DataError
 from snnp.sampling import build_structure
 

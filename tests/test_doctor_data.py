@@ -18,8 +18,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from snnp.data import Frame, read_frames
 from snnp.doctor import DATA_CHECKS, Finding, Report, examine_data
-from snnp.doctor.data.duplicates import difference
-from snnp.doctor.data.reading import read_set
+from snnp.doctor.duplicates import difference
+from snnp.doctor.reading import read_set
 from snnp.errors import DataError
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV, KCAL_PER_MOL_IN_EV
@@ -361,7 +361,7 @@ def test_report_as_json_and_html(sound: dict[str, list[Frame]]) -> None:
     values = json.loads(report.to_json())
     assert values["errors"] == 1
     assert values["findings"][0]["frames"] == [evil.source]
-    page = report.to_html()
+    page = report.html()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;.xyz#2" in page
     assert "a &lt;b&gt;set&lt;/b&gt;" in page

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from snnp.doctor import MODEL_CHECKS, Finding, examine_model
-from snnp.doctor.model.dimers import check_dimers, dimer_curves
-from snnp.doctor.model.dynamics import Scaling, check_runs, check_scaling, measure_scaling, short_runs
-from snnp.doctor.model.promises import CONTRACT_CHECKS, check_contract, check_numbers, ordinary_structures
+from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers, ordinary_structures
+from snnp.doctor.short_distances import check_dimers, dimer_curves
+from snnp.doctor.short_runs import Scaling, check_runs, check_scaling, measure_scaling, short_runs
 from snnp.models import Potential, SplineNNP
 from snnp.models.potential import PairGradients
 from snnp.models.spline import special_cases
@@ -135,7 +135,7 @@ def test_bundled_model_passes_and_stays_as_it_is() -> None:
     assert report.findings == ()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert json.loads(report.to_json())["verdict"] == f"nothing found in {len(MODEL_CHECKS)} checks"
-    page = report.to_html()
+    page = report.html()
     assert page.count("data:image/png;base64,") == len(report.pictures) == 4
     assert "snnp-ge" in page
 
@@ -199,7 +199,7 @@ def test_a_model_that_implodes_is_an_error() -> None:
     assert "fcc Ni, uniaxial [100]: " in finding.message
     assert "and 2 more" in finding.message, "eight ways of two elements, six are named"
     assert [row["rises all the way"] for row in report.facts["Compression"]] == ["no"] * 8
-    assert "Compression" in report.to_html()
+    assert "Compression" in report.html()
 
 
 def test_dimers_of_a_sound_model() -> None:

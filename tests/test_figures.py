@@ -21,9 +21,9 @@ from snnp.analysis.page import draw_page
 from snnp.analysis.stability import StabilityRun
 from snnp.data import Frame
 from snnp.doctor import examine_data
-from snnp.doctor.model.dimers import Dimer
-from snnp.doctor.model.dynamics import Run, Scaling
-from snnp.doctor.model.pictures import model_pictures
+from snnp.doctor.pictures import model_pictures
+from snnp.doctor.short_distances import Dimer
+from snnp.doctor.short_runs import Run, Scaling
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
 from snnp.sampling import MDSettings, build_structure, run_md

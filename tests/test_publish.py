@@ -221,7 +221,7 @@ def _run(*words: Any) -> Any:
 @pytest.fixture
 def _no_compression(monkeypatch: pytest.MonkeyPatch) -> None:
     """A potential of a few epochs has holes, of which the tests of the doctor take care."""
-    monkeypatch.setattr("snnp.doctor.model.examine.compression_scan", lambda *_: [])
+    monkeypatch.setattr("snnp.doctor.examine.compression_scan", lambda *_: [])
 
 
 @pytest.mark.usefixtures("_no_compression")

@@ -22,10 +22,10 @@ from snnp.cli.console import with_options
 from snnp.cli.main import app
 from snnp.data.catalogue.cards import card, header, table
 from snnp.data.catalogue.description import Description, parse_description, read_description
-from snnp.doctor.report import Finding, Report
 from snnp.errors import ConfigError, DataError, InputError, SnnpError
 from snnp.models import load_model
 from snnp.models.store import model_folder
+from snnp.report import Finding, Report, Table
 from snnp.sampling import MDSettings
 from snnp.text import code, markdown, one_line, printable
 
@@ -237,9 +237,14 @@ def test_addresses(url: str) -> None:
 def test_pages_of_the_doctor() -> None:
     tag = "<script>alert(1)</script>"
     finding = Finding(tag, "error", tag, tag, tag, (tag,))
-    report = Report(tag, "data", (finding,), (tag,), {tag: {tag: tag}, "t": [{tag: tag}], "l": tag})
-    page = report.to_html()
+    tables = [Table.of(tag, {tag: tag}), Table.of("t", [{tag: tag}]), Table.of("l", {tag: [tag]})]
+    report = Report(tag, "data", (finding,), (tag,), tables)
+    page = report.html()
     assert "<script" not in page
+    assert "<script" not in report.markdown().replace("\\<", "")
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(report.markdown())
+    assert "<script" not in shown
+    assert shown.count("&lt;script&gt;") >= 10
     assert page.count("&lt;script&gt;") >= 10
 
 

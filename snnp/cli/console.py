@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from snnp.report import jsonable
 from snnp.text import UNSEEN, one_line, printable
 
 __all__ = [
@@ -130,23 +131,10 @@ def warn(message: str) -> None:
     _message(("warning: ", "yellow"), one_line(message))
 
 
-def _jsonable(value: Any) -> Any:
-    """Replace what JSON has no word for: NaN and infinities become null, tuples lists, paths and dates text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, Iterable):
-        return [_jsonable(item) for item in value]
-    return str(value)
-
-
 def print_json(value: Any) -> None:
     """Print one JSON value to stdout, and nothing else."""
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    text = json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, allow_nan=False)
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=not unicode, allow_nan=False)
     sys.stdout.write(UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text) + "\n")
 
 

@@ -74,7 +74,7 @@ def data_command(
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
     from snnp.data import keys_of
     from snnp.doctor import examine_data
-    from snnp.doctor.data.reading import read_set
+    from snnp.doctor.reading import read_set
 
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     folder = _folder(out, Path(data[0]), subject, overwrite)
@@ -116,10 +116,10 @@ def _folder(out: Path | None, source: Path, subject: str, overwrite: bool) -> Pa
 def _finish(report: Report, folder: Path, strict: bool, as_json: bool) -> None:
     from snnp.files import write_atomically
 
-    for page, text in zip(_PAGES, (report.to_html(), report.to_json()), strict=True):
+    for page, text in zip(_PAGES, (report.html(), report.to_json()), strict=True):
         write_atomically(folder / page, text.encode())
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.json())
     else:
         _print(report, folder)
     if report.errors or (strict and report.warnings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,10 +10,11 @@ import torch
 from snnp.data.frames import Frame
 from snnp.data.reference import fit_reference_energies, is_isolated_atom
 from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.report import Finding
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV
 
-__all__ = ["Finding", "check_frames"]
+__all__ = ["check_frames"]
 
 # Thresholds lie beyond what DFT data sets hold: warm dense aluminium, shock structures of phosphides and dissociating
 # molecules pass.
@@ -27,28 +27,26 @@ _LARGEST_STRESS = 2.0  # eV/Å³ (320 GPa)
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that looks wrong.
+# Meaning by kind; the cure is the same for all.
+_MEANINGS = {
+    "energy_outlier": "A failed calculation, or another unit or zero of energy, spoils the fit of all others.",
+    "large_force": "One frame with huge forces outweighs thousands of others in a force loss.",
+    "typical_force": "Forces of the whole set are outside what matter shows, so their unit is in doubt.",
+    "short_distance": "No matter has such distances: positions or cell are wrong, or it is a scan on purpose.",
+    "long_distance": "Atoms that feel nothing teach nothing; positions or cell may be in another unit.",
+    "large_stress": "Stresses beyond 300 GPa are rare; the unit or the sign convention is in doubt.",
+}
+_CURE = "Compare one of the frames with the output of the reference calculation and convert or remove it."
 
-    Arguments:
-        kind: "energy_outlier", "large_force", "typical_force", "short_distance", "long_distance" or "large_stress".
-        message: one line that says what was seen and what it may mean.
-        sources: the frames concerned, worst first; empty where the whole data set is.
-    """
 
-    kind: str
-    message: str
-    sources: tuple[str, ...]
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.sources[:5])
-        more = f" and {len(self.sources) - 5} more" if len(self.sources) > 5 else ""
-        return f"{self.message}: {shown}{more}" if shown else self.message
+def _finding(kind: str, message: str, frames: tuple[str, ...] = ()) -> Finding:
+    return Finding(kind, "warning", message, _MEANINGS[kind], _CURE, frames)
 
 
 def check_frames(frames: Sequence[Frame]) -> list[Finding]:
     """Look for wrong units and damaged frames; an empty list means that nothing was suspicious.
+
+    The checks are "energy_outlier", "large_force", "typical_force", "short_distance", "long_distance", "large_stress".
 
     Checked are energies per atom (after the least-squares part of the composition is taken out), force magnitudes, the
     shortest distance of each frame and stresses. NaN never gets this far: `Frame` refuses it.
@@ -79,7 +77,7 @@ def _check_energies(frames: Sequence[Frame]) -> list[Finding]:
         f"(up to {residual[np.abs(residual).argmax()]:+.1f} eV/atom): another unit or zero of energy, "
         "a failed calculation, or matter far from equilibrium"
     )
-    return [Finding("energy_outlier", message, sources)]
+    return [_finding("energy_outlier", message, sources)]
 
 
 def _energy_residuals(frames: Sequence[Frame], fitted: Sequence[Frame]) -> np.ndarray:
@@ -103,7 +101,7 @@ def _check_forces(frames: Sequence[Frame]) -> list[Finding]:
     bad = largest > _LARGEST_FORCE
     if bad.any():
         message = f"{int(bad.sum())} frames have forces above {_LARGEST_FORCE:.0f} eV/Å (up to {largest.max():.0f})"
-        findings.append(Finding("large_force", message, _worst_first(frames, largest, bad)))
+        findings.append(_finding("large_force", message, _worst_first(frames, largest, bad)))
     # Perfect crystals have zero forces by symmetry: they say nothing about the unit.
     moving = np.concatenate(norms)
     moving = moving[moving > 1e-6]
@@ -111,10 +109,10 @@ def _check_forces(frames: Sequence[Frame]) -> list[Finding]:
     if typical < _SMALL_TYPICAL_FORCE:
         factor = HARTREE_IN_EV / BOHR_IN_ANGSTROM
         message = f"forces are small (median {typical:.2g} eV/Å): if they are in Hartree/Bohr, multiply by {factor:.2f}"
-        findings.append(Finding("typical_force", message, ()))
+        findings.append(_finding("typical_force", message))
     elif typical > _LARGE_TYPICAL_FORCE:
         message = f"forces are large (median {typical:.3g} eV/Å): they may be in kcal/mol/Å or kJ/mol/Å, expected eV/Å"
-        findings.append(Finding("typical_force", message, ()))
+        findings.append(_finding("typical_force", message))
     return findings
 
 
@@ -133,12 +131,12 @@ def _check_distances(frames: Sequence[Frame]) -> list[Finding]:
             f"{int(near.sum())} frames have atoms closer than {_SHORTEST} Å (down to {shortest.min():.2f} Å): "
             "positions may be in nm or fractional, or the cell is wrong"
         )
-        findings.append(Finding("short_distance", message, _worst_first(frames, -shortest, near)))
+        findings.append(_finding("short_distance", message, _worst_first(frames, -shortest, near)))
     # Lone atoms and pairs may be far apart on purpose (isolated atoms, dissociation curves).
     far = (shortest > _FARTHEST) & np.array([frame.n_atoms > 2 for frame in frames])
     if far.any():
         message = f"{int(far.sum())} frames have no two atoms closer than {_FARTHEST} Å: positions in another unit?"
-        findings.append(Finding("long_distance", message, _worst_first(frames, shortest, far)))
+        findings.append(_finding("long_distance", message, _worst_first(frames, shortest, far)))
     return findings
 
 
@@ -171,4 +169,4 @@ def _check_stresses(frames: Sequence[Frame]) -> list[Finding]:
         f"{int(bad.sum())} frames have stresses above {_LARGEST_STRESS} eV/Å³ ({limit:.0f} GPa), up to "
         f"{largest.max():.3g}: they may be in GPa or kbar, or virials in eV (name a key that holds 'virial')"
     )
-    return [Finding("large_stress", message, _worst_first(frames, largest, bad))]
+    return [_finding("large_stress", message, _worst_first(frames, largest, bad))]

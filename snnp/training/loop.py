@@ -132,9 +132,9 @@ def _say_what_is_wrong(config: TrainConfig, problem: Problem, report: Report) ->
     messages = check_units(config.data, problem)
     for finding in check_frames(frames):
         if (
-            finding.kind == "short_distance"
+            finding.check == "short_distance"
             and config.data.check_units == "error"
-            and 2 * len(finding.sources) > len(frames)
+            and 2 * len(finding.frames) > len(frames)
         ):
             raise DataError(
                 f"{finding}; state the unit with data.units, such as {{length: nm}}. To train all the same set "

@@ -12,8 +12,8 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from snnp.analysis.compression import Compression, holes_in_words
-from snnp.doctor.report import Finding
 from snnp.models.potential import Potential
+from snnp.report import Finding
 from snnp.structure import Structure
 
 __all__ = ["Dimer", "check_compression", "check_dimers", "dimer_curves"]

@@ -1,6 +1,6 @@
 """Structures that occur twice, however they are written, and structures that are both trained on and tested on.
 
-Candidates have equal fingerprints (`snnp.doctor.data.environments`); then atoms are matched and the sorted distances to
+Candidates have equal fingerprints (`snnp.doctor.environments`); then atoms are matched and the sorted distances to
 their neighbours compared, which gives a difference in Å.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from snnp.data import Frame
-from snnp.doctor.data.environments import describe, distances, nearest
-from snnp.doctor.data.survey import UNASSIGNED, Survey
-from snnp.doctor.report import Finding
+from snnp.doctor.environments import describe, distances, nearest
+from snnp.doctor.survey import UNASSIGNED, Survey
 from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.report import Finding
 
 __all__ = ["Clusters", "check_duplicates", "check_leakage", "difference", "find_clusters"]
 

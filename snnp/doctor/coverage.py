@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from snnp.doctor.data.linear import CUTOFF
-from snnp.doctor.data.survey import UNASSIGNED, Survey
-from snnp.doctor.report import Finding
+from snnp.doctor.linear import CUTOFF
+from snnp.doctor.survey import UNASSIGNED, Survey
+from snnp.report import Finding
 
 __all__ = ["check_coverage", "check_distances", "element_table", "pair_table", "split_table"]
 

@@ -14,8 +14,8 @@ from ase.data import atomic_numbers, covalent_radii
 from snnp.analysis.compression import lattice_constants
 from snnp.analysis.properties import GROUND_STATES
 from snnp.analysis.stability import StabilityRun, crystal, time_step_for, watch_run
-from snnp.doctor.report import Finding
 from snnp.models.potential import Potential
+from snnp.report import Finding
 from snnp.sampling.relax import relax
 from snnp.sampling.run import MDProgress, MDResult, Report, find_entry_point
 from snnp.sampling.settings import MDSettings

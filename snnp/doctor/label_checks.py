@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from snnp.data import check_frames
 from snnp.data.consistency import by_file, suspicions
-from snnp.doctor.data.consensus import Consensus, spread
-from snnp.doctor.data.mixture import find_heaps
-from snnp.doctor.data.survey import Survey
-from snnp.doctor.report import Finding
+from snnp.doctor.consensus import Consensus, spread
+from snnp.doctor.mixture import find_heaps
+from snnp.doctor.survey import Survey
+from snnp.report import Finding
 from snnp.units import (
     BOHR_IN_ANGSTROM,
     EV_IN_KJ_PER_MOL,
@@ -140,25 +141,12 @@ def check_completeness(survey: Survey) -> Iterator[Finding]:
 
 def check_plausibility(survey: Survey) -> Iterator[Finding]:
     """Sizes of forces, distances and stresses that no unit but a wrong one would give."""
-    advice = {
-        "large_force": "One frame with huge forces outweighs thousands of others in a force loss.",
-        "typical_force": "Forces of the whole set are outside what matter shows, so their unit is in doubt.",
-        "short_distance": "No matter has such distances: positions or cell are wrong, or it is a scan on purpose.",
-        "long_distance": "Atoms that feel nothing teach nothing; positions or cell may be in another unit.",
-        "large_stress": "Stresses beyond 300 GPa are rare; the unit or the sign convention is in doubt.",
-    }
     # Scans of two atoms go down to 0.3 Å on purpose.
     fused = float(survey.closest.min(initial=np.inf)) < _FUSED
     for found in check_frames(survey.frames):
-        if found.kind in advice:  # outliers in energy are looked at more closely by check_energies
-            yield Finding(
-                "plausibility",
-                "error" if found.kind == "short_distance" and fused else "warning",
-                found.message,
-                advice[found.kind],
-                "Compare one of the frames with the output of the reference calculation and convert or remove it.",
-                found.sources,
-            )
+        if found.check != "energy_outlier":  # looked at more closely by check_energies
+            severe = found.check == "short_distance" and fused
+            yield replace(found, check="plausibility", severity="error" if severe else "warning")
 
 
 def _is_reliable(consensus: Consensus) -> bool:

@@ -1,6 +1,6 @@
 """Whether the labels of a data set agree with one another: a quick linear model as the common opinion.
 
-The model (`snnp.doctor.data.linear`) is fitted robustly to energies and forces of some frames. Then every frame is
+The model (`snnp.doctor.linear`) is fitted robustly to energies and forces of some frames. Then every frame is
 compared with it: direction and size of its forces, sign and size of its stress, and its energy.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnp.doctor.data.linear import Block, Terms, linear_terms, robust_solution
-from snnp.doctor.data.survey import Survey, batches
+from snnp.doctor.linear import Block, Terms, linear_terms, robust_solution
+from snnp.doctor.survey import Survey, batches
 from snnp.structure import Structure
 
 __all__ = ["Consensus", "consensus_of", "robust_composition", "spread"]

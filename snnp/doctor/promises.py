@@ -10,9 +10,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
 
-from snnp.doctor.report import Finding
 from snnp.errors import SnnpError
 from snnp.models.potential import Potential
+from snnp.report import Finding
 from snnp.structure import Structure
 from snnp.testing import CHECKS, ContractError
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snnp.doctor.data.consensus import Consensus, spread
-from snnp.doctor.data.environments import nearest
-from snnp.doctor.data.survey import Survey
-from snnp.doctor.report import Finding
+from snnp.doctor.consensus import Consensus, spread
+from snnp.doctor.environments import nearest
+from snnp.doctor.survey import Survey
+from snnp.report import Finding
 
 __all__ = ["Heaps", "check_mixture", "find_heaps"]
 

@@ -10,9 +10,9 @@ from snnp.data import Frame, Keys, load_dataset
 from snnp.data.block import Block
 from snnp.data.files import is_xyz, labels_of, read_any
 from snnp.data.sources import dataset_files
-from snnp.doctor.data.survey import UNASSIGNED
-from snnp.doctor.report import Finding
+from snnp.doctor.survey import UNASSIGNED
 from snnp.errors import DataError
+from snnp.report import Finding
 
 __all__ = ["read_set"]
 

@@ -12,8 +12,8 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from snnp.data import Frame
-from snnp.doctor.data.environments import descriptors, summaries
-from snnp.doctor.data.linear import CUTOFF
+from snnp.doctor.environments import descriptors, summaries
+from snnp.doctor.linear import CUTOFF
 from snnp.errors import DataError
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
@@ -41,7 +41,7 @@ class Survey:
         force_rms, force_max: [n] eV/Å; net_force: [n] eV/Å per atom; torque: [n] relative, NaN where periodic; all NaN
             without forces.
         asymmetry: [n] of the surroundings, largest over atoms; zero where all forces vanish by symmetry.
-        fingerprint: [n, D], see `snnp.doctor.data.environments`.
+        fingerprint: [n, D], see `snnp.doctor.environments`.
         atoms: [M, d] descriptors of some atoms, with the frame and atomic number of each [M].
     """
 

@@ -1,0 +1,223 @@
+"""Every check of a data set, or of a model, in one call."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from snnp.analysis.compression import Compression, compression_scan
+from snnp.data import Frame
+from snnp.doctor import coverage, duplicates, label_checks
+from snnp.doctor.consensus import Consensus, consensus_of, spread
+from snnp.doctor.mixture import check_mixture
+from snnp.doctor.pictures import data_pictures, model_pictures
+from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers
+from snnp.doctor.short_distances import check_compression, check_dimers, dimer_curves
+from snnp.doctor.short_runs import (
+    Run,
+    Scaling,
+    check_runs,
+    check_scaling,
+    measure_scaling,
+    relaxed_molecule,
+    short_runs,
+)
+from snnp.doctor.survey import Survey, survey
+from snnp.models.potential import Potential
+from snnp.report import Finding, Report, Table
+
+__all__ = ["DATA_CHECKS", "MODEL_CHECKS", "examine_data", "examine_model"]
+
+_OF_SOUND_UNITS = (
+    *("force sign", "force units", "force direction", "energies and forces", "stress", "energy units"),
+    *("energy outliers", "level of theory"),
+)
+DATA_CHECKS = (
+    *("readable", "units", "completeness", "plausibility", "distances", "force sums", "torques"),
+    *_OF_SOUND_UNITS,
+    *("duplicates", "contradictions", "leakage", "near duplicates", "coverage"),
+)
+"""Names of all checks of data; a report lists those that found nothing."""
+
+MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size scaling", "statements")
+"""Names of all checks of models; a report lists those that found nothing."""
+
+_STATED = {"dataset": "data set", "level_of_theory": "level of theory", "licence": "licence"}
+_SEVERITIES = ("error", "warning", "note")
+
+
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Worst first, otherwise in their order."""
+    return tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity)))
+
+
+def examine_data(
+    frames_by_split: Mapping[str, Iterable[Frame]],
+    *,
+    subject: str = "data",
+    unreadable: Sequence[Finding] = (),
+    pictures: bool = True,
+) -> Report:
+    """Examine a data set.
+
+    Arguments:
+        frames_by_split: the frames of each split by name, the one that is trained on first; a set without splits has
+            one entry of any name.
+        subject: the set's name for the report.
+        unreadable: what was found while reading (see `snnp.doctor.reading.read_set`).
+        pictures: draw them; they take about two seconds.
+
+    Raises:
+        DataError: if there is no frame at all.
+
+    Example:
+        >>> report = examine_data({"train": read_frames("train.xyz"), "test": read_frames("test.xyz")})
+        >>> [finding.message for finding in report.errors]
+        []
+    """
+    begin = time.perf_counter()
+    seen = survey(frames_by_split)
+    units, wrong = label_checks.check_units(seen)
+    # What is in other units would be taken for the opinion of the set: the rest is examined without it.
+    sound = _without(seen, wrong)
+    consensus = consensus_of(sound, label_checks.FORCE_FACTORS)
+    clusters = duplicates.find_clusters(seen)
+    findings = [*unreadable, *units, *label_checks.check_completeness(seen), *coverage.check_distances(seen)]
+    findings += label_checks.check_force_sums(sound)
+    findings += [*duplicates.check_duplicates(seen, clusters), *duplicates.check_leakage(seen, clusters)]
+    findings += coverage.check_coverage(seen)
+    if not wrong.all():
+        findings += label_checks.check_plausibility(sound)
+        findings += label_checks.check_forces(sound, consensus)
+        findings += label_checks.check_relation(sound, consensus)
+        if not any(each.check == "stress" for each in units):
+            findings += label_checks.check_stresses(sound, consensus)
+        findings += label_checks.check_energies(sound, consensus)
+        findings += check_mixture(sound, consensus)
+    found = {finding.check for finding in findings}
+    found |= {"plausibility", *_OF_SOUND_UNITS} if wrong.all() else set()
+    return Report(
+        subject,
+        "data",
+        _sorted(findings),
+        passed=tuple(name for name in DATA_CHECKS if name not in found),
+        tables=_data_tables(seen, consensus),
+        pictures=data_pictures(sound, consensus) if pictures else (),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _without(seen: Survey, wrong: np.ndarray) -> Survey:
+    """The survey of the other frames; of all where none or all are wrong."""
+    if not wrong.any() or wrong.all():
+        return seen
+    rest = [(frame, split) for frame, split, bad in zip(seen.frames, seen.split, wrong, strict=True) if not bad]
+    return survey({name: [frame for frame, split in rest if split == name] for name in seen.splits})
+
+
+def _data_tables(seen: Survey, consensus: Consensus) -> list[Table]:
+    labels = {
+        "energy beyond composition, typical (eV/atom)": spread(consensus.composition_residual),
+        "energy beyond composition and a linear model, typical (eV/atom)": spread(consensus.residual),
+        "misfit of energies and forces in one linear model": consensus.relative_misfit.get(1.0),
+    }
+    return [
+        Table.of("Splits", coverage.split_table(seen)),
+        Table.of("Elements", coverage.element_table(seen)),
+        Table.of("Pairs of elements", coverage.pair_table(seen)),
+        Table.of("Labels", labels),
+    ]
+
+
+def examine_model(model: Potential, *, subject: str | None = None, pictures: bool = True) -> Report:
+    """Examine a potential of any family, on the CPU and in its own float type.
+
+    Arguments:
+        model: stays as it is.
+        subject: its name for the report; by default that of its class.
+        pictures: draw them; they take about two seconds.
+
+    Example:
+        >>> report = examine_model(load_model("snnp-si"))
+        >>> [finding.message for finding in report.errors]
+        []
+    """
+    begin = time.perf_counter()
+    subject = type(model).__name__ if subject is None else subject
+    model = copy.deepcopy(model).to("cpu")
+    about = {
+        "class": type(model).__name__,
+        "elements": ", ".join(model.elements),
+        "cutoff (Å)": model.cutoff,
+        "parameters": model.n_parameters,
+        "float type": str(model.dtype).removeprefix("torch."),
+        **{f"E0 of {symbol} (eV)": energy for symbol, energy in model.reference_energies.items()},
+    }
+    tables = [Table.of("Model", about)]
+    findings = list(check_numbers(model))
+    if findings:
+        # Nothing else can be said about a model whose every result is NaN.
+        return Report(subject, "model", tuple(findings), (), tables, seconds=time.perf_counter() - begin)
+    findings += check_contract(model)
+    dimers = dimer_curves(model)
+    findings += check_dimers(dimers)
+    scan = compression_scan(model, relaxed_molecule(model))
+    findings += check_compression(scan)
+    runs = short_runs(model)
+    findings += check_runs(runs)
+    scaling = measure_scaling(model)
+    findings += [*check_scaling(scaling), *_check_statements(model)]
+    found = {finding.check for finding in findings}
+    return Report(
+        subject,
+        "model",
+        _sorted(findings),
+        passed=tuple(name for name in MODEL_CHECKS if name not in found),
+        tables=[*tables, *_model_tables(scan, runs, scaling)],
+        pictures=model_pictures(dimers, scan, runs, scaling) if pictures else (),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _model_tables(scan: list[Compression], runs: list[Run], scaling: Scaling) -> list[Table]:
+    compression = [
+        {
+            "system": each.system,
+            "way": each.way,
+            "down to V/V0": float(each.ratio[-1]),
+            "eV/atom there": float(each.energy[-1]),
+            "rises all the way": "no" if each.hole else "yes",
+        }
+        for each in scan
+    ]
+    dynamics = [
+        {
+            "system": run.name,
+            "ps": run.seen.picoseconds,
+            "step_fs": run.seen.dt_fs,
+            "drift_beyond_noise_mev_per_atom": run.drift,
+            "survived": "yes" if run.seen.survived else "no",
+        }
+        for run in runs
+    ]
+    cost = [{"atoms": n, "µs_per_atom": 1e6 * s / n} for n, s in zip(scaling.atoms, scaling.seconds, strict=True)]
+    return [Table.of("Compression", compression), Table.of("Dynamics", dynamics), Table.of("Cost", cost)]
+
+
+def _check_statements(model: Potential) -> list[Finding]:
+    """What a user must know about a model and its metadata do not say."""
+    missing = [words for key, words in _STATED.items() if not model.metadata.get(key)]
+    if not missing:
+        return []
+    return [
+        Finding(
+            "statements",
+            "note",
+            f"the metadata do not state: {', '.join(missing)}",
+            "Nobody else can judge what the model is good for, or may use it; `snnp publish` refuses it.",
+            "Fill in `metadata` before `save_model`, or use --set when publishing.",
+        )
+    ]
