@@ -384,6 +384,7 @@ def new_panels(
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for panel in panels[n:]:
         panel.set_axis_off()
+    tidy(*panels)
     return figure, panels[:n]
 
 
