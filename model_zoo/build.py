@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from snnp.analysis.card import card_markdown, training_range
-from snnp.analysis.comparison import comparison_page
+from snnp.analysis.card import card_markdown, comparison_page, training_range
 from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for

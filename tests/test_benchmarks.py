@@ -22,7 +22,7 @@ from peers.reference import ReferenceForm, reference_model
 from peers.scaling import scaling_points, series
 from typer.testing import CliRunner
 
-from snnp.analysis.comparison import PUBLISHED_ERRORS
+from snnp.analysis.card import PUBLISHED_ERRORS
 from snnp.cli.main import app
 from snnp.errors import InputError, MissingDependencyError
 from snnp.models import SplineNNP, load_model

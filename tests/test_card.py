@@ -22,8 +22,7 @@ from ase.calculators.morse import MorsePotential
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from snnp import training
-from snnp.analysis.card import card_markdown, markdown_table, training_range
-from snnp.analysis.comparison import comparison_page
+from snnp.analysis.card import card_markdown, comparison_page, training_range
 from snnp.data import Frame
 from snnp.errors import DataError
 from snnp.models.config import RepulsionConfig
@@ -31,6 +30,7 @@ from snnp.models.hipnn.model import HIPNN, HIPNNConfig
 from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model
+from snnp.report import Table
 from snnp.structure import Structure
 
 RECIPE = {
@@ -349,7 +349,7 @@ def test_comparison_needs_measured_models() -> None:
 
 
 def test_bars_in_cells_do_not_break_tables() -> None:
-    assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
+    assert Table(["a", "b"], [["x|y", "1"]]).markdown() == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
 
 
 def test_dollars_of_paths_begin_no_formula() -> None:

@@ -12,8 +12,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from torch import Tensor
 
+from snnp.analysis.curve_page import draw_page, stated_errors
 from snnp.analysis.curves import Curves, curves_of
-from snnp.analysis.page import draw_page, stated_errors
 from snnp.analysis.surroundings import crystal_shells, environment, occurrence
 from snnp.errors import InputError
 from snnp.models import (

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from peers.pictures import draw_comparison, draw_scaling
 
 from snnp.analysis.compression import Compression, Hole
-from snnp.analysis.page import draw_page
+from snnp.analysis.curve_page import draw_page
 from snnp.analysis.stability import StabilityRun
 from snnp.data import Frame
 from snnp.doctor import examine_data

@@ -16,8 +16,8 @@ import yaml
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner, Result
 
-from snnp.analysis.card import card_markdown, markdown_table
-from snnp.analysis.page import draw_page
+from snnp.analysis.card import card_markdown
+from snnp.analysis.curve_page import draw_page
 from snnp.cli.console import with_options
 from snnp.cli.main import app
 from snnp.data.catalogue.cards import card, header, table
@@ -163,7 +163,7 @@ def test_markdown_shows_text() -> None:
 
 
 def test_tables_keep_their_cells() -> None:
-    lines = markdown_table(["a", "b"], [[MARKUP, EVIL], ["x\ny", "1"]]).splitlines()
+    lines = Table(["a", "b"], [[MARKUP, EVIL], ["x\ny", "1"]]).markdown().splitlines()
     assert len(lines) == 4
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render("\n".join(lines))
     assert html.count("<td") == 4

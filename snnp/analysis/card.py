@@ -1,4 +1,4 @@
-"""The card of a model: everything a user should know before trusting it, written from what its file states.
+"""The card of a model, and the page that compares models: written from what their files state.
 
 `metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`):
 `metrics` (`Evaluation.to_dict()` on the test data), `training`, `training_range`, `properties`
@@ -10,7 +10,7 @@ What is missing is left out of the card.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,34 +27,41 @@ from snnp.models.formats import stated
 from snnp.models.hipnn.model import HIPNN
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
+from snnp.report import Table, fixed, sentence
 from snnp.text import code, markdown
 
-__all__ = ["card_markdown", "markdown_table", "training_range"]
+__all__ = ["PUBLISHED_ERRORS", "card_markdown", "comparison_page", "training_range"]
 
-_ERROR_COLUMNS = {
-    "energy MAE (meV/atom)": ("energy_mae_mev_per_atom", 2),
-    "RMSE": ("energy_rmse_mev_per_atom", 2),
-    "max": ("energy_max_mev_per_atom", 1),
-    "force MAE (eV/Å)": ("force_mae_ev_per_angstrom", 4),
-    "RMSE ": ("force_rmse_ev_per_angstrom", 4),
-    "max ": ("force_max_ev_per_angstrom", 2),
-    "stress MAE (GPa)": ("stress_mae_gpa", 3),
-}
-_PROPERTY_COLUMNS = {
-    "a (Å)": ("lattice_constant_angstrom", 3),
-    "E coh (eV/atom)": ("cohesive_energy_ev_per_atom", 3),
-    "B (GPa)": ("bulk_modulus_gpa", 0),
-    "C11": ("c11_gpa", 0),
-    "C12": ("c12_gpa", 0),
-    "C44": ("c44_gpa", 0),
-}
+# Columns of tables: heading, key of the metadata, decimals.
+_FORCES = (
+    ("force MAE (eV/Å)", "force_mae_ev_per_angstrom", 4),
+    ("RMSE", "force_rmse_ev_per_angstrom", 4),
+    ("max", "force_max_ev_per_angstrom", 2),
+)
+_ERRORS = (
+    ("energy MAE (meV/atom)", "energy_mae_mev_per_atom", 2),
+    ("RMSE", "energy_rmse_mev_per_atom", 2),
+    ("max", "energy_max_mev_per_atom", 1),
+    *_FORCES,
+    ("stress MAE (GPa)", "stress_mae_gpa", 3),
+)
+_PROPERTIES = (
+    ("a (Å)", "lattice_constant_angstrom", 3),
+    ("E coh (eV/atom)", "cohesive_energy_ev_per_atom", 3),
+    ("B (GPa)", "bulk_modulus_gpa", 0),
+    *(("C11", "c11_gpa", 0), ("C12", "c12_gpa", 0), ("C44", "c44_gpa", 0)),
+)
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
-    """A Markdown table whose first `n_text` columns are set left and the others right; cells may be any text."""
-    rule = ["---"] * n_text + ["---:"] * (len(columns) - n_text)
-    lines = [[column.strip() for column in columns], rule, *([markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def _table(
+    names: Sequence[str],
+    columns: Sequence[tuple[str, str, int]],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    n_text: int = 1,
+) -> str:
+    """A table of named rows of numbers from the metadata; a dash for what is not there."""
+    cells = [[*row, *(fixed(values.get(key), digits) for _, key, digits in columns)] for row, values in rows]
+    return Table([*names, *(heading for heading, *_ in columns)], cells, n_text=n_text).markdown()
 
 
 def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
@@ -121,44 +128,27 @@ def card_markdown(name: str, model: Potential) -> str:
     Raises:
         DataError: if they are not of the form that docs/format.md gives.
     """
+    about = stated(model.metadata)
     try:
-        return _card(name, model)
+        parts = [
+            f"# {name}\n\n{sentence(about.get('description', 's-NNP'))}\n",
+            _overview(model),
+            _use(name, model),
+            _data(model),
+            _errors(about),
+            _properties(stated_properties(model)) if about.get("properties") else "",
+            _stability(about["stability"]) if "stability" in about else "",
+            _speed(about["speed"]) if "speed" in about else "",
+            _limits(model),
+            f"## Citation\n\n{sentence(about['citation'])}\n" if "citation" in about else "",
+            _making(about),
+        ]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"the metadata of {name} are not of the form that the card needs ({type(error).__name__}: {error}); see "
             "docs/format.md, and state them anew with --set."
         ) from error
-
-
-def _card(name: str, model: Potential) -> str:
-    about = stated(model.metadata)
-    parts = [
-        f"# {name}\n\n{_sentence(about.get('description', 's-NNP'))}\n",
-        _overview(model),
-        _use(name, model),
-        _data(model),
-        _errors(about["metrics"]) if "metrics" in about else _errors_of_run(about.get("errors", {})),
-        _properties(stated_properties(model)) if about.get("properties") else "",
-        _stability(about["stability"]) if "stability" in about else "",
-        _speed(about["speed"]) if "speed" in about else "",
-        _limits(model),
-        f"## Citation\n\n{_sentence(about['citation'])}\n" if "citation" in about else "",
-        _making(name, about),
-    ]
     return "\n".join(part for part in parts if part)
-
-
-def _sentence(text: Any) -> str:
-    text = markdown(text)
-    return text if text.endswith(".") else f"{text}."
-
-
-def _cell(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
-
-
-def _cells(values: Mapping[str, Any], columns: Mapping[str, tuple[str, int]]) -> list[str]:
-    return [_cell(values.get(key), digits) for key, digits in columns.values()]
 
 
 def _overview(model: Potential) -> str:
@@ -171,7 +161,7 @@ def _overview(model: Potential) -> str:
         "units": "eV, Å, eV/Å, eV/Å³",
         "licence of the data": str(stated(model.metadata).get("licence", "not stated")),
     }
-    return markdown_table(["", ""], rows.items(), n_text=2)
+    return Table.of("", rows).markdown()
 
 
 def _form(model: Potential) -> str:
@@ -196,29 +186,24 @@ def _form(model: Potential) -> str:
 
 
 def _use(name: str, model: Potential) -> str:
-    free = stated(model.metadata).get("training_range", {}).get("periodic") == "none"
+    element, free = model.elements[0], stated(model.metadata).get("training_range", {}).get("periodic") == "none"
+    built = f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
     lines = [
         "import ase.io" if free else "import ase.build",
         "from snnp_ase import SNNPCalculator",
         "",
-        'atoms = ase.io.read("molecule.xyz")' if free else f'atoms = ase.build.bulk("{model.elements[0]}", cubic=True)',
+        'atoms = ase.io.read("molecule.xyz")' if free else f'atoms = ase.build.bulk("{element}", cubic=True)',
         f'atoms.calc = SNNPCalculator("{name}")',
         "print(atoms.get_potential_energy(), atoms.get_forces())",
     ]
-    code = "\n".join(["## Use", "", "```python", *lines, "```", ""])
-    structure = "molecule.xyz" if free else _builder(model.elements[0])
-    return f"{code}\nOr from the shell: `snnp md {name} {structure} --temperature 300 --steps 1000`.\n"
-
-
-def _builder(element: str) -> str:
-    """A structure as the command line builds it."""
-    return f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
+    shell = f"snnp md {name} {'molecule.xyz' if free else built} --temperature 300 --steps 1000"
+    return "\n".join(["## Use", "", "```python", *lines, "```", "", f"Or from the shell: `{shell}`.", ""])
 
 
 def _data(model: Potential) -> str:
     about = stated(model.metadata)
-    lines = [f"- Data set: {_sentence(about['dataset'])}" if "dataset" in about else ""]
-    lines.append(f"- Level of theory: {_sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
+    lines = [f"- Data set: {sentence(about['dataset'])}" if "dataset" in about else ""]
+    lines.append(f"- Level of theory: {sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
     if seen := about.get("training_range"):
         groups = ", ".join(f"{markdown(group)} {count}" for group, count in seen["groups"].items())
         named = f": {groups}" if groups else ""
@@ -232,54 +217,42 @@ def _data(model: Potential) -> str:
     return "## Data\n\n" + "\n".join(line for line in lines if line) + "\n"
 
 
-def _errors(metrics: Mapping[str, Any]) -> str:
-    rows = {"all": metrics, **metrics.get("groups", {})}
-    rows |= {f"pure {symbol}": errors for symbol, errors in metrics.get("pure_elements", {}).items()}
-    body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in rows.items()]
-    text = (
-        f"## Errors\n\nOn {markdown(metrics['data'])}, never used in training. Energies per structure, "
-        "forces over all components, stresses over six components.\n\n"
-    )
-    text += markdown_table(["", "structures", *_ERROR_COLUMNS], body)
+def _errors(about: Mapping[str, Any]) -> str:
+    """Those on the test data, or what `snnp train` states: one row per part of the data."""
+    metrics = about.get("metrics")
+    if metrics is not None:
+        rows = {"all": metrics, **metrics.get("groups", {})}
+        rows |= {f"pure {symbol}": errors for symbol, errors in metrics.get("pure_elements", {}).items()}
+        which = f"On {markdown(metrics['data'])}, never used in training. "
+    else:
+        rows = {name: part for name, part in about.get("errors", {}).items() if "n_structures" in part}
+        metrics, which = {}, ""
+    if not rows:
+        return ""
+    named = [([label, str(part["n_structures"])], part) for label, part in rows.items()]
+    text = f"## Errors\n\n{which}Energies per structure, forces over all components, stresses over six components.\n\n"
+    text += _table(["", "structures"], _ERRORS, named)
     if len(metrics.get("elements", {})) > 1 and not metrics.get("pure_elements"):
-        forces = {key: value for key, value in _ERROR_COLUMNS.items() if value[0].startswith("force")}
-        by_element = [[symbol, *_cells(part, forces)] for symbol, part in metrics["elements"].items()]
-        text += "\n" + markdown_table(["element", *forces], by_element)
+        text += "\n" + _table(["element"], _FORCES, [([each], part) for each, part in metrics["elements"].items()])
     return text
 
 
-def _errors_of_run(errors: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `snnp train` states: one row per part of the data."""
-    parts = {name: part for name, part in errors.items() if "n_structures" in part}
-    if not parts:
-        return ""
-    body = [[label, str(part["n_structures"]), *_cells(part, _ERROR_COLUMNS)] for label, part in parts.items()]
-    text = "## Errors\n\nEnergies per structure, forces over all components, stresses over six components.\n\n"
-    return text + markdown_table(["", "structures", *_ERROR_COLUMNS], body)
-
-
 def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = dict(_PROPERTY_COLUMNS)
-    if all(crystal["cohesive_energy_ev_per_atom"] is None for crystal in properties.values()):
-        del columns["E coh (eV/atom)"]
-    rows: list[list[str]] = []
+    atoms = any(crystal["cohesive_energy_ev_per_atom"] is not None for crystal in properties.values())
+    columns = [each for each in _PROPERTIES if atoms or not each[0].startswith("E coh")]
+    rows: list[tuple[Sequence[str], Mapping[str, Any]]] = []
     sources: dict[tuple[str, str], list[str]] = {}
     for symbol, crystal in properties.items():
-        rows.append([f"{crystal['structure']} {symbol}", "this model", *_cells(crystal, columns)])
+        rows.append(([f"{crystal['structure']} {symbol}", "this model"], crystal))
         for kind, values in crystal["references"].items():
-            rows.append(["", kind, *_cells(values, columns)])
+            rows.append((["", kind], values))
             sources.setdefault((kind, values["source"]), []).append(symbol)
     text = "## Properties\n\nPerfect crystals at zero temperature and stress; elastic constants in GPa.\n\n"
-    text += markdown_table(["crystal", "", *columns], rows, n_text=2)
-    return (
-        text
-        + "\n"
-        + "\n".join(
-            f"- {', '.join(map(markdown, symbols))}, {markdown(kind)}: {_sentence(source)}"
-            for (kind, source), symbols in sources.items()
-        )
-        + "\n"
-    )
+    lines = [
+        f"- {', '.join(map(markdown, symbols))}, {markdown(kind)}: {sentence(source)}"
+        for (kind, source), symbols in sources.items()
+    ]
+    return text + _table(["crystal", ""], columns, rows, n_text=2) + "\n" + "\n".join(lines) + "\n"
 
 
 def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
@@ -293,9 +266,9 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
                     f"{title} {run['target_k']:.0f} K",
                     f"{run['picoseconds']:.3g} ps at {run['dt_fs']:g} fs",
                     "stable" if run["survived"] else f"**blew up**: {run['failure']}",
-                    f"{_cell(run['mean_temperature_k'], 0)} / {_cell(run['max_temperature_k'], 0)}",
-                    _cell(run["shortest_distance_angstrom"], 2),
-                    _cell(run["rms_displacement_angstrom"], 2),
+                    f"{fixed(run['mean_temperature_k'], 0)} / {fixed(run['max_temperature_k'], 0)}",
+                    fixed(run["shortest_distance_angstrom"], 2),
+                    fixed(run["rms_displacement_angstrom"], 2),
                     _drift(run),
                 ]
             )
@@ -307,7 +280,7 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
     text += "The NVE run follows equilibration at its temperature; its drift is the slope of the total energy."
     if any("melting_point_k" in system for system in stability.values()):
         text += f" The Langevin run is at 0.8 of the melting point ({MELTING_POINTS_SOURCE})."
-    return f"{text}\n\n{markdown_table(columns, rows, n_text=4)}"
+    return f"{text}\n\n{Table(columns, rows, n_text=4).markdown()}"
 
 
 def _drift(run: Mapping[str, Any]) -> str:
@@ -357,39 +330,154 @@ def _limits(model: Potential) -> str:
         holes = [f"**It implodes.** {words}" for words in holes_in_words(scan)]
         lines += holes or [f"Compressed beyond the data without relaxation, the energy rises all the way: {ways}"]
     lines.append(f"Interactions end at {model.cutoff:g} Å; there are no charges, no spins and no long-range dispersion")
-    return "## Limits\n\n" + "\n".join(f"- {_sentence(line)}" for line in lines) + "\n"
+    return "## Limits\n\n" + "\n".join(f"- {sentence(line)}" for line in lines) + "\n"
 
 
-def _provenance(known: Mapping[str, Any], with_command: bool) -> str:
+def _provenance(known: Mapping[str, Any]) -> Iterator[str]:
     """Data with their commits or checksums, the split, the command: what it takes to make the model again."""
     sets = []
     for each in known.get("datasets", []):
-        version = each.get("commit") or each.get("sha256")
-        sets.append(
-            code(each["name"]) + (f" ({'commit' if 'commit' in each else 'sha256'} {code(version)})" if version else "")
-        )
-    lines = [f"Data: {', '.join(sets)}." if sets else ""]
-    lines.append(f"Split: sha256 {code(known['split_sha256'])}." if "split_sha256" in known else "")
-    lines.append(f"Command: {code(known['command'])}." if with_command and "command" in known else "")
-    return " ".join(line for line in lines if line)
+        kind = "commit" if each.get("commit") else "sha256"
+        sets.append(code(each["name"]) + (f" ({kind} {code(each[kind])})" if each.get(kind) else ""))
+    if sets:
+        yield f"Data: {', '.join(sets)}."
+    if "split_sha256" in known:
+        yield f"Split: sha256 {code(known['split_sha256'])}."
 
 
-def _making(name: str, about: Mapping[str, Any]) -> str:
-    lines = []
+def _making(about: Mapping[str, Any]) -> str:
+    lines, known = [], about.get("provenance") or {}
     if training := about.get("training"):
         lines.append(
             f"Trained for {training['epochs']} epochs in {training['minutes']:.0f} minutes on {training['threads']} "
             f"thread; weights of epoch {training['best_epoch']}."
         )
     if built := about.get("built"):
-        versions = ", ".join(
-            f"{markdown(package)} {markdown(version)}" for package, version in built["versions"].items()
-        )
+        versions = ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in built["versions"].items())
         lines.append(
             f"Training and every number above: {code(built['command'])} ({markdown(built['date'])}; "
-            f"{markdown(built['cpu'])}; {versions}); "
-            "the configuration is in `recipe.yaml`."
+            f"{markdown(built['cpu'])}; {versions}); the configuration is in `recipe.yaml`."
         )
-    if known := about.get("provenance"):
-        lines.append(_provenance(known, with_command="built" not in about))
+    lines += _provenance(known)
+    if "built" not in about and "command" in known:
+        lines.append(f"Command: {code(known['command'])}.")
     return "## How it was made\n\n" + " ".join(lines) + "\n" if lines else ""
+
+
+# All models side by side.
+
+# Energy (meV/atom) and force (eV/Å) errors on the upstream test files of the data set of Zuo et al. (2020).
+_ELEMENTS = ("Ni", "Cu", "Li", "Mo", "Si", "Ge")
+_PUBLISHED = {
+    "s-MEAM [1]": ("2.64 / 0.080", "1.14 / 0.062", "1.08 / 0.039", "5.98 / 0.209", "5.22 / 0.172", "6.45 / 0.145"),
+    "SNAP [2]": ("0.78 / 0.038", "0.53 / 0.037", "1.03 / 0.028", "5.49 / 0.207", "6.44 / 0.133", "6.59 / 0.188"),
+    "qSNAP [2]": ("0.78 / 0.031", "0.56 / 0.024", "0.73 / 0.033", "2.77 / 0.184", "3.81 / 0.116", "6.45 / 0.133"),
+    "GAP [3]": ("0.42 / 0.02", "0.46 / 0.01", "0.49 / 0.01", "2.24 / 0.09", "2.91 / 0.07", "2.06 / 0.05"),
+    "MTP [3]": ("0.48 / 0.01", "0.41 / 0.01", "0.49 / 0.01", "2.83 / 0.09", "2.21 / 0.06", "1.79 / 0.05"),
+    "ACE [4]": ("0.34 / 0.015", "0.23 / 0.005", "0.17 / 0.005", "2.91 / 0.097", "2.03 / 0.066", "2.16 / 0.050"),
+}
+PUBLISHED_ERRORS = {
+    name.partition(" [")[0]: {
+        symbol: (float(energy), float(force))
+        for symbol, (energy, _, force) in zip(_ELEMENTS, (text.partition(" / ") for text in texts), strict=True)
+    }
+    for name, texts in _PUBLISHED.items()
+}
+"""(meV/atom, eV/Å) by method and element: mean absolute errors on the upstream test files of Zuo et al."""
+_PUBLISHED_NOTES = """\
+1. J. A. Vita, D. R. Trinkle, Comput. Mater. Sci. 200, 110752 (2021): the published coefficients, evaluated with LAMMPS,
+   with one constant of energy per element fitted on the test set.
+2. Models of Y. Zuo et al., J. Phys. Chem. A 124, 731 (2020), evaluated with LAMMPS.
+3. As published by Zuo et al.
+4. About 1000 functions, Y. Lysogorskiy et al., npj Comput. Mater. 7, 97 (2021); quoted second hand, not checked.
+"""
+
+
+def comparison_page(models: Mapping[str, Potential]) -> str:
+    """Markdown: the six-element benchmark, and all models with errors, size, speed, training and stability.
+
+    Arguments:
+        models: by name; their metadata hold `metrics`, `speed`, `training` and `stability` (see `snnp.analysis.card`).
+
+    Raises:
+        DataError: names a model whose metadata lack one of these.
+    """
+    for name, model in models.items():
+        if lacking := [key for key in ("metrics", "speed", "training", "stability") if key not in model.metadata]:
+            raise DataError(
+                f"the file of {name} states no {', '.join(lacking)}; run 'python model_zoo/build.py {name}'."
+            )
+    machines = sorted({model.metadata["speed"]["cpu"] for model in models.values()})
+    head = ["*published, other test structures:*", *[""] * len(_ELEMENTS)]
+    published = [head, *([name, *values] for name, values in _PUBLISHED.items())]
+    benchmark = Table(["", *_ELEMENTS], [*_benchmark_rows(models), *published]).markdown()
+    everything = Table(_COLUMNS, [_model_row(name, model) for name, model in models.items()], n_text=2).markdown()
+    return _PAGE.format(
+        benchmark=benchmark, notes=_PUBLISHED_NOTES, everything=everything, machines=" / ".join(machines)
+    )
+
+
+_PAGE = """\
+# Accuracy, speed, stability
+
+Written by `python model_zoo/build.py --table` from what `python model_zoo/build.py NAME` measured for each
+[bundled model](zoo.md). All errors are mean absolute errors on data that no training saw.
+
+## The six-element benchmark
+
+Energy (meV/atom) / force (eV/Å). **The two halves of the table are measured on different test structures:** ours on
+`*_test.xyz` (10 % of the training files of Zuo et al., drawn at random per group), the published ones on the test files
+of Zuo et al.; compare the size of the numbers, not their last digits.
+
+{benchmark}
+{notes}
+## All bundled models
+
+{everything}
+Speed: energy and forces of about 1000 atoms in float32 on one thread of {machines}. Stable: 20 ps at constant energy
+and 300 K, and 20 ps Langevin at 0.8 of the melting point (molecules: 600 K), without blowing up. Drift: slope of the
+total energy at 300 K with its standard error; the largest where a model was run on several elements.
+"""
+_COLUMNS = ["model", "elements", "parameters", "energy (meV/atom)", "force (eV/Å)", "µs/atom", "training (min)"]
+_COLUMNS += ["stable", "drift (meV/atom/ns)"]
+
+
+def _pair(errors: Mapping[str, Any]) -> str:
+    return f"{errors['energy_mae_mev_per_atom']:.2f} / {errors['force_mae_ev_per_angstrom']:.3f}"
+
+
+def _benchmark_rows(models: Mapping[str, Potential]) -> list[list[str]]:
+    """One row of the s-NNPs of one element each, one row per model of several or of another family."""
+    own: dict[str, str] = {}
+    rows = []
+    for name, model in models.items():
+        metrics = model.metadata["metrics"]
+        if "mlearn/" not in metrics["data"]:
+            continue
+        pure = metrics.get("pure_elements")
+        if pure is None and isinstance(model, SplineNNP):
+            own[model.elements[0]] = _pair(metrics)
+        else:
+            pure = pure or {model.elements[0]: metrics}
+            rows.append([f"`{name}`", *(_pair(pure[s]) if s in pure else "–" for s in _ELEMENTS)])
+    single = [["s-NNP, one model per element", *(own.get(symbol, "–") for symbol in _ELEMENTS)]] if own else []
+    return [*single, *rows]
+
+
+def _model_row(name: str, model: Potential) -> list[str]:
+    about = model.metadata
+    systems = about["stability"].values()
+    runs = [system[kind] for system in systems for kind in ("nve", "langevin")]
+    drifts = [system["nve"] for system in systems if system["nve"]["drift_mev_per_atom_per_ns"] is not None]
+    worst = max(drifts, key=lambda run: abs(run["drift_mev_per_atom_per_ns"]), default=None)
+    return [
+        f"`{name}`",
+        " ".join(model.elements),
+        f"{model.n_parameters:,}",
+        f"{about['metrics']['energy_mae_mev_per_atom']:.2f}",
+        f"{about['metrics']['force_mae_ev_per_angstrom']:.3f}",
+        f"{about['speed']['us_per_atom']:.1f}",
+        f"{about['training']['minutes']:.0f}",
+        "yes" if all(run["survived"] for run in runs) else "no",
+        "–" if worst is None else _drift(worst),
+    ]

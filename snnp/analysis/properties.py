@@ -2,20 +2,22 @@
 
     C_ij = d(stress_i) / d(strain_j)  at zero stress and zero temperature, by central differences,
 
-with the atoms of the cell relaxed under each strain (the diamond structure needs it for C44).
+with the atoms of the cell at rest under each strain. For the two atoms of the diamond structure that is
+
+    C44 = C44(atoms follow the cell) - Λ K⁻¹ Λ / V,    Λ = d(force) / d(shear),    K = -d(force) / d(position).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
+from scipy.optimize import brentq
 
 from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import InputError, near_matches
@@ -44,9 +46,7 @@ GROUND_STATES = {
 _ATOMS_PER_CELL = {"fcc": 4, "bcc": 2, "diamond": 8}
 _STRAIN = 1e-3
 _DISPLACEMENT = 5e-3  # Å
-_FORCE_TOLERANCE = 1e-7  # eV/Å
 _STEP, _MOST_STEPS = 0.01, 25  # of the lattice constant: the search covers about ±25 %
-_BISECTIONS = 40
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class ReferenceValues:
     """Published values to compare with; None where no value is known well enough. Å, eV/atom, GPa."""
 
     source: str
-    lattice_constant: float | None = None
-    cohesive_energy: float | None = None
-    c11: float | None = None
-    c12: float | None = None
-    c44: float | None = None
+    lattice_constant: float | None
+    cohesive_energy: float | None
+    c11: float
+    c12: float
+    c44: float
 
     @property
-    def bulk_modulus(self) -> float | None:
+    def bulk_modulus(self) -> float:
         """(C11 + 2 C12) / 3 in GPa."""
-        return None if self.c11 is None or self.c12 is None else (self.c11 + 2.0 * self.c12) / 3.0
+        return (self.c11 + 2.0 * self.c12) / 3.0
 
 
 _KITTEL = "lattice constant and cohesive energy: C. Kittel, Introduction to Solid State Physics (8th ed.), ch. 1 and 3"
@@ -81,33 +81,26 @@ _ZUO = (
 
 # A rough fit to strained cells of the data set of the same paper agrees with these within 5 % for Ni, Cu, Mo (Li: C11,
 # C12) and within 15 % for Si and Ge. Its Ge has another lattice constant than the table, which is left out.
-REFERENCES: dict[str, dict[str, ReferenceValues]] = {
-    "Ni": {
-        "experiment": ReferenceValues(_SIMMONS_WANG, 3.524, 4.44, 246.5, 147.3, 124.7),
-        "DFT": ReferenceValues(_ZUO, 3.508, None, 276.0, 159.0, 132.0),
-    },
-    "Cu": {
-        "experiment": ReferenceValues(_SIMMONS_WANG, 3.615, 3.49, 168.4, 121.4, 75.4),
-        "DFT": ReferenceValues(_ZUO, 3.621, None, 173.0, 133.0, 88.0),
-    },
-    "Al": {"experiment": ReferenceValues(_SIMMONS_WANG, 4.050, 3.39, 106.8, 60.4, 28.3)},
-    "Li": {
-        "experiment": ReferenceValues(_SIMMONS_WANG, 3.510, 1.63, 13.5, 11.4, 8.8),
-        "DFT": ReferenceValues(_ZUO, 3.427, None, 15.0, 13.0, 11.0),
-    },
-    "Mo": {
-        "experiment": ReferenceValues(_SIMMONS_WANG, 3.147, 6.82, 463.7, 157.8, 109.2),
-        "DFT": ReferenceValues(_ZUO, 3.168, None, 472.0, 158.0, 106.0),
-    },
-    "Si": {
-        "experiment": ReferenceValues(_MCSKIMIN, 5.431, 4.63, 165.8, 63.9, 79.6),
-        "DFT": ReferenceValues(_ZUO, 5.469, None, 156.0, 65.0, 76.0),
-    },
-    "Ge": {
-        "experiment": ReferenceValues(_MCSKIMIN, 5.658, 3.85, 128.5, 48.3, 66.8),
-        "DFT": ReferenceValues(_ZUO, None, None, 116.0, 48.0, 58.0),
-    },
-}
+_PUBLISHED: tuple[tuple[Any, ...], ...] = (
+    # Lattice constant, cohesive energy, C11, C12, C44.
+    ("Ni", "experiment", _SIMMONS_WANG, 3.524, 4.44, 246.5, 147.3, 124.7),
+    ("Ni", "DFT", _ZUO, 3.508, None, 276.0, 159.0, 132.0),
+    ("Cu", "experiment", _SIMMONS_WANG, 3.615, 3.49, 168.4, 121.4, 75.4),
+    ("Cu", "DFT", _ZUO, 3.621, None, 173.0, 133.0, 88.0),
+    ("Al", "experiment", _SIMMONS_WANG, 4.050, 3.39, 106.8, 60.4, 28.3),
+    ("Li", "experiment", _SIMMONS_WANG, 3.510, 1.63, 13.5, 11.4, 8.8),
+    ("Li", "DFT", _ZUO, 3.427, None, 15.0, 13.0, 11.0),
+    ("Mo", "experiment", _SIMMONS_WANG, 3.147, 6.82, 463.7, 157.8, 109.2),
+    ("Mo", "DFT", _ZUO, 3.168, None, 472.0, 158.0, 106.0),
+    ("Si", "experiment", _MCSKIMIN, 5.431, 4.63, 165.8, 63.9, 79.6),
+    ("Si", "DFT", _ZUO, 5.469, None, 156.0, 65.0, 76.0),
+    ("Ge", "experiment", _MCSKIMIN, 5.658, 3.85, 128.5, 48.3, 66.8),
+    ("Ge", "DFT", _ZUO, None, None, 116.0, 48.0, 58.0),
+)
+REFERENCES: dict[str, dict[str, ReferenceValues]] = {}
+"""Published values by element and kind ("experiment", "DFT")."""
+for _element, _kind, *_values in _PUBLISHED:
+    REFERENCES.setdefault(_element, {})[_kind] = ReferenceValues(*_values)
 
 
 @dataclass(frozen=True)
@@ -135,14 +128,14 @@ class CubicProperties:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values with units in their names, and the published values known for the ground state of the element."""
-        own = asdict(self)
         published = REFERENCES.get(self.element, {}) if GROUND_STATES.get(self.element) == self.structure else {}
-        references = {
-            name: {"source": values.source, **_with_units({key: getattr(values, key) for key in _UNITS})}
-            for name, values in published.items()
+        return {
+            "element": self.element,
+            "structure": self.structure,
+            "energy_per_atom_ev": self.energy_per_atom,
+            **_with_units(self),
+            "references": {kind: {"source": known.source, **_with_units(known)} for kind, known in published.items()},
         }
-        identity = {"element": self.element, "structure": self.structure, "energy_per_atom_ev": self.energy_per_atom}
-        return {**identity, **_with_units({key: own[key] for key in _UNITS}), "references": references}
 
 
 _UNITS = {
@@ -152,8 +145,8 @@ _UNITS = {
 }
 
 
-def _with_units(values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{name}_{_UNITS[name]}": value for name, value in values.items()}
+def _with_units(values: CubicProperties | ReferenceValues) -> dict[str, Any]:
+    return {f"{name}_{unit}": getattr(values, name) for name, unit in _UNITS.items()}
 
 
 def model_properties(model: Potential) -> list[CubicProperties]:
@@ -233,25 +226,20 @@ def _crystal(element: str, structure: str, a: float) -> Structure:
     return Structure.from_ase(bulk(element, structure, a=a))
 
 
-def _stress(model: Potential, structure: Structure) -> np.ndarray:
-    """[3, 3] GPa."""
-    stress = model.compute(structure, forces=False, stress=True).stress
-    assert stress is not None
-    return stress[0].double().cpu().numpy() * EV_PER_ANGSTROM3_IN_GPA
-
-
 def _lattice_constant(model: Potential, element: str, structure: str, start: float) -> float:
-    """Root of the pressure nearest to `start` downhill in energy: bracketed by steps of 1 %, then bisected."""
+    """Root of the pressure nearest to `start` downhill in energy: bracketed by steps of 1 %."""
 
     def tension(a: float) -> float:
         """Positive where the crystal wants to shrink."""
-        return float(np.trace(_stress(model, _crystal(element, structure, a))))
+        stress = model.compute(_crystal(element, structure, a), forces=False, stress=True).stress
+        assert stress is not None
+        return float(stress[0].trace())
 
     near, shrinks = start, tension(start) > 0
     for _ in range(_MOST_STEPS):
         far = near * (1.0 - _STEP if shrinks else 1.0 + _STEP)
         if (tension(far) > 0) != shrinks:
-            return _bisect(tension, *sorted((near, far)))
+            return float(brentq(tension, near, far, xtol=1e-12))
         near = far
     raise InputError(
         f"this model has no {structure} {element} crystal with a lattice constant between {min(near, start):.2f} and "
@@ -259,79 +247,43 @@ def _lattice_constant(model: Potential, element: str, structure: str, start: flo
     )
 
 
-def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
-    """Root of a function that is not positive at `low` and not negative at `high`."""
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if function(middle) > 0 else (middle, high)
-    return 0.5 * (low + high)
-
-
 def _elastic_constants(model: Potential, crystal: Structure, element: str) -> tuple[float, float, float]:
     """C11, C12, C44 in GPa."""
-    stiffness = _force_constants(model, crystal) if crystal.n_atoms == 2 else None
-    if stiffness is not None and np.linalg.eigvalsh(0.5 * (stiffness + stiffness.T)).min() <= 0:
-        raise InputError(
-            f"this model's {element} crystal is unstable: its two sublattices move apart without a barrier."
-        )
-
-    def derivative(strain: np.ndarray) -> np.ndarray:
-        plus, minus = (
-            _stress(model, _relaxed(model, _strained(crystal, sign * _STRAIN * strain), stiffness)) for sign in (1, -1)
-        )
-        return (plus - minus) / (2.0 * _STRAIN)
-
     stretch, shear = np.zeros((3, 3)), np.zeros((3, 3))
     stretch[0, 0] = 1.0
     # The engineering strain is twice the tensor's: half on each side of the diagonal.
     shear[1, 2] = shear[2, 1] = 0.5
-    stretched = derivative(stretch)
-    return (
-        float(stretched[0, 0]),
-        float(0.5 * (stretched[1, 1] + stretched[2, 2])),
-        float(derivative(shear)[1, 2]),
-    )
+    stretched, _ = _slopes(model, crystal, stretch)
+    sheared, push = _slopes(model, crystal, shear)
+    c44 = sheared[1, 2]
+    if crystal.n_atoms == 2:
+        axes = [_slopes(model, crystal, None, axis)[1] for axis in np.eye(3)]
+        stiffness = -0.5 * (np.stack(axes) + np.stack(axes).T)
+        if np.linalg.eigvalsh(stiffness).min() <= 0:
+            raise InputError(
+                f"this model's {element} crystal is unstable: its two sublattices move apart without a barrier."
+            )
+        # A shear pushes the sublattices apart; where they follow, the crystal gives way.
+        c44 -= push @ np.linalg.solve(stiffness, push) / float(crystal.volume()[0]) * EV_PER_ANGSTROM3_IN_GPA
+    return float(stretched[0, 0]), float(0.5 * (stretched[1, 1] + stretched[2, 2])), float(c44)
 
 
-def _strained(structure: Structure, strain: np.ndarray) -> Structure:
-    deform = torch.eye(3, dtype=torch.float64) + torch.from_numpy(strain)
-    return _with(structure, structure.positions @ deform, structure.cell @ deform)
+def _slopes(
+    model: Potential, crystal: Structure, strain: np.ndarray | None, shift: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives of the stress ([3, 3] GPa) and of the force on the last atom ([3] eV/Å).
 
-
-def _with(structure: Structure, positions: torch.Tensor, cell: torch.Tensor) -> Structure:
-    return Structure(structure.numbers, positions, cell, structure.pbc, structure.structure_of_atom)
-
-
-def _force_on_second(model: Potential, structure: Structure) -> np.ndarray:
-    """[3] eV/Å."""
-    forces = model.compute(structure).forces
-    assert forces is not None
-    return forces[1].double().cpu().numpy()
-
-
-def _moved(structure: Structure, displacement: np.ndarray) -> Structure:
-    """The second atom moved by [3] Å."""
-    positions = structure.positions.clone()
-    positions[1] += torch.from_numpy(displacement)
-    return _with(structure, positions, structure.cell)
-
-
-def _force_constants(model: Potential, crystal: Structure) -> np.ndarray:
-    """[3, 3] eV/Å²: minus the change of the force on the second atom when it moves."""
-    rows = []
-    for axis in np.eye(3):
-        plus, minus = (_force_on_second(model, _moved(crystal, sign * _DISPLACEMENT * axis)) for sign in (1, -1))
-        rows.append((minus - plus) / (2.0 * _DISPLACEMENT))
-    return np.stack(rows)
-
-
-def _relaxed(model: Potential, structure: Structure, stiffness: np.ndarray | None) -> Structure:
-    """Move the second atom until no force acts on it (Newton's method); cells of one atom are left as they are."""
-    if stiffness is None:
-        return structure
-    for _ in range(_MOST_STEPS):
-        force = _force_on_second(model, structure)
-        if np.abs(force).max() < _FORCE_TOLERANCE:
-            return structure
-        structure = _moved(structure, np.linalg.solve(stiffness, force))
-    raise InputError("the atoms of the strained cell do not come to rest; is the crystal stable in this model?")
+    Arguments:
+        strain: [3, 3], of cell and atoms; shift: [3], of the last atom in Å. One of them is given.
+    """
+    step, ends = (_DISPLACEMENT if strain is None else _STRAIN), []
+    for size in (step, -step):
+        deform = torch.eye(3, dtype=torch.float64) + (0.0 if strain is None else size * torch.from_numpy(strain))
+        positions = crystal.positions @ deform
+        positions[-1] += 0.0 if shift is None else size * torch.from_numpy(shift)
+        found = model.compute(replace(crystal, positions=positions, cell=crystal.cell @ deform), stress=True)
+        assert found.forces is not None
+        assert found.stress is not None
+        ends.append((found.stress[0].double().cpu().numpy(), found.forces[-1].double().cpu().numpy()))
+    stress, force = ((plus - minus) / (2.0 * step) for plus, minus in zip(*ends, strict=True))
+    return stress * EV_PER_ANGSTROM3_IN_GPA, force

@@ -115,7 +115,7 @@ def info_command(model: Model, as_json: Json = False) -> None:
 
 
 def _summary(name: str) -> dict[str, Any]:
-    from snnp.analysis.page import stated_errors
+    from snnp.analysis.curve_page import stated_errors
     from snnp.models.store import load_model
 
     model = load_model(name)
@@ -296,7 +296,7 @@ def plot_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw everything that a spline model has learned on one page."""
-    from snnp.analysis.page import draw_page
+    from snnp.analysis.curve_page import draw_page
     from snnp.data import read_frames
     from snnp.hub import load_model
     from snnp.structure import Structure

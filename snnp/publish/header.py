@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from snnp.analysis.page import stated_errors
+from snnp.analysis.curve_page import stated_errors
 from snnp.hub.failures import hub_library
 from snnp.hub.names import parse_reference
 from snnp.models.formats import stated

@@ -14,7 +14,7 @@ from typing import Any
 
 from snnp import hub
 from snnp.analysis.card import card_markdown
-from snnp.analysis.page import draw_page
+from snnp.analysis.curve_page import draw_page
 from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
 from snnp.files import scratch_folder, write_atomically

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from peers.operations import count_work
 from peers.processes import Failure, Measurement, Plan
 
-from snnp.analysis.comparison import PUBLISHED_ERRORS
+from snnp.analysis.card import PUBLISHED_ERRORS
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model

@@ -14,7 +14,7 @@ from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
 from snnp.errors import InputError
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
-from snnp.report import COLOURS, GREY, colours, new_figure, save_figure
+from snnp.report import COLOURS, GREY, colours, new_figure, save_figure, tidy
 from snnp.structure import Structure
 
 if TYPE_CHECKING:
@@ -56,17 +56,10 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     has_angles = curves.shape.shape[1] > 0
     figure = new_figure(13.0, 8.2 if has_angles else 4.4)
     panels = figure.subplots(2 if has_angles else 1, 3, squeeze=False)
-    page.pair(panels[0, 0])
-    page.radial(panels[0, 1])
-    if curves.embedding is None:
-        page.worth(panels[0, 2])
-    else:
-        page.embedding(panels[0, 2])
-    if has_angles:
-        page.shapes(panels[1, 0])
-        page.angles(panels[1, 1])
-        page.three_body(panels[1, 2])
-    for panel, letter in zip(panels.flat, "abcdef", strict=False):
+    drawn = [page.pair, page.radial, page.worth if curves.embedding is None else page.embedding]
+    drawn += [page.shapes, page.angles, page.three_body] if has_angles else []
+    for draw, panel, letter in zip(drawn, panels.flat, "abcdef", strict=False):
+        draw(panel)
         _tidy(panel, letter)
     figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
     save_figure(figure, path)
@@ -114,8 +107,8 @@ def _headline(model: Potential, title: str) -> str:
 
 
 def _tidy(panel: Axes, letter: str) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8, colors=_INK)
+    tidy(panel)
+    panel.tick_params(colors=_INK)
     panel.set_title(f"{letter}   {panel.get_title()}", loc="left", fontsize=10, color=_INK, fontweight="bold")
     panel.set_title("", loc="center")
     panel.xaxis.label.set_fontsize(9)
@@ -134,19 +127,19 @@ class _Page:
 
     def __init__(self, curves: Curves, seen: Occurrence | None, shells: list[np.ndarray], closest: float) -> None:
         self._curves, self._seen, self._shells, self._closest = curves, seen, shells, closest
-        self._n_radial = curves.radial.shape[1]
-        order = np.argsort(-curves.worth, kind="stable")
-        self._radial_order = [int(k) for k in order if k < self._n_radial]
-        self._angular_order = [int(k) - self._n_radial for k in order if k >= self._n_radial]
+        # Filters by what they are worth.
+        n_radial, order = curves.radial.shape[1], np.argsort(-curves.worth, kind="stable").tolist()
+        self._radial_order = [k for k in order if k < n_radial]
+        self._angular_order = [k - n_radial for k in order if k >= n_radial]
 
-    # Backgrounds.
+    # Parts of panels.
 
     def _distance_axis(self, panel: Axes) -> None:
         """The axis of distances, with those that occur behind the curves."""
         panel.set_xlim(*self._curves.distance[[0, -1]])
         note = ""
         if self._seen is not None:
-            self._shade(panel, self._seen.distance, self._seen.distance_density)
+            _shade(panel, self._seen.distance, self._seen.distance_density)
             note = "   shaded: in the data"
         elif len(self._shells) == 1 and len(self._shells[0]):
             for shell in self._shells[0]:
@@ -156,14 +149,27 @@ class _Page:
             note = f"   ticks: shells of {crystal.get('symmetry')} {element}"
         panel.set_xlabel(f"distance r (Å){note}")
 
-    def _shade(self, panel: Axes, x: np.ndarray, density: np.ndarray) -> None:
-        behind = panel.get_xaxis_transform()
-        panel.fill_between(x, 0.3 * density, color=_FILL, transform=behind, zorder=0, linewidth=0)
-
     def _limit(self, panel: Axes, values: np.ndarray, shortest: float | None = None) -> None:
         """Scale the axis to distances that occur (a repulsive wall would flatten the rest), with room for a legend."""
         inside = self._curves.distance >= (self._closest if shortest is None else shortest)
         _fit_axis(panel, values[..., inside])
+
+    def _filters(self, panel: Axes, x: np.ndarray, values: np.ndarray, groups: tuple[str, ...], symbol: str) -> None:
+        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters."""
+        order = self._radial_order if symbol == "ρ" else self._angular_order
+        if len(groups) == 1:
+            for rank, index in reversed(list(enumerate(order))):
+                shown = rank < _N_HIGHLIGHTED
+                colour, width = (COLOURS[rank], 1.8) if shown else (GREY, 0.7)
+                label = _label(symbol, index) if shown else None
+                panel.plot(x, values[0, index], label=label, color=colour, linewidth=width)
+        else:
+            for group, (name, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
+                for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
+                    label = name if rank == 0 else None
+                    panel.plot(x, values[group, index], color=colour, linewidth=1.8 - 0.3 * rank, label=label)
+        _legend(panel, reverse=len(groups) == 1)
+        _draw_zero(panel)
 
     # Panels.
 
@@ -172,10 +178,10 @@ class _Page:
         curves = self._curves
         chosen = {p: e for p, e in curves.pair.items() if len(curves.elements) <= 3 or p[0] == p[1]}
         if not any(np.any(energy) for energy in chosen.values()):
-            panel.text(0.5, 0.5, "zero everywhere", transform=panel.transAxes, ha="center", color=_INK, fontsize=9)
+            _say(panel, "zero everywhere")
         for (a, b), colour in zip(chosen, colours(len(chosen)), strict=True):
             panel.plot(curves.distance, chosen[a, b], color=colour, linewidth=2.0, label=f"{a}–{b}")
-        panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+        _draw_zero(panel)
         self._limit(panel, np.stack(list(chosen.values())), 0.95 * min(curves.nearest))
         self._distance_axis(panel)
         title = f"Pair energy {curves.where or 'of the radial filters'}" if curves.in_ev else "Pair term φ(r)"
@@ -184,18 +190,18 @@ class _Page:
 
     def radial(self, panel: Axes) -> None:
         """Radial filters."""
-        if not self._n_radial:
-            panel.text(0.5, 0.5, "no radial filters", transform=panel.transAxes, ha="center", color=_INK, fontsize=9)
-        self._filters(panel, self._curves.distance, self._curves.radial, self._curves.groups, self._radial_order, "ρ")
-        if self._n_radial:
+        self._filters(panel, self._curves.distance, self._curves.radial, self._curves.groups, "ρ")
+        if self._radial_order:
             self._limit(panel, self._curves.radial)
+        else:
+            _say(panel, "no radial filters")
         self._distance_axis(panel)
         unit = "h ρ(r)  (eV per neighbour)" if self._curves.in_ev else "ρ(r)"
         panel.set(ylabel=unit, title="Radial filters")
 
     def shapes(self, panel: Axes) -> None:
         """Radial parts f of the three-body filters."""
-        self._filters(panel, self._curves.distance, self._curves.shape, self._curves.groups, self._angular_order, "f")
+        self._filters(panel, self._curves.distance, self._curves.shape, self._curves.groups, "f")
         self._limit(panel, self._curves.shape)
         self._distance_axis(panel)
         scaled = " / max |f|" if self._curves.in_ev else ""
@@ -204,48 +210,30 @@ class _Page:
     def angles(self, panel: Axes) -> None:
         """Angular parts g."""
         curves = self._curves
-        self._filters(panel, curves.angle, curves.angular, curves.angle_groups, self._angular_order, "g")
+        self._filters(panel, curves.angle, curves.angular, curves.angle_groups, "g")
         if self._seen is not None:
-            self._shade(panel, self._seen.angle, self._seen.angle_density)
+            _shade(panel, self._seen.angle, self._seen.angle_density)
         _fit_axis(panel, curves.angular)
-        panel.set_xlim(0.0, 180.0)
-        panel.set_xticks(range(0, 181, 30))
+        _angle_axis(panel)
         unit = "h g(θ)  (eV per pair of neighbours)" if curves.in_ev else "g(θ)"
-        panel.set(xlabel="angle θ (degrees)", ylabel=unit, title="Three-body filters: angle")
-
-    def _filters(
-        self, panel: Axes, x: np.ndarray, values: np.ndarray, groups: tuple[str, ...], order: list[int], symbol: str
-    ) -> None:
-        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters."""
-        if len(groups) == 1:
-            for rank, index in reversed(list(enumerate(order))):
-                shown = rank < _N_HIGHLIGHTED
-                colour, width = (COLOURS[rank], 1.8) if shown else (GREY, 0.7)
-                label = _label(symbol, index) if shown else None
-                panel.plot(x, values[0, index], label=label, color=colour, linewidth=width)
-            _legend(panel, reverse=True)
-        else:
-            for group, (name, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
-                for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
-                    label = name if rank == 0 else None
-                    panel.plot(x, values[group, index], color=colour, linewidth=1.8 - 0.3 * rank, label=label)
-            _legend(panel)
-        panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+        panel.set(ylabel=unit, title="Three-body filters: angle")
 
     def worth(self, panel: Axes) -> None:
         """What each feature is worth: energy per standard deviation."""
-        order = np.argsort(-self._curves.worth, kind="stable")[:_N_BARS]
-        colour_of = dict(zip(self._radial_order, COLOURS[:_N_HIGHLIGHTED], strict=False))
-        colour_of |= {
-            index + self._n_radial: colour
-            for index, colour in zip(self._angular_order, COLOURS[:_N_HIGHLIGHTED], strict=False)
-        }
-        shades = [colour_of.get(int(k), GREY) if len(self._curves.groups) == 1 else COLOURS[0] for k in order]
-        hatches = ["" if k < self._n_radial else "////" for k in order]
+        n_radial = self._curves.radial.shape[1]
+        order = [int(k) for k in np.argsort(-self._curves.worth, kind="stable")[:_N_BARS]]
+        shades = dict.fromkeys(order, COLOURS[0])
+        if len(self._curves.groups) == 1:
+            shades = dict.fromkeys(order, GREY) | dict(zip(self._radial_order[:_N_HIGHLIGHTED], COLOURS, strict=False))
+            shades |= {k + n_radial: c for k, c in zip(self._angular_order[:_N_HIGHLIGHTED], COLOURS, strict=False)}
         panel.barh(
-            range(len(order)), 1000.0 * self._curves.worth[order], color=shades, hatch=hatches, edgecolor="white"
+            range(len(order)),
+            1000.0 * self._curves.worth[order],
+            color=[shades[k] for k in order],
+            hatch=["" if k < n_radial else "////" for k in order],
+            edgecolor="white",
         )
-        names = [_label("ρ", int(k)) if k < self._n_radial else _label("fg", int(k) - self._n_radial) for k in order]
+        names = [_label("ρ", k) if k < n_radial else _label("fg", k - n_radial) for k in order]
         panel.set_yticks(range(len(order)), names)
         panel.invert_yaxis()
         note = "  (hatched: three-body)" if self._angular_order else ""
@@ -255,11 +243,10 @@ class _Page:
         """Embedding splines U."""
         assert self._curves.embedding is not None
         x, values = self._curves.embedding
-        for element, colour in zip(range(len(values)), colours(len(values)), strict=True):
-            for index, curve in enumerate(values[element]):
-                label = self._curves.elements[element] if index == 0 else None
-                panel.plot(x, curve, color=colour, linewidth=1.8, label=label)
-        panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+        for element, colour, curves in zip(self._curves.elements, colours(len(values)), values, strict=True):
+            for index, curve in enumerate(curves):
+                panel.plot(x, curve, color=colour, linewidth=1.8, label=element if index == 0 else None)
+        _draw_zero(panel)
         _fit_axis(panel, values)
         _legend(panel)
         panel.set(xlabel="feature n", ylabel="U(n)  (eV)", title="Embedding")
@@ -267,37 +254,48 @@ class _Page:
     def three_body(self, panel: Axes) -> None:
         """The sum of all three-body filters: a map for one element, cuts at the nearest distance for several."""
         curves = self._curves
+        kind = "energy" if curves.in_ev else "density"
         if len(curves.elements) == 1:
             inside = curves.distance >= self._closest
             values = curves.three_body[0][inside]
             bound = max(float(np.abs(values).max()), 1e-12)
             extent = (0.0, 180.0, float(curves.distance[inside][0]), float(curves.distance[-1]))
-            picture = panel.imshow(
-                values, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r", vmin=-bound, vmax=bound
-            )
-            bar = panel.figure.colorbar(picture, ax=panel, pad=0.02)
+            how: dict[str, Any] = {"origin": "lower", "aspect": "auto", "cmap": "RdBu_r", "vmin": -bound, "vmax": bound}
+            bar = panel.figure.colorbar(panel.imshow(values, extent=extent, **how), ax=panel, pad=0.02)
             bar.set_label("Σ h f(r)² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f(r)² g(θ)", fontsize=9)
             bar.ax.tick_params(labelsize=8)
             bar.outline.set_visible(False)
-            panel.set(
-                ylabel="distance r of both neighbours (Å)",
-                title="Three-body energy, angular part" if curves.in_ev else "Three-body density",
-            )
+            angular = ", angular part" if curves.in_ev else ""
+            panel.set(ylabel="distance r of both neighbours (Å)", title=f"Three-body {kind}{angular}")
         else:
-            for k, colour in zip(range(len(curves.elements)), colours(len(curves.elements)), strict=True):
+            drawn = []
+            for k, colour in enumerate(colours(len(curves.elements))):
                 row = int(np.abs(curves.distance - curves.nearest[k]).argmin())
                 label = f"{curves.triples[k]}, {curves.nearest[k]:.2f} Å"
-                panel.plot(curves.angle, curves.three_body[k, row], color=colour, linewidth=1.8, label=label)
-            panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-            _fit_axis(panel, np.stack([line.get_ydata() for line in panel.get_lines()[:-1]]))
+                drawn.append(curves.three_body[k, row])
+                panel.plot(curves.angle, drawn[-1], color=colour, linewidth=1.8, label=label)
+            _draw_zero(panel)
+            _fit_axis(panel, np.stack(drawn))
             _legend(panel)
-            panel.set(
-                ylabel="Σ h f² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f² g(θ)",
-                title=f"Three-body {'energy' if curves.in_ev else 'density'}, nearest atoms",
-            )
-        panel.set_xlim(0.0, 180.0)
-        panel.set_xticks(range(0, 181, 30))
-        panel.set_xlabel("angle θ (degrees)")
+            label = "Σ h f² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f² g(θ)"
+            panel.set(ylabel=label, title=f"Three-body {kind}, nearest atoms")
+        _angle_axis(panel)
+
+
+def _draw_zero(panel: Axes) -> None:
+    panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+
+
+def _say(panel: Axes, text: str) -> None:
+    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", color=_INK, fontsize=9)
+
+
+def _shade(panel: Axes, x: np.ndarray, density: np.ndarray) -> None:
+    panel.fill_between(x, 0.3 * density, color=_FILL, transform=panel.get_xaxis_transform(), zorder=0, linewidth=0)
+
+
+def _angle_axis(panel: Axes) -> None:
+    panel.set(xlim=(0.0, 180.0), xticks=range(0, 181, 30), xlabel="angle θ (degrees)")
 
 
 def _fit_axis(panel: Axes, values: np.ndarray) -> None:
@@ -329,10 +327,10 @@ def _legend(panel: Axes, reverse: bool = False) -> None:
     handles, labels = _keys(panel)
     if not handles:
         return
-    order = slice(None, None, -1) if reverse else slice(None)
+    step = -1 if reverse else 1
     panel.legend(
-        handles[order],
-        labels[order],
+        handles[::step],
+        labels[::step],
         loc="upper center",
         ncols=-(-len(handles) // _legend_rows(panel)),
         fontsize=8,
