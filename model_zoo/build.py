@@ -270,7 +270,7 @@ def _speed(
         "n_calls": effort.calls,
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "computed_by": "torch" if model.native_kernel() is None else f"the native kernel ({instruction_set()})",
+        "computed_by": "torch" if model.evaluator() is None else f"the native kernel ({instruction_set()})",
         "cpu": _cpu(),
     }
 

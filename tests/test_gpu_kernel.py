@@ -27,8 +27,7 @@ from snnp.kernels.gpu.dynamics import Clock, GpuDynamics, Integrator, System
 from snnp.kernels.gpu.lists import CellList, State, rows_of
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
-from snnp.models.spline.on_gpu import evaluate_on_gpu
-from snnp.models.spline.parameters import kernel_parameters
+from snnp.models.spline.compiled import GpuEvaluator
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
@@ -90,8 +89,11 @@ def _compare(model: SplineNNP, structure: Structure, dtype: torch.dtype, toleran
     neighbours = neighbour_list(structure, model.cutoff + 0.5)
     with switched_off():
         expected = model.compute(structure, neighbours, stress=True)
-    kernel = GpuKernel(kernel_parameters(model), DEVICE, dtype, **options)
-    found = evaluate_on_gpu(kernel, structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours)
+    kernel = GpuKernel(model.kernel_parameters(), DEVICE, dtype, **options)
+    species = model.species(structure).to(DEVICE)
+    found = GpuEvaluator(kernel).evaluate(structure.to(device=DEVICE), species, neighbours)
+    assert found.forces is not None
+    assert found.virial is not None
     assert expected.forces is not None
     assert expected.stress is not None
     volume = structure.volume()[:, None, None]
@@ -121,10 +123,10 @@ def test_many_neighbours_fill_several_blocks() -> None:
 
 
 def test_what_is_not_covered_is_left_to_torch() -> None:
-    assert supports(kernel_parameters(_model(FORMS["everything, softplus"])))
-    assert not supports(kernel_parameters(_model(_config(angular={"evaluator": "spline"}))))
-    assert not supports(kernel_parameters(_model(_config(embedding={}))))
-    assert not supports(kernel_parameters(_model(_config(network={"hidden": (200,)}))))
+    assert supports(_model(FORMS["everything, softplus"]).kernel_parameters())
+    assert not supports(_model(_config(angular={"evaluator": "spline"})).kernel_parameters())
+    assert not supports(_model(_config(embedding={})).kernel_parameters())
+    assert not supports(_model(_config(network={"hidden": (200,)})).kernel_parameters())
 
 
 def test_without_a_compiler_triton_cannot_start_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +139,8 @@ def test_without_a_compiler_triton_cannot_start_kernels(monkeypatch: pytest.Monk
 
 def _evaluate(structure: Structure, neighbours: Neighbours) -> None:
     model = _model(FORMS["without network"])
-    kernel = GpuKernel(kernel_parameters(model), DEVICE)
-    evaluate_on_gpu(kernel, structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours)
+    kernel = GpuKernel(model.kernel_parameters(), DEVICE)
+    GpuEvaluator(kernel).evaluate(structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours)
 
 
 @pytest.mark.parametrize("where", [[0.0, 0.0, 0.05], [0.0, 0.0, 0.0], [0.0, float("nan"), 1.0]])
@@ -262,7 +264,7 @@ def _dynamics(atoms: Atoms, model: SplineNNP, integrator: Integrator) -> GpuDyna
     )
     velocities = torch.from_numpy(atoms.get_velocities() * units.fs)
     dtype = torch.float32 if CUDA else torch.float64
-    return GpuDynamics(GpuKernel(kernel_parameters(model), DEVICE, dtype), system, velocities, integrator)
+    return GpuDynamics(GpuKernel(model.kernel_parameters(), DEVICE, dtype), system, velocities, integrator)
 
 
 def _moving() -> Atoms:
@@ -316,7 +318,7 @@ def _drawn(step: int, n: int) -> torch.Tensor:
     from snnp.kernels.gpu import _list as _gpu_list
 
     model = _model(FORMS["without network"])
-    work = make_work(make_form(kernel_parameters(model), "ieee", 32, 32), n, 1, DEVICE, torch.float64)
+    work = make_work(make_form(model.kernel_parameters(), "ieee", 32, 32), n, 1, DEVICE, torch.float64)
     work.forces.zero_()
     state = _state(torch.zeros(n, 3, dtype=torch.float64, device=DEVICE))
     state = state._replace(spread=torch.full((n,), 2.0, dtype=torch.float64, device=DEVICE))

@@ -13,6 +13,7 @@ from snnp.errors import InputError
 from snnp.kernels.cpu.call import ListKeeper
 from snnp.kernels.cpu.library import library
 from snnp.models.potential import Prediction
+from snnp.models.spline.compiled import CpuEvaluator
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
 
@@ -24,12 +25,12 @@ def arguments() -> tuple[tuple[Tensor, ...], Prediction]:
     model = load_model("snnp-si", dtype=torch.float64)
     atoms = bulk("Si", cubic=True) * (2, 1, 1)
     atoms.rattle(0.1, seed=0)
-    kernel = model.native_kernel()
-    assert kernel is not None
+    evaluator = model.evaluator()
+    assert isinstance(evaluator, CpuEvaluator)
     rows, images = ListKeeper(model.cutoff).update(atoms.positions, atoms.cell.array, (True, True, True))
     columns = (torch.from_numpy(x.copy()) for x in (rows.first, rows.neighbour, rows.image, images))
     positions, species = torch.from_numpy(atoms.positions.copy()), torch.zeros(16, dtype=torch.int32)
-    return (pack_tensor(kernel), positions, species, *columns), model.compute(Structure.from_ase(atoms))
+    return (pack_tensor(evaluator.kernel), positions, species, *columns), model.compute(Structure.from_ase(atoms))
 
 
 def test_values_and_derivative() -> None:

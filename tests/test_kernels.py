@@ -30,7 +30,6 @@ from snnp.models.config import RepulsionConfig
 from snnp.models.session import Session
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import Neighbours, neighbour_list
 
 needs_library = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
@@ -164,10 +163,10 @@ def test_switch_names_what_is_there() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_kernel_is_torch(form: str, target: str) -> None:
     model = model_of(form)
-    assert supports(kernel_parameters(model)) == (form != "degree 9, left to torch")
+    assert supports(model.kernel_parameters()) == (form != "degree 9, left to torch")
     structure = Structure.from_ase(systems())
     with switched_off():
-        assert model.native_kernel() is None
+        assert model.evaluator() is None
         expected = model.compute(structure, stress=True)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         model.to(dtype)
@@ -239,7 +238,7 @@ def test_weights_per_atom() -> None:
     packed = pack_pairs((neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.int().numpy()), 32)
     species = model.species(structure).int().numpy()
     images = packed.images(structure.cell.numpy())
-    kernel = CompiledKernel(kernel_parameters(model), np.float64)
+    kernel = CompiledKernel(model.kernel_parameters(), np.float64)
     found = PreparedCall(kernel, species, packed, images)(structure.positions.numpy(), weights=weights.numpy())
     assert positions.grad is not None
     assert np.allclose(found.forces, -positions.grad.numpy(), atol=1e-11)
@@ -347,7 +346,7 @@ def test_a_list_that_points_outside_is_refused() -> None:
 def test_a_damaged_plan_is_refused_or_harmless(changes: list[tuple[int, int]]) -> None:
     """Changed bytes of the header are found, or leave everything that is read inside the block."""
     model, structure = model_of("tanh, repulsion"), Structure.from_ase(alloy(1))
-    kernel = CompiledKernel(kernel_parameters(model), np.float64)
+    kernel = CompiledKernel(model.kernel_parameters(), np.float64)
     for place, value in changes:
         kernel.packed[place % len(kernel.packed)] = value
     packed = ListKeeper(model.cutoff).update(structure.positions.numpy(), structure.cell[0].numpy(), (True, True, True))

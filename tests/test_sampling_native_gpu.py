@@ -22,7 +22,6 @@ from snnp.kernels.gpu.dynamics import Box, Clock
 from snnp.kernels.gpu.lists import CellList, State
 from snnp.models import SplineNNP, SplineNNPConfig
 from snnp.models.spline import special_cases
-from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import neighbour_list
 from snnp.sampling import Checkpoint, MDSettings, drive, run_md, starting_point
 from snnp.sampling.embedded import NativeDynamics, make_engine
@@ -72,7 +71,7 @@ def fragment() -> Atoms:
 
 
 def _kernel(model: SplineNNP) -> GpuKernel:
-    return GpuKernel(kernel_parameters(model), DEVICE, torch.float32 if CUDA else torch.float64)
+    return GpuKernel(model.kernel_parameters(), DEVICE, torch.float32 if CUDA else torch.float64)
 
 
 def _engine(model: SplineNNP, start: Checkpoint, settings: MDSettings) -> NativeGpuDynamics:
@@ -350,7 +349,9 @@ def test_atoms_in_one_place_are_refused() -> None:
 def test_other_models_take_the_host_path(model: SplineNNP, crystal: Atoms) -> None:
     settings = MDSettings()
     start = starting_point(crystal, settings, "native")
-    assert isinstance(make_engine(model, model.gpu_kernel(), start, settings), NativeDynamics)
+    evaluator = model.evaluator()
+    kernel = None if evaluator is None else evaluator.kernel
+    assert isinstance(make_engine(model, kernel, start, settings), NativeDynamics)
 
 
 # On a GPU, through the command's own entrance.

@@ -27,8 +27,8 @@ from snnp.kernels.cpu.call import ListKeeper
 from snnp.kernels.cpu.library import library, switched_off
 from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP
 from snnp.models.session import Session
-from snnp.models.spline import compiled as kernel_cache
 from snnp.models.spline import special_cases
+from snnp.models.spline.compiled import CpuEvaluator
 from snnp.neighbours import VerletList, neighbour_list
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator
@@ -173,9 +173,9 @@ def test_the_operator() -> None:
     from snnp.kernels.cpu.operator import pack_tensor
 
     model = load_model("snnp-si", dtype=torch.float64)
-    kernel = model.native_kernel()
-    assert kernel is not None
-    packed = pack_tensor(kernel)
+    evaluator = model.evaluator()
+    assert isinstance(evaluator, CpuEvaluator)
+    packed = pack_tensor(evaluator.kernel)
     keeper, verlet = ListKeeper(model.cutoff), VerletList(model.cutoff)  # shared by all threads, too
 
     def job(atoms: Atoms) -> Results:
@@ -199,7 +199,7 @@ def test_the_operator() -> None:
 def test_parameters_that_change_while_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What another thread wrote meanwhile is packed at the next call, not lost."""
     model = SplineNNP(special_cases.s_nnp(("Si",), **SMALL), seed=0)
-    real = kernel_cache.kernel_parameters
+    real = SplineNNP.kernel_parameters
 
     def interrupted(packed: SplineNNP) -> Any:
         plan = real(packed)
@@ -208,7 +208,7 @@ def test_parameters_that_change_while_they_are_packed(monkeypatch: pytest.Monkey
             model.rho.free.mul_(2.0)
         return plan
 
-    monkeypatch.setattr(kernel_cache, "kernel_parameters", interrupted)
+    monkeypatch.setattr(SplineNNP, "kernel_parameters", interrupted)
     model.compute(Structure.from_ase(FRAMES[0]))
     found = model.compute(Structure.from_ase(FRAMES[0])).energy
     with switched_off():

@@ -74,18 +74,17 @@ def _measure(
     name: str, structure: str | None, atoms: int, repeats: int, dtype: str | None, device: str | None
 ) -> dict[str, Any]:
     from snnp.hub import load_pinned
-    from snnp.kernels.cpu.library import instruction_set
     from snnp.sampling.cost import build_system, measure_cost, system_of
 
     model, pinned = load_pinned(name, dtype=as_dtype(dtype), device=device)
-    given = structure or system_of(model)
+    given, evaluator = structure or system_of(model), model.evaluator()
     return {
         "case": pinned,
         "structure": given,
         **vars(measure_cost(model, build_system(given, atoms), repeats)),
         "parameters": model.n_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "path": "torch" if model.native_kernel() is None else instruction_set(),
+        "path": "torch" if evaluator is None else evaluator.target,
     }
 
 

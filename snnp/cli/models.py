@@ -163,9 +163,8 @@ def _details(name: str) -> dict[str, Any]:
 
 def _computed_by(model: Potential) -> str:
     """What evaluates this model on the CPU of this machine."""
-    from snnp.kernels.cpu.library import instruction_set
-
-    return "torch" if model.native_kernel() is None else f"native kernel ({instruction_set()})"
+    evaluator = model.evaluator()
+    return "torch" if evaluator is None else f"native kernel ({evaluator.target})"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Members may be of any families and have different cutoffs and E0; they share the
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 
 from snnp.errors import InputError
 from snnp.models.ani.model import evaluate_together, share_vectors
-from snnp.models.potential import PairGradients, Potential, Prediction, join_gradients
-from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
+from snnp.models.potential import PairGradients, Potential, Prediction
+from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure
 
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
@@ -130,15 +129,6 @@ class Ensemble(Potential):
         each = [member.interaction_energies(structure, vectors, neighbours) for member in self.potentials]
         return torch.stack(each).mean(dim=0)
 
-    def _energies_and_pair_gradients(
-        self, structure: Structure, neighbours: Neighbours
-    ) -> tuple[Tensor, PairGradients]:
-        """Members one after the other; their pairs stand side by side, each with its share of the gradient."""
-        each = [member._interaction(structure, neighbours, gradients=True) for member in self.potentials]
-        pairs = join_gradients([gradients for _, gradients in each if gradients is not None])
-        mean = torch.stack([energies for energies, _ in each]).mean(dim=0)
-        return mean, replace(pairs, gradients=pairs.gradients / len(each))
-
     def compute(
         self,
         structure: StructureLike,
@@ -150,8 +140,7 @@ class Ensemble(Potential):
         """As `Potential.compute`, with `energy_std` [B] and, where forces are asked for, `forces_std` [N, 3]."""
         structure = as_structure(structure).to(device=self.device)
         self.species(structure)
-        if neighbours is None:
-            neighbours = neighbour_list(structure, self.cutoff)
+        neighbours = self.neighbours_of(structure, neighbours)
         each = self._predictions(structure, neighbours, forces=forces, stress=stress)
         energy = torch.stack([prediction.energy for prediction in each])
         all_forces = [p.forces for p in each if p.forces is not None]
@@ -173,8 +162,6 @@ class Ensemble(Potential):
         potentials = self.potentials
         if not share_vectors(potentials):
             return [m.compute(structure, neighbours, forces=forces, stress=stress) for m in potentials]
-        if neighbours.cutoff < self.cutoff - 1e-9:
-            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
         neighbours = neighbours.to(self.device)
         with torch.no_grad():
             vectors = pair_vectors(structure, neighbours).to(self.dtype)
@@ -189,8 +176,8 @@ class Ensemble(Potential):
                 pairs *= len(potentials)
             found = []
             for member, mine, each in zip(potentials, energies, pairs, strict=True):
-                complete = member._complete(structure, neighbours, mine, each)
-                found.append(member._assemble(structure, *complete, forces=forces, stress=stress))
+                complete = member._complete(structure, neighbours, mine, each, stress=stress)
+                found.append(member._prediction(structure, complete, forces=forces, stress=stress))
             return found
 
 

@@ -53,6 +53,8 @@ FAMILIES = {family.config.family: family for family in _ALL}
 
 
 def family_of(model: Potential | str) -> Family | None:
-    """The family of a potential (exactly of its class, none derived from it), or of the name of a class."""
-    name = model if isinstance(model, str) else type(model)
-    return next((each for each in _ALL if name in (each.potential, each.potential.__name__)), None)
+    """The family of a potential, or of the name of its class in a file."""
+    for family in _ALL:
+        if model == family.potential.__name__ or isinstance(model, family.potential):
+            return family
+    return None

@@ -12,28 +12,27 @@ where the term of the atom alone is taken off only if E0 is the energy of an iso
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
-from snnp.kernels.cpu.call import CompiledKernel, CompiledResult
-from snnp.kernels.gpu.call import GpuKernel, GpuResult
 from snnp.models.config import RepulsionConfig
 from snnp.models.repulsion import Repulsion
-from snnp.models.spline.native import evaluate_structure
-from snnp.models.spline.on_gpu import evaluate_on_gpu
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure
 
-__all__ = ["SHORTEST_DISTANCE", "PairGradients", "Potential", "Prediction"]
+__all__ = ["SHORTEST_DISTANCE", "Evaluated", "Evaluator", "PairGradients", "Potential", "Prediction", "Stepper"]
+
+_Array = NDArray[np.float64]
 
 SHORTEST_DISTANCE = 0.1
 """Å. Closer than this two atoms are one atom written twice: no chemistry has such a distance."""
@@ -69,6 +68,64 @@ class PairGradients:
     j: Tensor
     vectors: Tensor
     gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """energies [N] in eV with E0 and virial [B, 3, 3] in eV (sum of r_ij (x) dE/dr_ij), float64; forces [N, 3] in eV/Å.
+
+    Forces and virial are None where they were not asked for.
+    """
+
+    energies: Tensor
+    forces: Tensor | None
+    virial: Tensor | None
+
+
+class Evaluator(Protocol):
+    """A family's own code for the present parameters of a potential, in place of torch; later changes do not reach it.
+
+    `kernel`: what a simulation that runs on the device as a whole is made of. `target`: what the code is built for.
+    """
+
+    @property
+    def kernel(self) -> object: ...
+
+    @property
+    def target(self) -> str | None: ...
+
+    @property
+    def stepper(self) -> Callable[[float, float], Stepper] | None:
+        """Makes, from cutoff and skin (Å), what evaluates one moving system; None where `evaluate` serves that, too."""
+
+    def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
+        """Evaluate a batch on the device where it lies; `species` [N] index the potential's elements.
+
+        Raises:
+            InputError: for NaN positions, or atoms closer than 0.1 Å.
+        """
+
+
+class Stepper(Protocol):
+    """Evaluates one system whose atoms move a little from call to call; threads may share it."""
+
+    @property
+    def n_builds(self) -> int:
+        """How often a neighbour list was built."""
+
+    def __call__(
+        self,
+        evaluator: Evaluator,
+        species: NDArray[np.int32],
+        positions: _Array,
+        cell: _Array,
+        pbc: tuple[bool, bool, bool],
+    ) -> tuple[_Array, _Array, _Array]:
+        """Energies [N], forces [N, 3], virial [3, 3] as in `Evaluated`, from the evaluator of the present parameters.
+
+        Arguments:
+            species: [N], the same object while atoms stay the same. positions: [N, 3] contiguous.
+        """
 
 
 class Potential(ExactModule, ABC):
@@ -248,12 +305,8 @@ class Potential(ExactModule, ABC):
         energies = torch.zeros_like(charge).index_add(0, i, halves)
         return energies, PairGradients(i, j, vectors, (slopes / distance)[:, None] * vectors)
 
-    def native_kernel(self) -> CompiledKernel | None:
-        """The compiled evaluation of the present parameters, or None where torch computes (most families, GPUs)."""
-        return None
-
-    def gpu_kernel(self) -> GpuKernel | None:
-        """The same for a potential on a GPU, or None where torch computes."""
+    def evaluator(self) -> Evaluator | None:
+        """The family's own code for the present parameters; None where torch computes (most families)."""
         return None
 
     def _energies_and_pair_gradients(
@@ -289,70 +342,61 @@ class Potential(ExactModule, ABC):
         """
         structure = as_structure(structure).to(device=self.device)
         species = self.species(structure)
-        if neighbours is None:
-            neighbours = neighbour_list(structure, self.cutoff)
-        elif neighbours.cutoff < self.cutoff - 1e-9:
-            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
-        kernel = self.native_kernel()
-        if kernel is not None:
-            result = evaluate_structure(kernel, structure, species, neighbours, forces=forces or stress)
-            return self._prediction(structure, result, forces=forces, stress=stress)
-        gpu = self.gpu_kernel()
-        if gpu is not None:
-            found = evaluate_on_gpu(gpu, structure, species, neighbours)
+        neighbours = self.neighbours_of(structure, neighbours)
+        evaluator = self.evaluator()
+        if evaluator is not None:
+            found = evaluator.evaluate(structure, species, neighbours, forces=forces or stress)
             return self._prediction(structure, found, forces=forces, stress=stress)
+        neighbours = neighbours.to(self.device)
         with torch.no_grad():
-            energies, pairs = self._interaction(structure, neighbours.to(self.device), gradients=forces or stress)
-            return self._assemble(structure, energies, pairs, forces=forces, stress=stress)
+            pairs = None
+            if forces or stress:
+                energies, pairs = self._energies_and_pair_gradients(structure, neighbours)
+            else:
+                vectors = pair_vectors(structure, neighbours).to(self.dtype)
+                energies = self.atomic_energies(structure, vectors, neighbours)
+            found = self._complete(structure, neighbours, energies, pairs, stress=stress)
+            return self._prediction(structure, found, forces=forces, stress=stress)
 
-    def _interaction(
-        self, structure: Structure, neighbours: Neighbours, *, gradients: bool
-    ) -> tuple[Tensor, PairGradients | None]:
-        """`interaction_energies` [N] in float64 for inference, with their pair gradients if asked for."""
-        if gradients:
-            return self._complete(structure, neighbours, *self._energies_and_pair_gradients(structure, neighbours))
-        vectors = pair_vectors(structure, neighbours).to(self.dtype)
-        return self._complete(structure, neighbours, self.atomic_energies(structure, vectors, neighbours), None)
+    def neighbours_of(self, structure: Structure, neighbours: Neighbours | None) -> Neighbours:
+        """A list for the structure, if none is given.
+
+        Raises:
+            InputError: for a list that is too short.
+        """
+        if neighbours is None:
+            return neighbour_list(structure, self.cutoff)
+        if neighbours.cutoff < self.cutoff - 1e-9:
+            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
+        return neighbours
 
     def _complete(
-        self, structure: Structure, neighbours: Neighbours, energies: Tensor, pairs: PairGradients | None
-    ) -> tuple[Tensor, PairGradients | None]:
-        """Add what does not come from the family to its energies [N] and pair gradients."""
+        self,
+        structure: Structure,
+        neighbours: Neighbours,
+        energies: Tensor,
+        pairs: PairGradients | None,
+        *,
+        stress: bool,
+    ) -> Evaluated:
+        """Add what does not come from the family to its energies [N] and pair gradients, and sum these."""
         if self.repulsion is not None:
             vectors = pair_vectors(structure, neighbours).to(self.dtype)
             extra, theirs = self.repulsion_energies(structure, vectors, neighbours)
             energies, pairs = energies + extra, None if pairs is None else join_gradients([pairs, theirs])
-        energies = energies.double()
-        if self._isolated:
-            energies = energies - self._known_alone().to(energies.device)[self.species(structure)]
-        return energies, pairs
+        energies = energies.double() + self.energy_offsets().to(self.device)[self.species(structure)]
+        forces = None if pairs is None else sum_forces(pairs, structure.n_atoms)
+        return Evaluated(energies, forces, sum_virial(pairs, structure) if stress and pairs is not None else None)
 
-    def _assemble(
-        self, structure: Structure, energies: Tensor, pairs: PairGradients | None, *, forces: bool, stress: bool
-    ) -> Prediction:
-        """What follows from `interaction_energies` [N] and their pair gradients."""
-        energies = energies.double() + self._reference.to(self.device)[self.species(structure)]
-        total = torch.zeros(structure.n_structures, dtype=torch.float64, device=self.device)
-        total.index_add_(0, structure.structure_of_atom, energies)
+    def _prediction(self, structure: Structure, found: Evaluated, *, forces: bool, stress: bool) -> Prediction:
+        total = torch.zeros(structure.n_structures, dtype=torch.float64, device=found.energies.device)
+        total.index_add_(0, structure.structure_of_atom, found.energies)
+        known = found.virial if stress else None
         return Prediction(
             energy=total,
-            energies=energies,
-            forces=sum_forces(pairs, structure.n_atoms) if forces and pairs is not None else None,
-            stress=sum_stress(pairs, structure) if stress and pairs is not None else None,
-        )
-
-    def _prediction(
-        self, structure: Structure, result: CompiledResult | GpuResult, *, forces: bool, stress: bool
-    ) -> Prediction:
-        energies, virial = torch.as_tensor(result.energies), torch.as_tensor(result.virial)
-        total = torch.zeros(structure.n_structures, dtype=torch.float64, device=energies.device)
-        total.index_add_(0, structure.structure_of_atom, energies)
-        known = forces and result.forces is not None
-        return Prediction(
-            energy=total,
-            energies=energies,
-            forces=torch.as_tensor(result.forces).to(self.dtype) if known else None,
-            stress=_stress_of(virial, structure).to(self.dtype) if stress else None,
+            energies=found.energies,
+            forces=found.forces.to(self.dtype) if forces and found.forces is not None else None,
+            stress=None if known is None else _stress_of(known, structure).to(self.dtype),
         )
 
 
@@ -369,19 +413,20 @@ def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
     return zero.index_add(0, pairs.i, gradients).index_add(0, pairs.j, -gradients)
 
 
-def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
-    """[B, 3, 3] stress `sum_pairs r_a dE/dr_b / V`; zeros for structures not fully periodic. Differentiable."""
+def sum_virial(pairs: PairGradients, structure: Structure) -> Tensor:
+    """[B, 3, 3] `sum_pairs r_a dE/dr_b`, which is dE/dstrain. Differentiable."""
     gradients = pairs.gradients
     outer = pairs.vectors[:, :, None] * gradients[:, None, :]
-    owner = structure.structure_of_atom[pairs.i]
     zero = torch.zeros(structure.n_structures, 3, 3, dtype=gradients.dtype, device=gradients.device)
-    strain_gradient = zero.index_add(0, owner, outer)
-    return _stress_of(strain_gradient, structure)
+    return zero.index_add(0, structure.structure_of_atom[pairs.i], outer)
 
 
-def _stress_of(strain_gradient: Tensor, structure: Structure) -> Tensor:
-    """[B, 3, 3] symmetric stress from dE/dstrain [B, 3, 3]; zeros for structures not fully periodic."""
+def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
+    """[B, 3, 3] symmetric stress dE/dstrain / V; zeros for structures not fully periodic. Differentiable."""
+    return _stress_of(sum_virial(pairs, structure), structure)
+
+
+def _stress_of(virial: Tensor, structure: Structure) -> Tensor:
     periodic = structure.pbc.all(dim=1)
-    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume())).to(strain_gradient.dtype)
-    symmetric = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
-    return symmetric / volume[:, None, None] * periodic[:, None, None]
+    volume = torch.where(periodic, structure.volume(), 1.0).to(virial.dtype)
+    return 0.5 * (virial + virial.mT) / volume[:, None, None] * periodic[:, None, None]

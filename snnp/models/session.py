@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,13 @@ import torch
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from snnp.kernels.cpu.call import CompiledKernel, ListKeeper, NeighbourRows, PreparedCall
-from snnp.models.potential import Potential
+from snnp.models.potential import Potential, Stepper
 from snnp.neighbours import Neighbours, VerletList
 from snnp.structure import Structure
 
 __all__ = ["Evaluation", "Session"]
 
 Array = NDArray[np.float64]
-_System = tuple[CompiledKernel, NDArray[np.int32], NeighbourRows, Array, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Evaluation:
 class Session:
     """Evaluates a potential for atoms that move a little from call to call.
 
-    The compiled kernel serves where the potential has one, without passing through torch; torch does otherwise.
+    The potential's own evaluator serves where it steps by itself, without passing through torch; torch does otherwise.
     Threads may share a session: it keeps nothing but values that do not change, and replaces each as a whole. It has
     one list, though, so threads that move different atoms do better with a session each.
 
@@ -54,11 +51,10 @@ class Session:
 
     def forget(self) -> None:
         """Drop the neighbour list, so that the next call does not depend on the ones before."""
-        self._keeper = ListKeeper(self.potential.cutoff, self.skin)
+        self._stepper: Stepper | None = None
         self._verlet = VerletList(self.potential.cutoff, self.skin)
         # Atomic numbers, and their indices in the model.
         self._known: tuple[NDArray[np.int64], NDArray[np.int32]] = np.zeros(0, np.int64), np.zeros(0, np.int32)
-        self._prepared: tuple[_System, PreparedCall] | None = None
         self._moved: tuple[Neighbours, Neighbours] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,7 +64,7 @@ class Session:
     @property
     def n_neighbour_builds(self) -> int:
         """How often a neighbour list was built."""
-        return self._keeper.n_builds + self._verlet.n_builds
+        return self._verlet.n_builds + (0 if self._stepper is None else self._stepper.n_builds)
 
     def evaluate(
         self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], *, stress: bool = False
@@ -82,27 +78,23 @@ class Session:
             UnknownElementError: for an element that the potential does not know.
             InputError: for NaN positions, a flat cell, or atoms closer than 0.1 Å.
         """
-        kernel = self.potential.native_kernel()
-        if kernel is None:
+        evaluator = self.potential.evaluator()
+        if evaluator is None or evaluator.stepper is None:
             return self._through_torch(numbers, positions, cell, pbc, stress)
-        known = self._known
+        known, stepper = self._known, self._stepper
         if not (numbers.shape == known[0].shape and bool((numbers == known[0]).all())):
             self._known = known = self._identify(numbers)
+        if stepper is None:
+            self._stepper = stepper = evaluator.stepper(self.potential.cutoff, self.skin)
         positions = np.ascontiguousarray(positions, dtype=np.float64)
         cell = np.ascontiguousarray(cell, dtype=np.float64)
         periodic = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
-        neighbours, images = self._keeper.update(positions, cell, periodic)
-        system, prepared = (kernel, known[1], neighbours, images, torch.get_num_threads()), self._prepared
-        if prepared is None or not all(map(is_, system, prepared[0])):
-            prepared = system, PreparedCall(*system)
-            self._prepared = prepared
-        result = prepared[1](positions)
-        assert result.forces is not None
+        energies, forces, virial = stepper(evaluator, known[1], positions, cell, periodic)
         tensor = None
         if all(periodic):  # costs nothing here, and saves an evaluation if it is asked for later
-            virial = result.virial[0] / abs(np.linalg.det(cell))
+            virial = virial / abs(np.linalg.det(cell))
             tensor = 0.5 * (virial + virial.T)
-        return Evaluation(float(result.energies.sum()), result.energies, result.forces, tensor)
+        return Evaluation(float(energies.sum()), energies, forces, tensor)
 
     def _identify(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Check the elements: a copy of the numbers, and the index of each in the model."""

@@ -143,7 +143,7 @@ class NativeDynamics:
 
 
 def make_engine(
-    potential: Potential, kernel: GpuKernel | None, start: Checkpoint, settings: MDSettings
+    potential: Potential, kernel: object, start: Checkpoint, settings: MDSettings
 ) -> NativeDynamics | NativeGpuDynamics:
     """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host.
 
@@ -152,7 +152,7 @@ def make_engine(
     Raises:
         SnnpError: for a bad structure.
     """
-    if kernel is None or (settings.ensemble == "npt" and settings.barostat == "anisotropic"):
+    if not isinstance(kernel, GpuKernel) or (settings.ensemble == "npt" and settings.barostat == "anisotropic"):
         return NativeDynamics(potential, start, settings)
     species = potential.species(Structure.from_ase(start.atoms).to(device=potential.device))
     return NativeGpuDynamics(kernel, species, start, settings)
@@ -169,5 +169,6 @@ def run_md(
     dtype = torch.float32 if settings.dtype == "float32" else torch.float64
     potential = load_model(model, dtype=dtype, device=settings.device)
     start = starting_point(structure, settings, NativeDynamics.name, model, potential)
-    engine = make_engine(potential, potential.gpu_kernel(), start, settings)
+    evaluator = potential.evaluator()
+    engine = make_engine(potential, None if evaluator is None else evaluator.kernel, start, settings)
     return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))

@@ -18,7 +18,6 @@ from snnp.kernels.cpu.call import pack_pairs
 from snnp.kernels.cpu.library import MAX_DEGREE, pack_parameters
 from snnp.models import SplineNNP
 from snnp.models.spline.config import SplineNNPConfig
-from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import find_pairs, neighbour_list
 from snnp.structure import Structure
 
@@ -56,7 +55,7 @@ def write_case(path: Path, case: Case) -> None:
     packed = pack_pairs((i, j, shift), structure.n_atoms, half=case.half, structure=owner)
     real: Any = np.float32 if case.model.dtype == torch.float32 else np.float64
     arrays = [
-        pack_parameters(kernel_parameters(case.model), real),
+        pack_parameters(case.model.kernel_parameters(), real),
         positions,
         case.model.species(structure).to(torch.int32).numpy(),
         owner,

@@ -37,7 +37,6 @@ from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
 from snnp.kernels.gpu.lists import image_vectors, rows_of
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
-from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import neighbour_list
 from snnp.sampling import MDSettings, drive, starting_point
 from snnp.sampling.embedded import make_engine
@@ -105,7 +104,7 @@ def seconds_per_call(call: Callable[[], Any], device: str, repeats: int = 20) ->
 def begin(n_atoms: int, precision: str, ensemble: str, device: str) -> tuple[gpu.GpuKernel, GpuDynamics]:
     """Dynamics of the crystal."""
     crystal = al_crystal(n_atoms)
-    kernel = gpu.GpuKernel(kernel_parameters(al_model()), device, precision=precision)
+    kernel = gpu.GpuKernel(al_model().kernel_parameters(), device, precision=precision)
     system = System(
         positions=torch.from_numpy(crystal.positions),
         species=torch.zeros(len(crystal)),
@@ -176,7 +175,7 @@ def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
     single.load_state_dict(model.state_dict())
     single = single.float().to(device)
     there, listed = structure.to(device=device), neighbours.to(device)
-    kernel = gpu.GpuKernel(kernel_parameters(model), device, precision=precision)
+    kernel = gpu.GpuKernel(model.kernel_parameters(), device, precision=precision)
     rows, reach = rows_of((listed.i, listed.j, listed.shift), structure.n_atoms, there.structure_of_atom)
     species = torch.zeros(structure.n_atoms, dtype=torch.int32, device=device)
     at = Atoms(there.positions.contiguous(), species, image_vectors(reach, there.cell))
@@ -197,9 +196,7 @@ def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
 def command_case(atoms: int, device: str) -> dict[str, Any]:
     """A run as the command does it, with a log and checkpoints, after one that compiles."""
     model, crystal = al_model(), al_crystal(atoms)
-    kernel = (
-        model.float().to(device).gpu_kernel() if device == "cuda" else gpu.GpuKernel(kernel_parameters(model), device)
-    )
+    kernel = gpu.GpuKernel(model.float().to(device).kernel_parameters(), device)
     unit = 1 if device == "cpu" else max(100, min(10000, int(2e8 / len(crystal))))
     steps = 2 * unit
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,6 @@ from snnp.kernels.gpu.dynamics import Box, Clock
 from snnp.kernels.gpu.lists import Grid, Rows, State
 from snnp.kernels.parameters import SplineParameters
 from snnp.models import SplineNNP
-from snnp.models.spline.parameters import kernel_parameters
 
 PAIRS_PER_THREAD = 2  # passes over blocks of 32 for the 62 neighbours within 6.5 Å
 ISSUE = 132 * 4 * 1.755e9  # instructions of warps per second: multiprocessors, schedulers, clock of an H100/H200
@@ -133,7 +132,7 @@ def _arguments(plan: SplineParameters, form: Form) -> dict[str, tuple[Any, ...]]
 
 def compile_all(model: SplineNNP, precision: str) -> None:
     """Compile every kernel and print what came out."""
-    plan = kernel_parameters(model)
+    plan = model.kernel_parameters()
     form = make_form(plan, precision, block=32, atoms=32)
     constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
     constants |= {"advance_kernel": (1, True, 128), "sum_kernel": (True, 128)}

@@ -1,79 +1,180 @@
-"""Which compiled kernel belongs to the present parameters of a model."""
+"""The s-NNP in compiled code: which kernel belongs to its present parameters; batches and moving systems through it.
+
+Others meet this as the `Evaluator` of the contract alone.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from operator import is_
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from snnp.kernels.cpu.call import CompiledKernel, supports
-from snnp.kernels.cpu.library import library
+from snnp.kernels.cpu.call import CompiledKernel, ListKeeper, NeighbourRows, PreparedCall, pack_pairs, supports
+from snnp.kernels.cpu.library import instruction_set, library
 from snnp.kernels.gpu import call as gpu
-from snnp.kernels.gpu.call import GpuKernel
-from snnp.models.spline.parameters import kernel_parameters
+from snnp.kernels.gpu.call import Atoms
+from snnp.kernels.gpu.lists import Rows, image_vectors, rows_of
+from snnp.kernels.parameters import SplineParameters
+from snnp.models.potential import Evaluated, Evaluator
+from snnp.neighbours import Neighbours
+from snnp.structure import Structure
 
-if TYPE_CHECKING:
-    from snnp.models.spline.model import SplineNNP
+__all__ = ["Compiled", "CpuEvaluator", "GpuEvaluator"]
 
-__all__ = ["KernelCache"]
+Array = NDArray[np.float64]
+_CPU_LIST, _GPU_ROWS = "packed for the CPU kernel", "rows for the GPU kernels"
 
 
-class KernelCache:
-    """The kernel of a model's parameters as they are; packed again when one of them has changed.
+class Compiled:
+    """Keeps the evaluator of a model's parameters as they are; packed again when one of them has changed.
 
     Changes are seen through torch's version counters, which all of torch's own ways to change a tensor advance.
     """
 
     def __init__(self) -> None:
-        # Tensors, their state when they were packed, and the kernel: replaced together, as threads may share a model.
-        self._known: tuple[list[Tensor], tuple[Any, ...], CompiledKernel | GpuKernel | None] = ([], (), None)
+        # Tensors, their state when they were packed, and the evaluator: replaced together, as threads share a model.
+        self._known: tuple[list[Tensor], tuple[Any, ...], CpuEvaluator | GpuEvaluator | None] = ([], (), None)
 
-    def native(self, model: SplineNNP) -> CompiledKernel | None:
-        """The CPU's kernel; None without the library, or with it switched off, and for forms it does not cover."""
-        kernel = self._of(model)
-        return kernel if isinstance(kernel, CompiledKernel) else None
+    def evaluator(
+        self, tensors: Callable[[], list[Tensor]], zero: tuple[Any, ...], parameters: Callable[[], SplineParameters]
+    ) -> Evaluator | None:
+        """The CPU's, or the GPU's in float32; None without library or Triton, and for forms that they do not cover.
 
-    def gpu(self, model: SplineNNP) -> GpuKernel | None:
-        """The GPU's kernel; None without Triton, in float64, and for forms it does not cover."""
-        kernel = self._of(model)
-        return kernel if isinstance(kernel, GpuKernel) else None
-
-    def _of(self, model: SplineNNP) -> CompiledKernel | GpuKernel | None:
-        tensors, state, kernel = self._known
-        tensors = tensors or _tensors_of(model)
-        device = tensors[0].device
+        Arguments:
+            tensors: all that `parameters` come from, a parameter first. zero: what else E0 depends on.
+        """
+        known, state, evaluator = self._known
+        known = known or tensors()
+        device = known[0].device
         if not (library() is not None if device.type == "cpu" else device.type == "cuda" and gpu.available()):
             return None
-        if state != _state_of(model, tensors):
+        if state != (zero, *((tensor._version, tensor.data_ptr()) for tensor in known)):
             # Parameters may have been replaced, not only changed. Changes during packing are packed at the next call.
-            tensors = _tensors_of(model)
-            state = _state_of(model, tensors)
-            kernel = _pack(model, device)
-            self._known = tensors, state, kernel
-        return kernel
+            known = tensors()
+            state = (zero, *((tensor._version, tensor.data_ptr()) for tensor in known))
+            evaluator = _pack(parameters(), known[0])
+            self._known = known, state, evaluator
+        return evaluator
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KernelCache:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         """Copies of a model start afresh."""
-        return KernelCache()
+        return Compiled()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KernelCache, ()
+        return Compiled, ()
 
 
-def _tensors_of(model: SplineNNP) -> list[Tensor]:
-    # E0 among them: kept alive, its id cannot pass to another tensor.
-    return [*model.parameters(), model.readout.mean, model.readout.std, model._reference]
+def _pack(parameters: SplineParameters, like: Tensor) -> CpuEvaluator | GpuEvaluator | None:
+    single = like.dtype == torch.float32
+    if like.device.type == "cpu":
+        return (
+            CpuEvaluator(CompiledKernel(parameters, np.float32 if single else np.float64))
+            if supports(parameters)
+            else None
+        )
+    return GpuEvaluator(gpu.GpuKernel(parameters, like.device)) if single and gpu.supports(parameters) else None
 
 
-def _state_of(model: SplineNNP, tensors: list[Tensor]) -> tuple[Any, ...]:
-    zero = (id(model._reference), model.isolated_atoms)
-    return (zero, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
+class _CpuStepper:
+    """One system step by step: a list that follows the atoms, and a call that is prepared once for all steps."""
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        self._keeper = ListKeeper(cutoff, skin)
+        self._prepared: tuple[tuple[Any, ...], PreparedCall] | None = None
+
+    @property
+    def n_builds(self) -> int:
+        return self._keeper.n_builds
+
+    def __call__(
+        self,
+        evaluator: Evaluator,
+        species: NDArray[np.int32],
+        positions: Array,
+        cell: Array,
+        pbc: tuple[bool, bool, bool],
+    ) -> tuple[Array, Array, Array]:
+        system = (evaluator, species, *self._keeper.update(positions, cell, pbc), torch.get_num_threads())
+        prepared = self._prepared
+        if prepared is None or not all(map(is_, system, prepared[0])):
+            assert isinstance(evaluator, CpuEvaluator)
+            self._prepared = prepared = system, PreparedCall(evaluator.kernel, *system[1:])
+        found = prepared[1](positions)
+        assert found.forces is not None
+        return found.energies, found.forces, found.virial[0]
 
 
-def _pack(model: SplineNNP, device: torch.device) -> CompiledKernel | GpuKernel | None:
-    parameters, single = kernel_parameters(model), model.dtype == torch.float32
-    if device.type == "cpu":
-        return CompiledKernel(parameters, np.float32 if single else np.float64) if supports(parameters) else None
-    return GpuKernel(parameters, device) if single and gpu.supports(parameters) else None
+class CpuEvaluator:
+    """The compiled code on the CPU."""
+
+    stepper = _CpuStepper
+
+    def __init__(self, kernel: CompiledKernel) -> None:
+        self.kernel = kernel
+
+    @property
+    def target(self) -> str | None:
+        """Which instructions it was built for."""
+        return instruction_set()
+
+    def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
+        """As the contract has it."""
+        packed = _packed_list(structure, neighbours)
+        positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
+        images = packed.images(structure.cell.detach().to(torch.float64).numpy())
+        elements, owner = species.to(torch.int32).contiguous().numpy(), _owner(structure)
+        threads = torch.get_num_threads()
+        call = PreparedCall(self.kernel, elements, packed, images, threads, owner, structure.n_structures)
+        found = call(positions, forces=forces)
+        per_atom = None if found.forces is None else torch.from_numpy(found.forces)
+        return Evaluated(torch.from_numpy(found.energies), per_atom, torch.from_numpy(found.virial))
+
+
+def _owner(structure: Structure) -> NDArray[np.int32] | None:
+    return structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
+
+
+def _packed_list(structure: Structure, neighbours: Neighbours) -> NeighbourRows:
+    """The list in the kernel's layout; kept with the list, because lists are used many times."""
+    packed: NeighbourRows | None = neighbours.derived.get(_CPU_LIST)
+    if packed is None or len(packed.first) != structure.n_atoms + 1:
+        pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
+        packed = pack_pairs(pairs, structure.n_atoms, structure=_owner(structure))
+        neighbours.derived[_CPU_LIST] = packed
+    return packed
+
+
+class GpuEvaluator:
+    """The Triton kernels; whole simulations on the device take the `kernel` itself."""
+
+    stepper, target = None, "triton"
+
+    def __init__(self, kernel: gpu.GpuKernel) -> None:
+        self.kernel = kernel
+
+    def evaluate(
+        self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool = True
+    ) -> Evaluated:
+        """As the contract has it; forces come along."""
+        rows, reach = _rows(structure, neighbours)
+        positions = structure.positions.detach().to(torch.float64).contiguous()
+        images = image_vectors(reach, structure.cell)
+        atoms = Atoms(positions, species.to(torch.int32).contiguous(), images)
+        found = self.kernel.evaluate(atoms, rows, structure.structure_of_atom, structure.n_structures)
+        return Evaluated(found.energies, found.forces, found.virial)
+
+
+def _rows(structure: Structure, neighbours: Neighbours) -> tuple[Rows, tuple[int, int, int]]:
+    """The list as rows on the device; kept with the list, because lists are used many times."""
+    device = structure.positions.device
+    kept: tuple[Rows, tuple[int, int, int]] | None = neighbours.derived.get(_GPU_ROWS)
+    if kept is None or kept[0].length.device != device or kept[0].length.shape[0] != structure.n_atoms:
+        pairs = (neighbours.i.to(device), neighbours.j.to(device), neighbours.shift.to(device))
+        kept = rows_of(pairs, structure.n_atoms, structure.structure_of_atom)
+        neighbours.derived[_GPU_ROWS] = kept
+    return kept

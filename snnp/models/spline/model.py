@@ -13,18 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from ase.data import atomic_numbers
 from torch import Tensor
 
 from snnp.harmonics import Harmonics
-from snnp.kernels.cpu.call import CompiledKernel
-from snnp.kernels.gpu.call import GpuKernel
-from snnp.models.potential import PairGradients, Potential, join_gradients
+from snnp.kernels.parameters import SplineParameters
+from snnp.models.potential import Evaluator, PairGradients, Potential, join_gradients
+from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
 from snnp.models.shells import Shell, make_shell
 from snnp.models.spline import moments
-from snnp.models.spline.compiled import KernelCache
+from snnp.models.spline.compiled import Compiled
 from snnp.models.spline.config import SplineNNPConfig
-from snnp.models.spline.readout import Readout
+from snnp.models.spline.readout import Readout, array_of, table_of
 from snnp.models.spline.triples import (
     TripleGeometry,
     Triples,
@@ -89,7 +91,7 @@ class SplineNNP(Potential):
         self.register_buffer("unordered", _unordered(config.n_elements), persistent=False)
         self.double()
         self.reset(seed)
-        self._kernels = KernelCache()
+        self._compiled = Compiled()
 
     projection: Tensor
     unordered: Tensor
@@ -317,14 +319,46 @@ class SplineNNP(Potential):
 
     # The contract.
 
-    def native_kernel(self) -> CompiledKernel | None:
-        """The compiled evaluation where the library is built and the model lives on the CPU."""
-        # A subclass may compute something else.
-        return self._kernels.native(self) if type(self) is SplineNNP else None
+    def evaluator(self) -> Evaluator | None:
+        """Compiled code where it is built and covers the form, on a GPU in float32 only."""
+        if type(self) is not SplineNNP:  # which may compute something else
+            return None
+        zero = (id(self._reference), self._isolated)
+        return self._compiled.evaluator(self._packed_tensors, zero, self.kernel_parameters)
 
-    def gpu_kernel(self) -> GpuKernel | None:
-        """The Triton kernels where Triton is installed and the model lives on a GPU in float32."""
-        return self._kernels.gpu(self) if type(self) is SplineNNP else None
+    def _packed_tensors(self) -> list[Tensor]:
+        # E0 among them: kept alive, its id cannot pass to another tensor.
+        return [*self.parameters(), self.readout.mean, self.readout.std, self._reference]
+
+    @torch.no_grad()
+    def kernel_parameters(self) -> SplineParameters:
+        """The present parameters as kernels read them; it does not follow later changes of the model."""
+        config, z = self.config, self.config.n_elements
+        centre, neighbour = np.meshgrid(np.arange(z), np.arange(z), indexing="ij")
+        groups = {"shared": 0 * centre, "element": neighbour, "pair": centre * z + neighbour}
+        reach = self.cutoff if config.ends == "free" else config.angular_cutoff
+        projection, pairs = self.exact("projection").cpu().numpy(), self.unordered.cpu().numpy()
+        legendre = array_of(self.g.free)[..., : projection.shape[1]] @ projection.T  # [groups, F, L + 1]
+        chosen = pairs if config.angular.elements == "pair" and z > 1 else np.zeros((1, 1), dtype=np.int64)
+        return SplineParameters(
+            numbers=np.array([atomic_numbers[symbol] for symbol in self.elements], dtype=np.int32),
+            reference=array_of(self.energy_offsets()),
+            cutoff=self.cutoff,
+            angular_cutoff=reach if self.has_three_body else 0.0,
+            rho=table_of(self.rho),
+            f=table_of(self.f),
+            radial_group=groups[config.filters].astype(np.int32),
+            phi=None if self.phi is None else table_of(self.phi),
+            pair_group=pairs.astype(np.int32),
+            evaluator=config.angular.evaluator,
+            degree=config.angular.degree,
+            legendre=legendre[chosen],
+            at_one=legendre.sum(axis=-1)[chosen.diagonal()],
+            g=table_of(self.g),
+            repulsion=None if config.repulsion is None else (config.repulsion.inner, config.repulsion.outer),
+            screening=(SCREENING_LENGTH, *AMPLITUDES, *DECAYS),
+            readout=self.readout.kernel_parameters(),
+        )
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies of filters and readout; differentiable in the vectors (automatic differentiation)."""

@@ -8,15 +8,18 @@ with the network `h_1 = act(W_1 x + b_1), ..., NN = w . h_n + b`. Each part is o
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snnp.kernels.parameters import ReadoutParameters, SplineTable, spline_table
 from snnp.models.spline.config import NetworkConfig, SplineNNPConfig
 from snnp.splines import SplineSet
 
-__all__ = ["Network", "Readout", "activate"]
+__all__ = ["Network", "Readout", "activate", "array_of", "table_of"]
 
 
 def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,3 +162,36 @@ class Readout(nn.Module):
                 e, g = network(x[mine], element)
                 energy, gradient = energy.index_copy(0, mine, e), gradient.index_copy(0, mine, g)
         return energy, gradient
+
+    def kernel_parameters(self) -> ReadoutParameters:
+        """The present parameters as kernels read them."""
+        network, zeros = self.network, np.zeros((self.n_elements, len(self.mean)))
+        return ReadoutParameters(
+            mean=array_of(self.mean),
+            std=array_of(self.std),
+            weights=() if network is None else tuple(array_of(w) for w in network.effective_weights()),
+            biases=() if network is None else tuple(array_of(b) for b in network.biases),
+            activation="silu" if network is None else network.config.activation,
+            linear=zeros if self.linear is None else array_of(self.linear),
+            embedding=None if self.embedding is None else table_of(self.embedding),
+            embeds_sum=self.sums_features,
+        )
+
+
+# Arithmetic is numpy's from here: torch's threads do not exist in a forked process that the parent's torch did not
+# prepare.
+
+
+def array_of(value: Tensor) -> Any:
+    """The values in float64."""
+    return value.detach().cpu().numpy().astype(np.float64)
+
+
+def table_of(splines: SplineSet) -> SplineTable:
+    """Splines as polynomials, on the exact grids: the model's buffers may be rounded to float32."""
+    lower = np.array([grid.lower for grid in splines.grids])
+    spacing = np.array([grid.spacing for grid in splines.grids])
+    n_intervals = np.array([grid.n_intervals for grid in splines.grids], dtype=np.int64)
+    free = array_of(splines.free)
+    full = free if splines.ends == ("free", "free") else free @ array_of(splines.exact("map"))
+    return spline_table(lower, spacing, n_intervals, full)

@@ -19,7 +19,6 @@ from torch import Tensor
 from snnp.kernels.cpu.library import library
 from snnp.kernels.cpu.training import StoredPairs, Tables, TrainingBatch, TrainingKernel, supports_training
 from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.parameters import kernel_parameters
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure
@@ -91,7 +90,7 @@ class NativeGeometry:
 def trains_natively(model: SplineNNP, dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether the compiled passes cover this model here."""
     known = torch.device(device).type == "cpu" and dtype in (torch.float32, torch.float64)
-    return known and library() is not None and type(model) is SplineNNP and supports_training(kernel_parameters(model))
+    return known and library() is not None and type(model) is SplineNNP and supports_training(model.kernel_parameters())
 
 
 def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> NativeGeometry:
@@ -106,7 +105,7 @@ def make_native(model: SplineNNP, structure: Structure, dtype: torch.dtype) -> N
     kept = distance < model.cutoff
     i, j, vectors, distance = lists.i[kept], lists.j[kept], vectors[kept], distance[kept]
     real: Any = np.float32 if dtype == torch.float32 else np.float64
-    plan = kernel_parameters(model)
+    plan = model.kernel_parameters()
     group = plan.radial_group[species[i].numpy(), species[j].numpy()]
     channel = species[j].numpy() if plan.n_channels > 1 else np.zeros(len(j), dtype=np.int64)
     order = torch.from_numpy(np.lexsort((distance.numpy(), channel, group, i.numpy())))

@@ -16,7 +16,6 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
     """See `serve.py`."""
     import torch
 
-    from snnp.kernels.cpu.library import instruction_set
     from snnp.models import load_model
     from snnp.sampling.cost import repeated_call
     from snnp.structure import Structure
@@ -31,10 +30,11 @@ def prepare(case: dict[str, Any], system: Any, threads: int) -> tuple[Callable[.
         pbc=torch.full((len(system.cells), 3), system.pbc),
         structure_of_atom=torch.from_numpy(system.structure_of_atom),
     )
+    evaluator = model.evaluator()
     facts = {
         "parameters": model.n_parameters,
         "cutoff": model.cutoff,
         "dtype": str(dtype).removeprefix("torch."),
-        "path": "torch" if model.native_kernel() is None else instruction_set(),
+        "path": "torch" if evaluator is None else evaluator.target,
     }
     return repeated_call(model, structure), facts
