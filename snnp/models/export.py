@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from snnp.errors import InputError, UnknownElementError
 from snnp.files import write_atomically
-from snnp.models.config import RepulsionConfig
 from snnp.models.ensemble import Ensemble
 from snnp.models.families import FAMILIES, family_of
 from snnp.models.potential import SHORTEST_DISTANCE, Potential
-from snnp.models.repulsion import Repulsion
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 
 __all__ = ["export_torchscript", "find_pairs", "scripted_module"]
@@ -114,10 +112,10 @@ class _Mean(nn.Module):
 
     def __init__(self, model: Ensemble, forces: bool) -> None:
         super().__init__()
-        self.members = nn.ModuleList(_scripted(member, forces) for member in model.potentials)
+        self.members = nn.ModuleList(_twin(member, forces) for member in model.potentials)
 
     def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
+        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedPotential`."""
         energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
         gradients: list[Tensor] = []
         for member in self.members:
@@ -127,36 +125,8 @@ class _Mean(nn.Module):
         return energy / len(gradients), torch.stack(gradients).mean(dim=0)
 
 
-class _Repelled(nn.Module):
-    """A potential, and the short-range repulsion beside it."""
-
-    charge: Tensor
-
-    def __init__(self, potential: nn.Module, model: Potential, repulsion: RepulsionConfig) -> None:
-        super().__init__()
-        self.potential = potential
-        self.outer, self.repulsion = repulsion.outer, Repulsion(repulsion.inner, repulsion.outer)
-        charge = [float(atomic_numbers[symbol]) for symbol in model.elements]
-        self.register_buffer("charge", torch.tensor(charge, dtype=torch.float64, device=model.device))
-
-    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
-        energy, gradients = self.potential(i, j, vectors, species)
-        near = (vectors.detach().square().sum(dim=1) < self.outer * self.outer).nonzero()[:, 0]
-        vectors, charge = vectors[near], self.charge[species]
-        distance = torch.linalg.vector_norm(vectors, dim=1)
-        halves, slopes = self.repulsion(distance, charge[i[near]], charge[j[near]])
-        extra = ((slopes / distance).unsqueeze(1) * vectors).to(gradients.dtype)
-        return energy + halves.sum().double(), gradients.index_add(0, near, extra)
-
-
-def _scripted(model: Potential, forces: bool) -> nn.Module:
+def _twin(model: Potential, forces: bool) -> nn.Module:
     """The compilable twin of a potential, for atoms of all its elements in its own order of species."""
-    network, repulsion = _without_repulsion(model, forces), model.repulsion
-    return network if repulsion is None else _Repelled(network, model, repulsion)
-
-
-def _without_repulsion(model: Potential, forces: bool) -> nn.Module:
     if isinstance(model, Ensemble):
         if all(member.elements == model.elements for member in model.potentials):
             return _Mean(model, forces)
@@ -176,11 +146,11 @@ class _Exported(nn.Module):
     def __init__(self, model: Potential, forces: bool, units: tuple[float, float], numbers: Tensor | None) -> None:
         super().__init__()
         self.cutoff, self.shortest = model.cutoff, SHORTEST_DISTANCE
-        self.to_angstrom, self.from_ev = units
+        self.forces, (self.to_angstrom, self.from_ev) = forces, units
         self.known = ", ".join(model.elements)
         self.register_buffer("species_of_number", model.species_of_number.clone())
         self.register_buffer("numbers", torch.zeros(0, dtype=torch.int64) if numbers is None else numbers)
-        self.potential = _scripted(model, forces)
+        self.potential = _twin(model, forces).requires_grad_(False)
 
     def check(self, numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
         """Raise for input that cannot be computed."""
@@ -209,8 +179,15 @@ class _Exported(nn.Module):
             raise ValueError(f"this model knows {self.known}, not atomic number {bad}")
         return species
 
+    def fixed(self, positions: Tensor, cell: Tensor, periodic: bool) -> tuple[Tensor, Tensor]:
+        """`evaluate` for the atoms of the file."""
+        pbc = torch.full([3], periodic, dtype=torch.bool, device=positions.device)
+        return self.evaluate(self.numbers, positions, cell.to(positions.device), pbc)
+
     def evaluate(self, numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 and forces [N, 3] of the type of the positions."""
+        """Energy [] float64 and forces [N, 3] of the type of the positions; without a graph where forces are wanted."""
+        if self.forces:
+            positions, cell = positions.detach(), cell.detach()
         self.check(numbers, positions, cell, pbc)
         # Differences of positions are formed in float64, whatever comes in: boxes are large, bonds short.
         r, cell = positions.double() * self.to_angstrom, cell.double() * self.to_angstrom
@@ -231,28 +208,22 @@ class _Exported(nn.Module):
 
 class _Molecule(_Exported):
     def forward(self, positions: Tensor) -> Tensor:
-        pbc = torch.zeros([3], dtype=torch.bool, device=positions.device)
-        cell = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
-        return self.evaluate(self.numbers, positions, cell, pbc)[0]
+        return self.fixed(positions, torch.zeros([3, 3]), False)[0]
 
 
 class _MoleculeForces(_Exported):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        pbc = torch.zeros([3], dtype=torch.bool, device=positions.device)
-        cell = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
-        return self.evaluate(self.numbers, positions.detach(), cell, pbc)
+        return self.fixed(positions, torch.zeros([3, 3]), False)
 
 
 class _Box(_Exported):
     def forward(self, positions: Tensor, boxvectors: Tensor) -> Tensor:
-        pbc = torch.ones([3], dtype=torch.bool, device=positions.device)
-        return self.evaluate(self.numbers, positions, boxvectors, pbc)[0]
+        return self.fixed(positions, boxvectors, True)[0]
 
 
 class _BoxForces(_Exported):
     def forward(self, positions: Tensor, boxvectors: Tensor) -> tuple[Tensor, Tensor]:
-        pbc = torch.ones([3], dtype=torch.bool, device=positions.device)
-        return self.evaluate(self.numbers, positions.detach(), boxvectors.detach(), pbc)
+        return self.fixed(positions, boxvectors, True)
 
 
 class _Any(_Exported):
@@ -262,7 +233,7 @@ class _Any(_Exported):
 
 class _AnyForces(_Exported):
     def forward(self, numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor) -> tuple[Tensor, Tensor]:
-        return self.evaluate(numbers, positions.detach(), cell.detach(), pbc)
+        return self.evaluate(numbers, positions, cell, pbc)
 
 
 def _checked_numbers(model: Potential, numbers: Sequence[int]) -> Tensor:
@@ -302,9 +273,9 @@ def scripted_module(
             raise InputError(f"{name} must be {' or '.join(repr(each) for each in known)}, got {value!r}.")
     if numbers is None and periodic:
         raise InputError("periodic=True needs numbers; without numbers, periodicity is the argument pbc of each call.")
+    fixed = None if numbers is None else _checked_numbers(model, numbers)
     kinds = {(False, False): _Molecule, (False, True): _MoleculeForces, (True, False): _Box, (True, True): _BoxForces}
     kind = kinds[periodic, forces] if numbers is not None else (_AnyForces if forces else _Any)
-    fixed = None if numbers is None else _checked_numbers(model, numbers)
     module = kind(model, forces, (_LENGTHS[length_unit], _ENERGIES[energy_unit]), fixed).eval()
     with _without_deprecation():
         compiled: torch.jit.ScriptModule = torch.jit.script(module)

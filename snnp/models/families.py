@@ -17,7 +17,7 @@ from snnp.models.hipnn.scripted import ScriptedHIPNN
 from snnp.models.potential import Potential
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.scripted import ScriptedInChunks
+from snnp.models.spline.scripted import ScriptedSplineNNP
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
@@ -44,7 +44,7 @@ class Family:
 
 # Written out: nothing is ever imported because a file says so.
 _ALL = (
-    Family(SplineNNPConfig, SplineNNP, ScriptedInChunks),
+    Family(SplineNNPConfig, SplineNNP, ScriptedSplineNNP),
     Family(HIPNNConfig, HIPNN, ScriptedHIPNN),
     Family(ANIConfig, ANI, ScriptedANI),
 )

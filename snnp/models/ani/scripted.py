@@ -1,8 +1,4 @@
-"""ANI in the part of Python that TorchScript compiles: plain tensors, free of snnp when loaded.
-
-The formulas of `aev.py` on dense rows of neighbours; gradients come from automatic differentiation inside the compiled
-module. Tests hold both equal.
-"""
+"""ANI in the part of Python that TorchScript compiles: the formulas of `aev.py` on dense rows of neighbours."""
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
 
 import copy
@@ -13,7 +9,7 @@ from torch import Tensor, nn
 
 from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT
 from snnp.models.ani.model import ANI, CELU_ALPHA
-from snnp.models.spline.scripted import make_dense
+from snnp.models.scripted import ScriptedPotential, make_dense
 
 __all__ = ["ScriptedANI"]
 
@@ -27,8 +23,7 @@ class _Network(nn.Module):
     def __init__(self, layers: nn.ModuleList, gaussian: bool) -> None:
         super().__init__()
         self.gaussian, self.alpha = gaussian, CELU_ALPHA
-        self.hidden = copy.deepcopy(layers[:-1])
-        self.last = copy.deepcopy(layers[-1])
+        self.hidden, self.last = copy.deepcopy(layers[:-1]), copy.deepcopy(layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.hidden:
@@ -40,31 +35,24 @@ class _Network(nn.Module):
         return self.last(x)[:, 0]
 
 
-class ScriptedANI(nn.Module):
-    """Energies and pair gradients of an `ANI` without its repulsion, ready for `torch.jit.script`.
+class ScriptedANI(ScriptedPotential):
+    """The twin of an `ANI`."""
 
-    Arguments:
-        model: where the parameters come from (copied). forces: whether gradients are computed.
-    """
-
-    reference: Tensor
     radial_shifts: Tensor
     angular_shifts: Tensor
     half_sections: Tensor
 
     def __init__(self, model: ANI, forces: bool) -> None:
-        super().__init__()
-        self.forces, self.n_elements, self.chunk = forces, len(model.elements), _CHUNK
+        super().__init__(model, forces, (_CHUNK, _CHUNK))
+        self.n_elements = len(model.elements)
         radial, angular = model.config.aev.radial, model.config.aev.angular
         self.radial_cutoff, self.radial_eta = radial.cutoff, radial.eta
         self.angular_cutoff, self.angular_eta, self.zeta = angular.cutoff, angular.eta, angular.zeta
         self.angle_factor, self.least = ANGLE_FACTOR, LEAST_EXPONENT
         for name in ("radial_shifts", "angular_shifts", "half_sections"):
             self.register_buffer(name, getattr(model.aev, name).clone())
-        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
         gaussian = model.config.activation == "gaussian"
         self.networks = nn.ModuleList(_Network(model.network(symbol).layers, gaussian) for symbol in model.elements)
-        self.requires_grad_(False)
 
     def exponential(self, exponent: Tensor) -> Tensor:
         """Clear of denormal numbers."""
@@ -102,8 +90,8 @@ class ScriptedANI(nn.Module):
                 parts.append(((shells * mine).transpose(1, 2) @ powers).flatten(1))
         return torch.cat(parts, dim=1)
 
-    def energies(self, row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
-        """[n] without E0."""
+    def energies(self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
+        """As in `ScriptedPotential`."""
         features = self.features(row, channel, vectors, species)
         total = torch.zeros_like(features[:, 0])
         for element, network in enumerate(self.networks):
@@ -111,41 +99,3 @@ class ScriptedANI(nn.Module):
             if mine.shape[0] > 0:
                 total = total.index_add(0, mine, network(features.index_select(0, mine)))
         return total
-
-    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV, with E0) and pair gradients dE/dr_ij [P, 3] (eV/Å; zeros unless asked for).
-
-        Arguments:
-            i: [P] ascending, centre of each pair; j: [P] neighbour; vectors: [P, 3] Å; species: [N].
-        """
-        vectors = vectors.to(self.radial_shifts.dtype)
-        n_atoms = species.shape[0]
-        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
-        energy = self.reference[species].sum()
-        gradients = [torch.zeros_like(vectors[:0])]
-        begin = 0
-        for first in range(0, n_atoms, self.chunk):
-            last = min(first + self.chunk, n_atoms)
-            end = int(ends[last - 1])
-            here, channel, own = i[begin:end] - first, species[j[begin:end]], species[first:last]
-            part = vectors[begin:end]
-            if self.forces:
-                # Whatever mode the caller is in. TorchScript knows this as a call, not as a context.
-                before = torch.is_grad_enabled()
-                torch.set_grad_enabled(True)
-                part = part.detach().requires_grad_()
-                energies = self.energies(here, channel, part, own)
-                slope = torch.zeros_like(part)
-                if energies.requires_grad:
-                    found = torch.autograd.grad([energies.sum()], [part], allow_unused=True)[0]
-                    if found is not None:
-                        slope = found
-                gradients.append(slope)
-                energy = energy + energies.detach().double().sum()
-                torch.set_grad_enabled(before)
-            else:
-                energy = energy + self.energies(here, channel, part, own).double().sum()
-            begin = end
-        if not self.forces:
-            return energy, torch.zeros_like(vectors)
-        return energy, torch.cat(gradients)

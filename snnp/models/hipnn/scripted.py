@@ -1,8 +1,4 @@
-"""HIP-NN in the part of Python that TorchScript compiles: plain tensors, free of snnp when loaded.
-
-The formulas of `hipnn_layers.py`; gradients come from automatic differentiation inside the compiled module. Tests hold
-both equal.
-"""
+"""HIP-NN in the part of Python that TorchScript compiles: the formulas of `layers.py` on dense rows of neighbours."""
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
 
 import copy
@@ -13,8 +9,8 @@ from torch import Tensor, nn
 
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import HIPNN
+from snnp.models.scripted import ScriptedHarmonics, ScriptedPotential, make_dense
 from snnp.models.spline.readout import activate
-from snnp.models.spline.scripted import make_dense
 
 __all__ = ["ScriptedHIPNN"]
 
@@ -63,73 +59,33 @@ class _Block(nn.Module):
         return z
 
 
-class ScriptedHIPNN(nn.Module):
-    """Energies and pair gradients of a `HIPNN` without its repulsion, ready for `torch.jit.script`.
+class ScriptedHIPNN(ScriptedPotential):
+    """The twin of a `HIPNN`; all atoms at once, because features pass between them."""
 
-    Arguments:
-        model: where the parameters come from (copied). forces: whether gradients are computed.
-    """
-
-    reference: Tensor
+    bare: Tensor
+    factors: Tensor
 
     def __init__(self, model: HIPNN, forces: bool) -> None:
-        super().__init__()
-        self.forces, self.cutoff, self.l_max = forces, model.cutoff, model.config.l_max
-        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
+        super().__init__(model, forces)
         activation = model.config.activation
+        self.harmonics = ScriptedHarmonics(model.angles)
+        self.register_buffer("factors", model.angles.factors.clone())
         self.blocks = nn.ModuleList(_Block(block, activation) for block in model.blocks if isinstance(block, Block))
         self.readouts = nn.ModuleList(copy.deepcopy(readout) for readout in list(model.readouts)[1:])
         # [Z, 1]: the first term of each element.
         self.register_buffer("bare", model.get_parameter("readouts.0.weight").detach().T.clone())
-        self.requires_grad_(False)
 
-    bare: Tensor
-
-    def directions(self, unit: Tensor) -> Tensor:
-        """[N, C, J] independent components of 1, u and u u - 1/3, orthonormal."""
-        x, y, z = unit[..., 0], unit[..., 1], unit[..., 2]
-        columns = [torch.ones_like(x)]
-        if self.l_max > 0:
-            columns += [x, y, z]
-        if self.l_max > 1:
-            columns += [math.sqrt(2.0) * x * y, math.sqrt(2.0) * y * z, math.sqrt(2.0) * z * x]
-            columns += [(x * x - y * y) * math.sqrt(0.5), math.sqrt(1.5) * (z * z - 1.0 / 3.0)]
-        return torch.stack(columns, dim=1)
-
-    def energies(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
-        """[N] without E0."""
-        pairs = make_dense(i, species[j], vectors, species, self.cutoff)
+    def energies(self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
+        """As in `ScriptedPotential`."""
+        pairs = make_dense(row, channel, vectors, species, self.cutoff)
         n_atoms, n_columns = pairs.distance.shape
         everyone = torch.arange(n_atoms, device=j.device)[:, None].repeat(1, n_columns)
         neighbour = everyone.index_put([pairs.row, pairs.column], j[pairs.kept])
         cut = (torch.cos((0.5 * math.pi / self.cutoff) * pairs.distance) * pairs.mask).square()
-        directions = self.directions(pairs.unit)
+        directions = (self.harmonics(pairs.unit) * self.factors).transpose(1, 2)
         z = torch.eye(self.bare.shape[0], dtype=vectors.dtype, device=vectors.device)[species]
         total = self.bare[species]
         for block, readout in zip(self.blocks, self.readouts):  # noqa: B905  TorchScript knows no strict
             z = block(z, neighbour, pairs.distance, cut, directions)
             total = total + readout(z)
         return total[:, 0]
-
-    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV, with E0) and pair gradients dE/dr_ij [P, 3] (eV/Å; zeros unless asked for).
-
-        Arguments:
-            i: [P] ascending, centre of each pair; j: [P] neighbour; vectors: [P, 3] Å; species: [N].
-        """
-        vectors = vectors.to(self.bare.dtype)
-        gradients = torch.zeros_like(vectors)
-        if self.forces:
-            # Whatever mode the caller is in. TorchScript knows this as a call, not as a context.
-            before = torch.is_grad_enabled()
-            torch.set_grad_enabled(True)
-            vectors = vectors.detach().requires_grad_()
-            energies = self.energies(i, j, vectors, species)
-            found = torch.autograd.grad([energies.sum()], [vectors], allow_unused=True)[0]
-            if found is not None:
-                gradients = found
-            energies = energies.detach()
-            torch.set_grad_enabled(before)
-        else:
-            energies = self.energies(i, j, vectors, species)
-        return energies.double().sum() + self.reference[species].sum(), gradients

@@ -1,50 +1,18 @@
-"""The s-NNP in the part of Python that TorchScript compiles: plain tensors, analytic forces, free of snnp when loaded.
+"""The s-NNP in the part of Python that TorchScript compiles, with analytic gradients.
 
-Everything that the parameters fix is worked out once, at construction: end conditions, constraints, Legendre
-coefficients. Formulas are those of `triples.py`, `moments.py` and `readout.py`; tests hold both equal.
+Formulas are those of `triples.py`, `moments.py` and `readout.py`.
 """
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from snnp.models.scripted import DensePairs, ScriptedHarmonics, ScriptedPotential, constants, make_dense
 from snnp.models.spline.model import SplineNNP
 from snnp.models.spline.readout import Network, Readout, activate
 from snnp.splines import SplineSet, bspline_weights
 
-__all__ = ["DensePairs", "ScriptedInChunks", "ScriptedSplineNNP", "make_dense"]
-
-
-class DensePairs(NamedTuple):
-    """Pairs of n atoms as padded rows: `row`, `column` [Q] say where the pairs `kept` (of P) are; see `Shell`."""
-
-    kept: Tensor
-    row: Tensor
-    column: Tensor
-    channel: Tensor
-    distance: Tensor
-    unit: Tensor
-    mask: Tensor
-
-
-def make_dense(row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor, cutoff: float) -> DensePairs:
-    """Rows of the pairs closer than `cutoff`; `row` [P] ascending, `channel` [P], `vectors` [P, 3], `species` [n]."""
-    kept = (vectors.detach().square().sum(dim=1) < cutoff * cutoff).nonzero()[:, 0]
-    row, channel, vectors = row[kept], channel[kept], vectors[kept]
-    n_rows = species.shape[0]
-    counts = torch.bincount(row, minlength=n_rows)
-    n_columns = max(int(counts.max()), 1) if n_rows > 0 else 1
-    column = torch.arange(row.shape[0], device=row.device) - (counts.cumsum(0) - counts)[row]
-    padding = torch.zeros([n_rows, n_columns, 3], dtype=vectors.dtype, device=vectors.device)
-    padding[:, :, 0] = 2.0 * cutoff
-    dense = padding.index_put([row, column], vectors)
-    channels = species[:, None].repeat(1, n_columns).index_put([row, column], channel)
-    mask = torch.zeros([n_rows, n_columns], dtype=vectors.dtype, device=vectors.device)
-    mask = mask.index_put([row, column], torch.ones_like(vectors[:, 0]))
-    distance = torch.linalg.vector_norm(dense, dim=-1)
-    return DensePairs(kept, row, column, channels, distance, dense / distance.unsqueeze(-1), mask)
+__all__ = ["ScriptedSplineNNP"]
 
 
 class _Splines(nn.Module):
@@ -79,60 +47,28 @@ class _Splines(nn.Module):
         return (weights.unsqueeze(-1) * local).sum(dim=-2), (slopes.unsqueeze(-1) * local).sum(dim=-2)
 
 
-class _Matrix(nn.Module):
-    """A constant, where TorchScript wants a module to iterate over."""
-
-    value: Tensor
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("value", value.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.value
-
-
-class _Layer(nn.Module):
-    """Weights [C, out, in] and biases [C, out] of one layer of `Network`."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", bias.detach().clone())
-
-    def forward(self, x: Tensor, element: int) -> tuple[Tensor, Tensor]:
-        weight = self.weight[element]
-        return torch.addmm(self.bias[element], x, weight.T), weight
-
-
 class _Network(nn.Module):
-    """`Network` with its constraints worked in; `n_copies` 0 stands for no network."""
+    """`Network` with its constraints worked in: weights [C, out, in] and biases [C, out]."""
 
-    def __init__(self, network: Network | None) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.n_copies = 0 if network is None else network.biases[0].shape[0]
-        self.activation = "none" if network is None else network.config.activation
-        pairs = [] if network is None else zip(network.effective_weights(), network.biases, strict=True)
-        self.layers = nn.ModuleList(_Layer(weight, bias) for weight, bias in pairs)
+        self.n_copies, self.activation = network.biases[0].shape[0], network.config.activation
+        self.weights, self.biases = constants(network.effective_weights()), constants(network.biases)
 
     def one(self, x: Tensor, element: int) -> tuple[Tensor, Tensor]:
         """Energies [n] and gradients [n, D] for atoms of one element."""
         weights: list[Tensor] = []
         slopes: list[Tensor] = []
-        hidden = x
-        for layer in self.layers:
-            hidden, weight = layer(hidden, element)
-            weights.append(weight)
-            slopes.append(torch.ones_like(hidden))
-            if len(weights) < len(self.layers):
-                hidden, slopes[-1] = activate(self.activation, hidden)
-        gradient = slopes[-1]
-        for k in range(len(weights) - 1, 0, -1):
-            gradient = (gradient @ weights[k]) * slopes[k - 1]
-        return hidden[:, 0], gradient @ weights[0]
+        for weight, bias in zip(self.weights, self.biases):  # noqa: B905  TorchScript knows no strict
+            if len(weights) > 0:
+                x, slope = activate(self.activation, x)
+                slopes.append(slope)
+            weights.append(weight[element])
+            x = torch.addmm(bias[element], x, weights[-1].T)
+        gradient = torch.ones_like(x)
+        for k in range(len(slopes) - 1, -1, -1):
+            gradient = (gradient @ weights[k + 1]) * slopes[k]
+        return x[:, 0], gradient @ weights[0]
 
     def forward(self, x: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
         if self.n_copies == 1:
@@ -153,25 +89,22 @@ class _Readout(nn.Module):
     std: Tensor
     linear: Tensor
 
-    def __init__(self, readout: Readout, splines: _Splines | None) -> None:
+    def __init__(self, readout: Readout) -> None:
         super().__init__()
-        self.has_network, self.has_linear = readout.network is not None, readout.linear is not None
         self.sums_features = readout.sums_features
         self.register_buffer("mean", readout.mean.clone())
         self.register_buffer("std", readout.std.clone())
-        linear = torch.zeros(0, 0) if readout.linear is None else readout.linear.detach().clone()
-        self.register_buffer("linear", linear)
-        self.network = _Network(readout.network)
-        self.embedding = splines
+        none = readout.mean.new_zeros(readout.n_elements, readout.mean.shape[0])
+        self.register_buffer("linear", none if readout.linear is None else readout.linear.detach().clone())
+        self.network = None if readout.network is None else _Network(readout.network)
+        self.embedding = None if readout.embedding is None else _Splines(readout.embedding)
 
     def forward(self, features: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        x = (features - self.mean) / self.std
-        energy, gradient = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
-        if self.has_network:
-            energy, gradient = self.network(x, species)
-        if self.has_linear:
-            rows = self.linear[species]
-            energy, gradient = energy + (rows * x).sum(dim=1), gradient + rows
+        x, gradient = (features - self.mean) / self.std, self.linear[species]
+        energy = (gradient * x).sum(dim=1)
+        if self.network is not None:
+            more, slope = self.network(x, species)
+            energy, gradient = energy + more, gradient + slope
         gradient = gradient / self.std
         if self.embedding is not None:
             if self.sums_features:
@@ -225,24 +158,14 @@ class _Moments(nn.Module):
 
     def __init__(self, model: SplineNNP) -> None:
         super().__init__()
-        angles, at_one = (each.detach().clone() for each in model.angle_coefficients())
-        self.register_buffer("angles", angles)
-        self.register_buffer("at_one", at_one.flatten())
+        angles, at_one = model.angle_coefficients()
+        self.register_buffer("angles", angles.detach().clone())
+        self.register_buffer("at_one", at_one.detach().flatten().clone())
         self.n_channels, self.n_filters = angles.shape[1:3]
         harmonics = model.harmonics
         self.n_lower = harmonics.lowering.shape[2]
         self.register_buffer("lowering", harmonics.lowering.permute(1, 0, 2).flatten(1).clone())
-        steps = range(1, harmonics.degree + 1)
-        self.raising = nn.ModuleList(_Matrix(harmonics.get_buffer(f"raising_{n}")) for n in steps)
-
-    def harmonics(self, unit: Tensor) -> Tensor:
-        """[n, J, (L+1)²]; see `Harmonics`."""
-        current = torch.ones_like(unit[..., :1])
-        columns = [current]
-        for raising in self.raising:
-            current = raising((current.unsqueeze(-1) * unit.unsqueeze(-2)).flatten(-2))
-            columns.append(current)
-        return torch.cat(columns, dim=-1)
+        self.harmonics = ScriptedHarmonics(harmonics)
 
     def by_channel(self, f: Tensor, pairs: DensePairs) -> Tensor:
         """[n, J, C F]: zero except in the channel of the neighbour."""
@@ -277,42 +200,31 @@ class _Moments(nn.Module):
         return tangent + along.unsqueeze(-1) * pairs.unit
 
 
-class ScriptedSplineNNP(nn.Module):
-    """Energies and pair gradients of an `SplineNNP` without its repulsion, ready for `torch.jit.script`.
-
-    Arguments:
-        model: where the parameters come from (copied). forces: whether gradients are computed.
-    """
+class ScriptedSplineNNP(ScriptedPotential):
+    """The twin of an `SplineNNP`."""
 
     group_of: Tensor
     pair_of: Tensor
-    reference: Tensor
 
     def __init__(self, model: SplineNNP, forces: bool) -> None:
-        super().__init__()
         config, z = model.config, model.config.n_elements
-        self.forces, self.cutoff, self.n_radial = forces, model.cutoff, config.radial.n_filters
+        legendre = config.angular.evaluator == "legendre"
+        super().__init__(model, forces, (256, 4096 if legendre else 512))
+        self.n_radial = config.radial.n_filters
         self.angular_cutoff = config.angular_cutoff if config.ends == "smooth" else model.cutoff
         centre, neighbour = torch.meshgrid(torch.arange(z), torch.arange(z), indexing="ij")
         groups = {"shared": 0 * centre, "element": neighbour, "pair": centre * z + neighbour}
         self.register_buffer("group_of", groups[config.filters].to(model.device))
         self.register_buffer("pair_of", model.unordered.clone())
-        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
-        self.rho = _Splines(model.rho)
-        self.f = _Splines(model.f)
+        self.rho, self.f = _Splines(model.rho), _Splines(model.f)
         self.phi = None if model.phi is None else _Splines(model.phi)
-        angular = _Moments if config.angular.evaluator == "legendre" else _Triples
-        self.angular = angular(model) if model.has_three_body else None
-        embedding = model.readout.embedding
-        self.readout = _Readout(model.readout, None if embedding is None else _Splines(embedding))
+        self.angular = (_Moments if legendre else _Triples)(model) if model.has_three_body else None
+        self.readout = _Readout(model.readout)
 
-    def forward(self, row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies [n] float64 (eV, with E0) and pair gradients dE/dr_ij [P, 3] (eV/Å; zeros unless asked for).
-
-        Arguments:
-            row: [P] ascending, centre of each pair; channel: [P] species of the neighbour; vectors: [P, 3] Å.
-            species: [n] of the centres.
-        """
+    def evaluate(
+        self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in `ScriptedPotential`."""
         pairs = make_dense(row, channel, vectors, species, self.cutoff)
         group, inside = self.group_of[species[:, None], pairs.channel], pairs.mask.unsqueeze(-1)
         value, slope = self.rho(pairs.distance, group)
@@ -339,33 +251,4 @@ class ScriptedSplineNNP(nn.Module):
             if self.angular is not None:
                 dense = self.angular.gradients(h[:, self.n_radial :], f, f_slope, state, near)
                 gradients = gradients.index_add(0, near.kept, dense[near.row, near.column])
-        return energies.double() + self.reference[species], gradients
-
-
-class ScriptedInChunks(nn.Module):
-    """A potential whose atoms know nothing but their neighbours' distances, evaluated some atoms at a time."""
-
-    def __init__(self, model: SplineNNP, forces: bool) -> None:
-        super().__init__()
-        legendre = model.config.angular.evaluator == "legendre"
-        self.chunk_cpu, self.chunk_gpu = 256, 4096 if legendre else 512
-        self.potential = ScriptedSplineNNP(model, forces)
-
-    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedHIPNN`."""
-        vectors = vectors.to(self.potential.rho.table.dtype)
-        n_atoms = species.shape[0]
-        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
-        energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
-        gradients = [torch.zeros_like(vectors[:0])]
-        chunk = self.chunk_gpu if vectors.is_cuda else self.chunk_cpu
-        begin = 0
-        for first in range(0, n_atoms, chunk):
-            last = min(first + chunk, n_atoms)
-            end = int(ends[last - 1])
-            here, channel = i[begin:end] - first, species[j[begin:end]]
-            energies, part = self.potential(here, channel, vectors[begin:end], species[first:last])
-            energy = energy + energies.sum()
-            gradients.append(part)
-            begin = end
-        return energy, torch.cat(gradients)
+        return energies, gradients

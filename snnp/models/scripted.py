@@ -1,0 +1,154 @@
+"""What the TorchScript twins of all families share: chunks of atoms, rows of neighbours, gradients, E0, repulsion.
+
+A twin is the potential in the part of Python that TorchScript compiles: plain tensors, free of snnp when loaded, and
+everything that the parameters fix worked out once, at construction. Tests hold each equal to its potential.
+"""
+# No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor, nn
+
+from snnp.harmonics import Harmonics
+from snnp.models.potential import Potential
+from snnp.models.repulsion import Repulsion
+
+__all__ = ["DensePairs", "ScriptedHarmonics", "ScriptedPotential", "constants", "make_dense"]
+
+_ALL_ATOMS = 2**62
+
+
+class DensePairs(NamedTuple):
+    """Pairs of n atoms as padded rows: `row`, `column` [Q] say where the pairs `kept` (of P) are; see `Shell`."""
+
+    kept: Tensor
+    row: Tensor
+    column: Tensor
+    channel: Tensor
+    distance: Tensor
+    unit: Tensor
+    mask: Tensor
+
+
+def make_dense(row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor, cutoff: float) -> DensePairs:
+    """Rows of the pairs closer than `cutoff`; `row` [P] ascending, `channel` [P], `vectors` [P, 3], `species` [n]."""
+    kept = (vectors.detach().square().sum(dim=1) < cutoff * cutoff).nonzero()[:, 0]
+    row, channel, vectors = row[kept], channel[kept], vectors[kept]
+    n_rows = species.shape[0]
+    counts = torch.bincount(row, minlength=n_rows)
+    n_columns = max(int(counts.max()), 1) if n_rows > 0 else 1
+    column = torch.arange(row.shape[0], device=row.device) - (counts.cumsum(0) - counts)[row]
+    padding = torch.zeros([n_rows, n_columns, 3], dtype=vectors.dtype, device=vectors.device)
+    padding[:, :, 0] = 2.0 * cutoff
+    dense = padding.index_put([row, column], vectors)
+    channels = species[:, None].repeat(1, n_columns).index_put([row, column], channel)
+    mask = torch.zeros([n_rows, n_columns], dtype=vectors.dtype, device=vectors.device)
+    mask = mask.index_put([row, column], torch.ones_like(vectors[:, 0]))
+    distance = torch.linalg.vector_norm(dense, dim=-1)
+    return DensePairs(kept, row, column, channels, distance, dense / distance.unsqueeze(-1), mask)
+
+
+def constants(values: Iterable[Tensor]) -> nn.ParameterList:
+    """Copies that TorchScript can iterate over."""
+    return nn.ParameterList(nn.Parameter(value.detach().clone(), requires_grad=False) for value in values)
+
+
+class ScriptedHarmonics(nn.Module):
+    """`Harmonics`: [..., (L+1)²] of unit vectors [..., 3]."""
+
+    def __init__(self, harmonics: Harmonics) -> None:
+        super().__init__()
+        self.raising = constants(harmonics.get_buffer(f"raising_{n}") for n in range(1, harmonics.degree + 1))
+
+    def forward(self, unit: Tensor) -> Tensor:
+        current = torch.ones_like(unit[..., :1])
+        columns = [current]
+        for raising in self.raising:
+            current = (current.unsqueeze(-1) * unit.unsqueeze(-2)).flatten(-2) @ raising
+            columns.append(current)
+        return torch.cat(columns, dim=-1)
+
+
+class ScriptedPotential(nn.Module):
+    """Base of the twins. A family gives `energies`, or its own `evaluate` if it has analytic gradients.
+
+    Arguments:
+        model: where the parameters come from (copied). forces: whether gradients are computed.
+        chunks: how many atoms at a time, on a CPU and on a GPU.
+    """
+
+    real: Tensor
+    reference: Tensor
+    charge: Tensor
+
+    def __init__(self, model: Potential, forces: bool, chunks: tuple[int, int] = (_ALL_ATOMS, _ALL_ATOMS)) -> None:
+        super().__init__()
+        self.forces, self.cutoff = forces, model.cutoff
+        self.chunk_cpu, self.chunk_gpu = chunks
+        self.register_buffer("real", torch.zeros(0, dtype=model.dtype, device=model.device))
+        self.register_buffer("reference", model.energy_offsets().to(model.device, copy=True))
+        charge = [float(atomic_numbers[symbol]) for symbol in model.elements]
+        self.register_buffer("charge", torch.tensor(charge, dtype=torch.float64, device=model.device))
+        found = model.repulsion
+        self.repulsion = None if found is None else Repulsion(found.inner, found.outer)
+
+    def energies(self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
+        """Energies [n] of the family in eV, differentiable in the vectors.
+
+        Arguments:
+            row: [P] ascending, the centre of each pair among these atoms; j: [P] neighbour among all atoms; channel:
+            [P] its species; vectors: [P, 3] Å; species: [n] of the centres.
+        """
+        raise NotImplementedError
+
+    def evaluate(
+        self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energies [n], and pair gradients [P, 3] or zeros; by automatic differentiation unless overridden."""
+        if not self.forces:
+            return self.energies(row, j, channel, vectors, species), torch.zeros_like(vectors)
+        # Whatever mode the caller is in. TorchScript knows this as a call, not as a context.
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+        vectors = vectors.detach().requires_grad_()
+        energies = self.energies(row, j, channel, vectors, species)
+        gradients = torch.zeros_like(vectors)
+        if energies.requires_grad:
+            found = torch.autograd.grad([energies.sum()], [vectors], allow_unused=True)[0]
+            if found is not None:
+                gradients = found
+        torch.set_grad_enabled(before)
+        return energies.detach(), gradients
+
+    def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy [] float64 (eV, with E0 and repulsion) and pair gradients dE/dr_ij [P, 3] (eV/Å; zeros unless asked).
+
+        Arguments:
+            i: [P] ascending, centre of each pair; j: [P] neighbour; vectors: [P, 3] Å, float64; species: [N].
+        """
+        n_atoms, real = species.shape[0], vectors.to(self.real.dtype)
+        ends = torch.bincount(i, minlength=n_atoms).cumsum(0)
+        energy, parts = self.reference[species].sum(), [torch.zeros_like(real[:0])]
+        chunk = self.chunk_gpu if vectors.is_cuda else self.chunk_cpu
+        begin = 0
+        for first in range(0, n_atoms, chunk):
+            last = min(first + chunk, n_atoms)
+            end = int(ends[last - 1])
+            row, near = i[begin:end] - first, j[begin:end]
+            energies, part = self.evaluate(row, near, species[near], real[begin:end], species[first:last])
+            energy = energy + energies.double().sum()
+            parts.append(part)
+            begin = end
+        gradients = torch.cat(parts)
+        if self.repulsion is not None:
+            outer = self.repulsion.outer
+            close = (vectors.detach().square().sum(dim=1) < outer * outer).nonzero()[:, 0]
+            vectors, charge = vectors[close], self.charge[species]
+            distance = torch.linalg.vector_norm(vectors, dim=1)
+            halves, slopes = self.repulsion(distance, charge[i[close]], charge[j[close]])
+            energy = energy + halves.sum()
+            gradients = gradients.index_add(0, close, ((slopes / distance).unsqueeze(1) * vectors).to(gradients.dtype))
+        return energy, gradients
