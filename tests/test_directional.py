@@ -17,13 +17,13 @@ from snnp.data import Frame, ReferenceEnergies, Split
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
-from snnp.training import directional as module
 from snnp.training import load_config
-from snnp.training.backends.pairs import Pairs
-from snnp.training.batches import Batch, prepare
+from snnp.training.backends import choose_backend
+from snnp.training.backends import pairs as module
+from snnp.training.backends.pairs import Pairs, PairsBackend
+from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig, TrainConfig
-from snnp.training.directional import directional_backward
-from snnp.training.loss import exact_backward, weights_at
+from snnp.training.loss import Loss
 from snnp.training.problem import Problem, build_model, resolve
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -88,13 +88,24 @@ def gradient(model: Potential) -> Tensor:
     return torch.cat([part.double().flatten() for part in parts])
 
 
-def exact(config: TrainConfig, model: Potential, batch: Batch) -> tuple[float, Tensor]:
-    value = exact_backward(model, batch, config.loss, weights_at(config.loss, 0.0))
+def prepared(
+    model: Potential, found: list[Frame], dtype: torch.dtype = torch.float64, displacement: float | None = None
+) -> Batches:
+    return prepare(choose_backend(model, dtype, displacement=displacement), model, found)
+
+
+def exact(config: TrainConfig, model: Potential, data: Batches) -> tuple[float, Tensor]:
+    backend = data.backend
+    if isinstance(backend, PairsBackend):
+        backend = replace(backend, displacement=None)
+    value = backend.backward(model, data.everything, Loss.at(config.loss, 0.0))
     return float(value), gradient(model)
 
 
-def directional(config: TrainConfig, model: Potential, batch: Batch, displacement: float) -> tuple[float, Tensor]:
-    value = directional_backward(model, batch, config.loss, weights_at(config.loss, 0.0), displacement)
+def directional(config: TrainConfig, model: Potential, data: Batches, displacement: float) -> tuple[float, Tensor]:
+    assert isinstance(data.backend, PairsBackend)
+    backend = replace(data.backend, displacement=displacement)
+    value = backend.backward(model, data.everything, Loss.at(config.loss, 0.0))
     return float(value), gradient(model)
 
 
@@ -106,12 +117,12 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_equals_the_exact_one(system: str, family: str) -> None:
     config, model, found = built(system, family)
-    value, reference = exact(config, model, prepare(model, found, torch.float64, displacement=0.0).everything)
+    value, reference = exact(config, model, prepared(model, found, displacement=0.0))
     errors = {}
     for displacement in (1e-6, 1e-5, 1e-4):
         model.zero_grad()
-        batch = prepare(model, found, torch.float64, displacement=displacement).everything
-        again, estimate = directional(config, model, batch, displacement)
+        data = prepared(model, found, displacement=displacement)
+        again, estimate = directional(config, model, data, displacement)
         assert again == pytest.approx(value, rel=1e-9)
         errors[displacement] = relative(estimate, reference)
     assert max(errors.values()) < 1e-4, errors
@@ -123,17 +134,17 @@ def test_gradient_equals_the_exact_one(system: str, family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_gradient_of_pairs_equals_that_of_sums_and_finite_differences(family: str) -> None:
     config, model, found = built("crystals", family)
-    _, reference = exact(config, model, prepare(model, found, torch.float64, displacement=0.0).everything)
-    batch = prepare(model, found, torch.float64).everything
+    _, reference = exact(config, model, prepared(model, found, displacement=0.0))
+    data = prepared(model, found)
     model.zero_grad()
-    _, other = exact(config, model, batch)
+    _, other = exact(config, model, data)
     assert relative(other, reference) < 1e-9
     direction = torch.randn(reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     flat = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
     values = []
     for sign in (1.0, -1.0):
         torch.nn.utils.vector_to_parameters(flat + sign * 1e-6 * direction, model.parameters())
-        values.append(exact(config, model, batch)[0])
+        values.append(exact(config, model, data)[0])
     assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(reference @ direction), rel=1e-4)
 
 
@@ -142,11 +153,11 @@ def test_default_displacement_serves_float32(family: str) -> None:
     config, model, found = built("molecules", family)
     config = config.model_copy(update={"dtype": "float32"})
     assert config.displacement is not None
-    _, reference = exact(config, model, prepare(model, found, torch.float64, displacement=0.0).everything)
-    batch = prepare(model, found, torch.float32, displacement=config.displacement).everything
+    _, reference = exact(config, model, prepared(model, found, displacement=0.0))
+    data = prepared(model, found, torch.float32, config.displacement)
     model.zero_grad()
     model.to(torch.float32)
-    _, estimate = directional(config, model, batch, config.displacement)
+    _, estimate = directional(config, model, data, config.displacement)
     assert relative(estimate, reference) < 5e-3
 
 
@@ -165,11 +176,11 @@ def watched_vectors(model: Potential) -> list[Tensor]:
 
 def test_the_farthest_pair_moves_as_far_as_asked() -> None:
     config, model, found = built("crystals", "hip-nn")
-    batch = prepare(model, found, torch.float64, displacement=0.05).everything
-    assert isinstance(batch.geometry, Pairs)
+    data = prepared(model, found, displacement=0.05)
+    assert isinstance(data.everything.geometry, Pairs)
     seen = watched_vectors(model)
-    directional(config, model, batch, 0.05)
-    before, owner = batch.geometry.vectors, batch.owner[batch.geometry.neighbours.i]
+    directional(config, model, data, 0.05)
+    before, owner = data.everything.geometry.vectors, data.everything.owner[data.everything.geometry.neighbours.i]
     moved = (seen[0][: len(before)] - before).norm(dim=1)
     farthest = torch.stack([moved[owner == b].max() for b in range(len(found))])
     torch.testing.assert_close(farthest, torch.full_like(farthest, 0.05), rtol=1e-9, atol=0.0)
@@ -178,43 +189,45 @@ def test_the_farthest_pair_moves_as_far_as_asked() -> None:
 def test_the_list_holds_every_pair_that_a_displacement_brings_inside() -> None:
     """With a much wider list, and the same step, nothing changes."""
     config, model, found = built("crystals", "hip-nn")
-    wide = prepare(model, found[:1], torch.float64, displacement=1.0).everything
-    assert isinstance(wide.geometry, Pairs)
+    wide = prepared(model, found[:1], displacement=1.0)
+    assert isinstance(wide.everything.geometry, Pairs)
     seen = watched_vectors(model)
     _, expected = directional(config, model, wide, 0.1)
-    before, after = (vectors.norm(dim=1) for vectors in (wide.geometry.vectors, seen[0][: len(seen[0]) // 2]))
+    before, after = (
+        vectors.norm(dim=1) for vectors in (wide.everything.geometry.vectors, seen[0][: len(seen[0]) // 2])
+    )
     assert bool(((before >= model.cutoff) & (after < model.cutoff)).any())
     # The step is set by the pair that moves most, so the narrow list is given what is left of it there.
-    moved = (seen[0][: len(before)] - wide.geometry.vectors).norm(dim=1)
+    moved = (seen[0][: len(before)] - wide.everything.geometry.vectors).norm(dim=1)
     inner = float(moved[before < model.cutoff + 0.1].max())
-    batch = prepare(model, found[:1], torch.float64, displacement=0.1).everything
+    data = prepared(model, found[:1], displacement=0.1)
     model.zero_grad()
-    torch.testing.assert_close(directional(config, model, batch, inner)[1], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(directional(config, model, data, inner)[1], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_copies_together_and_one_after_the_other_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     config, model, found = built("molecules", "hip-nn", hierarchicality_weight=0.3)
-    batch = prepare(model, found, torch.float64, displacement=1e-3).everything
-    value, together = directional(config, model, batch, 1e-3)
+    data = prepared(model, found, displacement=1e-3)
+    value, together = directional(config, model, data, 1e-3)
     model.zero_grad()
     monkeypatch.setattr(module, "_JOINED_PAIRS", 0)
-    again, apart = directional(config, model, batch, 1e-3)
+    again, apart = directional(config, model, data, 1e-3)
     assert again == pytest.approx(value, rel=1e-12)
     torch.testing.assert_close(apart, together, rtol=1e-9, atol=1e-12)
 
 
 def test_hierarchicality_enters_both_ways_alike() -> None:
     config, model, found = built("molecules", "hip-nn", hierarchicality_weight=0.3)
-    batch = prepare(model, found, torch.float64, displacement=1e-4).everything
-    value, reference = exact(config, model, batch)
+    data = prepared(model, found, displacement=1e-4)
+    value, reference = exact(config, model, data)
     model.zero_grad()
-    again, estimate = directional(config, model, batch, 1e-4)
+    again, estimate = directional(config, model, data, 1e-4)
     assert again == pytest.approx(value, rel=1e-6)
     assert relative(estimate, reference) < 1e-4
     model.zero_grad()
     without = config.model_copy(update={"loss": LossConfig(energy_weight=3.0)})
-    smaller, other = exact(without, model, batch)
-    terms = model.energy_terms(*(getattr(batch.geometry, k) for k in ("structure", "vectors", "neighbours")))
+    smaller, other = exact(without, model, data)
+    terms = model.energy_terms(*(getattr(data.everything.geometry, k) for k in ("structure", "vectors", "neighbours")))
     squares = terms.detach().square()
     expected = (squares[:, 1:] / (squares[:, 1:] + squares[:, :-1])).sum(dim=1).mean()
     assert value - smaller == pytest.approx(0.3 * float(expected), rel=1e-9)
@@ -224,9 +237,9 @@ def test_hierarchicality_enters_both_ways_alike() -> None:
 def test_frames_without_forces_train_their_energies() -> None:
     config, model, found = built("molecules", "hip-nn")
     bare = [replace(frame, forces=None) for frame in found]
-    batch = prepare(model, bare, torch.float64, displacement=1e-4).everything
-    value, estimate = directional(config, model, batch, 1e-4)
+    data = prepared(model, bare, displacement=1e-4)
+    value, estimate = directional(config, model, data, 1e-4)
     model.zero_grad()
-    again, reference = exact(config, model, batch)
+    again, reference = exact(config, model, data)
     assert value == pytest.approx(again, rel=1e-9)
     torch.testing.assert_close(estimate, reference, rtol=1e-9, atol=1e-12)

@@ -28,8 +28,9 @@ from snnp.errors import ConfigError, DataError, TrainingError
 from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.training import evaluate, load_config, resume, train
+from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.loss import exact_backward, predict, residuals, weights_at
+from snnp.training.loss import Loss
 from snnp.training.problem import build_model, load_problem, resolve
 from snnp.training.soap import Soap
 
@@ -82,11 +83,11 @@ def test_prepared_prediction_equals_the_model(data: Path, evaluator: str) -> Non
     config = resolve(config, problem)
     model = build_model(config, problem)
     frames = problem.split.train
-    prepared = prepare(model, frames, torch.float64)
+    prepared = prepare(choose_backend(model, torch.float64), model, frames)
     chosen = [5, 0, 3]
     batch = prepared.batch(chosen)
     with torch.no_grad():
-        predicted = predict(model, batch)
+        predicted = prepared.backend.predict(model, batch)
     start = 0
     for row, k in enumerate(chosen):
         reference = model.compute(frames[k].structure, stress=True)
@@ -106,13 +107,13 @@ def test_loss_gradient_equals_finite_differences(data: Path) -> None:
     config = load_config(settings(data))
     problem = load_problem(config)
     model = build_model(resolve(config, problem), problem)
-    batch = prepare(model, problem.split.train[:3], torch.float64).batch([0, 1, 2])
-    weights = weights_at(config.loss, 0.0)
+    backend, loss = choose_backend(model, torch.float64), Loss.at(config.loss, 0.0)
+    batch = prepare(backend, model, problem.split.train[:3]).batch([0, 1, 2])
 
     def value() -> torch.Tensor:
-        return residuals(predict(model, batch), batch, config.loss, weights).value
+        return loss(backend.predict(model, batch), batch).value
 
-    assert float(exact_backward(model, batch, config.loss, weights)) == pytest.approx(float(value()), rel=1e-12)
+    assert float(backend.backward(model, batch, loss)) == pytest.approx(float(value()), rel=1e-12)
     for parameter in (model.f.free, model.g.free, model.rho.free, model.readout.network.weights[0]):
         direction = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         analytic = float((parameter.grad * direction).sum())
@@ -131,9 +132,10 @@ def test_missing_forces_are_ignored_and_not_zero(data: Path) -> None:
     model = build_model(resolve(config, problem), problem)
     frame = problem.split.train[0]
     without = type(frame)(frame.structure, frame.energy, None, None, frame.group, frame.source)
-    batch = prepare(model, [without], torch.float64).batch([0])
+    backend = choose_backend(model, torch.float64)
+    batch = prepare(backend, model, [without]).batch([0])
     assert bool(batch.forces.isnan().all())
-    value = exact_backward(model, batch, config.loss, weights_at(config.loss, 0.0))
+    value = backend.backward(model, batch, Loss.at(config.loss, 0.0))
     assert bool(torch.isfinite(value))
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 

@@ -16,10 +16,11 @@ from ase.calculators.morse import MorsePotential
 from snnp.data import Frame
 from snnp.structure import Structure
 from snnp.training import Progress, load_config, resume, train
+from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
 from snnp.training.compressed import CompressionConfig, PairWall, compressed_frames, fit_wall
 from snnp.training.config import LossConfig
-from snnp.training.loss import exact_backward, predict, residuals, weights_at
+from snnp.training.loss import Loss
 from snnp.training.problem import build_model, load_problem, resolve, standardise
 
 DEPTH, SHORT = 0.4, 2.68  # eV, Å
@@ -179,18 +180,18 @@ def test_a_tolerance_costs_nothing_within_and_pulls_beyond(data: Path, evaluator
     model = build_model(config, problem)
     n = len(problem.split.train)
     few = [*problem.split.train[:2], problem.compressed[0].frame]
-    loss, weights = LossConfig(force_weight=0.0), weights_at(LossConfig(force_weight=0.0), 0.0)
-    everything = prepare(model, few, torch.float64)
+    backend, loss = choose_backend(model, torch.float64), Loss.at(LossConfig(force_weight=0.0), 0.0)
+    everything = prepare(backend, model, few)
     standardise(model, everything, 2)
     batch = everything.batch([0, 1, 2])
     wide = replace(batch, tolerance=torch.tensor([0.0, 0.0, 1e6], dtype=torch.float64))
     narrow = replace(batch, tolerance=torch.tensor([0.0, 0.0, 1e-3], dtype=torch.float64))
-    predicted = predict(model, batch)
-    assert residuals(predicted, wide, loss, weights).to_energy[2] == 0.0
-    pulled = residuals(predicted, narrow, loss, weights)
+    predicted = backend.predict(model, batch)
+    assert loss(predicted, wide).to_energy[2] == 0.0
+    pulled = loss(predicted, narrow)
     assert pulled.to_energy[2] != 0.0
     # The gradient is that of the value: central differences in one parameter.
-    exact_backward(model, narrow, loss, weights)
+    backend.backward(model, narrow, loss, forces=loss.needs_forces)
     free = model.rho.free
     assert free.grad is not None
     index = tuple(int(k) for k in torch.unravel_index(free.grad.abs().argmax(), free.shape))
@@ -198,7 +199,7 @@ def test_a_tolerance_costs_nothing_within_and_pulls_beyond(data: Path, evaluator
     for step in (1e-5, -1e-5):
         with torch.no_grad():
             free[index] += step
-            values.append(float(residuals(predict(model, narrow), narrow, loss, weights).value))
+            values.append(float(loss(backend.predict(model, narrow), narrow).value))
             free[index] -= step
     assert float(free.grad[index]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
     assert n == 24

@@ -21,8 +21,8 @@ from snnp.models import SplineNNPConfig, load_model
 from snnp.models.ani.model import ANI, ANIConfig
 from snnp.models.hipnn.model import HIPNN, HIPNNConfig
 from snnp.training import Progress, evaluate, load_config, loop, resume, train
+from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.loss import predict
 from snnp.training.problem import build_model, load_problem, resolve
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -136,10 +136,11 @@ def test_prepared_prediction_equals_the_model(data: Path, family: str) -> None:
     problem = load_problem(config)
     model = build_model(resolve(config, problem), problem)
     frames, chosen = problem.split.train, [5, 0, 3]
-    batch = prepare(model, frames, torch.float64).batch(chosen)
-    differentiated = predict(model, batch)
+    backend = choose_backend(model, torch.float64)
+    batch = prepare(backend, model, frames).batch(chosen)
+    differentiated = backend.predict(model, batch)
     with torch.no_grad():
-        analytic = predict(model, batch)
+        analytic = backend.predict(model, batch)
     for predicted in (differentiated, analytic):
         start = 0
         for row, k in enumerate(chosen):
@@ -184,7 +185,7 @@ def test_weight_decay_leaves_distances_and_biases_alone(method: str) -> None:
     model = HIPNN(HIPNNConfig(elements=("Cu",), n_features=3, n_sensitivities=4, n_interactions=1))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     config = load_config({"data": {"train": ["a.xyz"]}, "optimiser": {"method": method, "weight_decay": 0.5}}).optimiser
-    optimiser = loop._optimiser(model, config)
+    optimiser = loop.make_optimiser(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()

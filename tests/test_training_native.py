@@ -21,10 +21,11 @@ from snnp.kernels.cpu.library import MAX_LAYERS, instruction_set, library, switc
 from snnp.models.config import RepulsionConfig
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
-from snnp.training.backends.compiled import NativeGeometry, kernel_threads_alone, predict_native
-from snnp.training.batches import prepare
+from snnp.training.backends import Batch, choose_backend
+from snnp.training.backends.compiled import CompiledBackend
+from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig
-from snnp.training.loss import Weights, exact_backward
+from snnp.training.loss import Loss
 from snnp.training.problem import standardise
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
@@ -70,6 +71,7 @@ FORMS = {
         },
     ),
 }
+LOSS = Loss(LossConfig(), 1.0, 1.0, 0.0)
 TARGETS = ("avx512", "avx2", "portable")
 
 
@@ -86,6 +88,16 @@ def frames(elements: tuple[str, ...]) -> list[Frame]:
             Frame(structure, energy=float(rng.normal()), forces=forces, stress=stress, source=str(k), group="g")
         )
     return made
+
+
+def prepared(model: SplineNNP, found: list[Frame], dtype: torch.dtype = torch.float64) -> Batches:
+    return prepare(choose_backend(model, dtype), model, found)
+
+
+def compiled(model: SplineNNP, found: list[Frame], chosen: list[int]) -> tuple[CompiledBackend, Batch]:
+    data = prepared(model, found)
+    assert isinstance(data.backend, CompiledBackend)
+    return data.backend, data.batch(chosen)
 
 
 def step(
@@ -106,16 +118,16 @@ def step(
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     with nullcontext() if native else switched_off():
         # In double: scaling into an embedding's range is ill-conditioned, and not what is compared.
-        standardise(model, prepare(model, frames(elements), torch.float64))
-        data = prepare(model, frames(elements), dtype)
+        standardise(model, prepared(model, frames(elements)))
+        data = prepared(model, frames(elements), dtype)
         model.to(dtype)
         # Nothing of the parameters may stay from when the data were prepared.
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.1)
-        batch = data.batch([3, 0, 4])
-        assert isinstance(batch.geometry, NativeGeometry) == native
-        value = exact_backward(model, batch, LossConfig(shape=shape), Weights(*weights))
+        assert isinstance(data.backend, CompiledBackend) == native
+        loss = Loss(LossConfig(shape=shape), *weights)
+        value = data.backend.backward(model, data.batch([3, 0, 4]), loss, forces=loss.needs_forces)
     gradients = [p.grad for p in model.parameters() if p.numel()]
     assert all(g is not None for g in gradients)
     return float(value), [g for g in gradients if g is not None]
@@ -166,11 +178,10 @@ def test_parts_of_the_loss(weights: tuple[float, float, float], shape: Literal["
 def test_gradients_add_up() -> None:
     """As those of `backward` do: two calls give twice the gradient."""
     model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
-    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
-    assert isinstance(batch.geometry, NativeGeometry)
+    backend, batch = compiled(model, frames(("Cu",)), [1, 2])
     gradients = []
     for _ in range(2):
-        exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+        backend.backward(model, batch, LOSS)
         assert model.f.free.grad is not None
         gradients.append(model.f.free.grad.clone())
     assert torch.allclose(gradients[1], 2.0 * gradients[0], rtol=1e-12)
@@ -179,37 +190,35 @@ def test_gradients_add_up() -> None:
 def test_two_models_may_share_the_data() -> None:
     """As a teacher and a student do: each pass takes the parameters of the model that it is given."""
     models = [SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=seed) for seed in (1, 2)]
-    batch = prepare(models[0], frames(("Cu",)), torch.float64).batch([1, 2])
-    assert isinstance(batch.geometry, NativeGeometry)
+    backend, batch = compiled(models[0], frames(("Cu",)), [1, 2])
     found = []
-    for geometry in (batch.geometry, copy.deepcopy(batch.geometry)):
+    for each, same in ((backend, batch), copy.deepcopy((backend, batch))):
         for model in models:
             model.zero_grad()
-            prediction = predict_native(model, geometry)
-            exact_backward(model, replace(batch, geometry=geometry), LossConfig(), Weights(1.0, 1.0, 0.0))
-            assert prediction.forces is not None
+            prediction = each.predict(model, same)
+            each.backward(model, same, LOSS)
             assert model.f.free.grad is not None
             found.append((prediction.forces, model.f.free.grad))
     for first, second in zip(found[:2], found[2:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.allclose(found[0][0], found[1][0])
-    energies = predict_native(models[0], batch.geometry, forces=False)
-    assert torch.equal(energies.energies, predict_native(models[0], batch.geometry).energies)
-    assert energies.forces is None
+    energies = backend.predict(models[0], batch, forces=False)
+    assert torch.equal(energies.energy, backend.predict(models[0], batch).energy)
+    assert bool(energies.forces.isnan().all())
 
 
 def test_torch_keeps_one_thread_beside_the_kernels() -> None:
-    """Those of the passes were counted when the data were prepared."""
+    """Those of the passes were counted when the backend was made."""
     model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        geometry = prepare(model, frames(("Cu",)), torch.float64).everything.geometry
-        assert isinstance(geometry, NativeGeometry)
-        with kernel_threads_alone(geometry):
+        backend = choose_backend(model, torch.float64)
+        assert isinstance(backend, CompiledBackend)
+        with backend.alone():
             assert torch.get_num_threads() == 1
-            assert geometry.engine.n_threads == 2
-        with kernel_threads_alone(None):
+            assert backend.n_threads == 2
+        with choose_backend(model, torch.float64, displacement=0.1).alone():
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 2
     finally:
@@ -219,13 +228,13 @@ def test_torch_keeps_one_thread_beside_the_kernels() -> None:
 def test_very_deep_networks_are_left_to_torch() -> None:
     network = NetworkConfig(hidden=(4,) * MAX_LAYERS)
     model = SplineNNP(SplineNNPConfig(elements=("Cu",), network=network), seed=1)
-    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
-    assert not isinstance(batch.geometry, NativeGeometry)
+    data = prepared(model, frames(("Cu",)))
+    assert not isinstance(data.backend, CompiledBackend)
     # Of these forces nothing depends on the one parameter that is trained.
     model.requires_grad_(False)
     assert model.readout.network is not None
     bias = model.readout.network.biases[-1].requires_grad_()
-    exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+    data.backend.backward(model, data.batch([1, 2]), LOSS)
     assert bias.grad is not None
     assert float(bias.grad.abs().max()) > 0.0
 
@@ -233,26 +242,25 @@ def test_very_deep_networks_are_left_to_torch() -> None:
 def test_frozen_parameters_stay_without_gradient() -> None:
     model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
     model.rho.free.requires_grad_(False)
-    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
-    exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+    backend, batch = compiled(model, frames(("Cu",)), [1, 2])
+    backend.backward(model, batch, LOSS)
     assert model.rho.free.grad is None
     assert model.f.free.grad is not None
 
 
 def test_a_prediction_that_is_not_a_number_is_seen() -> None:
     model = SplineNNP(SplineNNPConfig(elements=("Cu",)), seed=1)
-    batch = prepare(model, frames(("Cu",)), torch.float64).batch([1, 2])
+    backend, batch = compiled(model, frames(("Cu",)), [1, 2])
     with torch.no_grad():
         model.f.free[0, 0, 3] = torch.nan
-    assert bool(exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0)).isnan())
+    assert bool(backend.backward(model, batch, LOSS).isnan())
 
 
 def test_pairs_out_of_order_are_refused() -> None:
     """Runs of pairs that share their functions must stand together; sums of the others would be wrong."""
     model = SplineNNP(SplineNNPConfig(elements=("Cu", "Mo")), seed=1)
-    batch = prepare(model, frames(("Cu", "Mo")), torch.float64).batch([1])
-    assert isinstance(batch.geometry, NativeGeometry)
-    stored = batch.geometry.batch.pairs
+    backend, batch = compiled(model, frames(("Cu", "Mo")), [1])
+    stored = batch.geometry.pairs
     elements = stored.species[stored.neighbour[stored.first[8] : stored.first[9]]]
     assert np.count_nonzero(np.diff(elements)) == 1
     columns = [stored.neighbour, stored.x, stored.y, stored.z, stored.r]
@@ -260,7 +268,7 @@ def test_pairs_out_of_order_are_refused() -> None:
     for column in columns:
         column[...] = column[order]
     with pytest.raises(InputError, match="not sorted by radial functions"):
-        exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+        backend.backward(model, batch, LOSS)
 
 
 def test_atoms_without_neighbours() -> None:
@@ -283,10 +291,11 @@ def test_atoms_without_neighbours() -> None:
         found = []
         for native in (False, True):
             with nullcontext() if native else switched_off():
-                batch = prepare(model, [*made, *frames(("Cu", "Mo"))[:2]], torch.float64).batch(chosen)
+                data = prepared(model, [*made, *frames(("Cu", "Mo"))[:2]])
                 model.zero_grad()
-                value = float(exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 5.0)))
-                assert isinstance(batch.geometry, NativeGeometry) == native
+                loss = Loss(LossConfig(), 1.0, 1.0, 5.0)
+                value = float(data.backend.backward(model, data.batch(chosen), loss))
+                assert isinstance(data.backend, CompiledBackend) == native
             assert model.readout.linear is not None
             kept = [model.rho.free.grad, model.f.free.grad, model.g.free.grad, model.readout.linear.grad]
             found.append((value, [torch.zeros(1) if gradient is None else gradient.clone() for gradient in kept]))
@@ -298,10 +307,10 @@ def test_atoms_without_neighbours() -> None:
 def test_threads_change_nothing_but_rounding() -> None:
     """Also more of them than there are parts of eight atoms; and no atoms at all."""
     model = SplineNNP(SplineNNPConfig(elements=("Cu", "Mo"), filters="element"), seed=1)
-    geometry = prepare(model, frames(("Cu", "Mo")), torch.float64).everything.geometry
-    assert isinstance(geometry, NativeGeometry)
-    predict_native(model, geometry)  # writes the tables
-    kernel, batch = geometry.engine.kernel, geometry.batch
+    data = prepared(model, frames(("Cu", "Mo")))
+    assert isinstance(data.backend, CompiledBackend)
+    data.backend.write(model)
+    kernel, batch = data.backend.kernel, data.everything.geometry
     rng, n = np.random.default_rng(0), len(batch.rows)
     e, p, s = rng.normal(size=n), rng.normal(size=(n, 3)), rng.normal(size=(batch.n_structures, 3, 3))
     runs = [(kernel.predict(batch, k), kernel.learn(batch, k, e, p, s)) for k in (1, 3, 3, 1000)]

@@ -15,6 +15,7 @@ from ase.build import bulk
 from snnp.errors import ConfigError
 from snnp.models.spline.model import SplineNNP
 from snnp.training import TrainConfig, load_config
+from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
 from snnp.training.problem import build_model, load_problem, resolve, standardise
 
@@ -41,10 +42,10 @@ def _standardised(folder: Path, **model: object) -> tuple[SplineNNP, torch.Tenso
     config = load_config({"data": {"train": [str(folder / "train.xyz")], "valid": 0.0}, "model": {**MODEL, **model}})
     problem = load_problem(config)
     built = build_model(resolve(config, problem), problem)
-    data = prepare(built, problem.split.train, torch.float64)
+    data = prepare(choose_backend(built, torch.float64), built, problem.split.train)
     standardise(built, data)
     with torch.no_grad():
-        return built, built.features(data.everything.geometry)
+        return built, data.backend.features(built, data.everything)
 
 
 @pytest.mark.parametrize("of", ["sum", "features"])

@@ -2,7 +2,8 @@
 
 from snnp.training.config import DataConfig, LossConfig, OptimiserConfig, TrainConfig, load_config
 from snnp.training.evaluation import Evaluation, evaluate
-from snnp.training.loop import Progress, RunResult, resume, train
+from snnp.training.loop import Progress
+from snnp.training.run import RunResult, resume, train
 
 __all__ = [
     "DataConfig",

@@ -11,45 +11,21 @@ from torch import Tensor
 
 from snnp.data import Frame
 from snnp.models.potential import Potential, sum_forces, sum_stress
-from snnp.models.spline.model import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
-from snnp.training.backends.compiled import NativeGeometry, cut_native, make_native, trains_natively
-from snnp.training.backends.pairs import Pairs, cut_pairs, make_pairs
-from snnp.training.backends.sums import cut_sums, make_sums
+from snnp.training.backends import Backend, Batch
 
-__all__ = ["AnyGeometry", "Batch", "PreparedData", "prepare"]
-
-AnyGeometry = NativeGeometry | Geometry | Pairs
+__all__ = ["Batches", "prepare"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Frames ready for a training step: n atoms of B frames.
+class Batches:
+    """All frames as one batch; `starts` [B + 1] are the rows of each frame, `sources` [B] say where it came from."""
 
-    `geometry` of the atoms (indices local to the batch): stored pairs for the compiled kernel or sums for torch (both
-    of an s-NNP), or pairs for any family. `owner` [n]
-    frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
-    have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
-    frame lacks is NaN. `tolerance` [B] is the error of the energy in eV/atom that costs nothing.
-    """
-
-    geometry: AnyGeometry
-    owner: Tensor
-    counts: Tensor
-    volume: Tensor
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor
-    tolerance: Tensor
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """All frames in one set of arrays; `starts` [B + 1] are the rows of each frame."""
-
+    backend: Backend
     everything: Batch
     starts: np.ndarray
+    sources: Sequence[str]
 
     @property
     def n_frames(self) -> int:
@@ -58,16 +34,14 @@ class PreparedData:
 
     def batch(self, frames: Sequence[int]) -> Batch:
         """Cut out some frames."""
-        chosen = torch.as_tensor(np.asarray(frames, dtype=np.int64))
+        everything, device = self.everything, self.backend.device
         spans = [np.arange(self.starts[b], self.starts[b + 1]) for b in frames]
-        rows = torch.from_numpy(np.concatenate(spans))
-        everything = self.everything
-        device = everything.energy.device
-        chosen, rows = chosen.to(device), rows.to(device)
+        rows = torch.from_numpy(np.concatenate(spans)).to(device)
+        chosen = torch.as_tensor(np.asarray(frames, dtype=np.int64)).to(device)
         counts = everything.counts[chosen]
         owner = torch.repeat_interleave(torch.arange(len(frames), device=device), counts)
         return Batch(
-            geometry=self._cut(chosen, rows, owner),
+            geometry=self.backend.cut(everything.geometry, chosen, rows, owner),
             owner=owner,
             counts=counts,
             volume=everything.volume[chosen],
@@ -77,18 +51,8 @@ class PreparedData:
             tolerance=everything.tolerance[chosen],
         )
 
-    def _cut(self, frames: Tensor, rows: Tensor, owner: Tensor) -> AnyGeometry:
-        geometry = self.everything.geometry
-        if isinstance(geometry, NativeGeometry):
-            return cut_native(geometry, rows, frames, self.starts, owner)
-        local = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=rows.device)
-        local[rows] = torch.arange(len(rows), device=rows.device)
-        if isinstance(geometry, Pairs):
-            return cut_pairs(geometry, frames, rows, local, owner)
-        return cut_sums(geometry, rows, local)
-
-    def batches(self, order: np.ndarray, batch_atoms: int) -> list[list[int]]:
-        """Group frames in the given order so that each batch holds at most `batch_atoms` atoms (at least one frame)."""
+    def groups(self, order: np.ndarray, batch_atoms: int) -> list[list[int]]:
+        """Frames in the given order, so many together that they hold at most `batch_atoms` atoms (at least one)."""
         groups: list[list[int]] = [[]]
         filled = 0
         for frame in order.tolist():
@@ -99,6 +63,31 @@ class PreparedData:
             groups[-1].append(frame)
             filled += size
         return groups
+
+
+@torch.no_grad()
+def prepare(
+    backend: Backend, model: Potential, frames: Sequence[Frame], tolerance: Sequence[float] | None = None
+) -> Batches:
+    """Compute everything that training needs of the frames, in float64, and store it in the backend's type.
+
+    Arguments:
+        backend: made for the form of the model.
+        model: fixes cutoffs, grids, E0 and repulsion; its parameters are not used. It must be in float64 on the CPU.
+        frames: labelled structures.
+        tolerance: eV/atom per frame, see `Batch`; none by default.
+    """
+    structure = Structure.concatenate([frame.structure for frame in frames])
+    counts = structure.atoms_per_structure
+    volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
+    allowed = torch.zeros_like(volume) if tolerance is None else torch.tensor(tolerance, dtype=torch.float64)
+    geometry = backend.prepare(model, structure)
+    owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
+    numbers = (volume, *_labels(model, frames, structure), allowed)
+    floats = (value.to(backend.device, backend.dtype) for value in numbers)
+    starts = np.concatenate([[0], np.cumsum(counts.numpy())])
+    everything = Batch(geometry, owner, counts_there, *floats)
+    return Batches(backend, everything, starts, [frame.source for frame in frames])
 
 
 def _labels(model: Potential, frames: Sequence[Frame], structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,40 +108,3 @@ def _labels(model: Potential, frames: Sequence[Frame], structure: Structure) -> 
         forces = forces - sum_forces(pairs, structure.n_atoms)
         stress = stress - sum_stress(pairs, structure)
     return energy.index_add(0, structure.structure_of_atom, -known), forces, stress
-
-
-@torch.no_grad()
-def prepare(
-    model: Potential,
-    frames: Sequence[Frame],
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    *,
-    displacement: float | None = None,
-    tolerance: Sequence[float] | None = None,
-) -> PreparedData:
-    """Compute everything that training needs of the frames, in float64, and store it as `dtype`.
-
-    Arguments:
-        model: fixes cutoffs, grids, E0 and repulsion; its parameters are not used. It must be in float64 on the CPU.
-        frames: labelled structures.
-        displacement: Å by which directional training changes the vectors of pairs; None: geometry stays as it is.
-            An s-NNP then trains on the compiled kernel, or on sums over neighbours, any other family on pairs.
-        tolerance: eV/atom per frame, see `Batch`; none by default.
-    """
-    structure = Structure.concatenate([frame.structure for frame in frames])
-    periodic = structure.pbc.all(dim=1)
-    volume = torch.where(periodic, structure.volume(), torch.ones_like(structure.volume()))
-    geometry: AnyGeometry
-    if isinstance(model, SplineNNP) and displacement is None and trains_natively(model, dtype, device):
-        geometry = make_native(model, structure, dtype)
-    elif isinstance(model, SplineNNP) and displacement is None:
-        geometry = make_sums(model, [frame.structure for frame in frames], dtype, device)
-    else:
-        geometry = make_pairs(structure, model.cutoff, displacement or 0.0).to(dtype, device)
-    labels = _labels(model, frames, structure)
-    counts = structure.atoms_per_structure
-    owner, counts_there = structure.structure_of_atom.to(device), counts.to(device)
-    allowed = torch.zeros_like(volume) if tolerance is None else torch.tensor(tolerance, dtype=torch.float64)
-    floats = (value.to(dtype=dtype, device=device) for value in (volume, *labels, allowed))
-    return PreparedData(Batch(geometry, owner, counts_there, *floats), np.concatenate([[0], np.cumsum(counts.numpy())]))

@@ -1,7 +1,9 @@
-"""The state of a run: weights, averaged weights, optimiser and counters in one file, replaced in one rename."""
+"""What a run keeps of its way: the state to continue from, in one file that is replaced in one rename, and metrics."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import math
@@ -16,14 +18,21 @@ from safetensors.torch import save
 from torch import Tensor
 
 from snnp.errors import ConfigError, TrainingError
-from snnp.files import write_atomically
+from snnp.files import naming, write_atomically
 from snnp.models.potential import Potential
 
-__all__ = ["STATE_FILE", "Counters", "TrainState", "load_state", "save_state"]
+__all__ = [
+    *("METRICS_FILE", "STATE_FILE", "Counters", "TrainState"),
+    *("append_metrics", "load_state", "save_state", "truncate_metrics"),
+]
 
 _log = logging.getLogger(__name__)
 
-STATE_FILE = "state.safetensors"
+STATE_FILE, METRICS_FILE = "state.safetensors", "metrics.csv"
+_COLUMNS = (
+    *("epoch", "step", "learning_rate", "train_loss"),
+    *("valid_energy_mae_mev_per_atom", "valid_force_mae_ev_per_angstrom", "seconds"),
+)
 
 
 @dataclass
@@ -160,3 +169,27 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def append_metrics(folder: Path, row: tuple[float | None, ...]) -> None:
+    """Add the numbers of an epoch."""
+    path = folder / METRICS_FILE
+    new = not path.exists()
+    with naming(path), path.open("a", newline="") as handle:
+        writer = csv.writer(handle)
+        if new:
+            writer.writerow(_COLUMNS)
+        writer.writerow(["" if value is None else f"{value:.8g}" for value in row])
+
+
+def truncate_metrics(folder: Path, epoch: int) -> None:
+    """Drop rows of epochs that the saved state does not know: they are computed again."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return
+    content = path.read_bytes().decode(errors="replace").replace("\0", "")
+    rows = [row for row in csv.reader(io.StringIO(content)) if len(row) == len(_COLUMNS)]
+    kept = [row for row in rows if row[0].isdecimal() and int(row[0]) <= epoch]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([_COLUMNS, *kept])
+    write_atomically(path, text.getvalue().encode())

@@ -31,11 +31,9 @@ from snnp.data.reference import FROM_ISOLATED_ATOMS
 from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
-from snnp.models.spline.model import Geometry, SplineNNP
+from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.training.backends.compiled import NativeGeometry, native_features
-from snnp.training.backends.pairs import Pairs
-from snnp.training.batches import AnyGeometry, PreparedData
+from snnp.training.batches import Batches
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 
@@ -236,29 +234,13 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
     return model
 
 
-def _features(model: SplineNNP, data: PreparedData, n_frames: int) -> Tensor:
+def _features(model: SplineNNP, data: Batches, n_frames: int) -> Tensor:
     """[n, D] of all atoms of the first `n_frames`."""
     chunks = [range(first, min(first + 16, n_frames)) for first in range(0, n_frames, 16)]
-    geometries = (data.batch(chunk).geometry for chunk in chunks)
-    return torch.cat([_features_of(model, geometry) for geometry in geometries])
+    return torch.cat([data.backend.features(model, data.batch(chunk)) for chunk in chunks])
 
 
-def _features_of(model: SplineNNP, geometry: AnyGeometry) -> Tensor:
-    if isinstance(geometry, NativeGeometry):
-        return native_features(model, geometry)
-    return model.features(_sums(model, geometry))
-
-
-def _sums(model: SplineNNP, geometry: Geometry | Pairs) -> Geometry:
-    """Geometry of an s-NNP, also of pairs prepared for directional training."""
-    if not isinstance(geometry, Pairs):
-        return geometry
-    structure, lists = geometry.structure, geometry.neighbours
-    everyone = torch.arange(structure.n_atoms, device=geometry.vectors.device)
-    return model.geometry((lists.i, lists.j, geometry.vectors), model.species(structure), everyone)
-
-
-def _fit_into_embedding(model: SplineNNP, data: PreparedData, n_frames: int, lower: float, upper: float) -> None:
+def _fit_into_embedding(model: SplineNNP, data: Batches, n_frames: int, lower: float, upper: float) -> None:
     """Shift and scale rho and g until the embedding's argument spreads over its grid, three deviations to each side.
 
     Features are linear in rho and in g: adding a constant function to a filter shifts its feature.
@@ -280,7 +262,7 @@ def _fit_into_embedding(model: SplineNNP, data: PreparedData, n_frames: int, low
 
 
 @torch.no_grad()
-def standardise(model: Potential, data: PreparedData, n_frames: int | None = None) -> None:
+def standardise(model: Potential, data: Batches, n_frames: int | None = None) -> None:
     """Set mean and deviation of an s-NNP's features from the training set, and bring them into an embedding's range.
 
     The training set are the first `n_frames` of the data (all by default); other families have nothing to standardise.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from snnp.kernels.cpu.training import TrainingBatch, TrainingKernel
-from snnp.training.backends.compiled import make_native, native_features, trains_natively
+from snnp.training.backends.compiled import CompiledBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import blob, number, random_case
@@ -51,11 +51,11 @@ def write_training_case(path: Path, seed: int, n_threads: int) -> list[np.ndarra
     """
     case = random_case(seed)
     model, structure = case.model, case.structure
-    if structure.n_atoms == 0 or not trains_natively(model, model.dtype, "cpu"):
+    if structure.n_atoms == 0 or not CompiledBackend.covers(model, model.dtype, "cpu"):
         return None
-    geometry = make_native(model, structure, model.dtype)
-    kernel, batch = geometry.engine.kernel, geometry.batch
-    native_features(model, geometry)  # writes the tables
+    backend = CompiledBackend(model, model.dtype)
+    kernel, batch = backend.kernel, backend.prepare(model, structure)
+    backend.write(model)
     kernel.__class__, recorder = _Recorder, kernel
     assert isinstance(recorder, _Recorder)
     recorder.calls, recorder.results = [], []

@@ -31,9 +31,9 @@ from snnp.data import Frame
 from snnp.files import write_atomically
 from snnp.models.potential import Potential
 from snnp.training import TrainConfig, load_config, resume, train
-from snnp.training.batches import Batch, prepare
-from snnp.training.directional import directional_backward
-from snnp.training.loss import Weights, exact_backward, weights_at
+from snnp.training.backends import choose_backend
+from snnp.training.batches import prepare
+from snnp.training.loss import Loss
 from snnp.training.problem import build_model, load_problem, resolve
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
@@ -93,20 +93,21 @@ def steps_of(study: Found, kind: str, family: str, n_atoms: int, device: str) ->
     while sum(frame.n_atoms for frame in chosen) < n_atoms:
         chosen.append(frames[order[len(chosen) % len(frames)]])
     model = build_model(config, problem)
-    still = prepare(model, chosen, torch.float32, device).everything
-    moving = prepare(model, chosen, torch.float32, device, displacement=config.displacement).everything
+    still, moving = (
+        prepare(choose_backend(model, torch.float32, device, displacement), model, chosen)
+        for displacement in (None, config.displacement)
+    )
     model.to(dtype=torch.float32, device=device)
-    weights = weights_at(config.loss, 0.0)
+    loss = Loss.at(config.loss, 0.0)
 
-    def energy(batch: Batch = still) -> None:
-        exact_backward(model, batch, config.loss, Weights(1.0, 0.0, 0.0))
+    def energy() -> None:
+        still.backend.backward(model, still.everything, Loss(config.loss, 1.0, 0.0, 0.0), forces=False)
 
     def exact() -> None:
-        exact_backward(model, still, config.loss, weights)
+        still.backend.backward(model, still.everything, loss)
 
     def directional() -> None:
-        assert config.displacement is not None
-        directional_backward(model, moving, config.loss, weights, config.displacement)
+        moving.backend.backward(model, moving.everything, loss)
 
     def cleared(step: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -116,7 +117,7 @@ def steps_of(study: Found, kind: str, family: str, n_atoms: int, device: str) ->
         return run
 
     return {name: cleared(step) for name, step in zip(KINDS, (energy, exact, directional), strict=True)}, len(
-        still.owner
+        still.everything.owner
     )
 
 
@@ -129,18 +130,19 @@ def measure_gradients(study: Found, found: Found, save: Callable[[], None]) -> N
             config = configuration(study, kind, family)
             problem = load_problem(config)
             config = resolve(config, problem)
-            frames, weights = problem.split.train[: study["gradients"]["frames"]], weights_at(config.loss, 0.0)
+            frames, loss = problem.split.train[: study["gradients"]["frames"]], Loss.at(config.loss, 0.0)
             model = build_model(config, problem)
-            batch = prepare(model, frames, torch.float64).everything
-            exact_backward(model, batch, config.loss, weights)
+            data = prepare(choose_backend(model, torch.float64), model, frames)
+            data.backend.backward(model, data.everything, loss)
             exact = _gradient(model)
             results: dict[str, dict[str, float]] = {"float64": {}, "float32": {}}
             for dtype, errors in results.items():
                 for displacement in study["gradients"]["displacements"]:
                     model = build_model(config, problem)
-                    batch = prepare(model, frames, getattr(torch, dtype), displacement=displacement).everything
-                    model.to(getattr(torch, dtype))
-                    directional_backward(model, batch, config.loss, weights, displacement)
+                    kind = getattr(torch, dtype)
+                    data = prepare(choose_backend(model, kind, displacement=displacement), model, frames)
+                    model.to(kind)
+                    data.backend.backward(model, data.everything, loss)
                     errors[f"{displacement:g}"] = float((_gradient(model) - exact).norm() / exact.norm())
             found["gradients"][f"{kind}-{family}"] = results
             save()

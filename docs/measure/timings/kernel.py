@@ -32,9 +32,10 @@ from snnp.models.session import Session
 from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDSettings, starting_point
 from snnp.sampling.embedded import NativeDynamics
-from snnp.training.batches import Batch, PreparedData, prepare
+from snnp.training.backends import Backend, Batch, choose_backend
+from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig
-from snnp.training.loss import Weights, exact_backward
+from snnp.training.loss import Loss
 from snnp.training.problem import standardise
 from snnp_ase import SNNPCalculator
 
@@ -155,13 +156,14 @@ def two_threads() -> list[str]:
     return lines
 
 
-def prepared(element: str, frames: int) -> tuple[SplineNNP, PreparedData]:
+def prepared(element: str, frames: int) -> tuple[SplineNNP, Batches]:
     """An untrained model of the zoo's form for an element, with data."""
     form = load_model(f"snnp-{element.lower()}")
     assert isinstance(form, SplineNNP)
     model = SplineNNP(form.config, form.reference_energies, seed=1)
     folder = Path(os.environ["SNNP_DATA"])
-    data = prepare(model, read_frames(folder / "mlearn" / f"{element}_train.xyz")[:frames], torch.float32)
+    found = read_frames(folder / "mlearn" / f"{element}_train.xyz")[:frames]
+    data = prepare(choose_backend(model, torch.float32), model, found)
     model.to(torch.float32)
     standardise(model, data)
     return model, data
@@ -177,11 +179,11 @@ def training() -> list[str]:
             for native in (True, False):
                 with nullcontext() if native else switched_off():
                     model, data = prepared(element, frames)
-                batch = data.batch(data.batches(np.arange(data.n_frames), atoms)[0])
+                batch = data.batch(data.groups(np.arange(data.n_frames), atoms)[0])
 
-                def step(model: SplineNNP = model, batch: Batch = batch) -> None:
+                def step(model: SplineNNP = model, backend: Backend = data.backend, batch: Batch = batch) -> None:
                     model.zero_grad()
-                    exact_backward(model, batch, LossConfig(), Weights(1.0, 1.0, 0.0))
+                    backend.backward(model, batch, Loss(LossConfig(), 1.0, 1.0, 0.0))
 
                 steps.append(step)
             clock = time.process_time if threads == 1 else time.perf_counter

@@ -1,17 +1,38 @@
-"""Pairs: what any family of potentials needs of some frames, with distances formed once."""
+r"""Torch on plain pairs, for any family: forces are differentiated twice, or a difference of gradients is taken.
+
+Directional force training gives the parameter gradients of a force loss without a second back-propagation. With
+p = dL/dF and q = dL/dS (the loss L of forces F and stresses S, both held fixed), the parameter gradient is that of
+the derivative of the energy along one direction: positions move by -p, and the strain is q / V,
+
+    dL/dw = d/dw d/de E(r - e p, strain e q / V)  =  [dE/dw(+eta) - dE/dw(-eta)] / (2 eta)  + O(eta²).
+
+So a step takes the forces once, for p, and the parameter gradients of the energies of two displaced copies. The energy
+part of the loss rides on the same copies: their mean is the gradient in the middle, to the same order. Each structure
+has its own eta, so that no pair vector moves by more than a given length: larger residuals take smaller steps.
+
+Source: J. S. Smith, N. Lubbers, A. P. Thompson, K. Barros, Simple and efficient algorithms for training machine
+learning potentials to force data (2020), arXiv:2006.05475.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stress
+from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
+from snnp.training.backends.backend import Batch, Loss, Predicted, Residuals, differentiate
 
-__all__ = ["Pairs", "cut_pairs", "join_pairs", "make_pairs"]
+__all__ = ["Pairs", "PairsBackend"]
+
+_JOINED_PAIRS = 10_000
+"""Up to so many pairs both copies pass the model together, which saves calls; beyond, arrays would leave the caches."""
 
 
 @dataclass(frozen=True)
@@ -22,58 +43,119 @@ class Pairs:
     neighbours: Neighbours
     vectors: Tensor
 
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> Pairs:
-        """Return a copy on a device, the vectors in another type."""
-        neighbours, structure = self.neighbours.to(device), self.structure.to(device=device)
-        return Pairs(structure, neighbours, self.vectors.to(dtype=dtype, device=device))
-
-    def per_structure(self, of_atoms: Tensor) -> Tensor:
-        """[B] sums over the atoms [N] of each structure."""
-        zero = torch.zeros(self.structure.n_structures, dtype=of_atoms.dtype, device=of_atoms.device)
-        return zero.index_add(0, self.structure.structure_of_atom, of_atoms)
-
-    def displaced(self, by: Tensor) -> Pairs:
-        """The same pairs with `by` [P, 3] added to the vectors; the list must reach far enough."""
-        return replace(self, vectors=self.vectors + by)
+    @property
+    def owner(self) -> Tensor:
+        """[P] structure of each pair."""
+        return self.structure.structure_of_atom[self.neighbours.i]
 
 
-def make_pairs(structure: Structure, cutoff: float, skin: float) -> Pairs:
-    """All pairs within `cutoff + skin` (Å), in float64: vectors may then be displaced by up to `skin`."""
-    neighbours = neighbour_list(structure, cutoff + skin)
-    return Pairs(structure, neighbours, pair_vectors(structure, neighbours))
+@dataclass(frozen=True)
+class PairsBackend:
+    """Pairs of any family.
 
-
-def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """One batch of several, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    lists = [part.neighbours for part in parts]
-    structure = Structure.concatenate([part.structure for part in parts])
-    offsets = [0]
-    for part in parts[:-1]:
-        offsets.append(offsets[-1] + part.structure.n_atoms)
-    neighbours = Neighbours(
-        i=torch.cat([each.i + offset for each, offset in zip(lists, offsets, strict=True)]),
-        j=torch.cat([each.j + offset for each, offset in zip(lists, offsets, strict=True)]),
-        shift=torch.cat([each.shift for each in lists]),
-        cutoff=min(each.cutoff for each in lists),
-    )
-    return Pairs(structure, neighbours, torch.cat([part.vectors for part in parts]))
-
-
-def cut_pairs(pairs: Pairs, frames: Tensor, rows: Tensor, local: Tensor, owner: Tensor) -> Pairs:
-    """Pairs of some structures.
-
-    Arguments:
-        frames: [B] which structures; rows: [n] their atoms, structure by structure.
-        local: [N] new index of each of these atoms; owner: [n] new index of the structure of each.
+    `displacement`: Å by which directional training moves the pair vector that moves most in each structure; None for
+    exact training.
     """
-    whole, lists = pairs.structure, pairs.neighbours
-    structure = Structure(whole.numbers[rows], whole.positions[rows], whole.cell[frames], whole.pbc[frames], owner)
-    # The list is sorted by centre: the pairs of an atom are a run of rows.
-    first = torch.searchsorted(lists.i, rows)
-    counts = torch.searchsorted(lists.i, rows, right=True) - first
-    before = counts.cumsum(0) - counts
-    chosen = torch.arange(int(counts.sum()), device=rows.device) + (first - before).repeat_interleave(counts)
-    neighbours = Neighbours(local[lists.i[chosen]], local[lists.j[chosen]], lists.shift[chosen], lists.cutoff)
-    return Pairs(structure, neighbours, pairs.vectors[chosen])
+
+    dtype: torch.dtype
+    device: torch.device
+    displacement: float | None = None
+
+    def prepare(self, model: Potential, structure: Structure) -> Pairs:
+        """See `Backend`; pairs reach so far beyond the cutoff that their vectors may be displaced."""
+        neighbours = neighbour_list(structure, model.cutoff + (self.displacement or 0.0))
+        vectors = pair_vectors(structure, neighbours).to(self.device, self.dtype)
+        return Pairs(structure.to(device=self.device), neighbours.to(self.device), vectors)
+
+    def cut(self, geometry: Pairs, frames: Tensor, rows: Tensor, owner: Tensor) -> Pairs:
+        """See `Backend`."""
+        whole, lists = geometry.structure, geometry.neighbours
+        local = torch.empty_like(whole.numbers)
+        local[rows] = torch.arange(len(rows), device=rows.device)
+        structure = Structure(whole.numbers[rows], whole.positions[rows], whole.cell[frames], whole.pbc[frames], owner)
+        # The list is sorted by centre: the pairs of an atom are a run of rows.
+        first = torch.searchsorted(lists.i, rows)
+        counts = torch.searchsorted(lists.i, rows, right=True) - first
+        before = counts.cumsum(0) - counts
+        chosen = torch.arange(int(counts.sum()), device=rows.device) + (first - before).repeat_interleave(counts)
+        neighbours = Neighbours(local[lists.i[chosen]], local[lists.j[chosen]], lists.shift[chosen], lists.cutoff)
+        return Pairs(structure, neighbours, geometry.vectors[chosen])
+
+    def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
+        """See `Backend`; where no gradient is recorded, the model's own inference answers."""
+        pairs: Pairs = batch.geometry
+        structure, neighbours, penalty = pairs.structure, pairs.neighbours, None
+        if not forces:
+            energies, penalty = model.energies_and_penalty(structure, pairs.vectors, neighbours)
+            return Predicted.energies_only(batch, batch.per_frame(energies), penalty)
+        if torch.is_grad_enabled():
+            vectors = pairs.vectors.detach().requires_grad_()
+            energies, penalty = model.energies_and_penalty(structure, vectors, neighbours)
+            (gradients,) = torch.autograd.grad(
+                energies.sum(), vectors, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            found = PairGradients(neighbours.i, neighbours.j, pairs.vectors, gradients)
+        else:
+            energies, found = model._energies_and_pair_gradients(structure, neighbours)
+            energies = model.above_isolated(energies, model.species(structure))
+        forces_found, stress = sum_forces(found, structure.n_atoms), sum_stress(found, structure)
+        return Predicted(batch.per_frame(energies), forces_found, stress, penalty)
+
+    def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
+        """See `Backend`."""
+        if self.displacement is not None:
+            return self._along_a_direction(model, batch, loss, self.displacement)
+        return differentiate(self.predict(model, batch, forces=forces), batch, loss)
+
+    def _along_a_direction(self, model: Potential, batch: Batch, loss: Loss, displacement: float) -> Tensor:
+        pairs: Pairs = batch.geometry
+        with torch.no_grad():
+            found = loss(self.predict(model, batch), batch)
+        change, owner = _direction(pairs, found, batch), pairs.owner
+        farthest = torch.zeros_like(batch.volume).scatter_reduce(0, owner, change.norm(dim=1), "amax")
+        # Where nothing pulls (no force labels, or none missed) a structure stays where it is.
+        change = torch.where(farthest > 0.0, displacement / farthest, 0.0)[owner, None] * change
+        slope = 0.5 * farthest / displacement
+        value = found.value
+        for signs in ((1.0, -1.0),) if len(change) <= _JOINED_PAIRS else ((1.0,), (-1.0,)):
+            copies = _displaced(pairs, [sign * change for sign in signs])
+            energies, penalty = model.energies_and_penalty(copies.structure, copies.vectors, copies.neighbours)
+            factors = torch.cat([0.5 * found.to_energy + sign * slope for sign in signs])
+            part = (factors[copies.structure.structure_of_atom] * energies).sum()
+            if penalty is not None and found.penalty_weight > 0.0:
+                share = 0.5 * len(signs) * found.penalty_weight * penalty.mean()
+                part, value = part + share, value + share.detach()
+            part.backward()
+        return value
+
+    def features(self, model: Potential, batch: Batch) -> Tensor:
+        """See `Backend`."""
+        assert isinstance(model, SplineNNP)
+        structure, lists, vectors = batch.geometry.structure, batch.geometry.neighbours, batch.geometry.vectors
+        everyone = torch.arange(structure.n_atoms, device=vectors.device)
+        return model.features(model.geometry((lists.i, lists.j, vectors), model.species(structure), everyone))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """See `Backend`."""
+        return nullcontext()
+
+
+def _direction(pairs: Pairs, found: Residuals, batch: Batch) -> Tensor:
+    """[P, 3] change of the pair vectors per step along the direction: `q / V . r_ij - (p_j - p_i)`."""
+    i, j = pairs.neighbours.i, pairs.neighbours.j
+    change = torch.zeros_like(pairs.vectors) if found.to_forces is None else found.to_forces[i] - found.to_forces[j]
+    if found.to_stress is not None:
+        of_pair = batch.symmetric(found.to_stress)[pairs.owner]
+        change = change + (of_pair @ pairs.vectors[:, :, None])[:, :, 0]
+    return change
+
+
+def _displaced(pairs: Pairs, changes: Sequence[Tensor]) -> Pairs:
+    """Copies of the pairs side by side, one for each of the changes [P, 3] of their vectors."""
+    lists, n, k = pairs.neighbours, pairs.structure.n_atoms, len(changes)
+    offset = n * torch.arange(k, device=lists.i.device).repeat_interleave(len(lists.i))
+    neighbours = Neighbours(
+        lists.i.repeat(k) + offset, lists.j.repeat(k) + offset, lists.shift.repeat(k, 1), lists.cutoff
+    )
+    structure = Structure.concatenate([pairs.structure] * k)
+    return Pairs(structure, neighbours, torch.cat([pairs.vectors + change for change in changes]))

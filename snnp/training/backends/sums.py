@@ -1,108 +1,111 @@
-"""Sums: the geometry of an s-NNP's atoms, computed once, joined from chunks and cut by atoms."""
+"""Torch on the sums of an s-NNP: what no parameter changes is computed once, for all atoms, and cut by atoms.
+
+Pair gradients are analytic and differentiable in the parameters, so a force loss needs one backward pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnp.models.potential import Potential, sum_forces
 from snnp.models.shells import Shell
 from snnp.models.spline.model import Geometry, SplineNNP
-from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
+from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
+from snnp.training.backends.backend import Batch, Loss, Predicted, differentiate
 
-__all__ = ["cut_sums", "make_sums"]
+__all__ = ["SumsBackend"]
 
-T = TypeVar("T")
-
-_CHUNK_STRUCTURES = 16
-"""Structures whose geometry is formed at once in float64: few, so that little more than the result is ever held."""
-
-
-def make_sums(
-    model: SplineNNP, structures: Sequence[Structure], dtype: torch.dtype, device: torch.device | str
-) -> Geometry:
-    """Geometry of all atoms, computed in float64 and stored as `dtype`.
-
-    Arguments:
-        model: in float64 on the CPU; fixes cutoffs and grids, its parameters are not used.
-        structures: at least one.
-    """
-    chunks = [
-        Structure.concatenate(structures[k : k + _CHUNK_STRUCTURES])
-        for k in range(0, len(structures), _CHUNK_STRUCTURES)
-    ]
-    lists = [neighbour_list(chunk, model.cutoff) for chunk in chunks]
-    n_columns = _largest_shells(lists, chunks, (model.cutoff, model.config.angular_cutoff or model.cutoff))
-    parts, n_atoms = [], 0
-    for chunk, neighbours in zip(chunks, lists, strict=True):
-        pairs = (neighbours.i, neighbours.j, pair_vectors(chunk, neighbours))
-        geometry = model.geometry(pairs, model.species(chunk), torch.arange(chunk.n_atoms), n_columns, reused=True)
-        cast = _map_tensors(geometry, lambda t: t.to(dtype=dtype if t.is_floating_point() else None, device=device))
-        parts.append(_relabelled(cast, lambda index, offset=n_atoms: index + offset))  # type: ignore[misc]
-        n_atoms += chunk.n_atoms
-    return _concatenate(parts)
+_CHUNK_ATOMS = 512
+"""Atoms whose geometry is formed at once in float64: few, so that little more than the result is ever held."""
 
 
-def cut_sums(geometry: Geometry, rows: Tensor, local: Tensor) -> Geometry:
-    """Geometry of the atoms `rows` [n], with indices that count within them: `local` [N] is the new index of each."""
-    return _relabelled(_map_tensors(geometry, lambda tensor: tensor.index_select(0, rows)), lambda index: local[index])
+@dataclass(frozen=True)
+class SumsBackend:
+    """Geometry of an s-NNP's atoms (`snnp.models.spline.model.Geometry`)."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def prepare(self, model: Potential, structure: Structure) -> Geometry:
+        """See `Backend`."""
+        assert isinstance(model, SplineNNP)
+        lists, species = neighbour_list(structure, model.cutoff), model.species(structure)
+        vectors = pair_vectors(structure, lists)
+        distance = vectors.norm(dim=1)
+        radial, angular = (
+            max(1, int(torch.bincount(lists.i[distance < reach], minlength=1).max()))
+            for reach in (model.cutoff, model.config.angular_cutoff or model.cutoff)
+        )
+        parts = []
+        for centre in torch.arange(structure.n_atoms).split(_CHUNK_ATOMS):
+            # The list is sorted by centre: the pairs of some atoms in a row are a run of it.
+            first, last = torch.searchsorted(lists.i, torch.stack([centre[0], centre[-1] + 1])).tolist()
+            pairs = (lists.i[first:last] - centre[0], lists.j[first:last], vectors[first:last])
+            part = model.geometry(pairs, species, centre, (radial, angular), reused=True)
+            parts.append(_map(lambda t: t.to(self.device, self.dtype if t.is_floating_point() else None), part))
+        return _map(lambda *tensors: torch.cat(tensors), *parts)
+
+    def cut(self, geometry: Geometry, frames: Tensor, rows: Tensor, owner: Tensor) -> Geometry:
+        """See `Backend`."""
+        local = torch.empty_like(geometry.species)
+        local[rows] = torch.arange(len(rows), device=rows.device)
+        found = _map(lambda tensor: tensor.index_select(0, rows), geometry)
+
+        def relabel(shell: Shell) -> Shell:
+            return replace(shell, centre=local[shell.centre], j=local[shell.j])
+
+        radial = relabel(found.radial_shell)
+        angular = radial if found.angular_shell is found.radial_shell else relabel(found.angular_shell)
+        return replace(found, radial_shell=radial, angular_shell=angular)
+
+    def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
+        """See `Backend`."""
+        assert isinstance(model, SplineNNP)
+        energies, gradients = model.evaluate(batch.geometry)
+        energies = model.above_isolated(energies, batch.geometry.species)
+        found = torch.zeros_like(batch.forces)
+        strain = torch.zeros_like(batch.stress).flatten(1)
+        for shell, gradient in gradients:
+            found = found + sum_forces(shell.pair_gradients(gradient), len(found))
+            # Sum over an atom's neighbours first: a product of small matrices instead of an outer product per pair.
+            per_atom = (shell.unit * shell.distance[..., None]).transpose(1, 2) @ gradient
+            strain = strain.index_add(0, batch.owner, per_atom.flatten(1))
+        return Predicted(batch.per_frame(energies), found, batch.symmetric(strain.unflatten(1, (3, 3))))
+
+    def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
+        """See `Backend`."""
+        return differentiate(self.predict(model, batch, forces=forces), batch, loss)
+
+    def features(self, model: Potential, batch: Batch) -> Tensor:
+        """See `Backend`."""
+        assert isinstance(model, SplineNNP)
+        return model.features(batch.geometry)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """See `Backend`."""
+        return nullcontext()
 
 
-def _largest_shells(
-    lists: Sequence[Neighbours], structures: Sequence[Structure], reach: tuple[float, float]
-) -> tuple[int, int]:
-    """Largest number of neighbours within each of two distances."""
-    widest = [1, 1]
-    for neighbours, structure in zip(lists, structures, strict=True):
-        distance = pair_vectors(structure, neighbours).norm(dim=1)
-        for k in range(2):
-            counts = torch.bincount(neighbours.i[distance < reach[k]], minlength=1)
-            widest[k] = max(widest[k], int(counts.max()))
-    return widest[0], widest[1]
-
-
-def _relabelled(geometry: Geometry, new: Callable[[Tensor], Tensor]) -> Geometry:
-    def relabel(shell: Shell) -> Shell:
-        return replace(shell, centre=new(shell.centre), j=new(shell.j))
-
-    radial = relabel(geometry.radial_shell)
-    angular = radial if geometry.angular_shell is geometry.radial_shell else relabel(geometry.angular_shell)
-    return replace(geometry, radial_shell=radial, angular_shell=angular)
-
-
-def _map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
-    """Apply a function to every tensor of a nested dataclass; shared parts stay shared."""
+def _map(function: Callable[..., Tensor], *values: Any) -> Any:
+    """Apply a function to tensors at the same place of nested dataclasses; parts shared in the first stay shared."""
     done: dict[int, Any] = {}
 
-    def visit(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            return function(node)
-        if not is_dataclass(node) or isinstance(node, type):
-            return node
-        if id(node) not in done:
-            done[id(node)] = replace(node, **{f.name: visit(getattr(node, f.name)) for f in fields(node)})
-        return done[id(node)]
-
-    return visit(value)
-
-
-def _concatenate(parts: Sequence[T]) -> T:
-    """Join nested dataclasses of tensors along the first axis; parts shared within the first stay shared."""
-    done: dict[int, Any] = {}
-
-    def visit(nodes: Sequence[Any]) -> Any:
+    def visit(*nodes: Any) -> Any:
         first = nodes[0]
         if isinstance(first, Tensor):
-            return torch.cat(list(nodes))
-        if first is None:
-            return None
+            return function(*nodes)
+        if not is_dataclass(first) or isinstance(first, type):
+            return first
         if id(first) not in done:
-            columns = {f.name: visit([getattr(node, f.name) for node in nodes]) for f in fields(first)}
+            columns = {f.name: visit(*(getattr(node, f.name) for node in nodes)) for f in fields(first)}
             done[id(first)] = replace(first, **columns)
         return done[id(first)]
 
-    return visit(parts)
+    return visit(*values)
