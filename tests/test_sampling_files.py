@@ -25,12 +25,10 @@ from snnp.sampling.checkpoint import (
     starting_point,
     write_checkpoint,
 )
-from snnp.sampling.log import LogWriter, read_log
-from snnp.sampling.plots import plot_run
-from snnp.sampling.rdf import RadialDistribution
+from snnp.sampling.plots import RadialDistribution, plot_run
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot, energy_drift
-from snnp.sampling.trajectory import open_trajectory, read_dcd_frame
+from snnp.sampling.trajectory import LogWriter, open_trajectory, read_dcd_frame, read_log
 from snnp.units import BOLTZMANN_EV_PER_K, EV_PER_ANGSTROM3_IN_GPA
 
 SUFFIXES = (".extxyz", ".dcd", ".xtc")

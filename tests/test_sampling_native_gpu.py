@@ -24,8 +24,7 @@ from snnp.models import SplineNNP, SplineNNPConfig
 from snnp.models.spline import special_cases
 from snnp.neighbours import neighbour_list
 from snnp.sampling import Checkpoint, MDSettings, drive, run_md, starting_point
-from snnp.sampling.embedded import NativeDynamics, make_engine
-from snnp.sampling.embedded_gpu import NativeGpuDynamics
+from snnp.sampling.embedded import NativeDynamics, NativeGpuDynamics, make_engine
 from snnp.sampling.thermostats import new_volume, velocity_factor
 from snnp.structure import Structure
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV

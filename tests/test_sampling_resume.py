@@ -19,8 +19,8 @@ from snnp.sampling import MDResult, run_md
 from snnp.sampling.checkpoint import (
     read_checkpoint,
 )
-from snnp.sampling.log import read_log
 from snnp.sampling.settings import MDSettings
+from snnp.sampling.trajectory import read_log
 
 
 def crystal(**changes: object) -> Atoms:

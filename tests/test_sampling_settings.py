@@ -14,7 +14,7 @@ from ase.constraints import FixAtoms, FixScaled
 from snnp.errors import ConfigError, InputError, MissingDependencyError
 from snnp.sampling import MDSettings, available_engines, run_md, starting_point
 from snnp.sampling import run as run_module
-from snnp.sampling.limits import cure
+from snnp.sampling.snapshot import cure
 from snnp.sampling.thermostats import degrees_of_freedom
 from snnp.units import BOLTZMANN_EV_PER_K
 

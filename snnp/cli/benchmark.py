@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say
-from snnp.cli.options import Device, Dtype, Json, Threads, as_dtype, examples, set_threads
+from snnp.cli.options import Device, Dtype, Json, Threads, examples, set_threads
 from snnp.errors import InputError
 
 __all__ = ["BENCHMARK_EXAMPLES", "benchmark_command"]
@@ -47,7 +47,6 @@ def benchmark_command(
     """Measure energy and forces: time per atom on this machine, and what an engine adds to it."""
     from snnp.models.store import list_models
 
-    as_dtype(dtype)
     set_threads(threads)
     if engine is not None:
         _measure_engine(engine, models, structure, atoms, steps, as_json)
@@ -76,7 +75,7 @@ def _measure(
     from snnp.hub import load_pinned
     from snnp.sampling.cost import build_system, measure_cost, system_of
 
-    model, pinned = load_pinned(name, dtype=as_dtype(dtype), device=device)
+    model, pinned = load_pinned(name, dtype=dtype, device=device)
     given, evaluator = structure or system_of(model), model.evaluator()
     return {
         "case": pinned,

@@ -22,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from snnp.report import jsonable
 from snnp.text import UNSEEN, one_line, printable
 
 __all__ = [
@@ -107,12 +106,13 @@ _ASSIGNED = re.compile(
     r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(\.\.\.)?(?=['.]|$)"
 )
 _ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTIONS)})(?!\w)")
+_DTYPE = re.compile(r"^dtype(?= must be)")
 
 
 def with_options(message: str) -> str:
     """The message of an error with options in place of the arguments and fields that they set."""
     message = _SETTING.sub(lambda match: _OPTIONS.get(match[1], f"--{match[1].replace('_', '-')}"), message)
-    message = _ARGUMENT.sub(lambda match: _OPTIONS[match[1]], message)
+    message = _DTYPE.sub("--dtype", _ARGUMENT.sub(lambda match: _OPTIONS[match[1]], message))
     return _ASSIGNED.sub(lambda match: f"--{match[1]} VALUE" if match[2] else f"--{match[1]} ", message)
 
 
@@ -133,6 +133,8 @@ def warn(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON value to stdout, and nothing else."""
+    from snnp.report import jsonable
+
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(jsonable(value), indent=2, ensure_ascii=not unicode, allow_nan=False)
     sys.stdout.write(UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text) + "\n")

@@ -10,7 +10,7 @@ import typer
 
 from snnp.cli.console import print_json, print_pairs
 from snnp.cli.files import input_files, prepare_output
-from snnp.cli.options import Dtype, Json, Model, Overwrite, as_dtype, examples
+from snnp.cli.options import Dtype, Json, Model, Overwrite, examples
 from snnp.errors import InputError
 
 __all__ = ["EXPORT_EXAMPLES", "NEUROCHEM_EXAMPLES", "export_command", "import_app", "neurochem_command"]
@@ -72,7 +72,7 @@ def export_command(
     from snnp.models.export import export_torchscript
 
     assert file_format is ExportFormat.torchscript
-    potential, model = load_pinned(model, dtype=as_dtype(dtype))
+    potential, model = load_pinned(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
     length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"

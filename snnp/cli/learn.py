@@ -21,7 +21,7 @@ from snnp.cli.console import (
     warn,
 )
 from snnp.cli.files import prepare_folder, readable
-from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, as_dtype, examples
+from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, examples
 from snnp.errors import InputError
 from snnp.files import refuse_inputs
 from snnp.process import Interrupted
@@ -78,7 +78,7 @@ def evaluate_command(
 
     if not data and not properties:
         raise InputError("nothing to evaluate: name a data file, or ask for --properties.")
-    potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
+    potential, model = load_pinned(model, dtype=dtype, device=device)
     report: dict[str, Any] = {"model": model}
     if data:
         keys = keys_of(energy_key, forces_key, stress_key, group_key, units)

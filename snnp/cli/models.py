@@ -23,7 +23,7 @@ from snnp.cli.console import (
 )
 from snnp.cli.files import input_files, prepare_output, write_structure
 from snnp.cli.hub import print_remote
-from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, as_dtype, examples
+from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, examples
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def energy_command(
         if out.suffix.lower() not in (".xyz", ".extxyz"):
             raise InputError(f"--out {out}: the results are extended XYZ; give a name that ends in .xyz or .extxyz.")
         prepare_output(out, overwrite=overwrite, inputs=input_files(model, structures))
-    potential, model = load_pinned(model, dtype=as_dtype(dtype), device=device)
+    potential, model = load_pinned(model, dtype=dtype, device=device)
     frames = _all_frames(structures)
     with progress_bar("computing", len(frames)) as update:
         done = []

@@ -6,15 +6,12 @@ import difflib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from snnp.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "Data",
@@ -27,7 +24,6 @@ __all__ = [
     "StructureSpec",
     "Threads",
     "Units",
-    "as_dtype",
     "command_meant",
     "examples",
     "options_meant",
@@ -120,20 +116,6 @@ def _bundled_names(incomplete: str) -> list[str]:
     spec = find_spec("snnp_model_zoo")
     roots = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
     return sorted(path.parent.name for root in roots for path in root.glob(f"{incomplete}*/config.json"))
-
-
-def as_dtype(name: str | None) -> torch.dtype | None:
-    """The torch type of a name; None stays None.
-
-    Raises:
-        InputError: for anything but float32 and float64.
-    """
-    import torch
-
-    known = {"float32": torch.float32, "float64": torch.float64}
-    if name is not None and name not in known:
-        raise InputError(f"--dtype must be float32 or float64, got '{name}'.")
-    return None if name is None else known[name]
 
 
 def set_threads(number: int | None) -> None:

@@ -217,6 +217,8 @@ def md_command(
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
+    import torch
+
     from snnp.hub import load_pinned
 
     asked = dict(locals())  # the options by name
@@ -226,15 +228,17 @@ def md_command(
             f"--pressure and --barostat act in npt alone, and this run is {settings.ensemble}: say --ensemble npt."
         )
     set_threads(threads)
-    _, pinned = load_pinned(model)  # a wrong name is said before anything else is built
-    result = _simulate(pinned, settings, chosen, asked)
+    # OpenMM computes where the model is; both gain from a GPU.
+    place = "cuda" if chosen == "openmm" and torch.cuda.is_available() else None
+    potential, pinned = load_pinned(model, device=settings.device or place)
+    result = _simulate(potential, settings, chosen, asked)
     if as_json:
         print_json({"model": pinned, "structure": structure, **result.to_json()})
     else:
         _print_md(result, settings)
 
 
-def _simulate(model: str, settings: MDSettings, engine: str, asked: dict[str, Any]) -> MDResult:
+def _simulate(model: Potential, settings: MDSettings, engine: str, asked: dict[str, Any]) -> MDResult:
     from snnp.process import Interrupted
     from snnp.sampling import build_structure, run_md
 
@@ -266,7 +270,7 @@ def _temperatures(text: str) -> dict[str, float | None]:
         ) from None
 
 
-def _minimised(model: str, atoms: Atoms, fix: str | None) -> Atoms:
+def _minimised(model: Potential, atoms: Atoms, fix: str | None) -> Atoms:
     """The atoms at the nearest minimum; held ones where they were."""
     from ase.constraints import FixAtoms
 
@@ -280,7 +284,7 @@ def _minimised(model: str, atoms: Atoms, fix: str | None) -> Atoms:
     return result.atoms
 
 
-def _relaxed(model: str | Potential, atoms: Atoms, *, steps: int, **more: Any) -> RelaxResult:
+def _relaxed(model: Potential, atoms: Atoms, *, steps: int, **more: Any) -> RelaxResult:
     """`relax` with a progress bar."""
     from snnp.sampling import relax
 

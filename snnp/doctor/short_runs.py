@@ -16,8 +16,7 @@ from snnp.analysis.properties import GROUND_STATES
 from snnp.analysis.stability import StabilityRun, crystal, time_step_for, watch_run
 from snnp.models.potential import Potential
 from snnp.report import Finding
-from snnp.sampling.relax import relax
-from snnp.sampling.run import MDProgress, MDResult, Report, find_entry_point
+from snnp.sampling.run import MDProgress, MDResult, Report, find_entry_point, relax
 from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
 

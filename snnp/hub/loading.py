@@ -17,7 +17,7 @@ def load_model(
     source: str | Path | Potential,
     *,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
 ) -> Potential:
     """Load a model: bundled, from a folder or run, from a mirror, or from the Hub; a `Potential` passes through.
@@ -27,7 +27,7 @@ def load_model(
     Arguments:
         source: `snnp-si`, `runs/mine`, `org/name`, `org/name@v1.0`; see `resolve`.
         revision: branch, tag or commit hash.
-        dtype: torch.float32 or torch.float64; None keeps the stored type.
+        dtype: torch.float32 or torch.float64, or the name; None keeps the stored type.
         device: where to put it; None keeps it on the CPU.
 
     Raises:
@@ -41,16 +41,16 @@ def load_model(
 
 
 def load_pinned(
-    name: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    name: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> tuple[Potential, str]:
     """Load a model as `load_model` does; return it with the name to report, `org/name@commit` if it has a commit."""
     found = resolve(name, "model")
     return _load(found, dtype, device), found.pinned
 
 
-def _load(found: Resolved, dtype: torch.dtype | None, device: torch.device | str | None) -> Potential:
-    if found.commit is None:
-        return io.load_model(found.folder, dtype=dtype, device=device)
+def _load(found: Resolved, dtype: torch.dtype | str | None, device: torch.device | str | None) -> Potential:
     model = io.load_model(found.folder, dtype=dtype, device=device)
-    model.metadata = {**model.metadata, "loaded_from": found.record()}
+    model.name = found.pinned
+    if found.commit is not None:
+        model.metadata = {**model.metadata, "loaded_from": found.record()}
     return model

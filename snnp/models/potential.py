@@ -140,6 +140,8 @@ class Potential(ExactModule, ABC):
     """
 
     config: BaseModel
+    name: str = ""
+    """Under which it was loaded, for reports; empty for one made in memory."""
 
     def __init__(self, elements: tuple[str, ...], reference_energies: dict[str, float], cutoff: float) -> None:
         super().__init__()

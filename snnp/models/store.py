@@ -35,6 +35,7 @@ from snnp.models.weights import check_form, check_numbers, read_header, read_wei
 __all__ = [
     "FORMAT_VERSION",
     "LARGEST_ENERGY",
+    "as_dtype",
     "dump_model",
     "fingerprint",
     "list_models",
@@ -302,24 +303,39 @@ def usable_device(name: torch.device | str) -> torch.device:
         ) from None
 
 
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """`torch.float32` or `torch.float64` from itself or from its name; None stays None.
+
+    Raises:
+        InputError: for anything else.
+    """
+    known = {"float32": torch.float32, "float64": torch.float64}
+    if isinstance(dtype, str):
+        if dtype not in known:
+            raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+        return known[dtype]
+    if dtype not in (None, *known.values()):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    return dtype
+
+
 def load_model(
     source: str | Path | Potential,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
 ) -> Potential:
     """Load a bundled model by name, or a model folder by path; a `Potential` passes through.
 
     Arguments:
-        dtype: torch.float32 or torch.float64; None keeps the stored type.
+        dtype: torch.float32 or torch.float64, or the name; None keeps the stored type.
         device: where to put it; None keeps it on the CPU.
 
     Raises:
         ModelFileError: for a missing, damaged, unknown or too new model.
         InputError: for a type that is not float32 or float64, or a device that cannot be used.
     """
-    if dtype not in (None, torch.float32, torch.float64):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    dtype = as_dtype(dtype)
     device = None if device is None else usable_device(device)
     if isinstance(source, Potential):
         model = source

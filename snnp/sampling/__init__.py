@@ -1,8 +1,19 @@
 """Molecular dynamics and relaxation: settings, structures, files and results shared by the engines."""
 
 from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.relax import RelaxProgress, RelaxResult, relax
-from snnp.sampling.run import Engine, MDProgress, MDResult, Report, available_engines, drive, run_md
+from snnp.sampling.run import (
+    Engine,
+    MDProgress,
+    MDResult,
+    RelaxProgress,
+    RelaxResult,
+    Report,
+    available_engines,
+    drive,
+    relax,
+    run_engine,
+    run_md,
+)
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, Snapshot
 from snnp.sampling.structures import build_structure, structure_files
@@ -23,6 +34,7 @@ __all__ = [
     "build_structure",
     "drive",
     "relax",
+    "run_engine",
     "run_md",
     "starting_point",
     "structure_files",

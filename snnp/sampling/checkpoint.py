@@ -8,14 +8,15 @@ import logging
 import math
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
+from pydantic import BeforeValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from snnp.errors import ConfigError, InputError
 from snnp.files import write_atomically
@@ -40,8 +41,7 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = "snnp-md-checkpoint"
 _VERSION = 1
-# What numpy and zipfile raise for damaged archives, encrypted and oddly packed ones, and arrays larger than memory.
-_MISFITS = (
+_DAMAGE = (
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -51,8 +51,10 @@ _MISFITS = (
     RuntimeError,
     TypeError,
     ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
-_ZIP = (zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for damaged archives, encrypted and oddly packed ones, and arrays larger than memory."""
 _UNCHANGEABLE = ("ensemble", "thermostat", "fix", "dtype")
 """Settings that a checkpoint's own numbers depend on: degrees of freedom, and which momenta are zero, among them."""
 
@@ -65,13 +67,21 @@ class EngineState:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class FileMark:
+class FileMark(NamedTuple):
     """How far a file had been written: bytes, frames or rows, and a checksum of the last bytes, by which to know it."""
 
     n_bytes: int
     n_frames: int
     tail: str = ""
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a number of steps or bytes")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class RunRecord:
     model: str = ""
     model_sha256: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
-    clock: tuple[int, float] = (0, 0.0)
+    clock: tuple[Count, FiniteFloat] = (0, 0.0)
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     def time_fs(self, step: int, dt_fs: float) -> float:
@@ -126,7 +136,7 @@ class Checkpoint:
 
 
 def starting_point(
-    structure: Atoms, settings: MDSettings, engine: str, model: str | Path | Potential = "", potential: Any = None
+    structure: Atoms, settings: MDSettings, engine: str, potential: Potential | None = None
 ) -> Checkpoint:
     """Where a run begins: the checkpoint if `settings.resume`, else the structure with initial velocities.
 
@@ -134,8 +144,7 @@ def starting_point(
     taken out, unless the structure brings momenta of its own and no `settings.new_velocities` are asked for.
 
     Arguments:
-        model: as the user named it.
-        potential: the model itself; a checkpoint of another one is refused.
+        potential: the model; a checkpoint of another one is refused.
 
     Raises:
         InputError: the structure is empty or constrained, or the checkpoint is missing, damaged, or of another
@@ -146,22 +155,25 @@ def starting_point(
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
     held = held_atoms(structure, settings.fix)
     check_box(structure, settings, int(held.sum()))
-    record = RunRecord(
-        model="" if isinstance(model, Potential) else str(model),
-        model_sha256="" if potential is None else fingerprint(potential),
-        plan=settings.plan(),
-    )
+    record = RunRecord(plan=settings.plan())
+    if potential is not None:
+        record = replace(record, model=potential.name, model_sha256=fingerprint(potential))
     if settings.resume:
         assert settings.checkpoint is not None
         checkpoint = read_checkpoint(settings.checkpoint)
         _check_same_run(checkpoint, structure, settings, engine)
         _check_same_model(checkpoint, record, settings)
         checkpoint = _continued(checkpoint, record, settings)
-        _check_same_held(checkpoint, held, settings)
+        if (wrong := np.flatnonzero(held_atoms(checkpoint.atoms, None) != held)).size:
+            was, now = ("free", "fixed") if held[wrong[0]] else ("fixed", "free")
+            raise InputError(
+                f"atom {wrong[0]} is {was} in the checkpoint '{settings.checkpoint}' but {now} in the structure; "
+                "resume with the same structure, constraints included."
+            )
         return checkpoint
     atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
     atoms.set_masses(structure.get_masses())
-    atoms.set_constraint(_constraint(held))
+    _hold(atoms, held)
     brought = brings_momenta(structure) and not settings.new_velocities
     # Those of held atoms stay zero.
     atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms, settings))
@@ -174,8 +186,8 @@ def brings_momenta(structure: Atoms) -> bool:
     return bool(structure.has("momenta") and np.any(structure.get_momenta()))
 
 
-def _constraint(held: np.ndarray) -> FixAtoms | None:
-    return FixAtoms(mask=held) if held.any() else None
+def _hold(atoms: Atoms, held: np.ndarray) -> None:
+    atoms.set_constraint(FixAtoms(mask=held) if held.any() else None)
 
 
 def _thermal_momenta(atoms: Atoms, settings: MDSettings) -> np.ndarray:
@@ -186,26 +198,42 @@ def _thermal_momenta(atoms: Atoms, settings: MDSettings) -> np.ndarray:
     return without_drift(momenta, masses) if len(masses) > 1 and not atoms.constraints else momenta
 
 
+def _whole(record: Any) -> Any:
+    if missing := {each.name for each in fields(RunRecord)} - set(record):
+        raise ValueError(f"the record lacks {', '.join(sorted(missing))}")
+    return record
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a checkpoint file holds as JSON, its format aside."""
+
+    engine: str
+    step: Count
+    settings: dict[str, Any]
+    values: dict[str, Any]
+    files: dict[str, tuple[Count, Count]]
+    tails: dict[str, str] = field(default_factory=dict)
+    record: Annotated[RunRecord, BeforeValidator(_whole)] | None = None
+
+
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; a kill leaves the old one or the new one, never a part."""
     atoms = checkpoint.atoms
-    header = {
-        "format": _FORMAT,
-        "format_version": _VERSION,
-        "engine": checkpoint.engine,
-        "step": checkpoint.step,
-        "settings": checkpoint.settings,
-        "values": checkpoint.state.values,
-        "files": {name: [mark.n_bytes, mark.n_frames] for name, mark in checkpoint.files.items()},
-        "tails": {name: mark.tail for name, mark in checkpoint.files.items()},
-        "record": asdict(checkpoint.record),
-    }
-    arrays = {f"state.{name}": array for name, array in checkpoint.state.arrays.items()}
+    header = _Header(
+        engine=checkpoint.engine,
+        step=checkpoint.step,
+        settings=checkpoint.settings,
+        values=checkpoint.state.values,
+        files={name: (mark.n_bytes, mark.n_frames) for name, mark in checkpoint.files.items()},
+        tails={name: mark.tail for name, mark in checkpoint.files.items()},
+        record=checkpoint.record,
+    )
     content = io.BytesIO()
     np.savez(
         content,
         allow_pickle=False,
-        header=np.array(json.dumps(header)),
+        header=np.array(json.dumps({"format": _FORMAT, "format_version": _VERSION, **asdict(header)})),
         numbers=atoms.numbers,
         masses=atoms.get_masses(),
         positions=atoms.positions,
@@ -213,7 +241,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         cell=atoms.cell.array,
         pbc=atoms.pbc,
         held=held_atoms(atoms, None),
-        **arrays,
+        **{f"state.{name}": array for name, array in checkpoint.state.arrays.items()},
     )
     write_atomically(path, content.getvalue())
 
@@ -232,39 +260,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(str(arrays.pop("header")))
-        if header["format"] != _FORMAT or header["format_version"] > _VERSION:
-            raise InputError(
-                f"'{path}' is {header['format']} version {header['format_version']}, expected {_FORMAT} "
-                f"up to version {_VERSION}; update snnp or name the right file."
-            )
-        atoms = _read_atoms(arrays)
-        own = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
-        found = Checkpoint(
-            engine=str(header["engine"]),
-            step=_count(header["step"]),
-            atoms=atoms,
-            state=EngineState(own, dict(header["values"])),
-            settings={**header["settings"], "dt_fs": float(header["settings"]["dt_fs"])},
-            files=_read_marks(header["files"], header.get("tails", {})),
-            record=_read_record(header.get("record")),
-        )
-        _check_state(found.state, len(atoms))
-        _count(found.equilibration)
-        return found
-    except InputError:
-        raise
-    except (*_MISFITS, *_ZIP) as error:
-        reason = " ".join(str(error).split())
+        stored = json.loads(str(arrays.pop("header")))
+        if stored["format"] == _FORMAT and stored["format_version"] <= _VERSION:
+            return _from_file(TypeAdapter(_Header).validate_python(stored), arrays)
+    except _DAMAGE as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else " ".join(str(error).split())
         raise InputError(
             f"'{path}' is not a readable checkpoint ({reason}); put a good one back, or start again without resume."
         ) from error
+    raise InputError(
+        f"'{path}' is {stored['format']} version {stored['format_version']}, expected {_FORMAT} "
+        f"up to version {_VERSION}; update snnp or name the right file."
+    )
 
 
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is not a number of steps or bytes")
-    return value
+def _from_file(header: _Header, arrays: dict[str, np.ndarray]) -> Checkpoint:
+    """Raises any of `_DAMAGE`."""
+    atoms = _read_atoms(arrays)
+    own = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+    found = Checkpoint(
+        engine=header.engine,
+        step=header.step,
+        atoms=atoms,
+        state=EngineState(own, header.values),
+        settings={**header.settings, "dt_fs": float(header.settings["dt_fs"])},
+        files={name: FileMark(*written, header.tails.get(name, "")) for name, written in header.files.items()},
+        record=header.record or RunRecord(),
+    )
+    _check_state(found.state, len(atoms))
+    _count(found.equilibration)
+    return found
 
 
 def _finite(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -288,26 +313,9 @@ def _read_atoms(arrays: dict[str, np.ndarray]) -> Atoms:
     if held.shape != (n,) or held.dtype != bool:
         raise ValueError("held does not say of each atom whether it stays where it is")
     atoms = Atoms(numbers, values["positions"], cell=values["cell"], pbc=arrays["pbc"], masses=values["masses"])
-    atoms.set_constraint(_constraint(held))
+    _hold(atoms, held)
     atoms.set_momenta(values["momenta"])
     return atoms
-
-
-def _read_marks(files: dict[str, Any], tails: dict[str, str]) -> dict[str, FileMark]:
-    return {name: FileMark(_count(size), _count(n), str(tails.get(name, ""))) for name, (size, n) in files.items()}
-
-
-def _read_record(stored: dict[str, Any] | None) -> RunRecord:
-    if stored is None:
-        return RunRecord()
-    step, time_fs = stored["clock"]
-    return RunRecord(
-        model=str(stored["model"]),
-        model_sha256=str(stored["model_sha256"]),
-        plan=dict(stored["plan"]),
-        clock=(_count(step), float(_finite("clock", np.array(time_fs), ()))),
-        changes=list(stored["changes"]),
-    )
 
 
 def _check_state(state: EngineState, n_atoms: int) -> None:
@@ -323,38 +331,28 @@ def _check_state(state: EngineState, n_atoms: int) -> None:
 
 
 def _check_same_run(checkpoint: Checkpoint, structure: Atoms, settings: MDSettings, engine: str) -> None:
-    where, before = f"the checkpoint '{settings.checkpoint}'", checkpoint.atoms
+    where, before, same = f"the checkpoint '{settings.checkpoint}'", checkpoint.atoms, "resume with the same structure"
     if checkpoint.engine != engine:
         raise InputError(
             f"{where} was written by engine '{checkpoint.engine}', not '{engine}'; "
             f"resume with engine '{checkpoint.engine}'."
         )
     if not np.array_equal(before.numbers, structure.numbers):
-        raise InputError(
-            f"{where} holds {before.get_chemical_formula()}, the structure is "
-            f"{structure.get_chemical_formula()}{_same_formula(before, structure)}; resume with the same structure."
-        )
+        order = " in another order" if sorted(before.numbers) == sorted(structure.numbers) else ""
+        formula, now = before.get_chemical_formula(), structure.get_chemical_formula()
+        raise InputError(f"{where} holds {formula}, the structure is {now}{order}; {same}.")
     if not np.array_equal(before.pbc, structure.pbc):
-        raise InputError(
-            f"{where} is periodic along {before.pbc.tolist()}, the structure along {structure.pbc.tolist()}; "
-            "resume with the same structure."
-        )
+        pbc, now = before.pbc.tolist(), structure.pbc.tolist()
+        raise InputError(f"{where} is periodic along {pbc}, the structure along {now}; {same}.")
     if not np.allclose(before.get_masses(), structure.get_masses(), rtol=1e-6):
-        raise InputError(f"{where} has other masses than the structure; resume with the same structure.")
+        raise InputError(f"{where} has other masses than the structure; {same}.")
     if settings.ensemble != "npt" and not np.allclose(before.cell.array, structure.cell.array, rtol=0.0, atol=1e-6):
-        raise InputError(
-            f"{where} has the cell {_cell_text(before)}, the structure {_cell_text(structure)}; "
-            "resume with the same structure."
-        )
+        raise InputError(f"{where} has the cell {_cell_text(before)}, the structure {_cell_text(structure)}; {same}.")
     if checkpoint.step > settings.steps:
         raise ConfigError(
             f"{where} is at step {checkpoint.step}, beyond the last step {settings.steps} that is asked for; "
             "steps counts from the very beginning: ask for more."
         )
-
-
-def _same_formula(a: Atoms, b: Atoms) -> str:
-    return " in another order" if sorted(a.numbers) == sorted(b.numbers) else ""
 
 
 def _cell_text(atoms: Atoms) -> str:
@@ -369,24 +367,12 @@ def _check_same_model(checkpoint: Checkpoint, now: RunRecord, settings: MDSettin
         return
     same_dtype = checkpoint.settings.get("dtype") == settings.dtype  # else the settings say what differs
     if same_dtype and before.model_sha256 != now.model_sha256:
-        raise InputError(
-            f"the checkpoint '{settings.checkpoint}' was run with {_model_text(before)}, not with {_model_text(now)}; "
-            "resume with that model, or start a new run."
+        then, instead = (
+            f"model '{each.model or 'without a name'}' (sha256 {each.model_sha256[:12]}…)" for each in (before, now)
         )
-
-
-def _model_text(record: RunRecord) -> str:
-    return f"model '{record.model or 'without a name'}' (sha256 {record.model_sha256[:12]}…)"
-
-
-def _check_same_held(checkpoint: Checkpoint, held: np.ndarray, settings: MDSettings) -> None:
-    before = held_atoms(checkpoint.atoms, None)
-    if not np.array_equal(before, held):
-        first = int(np.flatnonzero(before != held)[0])
-        was, now = ("fixed", "free") if before[first] else ("free", "fixed")
         raise InputError(
-            f"atom {first} is {was} in the checkpoint '{settings.checkpoint}' but {now} in the structure; resume with "
-            "the same structure, constraints included."
+            f"the checkpoint '{settings.checkpoint}' was run with {then}, not with {instead}; "
+            "resume with that model, or start a new run."
         )
 
 
@@ -417,16 +403,11 @@ def _continued(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> 
         dt_before = checkpoint.settings.get("dt_fs", settings.dt_fs)
         clock = (checkpoint.step, record.time_fs(checkpoint.step, float(dt_before)))
         record = replace(record, clock=clock, changes=[*record.changes, *changes])
-        if "trajectory" in files:
-            _check_one_clock(settings, {change["setting"] for change in changes})
+        path, changed = settings.trajectory, {change["setting"] for change in changes}
+        one_clock = path is not None and path.suffix.lower() in (".dcd", ".xtc")  # they hold one step and interval
+        if "trajectory" in files and one_clock and changed & {"dt_fs", "trajectory_interval"}:
+            raise ConfigError(
+                f"'{path}' holds one time step and one interval, which are to change; give the rest of the run another "
+                "trajectory and name the checkpoint (--trajectory, --checkpoint)."
+            )
     return replace(checkpoint, settings=defining, files=files, record=record)
-
-
-def _check_one_clock(settings: MDSettings, changed: set[str]) -> None:
-    """DCD and XTC hold one time step and one interval."""
-    path = settings.trajectory
-    if path is not None and path.suffix.lower() in (".dcd", ".xtc") and changed & {"dt_fs", "trajectory_interval"}:
-        raise ConfigError(
-            f"'{path}' holds one time step and one interval, which are to change; give the rest of the run another "
-            "trajectory and name the checkpoint (--trajectory, --checkpoint)."
-        )

@@ -3,7 +3,10 @@
 `nve` is velocity Verlet. The thermostat acts between two half drifts: Langevin friction and noise are then the BAOAB
 splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34). `npt` begins each step with a move of stochastic
 cell rescaling (Bernetti and Bussi, J. Chem. Phys. 153, 114107 (2020)), as `snnp.sampling.thermostats.box_move` has it.
-Where a GPU kernel covers the model, `snnp.sampling.embedded_gpu` does the same on the device.
+
+Where a GPU kernel covers the model, `snnp.kernels.gpu.dynamics` does the same on the device: positions, lists, forces,
+thermostat and barostat stay there, in one captured graph per step, and the host looks at them when something is to be
+written. The noise is another: Philox numbers that depend on seed, step and atom alone.
 """
 
 from __future__ import annotations
@@ -15,15 +18,14 @@ import numpy as np
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
+from torch import Tensor
 
-from snnp.hub import load_model
 from snnp.kernels.gpu.call import GpuKernel
+from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
-from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.embedded_gpu import NativeGpuDynamics
-from snnp.sampling.limits import least_energy
-from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.checkpoint import Checkpoint, EngineState
+from snnp.sampling.run import Engine, MDResult, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import (
@@ -36,9 +38,9 @@ from snnp.sampling.thermostats import (
     without_drift,
 )
 from snnp.structure import Structure
-from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
 
-__all__ = ["NativeDynamics", "make_engine", "run_md"]
+__all__ = ["NativeDynamics", "NativeGpuDynamics", "make_engine", "run_md"]
 
 Array = NDArray[np.float64]
 
@@ -142,6 +144,92 @@ class NativeDynamics:
         return EngineState(values={"rng": self._rng.bit_generator.state})
 
 
+class NativeGpuDynamics:
+    """An engine for `snnp.sampling.drive`; its device is the kernel's.
+
+    Arguments:
+        kernel: the model on its device; the CPU under Triton's interpreter.
+        species: [N] index of each atom's element in the model.
+        start: atoms with momenta, at step `start.step`.
+        settings: ensemble, time step, thermostat and barostat.
+
+    Raises:
+        InputError: for overlapping atoms, positions that are not finite, or a flat cell.
+    """
+
+    name = "native"
+
+    def __init__(self, kernel: GpuKernel, species: Tensor, start: Checkpoint, settings: MDSettings) -> None:
+        self._kernel, self._species, self._settings, self._start = kernel, species, settings, start
+        self._dynamics = self._begin(start.atoms, start.step)
+
+    def _begin(self, atoms: Atoms, step: int) -> GpuDynamics:
+        system = System(
+            positions=torch.from_numpy(atoms.positions),
+            species=self._species,
+            masses=torch.from_numpy(atoms.get_masses()),
+            cell=torch.from_numpy(atoms.cell.array),
+            pbc=torch.from_numpy(atoms.pbc),
+            held=torch.from_numpy(held_atoms(atoms, None)),
+        )
+        velocities = torch.from_numpy(atoms.get_velocities() * _FS)
+        return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
+
+    def advance(self, n_steps: int) -> None:
+        """Go on by some steps.
+
+        Raises:
+            InputError: if atoms have come too close or flown apart.
+        """
+        equilibration = self._start.equilibration
+        left = equilibration - self._dynamics.step if equilibration else 0
+        if not 0 < left <= n_steps:
+            self._dynamics.advance(n_steps)
+            return
+        self._dynamics.advance(left)
+        atoms = self.snapshot().atoms
+        if conserves_momentum(atoms, self._settings):
+            atoms.set_momenta(without_drift(atoms.get_momenta(), atoms.get_masses()))
+        del self._dynamics  # its memory is needed
+        self._dynamics = self._begin(atoms, equilibration)
+        self._dynamics.advance(n_steps - left)
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        seen, atoms = self._dynamics.observe(), self._start.atoms.copy()
+        atoms.set_cell(seen.cell.cpu().numpy())
+        atoms.positions = seen.positions.cpu().numpy()
+        atoms.set_velocities(seen.velocities.cpu().numpy() / _FS)
+        stress = seen.virial.cpu().numpy() / atoms.get_volume() if bool(atoms.pbc.all()) else None
+        return Snapshot(atoms, float(seen.energies.sum()), seen.forces.cpu().double().numpy(), stress)
+
+    def state(self) -> EngineState:
+        """Begin anew at the present atoms, as a resumed run does, so that both agree to the bit.
+
+        The noise needs no state. Random numbers of a run that began on the CPU are handed on, unused.
+        """
+        atoms, step = self.snapshot().atoms, self._dynamics.step
+        del self._dynamics  # its memory is needed
+        self._dynamics = self._begin(atoms, step)
+        return self._start.state
+
+    def _integrator(self, atoms: Atoms, step: int) -> Integrator:
+        """How to go on from a step, up to the end of the equilibration or of the run."""
+        settings, barostat = self._settings, None
+        kind, friction, rate = bath(settings, step, self._start.equilibration)
+        if settings.ensemble == "npt":
+            barostat = Barostat(settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, rate)
+        return Integrator(
+            dt_fs=settings.dt_fs,
+            temperature_k=settings.temperature_k,
+            heating_k=settings.temperature_at(1) - settings.temperature_k,
+            friction_per_ps=0.0 if kind == "none" else friction,
+            n_freedom=degrees_of_freedom(atoms, settings) if kind == "bussi" else 0,
+            seed=settings.seed,
+            barostat=barostat,
+        )
+
+
 def make_engine(
     potential: Potential, kernel: object, start: Checkpoint, settings: MDSettings
 ) -> NativeDynamics | NativeGpuDynamics:
@@ -161,14 +249,10 @@ def make_engine(
 def run_md(
     model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
 ) -> MDResult:
-    """Run molecular dynamics with the embedded engine; see `snnp.sampling.run_md`.
+    """Run molecular dynamics with the embedded engine; see `snnp.sampling.run_md`."""
+    return run_engine(_make, NativeDynamics.name, model, structure, settings, report)
 
-    Raises:
-        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
-    """
-    dtype = torch.float32 if settings.dtype == "float32" else torch.float64
-    potential = load_model(model, dtype=dtype, device=settings.device)
-    start = starting_point(structure, settings, NativeDynamics.name, model, potential)
+
+def _make(potential: Potential, start: Checkpoint, settings: MDSettings) -> Engine:
     evaluator = potential.evaluator()
-    engine = make_engine(potential, None if evaluator is None else evaluator.kernel, start, settings)
-    return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))
+    return make_engine(potential, None if evaluator is None else evaluator.kernel, start, settings)

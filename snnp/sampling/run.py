@@ -1,4 +1,8 @@
-"""What all molecular dynamics engines share: the loop, files, checkpoints, progress and the result."""
+"""Engines by name, and what they share: the loop of a run, its files, checkpoints, progress and result.
+
+An engine is a plugin's function `run_md(model, structure, settings, report)`, registered as `snnp.md_engines`; it makes
+an `Engine` and hands it to `run_engine`. Relaxation is found alike.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +19,29 @@ from ase import Atoms
 
 from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.files import hold, refuse_existing
+from snnp.hub import load_model
 from snnp.models.potential import Potential
 from snnp.process import Interrupted, stop_requests
-from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, write_checkpoint
-from snnp.sampling.limits import Limits, cure
-from snnp.sampling.log import LogWriter, check_mark, read_log
-from snnp.sampling.plots import plot_run
-from snnp.sampling.rdf import RadialDistribution
+from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point, write_checkpoint
+from snnp.sampling.plots import RadialDistribution, plot_run
 from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Sample, Snapshot, columns, energy_drift
+from snnp.sampling.snapshot import Limits, Sample, Snapshot, columns, cure, energy_drift, least_energy
 from snnp.sampling.thermostats import degrees_of_freedom
-from snnp.sampling.trajectory import TrajectoryWriter, open_trajectory, topology_beside
+from snnp.sampling.trajectory import LogWriter, TrajectoryWriter, check_mark, open_trajectory, read_log, topology_beside
 
 __all__ = [
     "Engine",
     "MDProgress",
     "MDResult",
+    "RelaxProgress",
+    "RelaxResult",
     "Report",
     "available_engines",
     "drive",
     "find_entry_point",
     "output_files",
+    "relax",
+    "run_engine",
     "run_md",
 ]
 
@@ -120,6 +126,51 @@ class MDResult:
         return {**values, "steps": self.steps, "files": {name: str(path) for name, path in self.files.items()}}
 
 
+@dataclass(frozen=True)
+class RelaxProgress:
+    """Where a relaxation stands: step, energy (eV) and largest force on an atom (eV/Å)."""
+
+    step: int
+    energy_ev: float
+    max_force_ev_per_angstrom: float
+
+
+@dataclass(frozen=True)
+class RelaxResult:
+    """What a relaxation gave.
+
+    Arguments:
+        atoms: the relaxed structure.
+        converged: whether all forces (and the stress, if the cell was relaxed) fell below the threshold.
+        steps: optimiser steps done.
+        energy_ev, initial_energy_ev: at the end and at the start.
+        max_force_ev_per_angstrom: largest force on an atom at the end.
+        max_stress_gpa: largest component of the stress at the end, beyond that of the pressure; None where not fully
+            periodic.
+        pressure_gpa: under which the cell was relaxed.
+    """
+
+    atoms: Atoms
+    converged: bool
+    steps: int
+    energy_ev: float
+    initial_energy_ev: float
+    max_force_ev_per_angstrom: float
+    max_stress_gpa: float | None
+    pressure_gpa: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values, with the cell and the volume in place of the atoms."""
+        values = {name: value for name, value in vars(self).items() if name != "atoms"}
+        periodic = bool(self.atoms.pbc.all())
+        return {
+            **values,
+            "n_atoms": len(self.atoms),
+            "cell_angstrom": self.atoms.cell.array.tolist() if self.atoms.pbc.any() else None,
+            "volume_a3": float(self.atoms.get_volume()) if periodic else None,
+        }
+
+
 def run_md(
     model: str | Path | Potential,
     structure: Atoms,
@@ -142,6 +193,35 @@ def run_md(
         MissingDependencyError: the engine's package is not installed.
     """
     result: MDResult = find_entry_point("snnp.md_engines", engine)(model, structure, settings, report)
+    return result
+
+
+def relax(
+    model: str | Path | Potential,
+    atoms: Atoms,
+    *,
+    fmax: float = 0.01,
+    cell: bool = False,
+    steps: int = 500,
+    pressure_gpa: float = 0.0,
+    report: Callable[[RelaxProgress], None] | None = None,
+) -> RelaxResult:
+    """Relax positions, and the cell if asked, with FIRE in float64.
+
+    Arguments:
+        model: name, folder or potential.
+        atoms: the structure; unchanged.
+        fmax: eV/Å, largest force at which the structure counts as relaxed.
+        cell: relax the cell too (needs a fully periodic structure).
+        steps: at most so many.
+        pressure_gpa: hydrostatic pressure on the cell; the enthalpy E + P V takes the place of the energy.
+        report: called after every step.
+
+    Raises:
+        InputError: for a bad structure, `cell` without full periodicity, or a pressure without `cell`.
+    """
+    relaxer = find_entry_point("snnp.relaxers", "ase")
+    result: RelaxResult = relaxer(model, atoms, fmax, cell, steps, report, pressure_gpa)
     return result
 
 
@@ -169,6 +249,32 @@ def find_entry_point(group: str, name: str) -> Any:
         extra = _EXTRA_OF_ENGINE.get(name)
         cure = f"pip install 'snnp[{extra}]'" if extra else f"install '{error.name or name}'"
         raise MissingDependencyError(f"engine '{name}' cannot be imported ({error}); {cure}.") from error
+
+
+def run_engine(
+    make: Callable[[Potential, Checkpoint, MDSettings], Engine],
+    name: str,
+    model: str | Path | Potential,
+    structure: Atoms,
+    settings: MDSettings,
+    report: Report | None = None,
+    *,
+    device: str | None = None,
+) -> MDResult:
+    """What `run_md` of every engine does: load the model, find the starting point, make the engine, drive it.
+
+    Arguments:
+        make: the engine at a starting point, for a potential in the precision and on the device of the settings.
+        name: of the engine. model, structure, settings, report: as for `run_md`.
+        device: where the model runs if the settings do not say.
+
+    Raises:
+        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
+    """
+    potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
+    start = starting_point(structure, settings, name, potential)
+    engine = make(potential, start, settings)
+    return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))
 
 
 def drive(
@@ -240,32 +346,30 @@ class _Recorder:
         self._rdf = RadialDistribution()
         self._limits = Limits.of(start.atoms, settings, self._n_freedom, least_energy)
         self._final = start.atoms
-        self._files: dict[str, Path] = {}
-        self._log: LogWriter | None = None
-        self._trajectory: TrajectoryWriter | None = None
         self._saved: int | None = None  # the step of the last checkpoint
-        outputs = output_files(settings)
-        for path in outputs.values():
+        self._files = output_files(settings)
+        for path in self._files.values():
             _make_parent(path)
-        stack.enter_context(hold(outputs.values()))
+        stack.enter_context(hold(self._files.values()))
         if not settings.overwrite:
-            refuse_existing(_new_files(outputs, start, settings.resume), "choose another name, or ask for overwriting")
-        for name in start.files.keys() & outputs.keys():
-            check_mark(outputs[name], start.files[name])  # of all, before any is cut
+            new = _new_files(self._files, start, settings.resume)
+            refuse_existing(new, "choose another name, or ask for overwriting")
+        marks = start.files
+        for name in marks.keys() & self._files.keys():
+            check_mark(self._files[name], marks[name])  # of all, before any is cut
+        self._log: LogWriter | None = None
         if settings.log is not None:
-            mark = start.files.get("log")
-            self._log = LogWriter(settings.log, mark)
+            self._log = LogWriter(settings.log, marks.get("log"))
             stack.callback(self._log.close)
-            self._files["log"] = settings.log
-            if mark is not None:
+            if "log" in marks:
                 self._samples = read_log(settings.log)
+        self._trajectory: TrajectoryWriter | None = None
         if settings.trajectory is not None:
             interval = settings.trajectory_interval
             next_step = (start.step // interval + 1) * interval if settings.resume else 0
-            mark = start.files.get("trajectory")
+            mark = marks.get("trajectory")
             self._trajectory = open_trajectory(settings.trajectory, start.atoms, settings, mark, next_step)
             stack.callback(self._trajectory.close)
-            self._files |= {"trajectory": settings.trajectory, **self._trajectory.companions}
 
     def next_stop(self, step: int) -> int:
         """The next step at which something is due."""
@@ -314,22 +418,21 @@ class _Recorder:
         return f"stopped at step {step} of {self._settings.steps}; the state is in '{path}'"
 
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
-        marks, settings = self._marks(), self._start.settings
-        record = replace(self._start.record, plan=self._settings.plan())
-        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, engine.state(), settings, marks, record))
-        self._files["checkpoint"], self._saved = path, step
-
-    def _marks(self) -> dict[str, FileMark]:
         writers = {"trajectory": self._trajectory, "log": self._log}
-        return {name: writer.mark() for name, writer in writers.items() if writer is not None}
+        marks = {name: writer.mark() for name, writer in writers.items() if writer is not None}
+        record = replace(self._start.record, plan=self._settings.plan())
+        state, settings = engine.state(), self._start.settings
+        write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, state, settings, marks, record))
+        self._saved = step
 
     def result(self, step: int, seconds: float) -> MDResult:
         """Make the picture and sum up."""
         settings, final = self._settings, self._final
-        self._marks()  # a full disk may show only when files are brought there
+        for writer in (self._trajectory, self._log):
+            if writer is not None:
+                writer.mark()  # a full disk may show only when files are brought there
         if settings.plot is not None:
             plot_run(settings.plot, self._samples, self._rdf, settings, final, self._start.equilibration)
-            self._files["plot"] = settings.plot
         column = columns([sample for sample in self._samples if sample.step >= self._start.equilibration])
         temperature = column["temperature_k"] if settings.temperature_end_k is None else column["temperature_k"][:0]
         return MDResult(
@@ -347,7 +450,7 @@ class _Recorder:
             mean_pressure_gpa=_mean_or_none(column["pressure_gpa"]),
             mean_volume_a3=_mean_or_none(column["volume_a3"]),
             final=final,
-            files=dict(self._files),
+            files=self._files,
         )
 
 

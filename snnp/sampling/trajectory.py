@@ -1,4 +1,4 @@
-"""Trajectory files: extended XYZ, DCD and XTC, chosen by the suffix, cut back to the checkpoint on resuming.
+"""Files that a run appends to: the CSV log, and trajectories in extended XYZ, DCD and XTC, chosen by the suffix.
 
 Extended XYZ holds everything (energy, forces, momenta, step) at 1e-8 Å. DCD (single precision) and XTC (rounded to
 0.01 Å) hold positions and cell only, and expect cells in the form of `reduce_cell`: structures are rotated to it, and
@@ -8,11 +8,15 @@ in the same axes, with the elements.
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
+import math
 import os
 import struct
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,29 +29,162 @@ from ase.io.extxyz import write_extxyz
 from snnp.errors import InputError, MissingDependencyError
 from snnp.files import naming, write_atomically
 from snnp.sampling.checkpoint import FileMark
-from snnp.sampling.log import cut_back, mark_file, size_of
 from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Snapshot
+from snnp.sampling.snapshot import Sample, Snapshot
 from snnp.structure import clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 
-__all__ = ["TrajectoryWriter", "open_trajectory", "read_dcd_frame", "topology_beside"]
+__all__ = [
+    "LogWriter",
+    "TrajectoryWriter",
+    "check_mark",
+    "open_trajectory",
+    "read_dcd_frame",
+    "read_log",
+    "topology_beside",
+]
+
+_TAIL = 64
+"""Bytes before a mark whose checksum tells files apart: shorter than a frame, longer than what all have in common."""
 
 
-class TrajectoryWriter(ABC):
-    """Writes frames to one file, each whole or not at all."""
+def check_mark(path: Path, mark: FileMark) -> None:
+    """See that a file is the one that stood at a mark.
+
+    Raises:
+        InputError: the file is missing, shorter than it was, or another one, so it is not that of the run.
+    """
+    if path.exists() and not path.is_file():
+        return
+    if _size(path) < mark.n_bytes:
+        raise InputError(
+            f"'{path}' holds {_size(path)} bytes but had {mark.n_bytes} at the checkpoint; "
+            "put the file of the interrupted run back, or start a new run."
+        )
+    if mark.tail and mark.tail != _tail(path, mark.n_bytes):
+        raise InputError(
+            f"'{path}' is not the file that the run wrote: it differs before byte {mark.n_bytes}, where the checkpoint "
+            "was taken; put the file of the interrupted run back, or start a new run."
+        )
+
+
+def _size(path: Path) -> int:
+    """Bytes of an ordinary file; 0 of others, such as /dev/null."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _tail(path: Path, n_bytes: int) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(0, n_bytes - _TAIL))
+        return hashlib.sha256(file.read(min(_TAIL, n_bytes))).hexdigest()[:16]
+
+
+class _Appended:
+    """A file that grows by frames or rows, each written whole or not at all.
+
+    Arguments:
+        path: the file; replaced unless resuming.
+        mark: where it stood at the checkpoint to resume from, to which it is cut back, or None for a new file.
+    """
+
+    def __init__(self, path: Path, mark: FileMark | None) -> None:
+        self._path = path
+        self._n_frames, self._n_bytes = (0, 0) if mark is None else (mark.n_frames, mark.n_bytes)
+        if mark is not None:
+            check_mark(path, mark)
+            if path.is_file():
+                os.truncate(path, mark.n_bytes)
+
+    @contextmanager
+    def _appending(self) -> Iterator[None]:
+        """Let the block append one frame; an `OSError` names the file, which then ends with the frame before."""
+        try:
+            with naming(self._path):
+                yield
+        except OSError:
+            with suppress(OSError):
+                self._roll_back()
+            raise
+        self._n_frames += 1
+        self._n_bytes = _size(self._path)
+
+    def _roll_back(self) -> None:
+        with suppress(OSError):
+            self.close()  # which tries once more to write what waits
+        os.truncate(self._path, self._n_bytes)
+
+    def mark(self) -> FileMark:
+        """Where the file stands now, safely on disk.
+
+        Raises:
+            InputError: somebody else has changed the file.
+            OSError: names the file; the disk may be full only now.
+        """
+        path = self._path
+        if path.exists() and not path.is_file():
+            return FileMark(0, self._n_frames)
+        if _size(path) != self._n_bytes:
+            raise InputError(
+                f"'{path}' holds {_size(path)} bytes although {self._n_bytes} were written; "
+                "another program has changed it while the run went on."
+            )
+        with naming(path), open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        return FileMark(self._n_bytes, self._n_frames, _tail(path, self._n_bytes))
+
+    def close(self) -> None:
+        """Close the file, where it stays open."""
+
+
+class LogWriter(_Appended):
+    """Writes samples to a CSV file whose columns are the fields of `Sample`; empty where a quantity does not exist.
+
+    Arguments:
+        path: the file; replaced unless resuming.
+        mark: where the file stood at the checkpoint to resume from, or None for a new file.
+    """
+
+    def __init__(self, path: Path, mark: FileMark | None = None) -> None:
+        super().__init__(path, mark)
+        self._file = open(path, "w" if mark is None else "a", newline="", encoding="utf-8")  # noqa: SIM115
+        if mark is None:
+            self._append(",".join(Sample._fields))
+            self._n_frames = 0
+
+    def write(self, sample: Sample) -> None:
+        """Append one row and hand it to the operating system; raises `OSError`, which names the file."""
+        cells = [str(sample.step), f"{sample.time_ps:.6f}"]
+        self._append(",".join(cells + ["" if math.isnan(value) else f"{value:.8f}" for value in sample[2:]]))
+
+    def _append(self, line: str) -> None:
+        with self._appending():
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with naming(self._path):  # after a full disk it tries once more to write
+            self._file.close()
+
+
+def read_log(path: Path) -> list[Sample]:
+    """Read a log back."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if not rows or tuple(rows[0]) != Sample._fields:
+        raise InputError(f"'{path}' is not a molecular dynamics log: expected the columns {', '.join(Sample._fields)}.")
+    return [Sample(int(row[0]), *(float(cell) if cell else math.nan for cell in row[1:])) for row in rows[1:]]
+
+
+class TrajectoryWriter(_Appended, ABC):
+    """Writes frames to one file; made by `open_trajectory`."""
+
+    companions: dict[str, Path]
+    """Further files written beside the trajectory, by name."""
 
     def __init__(self, path: Path, settings: MDSettings, mark: FileMark | None) -> None:
-        self._path, self._dt_fs = path, settings.dt_fs
-        self._n_frames = 0 if mark is None else mark.n_frames
-        self._n_bytes = 0 if mark is None else mark.n_bytes
-        if mark is not None:
-            cut_back(path, mark)
-
-    @property
-    def companions(self) -> dict[str, Path]:
-        """Further files written beside the trajectory, by name."""
-        return {}
+        super().__init__(path, mark)
+        self._dt_fs, self.companions = settings.dt_fs, {}
 
     def write(self, snapshot: Snapshot, step: int, time_fs: float | None = None) -> None:
         """Append one frame and hand it to the operating system.
@@ -58,35 +195,11 @@ class TrajectoryWriter(ABC):
         Raises:
             OSError: names the file, which then ends with the frame before.
         """
-        try:
-            with naming(self._path):
-                self._write(snapshot, step, step * self._dt_fs if time_fs is None else time_fs)
-        except OSError:
-            with suppress(OSError):
-                self._roll_back()
-            raise
-        self._n_frames += 1
-        self._n_bytes = size_of(self._path)
-
-    def mark(self) -> FileMark:
-        """Where the file stands now, safely on disk.
-
-        Raises:
-            InputError: somebody else has changed the file.
-        """
-        return mark_file(self._path, self._n_bytes, self._n_frames)
+        with self._appending():
+            self._write(snapshot, step, step * self._dt_fs if time_fs is None else time_fs)
 
     @abstractmethod
     def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None: ...
-
-    def _roll_back(self) -> None:
-        """Cut a frame that could not be written whole."""
-        with suppress(OSError):
-            self.close()  # which tries once more to write what waits
-        os.truncate(self._path, self._n_bytes)
-
-    def close(self) -> None:  # noqa: B027 - only files that stay open need it
-        """Close the file."""
 
 
 class _ExtXYZWriter(TrajectoryWriter):
@@ -112,7 +225,13 @@ class _OpenMMWriter(TrajectoryWriter):
     """What DCD and XTC share: OpenMM's writers, their topology, and a PDB file with which readers open the frames."""
 
     def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None) -> None:
-        self._app = _openmm_app(path)
+        try:
+            from openmm import app
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"writing '{path.name}' needs OpenMM: pip install 'snnp[openmm]', or choose the suffix .extxyz."
+            ) from error
+        self._app: Any = app
         super().__init__(path, settings, mark)
         self._topology = self._app.Topology()
         residue = self._topology.addResidue("UNK", self._topology.addChain())
@@ -122,15 +241,11 @@ class _OpenMMWriter(TrajectoryWriter):
         positions, box = self._standard_orientation(atoms)
         if box is not None:
             self._topology.setPeriodicBoxVectors(_vectors(clip_to_reduced(box)))
-        self._pdb = topology_beside(path)
-        if mark is None or not self._pdb.is_file():
+        self.companions = {"topology": (pdb := topology_beside(path))}
+        if mark is None or not pdb.is_file():
             text = io.StringIO()
             self._app.PDBFile.writeFile(self._topology, positions, text)  # bare numbers are Å here
-            write_atomically(self._pdb, text.getvalue().encode())
-
-    @property
-    def companions(self) -> dict[str, Path]:
-        return {"topology": self._pdb}
+            write_atomically(pdb, text.getvalue().encode())
 
     def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None:
         positions, box = self._standard_orientation(snapshot.atoms)
@@ -205,7 +320,7 @@ class _XTCWriter(_OpenMMWriter):
         # OpenMM does not look whether its writes succeed.
         with open(self._path, "rb") as file:
             file.seek(self._n_bytes)
-            missing = _xtc_frame_size(file.read(_XTC_HEADER)) - (size_of(self._path) - self._n_bytes)
+            missing = _xtc_frame_size(file.read(_XTC_HEADER)) - (_size(self._path) - self._n_bytes)
         if missing > 0:
             with open(self._path, "ab", buffering=0) as raw:
                 raw.write(bytes(missing))  # the operating system says why that fails
@@ -252,16 +367,6 @@ def open_trajectory(
     if suffix == ".xtc":
         return _XTCWriter(path, atoms, settings, mark, next_step)
     raise InputError(f"trajectory '{path}' has no known suffix; use .extxyz, .xyz, .dcd or .xtc.")
-
-
-def _openmm_app(path: Path) -> Any:
-    try:
-        from openmm import app
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"writing '{path.name}' needs OpenMM: pip install 'snnp[openmm]', or choose the suffix .extxyz."
-        ) from error
-    return app
 
 
 def _vectors(box: np.ndarray) -> Any:

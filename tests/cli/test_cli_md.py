@@ -24,8 +24,9 @@ from cli_runs import run_json, run_snnp
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
-from snnp.models import load_model
+from snnp.models import Potential, load_model, store
 from snnp.sampling import MDProgress, MDSettings, build_structure, run_md
+from snnp.sampling.checkpoint import read_checkpoint
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
@@ -41,6 +42,21 @@ def test_md_writes_its_files(engine: str, run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "cu.csv").read_text().startswith("step,")
     assert (tmp_path / "cu.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "cu.npz").is_file()
+
+
+@pytest.mark.parametrize("engine", ["ase", "native", "openmm"])
+def test_md_loads_the_model_once(engine: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, parse_model = [], store.parse_model
+
+    def counted(text: str, weights: bytes, *rest: str) -> Potential:
+        loaded.append(weights)
+        return parse_model(text, weights, *rest)
+
+    monkeypatch.setattr(store, "parse_model", counted)
+    arguments = ["md", run, "fcc:Cu:2x2x2", "--engine", engine, "--minimise", "--steps", 2, "--plot", "none"]
+    run_snnp(*arguments, "--trajectory", tmp_path / "cu.xyz")
+    assert len(loaded) == 1
+    assert read_checkpoint(tmp_path / "cu.npz").record.model == str(run)
 
 
 def test_md_resumes(run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from snnp.models import Potential, load_model
 from snnp.neighbours import Neighbours
 from snnp.sampling import MDSettings, run_md
 from snnp.sampling.checkpoint import read_checkpoint
-from snnp.sampling.limits import least_energy
+from snnp.sampling.snapshot import least_energy
 from snnp.structure import Structure
 
 

@@ -23,7 +23,7 @@ from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConf
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import save_model
 from snnp.sampling import MDProgress, MDResult, MDSettings, run_md, starting_point
-from snnp.sampling.log import read_log
+from snnp.sampling.trajectory import read_log
 from snnp_ase import SNNPCalculator
 
 A = 4.268  # Å, lattice constant of the model below

@@ -31,7 +31,7 @@ from snnp.analysis.properties import REFERENCES, cubic_properties
 from snnp.files import write_atomically
 from snnp.models import Ensemble, Potential
 from snnp.models.ani.import_neurochem import read_neurochem
-from snnp.sampling.rdf import RadialDistribution
+from snnp.sampling.plots import RadialDistribution
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator
 

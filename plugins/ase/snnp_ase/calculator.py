@@ -20,9 +20,7 @@ from snnp.models.potential import Potential
 from snnp.models.session import Session
 from snnp.models.store import dump_model, parse_model
 
-__all__ = ["SNNPCalculator", "own_model"]
-
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+__all__ = ["SNNPCalculator"]
 
 
 class _Calculation(NamedTuple):
@@ -125,7 +123,7 @@ class SNNPCalculator(Calculator):
     ) -> None:
         super().__init__()
         self.implemented_properties = list(type(self).implemented_properties)  # its own, as callers may edit it
-        self.model = own_model(model, dtype, device)
+        self.model = load_model(model, dtype=dtype, device=device)
         self._session = Session(self.model, skin)
         self._stress_expected = False
 
@@ -239,31 +237,6 @@ class SNNPCalculator(Calculator):
         twin = SNNPCalculator(copy.deepcopy(self.model, memo), skin=self._session.skin)
         twin._known = copy.deepcopy(self._known, memo)
         return twin
-
-
-def own_model(
-    model: str | Path | Potential, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
-) -> Potential:
-    """Load a model, or take the caller's; the caller's is copied before its type or device changes.
-
-    Raises:
-        InputError: for a type other than float32 and float64, or a device that torch does not know.
-    """
-    if isinstance(dtype, str):
-        if dtype not in _DTYPES:
-            raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
-        dtype = _DTYPES[dtype]
-    try:
-        target = None if device is None else torch.device(device)
-        if isinstance(model, Potential):
-            same = dtype in (None, model.dtype) and target in (None, model.device)
-            model = model if same else copy.deepcopy(model)
-        return load_model(model, dtype=dtype, device=target)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"device {str(device)!r} cannot be used ({reason}); leave it out to compute on the CPU."
-        ) from error
 
 
 def _rebuild(text: str, weights: bytes, device: str, skin: float, known: _Calculation) -> SNNPCalculator:

@@ -15,9 +15,8 @@ from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.verlet import VelocityVerlet
 
 from snnp.models.potential import Potential
-from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.limits import least_energy
-from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.checkpoint import Checkpoint, EngineState
+from snnp.sampling.run import MDResult, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import (
@@ -42,16 +41,16 @@ class ASEDynamics:
     """An engine for `snnp.sampling.drive`.
 
     Arguments:
-        calculator: computes energies and forces.
+        potential: in the precision and on the device of the run.
         start: atoms with momenta, and the state of the thermostat where a run is resumed.
         settings: ensemble, time step, thermostat and barostat.
     """
 
     name = "ase"
 
-    def __init__(self, calculator: SNNPCalculator, start: Checkpoint, settings: MDSettings) -> None:
+    def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
         self._settings = settings
-        self._calculator = calculator
+        self._calculator = SNNPCalculator(potential)
         self._periodic = bool(start.atoms.pbc.all())
         self._step, self._equilibration = start.step, start.equilibration
         self._n_freedom = degrees_of_freedom(start.atoms, settings)
@@ -60,7 +59,7 @@ class ASEDynamics:
         if "rng" in start.state.values:
             self._rng.bit_generator.state = start.state.values["rng"]
         self._atoms: Atoms = start.atoms.copy()
-        self._atoms.calc = calculator
+        self._atoms.calc = self._calculator
         self._dynamics = self._begin()
 
     def _begin(self) -> VelocityVerlet | LangevinBAOAB:
@@ -141,12 +140,5 @@ class ASEDynamics:
 def run_md(
     model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
 ) -> MDResult:
-    """Run molecular dynamics with ASE; see `snnp.sampling.run_md`.
-
-    Raises:
-        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
-    """
-    calculator = SNNPCalculator(model, device=settings.device, dtype=settings.dtype)
-    start = starting_point(structure, settings, ASEDynamics.name, model, calculator.model)
-    engine = ASEDynamics(calculator, start, settings)
-    return drive(engine, start, settings, report, least_energy=least_energy(calculator.model, start.atoms))
+    """Run molecular dynamics with ASE; see `snnp.sampling.run_md`."""
+    return run_engine(ASEDynamics, ASEDynamics.name, model, structure, settings, report)

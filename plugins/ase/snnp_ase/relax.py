@@ -15,7 +15,7 @@ from ase.optimize import FIRE
 
 from snnp.errors import InputError
 from snnp.models.potential import Potential
-from snnp.sampling.relax import RelaxProgress, RelaxResult
+from snnp.sampling.run import RelaxProgress, RelaxResult
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA, GPA_IN_EV_PER_ANGSTROM3
 from snnp_ase.calculator import SNNPCalculator
 

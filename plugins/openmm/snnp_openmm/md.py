@@ -29,9 +29,8 @@ from ase import Atoms
 
 from snnp.errors import InputError
 from snnp.models.potential import Potential
-from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.limits import least_energy
-from snnp.sampling.run import MDResult, Report, drive
+from snnp.sampling.checkpoint import Checkpoint, EngineState
+from snnp.sampling.run import MDResult, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import (
@@ -68,21 +67,21 @@ class OpenMMDynamics:
     """An engine for `snnp.sampling.drive`.
 
     Arguments:
-        source: the model.
+        potential: in the precision and on the device of the run.
         start: atoms with momenta, and OpenMM's own numbers where a run is resumed.
         settings: ensemble, time step, thermostat and barostat.
     """
 
     name = "openmm"
 
-    def __init__(self, source: ModelSource, start: Checkpoint, settings: MDSettings) -> None:
+    def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
         self._settings, self._step, self._atoms = settings, start.step, start.atoms
         self._equilibration, self._every = start.equilibration, steps_per_move(settings)
         self._geometry, velocities = _begin(start)
-        self._evaluator = Evaluator(source, start.atoms.numbers, self._geometry.pbc)
+        self._evaluator = Evaluator(ModelSource(potential), start.atoms.numbers, self._geometry.pbc)
         self._has_stress = all(self._geometry.pbc)
         self._system = self._make_system()
-        self._platform = choose_platform(source.model.device)
+        self._platform = choose_platform(potential.device)
         self._context = self._make_context()
         self._place(self._geometry.positions, velocities, self._geometry.box)
 
@@ -236,17 +235,11 @@ def run_md(
     """Run molecular dynamics with OpenMM; see `snnp.sampling.run_md`.
 
     Raises:
-        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
         MissingDependencyError: OpenMM is missing or too old.
     """
     check_python_force()
-    device = settings.device
-    if device is None and not isinstance(model, Potential) and torch.cuda.is_available():
-        device = "cuda"
-    source = ModelSource(model, settings.dtype, device)
-    start = starting_point(structure, settings, OpenMMDynamics.name, model, source.model)
-    engine = OpenMMDynamics(source, start, settings)
-    return drive(engine, start, settings, report, least_energy=least_energy(source.model, start.atoms))
+    device = "cuda" if not isinstance(model, Potential) and torch.cuda.is_available() else None
+    return run_engine(OpenMMDynamics, OpenMMDynamics.name, model, structure, settings, report, device=device)
 
 
 def velocity_verlet(dt_ps: float) -> Any:

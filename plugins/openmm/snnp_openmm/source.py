@@ -12,23 +12,9 @@ import torch
 from snnp.errors import InputError, ModelFileError
 from snnp.hub import load_model, resolve
 from snnp.models.potential import Potential
-from snnp.models.store import dump_model, parse_model
+from snnp.models.store import as_dtype, dump_model, parse_model
 
-__all__ = ["ModelSource", "as_dtype"]
-
-
-def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """`torch.float32` or `torch.float64` from itself or from its name.
-
-    Raises:
-        InputError: for anything else.
-    """
-    known = {"float32": torch.float32, "float64": torch.float64}
-    if dtype is None or dtype in known.values():
-        return dtype  # type: ignore[return-value]
-    if isinstance(dtype, str) and dtype in known:
-        return known[dtype]
-    raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+__all__ = ["ModelSource"]
 
 
 class ModelSource:
@@ -67,11 +53,7 @@ class ModelSource:
         self._digest: str | None = None
         found = None if isinstance(model, Potential) else resolve(model)
         own = copy.deepcopy(model) if found is None else found.pinned
-        try:
-            self.model = load_model(own, dtype=self._dtype, device=self._device).eval()
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device {self._device!r} cannot be used ({reason}); leave it out for the CPU.") from error
+        self.model = load_model(own, dtype=self._dtype, device=self._device).eval()
         if found is not None:
             self._name = str(found.folder.resolve()) if found.source == "folder" else found.pinned
             self._digest = hashlib.sha256((found.folder / "model.safetensors").read_bytes()).hexdigest()
