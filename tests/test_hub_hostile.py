@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from snnp.errors import HubError, ModelFileError, SnnpError
 from snnp.hub import Manifest, load_model, make_manifest, parse_manifest, resolve, write_manifest
 from snnp.models import SplineNNP
+from snnp.models.formats import read_header
 from snnp.models.spline import special_cases
 from snnp.models.store import dump_model, parse_model
-from snnp.models.weights import read_header
 
 Files = dict[str, bytes]
 

@@ -1,25 +1,30 @@
-"""Versions of `config.json`: reading any of them, and bringing old ones up to the present form. See docs/format.md."""
+"""The two files of a model: `config.json` of any version, and the safetensors file of its weights. See docs/format.md.
+
+A safetensors file is 8 bytes (length N of the header, little-endian), N bytes of JSON (`name -> dtype, shape,
+data_offsets`), and the data (https://github.com/huggingface/safetensors#format). The header is looked at before
+anything reads the whole: what is there, and what is only claimed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
 
 from snnp.errors import InputError, ModelFileError
+from snnp.models.config import TensorShape
 from snnp.models.potential import Potential
 
 __all__ = [
-    "CONFIG_FILE",
-    "FORMAT",
-    "FORMAT_VERSION",
-    "UNITS",
-    "WEIGHTS_FILE",
-    "check_statements",
-    "read_description",
-    "stated",
+    *("CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_numbers", "check_statements"),
+    *("first_fault", "read_bounded", "read_description", "read_header", "read_text", "read_weights", "stated"),
 ]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -62,6 +67,53 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
     "reference_energies_from": TypeAdapter(dict[str, str]),
 }
 
+_LENGTH_BYTES = 8
+_MOST_HEADER_BYTES = 4_000_000  # forty thousand tensors; an ensemble of eight ANI networks has 45 kB
+_BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_TYPES = {"float32": "F32", "float64": "F64"}
+_FOREIGN = {b"\x80": "a pickle", b"PK": "a zip archive, as torch.save writes", b"\x93NUMPY": "a NumPy file"}
+_LARGEST = 1e9  # of any weight: products of four layers stay below the largest float32
+_DIVISORS = (".std", ".mu")  # what the names of weights end in by which something is divided
+_SMALLEST = 1e-10
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a plain file of at most `most` bytes.
+
+    Raises:
+        ModelFileError: if it is missing, too large, or something else: a folder, a pipe, a device.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ModelFileError(f"{path.parent} is not complete: {path.name} is missing.") from None
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no plain file; fetch or save the model again.")
+    if size > most:
+        raise ModelFileError(f"{path} has {size:,} bytes, more than the {most:,} that it may have; do not use it.")
+    with path.open("rb") as stream:
+        return stream.read(most)
+
+
+def read_text(path: str | Path, most: int, cure: str, encoding: str = "utf-8") -> str:
+    """The text of a plain file of at most `most` bytes.
+
+    Raises:
+        ModelFileError: if there is none; ends with the `cure`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no file; {cure}.")
+    try:
+        text = read_bounded(path, most).decode(encoding)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror}); {cure}.") from None
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{path} is not a text file; {cure}.") from None
+    if not text.strip():
+        raise ModelFileError(f"{path} is empty; {cure}.")
+    return text
+
 
 def read_description(text: str, where: str) -> dict[str, Any]:
     """Parse `config.json` of any version up to the present one, and return it in the present form.
@@ -89,8 +141,12 @@ def read_description(text: str, where: str) -> dict[str, Any]:
             f"{where} has format version {version}, this snnp reads up to {FORMAT_VERSION}; "
             "upgrade with 'pip install --upgrade snnp'."
         )
-    for old in range(version, FORMAT_VERSION):
-        description = _UPGRADES[old](description)
+    if version < 2:  # states elements and cutoff beside the class, for readers that do not know it, and units
+        config = description.get("config")
+        elements = config.get("elements") if isinstance(config, dict) else None
+        description = {"units": UNITS, **description, "elements": elements, "cutoff": None}
+    if version < 3:  # names the elements whose E0 an isolated atom has exactly; before, no model took care of that
+        description["isolated_atoms"] = []
     return description
 
 
@@ -123,21 +179,6 @@ def _check_values(tree: Any) -> None:
     raise ValueError(f"lists and objects nested more than {_DEEPEST} deep")
 
 
-def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 states elements and cutoff beside the class, for readers that do not know it, and must state units."""
-    config = old.get("config")
-    elements = config.get("elements") if isinstance(config, dict) else None
-    return {"units": UNITS, **old, "elements": elements, "cutoff": None, "format_version": 2}
-
-
-def _from_version_2(old: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 names the elements whose E0 an isolated atom has exactly; before, no model took care of that."""
-    return {**old, "isolated_atoms": [], "format_version": 3}
-
-
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1, 2: _from_version_2}
-
-
 def check_statements(description: dict[str, Any], model: Potential) -> None:
     """Compare what `config.json` states for other readers with the model that it describes.
 
@@ -164,12 +205,125 @@ def stated(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
     Metadata are free: programs that read a key go through this, so that what a file holds instead cannot stop them.
     """
-    return {key: value for key, value in metadata.items() if key not in _FORMS or _fits(value, _FORMS[key])}
+
+    def fits(value: Any, form: TypeAdapter[Any]) -> bool:
+        try:
+            form.validate_python(value, strict=True)
+        except ValidationError:
+            return False
+        return True
+
+    return {key: value for key, value in metadata.items() if key not in _FORMS or fits(value, _FORMS[key])}
 
 
-def _fits(value: Any, form: TypeAdapter[Any]) -> bool:
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """The key with which a configuration does not fit, and why."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+
+
+_Size = Annotated[int, Field(ge=0, le=2**48, strict=True)]
+
+
+class TensorEntry(BaseModel):
+    """Type, shape and place of one tensor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str
+    shape: tuple[_Size, ...] = Field(max_length=8)
+    data_offsets: tuple[_Size, _Size]
+
+
+_HEADER = TypeAdapter(dict[str, TensorEntry | dict[str, str]])
+
+
+def read_header(content: bytes, where: str = "model.safetensors") -> dict[str, TensorEntry]:
+    """The tensors that the content of a file, which may be anything at all, claims to hold; errors name `where`.
+
+    Raises:
+        ModelFileError: for anything but a header whose tensors fill the rest of the file, each with the bytes of its
+            shape.
+    """
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    n_data_bytes = len(content) - _LENGTH_BYTES - length
+    if len(content) < _LENGTH_BYTES or n_data_bytes < 0 or length > _MOST_HEADER_BYTES:
+        instead = f"it claims a header of {length:,} bytes in a file of {len(content):,}"
+        for magic, what in _FOREIGN.items():
+            if content.startswith(magic):
+                instead = f"it looks like {what}, which could run code when read"
+        raise ModelFileError(f"{where} is no safetensors file: {instead}; do not use it.")
     try:
-        form.validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
+        entries = _HEADER.validate_json(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    except ValidationError as error:
+        raise ModelFileError(
+            f"{where} is no safetensors file: its header is not valid ({error.errors()[0]['msg']}); fetch it again."
+        ) from None
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorEntry)}
+    if len(tensors) != len(entries) - ("__metadata__" in entries) or "__metadata__" in tensors:
+        raise ModelFileError(f"{where} is no safetensors file: entries of its header are no tensors; fetch it again.")
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        first, last = entry.data_offsets
+        size = math.prod(entry.shape) * _BYTES_OF.get(entry.dtype, 0)
+        if entry.dtype not in _BYTES_OF or first != end or last - first != size:
+            raise ModelFileError(
+                f"{where}: tensor {name[:60]!r} claims type {entry.dtype[:10]!r}, shape {list(entry.shape)} and bytes "
+                f"{first} to {last}, which do not fit together; fetch it again, and do not use it if it stays so."
+            )
+        end = last
+    if end != n_data_bytes:
+        raise ModelFileError(
+            f"{where} holds {n_data_bytes:,} bytes of data, its header claims {end:,}; fetch it again."
+        )
+    return tensors
+
+
+def read_weights(
+    content: bytes, where: str, form: Iterable[TensorShape] | None = None, dtype: str = "float32"
+) -> dict[str, Tensor]:
+    """The tensors of a file; of one form, if that is given: nothing is allocated before all sizes are known to be so.
+
+    Arguments:
+        form: names and shapes, one after the other; it is read no farther than the file follows.
+        dtype: of all tensors of a form, "float32" or "float64".
+
+    Raises:
+        ModelFileError: names the first tensor that is missing, left over, of another shape or type, or holds no numbers
+            to compute with.
+    """
+    header = read_header(content, where)
+    names = set(header)
+    for name, shape in form or ():
+        if name not in names:
+            raise ModelFileError(f"{where} lacks {name}, which the configuration asks for; fetch or save it again.")
+        names.discard(name)
+        entry = header[name]
+        if entry.shape != shape or entry.dtype != _TYPES[dtype]:
+            raise ModelFileError(
+                f"{where}: {name} has shape {list(entry.shape)} and type {entry.dtype}, the configuration asks for "
+                f"{list(shape)} and {_TYPES[dtype]}; fetch or save it again."
+            )
+    if form is not None and names:
+        raise ModelFileError(f"{where} holds {min(names)[:60]!r}, for which the configuration has no place.")
+    try:
+        state = load(content)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{where} cannot be read ({' '.join(str(error).split())}); fetch it again.") from None
+    if form is not None:
+        check_numbers(state, where)
+    return state
+
+
+def check_numbers(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights with which energies would be NaN or infinite, far from the cause.
+
+    Raises:
+        ModelFileError: names the tensor.
+    """
+    for name, tensor in state.items():
+        size = tensor.abs()
+        if not bool((size <= _LARGEST).all()):  # false for NaN, too
+            raise ModelFileError(f"{where}: {name} holds NaN, infinity or numbers beyond {_LARGEST:g}; do not use it.")
+        if name.endswith(_DIVISORS) and bool((size < _SMALLEST).any()):
+            raise ModelFileError(f"{where}: {name} holds zeros, by which energies are divided; do not use it.")

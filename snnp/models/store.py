@@ -26,11 +26,15 @@ from snnp.models.formats import (
     FORMAT_VERSION,
     UNITS,
     WEIGHTS_FILE,
+    check_numbers,
     check_statements,
+    first_fault,
+    read_bounded,
     read_description,
+    read_text,
+    read_weights,
 )
 from snnp.models.potential import Potential
-from snnp.models.weights import check_form, check_numbers, read_header, read_weights
 
 __all__ = [
     "FORMAT_VERSION",
@@ -42,14 +46,12 @@ __all__ = [
     "load_model",
     "model_folder",
     "parse_model",
-    "read_bounded",
     "save_model",
     "usable_device",
 ]
 
 
-# Bytes of the two files; the largest published potentials have a tenth of them.
-_MOST_BYTES = {CONFIG_FILE: 1 << 25, WEIGHTS_FILE: 1 << 31}
+_MOST_CONFIG, _MOST_WEIGHTS = 1 << 25, 1 << 31  # bytes; the largest published potentials have a tenth of them
 LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
 
 # What goes wrong where a file holds something else than was expected, in whatever we call with it.
@@ -102,22 +104,8 @@ def _build_ensemble(members: list[Potential], reference_energies: dict[str, floa
     return ensemble
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a plain file of at most `most` bytes.
-
-    Raises:
-        ModelFileError: if it is missing, too large, or something else: a folder, a pipe, a device.
-    """
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise ModelFileError(f"{path.parent} is not complete: {path.name} is missing.") from None
-    if not path.is_file():
-        raise ModelFileError(f"{path} is no plain file; fetch or save the model again.")
-    if size > most:
-        raise ModelFileError(f"{path} has {size:,} bytes, more than the {most:,} that it may have; do not use it.")
-    with path.open("rb") as stream:
-        return stream.read(most)
+def _weights_of(model: Potential) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
 
 
 def dump_model(model: Potential) -> tuple[str, bytes]:
@@ -126,8 +114,7 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
     if name != Ensemble.__name__ and family_of(name) is None:
         known = ", ".join(family.potential.__name__ for family in FAMILIES.values())
         raise InputError(f"models of class {name} cannot be saved; {known}, Ensemble can.")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    weights = save(state)
+    weights = _weights_of(model)
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -150,12 +137,11 @@ def fingerprint(model: Potential) -> str:
 
     Of models of any class, those that cannot be saved too.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = getattr(model, "config", None)
     form = None if config is None else config.model_dump(mode="json")
     zero = (model.reference_energies, model.isolated_atoms)
     stated = json.dumps([type(model).__name__, model.elements, form, *zero, str(model.dtype)], sort_keys=True)
-    return hashlib.sha256(stated.encode() + hashlib.sha256(save(state)).digest()).hexdigest()
+    return hashlib.sha256(stated.encode() + hashlib.sha256(_weights_of(model)).digest()).hexdigest()
 
 
 def save_model(model: Potential, folder: str | Path) -> Path:
@@ -190,29 +176,27 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
             f"{file} is damaged: its sha256 is {digest[:12]}…, {CONFIG_FILE} expects "
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
-    header = read_header(weights, file)
     try:
         dtype = description["dtype"]
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {dtype!r}")
         config, tensors, build = _read_form(description.get("class"), description["config"])
         energies = _reference_energies(description["reference_energies"], config.elements)
+        state = read_weights(weights, file, tensors, dtype)
         # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
-        check_form(header, tensors, dtype, file)
-        state = read_weights(weights, file)
-        check_numbers(state, file)
         model = build(energies)
         if not isinstance(model, Ensemble):  # its members say it themselves
-            model.isolated_atoms = _isolated_atoms(description["isolated_atoms"])
+            isolated = description["isolated_atoms"]
+            if not isinstance(isolated, list) or not all(isinstance(symbol, str) for symbol in isolated):
+                raise InputError("isolated_atoms must be a list of chemical symbols")
+            model.isolated_atoms = isolated
         model.to(getattr(torch, dtype))
         model.load_state_dict(state)
         check_statements(description, model)
     except ModelFileError:
         raise
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
+        key, reason = first_fault(error)
         raise ModelFileError(f"{where}/{CONFIG_FILE}: config key {key!r}: {reason}.") from None
     except _MISFITS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -236,24 +220,16 @@ def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, f
     return dict(energies)
 
 
-def _isolated_atoms(symbols: Any) -> list[str]:
-    """Raises `InputError` for anything but a list of texts; the potential knows which of them it has."""
-    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        raise InputError("isolated_atoms must be a list of chemical symbols")
-    return symbols
-
-
 def _zoo_roots() -> list[Path]:
     """Where bundled models may lie: installed package data, or the repository's own folder."""
-    beside = Path(__file__).resolve().parents[2] / "model_zoo"
     spec = importlib.util.find_spec("snnp_model_zoo")
     installed = [] if spec is None else [Path(entry) for entry in spec.submodule_search_locations or ()]
-    return [root for root in (*installed, beside) if root.is_dir()]
+    return [*installed, Path(__file__).resolve().parents[2] / "model_zoo"]
 
 
 def _bundled() -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for root in _zoo_roots():
+    for root in filter(Path.is_dir, _zoo_roots()):
         for path in sorted(root.iterdir()):
             if (path / CONFIG_FILE).is_file():
                 found.setdefault(path.name, path)
@@ -341,12 +317,8 @@ def load_model(
         model = source
     else:
         folder = model_folder(source)
-        content = {name: read_bounded(folder / name, most) for name, most in _MOST_BYTES.items()}
-        try:
-            text = content[CONFIG_FILE].decode()
-        except UnicodeDecodeError:
-            raise ModelFileError(f"{folder / CONFIG_FILE} is not a text file; fetch or save the model again.") from None
-        model = parse_model(text, content[WEIGHTS_FILE], str(folder))
+        text = read_text(folder / CONFIG_FILE, _MOST_CONFIG, "fetch or save the model again")
+        model = parse_model(text, read_bounded(folder / WEIGHTS_FILE, _MOST_WEIGHTS), str(folder))
     if dtype not in (None, model.dtype) or (device is not None and device != model.device):
         # A copy: the caller's model stays as it is.
         model = copy.deepcopy(model).to(dtype=dtype, device=device)

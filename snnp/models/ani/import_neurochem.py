@@ -25,8 +25,8 @@ from pydantic import ValidationError
 from snnp.errors import InputError, ModelFileError
 from snnp.models.ani.model import ANI, ANIConfig
 from snnp.models.ensemble import Ensemble
-from snnp.models.store import LARGEST_ENERGY, read_bounded
-from snnp.models.weights import check_numbers
+from snnp.models.formats import check_numbers, first_fault, read_bounded, read_text
+from snnp.models.store import LARGEST_ENERGY
 from snnp.units import HARTREE_IN_EV
 
 __all__ = ["read_neurochem"]
@@ -91,10 +91,10 @@ def read_neurochem(folder: str | Path) -> ANI | Ensemble:
 def _find_members(folder: Path, depth: int = _DEEPEST) -> list[_Member]:
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder; give the folder that holds train0/, train1/, ...")
-    if (folder / "networks").is_dir():
-        return [_Member(_one(folder, "*.params"), _one(folder, "sae*.dat"), folder / "networks")]
     inside = [path for path in folder.iterdir() if path.is_dir()]
     trained = [path for path in inside if (path / "networks").is_dir()]
+    if (folder / "networks").is_dir():
+        trained = [folder]
     if not trained:
         if len(inside) == 1 and depth:
             return _find_members(inside[0], depth - 1)
@@ -106,8 +106,8 @@ def _find_members(folder: Path, depth: int = _DEEPEST) -> list[_Member]:
     return [_Member(_one(m, "*.params", folder), _one(m, "sae*.dat", folder), m / "networks") for m in trained]
 
 
-def _one(folder: Path, pattern: str, fallback: Path | None = None) -> Path:
-    found = sorted(folder.glob(pattern)) or (sorted(fallback.glob(pattern)) if fallback else [])
+def _one(folder: Path, pattern: str, fallback: Path) -> Path:
+    found = sorted(folder.glob(pattern)) or sorted(fallback.glob(pattern))
     if len(found) != 1:
         what = "no file" if not found else f"{len(found)} files"
         raise ModelFileError(f"{folder} holds {what} {pattern}; expected one, as NeuroChem writes it.")
@@ -124,19 +124,13 @@ def _read_member(member: _Member) -> ANI:
     activations = {layer.activation for each in layers.values() for layer in each[:-1]}
     if len(activations) != 1:
         raise ModelFileError(f"{member.networks}: activations {sorted(activations)} are mixed; one for all is known.")
+    hidden = {symbol: [layer.n_out for layer in each[:-1]] for symbol, each in layers.items()}
+    tree = {"elements": elements, "aev": aev, "hidden": hidden, "activation": _ACTIVATIONS[activations.pop()]}
     try:
-        config = ANIConfig.model_validate(
-            {
-                "elements": elements,
-                "aev": aev,
-                "hidden": {symbol: [layer.n_out for layer in each[:-1]] for symbol, each in layers.items()},
-                "activation": _ACTIVATIONS[activations.pop()],
-            }
-        )
+        config = ANIConfig.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(f"{member.params}: {key}: {first['msg']}.") from None
+        key, reason = first_fault(error)
+        raise ModelFileError(f"{member.params}: {key}: {reason}.") from None
     length = config.aev.length(len(elements))
     for symbol, each in layers.items():
         if each[0].n_in != length:
@@ -176,24 +170,17 @@ def _numbers(path: Path, count: int) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float64))
 
 
-def _bytes(path: Path, most: int = _LARGEST_FILE) -> bytes:
-    content = read_bounded(path, most)
+def _bytes(path: Path) -> bytes:
+    content = read_bounded(path, _LARGEST_FILE)
     if not content:
         raise ModelFileError(f"{path} is empty; fetch it again.")
     return content
 
 
-def _text(path: Path) -> str:
-    try:
-        return _bytes(path, _LONGEST_TEXT).decode("ascii")
-    except UnicodeDecodeError:
-        raise ModelFileError(f"{path} is not a text file.") from None
-
-
 def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Elements and the keys of an `AEVConfig`."""
     entries: dict[str, list[str]] = {}
-    for line in _text(path).splitlines():
+    for line in read_text(path, _LONGEST_TEXT, "fetch it again", "ascii").splitlines():
         key, equals, value = line.partition("=")
         if equals:
             entries[key.strip()] = [part.strip() for part in value.strip().strip("[]").split(",")]
@@ -204,58 +191,53 @@ def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     if not elements or not set(elements) <= set(atomic_numbers) or len(set(elements)) < len(elements):
         raise ModelFileError(f"{path} names no elements: Atyp must be distinct chemical symbols.")
 
-    def numbers(key: str, *, one: bool = False) -> Any:
+    def several(key: str) -> list[float]:
         if key not in entries:
             raise ModelFileError(f"{path}: {key} is missing; the file is not complete.")
         try:
-            values = [_number(part) for part in entries[key]]
+            return [_number(part) for part in entries[key]]
         except ValueError:
             raise ModelFileError(f"{path}: {key} must be numbers, got {', '.join(entries[key])}.") from None
-        if one and len(values) != 1:
-            raise ModelFileError(f"{path}: {key} has {len(values)} values; only one is supported.")
-        return values[0] if one else values
 
-    radial = {"eta": numbers("EtaR", one=True), "shifts": numbers("ShfR"), "cutoff": numbers("Rcr", one=True)}
-    angular = {
-        "eta": numbers("EtaA", one=True),
-        "zeta": numbers("Zeta", one=True),
-        "shifts": numbers("ShfA"),
-        "sections": numbers("ShfZ"),
-        "cutoff": numbers("Rca", one=True),
-    }
-    return elements, {"radial": radial, "angular": angular}
+    def one(key: str) -> float:
+        values = several(key)
+        if len(values) != 1:
+            raise ModelFileError(f"{path}: {key} has {len(values)} values; only one is supported.")
+        return values[0]
+
+    radial = {"eta": one("EtaR"), "shifts": several("ShfR"), "cutoff": one("Rcr")}
+    angular = {"eta": one("EtaA"), "zeta": one("Zeta"), "shifts": several("ShfA"), "sections": several("ShfZ")}
+    return elements, {"radial": radial, "angular": {**angular, "cutoff": one("Rca")}}
 
 
 def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:
     """E0 in eV of each element; lines are `H,0=-0.5991` in Hartree."""
-    found = {}
-    for line in _text(path).splitlines():
-        match = re.fullmatch(r"\s*([A-Z][a-z]?)\s*,\s*\d+\s*=\s*(\S+)\s*", line)
-        if match:
-            if match[1] in found:
-                raise ModelFileError(f"{path} has two energies of {match[1]}; remove one of them.")
-            try:
-                found[match[1]] = _number(match[2]) * HARTREE_IN_EV
-            except ValueError:
-                raise ModelFileError(f"{path}: the energy of {match[1]} is no number: {match[2]}.") from None
-            if not abs(found[match[1]]) <= LARGEST_ENERGY:
-                raise ModelFileError(f"{path}: {match[2]} Hartree is no energy of an atom of {match[1]}.")
-    missing = [symbol for symbol in elements if symbol not in found]
-    if missing:
+    found: dict[str, float] = {}
+    lines = read_text(path, _LONGEST_TEXT, "fetch it again", "ascii").splitlines()
+    for match in filter(None, (re.fullmatch(r"\s*([A-Z][a-z]?)\s*,\s*\d+\s*=\s*(\S+)\s*", line) for line in lines)):
+        symbol, text = match.groups()
+        if symbol in found:
+            raise ModelFileError(f"{path} has two energies of {symbol}; remove one of them.")
+        try:
+            found[symbol] = _number(text) * HARTREE_IN_EV
+        except ValueError:
+            raise ModelFileError(f"{path}: the energy of {symbol} is no number: {text}.") from None
+        if not abs(found[symbol]) <= LARGEST_ENERGY:
+            raise ModelFileError(f"{path}: {text} Hartree is no energy of an atom of {symbol}.")
+    if missing := [symbol for symbol in elements if symbol not in found]:
         raise ModelFileError(f"{path} has no energy of {', '.join(missing)}.")
     return {symbol: found[symbol] for symbol in elements}
 
 
 def _read_topology(path: Path) -> list[_Layer]:
     """Layers of one element; the last is linear with one output."""
-    text = _decompress(path)
-    head, *blocks = re.split(r"\blayer\s{0,9}\[", text)
+    head, *blocks = re.split(r"\blayer\s{0,9}\[", _decompress(path))
     inputs = re.search(r"inputsize=([0-9]{1,9});", head)
     if inputs is None or not blocks:
         raise ModelFileError(f"{path} holds no layers; it is no NeuroChem topology.")
     layers, width = [], int(inputs[1])
     for number, block in enumerate(blocks, 1):
-        layer = _layer(_keys(block.partition("]\n")[0]), f"{path}, layer {number}")
+        layer = _layer(block.partition("]\n")[0], f"{path}, layer {number}")
         if layer.n_in != width:
             raise ModelFileError(f"{path}, layer {number} takes {layer.n_in} inputs, the layer before gives {width}.")
         last = number == len(blocks)
@@ -271,31 +253,25 @@ def _read_topology(path: Path) -> list[_Layer]:
     return layers
 
 
-def _keys(text: str) -> dict[str, str]:
-    """What stands there as `key=value;`."""
-    pairs = (piece.partition("=") for piece in text.split(";"))
-    return {key.split()[-1]: value for key, equals, value in pairs if equals and key.split()}
-
-
 def _number(text: str) -> float:
     """As the program that wrote it: not Python's 1_0."""
-    if "_" in text:
-        raise ValueError(text)
-    return float(text)
+    return float(text.replace("_", "no number"))
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
-        raise ValueError(f"got {text[:20]!r}")
-    return int(text)
+def _layer(text: str, where: str) -> _Layer:
+    """A layer from its `key=value;` pairs."""
+    pairs = (piece.partition("=") for piece in text.split(";"))
+    keys = {key.split()[-1]: value for key, equals, value in pairs if equals and key.split()}
 
+    def whole(key: str, default: str = "") -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", keys.get(key, default).strip()):
+            raise ModelFileError(
+                f"{where}: blocksize, nodes and activation must be whole numbers ({key} is {keys.get(key)!r:.30})."
+            )
+        return int(keys.get(key, default))
 
-def _layer(keys: dict[str, str], where: str) -> _Layer:
-    try:
-        n_in, n_out, activation = (_whole(keys[key]) for key in ("blocksize", "nodes", "activation"))
-        kind, normalised = _whole(keys.get("type", "0")), _whole(keys.get("btchnorm", "0"))
-    except (KeyError, ValueError) as error:
-        raise ModelFileError(f"{where}: blocksize, nodes and activation must be whole numbers ({error}).") from None
+    n_in, n_out, activation = whole("blocksize"), whole("nodes"), whole("activation")
+    kind, normalised = whole("type", "0"), whole("btchnorm", "0")
     if activation not in (*_ACTIVATIONS, _LINEAR):
         raise ModelFileError(
             f"{where}: activation {activation} is not supported; 9 (CELU), 5 (Gaussian) and {_LINEAR} (linear) are."

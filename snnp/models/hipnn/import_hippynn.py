@@ -20,10 +20,9 @@ from ase.data import atomic_numbers
 from torch import Tensor
 
 from snnp.errors import ModelFileError
+from snnp.models.formats import check_numbers, read_bounded, read_weights
 from snnp.models.hipnn.config import HIPNNConfig
 from snnp.models.hipnn.model import HIPNN
-from snnp.models.store import read_bounded
-from snnp.models.weights import check_numbers, read_header, read_weights
 
 __all__ = ["import_hippynn"]
 
@@ -86,12 +85,11 @@ def _tensors(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in source.items() if isinstance(value, Tensor)}
     content = read_bounded(Path(source), _LARGEST_FILE)
     try:
-        read_header(content, str(source))
+        return read_weights(content, str(source))
     except ModelFileError as error:
         raise ModelFileError(
             f"{error} A checkpoint of hippynn is a pickle: write its tensors with safetensors.torch.save_file first."
         ) from None
-    return read_weights(content, str(source))
 
 
 def _check_elements(state: Mapping[str, Tensor], config: HIPNNConfig) -> None:

@@ -14,10 +14,10 @@ https://docs.lammps.org/pair_meam_spline.html
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,11 +26,11 @@ from pydantic import ValidationError
 
 from snnp.errors import InputError, ModelFileError
 from snnp.files import write_atomically
+from snnp.models.formats import check_numbers, first_fault, read_text
 from snnp.models.potential import Potential
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
-from snnp.models.store import read_bounded
-from snnp.models.weights import check_numbers
+from snnp.models.spline.special_cases import s_meam
 from snnp.splines import SplineGrid, SplineSet, fit_knots
 
 __all__ = [
@@ -148,58 +148,50 @@ class _Lines:
             raise self.error(what)
         return int(word)
 
+    def elements(self) -> tuple[str, ...]:
+        """The names on the line `meam/spline N El1 ... ElN`; none where it is absent (old format)."""
+        if not self.peek().startswith("meam/spline"):
+            return ()
+        what = "meam/spline, the number of elements, and one name for each"
+        words = self.words(what)
+        if len(words) < 2 or len(words) != 2 + self.integer(words[1], 1, what):
+            raise self.error(what)
+        if len(words) - 2 > len(atomic_numbers):
+            raise self.error("at most as many elements as there are")
+        return tuple(words[2:])
 
-def _parse_spline(lines: _Lines, name: str, named_elements: bool) -> KnotSpline:
-    """One spline; `named_elements` tells the two formats apart."""
-    if named_elements:
-        what = f"the word spline3eq, which opens {name}"
-        if lines.words(what) != ["spline3eq"]:
-            raise lines.error(what)
-    what = f"the number of knots of {name} (at least 2)"
-    words = lines.words(what)
-    if len(words) != 1:
-        raise lines.error(what)
-    n_knots = lines.integer(words[0], 2, what)
-    lower_slope, upper_slope = lines.numbers(2, f"the two end slopes of {name}")
-    if not named_elements:
-        # Four flags of a fitting program; LAMMPS passes over them, too.
-        lines.numbers(4, f"four flags of {name}")
-    knots, values = [], []
-    for k in range(n_knots):
+    def spline(self, name: str, named_elements: bool) -> KnotSpline:
+        """One spline; `named_elements` tells the two formats apart."""
+        if named_elements:
+            what = f"the word spline3eq, which opens {name}"
+            if self.words(what) != ["spline3eq"]:
+                raise self.error(what)
+        what = f"the number of knots of {name} (at least 2)"
+        words = self.words(what)
+        if len(words) != 1:
+            raise self.error(what)
+        n_knots = self.integer(words[0], 2, what)
+        slopes = self.numbers(2, f"the two end slopes of {name}")
+        if not named_elements:  # four flags of a fitting program, which LAMMPS passes over, too
+            self.numbers(4, f"four flags of {name}")
         # The curvatures follow from values and end slopes; LAMMPS recomputes them likewise.
-        x, value, _ = lines.numbers(3, f"knot {k + 1} of {n_knots} of {name} (x, value, curvature)")
-        knots.append(x)
-        values.append(value)
-    _check_uniform(lines, knots, name)
-    return KnotSpline(knots[0], knots[-1], tuple(values), lower_slope, upper_slope)
+        rows = [self.numbers(3, f"knot {k + 1} of {n_knots} of {name} (x, value, curvature)") for k in range(n_knots)]
+        self._check_uniform([x for x, _, _ in rows], name)
+        return KnotSpline(rows[0][0], rows[-1][0], tuple(value for _, value, _ in rows), *slopes)
 
-
-def _check_uniform(lines: _Lines, knots: list[float], name: str) -> None:
-    """Raise unless the knots, read from the last lines, are uniform and increasing, as LAMMPS wants them."""
-    n_intervals = len(knots) - 1
-    step = (knots[-1] - knots[0]) / n_intervals
-    worst = max(abs(x - (knots[0] + k * step)) for k, x in enumerate(knots))
-    if step > 0.0 and worst <= _KNOT_TOLERANCE:
-        return
-    steps = [after - before for before, after in itertools.pairwise(knots)]
-    typical = statistics.median(steps)
-    deviations = [abs(each - typical) for each in steps]
-    # A misplaced knot spoils the step before it and the one after: name the first.
-    largest = max(deviations)
-    bad = next((k for k, deviation in enumerate(deviations) if deviation >= 0.5 * largest), 0)
-    what = f"uniform, increasing knots of {name} (most are {typical:.10g} apart, this one is {steps[bad]:.10g})"
-    raise lines.error(what, back=n_intervals - 1 - bad)
-
-
-def _parse_elements(lines: _Lines) -> tuple[str, ...]:
-    """The names on the line `meam/spline N El1 ... ElN`; none where it is absent (old format)."""
-    if not lines.peek().startswith("meam/spline"):
-        return ()
-    what = "meam/spline, the number of elements, and one name for each"
-    words = lines.words(what)
-    if len(words) < 2 or len(words) != 2 + lines.integer(words[1], 1, what):
-        raise lines.error(what)
-    return tuple(words[2:])
+    def _check_uniform(self, knots: list[float], name: str) -> None:
+        """Raise unless the knots, read from the last lines, are uniform and increasing, as LAMMPS wants them."""
+        n_intervals = len(knots) - 1
+        step = (knots[-1] - knots[0]) / n_intervals
+        if step > 0.0 and max(abs(x - (knots[0] + k * step)) for k, x in enumerate(knots)) <= _KNOT_TOLERANCE:
+            return
+        steps = [after - before for before, after in pairwise(knots)]
+        typical = statistics.median(steps)
+        deviations = [abs(each - typical) for each in steps]
+        # A misplaced knot spoils the step before it and the one after: name the first.
+        bad = next((k for k, deviation in enumerate(deviations) if deviation >= 0.5 * max(deviations)), 0)
+        what = f"uniform, increasing knots of {name} (most are {typical:.10g} apart, this one is {steps[bad]:.10g})"
+        raise self.error(what, back=n_intervals - 1 - bad)
 
 
 def parse_meam_spline(text: str, where: str = "file") -> MeamSplineFile:
@@ -209,24 +201,19 @@ def parse_meam_spline(text: str, where: str = "file") -> MeamSplineFile:
         ModelFileError: names the line that is wrong and what was expected there.
     """
     lines = _Lines(text, where)
-    tags = dict(itertools.pairwise(lines.comment.split()))
-    units = tags.get("UNITS:", "metal")
+    units = dict(pairwise(lines.comment.split())).get("UNITS:", "metal")
     if units != "metal":
         raise ModelFileError(f"{where} is in LAMMPS units {units!r}; only 'metal' (eV, Å) can be read, convert it.")
-    elements = _parse_elements(lines)
+    elements = lines.elements()
     names = elements or ("",)
-    if len(names) > len(atomic_numbers):
-        raise lines.error("at most as many elements as there are")
     pairs = [f"{a}-{b}" for k, a in enumerate(names) for b in names[k:]] if len(names) > 1 else list(names)
     kinds = (("phi", pairs), ("rho", names), ("U", names), ("f", names), ("g", pairs))
-    functions = [
-        tuple(_parse_spline(lines, f"{kind} {which}".strip(), bool(elements)) for which in whose)
-        for kind, whose in kinds
-    ]
+    phi, rho, embedding, f, g = (
+        tuple(lines.spline(f"{kind} {which}".strip(), bool(elements)) for which in whose) for kind, whose in kinds
+    )
     if lines.peek():
         lines.words("the end")
         raise lines.error("the end of the file")
-    phi, rho, embedding, f, g = functions
     return MeamSplineFile(lines.comment, elements, phi, rho, embedding, f, g)
 
 
@@ -235,8 +222,7 @@ def format_meam_spline(contents: MeamSplineFile) -> str:
     rows = [f"# {contents.comment}", f"meam/spline {len(contents.elements)} {' '.join(contents.elements)}"]
     for spline in (*contents.phi, *contents.rho, *contents.embedding, *contents.f, *contents.g):
         rows += ["spline3eq", str(len(spline.values)), f"{spline.lower_slope:.17g} {spline.upper_slope:.17g}"]
-        step = spline.grid.spacing
-        knots = [spline.lower + k * step for k in range(len(spline.values) - 1)] + [spline.upper]
+        knots = [spline.lower + k * spline.grid.spacing for k in range(len(spline.values) - 1)] + [spline.upper]
         columns = zip(knots, spline.values, spline.curvatures(), strict=True)
         rows += [f"{x:.17g} {value:.17g} {curvature:.17g}" for x, value, curvature in columns]
     return "\n".join(rows) + "\n"
@@ -250,48 +236,11 @@ def _symbols(contents: MeamSplineFile, elements: tuple[str, ...] | None, where: 
     symbols = tuple(elements) if elements is not None else named
     if len(symbols) != len(contents.rho):
         raise ModelFileError(f"{where} holds {len(contents.rho)} element(s), but elements is {symbols}.")
-    for name, symbol in zip(named, symbols, strict=False):
-        if name in atomic_numbers and name != symbol:
-            raise ModelFileError(f"{where} holds {', '.join(named)}; elements must be in this order, got {symbols}.")
-    unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
-    if unknown or len(set(symbols)) != len(symbols):
+    if any(name in atomic_numbers and name != symbol for name, symbol in zip(named, symbols, strict=False)):
+        raise ModelFileError(f"{where} holds {', '.join(named)}; elements must be in this order, got {symbols}.")
+    if not set(symbols) <= set(atomic_numbers) or len(set(symbols)) != len(symbols):
         raise ModelFileError(f"{where}: {symbols} are not distinct chemical symbols; pass elements=(...) with those.")
     return symbols
-
-
-def _config(contents: MeamSplineFile, elements: tuple[str, ...]) -> SplineNNPConfig:
-    """The s-MEAM configuration with the grids of a file."""
-
-    def grids(splines: tuple[KnotSpline, ...]) -> list[tuple[float, float, int]]:
-        return [(s.lower, s.upper, len(s.values) - 1) for s in splines]
-
-    return SplineNNPConfig.model_validate(
-        {
-            "elements": elements,
-            "filters": "element",
-            "ends": "free",
-            "radial": {"n_filters": 1},
-            "angular": {"n_filters": 1, "evaluator": "spline", "elements": "pair"},
-            "pair_term": True,
-            "network": None,
-            "skip": False,
-            "embedding": {"of": "sum"},
-            "grids": {
-                "pair": grids(contents.phi),
-                "radial": grids(contents.rho),
-                "angular": grids(contents.f),
-                "angle": grids(contents.g),
-                "embedding": grids(contents.embedding),
-            },
-        }
-    )
-
-
-def _splines(model: SplineNNP) -> tuple[SplineSet, SplineSet, SplineSet, SplineSet, SplineSet]:
-    """phi, rho, U, f, g of an s-MEAM."""
-    assert model.phi is not None
-    assert model.readout.embedding is not None
-    return model.phi, model.rho, model.readout.embedding, model.f, model.g
 
 
 def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) -> SplineNNP:
@@ -307,84 +256,65 @@ def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) 
         ModelFileError: for a missing or malformed file (names the line), or elements that do not fit it.
     """
     where = str(path)
-    if not Path(path).is_file():
-        raise ModelFileError(f"{where} is no file; give a LAMMPS meam/spline file.")
-    try:
-        text = read_bounded(Path(path), _LARGEST_FILE).decode()
-    except OSError as error:
-        raise ModelFileError(f"{where} cannot be read ({error.strerror}); give a LAMMPS meam/spline file.") from None
-    except UnicodeDecodeError:
-        raise ModelFileError(f"{where} is not a text file; give a LAMMPS meam/spline file.") from None
-    if not text.strip():
-        raise ModelFileError(f"{where} is empty; give a LAMMPS meam/spline file.")
+    text = read_text(path, _LARGEST_FILE, "give a LAMMPS meam/spline file")
     contents = parse_meam_spline(text, where)
+    symbols = _symbols(contents, elements, where)
+    kinds = ("pair", "radial", "embedding", "angular", "angle")
+    functions = dict(zip(kinds, (contents.phi, contents.rho, contents.embedding, contents.f, contents.g), strict=True))
+    grids = {kind: [(s.lower, s.upper, len(s.values) - 1) for s in splines] for kind, splines in functions.items()}
     try:
-        config = _config(contents, _symbols(contents, elements, where))
+        form = SplineNNPConfig.model_validate({**s_meam(symbols).model_dump(), "ends": "free", "grids": grids})
+        numbers = sum(math.prod(shape) for _, shape in form.tensors())
+        if numbers > max(_MOST_NUMBERS, len(text)):
+            raise InputError(f"it would become {numbers:,} coefficients: give all splines about as many knots.")
+        model = SplineNNP(form)
     except ValidationError as error:
-        raise ModelFileError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
-    numbers = sum(math.prod(shape) for _, shape in config.tensors())
-    if numbers > max(_MOST_NUMBERS, len(text)):
-        raise ModelFileError(f"{where} would become {numbers:,} coefficients: give all splines about as many knots.")
-    try:
-        model = SplineNNP(config)
+        raise ModelFileError(f"{where}: {first_fault(error)[1]}.") from None
     except InputError as error:
         raise ModelFileError(f"{where}: {error}") from None
-    source = (contents.phi, contents.rho, contents.embedding, contents.f, contents.g)
-    for splines, functions in zip(_splines(model), source, strict=True):
-        for group, spline in enumerate(functions):
+    for splines, read in zip(_splines(model), functions.values(), strict=True):
+        for group, spline in enumerate(read):
             values = torch.tensor([spline.values], dtype=torch.float64)
             splines.set_knots(values, group, spline.lower_slope, spline.upper_slope)
-    everyone = torch.arange(len(model.elements))
     with torch.no_grad():
-        at_zero = _splines(model)[2](torch.zeros(len(model.elements), dtype=torch.float64), everyone)[0][:, 0]
-    model.reference_energies = dict(zip(model.elements, (0.0 - at_zero).tolist(), strict=True))
+        model.reference_energies = dict(zip(model.elements, (0.0 - model.readout.at_zero()).tolist(), strict=True))
     model.metadata = {"source": Path(path).name, "comment": contents.comment}
     check_numbers(model.state_dict(), where)
     return model.eval()
 
 
-def _check_is_smeam(model: Potential) -> SplineNNP:
-    """The model itself, or an error that says why no `meam/spline` file can hold it."""
-    if not isinstance(model, SplineNNP):
-        raise InputError(f"only an s-MEAM SplineNNP can be written as meam/spline, got {type(model).__name__}.")
-    config, n_elements = model.config, len(model.elements)
-    wanted = (
-        ("radial.n_filters: 1", config.radial.n_filters == 1),
-        ("angular.n_filters: 1", config.angular.n_filters == 1),
-        ("angular.evaluator: spline", config.angular.evaluator == "spline"),
-        ("filters: shared or element", config.filters != "pair" or n_elements == 1),
-        ("pair_term: true", config.pair_term),
-        ("network: null", config.network is None),
-        ("skip: false", not config.skip),
-        ("embedding.of: sum", config.embedding is not None and config.embedding.of == "sum"),
-        ("repulsion: null", config.repulsion is None),
-    )
-    missing = [what for what, holds in wanted if not holds]
-    if missing:
+def _splines(model: SplineNNP) -> tuple[SplineSet, SplineSet, SplineSet, SplineSet, SplineSet]:
+    """phi, rho, U, f, g of an s-MEAM."""
+    assert model.phi is not None
+    assert model.readout.embedding is not None
+    return model.phi, model.rho, model.readout.embedding, model.f, model.g
+
+
+def _check_is_smeam(config: SplineNNPConfig) -> None:
+    """Raise an error that says why no `meam/spline` file can hold a model of this form."""
+    wanted = {
+        "radial.n_filters: 1": config.radial.n_filters == 1,
+        "angular.n_filters: 1": config.angular.n_filters == 1,
+        "angular.evaluator: spline": config.angular.evaluator == "spline",
+        "filters: shared or element": config.filters != "pair" or config.n_elements == 1,
+        "pair_term: true": config.pair_term,
+        "network: null": config.network is None,
+        "skip: false": not config.skip,
+        "embedding.of: sum": config.embedding is not None and config.embedding.of == "sum",
+        "repulsion: null": config.repulsion is None,
+    }
+    if missing := [what for what, holds in wanted.items() if not holds]:
         raise InputError(
             f"a meam/spline file holds exactly an s-MEAM, and this model is none: it would need {'; '.join(missing)}."
         )
-    if n_elements > _MOST_ELEMENTS:
+    if config.n_elements > _MOST_ELEMENTS:
         raise InputError(
             f"LAMMPS evaluates meam/spline files of more than {_MOST_ELEMENTS} elements wrongly (it confuses pairs), "
-            f"this model has {n_elements}; write a model of fewer elements."
+            f"this model has {config.n_elements}; write a model of fewer elements."
         )
-    return model
 
 
 @torch.no_grad()
-def _knot_splines(splines: SplineSet, n_groups: int) -> tuple[KnotSpline, ...]:
-    """The splines of a set as knots; a set that all groups share is repeated."""
-    found = []
-    for k in range(n_groups):
-        group = min(k, len(splines.grids) - 1)
-        grid = splines.grids[group]
-        lower_slope, upper_slope = (float(slope[0]) for slope in splines.end_slopes(group))
-        values = tuple(splines.knot_values(group)[0].tolist())
-        found.append(KnotSpline(grid.lower, grid.upper, values, lower_slope, upper_slope))
-    return tuple(found)
-
-
 def write_meam_spline(model: Potential, path: str | Path) -> Path:
     """Write an s-MEAM model of one or two elements as a `meam/spline` file that LAMMPS reads, and return its path.
 
@@ -395,12 +325,18 @@ def write_meam_spline(model: Potential, path: str | Path) -> Path:
         InputError: if the model is not an s-MEAM with exact spline angles; names what differs.
         OSError: if the file cannot be written.
     """
-    model = _check_is_smeam(model)
+    if not isinstance(model, SplineNNP):
+        raise InputError(f"only an s-MEAM SplineNNP can be written as meam/spline, got {type(model).__name__}.")
+    _check_is_smeam(model.config)
+
+    def knots(splines: SplineSet, group: int) -> KnotSpline:
+        group = min(group, len(splines.grids) - 1)  # a set that all groups share is repeated
+        grid, slopes = splines.grids[group], (float(slope[0]) for slope in splines.end_slopes(group))
+        return KnotSpline(grid.lower, grid.upper, tuple(splines.knot_values(group)[0].tolist()), *slopes)
+
     n_elements, n_pairs = model.config.n_elements, model.config.n_pairs
-    phi, rho, embedding, f, g = (
-        _knot_splines(splines, n)
-        for splines, n in zip(_splines(model), (n_pairs, n_elements, n_elements, n_elements, n_pairs), strict=True)
-    )
-    contents = MeamSplineFile("UNITS: metal s-MEAM written by snnp", model.elements, phi, rho, embedding, f, g)
+    counts = (n_pairs, n_elements, n_elements, n_elements, n_pairs)
+    functions = (tuple(knots(splines, k) for k in range(n)) for splines, n in zip(_splines(model), counts, strict=True))
+    contents = MeamSplineFile("UNITS: metal s-MEAM written by snnp", model.elements, *functions)
     write_atomically(Path(path), format_meam_spline(contents).encode())
     return Path(path)
