@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from snnp.cli.main import app
 from snnp.data import Frame, Keys, convert, load_dataset, read_frames
-from snnp.data.atoms import block_from_atoms
+from snnp.data.atoms import from_atoms
 from snnp.data.extxyz import reader
 from snnp.doctor.reading import read_set
 from snnp.errors import DataError
@@ -333,7 +333,7 @@ def test_other_formats_have_the_same_names(tmp_path: Path, caplog: pytest.LogCap
     atoms = build_structure("diamond:Si:1")
     atoms.info |= {"dft_energy": -2.0, "REF_virials": np.eye(3)}
     atoms.set_array("mace_forces", np.ones((8, 3)))
-    frame = block_from_atoms([atoms], ["a#0"], extras=False).frame(0)
+    frame = from_atoms([atoms], ["a#0"], extras=False).checked()[0]
     assert "mace_forces may hold them" in caplog.text
     ase.io.write(tmp_path / "a.traj", atoms)
     for each in (frame, *read_frames(tmp_path / "a.traj")):

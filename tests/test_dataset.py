@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 import snnp
 from snnp.cli.main import app
 from snnp.data import Dataset, convert, load_dataset, read_frames
-from snnp.data.atoms import block_from_atoms, to_atoms
-from snnp.data.block import Block
+from snnp.data.atoms import from_atoms, to_atoms
 from snnp.data.catalogue.recipes import hdf5
+from snnp.data.frames import Frames
 from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError, MissingDependencyError
 from snnp.training import load_config
@@ -51,11 +51,11 @@ def images() -> list[Atoms]:
     return frames
 
 
-def many(number: int) -> Block:
+def many(number: int) -> Frames:
     """Small molecules whose coordinates tell their rows."""
     positions = np.zeros((number, 3, 3))
     positions[:, :, 0] = np.arange(number)[:, None] + np.array([0.0, 0.2, 0.4])
-    block = Block.conformers(np.array([8, 1, 1]), positions, np.arange(number) * -1.0, positions * 0.5)
+    block = Frames.conformers(np.array([8, 1, 1]), positions, np.arange(number) * -1.0, positions * 0.5)
     return block.named([f"m#{k}" for k in range(number)])
 
 
@@ -64,8 +64,8 @@ def mixed(tmp_path: Path) -> Path:
     path = tmp_path / "mixed.parquet"
     atoms = images()
     with ParquetWriter(path, "EMT", "ASE") as writer:
-        writer.add(block_from_atoms(atoms[:4], [f"mixed#{k}" for k in range(4)]), "train")
-        writer.add(block_from_atoms(atoms[4:], [f"mixed#{k}" for k in range(4, 6)]), "test")
+        writer.add(from_atoms(atoms[:4], [f"mixed#{k}" for k in range(4)]), "train")
+        writer.add(from_atoms(atoms[4:], [f"mixed#{k}" for k in range(4, 6)]), "test")
     return path
 
 
@@ -84,7 +84,7 @@ def test_everything_comes_back(mixed: Path) -> None:
     dataset = load_dataset(mixed)
     assert dataset.splits == {"train": 4, "test": 2}
     assert (dataset.method, dataset.software, len(dataset)) == ("EMT", "ASE", 6)
-    before = list(to_atoms(block_from_atoms(images(), [f"mixed#{k}" for k in range(6)])))
+    before = list(to_atoms(from_atoms(images(), [f"mixed#{k}" for k in range(6)])))
     for one, other in zip(before, dataset.to_ase(), strict=True):
         assert one == other  # numbers, positions, cell, pbc
         assert one.info == other.info
@@ -207,7 +207,7 @@ def test_extended_xyz_to_parquet_and_back(mixed: Path, tmp_path: Path) -> None:
 def test_several_files_and_processes_give_the_same(tmp_path: Path) -> None:
     for name, rows in (("a", (0, 30)), ("b", (30, 50))):
         (tmp_path / name).mkdir()
-        view_of(many(50).slice(*rows)).write(tmp_path / name / "x.xyz")
+        view_of(many(50)[slice(*rows)]).write(tmp_path / name / "x.xyz")
     files = {"train": [tmp_path / "a" / "x.xyz"], "test": [tmp_path / "b" / "x.xyz"]}
     for workers in (1, 2):
         convert(files, tmp_path / f"{workers}.parquet", method="none", workers=workers)
@@ -218,10 +218,10 @@ def test_several_files_and_processes_give_the_same(tmp_path: Path) -> None:
     assert [f.energy for f in one] == [f.energy for f in two] == [-k for k in range(50)]
 
 
-def view_of(block: Block) -> Dataset:
-    from snnp.data.parquet.row_groups import BlockSource
+def view_of(block: Frames) -> Dataset:
+    from snnp.data.parquet.row_groups import MemorySource
 
-    return Dataset(BlockSource([block], "here"), np.arange(len(block)))
+    return Dataset(MemorySource([block], "here"), np.arange(len(block)))
 
 
 def test_training_takes_either_and_gets_the_same(tmp_path: Path, mixed: Path) -> None:
@@ -232,7 +232,7 @@ def test_training_takes_either_and_gets_the_same(tmp_path: Path, mixed: Path) ->
         atoms.rattle(0.05, seed=k)
         atoms.calc = EMT()
         atoms.get_potential_energy()
-    view_of(block_from_atoms(frames, [f"cu.xyz#{k}" for k in range(12)])).write(tmp_path / "cu.xyz")
+    view_of(from_atoms(frames, [f"cu.xyz#{k}" for k in range(12)])).write(tmp_path / "cu.xyz")
     convert({"train": [tmp_path / "cu.xyz"]}, tmp_path / "cu.parquet", method="EMT")
     problems = [
         load_problem(load_config({"data": {"train": [str(tmp_path / name)], "valid": 0.3}, "seed": 5}))
@@ -300,7 +300,7 @@ def test_splits_may_be_interleaved(large: Path, tmp_path: Path) -> None:
 def test_writing_is_whole_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
 
-    def write(*blocks: Block, fail: bool = False) -> None:
+    def write(*blocks: Frames, fail: bool = False) -> None:
         with ParquetWriter(path, "x", "") as writer:
             for block in blocks:
                 writer.add(block, "train")

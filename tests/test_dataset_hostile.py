@@ -17,8 +17,8 @@ import pytest
 from ase.build import bulk
 
 from snnp.data import load_dataset
-from snnp.data.atoms import block_from_atoms
-from snnp.data.block import Block
+from snnp.data.atoms import from_atoms
+from snnp.data.frames import Frames
 from snnp.data.parquet.limits import check_pages
 from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError, InputError
@@ -47,7 +47,7 @@ def good(tmp_path: Path) -> Path:
     """A file of ours, several pages per column."""
     path = tmp_path / "good.parquet"
     positions = np.random.default_rng(0).normal(size=(3000, 5, 3)) * 5
-    block = Block.conformers(np.full(5, 6), positions, np.arange(3000.0), positions)
+    block = Frames.conformers(np.full(5, 6), positions, np.arange(3000.0), positions)
     with ParquetWriter(path, "x", "") as writer:
         writer.add(block.named([f"a#{k}" for k in range(3000)]), "train")
     return path
@@ -333,8 +333,8 @@ def test_atoms_cannot_bring_a_second_cell(name: str) -> None:
     atoms = bulk("Cu")
     atoms.info |= {"energy": -1.0, name: np.eye(3)}
     with pytest.raises(DataError, match=f"info holds '{name}'"):
-        block_from_atoms([atoms], ["a#0"])
+        from_atoms([atoms], ["a#0"])
     del atoms.info[name]
     atoms.set_array("pos", np.ones((1, 3)))
     with pytest.raises(DataError, match=r"arrays\['pos'\] has a name that stands for atoms"):
-        block_from_atoms([atoms], ["a#0"])
+        from_atoms([atoms], ["a#0"])

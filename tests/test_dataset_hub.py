@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import snnp
 from snnp.cli.main import app
 from snnp.data import Dataset, convert, dataset_records, read_frames
-from snnp.data.atoms import block_from_atoms
-from snnp.data.parquet.row_groups import BlockSource
+from snnp.data.atoms import from_atoms
+from snnp.data.parquet.row_groups import MemorySource
 from snnp.errors import DataError, HubError, InputError
 from snnp.hub import add_to_mirror, make_manifest, write_manifest
 from snnp.publish.datasets import publish_dataset
@@ -40,8 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         atoms.get_potential_energy()
         images.append(atoms)
     for name, part in (("a", images[:8]), ("b", images[8:])):
-        block = block_from_atoms(part, [f"{name}#{k}" for k in range(len(part))])
-        Dataset(BlockSource([block], name), np.arange(len(block))).write(folder / f"{name}.xyz")
+        block = from_atoms(part, [f"{name}#{k}" for k in range(len(part))])
+        Dataset(MemorySource([block], name), np.arange(len(block))).write(folder / f"{name}.xyz")
     files = {"train": [folder / "a.xyz"], "test": [folder / "b.xyz"]}
     convert(files, folder / "emt.parquet", method="EMT", software="ASE")
     for name in ("a.xyz", "b.xyz"):

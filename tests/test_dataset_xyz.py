@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnp.data import Keys, read_frames
-from snnp.data.atoms import block_from_atoms, to_atoms, xyz_lines
-from snnp.data.block import Block
+from snnp.data.atoms import from_atoms, to_atoms, xyz_lines
 from snnp.data.extxyz.comment import read_comment, write_pair
-from snnp.data.extxyz.reader import read_blocks
+from snnp.data.extxyz.reader import read_xyz
+from snnp.data.frames import Frames
 from snnp.errors import DataError
 
 
@@ -73,7 +73,7 @@ def zoo() -> list[Atoms]:
 
 def test_atoms_survive_a_block() -> None:
     images = zoo()
-    block = block_from_atoms(images, [f"zoo#{k}" for k in range(len(images))])
+    block = from_atoms(images, [f"zoo#{k}" for k in range(len(images))])
     assert block.has_energy.tolist() == [True, True, False, True, False]
     assert block.has_forces.tolist() == [True, False, False, True, False]
     for one, other in zip(images, to_atoms(block), strict=True):
@@ -91,8 +91,8 @@ def _plain(atoms: Atoms) -> Atoms:
 def test_atoms_survive_extended_xyz_as_ase_reads_it_and_as_we_do(tmp_path: Path) -> None:
     images = [_plain(atoms) for atoms in zoo()]
     path = tmp_path / "zoo.xyz"
-    path.write_text("".join(xyz_lines(block_from_atoms(images, [f"zoo.xyz#{k}" for k in range(len(images))]))))
-    ours = [atoms for block in read_blocks(path) for atoms in to_atoms(block)]
+    path.write_text("".join(xyz_lines(from_atoms(images, [f"zoo.xyz#{k}" for k in range(len(images))]))))
+    ours = [atoms for block in read_xyz(path) for atoms in to_atoms(block)]
     theirs = ase.io.read(path, ":", format="extxyz")
     for image, our, their in zip(images, ours, theirs, strict=True):
         assert_same(our, their)
@@ -135,7 +135,7 @@ FORMS = [
 def test_comment_lines_mean_what_they_mean_to_ase(tmp_path: Path, comment: str) -> None:
     path = tmp_path / "a.xyz"
     path.write_text(f"2\n{comment}\nH 0 0 0\nhe\t1.0  0 +2e-1\n\n\n")
-    (block,) = read_blocks(path)
+    (block,) = read_xyz(path)
     (ours,) = to_atoms(block)
     assert_same(ours, ase.io.read(path, format="extxyz"))
 
@@ -147,7 +147,7 @@ def test_every_column_type(tmp_path: Path) -> None:
         "2\nProperties=pos:R:3:species:S:1:tags:I:1:on:L:1:word:S:1:forces:R:3 energy=1\n"
         + "\n".join(row.format(symbol) for symbol in ("Cu", "O"))
     )
-    (block,) = read_blocks(path)
+    (block,) = read_xyz(path)
     assert_same(next(to_atoms(block)), ase.io.read(path, format="extxyz"))
     assert block.forces.tolist() == [[1, 2, 3]] * 2
 
@@ -159,7 +159,7 @@ def test_reads_what_read_frames_reads(tmp_path: Path, packed: bool) -> None:
     ase.io.write(text, images, format="extxyz")
     path = tmp_path / ("a.xyz.gz" if packed else "a.xyz")
     path.write_bytes(gzip.compress(text.getvalue().encode()) if packed else text.getvalue().encode())
-    frames = [block.frame(k) for block in read_blocks(path) for k in range(len(block))]
+    frames = [frame for block in read_xyz(path) for frame in block.checked()]
     for ours, theirs in zip(frames, read_frames(path), strict=True):
         assert (ours.source, ours.energy, ours.group) == (theirs.source, theirs.energy, theirs.group)
         np.testing.assert_array_equal(ours.structure.positions, theirs.structure.positions)
@@ -173,16 +173,16 @@ def test_unusual_names_and_virials(tmp_path: Path) -> None:
         '1\nLattice="2 0 0 0 2 0 0 0 2" Properties=species:S:1:pos:R:3:my_f:R:3 my_e=-2.5 energy=7 '
         'REF_virial="8 0 0 0 8 0 0 0 16" config_type=hot\nCu 0 0 0 1 2 3\n'
     )
-    (block,) = read_blocks(path, Keys(energy="my_e", forces="my_f"))
-    frame = block.frame(0)
+    (block,) = read_xyz(path, Keys(energy="my_e", forces="my_f"))
+    frame = block.checked()[0]
     assert (frame.energy, frame.group) == (-2.5, "hot")
     np.testing.assert_array_equal(frame.forces, [[1, 2, 3]])
     np.testing.assert_allclose(frame.stress, -np.diag([1.0, 1.0, 2.0]))
     assert_same(next(to_atoms(block)), ase.io.read(path, format="extxyz"))  # under the names that they had
-    (usual,) = read_blocks(path)
-    assert usual.frame(0).energy == 7
+    (usual,) = read_xyz(path)
+    assert usual.checked()[0].energy == 7
     with pytest.raises(DataError, match="no key 'dft'"):
-        next(read_blocks(path, Keys(energy="dft")))
+        next(read_xyz(path, Keys(energy="dft")))
 
 
 BROKEN = {
@@ -223,7 +223,7 @@ def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.xyz"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        list(read_blocks(path))
+        list(read_xyz(path))
     assert "bad.xyz" in str(caught.value)
     assert BROKEN[text] in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -234,24 +234,24 @@ def test_what_a_dataset_cannot_hold_is_named() -> None:
     atoms.calc = SinglePointCalculator(atoms, energy=0.0)
     atoms.info["thing"] = object()
     with pytest.raises(DataError, match=r"a#0: info\['thing'\] is of type object"):
-        block_from_atoms([atoms], ["a#0"])
+        from_atoms([atoms], ["a#0"])
     del atoms.info["thing"]
     atoms.info["energy"] = 1.0
     with pytest.raises(DataError, match="two values of energy"):
-        block_from_atoms([atoms], ["a#0"])
+        from_atoms([atoms], ["a#0"])
     del atoms.info["energy"]
     atoms.set_constraint(FixedPlane(0, (0, 0, 1)))
     with pytest.raises(DataError, match="constraint FixedPlane"):
-        block_from_atoms([atoms], ["a#0"])
+        from_atoms([atoms], ["a#0"])
 
 
 def test_blocks_are_cut_and_joined() -> None:
     images = [_plain(atoms) for atoms in zoo()]
-    block = block_from_atoms(images, [f"z#{k}" for k in range(len(images))])
+    block = from_atoms(images, [f"z#{k}" for k in range(len(images))])
     rows = np.array([3, 0, 3])
     taken = block.take(rows)
-    assert taken.ids == ["z#3", "z#0", "z#3"]
-    parts = Block.concatenate([block.slice(int(row), int(row) + 1) for row in rows])
+    assert taken.sources == ["z#3", "z#0", "z#3"]
+    parts = Frames.concatenate([block[int(row) : int(row) + 1] for row in rows])
     for one, two, row in zip(to_atoms(taken), to_atoms(parts), rows, strict=True):
         assert_same(one, two)
         assert_same(one, images[row])
@@ -260,9 +260,9 @@ def test_blocks_are_cut_and_joined() -> None:
 def test_shared_data_mean_the_same_to_ase(snnp_data: Path) -> None:
     for name in ("mlearn/Cu_test.xyz", "3bpa/isolated_atoms.xyz", "al-icams/al_test.xyz"):
         path = snnp_data / name
-        ours = [atoms for block in read_blocks(path) for atoms in to_atoms(block)]
+        ours = [atoms for block in read_xyz(path) for atoms in to_atoms(block)]
         theirs = ase.io.read(path, ":", format="extxyz")
-        written = io.StringIO("".join(line for block in read_blocks(path) for line in xyz_lines(block)))
+        written = io.StringIO("".join(line for block in read_xyz(path) for line in xyz_lines(block)))
         again = ase.io.read(written, ":", format="extxyz")
         for our, their, third in zip(ours, theirs, again, strict=True):
             assert_same(our, their)

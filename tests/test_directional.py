@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from torch import Tensor
 
-from snnp.data import Frame, ReferenceEnergies, Split
+from snnp.data import Frame, Frames, ReferenceEnergies, Split
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
@@ -77,7 +77,7 @@ def built(system: str, family: str, **loss_keys: float) -> tuple[TrainConfig, Po
         "dtype": "float64",
     }
     found = frames(system)
-    problem = Problem(Split(found, [], []), ReferenceEnergies({}, {}))
+    problem = Problem(Split(Frames.of(found), Frames.of([]), Frames.of([])), ReferenceEnergies({}, {}))
     config = resolve(load_config(tree), problem)
     return config, build_model(config, problem), found
 

@@ -23,12 +23,12 @@ import yaml
 from ase.build import bulk, molecule
 
 from snnp.data import load_dataset, read_frames
-from snnp.data.block import Block
 from snnp.data.catalogue import recipes
 from snnp.data.catalogue.cards import card, header, table
 from snnp.data.catalogue.description import Description, parse_description, read_description
 from snnp.data.catalogue.recipes import build, from_xyz, hdf5, repulsion, split_by
-from snnp.data.extxyz.reader import read_blocks
+from snnp.data.extxyz.reader import read_xyz
+from snnp.data.frames import Frames
 from snnp.errors import DataError
 from snnp.hub import read_manifest, verify_folder
 from snnp.units import HARTREE_IN_EV
@@ -214,8 +214,8 @@ def pushes(atoms: Any) -> np.ndarray:
 def test_comp6_from_its_layout(tmp_path: Path, snnp_data: Path) -> None:
     """The dimers of S66x8, written as upstream has them, come back as the numbers that were converted before."""
     path = snnp_data / "comp6-s66x8" / "data.xyz"
-    (block,) = read_blocks(path)
-    frames = [block.frame(k) for k in range(16)]
+    (block,) = read_xyz(path)
+    frames = list(block.checked()[:16])
     with h5py.File(tmp_path / "s66x8_wb97x6-31gd.h5", "w") as file:
         for name, rows in (("mol00", range(8)), ("mol01", range(8, 16))):
             group = file.create_group(f"s66x8/{name}")
@@ -268,9 +268,9 @@ def test_sign_of_forces_is_seen(snnp_data: Path) -> None:
     for name in ("mlearn/Si_test.xyz", "3bpa/train_300K.xyz", "al-warm-dense/test.xyz"):
         if not (snnp_data / name).is_file():
             continue
-        blocks = list(read_blocks(snnp_data / name))
+        blocks = list(read_xyz(snnp_data / name))
         assert repulsion(blocks) > 0.5
-        turned = [Block.concatenate([block]) for block in blocks]
+        turned = [Frames.concatenate([block]) for block in blocks]
         for block in turned:
             block.forces[...] *= -1
         assert repulsion(turned) < -0.5

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from snnp.data.block import Block
 from snnp.data.catalogue.description import Description
 from snnp.data.catalogue.recipes import Piece, hdf5, main, split_by
+from snnp.data.frames import Frames
 from snnp.units import HARTREE_IN_EV
 
 LEVELS = {
@@ -36,12 +36,12 @@ def make(raw: Path, description: Description) -> Iterator[Piece]:
                         yield Piece(part, split, block)
 
 
-def conformers(formula: str, arrays: dict[str, np.ndarray], energy: str, forces: str | None) -> Block:
+def conformers(formula: str, arrays: dict[str, np.ndarray], energy: str, forces: str | None) -> Frames:
     """Those conformers of a formula that were computed at this level."""
     known = ~np.isnan(arrays[energy])
     if forces is not None:
         known &= ~np.isnan(arrays[forces]).any(axis=(1, 2))
-    block = Block.conformers(
+    block = Frames.conformers(
         arrays["atomic_numbers"],
         arrays["coordinates"][known],
         energy=arrays[energy][known] * HARTREE_IN_EV,

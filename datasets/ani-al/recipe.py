@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from snnp.data.block import Block
 from snnp.data.catalogue.description import Description
 from snnp.data.catalogue.recipes import Piece, hdf5, main, numbers_of, repulsion
+from snnp.data.frames import Frames
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
 
@@ -57,13 +57,13 @@ def pieces(files: list[Path], split: str) -> Iterator[Piece]:
     yield from (Piece(PART, split, each) for each in blocks)
 
 
-def block(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Block:
+def block(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Frames:
     """The frames of a group."""
     energy = np.atleast_1d(arrays.get("energy", arrays.get("energies")))
     gradient = arrays.get("force", arrays.get("forces"))
     assert gradient is not None
     shape = (len(energy), -1, 3)
-    made = Block.conformers(
+    made = Frames.conformers(
         numbers_of(arrays["species"]),
         arrays["coordinates"].reshape(shape),
         energy=energy * HARTREE_IN_EV,

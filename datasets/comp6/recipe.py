@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from snnp.data.block import Block
 from snnp.data.catalogue.description import Description
 from snnp.data.catalogue.recipes import Piece, hdf5, main, numbers_of, repulsion
+from snnp.data.frames import Frames
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
 
@@ -33,10 +33,10 @@ def make(raw: Path, description: Description) -> Iterator[Piece]:
         yield from (Piece("wb97x_dz", "test", each) for each in blocks)
 
 
-def block(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Block:
+def block(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Frames:
     """The conformers of a molecule."""
     gradient = arrays.get("forces")
-    made = Block.conformers(
+    made = Frames.conformers(
         numbers_of(arrays["species"]),
         arrays["coordinates"],
         energy=arrays["energies"] * HARTREE_IN_EV,

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from snnp.data.atoms import block_from_atoms
-from snnp.data.block import Block
+from snnp.data.atoms import from_atoms
 from snnp.data.catalogue.description import Description
 from snnp.data.catalogue.recipes import Piece, main, split_by
+from snnp.data.frames import Frames
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
 
@@ -62,9 +62,9 @@ def molecule(text: str, name: str) -> Atoms:
     return atoms
 
 
-def block(molecules: list[Atoms]) -> Block:
+def block(molecules: list[Atoms]) -> Frames:
     """Some molecules as a block."""
-    return block_from_atoms(molecules, [atoms.info["qm9_id"] for atoms in molecules])
+    return from_atoms(molecules, [atoms.info["qm9_id"] for atoms in molecules])
 
 
 if __name__ == "__main__":

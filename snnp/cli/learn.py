@@ -27,7 +27,7 @@ from snnp.files import refuse_inputs
 from snnp.process import Interrupted
 
 if TYPE_CHECKING:
-    from snnp.data import Frame
+    from snnp.data import Frames
     from snnp.models import Potential
     from snnp.training import Progress, RunResult
 
@@ -98,7 +98,7 @@ def evaluate_command(
             say("None of the model's elements has a cubic crystal whose properties can be computed.")
 
 
-def _compare(potential: Potential, frames: list[Frame], model: str, data: str) -> dict[str, Any]:
+def _compare(potential: Potential, frames: Frames, model: str, data: str) -> dict[str, Any]:
     from snnp.data import check_frames
     from snnp.training.evaluation import evaluate
 

@@ -3,7 +3,7 @@
 from snnp.data.checks import check_frames
 from snnp.data.convert import convert
 from snnp.data.dataset import Batch, Dataset
-from snnp.data.frames import Frame, elements_of
+from snnp.data.frames import Frame, Frames, elements_of
 from snnp.data.labels import Keys, Units, keys_of
 from snnp.data.reference import ReferenceEnergies, fit_reference_energies, is_isolated_atom
 from snnp.data.sources import dataset_records, load_dataset, read_frames
@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Finding",
     "Frame",
+    "Frames",
     "Keys",
     "ReferenceEnergies",
     "Split",

@@ -17,9 +17,9 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.data import chemical_symbols
 from ase.io.extxyz import per_config_properties
 
-from snnp.data.block import Block
 from snnp.data.extras import Extras, pack, unpack
 from snnp.data.extxyz.comment import read_comment, write_pair
+from snnp.data.frames import Frames
 from snnp.data.labels import (
     Keys,
     Names,
@@ -33,16 +33,16 @@ from snnp.data.labels import (
 )
 from snnp.errors import DataError
 
-__all__ = ["block_from_atoms", "to_atoms", "xyz_lines"]
+__all__ = ["from_atoms", "to_atoms", "xyz_lines"]
 
 _log = logging.getLogger(__name__)
 _LABELS = ("energy", "forces", "stress")
 
 
-def to_atoms(block: Block) -> Iterator[Atoms]:
+def to_atoms(block: Frames) -> Iterator[Atoms]:
     """One `Atoms` per frame: labels as results of a calculator (in `info` and `arrays` where they had other names)."""
     for row in range(len(block)):
-        one = block.slice(row, row + 1)
+        one = block[row : row + 1]
         extras = _extras(one)
         atoms = Atoms(numbers=one.numbers, positions=one.positions, cell=one.cell[0], pbc=one.pbc[0])
         results: dict[str, Any] = {}
@@ -69,9 +69,9 @@ def to_atoms(block: Block) -> Iterator[Atoms]:
         yield atoms
 
 
-def _extras(one: Block) -> Extras:
+def _extras(one: Frames) -> Extras:
     """What else a single frame says."""
-    where = one.ids[0] if one.ids else "a frame"
+    where = one.sources[0] if one.sources else "a frame"
     extras = unpack(one.extras[0] if one.extras else None, where)
     for name, value in extras.arrays.items():
         if np.shape(value)[:1] != (len(one.numbers),):
@@ -82,7 +82,7 @@ def _extras(one: Block) -> Extras:
     return extras
 
 
-def _labels(one: Block, extras: Extras) -> dict[str, Any]:
+def _labels(one: Frames, extras: Extras) -> dict[str, Any]:
     """Energy, forces and stress of a single frame under the names that they had; not a stress that `info` holds itself.
 
     Raises:
@@ -95,7 +95,7 @@ def _labels(one: Block, extras: Extras) -> dict[str, Any]:
         found[extras.names.get("forces", "forces")] = one.forces.copy()
     name = extras.names.get("stress", "stress")
     if name in extras.info:
-        where = one.ids[0] if one.ids else "a frame"
+        where = one.sources[0] if one.sources else "a frame"
         said = stress_of(extras.info[name], name, one.cell[0], where) if one.has_stress[0] else None
         if said is not None and not np.allclose(said, one.stress[0], rtol=1e-6, atol=1e-9):
             raise DataError(f"{where}: {name} in its metadata is another stress than that of the frame; do not use it.")
@@ -115,9 +115,9 @@ def _constraints(mask: np.ndarray) -> list[Any]:
     return [FixCartesian(int(atom), mask=~free) for atom, free in enumerate(mask) if not free.all()]
 
 
-def block_from_atoms(
+def from_atoms(
     images: Sequence[Atoms], ids: Sequence[str], keys: Keys = Keys(), *, labelled: bool = True, extras: bool = True
-) -> Block:
+) -> Frames:
     """Frames from `Atoms`: labels under the names that `read_frames` looks for, all else as extras.
 
     Arguments:
@@ -137,7 +137,7 @@ def block_from_atoms(
     single = all(len(atoms) == 1 for atoms in images)
     names = choose_names(Path(ids[0].rpartition("#")[0]), shapes, single, keys, labelled=labelled)
     rows = zip(images, tables, ids, strict=True)
-    return Block.concatenate(
+    return Frames.concatenate(
         [_one_block(atoms, *table, names, where, keys.units, extras) for atoms, table, where in rows]
     )
 
@@ -163,14 +163,14 @@ def _tables(atoms: Atoms, name: str, extras: bool) -> tuple[dict[str, Any], dict
 
 def _one_block(
     atoms: Atoms, info: dict[str, Any], arrays: dict[str, Any], names: Names, where: str, units: Units, extras: bool
-) -> Block:
+) -> Frames:
     forces = arrays.pop(str(names["forces"]), None)
     if forces is not None and (np.shape(forces) != (len(atoms), 3) or np.asarray(forces).dtype.kind not in "iuf"):
         raise DataError(
             f"{where}: forces (column '{names['forces']}') have shape {np.shape(forces)}, expected {(len(atoms), 3)} "
             f"numbers for {len(atoms)} atoms."
         )
-    block = Block.conformers(
+    block = Frames.conformers(
         atoms.numbers,
         atoms.positions[None],
         energy=np.array([np.nan]),
@@ -216,7 +216,7 @@ def _mask(atoms: Atoms, name: str) -> np.ndarray:
     return free[:, 0] if (free == free[:, :1]).all() else free
 
 
-def xyz_lines(block: Block, said: set[str] | None = None) -> Iterator[str]:
+def xyz_lines(block: Frames, said: set[str] | None = None) -> Iterator[str]:
     """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers.
 
     Arguments:
@@ -228,7 +228,7 @@ def xyz_lines(block: Block, said: set[str] | None = None) -> Iterator[str]:
     """
     said = set() if said is None else said
     for row in range(len(block)):
-        one = block.slice(row, row + 1)
+        one = block[row : row + 1]
         extras = _extras(one)
         labels = _labels(one, extras)
         forces = labels.pop(extras.names.get("forces", "forces"), None)
@@ -238,13 +238,13 @@ def xyz_lines(block: Block, said: set[str] | None = None) -> Iterator[str]:
         comment = _comment(one, extras, labels, columns)
         if extras.info or extras.arrays or extras.names:
             _check_comment(comment, {*labels, *extras.info}, columns, one)
-            _say_rivals(extras, said, one.ids[0] if one.ids else "a frame")
+            _say_rivals(extras, said, one.sources[0] if one.sources else "a frame")
         yield f"{len(one.numbers)}\n{comment}\n" + "\n".join(_rows(one, columns)) + "\n"
 
 
-def _check_comment(comment: str, names: set[str], columns: list[tuple[str, np.ndarray]], one: Block) -> None:
+def _check_comment(comment: str, names: set[str], columns: list[tuple[str, np.ndarray]], one: Frames) -> None:
     """What is written must be read as it was meant: metadata of other programs may have any names."""
-    where = one.ids[0] if one.ids else "a frame"
+    where = one.sources[0] if one.sources else "a frame"
     try:
         comment.encode()
         found = read_comment(comment, where, {})
@@ -272,7 +272,7 @@ def _say_rivals(extras: Extras, said: set[str], where: str) -> None:
             )
 
 
-def _comment(one: Block, extras: Extras, labels: dict[str, Any], columns: Iterable[tuple[str, np.ndarray]]) -> str:
+def _comment(one: Frames, extras: Extras, labels: dict[str, Any], columns: Iterable[tuple[str, np.ndarray]]) -> str:
     pairs = []
     if one.cell[0].any():
         pairs.append(f'Lattice="{_matrix(one.cell[0].T)}"')
@@ -291,7 +291,7 @@ def _matrix(value: np.ndarray) -> str:
     return " ".join(map(repr, np.asarray(value).ravel(order="F").tolist()))
 
 
-def _rows(one: Block, columns: Iterable[tuple[str, np.ndarray]]) -> Iterator[str]:
+def _rows(one: Frames, columns: Iterable[tuple[str, np.ndarray]]) -> Iterator[str]:
     """One line per atom."""
     texts: list[list[str]] = [[chemical_symbols[number] for number in one.numbers]]
     for name, array in columns:

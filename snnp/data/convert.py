@@ -7,14 +7,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from snnp.data.atoms import xyz_lines
-from snnp.data.block import Block
 from snnp.data.files import XYZ, labels_of, read_any
+from snnp.data.frames import Frames
 from snnp.data.labels import Keys
 from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError
 from snnp.files import replacing
 
-__all__ = ["convert", "write_blocks"]
+__all__ = ["convert", "write_frames"]
 
 
 def convert(
@@ -60,11 +60,11 @@ def convert(
         return rows.rows
     counts: list[int] = []
     every = (block for blocks in found for block in blocks)
-    write_blocks(_counted(every, counts), target, "train", method, software)
+    write_frames(_counted(every, counts), target, "train", method, software)
     return sum(counts)
 
 
-def _counted(blocks: Iterable[Block], counts: list[int]) -> Iterator[Block]:
+def _counted(blocks: Iterable[Frames], counts: list[int]) -> Iterator[Frames]:
     for block in blocks:
         counts.append(len(block))
         yield block
@@ -73,7 +73,7 @@ def _counted(blocks: Iterable[Block], counts: list[int]) -> Iterator[Block]:
 _Job = tuple[Path, Keys, str, bool]
 
 
-def _read_all(jobs: list[_Job], workers: int) -> Iterator[Iterable[Block]]:
+def _read_all(jobs: list[_Job], workers: int) -> Iterator[Iterable[Frames]]:
     """The blocks of each file in order."""
     if workers <= 1 or len(jobs) == 1:
         for path, keys, label, labelled in jobs:
@@ -83,12 +83,12 @@ def _read_all(jobs: list[_Job], workers: int) -> Iterator[Iterable[Block]]:
         yield from pool.map(_read_one, jobs)
 
 
-def _read_one(job: _Job) -> list[Block]:
+def _read_one(job: _Job) -> list[Frames]:
     path, keys, label, labelled = job
     return list(read_any(path, keys, label, labelled=labelled))
 
 
-def write_blocks(blocks: Iterable[Block], path: str | Path, split: str, method: str, software: str) -> Path:
+def write_frames(blocks: Iterable[Frames], path: str | Path, split: str, method: str, software: str) -> Path:
     """Write blocks as extended XYZ or parquet, whole or not at all, and return the path.
 
     Raises:

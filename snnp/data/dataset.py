@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnp.data.block import Block
-from snnp.data.frames import Frame
-from snnp.data.parquet.row_groups import BlockSource, Source
+from snnp.data.frames import Frame, Frames
+from snnp.data.parquet.row_groups import MemorySource, Source
 from snnp.errors import DataError, MissingDependencyError, near_matches
 from snnp.structure import Structure
 
@@ -107,16 +106,16 @@ class Dataset:
                 raise IndexError(f"{self.name} has {len(self):,} frames, there is none at {index}")
             row = int(self._rows[index])
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            return self._source.block(group).frame(row - int(self._starts[group]))
+            first = row - int(self._starts[group])
+            return self._source.chunk(group)[first : first + 1].checked()[0]
         chosen = index if isinstance(index, slice) else np.asarray(index)
         if isinstance(chosen, np.ndarray) and chosen.size == 0:
             chosen = chosen.astype(np.int64)
         return Dataset(self._source, self._rows[chosen], self.split)
 
     def __iter__(self) -> Iterator[Frame]:
-        for block in self.blocks():
-            for row in range(len(block)):
-                yield block.frame(row)
+        for frames in self.chunks():
+            yield from frames.checked()
 
     def select(self, split: str) -> Dataset:
         """The frames of a split.
@@ -133,13 +132,14 @@ class Dataset:
             rows = self._rows[np.isin(self._rows, rows)]
         return Dataset(self._source, rows, split)
 
-    def blocks(self, texts: bool = True) -> Iterator[Block]:
-        """All frames in order, as blocks: each holds consecutive rows of one row group."""
-        groups = np.searchsorted(self._starts, self._rows, side="right") - 1
-        cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
-        for first, last in pairwise(cuts if len(groups) else []):
-            group = int(groups[first])
-            yield _cut(self._source.block(group, texts), self._rows[first:last] - self._starts[group])
+    def chunks(self, shuffle: int | Sequence[int] | None = None, *, buffer: int = _BUFFER) -> Iterator[Frames]:
+        """All frames as the file has them, some row groups at a time: for training `chunk.checked()`.
+
+        Arguments:
+            shuffle: seed, or several numbers that make one, such as seed and epoch; None: in order.
+            buffer: row groups that are shuffled together.
+        """
+        return (frames for frames, _ in self._pieces(shuffle, buffer))
 
     def batches(
         self,
@@ -165,21 +165,23 @@ class Dataset:
         """
         if size < 1 or buffer < 1 or (max_atoms is not None and max_atoms < 1):
             raise DataError(f"size={size}, buffer={buffer} and max_atoms={max_atoms} must be at least 1.")
-        for block, rows in self._pieces(shuffle, buffer):
-            counts = block.counts
-            for first, last in _cuts(counts, size, max_atoms):
-                yield _batch(block.slice(first, last), rows[first:last], dtype)
+        for frames, rows in self._pieces(shuffle, buffer, texts=False):
+            for first, last in _cuts(frames.counts, size, max_atoms):
+                yield _batch(frames[first:last], rows[first:last], dtype)
 
-    def _pieces(self, seed: int | None, buffer: int) -> Iterator[tuple[Block, np.ndarray]]:
-        """Blocks in the order of training, with the rows that they are."""
+    def _pieces(
+        self, seed: int | Sequence[int] | None, buffer: int, texts: bool = True
+    ) -> Iterator[tuple[Frames, np.ndarray]]:
+        """Frames in order, or in an order for training, with the rows that they are."""
+        groups = np.searchsorted(self._starts, self._rows, side="right") - 1
         if seed is None:
-            first = 0
-            for block in self.blocks(texts=False):
-                yield block, np.arange(first, first + len(block))
-                first += len(block)
+            cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+            for first, last in pairwise(cuts if len(groups) else []):
+                group = int(groups[first])
+                frames = _cut(self._source.chunk(group, texts), self._rows[first:last] - self._starts[group])
+                yield frames, np.arange(first, last)
             return
         random = np.random.default_rng(seed)
-        groups = np.searchsorted(self._starts, self._rows, side="right") - 1
         order = np.argsort(groups, kind="stable")
         used, firsts = np.unique(groups[order], return_index=True)
         lasts = np.append(firsts[1:], len(order))
@@ -188,22 +190,26 @@ class Dataset:
             members = shuffled[start : start + buffer]
             mine = [order[firsts[k] : lasts[k]] for k in members]
             parts = [
-                _cut(self._source.block(int(used[k]), False), self._rows[rows] - self._starts[used[k]])
+                _cut(self._source.chunk(int(used[k]), texts), self._rows[rows] - self._starts[used[k]])
                 for k, rows in zip(members, mine, strict=True)
             ]
-            joined, rows = Block.concatenate(parts), np.concatenate(mine)
+            joined, rows = Frames.concatenate(parts), np.concatenate(mine)
             permutation = random.permutation(len(rows))
             yield joined.take(permutation), rows[permutation]
 
-    def frames(self) -> list[Frame]:
-        """All frames in memory."""
-        return list(self)
+    def frames(self) -> Frames:
+        """All frames in memory, fit for training.
+
+        Raises:
+            DataError: for NaN, or a structure that nothing can be computed of; names the frame.
+        """
+        return Frames.concatenate([frames.checked() for frames in self.chunks()])
 
     def in_memory(self) -> Dataset:
         """The same frames in the same groups, all unpacked: batches are the same, and come faster."""
         groups = np.searchsorted(self._starts, self._rows, side="right") - 1
         kept = np.unique(groups).tolist()
-        blocks = [self._source.block(group) for group in kept]
+        blocks = [self._source.chunk(group) for group in kept]
         starts = np.concatenate([[0], np.cumsum([len(block) for block in blocks])])
 
         def moved(rows: np.ndarray) -> np.ndarray:
@@ -212,14 +218,14 @@ class Dataset:
             return rows[inside] - self._starts[group[inside]] + starts[np.searchsorted(kept, group[inside])]
 
         splits = {split: moved(rows) for split, rows in self._source.rows_of_splits().items()}
-        source = BlockSource(blocks, self.name, splits, self.method, self.software)
+        source = MemorySource(blocks, self.name, splits, self.method, self.software)
         return Dataset(source, moved(self._rows), self.split)
 
     def to_ase(self) -> list[Atoms]:
         """All frames as `ase.Atoms`, with everything that they say."""
         from snnp.data.atoms import to_atoms
 
-        return [atoms for block in self.blocks() for atoms in to_atoms(block)]
+        return [atoms for frames in self.chunks() for atoms in to_atoms(frames)]
 
     def to_hf(self) -> Any:
         """These rows as a `datasets.Dataset` of Hugging Face, with all columns of the file.
@@ -247,15 +253,15 @@ class Dataset:
         Raises:
             DataError: for another ending.
         """
-        from snnp.data.convert import write_blocks
+        from snnp.data.convert import write_frames
 
-        return write_blocks(self.blocks(), path, self.split or "train", self.method, self.software)
+        return write_frames(self.chunks(), path, self.split or "train", self.method, self.software)
 
 
-def _cut(block: Block, rows: np.ndarray) -> Block:
+def _cut(block: Frames, rows: np.ndarray) -> Frames:
     """Rows of a block; without a copy where they are consecutive."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return block.slice(int(rows[0]), int(rows[-1]) + 1)
+        return block[int(rows[0]) : int(rows[-1]) + 1]
     return block.take(rows)
 
 
@@ -274,7 +280,7 @@ def _cuts(counts: np.ndarray, size: int, max_atoms: int | None) -> Iterator[tupl
         yield first, len(counts)
 
 
-def _batch(block: Block, rows: np.ndarray, dtype: torch.dtype) -> Batch:
+def _batch(block: Frames, rows: np.ndarray, dtype: torch.dtype) -> Batch:
     structure = block.structure(dtype)
     structure.check()
     stress = 0.5 * (block.stress + block.stress.transpose(0, 2, 1))

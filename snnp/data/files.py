@@ -11,9 +11,9 @@ import ase.io
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype
 
-from snnp.data.atoms import block_from_atoms, to_atoms
-from snnp.data.block import Block
-from snnp.data.extxyz.reader import PACKED, read_blocks, read_plain
+from snnp.data.atoms import from_atoms, to_atoms
+from snnp.data.extxyz.reader import PACKED, read_plain, read_xyz
+from snnp.data.frames import Frames
 from snnp.data.labels import Keys, Units, in_usual_units
 from snnp.data.parquet.row_groups import ParquetSource
 from snnp.errors import DataError, near_matches
@@ -54,10 +54,10 @@ def holds_xyz(path: Path) -> bool:
 
 def read_any(
     path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
-) -> Iterator[Block]:
+) -> Iterator[Frames]:
     """Blocks of a file: parquet, extended XYZ, or whatever ASE reads.
 
-    Arguments as for `read_blocks`.
+    Arguments as for `read_xyz`.
 
     Raises:
         DataError: for a file that is missing, empty, unreadable or without energies, and for what is not understood.
@@ -69,14 +69,14 @@ def read_any(
         if keys.units != Units() and source.stated_format is not None:
             raise DataError(f"{path} states its units, eV and Å; leave --units away.")
         names = dict.fromkeys(("energy", "forces", "stress", "group"))
-        yield from (in_usual_units(source.block(group), keys.units, names) for group in range(len(source.sizes)))
+        yield from (in_usual_units(source.chunk(group), keys.units, names) for group in range(len(source.sizes)))
     elif holds_xyz(path):
-        yield from read_blocks(path, keys, label, labelled=labelled, extras=extras)
+        yield from read_xyz(path, keys, label, labelled=labelled, extras=extras)
     else:
         images = _images(path)
         name = label or path.name
         ids = [f"{name}#{k}" for k in range(len(images))]
-        yield block_from_atoms(images, ids, keys, labelled=labelled, extras=extras)
+        yield from_atoms(images, ids, keys, labelled=labelled, extras=extras)
 
 
 def read_atoms(path: str | Path, index: int = -1) -> Atoms:

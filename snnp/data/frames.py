@@ -1,17 +1,29 @@
-"""Frames: reference structures with energies, forces and stresses."""
+"""Frames: reference structures with energies, forces and stresses, from the file to the batch of a training step.
+
+frames = read_frames("train.xyz")          a `Frames`: few arrays, however many frames
+frames[3], for frame in frames             a `Frame` at a time
+frames[100:200], frames.take(rows)         `Frames` again
+frames.structure(), frames.energy, ...     all of them as one batch
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
+import torch
 from ase.data import chemical_symbols
 
-from snnp.errors import DataError
+from snnp.errors import DataError, InputError
 from snnp.structure import Structure
 
-__all__ = ["Frame", "elements_of"]
+__all__ = ["Frame", "Frames", "elements_of"]
+
+_PER_ATOM = ("numbers", "positions", "forces")
+_TEXTS = ("sources", "groups", "extras")
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Frame:
             if np.shape(value) != shape:
                 raise DataError(f"{self.source}: {name} has shape {np.shape(value)}, expected {shape} for {n} atoms.")
             if not np.isfinite(value).all():
-                raise DataError(f"{self.source}: {name} holds NaN or infinite numbers; remove or recompute this frame.")
+                raise DataError(f"{self.source}: {_NOT_FINITE.format(name)}")
 
     @property
     def n_atoms(self) -> int:
@@ -57,7 +69,291 @@ class Frame:
         return self.structure.n_atoms
 
 
+_NOT_FINITE = "{} holds NaN or infinite numbers; remove or recompute this frame."
+
+
+@dataclass(frozen=True, eq=False)
+class Frames(Sequence[Frame]):
+    """B frames with N atoms in all, with labels where there are any.
+
+    What a file holds is kept as it is, damage included; `checked` gives what can be learned from.
+
+    Arguments:
+        counts: [B] int64, atoms per frame.
+        numbers: [N] int32, atomic numbers.
+        positions: [N, 3] Å.
+        cell: [B, 3, 3] Å, rows are lattice vectors; zeros where there is none.
+        pbc: [B, 3] bool.
+        energy: [B] eV; NaN where `has_energy` is False.
+        forces: [N, 3] eV/Å; NaN where `has_forces` is False.
+        stress: [B, 3, 3] eV/Å³ in ASE's sign; NaN where `has_stress` is False.
+        has_energy, has_forces, has_stress: [B] bool, what is known of each frame.
+        sources: such as "train.xyz#17"; empty where text was not read.
+        groups: kind of each frame, or None; empty likewise.
+        extras: JSON of everything else that a frame says (see `snnp.data.extras`), or None; empty likewise.
+
+    Raises:
+        DataError: if the shapes do not agree.
+    """
+
+    counts: np.ndarray
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    energy: np.ndarray
+    forces: np.ndarray
+    stress: np.ndarray
+    has_energy: np.ndarray
+    has_forces: np.ndarray
+    has_stress: np.ndarray
+    sources: Sequence[str] = ()
+    groups: Sequence[str | None] = ()
+    extras: Sequence[str | None] = ()
+
+    def __post_init__(self) -> None:
+        b, n = len(self.counts), int(self.counts.sum())
+        expected = {"numbers": (n,), "positions": (n, 3), "cell": (b, 3, 3), "pbc": (b, 3), "energy": (b,)}
+        expected |= {"forces": (n, 3), "stress": (b, 3, 3)}
+        expected |= dict.fromkeys(("has_energy", "has_forces", "has_stress"), (b,))
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise DataError(
+                    f"{name} of frames has shape {getattr(self, name).shape}, expected {shape} for {n} atoms in {b} "
+                    "frames; the file is damaged or was not written by this program."
+                )
+
+    @staticmethod
+    def of(frames: Iterable[Frame]) -> Frames:
+        """Single frames put together; `Frames` pass through."""
+        if isinstance(frames, Frames):
+            return frames
+        rows = list(frames)
+        joined = Structure.concatenate([row.structure for row in rows]) if rows else None
+        labels: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in _LABELS}
+        known = {name: np.array([value is not None for value in values], bool) for name, values in labels.items()}
+        nothing = {"energy": lambda n: np.nan, "forces": lambda n: np.full((n, 3), np.nan)}
+        nothing["stress"] = lambda n: np.full((3, 3), np.nan)
+        energy, forces, stress = (
+            [nothing[name](row.n_atoms) if value is None else value for row, value in zip(rows, values, strict=True)]
+            for name, values in labels.items()
+        )
+        return Frames(
+            counts=np.array([row.n_atoms for row in rows], dtype=np.int64),
+            numbers=np.zeros(0, np.int32) if joined is None else joined.numbers.numpy().astype(np.int32),
+            positions=np.zeros((0, 3)) if joined is None else joined.positions.numpy(),
+            cell=np.zeros((0, 3, 3)) if joined is None else joined.cell.numpy(),
+            pbc=np.zeros((0, 3), dtype=bool) if joined is None else joined.pbc.numpy(),
+            energy=np.array(energy, dtype=np.float64),
+            forces=np.concatenate([np.zeros((0, 3)), *forces]),
+            stress=np.array(stress, dtype=np.float64).reshape(-1, 3, 3),
+            has_energy=known["energy"],
+            has_forces=known["forces"],
+            has_stress=known["stress"],
+            sources=[row.source for row in rows],
+            groups=[row.group for row in rows],
+        )
+
+    @staticmethod
+    def conformers(
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        energy: np.ndarray | None = None,
+        forces: np.ndarray | None = None,
+        cell: np.ndarray | None = None,
+    ) -> Frames:
+        """Frames of the same atoms, all with the same labels.
+
+        Arguments:
+            numbers: [n] atomic numbers.
+            positions: [B, n, 3] Å.
+            energy: [B] eV.
+            forces: [B, n, 3] eV/Å.
+            cell: [B, 3, 3] Å of periodic frames; None: free molecules.
+        """
+        b, n = positions.shape[:2]
+        nothing = np.full((b * n, 3), np.nan)
+        return Frames(
+            counts=np.full(b, n, dtype=np.int64),
+            numbers=np.tile(np.asarray(numbers, dtype=np.int32), b),
+            positions=np.asarray(positions, dtype=np.float64).reshape(-1, 3),
+            cell=np.zeros((b, 3, 3)) if cell is None else np.asarray(cell, dtype=np.float64),
+            pbc=np.full((b, 3), cell is not None),
+            energy=np.full(b, np.nan) if energy is None else np.asarray(energy, dtype=np.float64),
+            forces=nothing if forces is None else np.asarray(forces, dtype=np.float64).reshape(-1, 3),
+            stress=np.full((b, 3, 3), np.nan),
+            has_energy=np.full(b, energy is not None),
+            has_forces=np.full(b, forces is not None),
+            has_stress=np.zeros(b, dtype=bool),
+        )
+
+    def named(
+        self,
+        sources: Sequence[str],
+        groups: Sequence[str | None] | None = None,
+        extras: Sequence[str | None] | None = None,
+    ) -> Frames:
+        """The same frames with texts."""
+        nothing = [None] * len(self)
+        return replace(self, sources=sources, groups=nothing if groups is None else groups, extras=extras or nothing)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Frames]) -> Frames:
+        """Join frames in order; texts are kept where all parts have them."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return Frames.of([])
+        joined: dict[str, Any] = {}
+        for name in Frames.__dataclass_fields__:
+            columns = [getattr(part, name) for part in parts]
+            if name not in _TEXTS:
+                joined[name] = np.concatenate(columns)
+            elif all(len(column) == len(part) for column, part in zip(columns, parts, strict=True)):
+                joined[name] = [text for column in columns for text in column]
+        return Frames(**joined)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Frames: ...
+
+    def __getitem__(self, index: int | slice) -> Frame | Frames:
+        """One frame; or those of a slice, without copies of the arrays."""
+        if not isinstance(index, slice):
+            row = range(len(self))[index]
+            return self[row : row + 1]._frame(f"#{row}")
+        first, last, step = index.indices(len(self))
+        if step != 1:
+            return self.take(np.arange(len(self))[index])
+        last = max(first, last)
+        atoms = slice(int(self.starts[first]), int(self.starts[last]))
+        chosen = {
+            name: getattr(self, name)[atoms if name in _PER_ATOM else slice(first, last)]
+            for name in Frames.__dataclass_fields__
+        }
+        return Frames(**chosen)
+
+    def _frame(self, name: str) -> Frame:
+        """The first of these."""
+        return Frame(
+            structure=self.structure(),
+            energy=float(self.energy[0]) if self.has_energy[0] else None,
+            forces=self.forces if self.has_forces[0] else None,
+            stress=self.stress[0] if self.has_stress[0] else None,
+            group=self.groups[0] if self.groups else None,
+            source=self.sources[0] if self.sources else name,
+        )
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> Frames:
+        """The frames of these rows, in this order, or those where a mask is True."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        counts = self.counts[rows]
+        first = np.cumsum(counts) - counts
+        atoms = np.repeat(self.starts[rows] - first, counts) + np.arange(int(counts.sum()))
+        chosen: dict[str, Any] = {}
+        for name in Frames.__dataclass_fields__:
+            values = getattr(self, name)
+            if name in _TEXTS:
+                chosen[name] = [values[row] for row in rows.tolist()] if len(values) else ()
+            else:
+                chosen[name] = values[atoms if name in _PER_ATOM else rows]
+        return Frames(**chosen)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """[B + 1] int64, the first atom of each frame."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    @property
+    def owner(self) -> np.ndarray:
+        """[N] int64, the frame of each atom."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @property
+    def has_volume(self) -> np.ndarray:
+        """[B] bool, which frames are periodic in all directions; others have no stress."""
+        periodic: np.ndarray = np.all(self.pbc, axis=1)
+        return periodic
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Chemical symbols that occur, sorted by atomic number."""
+        return tuple(chemical_symbols[z] for z in np.unique(self.numbers).tolist())
+
+    def composition(self) -> np.ndarray:
+        """[B, Z] int64, atoms of each of the Z `elements` in each frame."""
+        found, column = np.unique(self.numbers, return_inverse=True)
+        places = self.owner * len(found) + column
+        return np.bincount(places, minlength=len(self) * len(found)).reshape(len(self), len(found))
+
+    def per_frame(self, values: np.ndarray, join: np.ufunc = np.add) -> np.ndarray:
+        """[B, ...] of values [N, ...] of the atoms: their sum, or what `join` makes of them."""
+        joined: np.ndarray = join.reduceat(values, self.starts[:-1])
+        return joined
+
+    def structure(self, dtype: torch.dtype = torch.float64) -> Structure:
+        """All frames as one batch."""
+        return Structure(
+            numbers=torch.from_numpy(self.numbers.astype(np.int64)),
+            positions=_tensor(self.positions).to(dtype),
+            cell=_tensor(self.cell).to(dtype),
+            pbc=_tensor(self.pbc),
+            structure_of_atom=torch.from_numpy(self.owner),
+        )
+
+    def checked(self, broken: list[str] | None = None) -> Frames:
+        """What can be learned from: stresses are symmetric, and left out where a frame has no volume.
+
+        Arguments:
+            broken: gets one line for each frame that is refused, and the others are returned; None: raise.
+
+        Raises:
+            DataError: for NaN, or a structure that nothing can be computed of; names the frame.
+        """
+        faults: dict[int, str] = {}
+        for row, text in self._faults():
+            if broken is None:
+                raise DataError(text)
+            faults[row] = text
+        good = self if broken is None or not faults else self.take(np.delete(np.arange(len(self)), list(faults)))
+        if broken is not None:
+            broken += faults.values()
+        known = good.has_stress & good.has_volume
+        stress = 0.5 * (good.stress + good.stress.transpose(0, 2, 1))
+        return replace(good, stress=np.where(known[:, None, None], stress, np.nan), has_stress=known)
+
+    def _faults(self) -> Iterator[tuple[int, str]]:
+        """Row of each frame that must be refused, and why; all are looked at together, the bad ones found by halves."""
+        try:
+            self.structure().check()
+            known = {"energy": self.has_energy, "forces": np.repeat(self.has_forces, self.counts)}
+            known["stress"] = self.has_stress & self.has_volume
+            for name, where in known.items():
+                if not np.isfinite(getattr(self, name)[where]).all():
+                    raise DataError(_NOT_FINITE.format(name))
+        except (DataError, InputError) as error:
+            if len(self) == 1:
+                yield 0, f"{self.sources[0] if self.sources else '#0'}: {error}"
+                return
+            half = len(self) // 2
+            yield from self[:half]._faults()
+            yield from ((half + row, text) for row, text in self[half:]._faults())
+
+
+_LABELS = ("energy", "forces", "stress")
+
+
 def elements_of(frames: Iterable[Frame]) -> tuple[str, ...]:
     """Chemical symbols that occur in `frames`, sorted by atomic number."""
-    numbers = {z for frame in frames for z in frame.structure.numbers.tolist()}
-    return tuple(chemical_symbols[z] for z in sorted(numbers))
+    return Frames.of(frames).elements
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """Shares memory where it can: what lies in a file cannot be written to, which torch insists on."""
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from snnp.data.block import Block
+from snnp.data.frames import Frames
 from snnp.errors import DataError, near_matches
 from snnp.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
 
@@ -324,7 +324,7 @@ def _warn(
 
 
 def take_labels(
-    block: Block, k: int, info: dict[str, Any], names: Mapping[str, str | None], where: str
+    block: Frames, k: int, info: dict[str, Any], names: Mapping[str, str | None], where: str
 ) -> dict[str, str]:
     """Move cell, energy and stress of frame `k` from its values into the block; returns names that are not the usual.
 
@@ -403,7 +403,7 @@ def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
     return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
 
 
-def in_usual_units(block: Block, units: Units, names: Mapping[str, str | None]) -> Block:
+def in_usual_units(block: Frames, units: Units, names: Mapping[str, str | None]) -> Frames:
     """A block of numbers in other units, in eV and Å.
 
     Arguments:

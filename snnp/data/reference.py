@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
 
-from snnp.data.frames import Frame, elements_of
+from snnp.data.frames import Frame, Frames
 from snnp.errors import DataError
 from snnp.neighbours import neighbour_list
 
@@ -16,6 +15,7 @@ __all__ = [
     "FROM_ISOLATED_ATOMS",
     "FROM_LEAST_SQUARES",
     "ReferenceEnergies",
+    "are_isolated_atoms",
     "fit_reference_energies",
     "is_isolated_atom",
 ]
@@ -42,9 +42,17 @@ class ReferenceEnergies:
 
 def is_isolated_atom(frame: Frame) -> bool:
     """Whether the frame is one atom without images within 6 Å (a one-atom unit cell of a crystal is not)."""
-    if frame.n_atoms != 1:
-        return False
-    return neighbour_list(frame.structure, _ISOLATION_DISTANCE).n_pairs == 0
+    return frame.n_atoms == 1 and bool(are_isolated_atoms([frame])[0])
+
+
+def are_isolated_atoms(frames: Sequence[Frame]) -> np.ndarray:
+    """[B] bool, which frames `is_isolated_atom` is true of."""
+    frames = Frames.of(frames)
+    isolated: np.ndarray = frames.counts == 1
+    if isolated.any():
+        pairs = neighbour_list(frames.take(isolated).structure(), _ISOLATION_DISTANCE)
+        isolated[isolated] = np.bincount(pairs.i.numpy(), minlength=int(isolated.sum())) == 0
+    return isolated
 
 
 def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame] | None = None) -> ReferenceEnergies:
@@ -61,49 +69,43 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame] | 
     Raises:
         DataError: if nothing has an energy, or a frame of `isolated` is no isolated atom or has no energy.
     """
-    labelled = [frame for frame in frames if frame.energy is not None]
-    if not labelled:
+    frames = Frames.of(frames)
+    if not frames.has_energy.any():
         raise DataError("reference energies need at least one frame with an energy, got none.")
-    atoms = [frame for frame in labelled if is_isolated_atom(frame)] if isolated is None else list(isolated)
-    energies = _energies_of_atoms(atoms)
-    elements = elements_of(frames)
-    energies = {symbol: energies[symbol] for symbol in elements if symbol in energies}
-    provenance = dict.fromkeys(energies, FROM_ISOLATED_ATOMS)
-    open_elements = [symbol for symbol in elements if symbol not in energies]
-    if open_elements:
-        energies.update(_least_squares(labelled, open_elements, energies))
-        provenance.update(dict.fromkeys(open_elements, FROM_LEAST_SQUARES))
+    labelled = frames.take(frames.has_energy)
+    atoms = labelled.take(are_isolated_atoms(labelled)) if isolated is None else Frames.of(isolated)
+    known = _energies_of_atoms(atoms)
+    fixed = {symbol: known[symbol] for symbol in frames.elements if symbol in known}
+    energies = _least_squares(frames, fixed)
     return ReferenceEnergies(
-        energies={symbol: energies[symbol] for symbol in elements},
-        provenance={symbol: provenance[symbol] for symbol in elements},
+        energies=energies,
+        provenance={symbol: FROM_ISOLATED_ATOMS if symbol in fixed else FROM_LEAST_SQUARES for symbol in energies},
     )
 
 
-def _energies_of_atoms(atoms: Sequence[Frame]) -> dict[str, float]:
+def _energies_of_atoms(atoms: Frames) -> dict[str, float]:
     """Lowest energy per element among single-atom frames."""
     energies: dict[str, float] = {}
-    for frame in atoms:
-        if not is_isolated_atom(frame):
+    for frame, isolated in zip(atoms, are_isolated_atoms(atoms), strict=True):
+        if not isolated:
             raise DataError(
                 f"{frame.source} was given as an isolated atom but holds {frame.n_atoms} atoms or has periodic images "
                 f"within {_ISOLATION_DISTANCE} Å; give one atom alone in a large box."
             )
         if frame.energy is None:
             raise DataError(f"{frame.source} was given as an isolated atom but has no energy.")
-        symbol = chemical_symbols[int(frame.structure.numbers[0])]
+        symbol = frame.structure.symbols[0]
         energies[symbol] = min(frame.energy, energies.get(symbol, np.inf))
     return energies
 
 
-def _least_squares(frames: Sequence[Frame], elements: Sequence[str], known: dict[str, float]) -> dict[str, float]:
-    """E0 of `elements` that fit the energies per atom best, with those in `known` held fixed."""
-    counts = np.stack(
-        [np.bincount(frame.structure.numbers.numpy(), minlength=len(chemical_symbols)) for frame in frames]
-    )
-    fractions = counts / counts.sum(axis=1, keepdims=True)
-    target = np.array([float(frame.energy or 0.0) for frame in frames]) / counts.sum(axis=1)
-    for symbol, energy in known.items():
-        target = target - fractions[:, atomic_numbers[symbol]] * energy
-    columns = fractions[:, [atomic_numbers[symbol] for symbol in elements]]
-    solution, *_ = np.linalg.lstsq(columns, target, rcond=1e-8)
-    return dict(zip(elements, solution.tolist(), strict=True))
+def _least_squares(frames: Frames, fixed: dict[str, float]) -> dict[str, float]:
+    """E0 of all elements: those that fit the energies per atom best, with those in `fixed` held where they are."""
+    labelled, counts = frames.has_energy, frames.counts[frames.has_energy]
+    fractions = frames.composition()[labelled] / counts[:, None]
+    free = [symbol not in fixed for symbol in frames.elements]
+    energies = np.array([fixed.get(symbol, 0.0) for symbol in frames.elements])
+    if any(free):
+        target = frames.energy[labelled] / counts - fractions @ energies
+        energies[free], *_ = np.linalg.lstsq(fractions[:, free], target, rcond=1e-8)
+    return dict(zip(frames.elements, energies.tolist(), strict=True))

@@ -18,9 +18,9 @@ import numpy as np
 
 from snnp.data.dataset import Dataset
 from snnp.data.files import holds_xyz, is_xyz, labels_of, read_any
-from snnp.data.frames import Frame
+from snnp.data.frames import Frames
 from snnp.data.labels import Keys
-from snnp.data.parquet.row_groups import BlockSource, ParquetSource, Source
+from snnp.data.parquet.row_groups import MemorySource, ParquetSource, Source
 from snnp.errors import DataError, near_matches
 
 __all__ = ["dataset_files", "dataset_records", "load_dataset", "open_source", "read_frames"]
@@ -61,7 +61,7 @@ def load_dataset(
 def open_source(path: Path, *, labelled: bool = True) -> Source:
     """A parquet file as it lies there, or a file of extended XYZ in memory, which must have energies if `labelled`."""
     if path.is_file() and holds_xyz(path):
-        return BlockSource(list(read_any(path, labelled=labelled)), path.name)
+        return MemorySource(list(read_any(path, labelled=labelled)), path.name)
     return ParquetSource(path)
 
 
@@ -82,9 +82,7 @@ def _choose(files: dict[str, Path], part: str | None, name: str) -> Path:
     return files[part]
 
 
-def read_frames(
-    path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *, split: str | None = None
-) -> list[Frame]:
+def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *, split: str | None = None) -> Frames:
     """Read frames from files and datasets: extended XYZ, whatever ASE reads, parquet, folders, names on the Hub.
 
     A dataset may be followed by `:split` or `:part/split`, as in `org/name:train` or `org/ani-1x:ccsdt_cbs/test`.
@@ -105,12 +103,12 @@ def read_frames(
     sources = [path] if isinstance(path, str | Path) else list(path)
     if not sources:
         raise DataError("no data file was given; name at least one file of reference structures.")
-    frames: list[Frame] = []
+    parts: list[Frames] = []
     for source, label in zip(sources, labels_of([Path(str(source)) for source in sources]), strict=True):
         dataset = _as_dataset(str(source), split)
         if dataset is None:
             blocks = read_any(source, keys, label, extras=False)
-            frames += (block.frame(row) for block in blocks for row in range(len(block)))
+            parts += [block.checked() for block in blocks]
         elif keys != Keys():
             raise DataError(
                 f"{source} is a dataset, whose columns have fixed names and units; leave the keys and units of labels "
@@ -119,9 +117,9 @@ def read_frames(
         else:
             found = dataset.frames()
             if len(sources) > 1:
-                found = [replace(frame, source=f"{label}/{frame.source}") for frame in found]
-            frames += found
-    return frames
+                found = replace(found, sources=[f"{label}/{source}" for source in found.sources])
+            parts.append(found)
+    return Frames.concatenate(parts)
 
 
 def dataset_records(sources: Iterable[str]) -> list[dict[str, str]]:

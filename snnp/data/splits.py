@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from snnp.data.frames import Frame
-from snnp.data.reference import is_isolated_atom
+from snnp.data.frames import Frame, Frames
+from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
 from snnp.files import write_atomically
 
@@ -26,9 +27,9 @@ _PARTS = ("train", "valid", "test")
 class Split:
     """A data set in three parts, each in the order of the data set."""
 
-    train: list[Frame]
-    valid: list[Frame]
-    test: list[Frame]
+    train: Frames
+    valid: Frames
+    test: Frames
 
 
 def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0, seed: int = 0) -> Split:
@@ -45,11 +46,11 @@ def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0,
     Raises:
         DataError: for repeated sources, or if nothing would be left to train on.
     """
-    _check_unique(frames)
+    frames = _unique(frames)
     pool: dict[str, list[str]] = {}
-    for frame in frames:
-        if not is_isolated_atom(frame):
-            pool.setdefault(frame.group or "", []).append(frame.source)
+    for source, group, isolated in zip(frames.sources, frames.groups, are_isolated_atoms(frames), strict=True):
+        if not isolated:
+            pool.setdefault(group or "", []).append(source)
     # A hash orders the frames: unlike a random generator's stream it is fixed for good.
     pool = {group: sorted(pool[group], key=lambda source: _draw(seed, source)) for group in sorted(pool)}
     total = sum(len(sources) for sources in pool.values())
@@ -65,16 +66,14 @@ def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0,
         for group, share in taken.items():
             part_of.update(dict.fromkeys(pool[group][:share], part))
             pool[group] = pool[group][share:]
-    parts: dict[str, list[Frame]] = {name: [] for name in _PARTS}
-    for frame in frames:
-        parts[part_of.get(frame.source, "train")].append(frame)
-    return Split(**parts)
+    parts = np.array([part_of.get(source, "train") for source in frames.sources])
+    return Split(*(frames.take(parts == part) for part in _PARTS))
 
 
 def save_split(split: Split, path: str | Path, *, checksums: bool = False) -> None:
     """Write the sources of each part as JSON, atomically; with checksums, changed frames are noticed on loading."""
     parts = {part: getattr(split, part) for part in _PARTS}
-    content: dict[str, Any] = {part: [frame.source for frame in frames] for part, frames in parts.items()}
+    content: dict[str, Any] = {part: list(frames.sources) for part, frames in parts.items()}
     if checksums:
         content["checksums"] = {part: [_checksum(frame) for frame in frames] for part, frames in parts.items()}
     content = {"format": _FORMAT, **content}
@@ -88,29 +87,29 @@ def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
         DataError: if the file is missing or no split, or names a frame that `frames` does not hold, or that has changed
             since. Frames that the file does not name belong to no part.
     """
-    _check_unique(frames)
+    frames = _unique(frames)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a split file: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DataError(f"{path} is not a split file (no format '{_FORMAT}'); write one with save_split.")
-    by_source = {frame.source: frame for frame in frames}
-    parts: dict[str, list[Frame]] = {}
+    rows = {source: row for row, source in enumerate(frames.sources)}
+    parts: dict[str, Frames] = {}
     for part in _PARTS:
         sources = content.get(part, [])
-        missing = [source for source in sources if source not in by_source]
+        missing = [source for source in sources if source not in rows]
         if missing:
             raise DataError(
                 f"{path} names {len(missing)} frames that the data does not hold, the first is '{missing[0]}'; "
                 "give the data files that the split was made from."
             )
-        parts[part] = [by_source[source] for source in sources]
+        parts[part] = frames.take([rows[source] for source in sources])
         _check_unchanged(parts[part], content.get("checksums", {}).get(part), path)
     return Split(**parts)
 
 
-def _check_unchanged(frames: list[Frame], checksums: list[str] | None, path: str | Path) -> None:
+def _check_unchanged(frames: Frames, checksums: list[str] | None, path: str | Path) -> None:
     if checksums is None:  # early files have none
         return
     changed = [frame.source for frame, known in zip(frames, checksums, strict=False) if _checksum(frame) != known]
@@ -131,12 +130,12 @@ def _checksum(frame: Frame) -> str:
     return hashlib.sha256(present.encode() + b"".join(array.tobytes() for array in arrays + labels)).hexdigest()[:16]
 
 
-def _check_unique(frames: Sequence[Frame]) -> None:
-    seen: set[str] = set()
-    for frame in frames:
-        if frame.source in seen:
-            raise DataError(f"two frames have the source '{frame.source}'; read all files in one read_frames call.")
-        seen.add(frame.source)
+def _unique(frames: Sequence[Frame]) -> Frames:
+    frames = Frames.of(frames)
+    twice = next((source for source, number in Counter(frames.sources).items() if number > 1), None)
+    if twice is not None:
+        raise DataError(f"two frames have the source '{twice}'; read all files in one read_frames call.")
+    return frames
 
 
 def _draw(seed: int, source: str) -> bytes:

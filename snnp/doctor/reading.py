@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from snnp.data import Frame, Keys, load_dataset
-from snnp.data.block import Block
+from snnp.data import Frame, Frames, Keys, load_dataset
 from snnp.data.files import is_xyz, labels_of, read_any
 from snnp.data.sources import dataset_files
 from snnp.doctor.survey import UNASSIGNED
@@ -61,7 +60,7 @@ def read_set(
             names: list[str | None] = [each for each in dataset.splits if each]
             for name in names or [None]:
                 chosen = dataset if name is None else dataset.select(name)
-                frames.setdefault(split or name or "all", []).extend(_good(chosen.blocks(), broken))
+                frames.setdefault(split or name or "all", []).extend(_good(chosen.chunks(), broken))
     if len(frames) > 1 and "all" in frames:
         frames[UNASSIGNED] = [*frames.get(UNASSIGNED, []), *frames.pop("all")]
     order = sorted(frames, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL))
@@ -95,16 +94,9 @@ def _split_in(name: str) -> str:
     return next((_NAMES[word] for word in words if word in _NAMES), "all")
 
 
-def _good(blocks: Iterable[Block], broken: list[str]) -> list[Frame]:
+def _good(blocks: Iterable[Frames], broken: list[str]) -> list[Frame]:
     """All frames that can be read; why not goes to `broken`."""
-    frames = []
-    for block in blocks:
-        for row in range(len(block)):
-            try:
-                frames.append(block.frame(row))
-            except DataError as error:
-                broken.append(str(error))
-    return frames
+    return [frame for block in blocks for frame in block.checked(broken)]
 
 
 def _findings(broken: list[str]) -> list[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnp.data import Frame
+from snnp.data import Frame, Frames
 from snnp.models.potential import Potential, sum_forces, sum_stress
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
@@ -77,7 +77,8 @@ def prepare(
         frames: labelled structures.
         tolerance: eV/atom per frame, see `Batch`; none by default.
     """
-    structure = Structure.concatenate([frame.structure for frame in frames])
+    frames = Frames.of(frames)
+    structure = frames.structure()
     counts = structure.atoms_per_structure
     volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
     allowed = torch.zeros_like(volume) if tolerance is None else torch.tensor(tolerance, dtype=torch.float64)
@@ -85,22 +86,16 @@ def prepare(
     owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
     numbers = (volume, *_labels(model, frames, structure), allowed)
     floats = (value.to(backend.device, backend.dtype) for value in numbers)
-    starts = np.concatenate([[0], np.cumsum(counts.numpy())])
     everything = Batch(geometry, owner, counts_there, *floats)
-    return Batches(backend, everything, starts, [frame.source for frame in frames])
+    return Batches(backend, everything, frames.starts, frames.sources)
 
 
-def _labels(model: Potential, frames: Sequence[Frame], structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
+def _labels(model: Potential, frames: Frames, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
     """Energies [B] (E0 and repulsion taken off), forces [n, 3], stress [B, 3, 3] in float64; NaN where missing."""
-    nan = float("nan")
     reference = torch.tensor([model.reference_energies[s] for s in model.elements], dtype=torch.float64)
     known = reference[model.species(structure)]
-    energy = torch.tensor([nan if f.energy is None else f.energy for f in frames], dtype=torch.float64)
-    forces = torch.from_numpy(
-        np.concatenate([np.full((f.structure.n_atoms, 3), nan) if f.forces is None else f.forces for f in frames])
-    )
-    stress = torch.from_numpy(np.stack([np.full((3, 3), nan) if f.stress is None else f.stress for f in frames]))
-    stress[~structure.pbc.all(dim=1)] = nan
+    energy, forces = torch.from_numpy(frames.energy.copy()), torch.from_numpy(frames.forces.copy())
+    stress = torch.from_numpy(np.where(frames.has_volume[:, None, None], frames.stress, np.nan))
     if model.repulsion is not None:
         lists = neighbour_list(structure, model.repulsion.outer)
         energies, pairs = model.repulsion_energies(structure, pair_vectors(structure, lists), lists)

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from snnp.data.frames import Frame
+from snnp.data.frames import Frame, Frames
 from snnp.errors import DataError
 from snnp.models.potential import Potential, Prediction
-from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = ["Comparison", "Errors", "Evaluation", "GroupErrors", "evaluate"]
@@ -152,20 +151,17 @@ def evaluate(
     """
     if not frames:
         raise DataError("there is nothing to evaluate on: no frames were given.")
+    frames = Frames.of(frames)
     collector = _Collector()
-    for batch in _batches(frames, batch_atoms):
-        structure = Structure.concatenate([frames[index].structure for index in batch])
-        prediction = model.compute(
-            structure,
-            forces=any(frames[index].forces is not None for index in batch),
-            stress=any(frames[index].stress is not None for index in batch),
-        )
-        collector.add(batch, frames, prediction)
+    for first, last in _batches(frames.counts, batch_atoms):
+        batch = frames[first:last]
+        forces_known, stress_known = bool(batch.has_forces.any()), bool(batch.has_stress.any())
+        collector.add(first, batch, model.compute(batch.structure(), forces=forces_known, stress=stress_known))
         if progress is not None:
-            progress(batch[-1] + 1, len(frames))
+            progress(last, len(frames))
     energies, forces, stresses = collector.comparisons()
-    files = dict.fromkeys(frame.source.rpartition("#")[0] or frame.source for frame in frames)
-    labels = tuple(frame.group or "" for frame in frames)
+    files = dict.fromkeys(source.rpartition("#")[0] or source for source in frames.sources)
+    labels = tuple(group or "" for group in frames.groups)
     every = np.ones(len(frames), dtype=bool)
     return Evaluation(
         model=model_name or str(model.metadata.get("name", type(model).__name__)),
@@ -187,17 +183,15 @@ def evaluate(
     )
 
 
-def _batches(frames: Sequence[Frame], batch_atoms: int) -> Iterator[list[int]]:
-    """Consecutive frames of together at most `batch_atoms` atoms; a larger frame comes alone."""
-    batch: list[int] = []
-    atoms = 0
-    for index, frame in enumerate(frames):
-        if batch and atoms + frame.n_atoms > batch_atoms:
-            yield batch
-            batch, atoms = [], 0
-        batch.append(index)
-        atoms += frame.n_atoms
-    yield batch
+def _batches(counts: np.ndarray, batch_atoms: int) -> Iterator[tuple[int, int]]:
+    """Where runs of frames of together at most `batch_atoms` atoms begin and end; a larger frame comes alone."""
+    first = atoms = 0
+    for row, count in enumerate(counts.tolist()):
+        if row > first and atoms + count > batch_atoms:
+            yield first, row
+            first, atoms = row, 0
+        atoms += count
+    yield first, len(counts)
 
 
 class _Collector:
@@ -206,29 +200,25 @@ class _Collector:
     def __init__(self) -> None:
         self.columns: tuple[list[tuple[np.ndarray, ...]], ...] = ([], [], [])
 
-    def add(self, batch: list[int], frames: Sequence[Frame], prediction: Prediction) -> None:
-        """Sort the predictions of a batch to the frames that have the reference."""
-        energy = prediction.energy.cpu().numpy()
-        forces = None if prediction.forces is None else prediction.forces.double().cpu().numpy()
-        stress = None if prediction.stress is None else prediction.stress.double().cpu().numpy()
-        first = 0
-        for row, index in enumerate(batch):
-            frame = frames[index]
-            last = first + frame.n_atoms
-            if frame.energy is not None:
-                self._append(0, index, [frame.energy / frame.n_atoms], [energy[row] / frame.n_atoms])
-            if frame.forces is not None and forces is not None:
-                number = np.repeat(frame.structure.numbers.numpy(), 3)
-                self._append(1, index, frame.forces.ravel(), forces[first:last].ravel(), number)
-            if frame.stress is not None and stress is not None:
-                scale = EV_PER_ANGSTROM3_IN_GPA
-                self._append(2, index, scale * frame.stress[_VOIGT], scale * stress[row][_VOIGT])
-            first = last
+    def add(self, first: int, batch: Frames, prediction: Prediction) -> None:
+        """Take the predictions of the frames from `first` on where there is a reference."""
+        rows = np.flatnonzero(batch.has_energy)
+        energy, counts = prediction.energy.cpu().numpy(), batch.counts[rows]
+        self._append(0, first + rows, batch.energy[rows] / counts, energy[rows] / counts)
+        if prediction.forces is not None:
+            atoms = np.flatnonzero(batch.has_forces[batch.owner])
+            forces = prediction.forces.double().cpu().numpy()
+            frame, number = (values[atoms].repeat(3) for values in (batch.owner, batch.numbers.astype(np.int64)))
+            self._append(1, first + frame, batch.forces[atoms].ravel(), forces[atoms].ravel(), number)
+        if prediction.stress is not None:
+            rows = np.flatnonzero(batch.has_stress)
+            stress = prediction.stress.double().cpu().numpy()
+            said, found = (EV_PER_ANGSTROM3_IN_GPA * values[rows][:, *_VOIGT] for values in (batch.stress, stress))
+            self._append(2, first + rows.repeat(6), said.ravel(), found.ravel())
 
-    def _append(self, quantity: int, index: int, reference: Any, model: Any, number: np.ndarray | None = None) -> None:
-        size = len(reference)
-        zeros = np.zeros(size, dtype=np.int64) if number is None else number
-        self.columns[quantity].append((np.asarray(reference), np.asarray(model), np.full(size, index), zeros))
+    def _append(self, quantity: int, frame: np.ndarray, *columns: np.ndarray) -> None:
+        reference, model, *number = columns
+        self.columns[quantity].append((reference, model, frame, *(number or [np.zeros_like(frame)])))
 
     def comparisons(self) -> tuple[Comparison, ...]:
         """Energies, forces, stresses."""
@@ -240,12 +230,12 @@ class _Collector:
 
 
 def _group_errors(
-    frames: Sequence[Frame], energies: Comparison, forces: Comparison, stresses: Comparison, chosen: np.ndarray
+    frames: Frames, energies: Comparison, forces: Comparison, stresses: Comparison, chosen: np.ndarray
 ) -> GroupErrors:
     """Errors over the frames where `chosen` [number of frames] is true."""
     return GroupErrors(
         n_structures=int(chosen.sum()),
-        n_atoms=sum(frame.n_atoms for frame, mine in zip(frames, chosen, strict=True) if mine),
+        n_atoms=int(frames.counts[chosen].sum()),
         energy=energies.errors(chosen[energies.frame], scale=_MEV_PER_EV),
         forces=forces.errors(chosen[forces.frame]),
         stress=stresses.errors(chosen[stresses.frame]),

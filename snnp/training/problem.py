@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor
 
 from snnp.data import (
-    Frame,
+    Frames,
     ReferenceEnergies,
     Split,
     dataset_records,
-    elements_of,
     fit_reference_energies,
-    is_isolated_atom,
     load_split,
     read_frames,
     split_frames,
 )
 from snnp.data.consistency import by_file, suspicions
-from snnp.data.reference import FROM_ISOLATED_ATOMS
+from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
 from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
@@ -49,9 +47,9 @@ class Problem:
     compressed: tuple[CompressedFrame, ...] = ()
 
     @property
-    def learned(self) -> list[Frame]:
+    def learned(self) -> Frames:
         """All that the model is trained on: the training part, then the compressed structures."""
-        return [*self.split.train, *(each.frame for each in self.compressed)]
+        return Frames.concatenate([self.split.train, Frames.of(each.frame for each in self.compressed)])
 
 
 def _expand(path: str) -> str:
@@ -65,44 +63,47 @@ def _expand(path: str) -> str:
     return expanded
 
 
-def _keep(frames: Sequence[Frame], config: DataConfig, floor: float) -> list[Frame]:
+def _keep(frames: Frames, config: DataConfig, floor: float) -> Frames:
     """Frames inside the energy and force limits."""
-    kept = []
-    for frame in frames:
-        energy = (
-            -math.inf if frame.energy is None or is_isolated_atom(frame) else frame.energy / frame.structure.n_atoms
-        )
-        force = 0.0 if frame.forces is None else float(np.abs(frame.forces).max(initial=0.0))
-        known = config.elements is None or set(elements_of([frame])) <= set(config.elements)
-        if known and energy - floor <= (config.max_energy or math.inf) and force <= (config.max_force or math.inf):
-            kept.append(frame)
-    return kept
+    energy = np.where(are_isolated_atoms(frames), np.nan, frames.energy / frames.counts)
+    force = frames.per_frame(np.abs(frames.forces).max(axis=1), np.maximum)
+    # What is not known is NaN, which is not above any limit.
+    above = (energy - floor > (config.max_energy or math.inf)) | (force > (config.max_force or math.inf))
+    return frames.take(~above & _made_of(frames, config.elements))
 
 
-def _distinct(frames: Sequence[Frame]) -> list[Frame]:
+def _made_of(frames: Frames, elements: Collection[str] | None) -> np.ndarray:
+    """[B] bool, which frames hold no other elements."""
+    others = [elements is not None and symbol not in elements for symbol in frames.elements]
+    only: np.ndarray = frames.composition()[:, others].sum(axis=1) == 0
+    return only
+
+
+def _distinct(frames: Frames) -> Frames:
     """Frames without repetitions: sets that share frames would otherwise leak from one part into another.
 
     One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
     """
-    seen: dict[tuple[object, ...], Frame] = {}
-    for frame in frames:
-        structure = frame.structure
-        arrays = (structure.positions.numpy(), structure.cell.numpy(), frame.forces, frame.stress)
-        # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
-        values = tuple(None if array is None else (np.round(array, 6) + 0.0).tobytes() for array in arrays)
-        exact = (structure.numbers.numpy().tobytes(), structure.pbc.numpy().tobytes(), frame.energy)
-        seen.setdefault((*exact, *values), frame)
-    return list(seen.values())
+    # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
+    per_atom = [np.round(values, 6) + 0.0 for values in (frames.positions, frames.forces)]
+    per_frame = [np.round(values, 6) + 0.0 for values in (frames.cell, frames.stress)]
+    per_atom.append(frames.numbers)
+    per_frame += [frames.pbc, frames.energy + 0.0]
+    seen: dict[bytes, int] = {}
+    for row, (first, last) in enumerate(itertools.pairwise(frames.starts.tolist())):
+        parts = [values[first:last] for values in per_atom] + [values[row] for values in per_frame]
+        seen.setdefault(b"".join(part.tobytes() for part in parts), row)
+    return frames.take(list(seen.values()))
 
 
-def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "", split: str | None = None) -> list[Frame]:
+def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "", split: str | None = None) -> Frames:
     """Frames of some files or datasets; the part's name goes before the sources: two parts may have files of one name.
 
     `split` is taken of datasets that have it, where the path names none (`org/name:test`).
     """
     paths = (paths,) if isinstance(paths, str) else paths
     frames = read_frames([_expand(path) for path in paths], config.keys, split=split)
-    return [replace(frame, source=part + frame.source) for frame in frames]
+    return replace(frames, sources=[part + source for source in frames.sources])
 
 
 def _divide(config: TrainConfig) -> Split:
@@ -114,7 +115,9 @@ def _divide(config: TrainConfig) -> Split:
     split = split_frames(_distinct(frames), valid=valid, test=test, seed=config.seed)
     if data.forces_only:
         extra = _read(data.forces_only, data, "forces_only:", "train")
-        split = replace(split, train=[*split.train, *(replace(frame, energy=None) for frame in extra)])
+        nothing = np.full(len(extra), np.nan)
+        extra = replace(extra, energy=nothing, has_energy=np.zeros(len(extra), dtype=bool))
+        split = replace(split, train=Frames.concatenate([split.train, extra]))
     if isinstance(data.valid, str | tuple):
         split = replace(split, valid=_read(data.valid, data, "valid:", "valid"))
     if isinstance(data.test, str | tuple):
@@ -137,12 +140,13 @@ def load_problem(
     """
     split = _divide(config)
     if split_file is not None:
-        known = {frame.source: frame for part in (split.train, split.valid, split.test) for frame in part}
-        split = load_split(split_file, list(known.values()))
-    energies = [f.energy / f.structure.n_atoms for f in split.train if f.energy is not None and not is_isolated_atom(f)]
-    if not energies:
+        parts = Frames.concatenate([split.train, split.valid, split.test])
+        rows = {source: row for row, source in enumerate(parts.sources)}
+        split = load_split(split_file, parts.take(list(rows.values())))
+    telling = split.train.has_energy & ~are_isolated_atoms(split.train)
+    if not telling.any():
         raise DataError("no training frame has an energy; name the key with data.energy_key.")
-    floor = min(energies)
+    floor = float((split.train.energy / split.train.counts)[telling].min())
     narrow = config.data.model_copy(update={"max_energy": config.data.test_max_energy or config.data.max_energy})
     train, valid = (_keep(part, config.data, floor) for part in (split.train, split.valid))
     split = Split(train, valid, _keep(split.test, narrow, floor))
@@ -150,16 +154,15 @@ def load_problem(
         raise DataError("data.max_energy and data.max_force leave no training frame; raise the limits.")
     isolated = None
     if config.data.isolated_atoms is not None:
-        wanted = set(elements_of(split.train))
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
-        isolated = [frame for frame in atoms if set(elements_of([frame])) <= wanted]
+        isolated = atoms.take(_made_of(atoms, split.train.elements))
     problem = Problem(split, fit_reference_energies(split.train, isolated))
     check(problem)
     return replace(problem, compressed=_compressed(config, split.train))
 
 
-def _compressed(config: TrainConfig, frames: Sequence[Frame]) -> tuple[CompressedFrame, ...]:
-    if config.compression is None or len(elements_of(frames)) > MOST_ELEMENTS:
+def _compressed(config: TrainConfig, frames: Frames) -> tuple[CompressedFrame, ...]:
+    if config.compression is None or len(frames.elements) > MOST_ELEMENTS:
         return ()
     return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
 
@@ -173,14 +176,14 @@ def check_units(config: DataConfig, problem: Problem) -> list[str]:
     if config.check_units == "off":
         return []
     split = problem.split
-    found = suspicions(by_file([*split.train, *split.valid, *split.test]))
+    found = suspicions(by_file(Frames.concatenate([split.train, split.valid, split.test])))
     certain = [str(each) for each in found if each.certain]
     if certain and config.check_units == "error":
         raise DataError(f"{'. '.join(certain)}. To train all the same set data.check_units to warn.")
     return [str(each) for each in found]
 
 
-def _shortest_distance(frames: Sequence[Frame], cutoff: float) -> float:
+def _shortest_distance(frames: Frames, cutoff: float) -> float:
     shortest = cutoff
     for frame in frames:
         vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
@@ -195,8 +198,8 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     Raises:
         ConfigError: if the model's elements do not cover the data.
     """
-    found = elements_of(problem.split.train)
-    elements = config.model.elements or tuple(found)
+    found = problem.split.train.elements
+    elements = config.model.elements or found
     if missing := [symbol for symbol in found if symbol not in elements]:
         raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
     model = config.model.model_copy(update={"elements": elements})
@@ -209,12 +212,10 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
 
 def _lowest_energy(problem: Problem) -> float:
     """eV per atom relative to E0, of the training frames: far below, nothing that a model says can be trusted."""
-    zero = {atomic_numbers[symbol]: energy for symbol, energy in problem.reference.energies.items()}
-    return min(
-        (frame.energy - sum(zero.get(z, 0.0) for z in frame.structure.numbers.tolist())) / frame.n_atoms
-        for frame in problem.split.train
-        if frame.energy is not None
-    )
+    frames = problem.split.train
+    zero = np.array([problem.reference.energies.get(symbol, 0.0) for symbol in frames.elements])
+    relative = (frames.energy - frames.composition() @ zero) / frames.counts
+    return float(relative[frames.has_energy].min())
 
 
 def build_model(config: TrainConfig, problem: Problem) -> Potential:

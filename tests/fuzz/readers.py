@@ -24,10 +24,10 @@ from driver import Files, Target, main
 
 from snnp.data import Keys, load_dataset
 from snnp.data.atoms import to_atoms, xyz_lines
-from snnp.data.block import Block
 from snnp.data.extras import pack, unpack
 from snnp.data.extxyz import reader
 from snnp.data.extxyz.comment import read_comment, write_pair
+from snnp.data.frames import Frames
 from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import SnnpError
 from snnp.training import load_config
@@ -63,21 +63,21 @@ _SEEDS = [
 ]
 
 
-def _labels(blocks: Sequence[Block]) -> list[tuple[np.ndarray, ...]]:
-    whole = Block.concatenate(blocks)
+def _labels(blocks: Sequence[Frames]) -> list[tuple[np.ndarray, ...]]:
+    whole = Frames.concatenate(blocks)
     found = []
     for row in range(len(whole)):
-        one = whole.slice(row, row + 1)
+        one = whole[row : row + 1]
         found.append((one.numbers, one.positions, one.cell[0], one.pbc[0], one.energy, one.forces, one.stress[0]))
     return found
 
 
 def _check_xyz(path: Path) -> None:
     """Read it in every way: all agree with one another, and with ASE where that understands the file, too."""
-    first = _labels(list(reader.read_blocks(path, labelled=False, extras=False)))
+    first = _labels(list(reader.read_xyz(path, labelled=False, extras=False)))
     quickly, reader._parse_quickly = reader._parse_quickly, lambda run: None
     try:
-        patiently = _labels(list(reader.read_blocks(path, labelled=False, extras=False)))
+        patiently = _labels(list(reader.read_xyz(path, labelled=False, extras=False)))
     finally:
         reader._parse_quickly = quickly
     _assert_same(first, patiently, "Arrow and Python read other numbers")
@@ -85,12 +85,12 @@ def _check_xyz(path: Path) -> None:
     list(reader.read_plain(path))
     list(reader.read_plain(path, -1))
     with contextlib.suppress(SnnpError):  # not everything that can be read can be kept
-        blocks = list(reader.read_blocks(path, labelled=False))
+        blocks = list(reader.read_xyz(path, labelled=False))
         lines = "".join(line for block in blocks for line in xyz_lines(block))
-        list(to_atoms(Block.concatenate(blocks)))
+        list(to_atoms(Frames.concatenate(blocks)))
         again = path.with_name("again.xyz")
         again.write_text(lines)
-        _assert_same(first, _labels(list(reader.read_blocks(again, labelled=False, extras=False))), "written and read")
+        _assert_same(first, _labels(list(reader.read_xyz(again, labelled=False, extras=False))), "written and read")
     _compare_with_ase(path, first)
 
 
@@ -177,11 +177,11 @@ def _check_comment(path: Path) -> None:
 
 
 def _check_packed(folder: Path) -> None:
-    list(reader.read_blocks(folder / "a.xyz.gz", labelled=False))
+    list(reader.read_xyz(folder / "a.xyz.gz", labelled=False))
 
 
 def _parquet_seed(extras: dict[str, object]) -> bytes:
-    block = Block.conformers(np.array([8, 1, 1]), np.arange(18.0).reshape(2, 3, 3), np.array([1.0, 2.0]))
+    block = Frames.conformers(np.array([8, 1, 1]), np.arange(18.0).reshape(2, 3, 3), np.array([1.0, 2.0]))
     with tempfile.TemporaryDirectory() as folder:
         with ParquetWriter(Path(folder) / "a.parquet", "x", "") as writer:
             writer.add(block.named(["a#0", "a#1"], ["g", None], [json.dumps(extras), None]), "train")

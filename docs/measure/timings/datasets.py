@@ -32,7 +32,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
 
 def generate(path: Path, molecules: int) -> float:
     """Random molecules with energies and forces, in single precision as published sets have them; seconds."""
-    from snnp.data.block import Block
+    from snnp.data.frames import Frames
     from snnp.data.parquet.writer import ParquetWriter
 
     random = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def generate(path: Path, molecules: int) -> float:
             positions = random.normal(scale=2.0, size=(b, n, 3)).astype(np.float32)
             forces = random.normal(size=(b, n, 3)).astype(np.float32)
             numbers = random.choice([1, 1, 6, 7, 8], size=n)
-            block = Block.conformers(numbers, positions, random.normal(size=b) - 1e4, forces)
+            block = Frames.conformers(numbers, positions, random.normal(size=b) - 1e4, forces)
             split = "test" if first > 0.9 * molecules else "train"
             writer.add(block.named([f"molecule#{first + k}" for k in range(b)]), split)
     return time.perf_counter() - start
@@ -130,7 +130,7 @@ def measure_xyz(path: str) -> dict[str, float]:
     import ase.io
 
     from snnp.data import convert
-    from snnp.data.extxyz.reader import read_blocks
+    from snnp.data.extxyz.reader import read_xyz
 
     def timed(action: Any) -> float:
         start = time.process_time()
@@ -138,12 +138,12 @@ def measure_xyz(path: str) -> dict[str, float]:
         return time.process_time() - start
 
     target = Path(path).with_suffix(".parquet")
-    list(read_blocks(path))
+    list(read_xyz(path))
     frames = len(ase.io.read(path, ":", format="extxyz"))
     rounds = [
         (
             timed(lambda: ase.io.read(path, ":", format="extxyz")),
-            timed(lambda: list(read_blocks(path))),
+            timed(lambda: list(read_xyz(path))),
             timed(lambda: convert({"train": [path]}, target, method="none")),
         )
         for _ in range(5)

@@ -160,7 +160,7 @@ def describe_part(path: Path, method: str = "", software: str = "", **more: Any)
     source = open_source(path, labelled=False)
     atoms, smallest, largest, elements, known = 0, 1 << 62, 0, set[int](), np.zeros(3, dtype=np.int64)
     for group in range(len(source.sizes)):
-        block = source.block(group, texts=False)
+        block = source.chunk(group, texts=False)
         atoms += len(block.numbers)
         smallest, largest = min(smallest, int(block.counts.min())), max(largest, int(block.counts.max()))
         elements |= set(np.unique(block.numbers).tolist())

@@ -20,14 +20,14 @@ from typing import Any, NoReturn
 import numpy as np
 from ase.data import atomic_numbers
 
-from snnp.data.block import Block
 from snnp.data.catalogue.cards import card, header
 from snnp.data.catalogue.description import Description, describe_parts, read_description
 from snnp.data.dataset import Dataset
 from snnp.data.files import read_any
+from snnp.data.frames import Frames
 from snnp.data.labels import Keys
 from snnp.data.parquet.limits import MOST_GROUP_BYTES
-from snnp.data.parquet.row_groups import BlockSource
+from snnp.data.parquet.row_groups import MemorySource
 from snnp.data.parquet.writer import ParquetWriter
 from snnp.errors import DataError, MissingDependencyError, SnnpError
 from snnp.files import write_atomically
@@ -60,7 +60,7 @@ class Piece:
 
     part: str
     split: str
-    block: Block
+    block: Frames
 
 
 Make = Callable[[Path, Description], Iterable[Piece]]
@@ -297,7 +297,7 @@ def numbers_of(species: np.ndarray) -> np.ndarray:
     return np.array([atomic_numbers[symbol] for symbol in symbols], dtype=np.int32)
 
 
-def repulsion(blocks: Iterable[Block], cutoff: float = 3.0) -> float:
+def repulsion(blocks: Iterable[Frames], cutoff: float = 3.0) -> float:
     """Mean force, eV/Å, with which the closest two atoms of each frame push each other apart.
 
     Data sets have been published with gradients in place of forces. Where atoms come closer than they would by
@@ -306,7 +306,7 @@ def repulsion(blocks: Iterable[Block], cutoff: float = 3.0) -> float:
     """
     found = []
     for block in blocks:
-        dataset = Dataset(BlockSource([block], "raw"), np.flatnonzero(block.has_forces))
+        dataset = Dataset(MemorySource([block], "raw"), np.flatnonzero(block.has_forces))
         for batch in dataset.batches(256):
             neighbours = neighbour_list(batch.structure, cutoff)
             vectors = pair_vectors(batch.structure, neighbours).numpy()

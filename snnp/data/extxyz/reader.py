@@ -23,13 +23,13 @@ import numpy as np
 from ase.calculators.calculator import all_properties
 from ase.data import atomic_numbers
 
-from snnp.data.block import Block
 from snnp.data.extras import Extras, pack
 from snnp.data.extxyz.comment import TRUTH, comment_names, integer, read_comment, real
+from snnp.data.frames import Frames
 from snnp.data.labels import Keys, Names, Shape, Units, choose_names, in_usual_units, take_labels
 from snnp.errors import DataError
 
-__all__ = ["PACKED", "ROWS", "read_blocks", "read_plain"]
+__all__ = ["PACKED", "ROWS", "read_plain", "read_xyz"]
 
 ROWS = 2048  # frames per block
 _PIECE = 1 << 24  # bytes of a file looked at in one go
@@ -92,9 +92,9 @@ class _Run:
         return np.array([text.n_atoms for text in self.texts], dtype=np.int64)
 
 
-def read_blocks(
+def read_xyz(
     path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
-) -> Iterator[Block]:
+) -> Iterator[Frames]:
     """Read a file of extended XYZ (also .gz, .bz2, .xz) in blocks of up to 2,048 frames.
 
     Energy, forces, stress and group are found by their usual names or by `keys`; all else goes to the blocks' extras.
@@ -119,7 +119,7 @@ def read_blocks(
             yield _block(run, names, label, keys.units, (lambda name: True) if extras else None)
 
 
-def read_plain(path: str | Path, index: int | None = None) -> Iterator[Block]:
+def read_plain(path: str | Path, index: int | None = None) -> Iterator[Frames]:
     """Frames with all that they say but results, no labels taken; plain XYZ may have remarks behind the columns.
 
     Arguments:
@@ -127,7 +127,7 @@ def read_plain(path: str | Path, index: int | None = None) -> Iterator[Block]:
         index: of one frame, from the end where negative; None: all frames.
 
     Raises:
-        DataError: as `read_blocks`, and where there is no such frame.
+        DataError: as `read_xyz`, and where there is no such frame.
     """
     path = Path(path)
     names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
@@ -424,7 +424,7 @@ def _parse_patiently(run: _Run, label: str) -> list[np.ndarray]:
     return [np.array(values) for values in found]
 
 
-def _block(run: _Run, names: Names, label: str, units: Units, keep: Callable[[str], bool] | None) -> Block:
+def _block(run: _Run, names: Names, label: str, units: Units, keep: Callable[[str], bool] | None) -> Frames:
     """Arrays, labels and extras of a run; of these what is to be kept by its name, or none."""
     arrays = _columns(run, label)
     counts, first = run.counts, run.texts[0]
@@ -439,7 +439,7 @@ def _block(run: _Run, names: Names, label: str, units: Units, keep: Callable[[st
             f"{_at(label, first)}: forces (column '{names['forces']}') have {width} columns of type "
             f"{forces.dtype.name}, expected three of type R."
         )
-    block = Block.conformers(np.zeros(1), np.zeros((b, 1, 3)), energy=np.full(b, np.nan))
+    block = Frames.conformers(np.zeros(1), np.zeros((b, 1, 3)), energy=np.full(b, np.nan))
     block = replace(
         block,
         counts=counts,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from snnp.data.block import Block
+from snnp.data.frames import Frames
 from snnp.data.parquet.arrow import arrow
 from snnp.errors import DataError
 
@@ -15,7 +15,7 @@ __all__ = ["block_of", "texts_of"]
 _MOST_NUMBER = 118
 
 
-def block_of(table: Any, where: str) -> Block:
+def block_of(table: Any, where: str) -> Frames:
     """The frames of an Arrow table with ColabFit's columns; those that are missing are unknown.
 
     Arguments:
@@ -40,7 +40,7 @@ def block_of(table: Any, where: str) -> Block:
     cell, has_cell = _optional(table, "cell", np.full(b, 3), where)
     stress, has_stress = _optional(table, "cauchy_stress", np.full(b, 3), where)
     energy, has_energy = _energies(table, b)
-    return Block(
+    return Frames(
         counts=counts,
         numbers=numbers.astype(np.int32),
         positions=positions,
@@ -141,12 +141,12 @@ def _periodic(table: Any, b: int, where: str) -> np.ndarray:
 def _texts(table: Any, b: int) -> dict[str, list[Any]]:
     """Ids, groups and extras, where the table has them."""
     found: dict[str, list[Any]] = {}
-    for name, key in (("configuration_id", "ids"), ("configuration_metadata", "extras")):
+    for name, key in (("configuration_id", "sources"), ("configuration_metadata", "extras")):
         if name in table.column_names:
             words, codes = texts_of(table[name])
             found[key] = [words[code] or None for code in codes]
-    if None in found.get("ids", []):
-        del found["ids"]
+    if None in found.get("sources", []):
+        del found["sources"]
     if "labels" in table.column_names and arrow().types.is_list(table["labels"].type):
         column = table["labels"].combine_chunks()
         words, codes = texts_of(arrow().chunked_array([column.flatten()]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from snnp.data.block import Block
+from snnp.data.frames import Frames
 from snnp.data.labels import look_alikes
 from snnp.data.parquet.arrow import arrow, parquet
 from snnp.data.parquet.columns import block_of, texts_of
@@ -21,7 +21,7 @@ from snnp.data.parquet.limits import check_chunks, check_footer, check_footer_si
 from snnp.data.parquet.writer import FORMAT_KEY
 from snnp.errors import DataError
 
-__all__ = ["BlockSource", "ParquetSource", "Source"]
+__all__ = ["MemorySource", "ParquetSource", "Source"]
 
 _log = logging.getLogger(__name__)
 _TEXTS = ("configuration_id", "labels", "configuration_metadata")
@@ -34,7 +34,7 @@ _FORMAT_VERSION = 1
 _THRIFT_BYTES = 200_000_000  # largest text or list in a footer
 
 
-class BlockSource:
+class MemorySource:
     """Blocks in memory.
 
     Arguments:
@@ -46,7 +46,7 @@ class BlockSource:
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[Frames],
         name: str,
         splits: dict[str, np.ndarray] | None = None,
         method: str = "",
@@ -65,7 +65,7 @@ class BlockSource:
         """Split -> rows; {"": all rows} where there are none."""
         return {"": np.arange(int(self.sizes.sum()))} if self._splits is None else self._splits
 
-    def block(self, group: int, texts: bool = True) -> Block:
+    def chunk(self, group: int, texts: bool = True) -> Frames:
         """One group."""
         return self._blocks[group]
 
@@ -110,7 +110,7 @@ class ParquetSource:
             raise DataError(f"{path} cannot be read as parquet: {_line(error)}.") from None
         self._check_schema()
         self._checked: set[tuple[int, str]] = set()
-        self._kept: OrderedDict[tuple[int, bool], Block] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bool], Frames] = OrderedDict()
         self.method, self.software = (self._only(name) for name in ("method", "software"))
 
     def _check_schema(self) -> None:
@@ -211,7 +211,7 @@ class ParquetSource:
         group = self._file.metadata.row_group(0)
         return {group.column(k).path_in_schema: k for k in range(group.num_columns)}
 
-    def block(self, group: int, texts: bool = True) -> Block:
+    def chunk(self, group: int, texts: bool = True) -> Frames:
         """One row group; the last few stay in memory."""
         key = (group, texts)
         if key in self._kept:
@@ -222,7 +222,7 @@ class ParquetSource:
         self._let_go(group)
         if texts:
             first = int(self.sizes[:group].sum())
-            ids = block.ids or [f"{self.name}#{first + k}" for k in range(len(block))]
+            ids = block.sources or [f"{self.name}#{first + k}" for k in range(len(block))]
             block = block.named(ids, block.groups or None, block.extras or None)
         self._kept[key] = block
         if len(self._kept) > _KEPT:
@@ -253,7 +253,7 @@ class ParquetSource:
             raise DataError(f"{self._path}, row group {group}, cannot be read: {_line(error)}.") from None
 
 
-Source = BlockSource | ParquetSource
+Source = MemorySource | ParquetSource
 
 
 def _line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from snnp.data.block import Block
+from snnp.data.frames import Frames
 from snnp.data.parquet.arrow import arrow, parquet
 from snnp.errors import DataError
 from snnp.files import replacing
@@ -73,7 +73,7 @@ def schema() -> Any:
     )
 
 
-def columns_of(block: Block, splits: Sequence[str], method: str, software: str) -> Any:
+def columns_of(block: Frames, splits: Sequence[str], method: str, software: str) -> Any:
     """A block as an Arrow table.
 
     Arguments:
@@ -87,7 +87,7 @@ def columns_of(block: Block, splits: Sequence[str], method: str, software: str) 
     offsets = starts.astype(np.int32)
     groups = pa.array([None if group is None else [group] for group in block.groups], pa.list_(pa.string()))
     columns = {
-        "configuration_id": pa.array(block.ids, pa.string()),
+        "configuration_id": pa.array(block.sources, pa.string()),
         "split": pa.array(splits, pa.string()),
         "atomic_numbers": pa.ListArray.from_arrays(offsets, pa.array(block.numbers, pa.int32())),
         "positions": pa.ListArray.from_arrays(offsets, _triples(block.positions)),
@@ -116,14 +116,14 @@ def _triples(values: np.ndarray) -> Any:
     return pa.ListArray.from_arrays(_steps(values.size // 3, 3), pa.array(np.ascontiguousarray(values).ravel()))
 
 
-def _forces(block: Block) -> Any:
+def _forces(block: Frames) -> Any:
     """Null where there are none: such frames take no room."""
     kept = np.repeat(block.has_forces, block.counts)
     offsets = np.concatenate([[0], np.cumsum(np.where(block.has_forces, block.counts, 0))])
     return _with_nulls(offsets, _triples(block.forces[kept]), block.has_forces)
 
 
-def _stresses(block: Block) -> Any:
+def _stresses(block: Frames) -> Any:
     offsets = np.concatenate([[0], np.cumsum(3 * block.has_stress)])
     return _with_nulls(offsets, _triples(block.stress[block.has_stress]), block.has_stress)
 
@@ -134,7 +134,7 @@ def _with_nulls(offsets: np.ndarray, values: Any, known: np.ndarray) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, mask=mask)
 
 
-def _formulas(block: Block) -> list[str]:
+def _formulas(block: Frames) -> list[str]:
     """Formulas in Hill's order."""
     known: dict[bytes, str] = {}
     formulas = []
@@ -167,7 +167,7 @@ class ParquetWriter:
 
     Example:
         with ParquetWriter("copper.parquet", "DFT-PBE", "VASP") as writer:
-            for block in read_blocks("train.xyz"):
+            for block in read_xyz("train.xyz"):
                 writer.add(block, "train")
     """
 
@@ -177,7 +177,7 @@ class ParquetWriter:
         self.path = Path(path)
         self.rows = 0
         self._method, self._software = method, software
-        self._waiting: list[tuple[Block, str]] = []
+        self._waiting: list[tuple[Frames, str]] = []
         self._ids: list[np.ndarray] = []  # hashes: the names of millions of frames would fill the memory
         self._stack = ExitStack()
         self._temporary: Path | None = None
@@ -197,7 +197,7 @@ class ParquetWriter:
         )
         return self
 
-    def add(self, block: Block, split: str) -> None:
+    def add(self, block: Frames, split: str) -> None:
         """Add frames to a split.
 
         Raises:
@@ -205,9 +205,9 @@ class ParquetWriter:
         """
         if not split.replace("_", "").isalnum():
             raise DataError(f"{split!r} is no name of a split; use letters, digits and _, as in train.")
-        self._ids.append(np.array([hash(one) for one in block.ids], dtype=np.int64))
+        self._ids.append(np.array([hash(one) for one in block.sources], dtype=np.int64))
         for first in range(0, len(block), _GROUP_ROWS):
-            self._waiting.append((block.slice(first, min(first + _GROUP_ROWS, len(block))), split))
+            self._waiting.append((block[first : min(first + _GROUP_ROWS, len(block))], split))
             rows = sum(len(each) for each, _ in self._waiting)
             atoms = sum(len(each.numbers) for each, _ in self._waiting)
             if rows >= _GROUP_ROWS or atoms >= _GROUP_ATOMS:
@@ -218,7 +218,7 @@ class ParquetWriter:
         if not self._waiting:
             return
         splits = [split for block, split in self._waiting for _ in range(len(block))]
-        block = Block.concatenate([block for block, _ in self._waiting])
+        block = Frames.concatenate([block for block, _ in self._waiting])
         self._file.write_table(columns_of(block, splits, self._method, self._software), row_group_size=len(block))
         self.rows += len(block)
         self._waiting = []
