@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
 
+from snnp.data import convert, load_dataset
 from snnp.errors import ModelFileError
 from snnp.models import load_model, save_model
 from snnp.models.formats import FORMAT_VERSION, UNITS
+from snnp.sampling import MDSettings, run_md
 from snnp.structure import Structure
 
-OLD = sorted((Path(__file__).parent / "formats").glob("model-v*"))
+FORMATS = Path(__file__).parent / "formats"
+OLD = sorted(FORMATS.glob("model-v*"))
 
 
 @pytest.mark.parametrize("folder", OLD, ids=lambda path: path.name)
@@ -65,3 +70,25 @@ def test_statements_must_hold(tmp_path: Path, name: str) -> None:
     (folder / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ModelFileError, match=words):
         load_model(folder)
+
+
+def test_a_dataset_of_the_first_version_is_read_to_the_same_digits(tmp_path: Path) -> None:
+    folder = FORMATS / "dataset-v1"
+    dataset = load_dataset(folder / "data.parquet")
+    assert (dataset.method, dataset.software, len(dataset)) == ("DFT-PBE", "none", 6)
+    assert convert({"": [folder / "data.parquet"]}, tmp_path / "back.xyz") == 6
+    assert (tmp_path / "back.xyz").read_text() == (folder / "expected.xyz").read_text()
+
+
+def test_a_run_of_the_first_version_goes_on_to_the_same_digits(tmp_path: Path) -> None:
+    """The checkpoint is of step 20; the release that wrote it continued to step 40 and left `expected.csv`."""
+    folder = tmp_path / "md"
+    shutil.copytree(FORMATS / "md-v1", folder)
+    settings = MDSettings(
+        **{"ensemble": "nvt", "temperature_k": 200.0, "dt_fs": 0.5, "seed": 3, "steps": 40, "dtype": "float64"},
+        **{"log_interval": 10, "trajectory_interval": 10, "resume": True},
+        **{"trajectory": folder / "md.extxyz", "log": folder / "md.csv", "checkpoint": folder / "md.npz"},
+    )
+    run_md(FORMATS / "model-v2", ase.io.read(folder / "start.extxyz"), settings, engine="native")
+    found, wanted = (np.loadtxt(folder / name, delimiter=",", skiprows=1) for name in ("md.csv", "expected.csv"))
+    np.testing.assert_allclose(found, wanted, atol=1e-7)
