@@ -17,7 +17,7 @@ from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers,
 from snnp.doctor.short_distances import check_dimers, dimer_curves
 from snnp.doctor.short_runs import Scaling, check_runs, check_scaling, measure_scaling, short_runs
 from snnp.models import Potential, SplineNNP
-from snnp.models.potential import PairGradients
+from snnp.models.gradients import PairGradients
 from snnp.models.spline import special_cases
 from snnp.models.store import load_model
 from snnp.neighbours import Neighbours

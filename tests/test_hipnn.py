@@ -18,10 +18,10 @@ from torch import Tensor
 from snnp.errors import InputError, UnknownElementError
 from snnp.models import HIPNN, HIPNNConfig, load_model, save_model
 from snnp.models.export import export_torchscript, scripted_module
+from snnp.models.gradients import sum_forces
 from snnp.models.hipnn import model as hipnn_module
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import hierarchicality
-from snnp.models.potential import sum_forces
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.testing import check_potential

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import snnp.testing
 from snnp.errors import InputError
 from snnp.models import Potential, Prediction, SplineNNP
-from snnp.models.potential import PairGradients
+from snnp.models.gradients import PairGradients
 from snnp.models.spline import special_cases
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from snnp.errors import InputError
 from snnp.models.ani.model import evaluate_together, share_vectors
-from snnp.models.potential import PairGradients, Potential, Prediction
+from snnp.models.gradients import PairGradients
+from snnp.models.potential import Potential, Prediction
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure
 

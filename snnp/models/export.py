@@ -20,7 +20,8 @@ from snnp.errors import InputError, UnknownElementError
 from snnp.files import write_atomically
 from snnp.models.ensemble import Ensemble
 from snnp.models.families import FAMILIES, family_of
-from snnp.models.potential import SHORTEST_DISTANCE, Potential
+from snnp.models.gradients import SHORTEST_DISTANCE
+from snnp.models.potential import Potential
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 
 __all__ = ["export_torchscript", "find_pairs", "scripted_module"]

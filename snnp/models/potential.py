@@ -12,7 +12,7 @@ where the term of the atom alone is taken off only if E0 is the energy of an iso
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,16 +26,14 @@ from torch import Tensor
 from snnp.errors import InputError, UnknownElementError
 from snnp.exact import ExactModule
 from snnp.models.config import RepulsionConfig
+from snnp.models.gradients import PairGradients, join_gradients, stress_of, sum_forces, sum_virial
 from snnp.models.repulsion import Repulsion
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure
 
-__all__ = ["SHORTEST_DISTANCE", "Evaluated", "Evaluator", "PairGradients", "Potential", "Prediction", "Stepper"]
+__all__ = ["Evaluated", "Evaluator", "Potential", "Prediction", "Stepper"]
 
 _Array = NDArray[np.float64]
-
-SHORTEST_DISTANCE = 0.1
-"""Å. Closer than this two atoms are one atom written twice: no chemistry has such a distance."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,6 @@ class Prediction:
     stress: Tensor | None
     energy_std: Tensor | None = None
     forces_std: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class PairGradients:
-    """dE/dr_ij [Q, 3] of directed pairs i -> j ([Q] each) with their vectors [Q, 3]."""
-
-    i: Tensor
-    j: Tensor
-    vectors: Tensor
-    gradients: Tensor
 
 
 @dataclass(frozen=True)
@@ -274,22 +262,20 @@ class Potential(ExactModule, ABC):
         nobody = Neighbours(none, none, none.reshape(0, 3), self.cutoff)
         return self.atomic_energies(structure, torch.zeros(0, 3, dtype=self.dtype, device=device), nobody)
 
-    def _known_alone(self) -> Tensor:
-        """`isolated_energies` of the present parameters, kept until one of them changes, in float64."""
+    def energy_offsets(self) -> Tensor:
+        """[Z] float64 in eV: what stands beside energies of the family and the repulsion, E0 less `isolated_energies`.
+
+        Kept until a parameter changes.
+        """
+        if not self._isolated:
+            return self._reference
         known = self._alone
         if known is None or known[1] != [(tensor._version, tensor.data_ptr()) for tensor in known[0]]:
             tensors = [*self.parameters(), *self.buffers()]
             with torch.no_grad():
-                value = self.isolated_energies().double()
-            self._alone = known = (tensors, [(tensor._version, tensor.data_ptr()) for tensor in tensors], value)
-        return known[2]
-
-    def energy_offsets(self) -> Tensor:
-        """[Z] float64 in eV: what stands beside energies of the family and the repulsion, E0 less `isolated_energies`.
-
-        Compiled evaluations add it in place of E0.
-        """
-        return self._reference - self._known_alone().cpu() if self._isolated else self._reference
+                value = self.isolated_energies().double().cpu()
+            self._alone = known = tensors, [(tensor._version, tensor.data_ptr()) for tensor in tensors], value
+        return self._reference - known[2]
 
     def repulsion_energies(
         self, structure: Structure, vectors: Tensor, neighbours: Neighbours
@@ -398,37 +384,5 @@ class Potential(ExactModule, ABC):
             energy=total,
             energies=found.energies,
             forces=found.forces.to(self.dtype) if forces and found.forces is not None else None,
-            stress=None if known is None else _stress_of(known, structure).to(self.dtype),
+            stress=None if known is None else stress_of(known, structure).to(self.dtype),
         )
-
-
-def join_gradients(parts: Sequence[PairGradients]) -> PairGradients:
-    """Pairs of several, side by side."""
-    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in parts), strict=True)
-    return PairGradients(*(torch.cat(column) for column in columns))
-
-
-def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
-    """[N, 3] forces: `F_i = sum_j dE/dr_ij - sum_j dE/dr_ji`. Differentiable."""
-    gradients = pairs.gradients
-    zero = torch.zeros(n_atoms, 3, dtype=gradients.dtype, device=gradients.device)
-    return zero.index_add(0, pairs.i, gradients).index_add(0, pairs.j, -gradients)
-
-
-def sum_virial(pairs: PairGradients, structure: Structure) -> Tensor:
-    """[B, 3, 3] `sum_pairs r_a dE/dr_b`, which is dE/dstrain. Differentiable."""
-    gradients = pairs.gradients
-    outer = pairs.vectors[:, :, None] * gradients[:, None, :]
-    zero = torch.zeros(structure.n_structures, 3, 3, dtype=gradients.dtype, device=gradients.device)
-    return zero.index_add(0, structure.structure_of_atom[pairs.i], outer)
-
-
-def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
-    """[B, 3, 3] symmetric stress dE/dstrain / V; zeros for structures not fully periodic. Differentiable."""
-    return _stress_of(sum_virial(pairs, structure), structure)
-
-
-def _stress_of(virial: Tensor, structure: Structure) -> Tensor:
-    periodic = structure.pbc.all(dim=1)
-    volume = torch.where(periodic, structure.volume(), 1.0).to(virial.dtype)
-    return 0.5 * (virial + virial.mT) / volume[:, None, None] * periodic[:, None, None]

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from snnp.errors import InputError, UnknownElementError, near_matches
 from snnp.models.export import scripted_module
-from snnp.models.potential import Potential, sum_forces, sum_stress
+from snnp.models.gradients import sum_forces, sum_stress
+from snnp.models.potential import Potential
 from snnp.models.store import load_model, save_model
 from snnp.neighbours import neighbour_list
 from snnp.structure import Structure

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from snnp.data import Frame, Frames
-from snnp.models.potential import Potential, sum_forces, sum_stress
+from snnp.models.gradients import sum_forces, sum_stress
+from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.training.backends import Backend, Batch

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from snnp.models.ani.aev import AEV, AEVConfig
 from snnp.models.config import FamilyConfig, ForceTraining, Layers, TensorShape
-from snnp.models.potential import PairGradients, Potential
-from snnp.models.shells import refuse_overlaps
+from snnp.models.gradients import PairGradients, refuse_overlaps
+from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure
 

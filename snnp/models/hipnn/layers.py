@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from snnp.harmonics import Harmonics
+from snnp.models.gradients import Shell
 from snnp.models.hipnn.config import HIPNNConfig
-from snnp.models.shells import Shell
 from snnp.models.spline.readout import activate
 
 __all__ = ["Block", "Interaction", "OnSite", "PairGeometry", "Residual", "Tensors", "dense"]

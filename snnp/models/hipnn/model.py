@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from snnp.models.gradients import PairGradients, join_gradients, make_shell
 from snnp.models.hipnn.config import HIPNNConfig
 from snnp.models.hipnn.layers import Block, PairGeometry, Tensors, dense
-from snnp.models.potential import PairGradients, Potential, join_gradients
-from snnp.models.shells import make_shell
+from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 

@@ -20,28 +20,21 @@ from torch import Tensor
 
 from snnp.harmonics import Harmonics
 from snnp.kernels.parameters import SplineParameters
-from snnp.models.potential import Evaluator, PairGradients, Potential, join_gradients
+from snnp.models.gradients import PairGradients, Shell, chunks, join_gradients, make_shell
+from snnp.models.potential import Evaluator, Potential
 from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
-from snnp.models.shells import Shell, make_shell
-from snnp.models.spline import moments
 from snnp.models.spline.compiled import Compiled
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.readout import Readout, array_of, table_of
-from snnp.models.spline.triples import (
-    TripleGeometry,
-    Triples,
-    make_triples,
-    triple_features,
-    triple_geometry,
-    triple_pair_gradients,
-    triple_sum_features,
-    triple_sum_pair_gradients,
-)
+from snnp.models.spline.three_body import Back, Moments, RadialSums, TripleSums, sum_triples
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.splines import End, SplineSet, legendre_projection
 from snnp.structure import Structure
 
 __all__ = ["Geometry", "SplineNNP"]
+
+_PairGradients = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""From dE/dfeatures [n, D] to dE/dr_ij [n, J, 3] on the radial shell, and on the angular one if there are angles."""
 
 _CHUNK_ATOMS = 256
 """Atoms evaluated at once for inference: the arrays of a chunk stay in the caches of a core."""
@@ -58,8 +51,8 @@ class Geometry:
     species: Tensor
     radial_shell: Shell
     angular_shell: Shell
-    radial: moments.RadialGeometry | None
-    angular: moments.AngularGeometry | TripleGeometry | None
+    radial: RadialSums | None
+    angular: Moments | TripleSums | None
 
 
 class SplineNNP(Potential):
@@ -162,12 +155,12 @@ class SplineNNP(Potential):
         over_triples = not self.uses_moments
         if over_triples and not (reused and self._shares_grids and len(self.g.grids) == 1):
             return Geometry(species, radial_shell, angular_shell, None, None)
-        radial = moments.radial_geometry(self.rho, radial_shell, self._radial_channels)
-        angular: moments.AngularGeometry | TripleGeometry | None = None
+        radial = RadialSums.of(self.rho, radial_shell, self._radial_channels)
+        angular: Moments | TripleSums | None = None
         if over_triples:
-            angular = triple_geometry(self.f, self.g, angular_shell, self._angular_channels)
+            angular = TripleSums.of(self.f, self.g, angular_shell, self._angular_channels)
         elif self.has_three_body:
-            angular = moments.angular_geometry(self.f, self.harmonics, angular_shell, self._angular_channels)
+            angular = Moments.of(self.f, self.harmonics, angular_shell, self._angular_channels)
         return Geometry(species, radial_shell, angular_shell, radial, angular)
 
     @property
@@ -220,102 +213,86 @@ class SplineNNP(Potential):
         at_one = legendre.sum(dim=-1)[self.unordered.diagonal()]
         return repeated[self.unordered], at_one
 
-    # Evaluation.
+    # Evaluation: features, their readout, and the gradients of pairs.
 
     def evaluate(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
         """Energies [n] without E0 and repulsion, and pair gradients [n, J, 3] with their shells.
 
         Differentiable in the parameters, so that a force loss needs a single backward pass.
         """
-        return self._evaluate_directly(geometry) if geometry.radial is None else self._evaluate_sums(geometry)
+        features, pair_energies, pair_gradients = self._features(geometry)
+        energies, h = self.readout(features, geometry.species)
+        radial, angular = pair_gradients(h)
+        if pair_energies is not None:
+            energies = energies + pair_energies
+        if angular is None:
+            return energies, [(geometry.radial_shell, radial)]
+        if geometry.angular_shell is geometry.radial_shell:
+            return energies, [(geometry.radial_shell, radial + angular)]
+        return energies, [(geometry.radial_shell, radial), (geometry.angular_shell, angular)]
 
     def features(self, geometry: Geometry) -> Tensor:
         """[n, D] features [G2, G3] that enter the readout."""
-        return self._direct_features(geometry)[0] if geometry.radial is None else self._sum_features(geometry)[0]
+        return self._features(geometry)[0]
 
-    def _three_body_sums(self, geometry: Geometry) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Features G3 [n, F] and the function from dE/dG3 [n, F] to pair gradients [n, J, 3]."""
-        angular, shell = geometry.angular, geometry.angular_shell
-        assert angular is not None
-        filters = self.angular_filters()
-        filters = filters[geometry.species] if filters.shape[0] > 1 else filters[0]
-        if isinstance(angular, TripleGeometry):
-            one_g = filters.squeeze(-3)
-            features, products = triple_sum_features(angular, one_g, self.g.coefficients()[0])
-            return features, lambda h: triple_sum_pair_gradients(angular, shell, one_g, products, h)
-        angles, at_one = self.angle_coefficients()
-        features, weighted = moments.angular_features(angular, filters, angles, at_one)
+    def _features(self, geometry: Geometry) -> tuple[Tensor, Tensor | None, _PairGradients]:
+        """Features [n, D], energies [n] of the pair term, and what turns dE/dfeatures into pair gradients."""
+        return self._direct(geometry) if geometry.radial is None else self._from_sums(geometry, geometry.radial)
 
-        def pair_gradients(h: Tensor) -> Tensor:
-            w, v = moments.moment_gradients(filters, weighted, at_one, h)
-            return moments.angular_pair_gradients(angular, shell, self.harmonics.lowering, w, v)
-
-        return features, pair_gradients
-
-    def _sum_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]:
-        """Features [n, D], radial filters, sums over them [n, F (+1)], and what turns dE/dG3 into pair gradients."""
-        assert geometry.radial is not None
-        rho = self.radial_filters()
+    def _from_sums(self, geometry: Geometry, sums: RadialSums) -> tuple[Tensor, Tensor | None, _PairGradients]:
+        n_radial, rho, unit = self.config.radial.n_filters, self.radial_filters(), geometry.radial_shell.unit
         by_centre = rho.shape[0] > 1
         rho = rho[geometry.species] if by_centre else rho[0]
-        sums = torch.einsum("nk,nfk->nf", geometry.radial.sums, rho) if by_centre else geometry.radial.sums @ rho.T
-        features = sums[:, : self.config.radial.n_filters]
-        if geometry.angular is None:
-            return features, rho, sums, None
-        three_body, three_body_gradients = self._three_body_sums(geometry)
-        return torch.cat([features, three_body], dim=1), rho, sums, three_body_gradients
+        values = torch.einsum("nk,nfk->nf", sums.sums, rho) if by_centre else sums.sums @ rho.T
+        features, back = values[:, :n_radial], None
+        if geometry.angular is not None:
+            three_body, back = self._three_body(geometry.angular, geometry)
+            features = torch.cat([features, three_body], dim=1)
 
-    def _evaluate_sums(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
-        assert geometry.radial is not None
-        n_radial = self.config.radial.n_filters
-        features, rho, sums, three_body_gradients = self._sum_features(geometry)
-        energies, h = self.readout(features, geometry.species)
-        h2 = h[:, :n_radial]
+        def pair_gradients(h: Tensor) -> tuple[Tensor, Tensor | None]:
+            h2 = h[:, :n_radial]
+            if self.phi is not None:
+                h2 = torch.cat([h2, torch.full_like(h2[:, :1], 0.5)], dim=1)
+            weights = torch.einsum("nf,nfk->nk", h2, rho) if by_centre else h2 @ rho
+            radial = (sums.slopes @ weights[:, :, None]) * unit
+            return radial, None if back is None else back(h[:, n_radial:])
+
+        return features, None if self.phi is None else 0.5 * values[:, n_radial], pair_gradients
+
+    def _three_body(self, angular: Moments | TripleSums, geometry: Geometry) -> tuple[Tensor, Back]:
+        filters = self.angular_filters()
+        filters = filters[geometry.species] if filters.shape[0] > 1 else filters[0]
+        if isinstance(angular, TripleSums):
+            return angular.features(geometry.angular_shell, filters.squeeze(-3), self.g.coefficients()[0])
+        return angular.features(geometry.angular_shell, self.harmonics.lowering, filters, *self.angle_coefficients())
+
+    def _direct(self, geometry: Geometry) -> tuple[Tensor, Tensor | None, _PairGradients]:
+        species, shell, inner = geometry.species, geometry.radial_shell, geometry.angular_shell
+        inside, n_radial = shell.mask[..., None], self.config.radial.n_filters
+        value, slope = self.rho(shell.distance, self._group(shell, species))
+        features, back, pair_energies = (value * inside).sum(dim=1), None, None
+        pair_slope = torch.zeros_like(shell.distance)
+        if self.has_three_body:
+            functions = self.f(inner.distance, self._group(inner, species))
+            three_body, back = sum_triples(inner, functions, self.g, self.config.n_elements)
+            features = torch.cat([features, three_body], dim=1)
         if self.phi is not None:
-            energies = energies + 0.5 * sums[:, n_radial]
-            h2 = torch.cat([h2, torch.full_like(h2[:, :1], 0.5)], dim=1)
-        weights = torch.einsum("nf,nfk->nk", h2, rho) if rho.dim() == 3 else h2 @ rho
-        slope = (geometry.radial.slopes @ weights[:, :, None])[:, :, 0]
-        gradients = [(geometry.radial_shell, slope[..., None] * geometry.radial_shell.unit)]
-        if three_body_gradients is not None:
-            gradients.append((geometry.angular_shell, three_body_gradients(h[:, n_radial:])))
-        return energies, _merge(gradients)
+            group = self.unordered[species[:, None], shell.channel] if self.config.n_elements > 1 else None
+            phi, phi_slope = self.phi(shell.distance, group)
+            pair_energies, pair_slope = 0.5 * (phi * inside).sum(dim=(1, 2)), 0.5 * (phi_slope * inside)[..., 0]
 
-    def _group(self, shell: Shell, species: Tensor, pair_term: bool = False) -> Tensor | None:
-        """[N, J] group of splines that each pair uses; None where one group serves all."""
-        z, centre = self.config.n_elements, species[:, None]
-        if pair_term:
-            return self.unordered[centre, shell.channel] if z > 1 else None
+        def pair_gradients(h: Tensor) -> tuple[Tensor, Tensor | None]:
+            along = (slope * inside * h[:, None, :n_radial]).sum(dim=-1) + pair_slope
+            return along[..., None] * shell.unit, None if back is None else back(h[:, n_radial:])
+
+        return features, pair_energies, pair_gradients
+
+    def _group(self, shell: Shell, species: Tensor) -> Tensor | None:
+        """[n, J] group of radial functions that each pair uses; None where one group serves all."""
         if self.config.filters == "shared":
             return None
-        return shell.channel if self.config.filters == "element" else centre * z + shell.channel
-
-    def _direct_features(self, geometry: Geometry) -> tuple[Tensor, Tensor, Triples | None]:
-        """Features [n, D], slopes of the radial functions [n, J, F], and triples where there are angles."""
-        species, shell, inner_shell = geometry.species, geometry.radial_shell, geometry.angular_shell
-        value, slope = self.rho(shell.distance, self._group(shell, species))
-        features = (value * shell.mask[..., None]).sum(dim=1)
-        if not self.has_three_body:
-            return features, slope, None
-        functions = self.f(inner_shell.distance, self._group(inner_shell, species))
-        triples = make_triples(inner_shell, functions, self.g, self.config.n_elements)
-        return torch.cat([features, triple_features(triples)], dim=1), slope, triples
-
-    def _evaluate_directly(self, geometry: Geometry) -> tuple[Tensor, list[tuple[Shell, Tensor]]]:
-        species, shell, inner_shell = geometry.species, geometry.radial_shell, geometry.angular_shell
-        inside = shell.mask[..., None]
-        features, slope, triples = self._direct_features(geometry)
-        energies, h = self.readout(features, species)
-        n_radial = self.config.radial.n_filters
-        radial = (slope * inside * h[:, None, :n_radial]).sum(dim=-1)
-        if self.phi is not None:
-            value, slope = self.phi(shell.distance, self._group(shell, species, pair_term=True))
-            energies = energies + 0.5 * (value * inside).sum(dim=(1, 2))
-            radial = radial + 0.5 * (slope * inside)[..., 0]
-        gradients = [(shell, radial[..., None] * shell.unit)]
-        if triples is not None:
-            gradients.append((inner_shell, triple_pair_gradients(inner_shell, triples, h[:, n_radial:])))
-        return energies, _merge(gradients)
+        by_centre = self.config.filters == "pair"
+        return shell.channel + (species[:, None] * self.config.n_elements if by_centre else 0)
 
     # The contract.
 
@@ -375,39 +352,16 @@ class SplineNNP(Potential):
     ) -> tuple[Tensor, PairGradients]:
         """Analytic, in chunks of atoms whose arrays fit into the cache."""
         species, vectors = self.species(structure), pair_vectors(structure, neighbours).to(self.dtype)
-        n_atoms = structure.n_atoms
-        counts = torch.bincount(neighbours.i, minlength=n_atoms)
-        ends = [0, *counts.cumsum(0).tolist()]
-        energies, pieces = [torch.zeros(0, dtype=self.dtype, device=self.device)], []
-        for first in range(0, n_atoms, _CHUNK_ATOMS):
-            centre = torch.arange(first, min(first + _CHUNK_ATOMS, n_atoms), device=self.device)
-            mine = slice(ends[first], ends[first + len(centre)])
-            pairs = (neighbours.i[mine] - first, neighbours.j[mine], vectors[mine])
-            geometry = self.geometry(pairs, species, centre)
-            energy, gradients = self.evaluate(geometry)
+        bounds = [*range(0, structure.n_atoms, _CHUNK_ATOMS), structure.n_atoms]
+        energies, none = [vectors.new_zeros(0)], vectors[:0]
+        pieces = [PairGradients(neighbours.i[:0], neighbours.j[:0], none, none)]
+        for atoms, mine in chunks(neighbours, structure.n_atoms, bounds):
+            centre = torch.arange(atoms.start, atoms.stop, device=self.device)
+            pairs = (neighbours.i[mine] - atoms.start, neighbours.j[mine], vectors[mine])
+            energy, gradients = self.evaluate(self.geometry(pairs, species, centre))
             energies.append(energy)
             pieces += [shell.pair_gradients(gradient) for shell, gradient in gradients]
-        return torch.cat(energies), _join(pieces, vectors)
-
-
-def _merge(gradients: list[tuple[Shell, Tensor]]) -> list[tuple[Shell, Tensor]]:
-    """Add gradients that live on the same shell."""
-    merged: list[tuple[Shell, Tensor]] = []
-    for shell, gradient in gradients:
-        for k, (other, total) in enumerate(merged):
-            if other is shell:
-                merged[k] = (shell, total + gradient)
-                break
-        else:
-            merged.append((shell, gradient))
-    return merged
-
-
-def _join(pieces: list[PairGradients], vectors: Tensor) -> PairGradients:
-    if not pieces:
-        nothing = torch.zeros(0, dtype=torch.int64, device=vectors.device)
-        return PairGradients(nothing, nothing, vectors[:0], vectors[:0])
-    return join_gradients(pieces)
+        return torch.cat(energies), join_gradients(pieces)
 
 
 def _unordered(n_elements: int) -> Tensor:

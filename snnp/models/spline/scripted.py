@@ -1,6 +1,6 @@
 """The s-NNP in the part of Python that TorchScript compiles, with analytic gradients.
 
-Formulas are those of `triples.py`, `moments.py` and `readout.py`.
+Formulas are those of `three_body.py` and `readout.py`.
 """
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
 
@@ -150,7 +150,7 @@ class _Triples(nn.Module):
 
 
 class _Moments(nn.Module):
-    """Three-body features through moments of the neighbour density; see `moments.py`."""
+    """Three-body features through moments of the neighbour density; see `three_body.py`."""
 
     angles: Tensor
     at_one: Tensor

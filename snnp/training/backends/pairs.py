@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snnp.models.potential import PairGradients, Potential, sum_forces, sum_stress
+from snnp.models.gradients import PairGradients, sum_forces, sum_stress
+from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure

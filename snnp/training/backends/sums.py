@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnp.models.potential import Potential, sum_forces
-from snnp.models.shells import Shell
+from snnp.models.gradients import Shell, sum_forces
+from snnp.models.potential import Potential
 from snnp.models.spline.model import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure

@@ -1,19 +1,68 @@
-"""Shells: the neighbours of every atom within a cutoff as dense, padded arrays.
+"""Gradients of energies by pair vectors: their sums to forces and stress, and pairs as dense rows, on which they arise.
 
 Dense rows turn sums over neighbours into batched matrix products, several times faster than scatter and gather.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from snnp.errors import InputError
-from snnp.models.potential import SHORTEST_DISTANCE, PairGradients
+from snnp.neighbours import Neighbours
+from snnp.structure import Structure
 
-__all__ = ["Shell", "make_shell", "refuse_overlaps"]
+__all__ = [
+    *("SHORTEST_DISTANCE", "PairGradients", "Shell", "chunks", "join_gradients", "make_shell", "refuse_overlaps"),
+    *("stress_of", "sum_forces", "sum_stress", "sum_virial"),
+]
+
+SHORTEST_DISTANCE = 0.1
+"""Å. Closer than this two atoms are one atom written twice: no chemistry has such a distance."""
+
+
+@dataclass(frozen=True)
+class PairGradients:
+    """dE/dr_ij [Q, 3] of directed pairs i -> j ([Q] each) with their vectors [Q, 3]."""
+
+    i: Tensor
+    j: Tensor
+    vectors: Tensor
+    gradients: Tensor
+
+
+def join_gradients(parts: Sequence[PairGradients]) -> PairGradients:
+    """Pairs of several, side by side."""
+    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in parts), strict=True)
+    return PairGradients(*(torch.cat(column) for column in columns))
+
+
+def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
+    """[N, 3] forces: `F_i = sum_j dE/dr_ij - sum_j dE/dr_ji`. Differentiable."""
+    zero = pairs.gradients.new_zeros(n_atoms, 3)
+    return zero.index_add(0, pairs.i, pairs.gradients).index_add(0, pairs.j, -pairs.gradients)
+
+
+def sum_virial(pairs: PairGradients, structure: Structure) -> Tensor:
+    """[B, 3, 3] `sum_pairs r_a dE/dr_b`, which is dE/dstrain. Differentiable."""
+    outer = pairs.vectors[:, :, None] * pairs.gradients[:, None, :]
+    return outer.new_zeros(structure.n_structures, 3, 3).index_add(0, structure.structure_of_atom[pairs.i], outer)
+
+
+def sum_stress(pairs: PairGradients, structure: Structure) -> Tensor:
+    """[B, 3, 3] symmetric stress dE/dstrain / V; zeros for structures not fully periodic. Differentiable."""
+    return stress_of(sum_virial(pairs, structure), structure)
+
+
+def stress_of(virial: Tensor, structure: Structure) -> Tensor:
+    """[B, 3, 3] symmetric stress from dE/dstrain [B, 3, 3]; zeros for structures not fully periodic."""
+    periodic = structure.pbc.all(dim=1)
+    volume = torch.where(periodic, structure.volume(), 1.0).to(virial.dtype)
+    return 0.5 * (virial + virial.mT) / volume[:, None, None] * periodic[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -44,11 +93,7 @@ class Shell:
 
 
 def make_shell(
-    pairs: tuple[Tensor, Tensor, Tensor],
-    species: Tensor,
-    centre: Tensor,
-    cutoff: float,
-    n_columns: int | None = None,
+    pairs: tuple[Tensor, Tensor, Tensor], species: Tensor, centre: Tensor, cutoff: float, n_columns: int | None = None
 ) -> Shell:
     """Collect the pairs closer than `cutoff` (Å) into rows. Differentiable in the vectors.
 
@@ -95,3 +140,10 @@ def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | No
             f"atoms {i} and {int(j[worst])} overlap ({float(squares[worst].sqrt()):.3f} Å apart); "
             "remove the duplicate, or check the units of the positions (Å expected)."
         )
+
+
+def chunks(neighbours: Neighbours, n_atoms: int, bounds: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Ranges of atoms between successive `bounds`, and of their pairs, whose arrays stay in the caches of a core."""
+    ends = [0, *torch.bincount(neighbours.i, minlength=n_atoms).cumsum(0).tolist()]
+    for first, last in pairwise(bounds):
+        yield slice(first, last), slice(ends[first], ends[last])
