@@ -13,13 +13,12 @@ import numpy as np
 
 from snnp.errors import DataError
 from snnp.files import write_atomically
-from snnp.report import new_figure, plain_ticks, save_figure, shortened
+from snnp.report import Table, fixed, new_figure, plain_ticks, save_figure, shortened, tidy
 from snnp.text import markdown
 from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["REPORT_FILES", "plot_loss", "plot_parity", "summary_markdown", "write_report"]
 
@@ -45,13 +44,13 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
         details: further JSON values for the summary (parameters, seconds, E0, ...).
     """
     folder = Path(folder)
-    if any(evaluation.energies.reference.size for evaluation in evaluations.values()):
+    if any(each.energies.reference.size for each in evaluations.values()):
         plot_parity(folder / "parity_energy.png", evaluations, "energy")
-    if any(evaluation.forces.reference.size for evaluation in evaluations.values()):
+    if any(each.forces.reference.size for each in evaluations.values()):
         plot_parity(folder / "parity_forces.png", evaluations, "forces")
     metrics = folder / "metrics.csv"
     if metrics.is_file() and len(metrics.read_bytes().splitlines()) > 1:
-        plot_loss(folder / "loss.png", folder / "metrics.csv")
+        plot_loss(folder / "loss.png", metrics)
     content = {**details, "errors": {name: evaluation.to_dict() for name, evaluation in evaluations.items()}}
     write_atomically(folder / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(folder / "summary.md", summary_markdown(evaluations, details).encode())
@@ -66,18 +65,19 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
         quantity: "energy" (eV/atom) or "forces" (components, eV/Å).
     """
     title, unit, error_unit, scale, digits = _QUANTITIES[quantity]
-    sets = {name: _comparison(evaluation, quantity) for name, evaluation in evaluations.items()}
+    sets = {name: each.energies if quantity == "energy" else each.forces for name, each in evaluations.items()}
     sets = {name: comparison for name, comparison in sets.items() if comparison.reference.size}
     figure = new_figure(9.2, 4.7 + 0.2 * len(sets))
     parity, spread = figure.subplots(1, 2)
     others = iter(_OTHER_COLOURS * len(sets))
     for name, comparison in sets.items():
         colour = _COLOURS.get(name) or next(others)
-        errors = comparison.errors(scale=scale)
+        errors, n = comparison.errors(scale=scale), comparison.reference.size
         assert errors is not None
         sizes = f"MAE {errors.mae:.{digits}f},  RMSE {errors.rmse:.{digits}f} {error_unit}"
-        label = f"{shortened(name, 40)}:  {sizes},  {_values(comparison)}"
-        shown = _thinned(comparison.reference.size)
+        label = f"{shortened(name, 40)}:  {sizes},  {n:,} value{'' if n == 1 else 's'}"
+        # More points only darken the picture; always the same ones are drawn.
+        shown = np.arange(n) if n <= _MOST_POINTS else np.random.default_rng(0).choice(n, _MOST_POINTS, replace=False)
         size = 9.0 if len(shown) > 50 else 20.0
         parity.scatter(
             comparison.reference[shown], comparison.model[shown], s=size, alpha=0.6, lw=0, color=colour, label=label
@@ -95,18 +95,10 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
             handle.set_alpha(1.0)
     for axes in (parity, spread):
         axes.set_box_aspect(1)
+        tidy(axes)
     models = " / ".join(dict.fromkeys(evaluation.model for evaluation in evaluations.values()))
     figure.suptitle(f"{title} of the model '{shortened(models, 56)}' against reference data", fontsize=11)
-    _save(figure, Path(path))
-
-
-def _values(comparison: Comparison) -> str:
-    n = comparison.reference.size
-    return f"{n:,} value{'' if n == 1 else 's'}"
-
-
-def _comparison(evaluation: Evaluation, quantity: str) -> Comparison:
-    return evaluation.energies if quantity == "energy" else evaluation.forces
+    save_figure(figure, Path(path))
 
 
 def _finish_parity(axes: Axes, sets: Mapping[str, Comparison], unit: str) -> None:
@@ -138,13 +130,6 @@ def _limit_shares(axes: Axes) -> None:
         plain_ticks(axes.xaxis)
 
 
-def _thinned(size: int) -> np.ndarray:
-    """At most 20,000 indices, always the same ones: more points only darken the picture."""
-    if size <= _MOST_POINTS:
-        return np.arange(size)
-    return np.random.default_rng(0).choice(size, _MOST_POINTS, replace=False)
-
-
 def plot_loss(path: str | Path, metrics: str | Path) -> None:
     """Draw the training loss and the validation errors over the epochs as a PNG.
 
@@ -173,7 +158,8 @@ def plot_loss(path: str | Path, metrics: str | Path) -> None:
     rows[-1].set_xlabel("Epoch")
     rows[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     figure.align_ylabels(list(rows))
-    _save(figure, Path(path))
+    tidy(*rows)
+    save_figure(figure, Path(path))
 
 
 def _draw_history(axes: Axes, epoch: np.ndarray, values: np.ndarray, name: str, label: str) -> None:
@@ -214,41 +200,35 @@ def _number(text: str | None) -> float:
 
 def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> str:
     """A summary in Markdown: the errors of each set, of its groups and elements, and the details as a list."""
-    lines = ["# Summary", ""]
-    lines += [f"- {key.replace('_', ' ')}: {markdown(_plain(value))}" for key, value in details.items()]
-    head = "| energy MAE | RMSE | max (meV/atom) | force MAE | RMSE | max (eV/Å) | stress MAE (GPa) |"
-    lines += ["", "## Errors", "", "| set | structures | atoms " + head, "|---|" + "---:|" * 9]
-    lines += [_row([name], evaluation.total) for name, evaluation in evaluations.items()]
-    grouped = {name: evaluation for name, evaluation in evaluations.items() if evaluation.groups}
-    if grouped:
-        lines += ["", "## By group", "", "| set | group | structures | atoms " + head, "|---|---|" + "---:|" * 9]
-        for name, evaluation in grouped.items():
-            lines += [_row([name, group], errors) for group, errors in evaluation.groups.items()]
-    several = {name: evaluation for name, evaluation in evaluations.items() if len(evaluation.elements) > 1}
-    if several:
-        lines += [
-            "",
-            "## Forces by element",
-            "",
-            "| set | element | MAE | RMSE | max (eV/Å) |",
-            "|---|---|---:|---:|---:|",
-        ]
-        for name, evaluation in several.items():
-            for symbol, errors in evaluation.elements.items():
-                lines.append(f"| {name} | {symbol} | {' | '.join(_three(errors, 4))} |")
-    return "\n".join(lines) + "\n"
+    energy, force = ("energy MAE", "RMSE", "max (meV/atom)"), ("force MAE", "RMSE", "max (eV/Å)")
+    columns = ("structures", "atoms", *energy, *force, "stress MAE (GPa)")
+    sets = [[name, *_cells(each.total)] for name, each in evaluations.items()]
+    groups = [[name, k, *_cells(mine)] for name, each in evaluations.items() for k, mine in each.groups.items()]
+    elements = [
+        [name, symbol, *_three(errors, 4)]
+        for name, each in evaluations.items()
+        for symbol, errors in each.elements.items()
+        if len(each.elements) > 1
+    ]
+    text = "# Summary\n\n"
+    text += "".join(f"- {key.replace('_', ' ')}: {markdown(_plain(value))}\n" for key, value in details.items())
+    for table in (
+        Table(("set", *columns), sets, "Errors"),
+        Table(("set", "group", *columns), groups, "By group", 2),
+        Table(("set", "element", "MAE", "RMSE", "max (eV/Å)"), elements, "Forces by element", 2),
+    ):
+        if table.rows or table.title == "Errors":
+            text += f"\n## {table.title}\n\n{table.markdown()}"
+    return text
 
 
-def _row(names: list[str], errors: GroupErrors) -> str:
-    cells = [markdown(name) for name in names] + [str(errors.n_structures), str(errors.n_atoms)]
-    cells += _three(errors.energy, 2) + _three(errors.forces, 4) + _three(errors.stress, 3)[:1]
-    return f"| {' | '.join(cells)} |"
+def _cells(errors: GroupErrors) -> list[str]:
+    counts = [str(errors.n_structures), str(errors.n_atoms)]
+    return counts + _three(errors.energy, 2) + _three(errors.forces, 4) + _three(errors.stress, 3)[:1]
 
 
 def _three(errors: Errors | None, digits: int) -> list[str]:
-    if errors is None:
-        return ["–"] * 3
-    return [f"{value:.{digits}f}" for value in (errors.mae, errors.rmse, errors.max)]
+    return [fixed(getattr(errors, kind, None), digits) for kind in ("mae", "rmse", "max")]
 
 
 def _plain(value: Any) -> str:
@@ -257,12 +237,5 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(inner) for inner in value)
+        return ", ".join(map(_plain, value))
     return str(value)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    save_figure(figure, path)
