@@ -222,6 +222,13 @@ class Potential(ExactModule, ABC):
         Differentiable in the pair vectors [P, 3] and in the parameters.
         """
 
+    def standardise(self, features: Callable[[], Tensor]) -> None:
+        """Before training: fit what the family scales its inputs by; most families have nothing to fit.
+
+        Arguments:
+            features: computes them for all atoms of the training set [n, D], of the present parameters.
+        """
+
     def interaction_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies in eV without E0, and nothing else left out; differentiable like `atomic_energies`."""
         energies = self.atomic_energies(structure, vectors, neighbours)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.training.backends import Backend, Batch
 
-__all__ = ["Batches", "prepare"]
+__all__ = ["Batches", "grouped", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batches:
         """Number of frames."""
         return len(self.starts) - 1
 
-    def batch(self, frames: Sequence[int]) -> Batch:
+    def batch(self, frames: Sequence[int] | np.ndarray) -> Batch:
         """Cut out some frames."""
         everything, device = self.everything, self.backend.device
         spans = [np.arange(self.starts[b], self.starts[b + 1]) for b in frames]
@@ -52,18 +52,21 @@ class Batches:
             tolerance=everything.tolerance[chosen],
         )
 
-    def groups(self, order: np.ndarray, batch_atoms: int) -> list[list[int]]:
+    def groups(self, order: Iterable[int], batch_atoms: int) -> list[list[int]]:
         """Frames in the given order, so many together that they hold at most `batch_atoms` atoms (at least one)."""
-        groups: list[list[int]] = [[]]
-        filled = 0
-        for frame in order.tolist():
-            size = int(self.starts[frame + 1] - self.starts[frame])
-            if groups[-1] and filled + size > batch_atoms:
-                groups.append([])
-                filled = 0
-            groups[-1].append(frame)
-            filled += size
-        return groups
+        return grouped(np.diff(self.starts), order, batch_atoms)
+
+
+def grouped(counts: np.ndarray, order: Iterable[int], most: int) -> list[list[int]]:
+    """Frames in the given order, so many together that of their `counts` [B] of atoms there are at most `most`."""
+    sizes, groups, filled = counts.tolist(), list[list[int]](), most
+    for frame in order:
+        filled += sizes[frame]
+        if filled > most or not groups:
+            groups.append([])
+            filled = sizes[frame]
+        groups[-1].append(int(frame))
+    return groups
 
 
 @torch.no_grad()

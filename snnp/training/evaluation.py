@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from ase.data import chemical_symbols
 
 from snnp.data.frames import Frame, Frames
 from snnp.errors import DataError
-from snnp.models.potential import Potential, Prediction
+from snnp.models.potential import Potential
+from snnp.training.batches import grouped
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = ["Comparison", "Errors", "Evaluation", "GroupErrors", "evaluate"]
@@ -152,28 +153,21 @@ def evaluate(
     if not frames:
         raise DataError("there is nothing to evaluate on: no frames were given.")
     frames = Frames.of(frames)
-    collector = _Collector()
-    for first, last in _batches(frames.counts, batch_atoms):
-        batch = frames[first:last]
-        forces_known, stress_known = bool(batch.has_forces.any()), bool(batch.has_stress.any())
-        collector.add(first, batch, model.compute(batch.structure(), forces=forces_known, stress=stress_known))
-        if progress is not None:
-            progress(last, len(frames))
-    energies, forces, stresses = collector.comparisons()
+    compared = _compare(frames, *_compute(model, frames, batch_atoms, progress))
+    energies, forces, stresses = compared
     files = dict.fromkeys(source.rpartition("#")[0] or source for source in frames.sources)
     labels = tuple(group or "" for group in frames.groups)
-    every = np.ones(len(frames), dtype=bool)
     return Evaluation(
         model=model_name or str(model.metadata.get("name", type(model).__name__)),
         data=data_name or ", ".join(files),
-        total=_group_errors(frames, energies, forces, stresses, every),
+        total=_errors(frames, compared, np.ones(len(frames), dtype=bool)),
         elements={
             chemical_symbols[number]: errors
             for number in np.unique(forces.number).tolist()
             if (errors := forces.errors(forces.number == number)) is not None
         },
         groups={
-            label: _group_errors(frames, energies, forces, stresses, np.array([one == label for one in labels]))
+            label: _errors(frames, compared, np.array([one == label for one in labels]))
             for label in sorted(set(labels) - {""})
         },
         energies=energies,
@@ -183,56 +177,43 @@ def evaluate(
     )
 
 
-def _batches(counts: np.ndarray, batch_atoms: int) -> Iterator[tuple[int, int]]:
-    """Where runs of frames of together at most `batch_atoms` atoms begin and end; a larger frame comes alone."""
-    first = atoms = 0
-    for row, count in enumerate(counts.tolist()):
-        if row > first and atoms + count > batch_atoms:
-            yield first, row
-            first, atoms = row, 0
-        atoms += count
-    yield first, len(counts)
+def _compute(
+    model: Potential, frames: Frames, batch_atoms: int, progress: Callable[[int, int], None] | None
+) -> tuple[np.ndarray, ...]:
+    """The model's energies [B], forces [N, 3] and stresses [B, 3, 3]; NaN where a batch has no reference."""
+    energy, forces, stress = (np.full_like(values, np.nan) for values in (frames.energy, frames.forces, frames.stress))
+    for group in grouped(frames.counts, range(len(frames)), batch_atoms):
+        rows = slice(group[0], group[-1] + 1)
+        batch, atoms = frames[rows], slice(frames.starts[rows.start], frames.starts[rows.stop])
+        asked = bool(batch.has_forces.any()), bool(batch.has_stress.any())
+        found = model.compute(batch.structure(), forces=asked[0], stress=asked[1])
+        energy[rows] = found.energy.cpu().numpy()
+        if found.forces is not None:
+            forces[atoms] = found.forces.cpu().numpy()
+        if found.stress is not None:
+            stress[rows] = found.stress.cpu().numpy()
+        if progress is not None:
+            progress(rows.stop, len(frames))
+    return energy, forces, stress
 
 
-class _Collector:
-    """Gathers columns (reference, model, frame, number) of the three quantities, batch by batch."""
-
-    def __init__(self) -> None:
-        self.columns: tuple[list[tuple[np.ndarray, ...]], ...] = ([], [], [])
-
-    def add(self, first: int, batch: Frames, prediction: Prediction) -> None:
-        """Take the predictions of the frames from `first` on where there is a reference."""
-        rows = np.flatnonzero(batch.has_energy)
-        energy, counts = prediction.energy.cpu().numpy(), batch.counts[rows]
-        self._append(0, first + rows, batch.energy[rows] / counts, energy[rows] / counts)
-        if prediction.forces is not None:
-            atoms = np.flatnonzero(batch.has_forces[batch.owner])
-            forces = prediction.forces.double().cpu().numpy()
-            frame, number = (values[atoms].repeat(3) for values in (batch.owner, batch.numbers.astype(np.int64)))
-            self._append(1, first + frame, batch.forces[atoms].ravel(), forces[atoms].ravel(), number)
-        if prediction.stress is not None:
-            rows = np.flatnonzero(batch.has_stress)
-            stress = prediction.stress.double().cpu().numpy()
-            said, found = (EV_PER_ANGSTROM3_IN_GPA * values[rows][:, *_VOIGT] for values in (batch.stress, stress))
-            self._append(2, first + rows.repeat(6), said.ravel(), found.ravel())
-
-    def _append(self, quantity: int, frame: np.ndarray, *columns: np.ndarray) -> None:
-        reference, model, *number = columns
-        self.columns[quantity].append((reference, model, frame, *(number or [np.zeros_like(frame)])))
-
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """Energies, forces, stresses."""
-        nothing = (np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return tuple(
-            Comparison(*(np.concatenate(column) for column in zip(*(rows or [nothing]), strict=True)))
-            for rows in self.columns
-        )
+def _compare(frames: Frames, energy: np.ndarray, forces: np.ndarray, stress: np.ndarray) -> tuple[Comparison, ...]:
+    """Energies, forces and stresses beside those that are known."""
+    rows, atoms = np.flatnonzero(frames.has_energy), np.flatnonzero(frames.has_forces[frames.owner])
+    said, found = ((values / frames.counts)[rows] for values in (frames.energy, energy))
+    energies = Comparison(said, found, rows, np.zeros_like(rows))
+    said, found = (values[atoms].ravel() for values in (frames.forces, forces))
+    owner, numbers = (values[atoms].repeat(3) for values in (frames.owner, frames.numbers.astype(np.int64)))
+    of_forces = Comparison(said, found, owner, numbers)
+    rows = np.flatnonzero(frames.has_stress)
+    said, found = (EV_PER_ANGSTROM3_IN_GPA * values[rows][:, *_VOIGT].ravel() for values in (frames.stress, stress))
+    rows = rows.repeat(6)
+    return energies, of_forces, Comparison(said, found, rows, np.zeros_like(rows))
 
 
-def _group_errors(
-    frames: Frames, energies: Comparison, forces: Comparison, stresses: Comparison, chosen: np.ndarray
-) -> GroupErrors:
+def _errors(frames: Frames, compared: tuple[Comparison, ...], chosen: np.ndarray) -> GroupErrors:
     """Errors over the frames where `chosen` [number of frames] is true."""
+    energies, forces, stresses = compared
     return GroupErrors(
         n_structures=int(chosen.sum()),
         n_atoms=int(frames.counts[chosen].sum()),

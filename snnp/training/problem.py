@@ -29,7 +29,6 @@ from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
 from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
-from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.training.batches import Batches
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
@@ -235,47 +234,13 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
     return model
 
 
-def _features(model: SplineNNP, data: Batches, n_frames: int) -> Tensor:
-    """[n, D] of all atoms of the first `n_frames`."""
-    chunks = [range(first, min(first + 16, n_frames)) for first in range(0, n_frames, 16)]
-    return torch.cat([data.backend.features(model, data.batch(chunk)) for chunk in chunks])
-
-
-def _fit_into_embedding(model: SplineNNP, data: Batches, n_frames: int, lower: float, upper: float) -> None:
-    """Shift and scale rho and g until the embedding's argument spreads over its grid, three deviations to each side.
-
-    Features are linear in rho and in g: adding a constant function to a filter shifts its feature.
-    """
-    splines, drawn = (model.rho.free, model.g.free), _features(model, data, n_frames)
-    initial = [free.clone() for free in splines]
-    for free in splines:
-        free.fill_(1.0)
-    constant = _features(model, data, n_frames)
-    shift = drawn.mean(dim=0) / constant.mean(dim=0)
-    std = (drawn - shift * constant).std(dim=0, correction=0)
-    arguments = drawn.shape[1] if model.readout.sums_features else 1
-    scale = (upper - lower) / 6.0 / math.sqrt(arguments) / std.clamp_min(1e-3 * float(std.max()))
-    middle = 0.5 * (lower + upper) / arguments / constant.mean(dim=0)
-    n_radial = model.config.radial.n_filters
-    for free, first, part in zip(splines, initial, (slice(n_radial), slice(n_radial, None)), strict=True):
-        columns = [value[part][None, :, None] for value in (shift, scale, middle)]
-        free.copy_((first - columns[0]) * columns[1] + columns[2])
-
-
 @torch.no_grad()
 def standardise(model: Potential, data: Batches, n_frames: int | None = None) -> None:
-    """Set mean and deviation of an s-NNP's features from the training set, and bring them into an embedding's range.
+    """Fit a model to the features of the training set, which are the first `n_frames` of the data (all by default)."""
+    frames = np.arange(data.n_frames if n_frames is None else n_frames)
 
-    The training set are the first `n_frames` of the data (all by default); other families have nothing to standardise.
-    """
-    if not isinstance(model, SplineNNP):
-        return
-    n_frames = data.n_frames if n_frames is None else n_frames
-    if model.readout.embedding is not None:
-        grid = model.readout.embedding.grids[0]
-        _fit_into_embedding(model, data, n_frames, grid.lower, grid.upper)
-    features = _features(model, data, n_frames)
-    std = features.std(dim=0, correction=0)
-    model.readout.mean.copy_(features.mean(dim=0))
-    # A feature that hardly varies would be blown up by its own noise.
-    model.readout.std.copy_(std.clamp_min(1e-2 * float(std.max().clamp_min(1e-6))))
+    def features() -> Tensor:
+        chunks = (data.batch(frames[k : k + 16]) for k in range(0, len(frames), 16))
+        return torch.cat([data.backend.features(model, chunk) for chunk in chunks])
+
+    model.standardise(features)

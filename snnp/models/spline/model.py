@@ -10,6 +10,7 @@ Source: J. A. Vita, D. R. Trinkle, Comput. Mater. Sci. (2023), doi 10.1016/j.com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,6 +128,39 @@ class SplineNNP(Potential):
             for group, grid in enumerate(self.readout.embedding.grids):
                 knots = grid.knots().expand(self.readout.embedding.n_filters, -1)
                 self.readout.embedding.set_knots(0.1 * knots, group, 0.1, 0.1)
+
+    @torch.no_grad()
+    def standardise(self, features: Callable[[], Tensor]) -> None:
+        """Set mean and deviation of the features, and bring them into an embedding's range."""
+        if self.readout.embedding is not None:
+            self._fit_into_embedding(features)
+        found = features()
+        std = found.std(dim=0, correction=0)
+        self.readout.mean.copy_(found.mean(dim=0))
+        # A feature that hardly varies would be blown up by its own noise.
+        self.readout.std.copy_(std.clamp_min(1e-2 * float(std.max().clamp_min(1e-6))))
+
+    def _fit_into_embedding(self, features: Callable[[], Tensor]) -> None:
+        """Shift and scale rho and g until an embedding's argument spreads over its grid, three deviations to each side.
+
+        Features are linear in rho and in g: adding a constant function to a filter shifts its feature.
+        """
+        assert self.readout.embedding is not None
+        grid = self.readout.embedding.grids[0]
+        splines, drawn = (self.rho.free, self.g.free), features()
+        initial = [free.clone() for free in splines]
+        for free in splines:
+            free.fill_(1.0)
+        constant = features()
+        shift = drawn.mean(dim=0) / constant.mean(dim=0)
+        std = (drawn - shift * constant).std(dim=0, correction=0)
+        arguments = drawn.shape[1] if self.readout.sums_features else 1
+        scale = (grid.upper - grid.lower) / 6.0 / math.sqrt(arguments) / std.clamp_min(1e-3 * float(std.max()))
+        middle = 0.5 * (grid.lower + grid.upper) / arguments / constant.mean(dim=0)
+        n_radial = self.config.radial.n_filters
+        for free, first, part in zip(splines, initial, (slice(n_radial), slice(n_radial, None)), strict=True):
+            columns = [value[part][None, :, None] for value in (shift, scale, middle)]
+            free.copy_((first - columns[0]) * columns[1] + columns[2])
 
     # Geometry: everything that parameters do not change.
 
