@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from snnp.doctor.linear import CUTOFF
-from snnp.doctor.survey import UNASSIGNED, Survey
+from snnp.doctor.survey import CUTOFF, Survey
 from snnp.report import Finding
 
 __all__ = ["check_coverage", "check_distances", "element_table", "pair_table", "split_table"]
@@ -23,15 +22,14 @@ def split_table(survey: Survey) -> list[dict[str, Any]]:
     """One row per split: frames, atoms, labels."""
     rows = []
     for name in survey.splits:
-        mine = np.array(survey.split) == name
-        frames = [frame for frame, inside in zip(survey.frames, mine, strict=True) if inside]
+        frames = [frame for frame, split in zip(survey.frames, survey.split, strict=True) if split == name]
         rows.append(
             {
                 "split": name,
-                "frames": int(mine.sum()),
-                "atoms": int(survey.n_atoms[mine].sum()),
-                "with_energy": int(np.isfinite(survey.energy[mine]).sum()),
-                "with_forces": int(survey.has_forces[mine].sum()),
+                "frames": len(frames),
+                "atoms": sum(frame.n_atoms for frame in frames),
+                "with_energy": sum(frame.energy is not None for frame in frames),
+                "with_forces": sum(frame.forces is not None for frame in frames),
                 "with_stress": sum(frame.stress is not None for frame in frames),
                 "periodic": sum(bool(frame.structure.pbc.any()) for frame in frames),
                 "groups": len({frame.group for frame in frames}),
@@ -43,29 +41,19 @@ def split_table(survey: Survey) -> list[dict[str, Any]]:
 def element_table(survey: Survey) -> list[dict[str, Any]]:
     """One row per element: atoms and frames."""
     return [
-        {
-            "element": chemical_symbols[z],
-            "atoms": int(survey.counts[:, k].sum()),
-            "frames": int((survey.counts[:, k] > 0).sum()),
-        }
-        for k, z in enumerate(survey.elements)
+        {"element": chemical_symbols[z], "atoms": int(counts.sum()), "frames": int((counts > 0).sum())}
+        for z, counts in zip(survey.elements, survey.counts.T, strict=True)
     ]
 
 
 def pair_table(survey: Survey) -> list[dict[str, Any]]:
     """One row per pair of elements: frames in which it occurs within 5 Å, and the shortest distances."""
     rows = []
-    for q in range(len(survey.pairs)):
-        values = survey.closest[:, q]
-        values = values[np.isfinite(values)]
-        rows.append(
-            {
-                "pair": survey.pair_name(q),
-                "frames": len(values),
-                "shortest_angstrom": float(values.min()) if len(values) else None,
-                "median_shortest_angstrom": float(np.median(values)) if len(values) else None,
-            }
-        )
+    for q, column in enumerate(survey.closest.T):
+        values = column[np.isfinite(column)]
+        shortest = (float(values.min()), float(np.median(values))) if len(values) else (None, None)
+        row = {"pair": survey.pair_name(q), "frames": len(values)}
+        rows.append({**row, "shortest_angstrom": shortest[0], "median_shortest_angstrom": shortest[1]})
     return rows
 
 
@@ -104,32 +92,27 @@ def check_coverage(survey: Survey) -> Iterator[Finding]:
             "What a model says about these pairs is extrapolation.",
             "Add structures in which they are neighbours, or state on the card that the model is not for them.",
         )
-    split = np.array(survey.split)
-    first, later = split == survey.splits[0], (split != survey.splits[0]) & (split != UNASSIGNED)
+    first, later = survey.is_first, survey.is_later
     if not later.any():
         return
-    have = survey.counts[first].sum(axis=0) > 0
-    asked = survey.counts[later].sum(axis=0) > 0
-    new = [chemical_symbols[z] for z, missing in zip(survey.elements, asked & ~have, strict=True) if missing]
-    if new:
-        frames = (survey.counts[:, ~have].sum(axis=1) > 0) & later
+    new = (survey.counts[later].sum(axis=0) > 0) & (survey.counts[first].sum(axis=0) == 0)
+    if new.any():
+        frames = (survey.counts[:, new].sum(axis=1) > 0) & later
+        symbols = [chemical_symbols[z] for z, missing in zip(survey.elements, new, strict=True) if missing]
+        splits = sorted({survey.split[k] for k in np.flatnonzero(frames)})
         yield Finding(
             "coverage",
             "error",
-            f"{', '.join(new)} occurs in {_some(sorted(set(split[frames])))} but not in {survey.splits[0]}",
+            f"{', '.join(symbols)} occurs in {_some(splits)} but not in {survey.splits[0]}",
             "A model trained on the first split does not know the element and refuses these structures.",
             "Split again so that every element is trained on, or take these frames out.",
             survey.names(frames),
         )
-    yield from _shorter(survey, first, later)
-
-
-def _shorter(survey: Survey, first: np.ndarray, later: np.ndarray) -> Iterator[Finding]:
     shortest = survey.closest[first].min(axis=0)
     beyond = (survey.closest < shortest - _MARGIN) & later[:, None] & np.isfinite(shortest)
-    pairs = [survey.pair_name(int(q)) for q in np.flatnonzero(beyond.any(axis=0))]
-    if pairs:
+    if beyond.any():
         frames = beyond.any(axis=1)
+        pairs = [survey.pair_name(int(q)) for q in np.flatnonzero(beyond.any(axis=0))]
         yield Finding(
             "coverage",
             "note",

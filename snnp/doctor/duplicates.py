@@ -1,6 +1,6 @@
 """Structures that occur twice, however they are written, and structures that are both trained on and tested on.
 
-Candidates have equal fingerprints (`snnp.doctor.environments`); then atoms are matched and the sorted distances to
+Candidates have equal fingerprints (`snnp.doctor.survey`); then atoms are matched and the sorted distances to
 their neighbours compared, which gives a difference in Å.
 """
 
@@ -15,17 +15,16 @@ import numpy as np
 import torch
 
 from snnp.data import Frame
-from snnp.doctor.environments import describe, distances, nearest
-from snnp.doctor.survey import UNASSIGNED, Survey
+from snnp.doctor.survey import CUTOFF, UNASSIGNED, Survey, describe, distances, nearest
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.report import Finding
+from snnp.structure import Structure
 
 __all__ = ["Clusters", "check_duplicates", "check_leakage", "difference", "find_clusters"]
 
 _SAME = 1e-3  # Å, largest difference of a distance: files keep three to eight decimals
 _NEAR = 0.02  # Å; successive steps of molecular dynamics differ by about that
 _SAMPLE = 48
-_REACH = 5.0  # Å
 _CONFLICT = 0.005  # eV/atom
 _KEPT = 1000  # frames whose distances are remembered
 _MOST_CANDIDATES = 400  # of near duplicates, closest first
@@ -39,36 +38,27 @@ class Clusters:
     sensitivity: float
 
 
-@dataclass(frozen=True)
 class _View:
-    """A frame as it is compared: atomic numbers [N], descriptors [N, d], sorted distances of each atom, and of all."""
+    """A frame as it is compared: numbers [N], descriptors [N, d], sorted distances of each atom and of all, spacing."""
 
-    numbers: np.ndarray
-    described: np.ndarray
-    lists: list[np.ndarray]
-    all: np.ndarray
-    spacing: float
-
-
-def _view(frame: Frame) -> _View:
-    lists = _distances(frame)
-    return _View(
-        frame.structure.numbers.numpy(),
-        describe(frame.structure)[0].log1p().numpy(),
-        lists,
-        np.sort(np.concatenate(lists)),
-        _spacing(frame),
-    )
+    def __init__(self, frame: Frame) -> None:
+        structure = frame.structure
+        self.numbers = structure.numbers.numpy()
+        self.described = describe(structure)[0].log1p().numpy()
+        self.lists = _distances(structure)
+        self.all = np.sort(np.concatenate(self.lists))
+        # Cube root of the volume per atom, Å; zero for what is not a crystal.
+        volume = float(structure.volume()[0]) if bool(structure.pbc.all()) else 0.0
+        self.spacing = (volume / structure.n_atoms) ** (1.0 / 3.0)
 
 
-def _distances(frame: Frame) -> list[np.ndarray]:
+def _distances(structure: Structure) -> list[np.ndarray]:
     """Sorted distances (Å) of each atom to its neighbours; to all atoms in a molecule."""
-    structure = frame.structure
     if not bool(structure.pbc.any()):
         positions = structure.positions.numpy()
         full = np.sort(np.linalg.norm(positions[:, None] - positions, axis=2))
         return list(full[:, 1:])
-    neighbours = neighbour_list(structure, _REACH)
+    neighbours = neighbour_list(structure, CUTOFF)
     lengths = pair_vectors(structure, neighbours).norm(dim=1).numpy()
     counts = torch.bincount(neighbours.i, minlength=structure.n_atoms).numpy()
     return [np.sort(each) for each in np.split(lengths, np.cumsum(counts)[:-1])]
@@ -79,7 +69,7 @@ def difference(a: Frame, b: Frame) -> float:
 
     The order of atoms, orientation, choice of cell and images do not matter; mirror images count as the same.
     """
-    return _compare(_view(a), _view(b), np.inf)
+    return _compare(_View(a), _View(b), np.inf)
 
 
 def _compare(a: _View, b: _View, enough: float) -> float:
@@ -103,28 +93,19 @@ def _compare(a: _View, b: _View, enough: float) -> float:
     return worst
 
 
-def _spacing(frame: Frame) -> float:
-    """Cube root of the volume per atom, Å; zero for what is not a crystal."""
-    structure = frame.structure
-    volume = float(structure.volume()[0]) if bool(structure.pbc.all()) else 0.0
-    return float((volume / structure.n_atoms) ** (1.0 / 3.0))
-
-
 def _gap(first: np.ndarray, second: np.ndarray) -> float:
     n = min(len(first), len(second))
     surplus = np.concatenate([first[n:], second[n:]])
     # Neighbours at the very end of the reach may be in one list only.
-    if len(surplus) and surplus.min() < _REACH - 0.05:
+    if len(surplus) and surplus.min() < CUTOFF - 0.05:
         return np.inf
     return float(np.abs(first[:n] - second[:n]).max(initial=0.0))
 
 
 def _sensitivity(survey: Survey) -> float:
     """Change of fingerprints per Å of random displacement, the usual one."""
-    rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(survey.frames))[:_SAMPLE]
-    step, changes = 1e-3, []
-    for k in chosen:
+    rng, step, changes = np.random.default_rng(0), 1e-3, []
+    for k in rng.permutation(len(survey.frames))[:_SAMPLE]:
         structure = survey.frames[k].structure
         moved = structure.positions + step * torch.from_numpy(rng.normal(size=tuple(structure.positions.shape)))
         _, after = describe(replace(structure, positions=moved))
@@ -139,23 +120,20 @@ def find_clusters(survey: Survey) -> Clusters:
     line = prints @ np.random.default_rng(1).normal(size=prints.shape[1]) / np.sqrt(prints.shape[1])
     order = np.argsort(line)
     reach = radius * 5.0 / np.sqrt(prints.shape[1]) + 1e-12  # a projection of a difference is rarely longer
-    view = lru_cache(maxsize=_KEPT)(lambda k: _view(survey.frames[k]))
+    view = lru_cache(maxsize=_KEPT)(lambda k: _View(survey.frames[k]))
     members: list[list[int]] = []
-    first: list[int] = []  # of each cluster that the window still reaches
-    place: list[int] = []
     start = 0
-    for k in order:
-        while start < len(first) and line[first[start]] < line[k] - reach:
+    for k in order.tolist():
+        while start < len(members) and line[members[start][0]] < line[k] - reach:
             start += 1
-        near = np.linalg.norm(prints[first[start:]] - prints[k], axis=1) < radius if start < len(first) else np.zeros(0)
-        for offset in np.flatnonzero(near):
-            if _compare(view(first[start + offset]), view(int(k)), _SAME) < _SAME:
-                members[place[start + offset]].append(int(k))
+        within = members[start:]
+        off = np.linalg.norm(prints[[each[0] for each in within]] - prints[k], axis=1) if within else np.zeros(0)
+        for each in (within[place] for place in np.flatnonzero(off < radius)):
+            if _compare(view(each[0]), view(k), _SAME) < _SAME:
+                each.append(k)
                 break
         else:
-            first.append(int(k))
-            place.append(len(members))
-            members.append([int(k)])
+            members.append([k])
     return Clusters([sorted(each) for each in members if len(each) > 1], sensitivity)
 
 
@@ -223,13 +201,11 @@ def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
 
 def _near_duplicates(survey: Survey, sensitivity: float) -> list[int]:
     """Frames of later splits within 0.02 Å of one of the first split, closest fingerprints first."""
-    split = np.array(survey.split)
-    first = np.flatnonzero(split == survey.splits[0])
-    others = np.flatnonzero((split != survey.splits[0]) & (split != UNASSIGNED) & (survey.n_atoms > 1))
+    first, others = np.flatnonzero(survey.is_first), np.flatnonzero(survey.is_later & (survey.n_atoms > 1))
     if not len(others):
         return []
     far, partner = (each[:, 0] for each in nearest(survey.fingerprint[others], survey.fingerprint[first], 1))
     close = np.flatnonzero(far < sensitivity * _NEAR)
     close = close[np.argsort(far[close])][:_MOST_CANDIDATES]
-    views = ((k, _view(survey.frames[others[k]]), _view(survey.frames[first[partner[k]]])) for k in close)
+    views = ((k, _View(survey.frames[others[k]]), _View(survey.frames[first[partner[k]]])) for k in close)
     return [int(others[k]) for k, one, other in views if _compare(one, other, _NEAR) < _NEAR]

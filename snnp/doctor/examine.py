@@ -12,7 +12,6 @@ from snnp.analysis.compression import Compression, compression_scan
 from snnp.data import Frame
 from snnp.doctor import coverage, duplicates, label_checks
 from snnp.doctor.consensus import Consensus, consensus_of, spread
-from snnp.doctor.mixture import check_mixture
 from snnp.doctor.pictures import data_pictures, model_pictures
 from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers
 from snnp.doctor.short_distances import check_compression, check_dimers, dimer_curves
@@ -96,7 +95,7 @@ def examine_data(
         if not any(each.check == "stress" for each in units):
             findings += label_checks.check_stresses(sound, consensus)
         findings += label_checks.check_energies(sound, consensus)
-        findings += check_mixture(sound, consensus)
+        findings += label_checks.check_mixture(sound, consensus)
     found = {finding.check for finding in findings}
     found |= {"plausibility", *_OF_SOUND_UNITS} if wrong.all() else set()
     return Report(

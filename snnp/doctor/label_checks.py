@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from snnp.data import check_frames
 from snnp.data.consistency import by_file, suspicions
 from snnp.doctor.consensus import Consensus, spread
-from snnp.doctor.mixture import find_heaps
-from snnp.doctor.survey import Survey
+from snnp.doctor.survey import Survey, nearest
 from snnp.report import Finding
-from snnp.units import (
-    BOHR_IN_ANGSTROM,
-    EV_IN_KJ_PER_MOL,
-    EV_PER_ANGSTROM3_IN_GPA,
-    HARTREE_IN_EV,
-    KCAL_PER_MOL_IN_EV,
-    NM_IN_ANGSTROM,
-)
+from snnp.units import BOHR_IN_ANGSTROM, ENERGY_UNITS, NM_IN_ANGSTROM, PRESSURE_UNITS
 
 __all__ = [
     "FORCE_FACTORS",
@@ -28,6 +20,7 @@ __all__ = [
     "check_energies",
     "check_force_sums",
     "check_forces",
+    "check_mixture",
     "check_plausibility",
     "check_relation",
     "check_stresses",
@@ -35,27 +28,16 @@ __all__ = [
 ]
 
 # A number in the file is this factor times the number in eV (and Å).
-_ENERGY_UNITS = {
-    "kcal/mol": 1.0 / KCAL_PER_MOL_IN_EV,
-    "kJ/mol": EV_IN_KJ_PER_MOL,
-    "Hartree": 1.0 / HARTREE_IN_EV,
-    "Rydberg": 2.0 / HARTREE_IN_EV,
-    "meV": 1000.0,
-}
+_ENERGY_UNITS = {name: 1.0 / ENERGY_UNITS[name] for name in ("kcal/mol", "kJ/mol", "Hartree", "Rydberg", "meV")}
+_LENGTHS = {"Å": 1.0, "nm": NM_IN_ANGSTROM, "Bohr": BOHR_IN_ANGSTROM}
 _FORCE_UNITS = {
-    "kcal/mol/Å": 1.0 / KCAL_PER_MOL_IN_EV,
-    "kJ/mol/Å": EV_IN_KJ_PER_MOL,
-    "kJ/mol/nm": EV_IN_KJ_PER_MOL * NM_IN_ANGSTROM,
-    "Hartree/Bohr": BOHR_IN_ANGSTROM / HARTREE_IN_EV,
-    "Hartree/Å": 1.0 / HARTREE_IN_EV,
-    "Rydberg/Bohr": 2.0 * BOHR_IN_ANGSTROM / HARTREE_IN_EV,
-    "meV/Å": 1000.0,
+    f"{energy}/{length}": _ENERGY_UNITS[energy] * _LENGTHS[length]
+    for energy, length in (
+        *(("kcal/mol", "Å"), ("kJ/mol", "Å"), ("kJ/mol", "nm"), ("Hartree", "Bohr"), ("Hartree", "Å")),
+        *(("Rydberg", "Bohr"), ("meV", "Å")),
+    )
 }
-_STRESS_UNITS = {
-    "GPa": EV_PER_ANGSTROM3_IN_GPA,
-    "kbar": 10.0 * EV_PER_ANGSTROM3_IN_GPA,
-    "bar": 1e4 * EV_PER_ANGSTROM3_IN_GPA,
-}
+_STRESS_UNITS = {name: 1.0 / PRESSURE_UNITS[name] for name in ("GPa", "kbar", "bar")}
 FORCE_FACTORS = {
     -1.0: "forces have the wrong sign (gradients in place of forces?)",
     **{1.0 / factor: f"forces are in {unit} and energies in eV" for unit, factor in _FORCE_UNITS.items()},
@@ -75,6 +57,13 @@ _NET_FORCE, _NET_SHARE = 0.02, 0.05  # eV/Å per atom, and of the typical force
 _TORQUE = 0.05
 _ASYMMETRIC = 0.1
 _FUSED = 0.3  # Å
+_LEAST_FRAMES = 30
+_LEAST_SHARE = 0.02
+_GAP = 4.0  # widths of the wider heap; one heap of thousands of normal deviates has gaps below one
+_INTERLEAVED, _APART = 0.04, 0.2  # eV/atom, distance of heaps: of like structures, and of unlike ones
+_NO_MATTER = 20.0  # eV/atom; two atoms pushed together reach 5
+_AS_NEAR, _MIXED = 1.5, 0.3
+_CANDIDATES = 50
 
 
 def _plural(n: int, noun: str = "frame") -> str:
@@ -110,23 +99,17 @@ def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
 
 def check_completeness(survey: Survey) -> Iterator[Finding]:
     """Which labels are missing, and which are only placeholders."""
-    n = len(survey.frames)
     for what, present in (("energies", np.isfinite(survey.energy)), ("forces", survey.has_forces)):
-        missing = ~present
-        if missing.all():
-            severity, said = "warning", f"no frame has {what}"
-        elif missing.any():
-            severity, said = "note", f"{int(missing.sum()):,} of {n:,} frames have no {what}"
-        else:
-            continue
-        yield Finding(
-            "completeness",
-            "warning" if severity == "warning" else "note",
-            said,
-            f"Training uses what is there; errors of {what} are averaged over the frames that have them.",
-            "If they exist upstream, check the name of the key; otherwise state it on the data set's card.",
-            () if missing.all() else survey.names(missing),
-        )
+        if not present.all():
+            missing, none = int((~present).sum()), not present.any()
+            yield Finding(
+                "completeness",
+                "warning" if none else "note",
+                f"no frame has {what}" if none else f"{missing:,} of {len(present):,} frames have no {what}",
+                f"Training uses what is there; errors of {what} are averaged over the frames that have them.",
+                "If they exist upstream, check the name of the key; otherwise state it on the data set's card.",
+                () if none else survey.names(~present),
+            )
     zero = survey.has_forces & (survey.force_max < 1e-12) & (survey.asymmetry > _ASYMMETRIC) & (survey.n_atoms > 1)
     if zero.any():
         yield Finding(
@@ -149,16 +132,11 @@ def check_plausibility(survey: Survey) -> Iterator[Finding]:
             yield replace(found, check="plausibility", severity="error" if severe else "warning")
 
 
-def _is_reliable(consensus: Consensus) -> bool:
-    """Whether the model's forces follow those of nearly all frames, up to the sign."""
-    size = np.abs(consensus.force_correlation[consensus.comparable])
-    return len(size) >= 10 and float(np.quantile(size, 0.1)) > _RELIABLE
-
-
 def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Frames whose forces point the other way, are larger or smaller by the factor of a unit, or agree with nothing."""
-    if not _is_reliable(consensus):
-        return
+    size = np.abs(consensus.force_correlation[consensus.comparable])
+    if len(size) < 10 or np.quantile(size, 0.1) <= _RELIABLE:
+        return  # the model's forces do not follow those of nearly all frames
     correlation = np.where(consensus.comparable, consensus.force_correlation, np.nan)
     opposite = correlation < _OPPOSITE
     if opposite.any():
@@ -198,8 +176,8 @@ def _force_units(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         wanted = float(np.log(factor))
         tolerance = min(0.35 * abs(wanted), max(4.0 * width, 0.3))
         # Of all units the nearest: Hartree/Å and Rydberg/Bohr are within a factor of two.
-        nearest = np.abs(off - wanted) <= np.min([np.abs(off - np.log(f)) for f in _FORCE_UNITS.values()], axis=0)
-        bad = (np.abs(off - wanted) < tolerance) & (np.abs(off) > 6.0 * width) & nearest
+        closest = np.abs(off - wanted) <= np.min([np.abs(off - np.log(f)) for f in _FORCE_UNITS.values()], axis=0)
+        bad = (np.abs(off - wanted) < tolerance) & (np.abs(off) > 6.0 * width) & closest
         if bad.any():
             yield Finding(
                 "force units",
@@ -217,7 +195,7 @@ def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     misfit = consensus.relative_misfit
     if not misfit or np.isfinite(survey.energy).sum() < 20:
         return
-    heaps = find_heaps(consensus.composition_residual, survey.fingerprint)
+    heaps = _find_heaps(consensus.composition_residual, survey.fingerprint)
     if heaps is not None and heaps.distance > _IMPOSSIBLE:
         return  # their distance is all that such a model sees of the energies
     best = min(misfit, key=lambda factor: misfit[factor])
@@ -235,15 +213,14 @@ def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Energies in another unit, given per atom, or far from what the structure leads one to expect."""
-    residual = consensus.residual
-    sigma = max(spread(residual), 1e-4)
-    if not np.isfinite(residual).sum() >= 10:
+    residual, n_atoms, n_known = consensus.residual, survey.n_atoms, np.isfinite(consensus.residual).sum()
+    if n_known < 10:
         return
-    far = np.abs(np.nan_to_num(residual)) > max(_FAR * sigma, _LEAST_ENERGY)
+    size, sigma = np.abs(np.nan_to_num(residual)), max(spread(residual), 1e-4)
+    far = size > max(_FAR * sigma, _LEAST_ENERGY)
     explained = np.zeros(len(far), dtype=bool)
-    n_atoms = survey.n_atoms
     hypotheses: list[tuple[str, str, float | np.ndarray]]
-    hypotheses = [(f"in {unit}", f"divide them by {size:.6g}", 1.0 / size) for unit, size in _ENERGY_UNITS.items()]
+    hypotheses = [(f"in {unit}", f"divide them by {one:.6g}", 1.0 / one) for unit, one in _ENERGY_UNITS.items()]
     hypotheses += [
         ("energies per atom, others per structure", "multiply them by the number of atoms", n_atoms),
         ("of the opposite sign", "multiply them by -1", -1.0),
@@ -252,29 +229,28 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         mended = residual + survey.energy * (factor - 1.0) / n_atoms
         hit = far & ~explained & (np.abs(mended) < max(6.0 * sigma, _MENDED))
         # Among many outliers of another kind one may fit by chance, unless it is farther off than matter can be.
-        certain = hit.any() and (np.abs(residual[hit]).min() > _IMPOSSIBLE or hit.sum() >= 0.2 * far.sum())
-        if certain and hit.sum() < 0.5 * np.isfinite(residual).sum():
+        certain = hit.any() and (size[hit].min() > _IMPOSSIBLE or hit.sum() >= 0.2 * far.sum())
+        if certain and hit.sum() < 0.5 * n_known:
             explained |= hit
             yield Finding(
                 "energy units",
                 "error",
-                f"energies of {_plural(int(hit.sum()))} are off by up to {np.abs(residual[hit]).max():.3g} eV/atom, "
+                f"energies of {_plural(int(hit.sum()))} are off by up to {size[hit].max():.3g} eV/atom, "
                 f"but fit if they are {said}",
                 "Frames in another unit spoil the fit of all others.",
                 f"In these frames {cure}; then look at their forces too.",
-                survey.names(hit, np.abs(np.nan_to_num(residual))),
+                survey.names(hit, size),
             )
     rest = far & ~explained
     if rest.any() and rest.sum() <= _MOST_OUTLIERS * len(rest):
-        worst = float(np.abs(residual[rest]).max())
         yield Finding(
             "energy outliers",
             "warning",
-            f"energies of {_plural(int(rest.sum()))} lie up to {worst:.3g} eV/atom away from what their composition "
-            f"and structure lead one to expect (typical deviation {sigma:.2g})",
+            f"energies of {_plural(int(rest.sum()))} lie up to {size[rest].max():.3g} eV/atom away from what their "
+            f"composition and structure lead one to expect (typical deviation {sigma:.2g})",
             "A failed or unconverged calculation, another magnetic state, or matter far from the rest of the set.",
             "Look at the worst frames first; keep them if they are meant, remove or recompute them if not.",
-            survey.names(rest, np.abs(np.nan_to_num(residual))),
+            survey.names(rest, size),
         )
 
 
@@ -326,11 +302,10 @@ def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         return
     size = float(np.median(np.abs(consensus.stress_ratio[telling])))
     unit = min(_STRESS_UNITS, key=lambda name: abs(np.log(size / _STRESS_UNITS[name])))
-    is_unit = size > 30.0
-    if middle > 0 and not is_unit:
-        return
     faults = ["have the opposite sign"] if middle < 0 else []
-    faults += [f"seem to be in {unit}"] if is_unit else []
+    faults += [f"seem to be in {unit}"] if size > 30.0 else []
+    if not faults:
+        return
     yield Finding(
         "stress",
         "error",
@@ -340,3 +315,92 @@ def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         "virial, with the opposite sign, in GPa or kbar.",
         "Convert, or name a key that holds 'virial' where the file has virials in eV.",
     )
+
+
+# Mixed levels of theory: energies that fall into two heaps though the structures do not.
+
+
+@dataclass(frozen=True)
+class _Heaps:
+    """Two heaps of energies.
+
+    Arguments:
+        smaller, larger: indices of their frames; those without an energy belong to none.
+        distance: eV/atom between their medians.
+        mixed: share of the smaller heap that has a structure of the other heap about as near as one of its own.
+    """
+
+    smaller: np.ndarray
+    larger: np.ndarray
+    distance: float
+    mixed: float
+
+
+def _find_heaps(residual: np.ndarray, fingerprint: np.ndarray) -> _Heaps | None:
+    """Split energies [n] (eV/atom, NaN where unknown) at the clearest gap; None where there is none.
+
+    Arguments:
+        fingerprint: [n, D] of the structures.
+    """
+    known = np.flatnonzero(np.isfinite(residual))
+    if len(known) < _LEAST_FRAMES:
+        return None
+    order = known[np.argsort(residual[known])]
+    values = residual[order]
+    least = max(5, int(_LEAST_SHARE * len(values)))
+    gaps = np.diff(values)
+    gaps[: least - 1] = gaps[len(values) - least :] = 0.0
+    best, where = 0.0, -1
+    for k in np.argsort(-gaps)[:_CANDIDATES]:
+        width = max(spread(values[: k + 1]), spread(values[k + 1 :]), 1e-4)
+        if gaps[k] / width > best:
+            best, where = float(gaps[k] / width), int(k)
+    if best < _GAP:
+        return None
+    lower, upper = order[: where + 1], order[where + 1 :]
+    smaller, larger = sorted((np.sort(upper), np.sort(lower)), key=len)
+    few, many = fingerprint[smaller], fingerprint[larger]
+    own, other = nearest(few, few, 2)[0][:, 1], nearest(few, many, 1)[0][:, 0]
+    distance = float(np.median(residual[upper]) - np.median(residual[lower]))
+    return _Heaps(smaller, larger, distance, float((other < _AS_NEAR * own).mean()))
+
+
+def check_mixture(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
+    """Two heaps of energies beyond composition and structure: mixed codes, functionals or zeros of energy."""
+    heaps = _find_heaps(consensus.residual, survey.fingerprint)
+    if heaps is None:
+        # Heaps so far apart spoil the model; no matter differs as much for the same composition.
+        heaps = _find_heaps(consensus.composition_residual, survey.fingerprint)
+        if heaps is None or heaps.distance < _NO_MATTER:
+            return
+    alike = heaps.mixed > _MIXED
+    if heaps.distance < (_INTERLEAVED if alike else _APART):
+        return
+    owners = _owners(survey, heaps.smaller, heaps.larger)
+    among = "among structures that are alike" if alike else "though these may be structures of another kind"
+    yield Finding(
+        "level of theory",
+        "error" if alike else "warning",
+        f"energies fall into two heaps {heaps.distance:.3g} eV/atom apart, {among}: "
+        f"{len(heaps.smaller):,} and {len(heaps.larger):,} frames{owners}",
+        "Two codes, functionals, pseudopotentials, magnetic states or zeros of energy are mixed; their difference is "
+        "no physics, but a model would try to learn it from the structures.",
+        "Keep one level of theory per data set; or bring the zeros together with the energies of isolated atoms at "
+        "each level, and say so on the card.",
+        survey.names(heaps.smaller),
+    )
+
+
+def _owners(survey: Survey, smaller: np.ndarray, larger: np.ndarray) -> str:
+    """What the frames of the smaller heap have in common and the others have not."""
+    columns = {
+        "file": [frame.source.rpartition("#")[0] for frame in survey.frames],
+        "split": survey.split,
+        "group": [frame.group or "" for frame in survey.frames],
+    }
+    for what, labels in columns.items():
+        array = np.array(labels)
+        inside, outside = set(array[smaller]), set(array[larger])
+        if inside and "" not in inside and not inside & outside:
+            return f"; the smaller heap is {what} {', '.join(sorted(inside)[:5])}"
+    return ""

@@ -16,14 +16,7 @@ from snnp.report import Finding
 __all__ = ["read_set"]
 
 _USUAL = ("train", "valid", "test", "all")
-_NAMES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "test": "test",
-}
+_NAMES = {name: name for name in _USUAL[:3]} | {"training": "train", "validation": "valid", "val": "valid"}
 
 
 def read_set(

@@ -1,10 +1,22 @@
-"""What the checks of data look at: every frame once, reduced to a few numbers."""
+r"""What the checks of data look at: every frame once, reduced to a few numbers and to fingerprints.
+
+Each atom is described by moments of its neighbours within 4.5 Å,
+
+    A_b,lm(i) = sum_j x(z_j) f_b(r_ij) Y_lm(r_ij / r),     d_b,l(i) = sum_m A_b,lm(i)²,
+
+with a fixed number x(z) per element. The fingerprint of a structure is the mean over its atoms of fixed random
+functions of `d` and of the element. It does not depend on how the structure is written: it is the same under rotation
+and mirroring, another order of atoms, another choice of lattice vectors or supercell, and with atoms moved by lattice
+vectors.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +24,30 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from snnp.data import Frame
-from snnp.doctor.environments import descriptors, summaries
-from snnp.doctor.linear import CUTOFF
 from snnp.errors import DataError
+from snnp.harmonics import Harmonics
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["UNASSIGNED", "Survey", "batches", "survey"]
+__all__ = [
+    *("CUTOFF", "UNASSIGNED", "Survey", "batches", "describe", "distances", "nearest", "pair_kinds", "species_of"),
+    "survey",
+]
 
+CUTOFF = 5.0
+"""Å, within which two atoms are a pair."""
 UNASSIGNED = "other"
 """Name of the split for files that belong to none, beside files that do: nothing leaks from or into it."""
 
 _BATCH_ATOMS = 2000
 _MAP_ATOMS = 6000
 _LEAST_VOLUME = 0.3  # Å³; hydrogen in the centre of Jupiter has 1
+
+_REACH = 4.5  # Å, of the fingerprints
+_CENTRES, _WIDTH = (1.0, 1.7, 2.4, 3.1), 0.7  # Å, of the radial functions
+_DEGREE = 2
+_N_FUNCTIONS = 24
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -41,7 +63,7 @@ class Survey:
         force_rms, force_max: [n] eV/Å; net_force: [n] eV/Å per atom; torque: [n] relative, NaN where periodic; all NaN
             without forces.
         asymmetry: [n] of the surroundings, largest over atoms; zero where all forces vanish by symmetry.
-        fingerprint: [n, D], see `snnp.doctor.environments`.
+        fingerprint: [n, D].
         atoms: [M, d] descriptors of some atoms, with the frame and atomic number of each [M].
     """
 
@@ -67,6 +89,11 @@ class Survey:
         return total
 
     @property
+    def fractions(self) -> np.ndarray:
+        """[n, Z] of the atoms that are of an element."""
+        return self.counts / self.n_atoms[:, None]
+
+    @property
     def splits(self) -> list[str]:
         """Names, in the order in which they were given."""
         return list(dict.fromkeys(self.split))
@@ -75,6 +102,16 @@ class Survey:
     def has_forces(self) -> np.ndarray:
         """[n] whether a frame has forces."""
         return np.isfinite(self.force_rms)
+
+    @property
+    def is_first(self) -> np.ndarray:
+        """[n] whether a frame is of the split that is trained on."""
+        return np.array(self.split) == self.splits[0]
+
+    @property
+    def is_later(self) -> np.ndarray:
+        """[n] whether a frame is of another split."""
+        return ~self.is_first & (np.array(self.split) != UNASSIGNED)
 
     def names(self, which: np.ndarray, badness: np.ndarray | None = None) -> tuple[str, ...]:
         """Sources of the frames in a mask [n] or index array, worst first where `badness` [n] says how bad they are."""
@@ -104,13 +141,10 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
     Raises:
         DataError: if there are no frames, or one so dense that its neighbours would fill the memory.
     """
-    frames, split = [], []
-    for name, given in frames_by_split.items():
-        part = list(given)
-        frames += part
-        split += [name] * len(part)
-    if not frames:
+    both = [(frame, name) for name, given in frames_by_split.items() for frame in given]
+    if not both:
         raise DataError("there are no frames to examine; name a data set with at least one structure.")
+    frames, split = [frame for frame, _ in both], [name for _, name in both]
     for frame in frames:
         volume = float(frame.structure.cell[0].det().abs() / frame.n_atoms) if frame.structure.pbc.all() else np.inf
         if volume < _LEAST_VOLUME:
@@ -119,65 +153,147 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
                 "or its cell is wrong; state the unit, such as --units length=nm, or remove the frame."
             )
     elements = tuple(sorted({z for frame in frames for z in frame.structure.numbers.tolist()}))
-    pairs = list(itertools.combinations_with_replacement(elements, 2))
-    n = len(frames)
-    closest, fingerprint = np.full((n, len(pairs)), np.inf), []
-    asymmetry, sampled = np.zeros(n), []
-    total = sum(frame.n_atoms for frame in frames)
+    counts = np.array([[int((f.structure.numbers == z).sum()) for z in elements] for f in frames])
+    closest, fingerprint, asymmetry, sampled = [], [], [], []
     chosen = np.random.default_rng(0)
     for place, structure in batches(frames):
         neighbours = neighbour_list(structure, CUTOFF)
         vectors = pair_vectors(structure, neighbours)
-        closest[place] = _closest(structure, neighbours, vectors, elements)
-        described, lopsided = descriptors(structure, neighbours, vectors)
+        closest.append(_closest(structure, neighbours, vectors, elements))
+        described, lopsided = _descriptors(structure, neighbours, vectors)
         owner = structure.structure_of_atom
         worst = torch.zeros(structure.n_structures, dtype=lopsided.dtype)
-        asymmetry[place] = worst.scatter_reduce(0, owner, lopsided, "amax").numpy()
-        fingerprint.append(summaries(described, structure).numpy())
-        kept = torch.from_numpy(chosen.random(structure.n_atoms) < _MAP_ATOMS / total)
+        asymmetry.append(worst.scatter_reduce(0, owner, lopsided, "amax").numpy())
+        fingerprint.append(_summaries(described, structure).numpy())
+        kept = torch.from_numpy(chosen.random(structure.n_atoms) < _MAP_ATOMS / counts.sum())
         sampled.append([part[kept].numpy() for part in (described, owner + place.start, structure.numbers)])
+    atoms: Any = tuple(np.concatenate(parts) for parts in zip(*sampled, strict=True))
+    rms, largest, net, torque = np.array([_force_statistics(frame) for frame in frames]).T
     return Survey(
-        frames=frames,
-        split=split,
-        elements=elements,
-        pairs=pairs,
-        counts=np.array([[int((f.structure.numbers == z).sum()) for z in elements] for f in frames]),
-        energy=np.array([np.nan if f.energy is None else f.energy for f in frames]),
-        closest=closest,
-        **_force_statistics(frames),
-        asymmetry=asymmetry,
-        fingerprint=np.concatenate(fingerprint),
-        atoms=tuple(np.concatenate(parts) for parts in zip(*sampled, strict=True)),  # type: ignore[arg-type]
+        frames,
+        split,
+        elements,
+        list(itertools.combinations_with_replacement(elements, 2)),
+        counts,
+        np.array([np.nan if f.energy is None else f.energy for f in frames]),
+        np.concatenate(closest),
+        rms,
+        largest,
+        net,
+        torque,
+        np.concatenate(asymmetry),
+        np.concatenate(fingerprint),
+        atoms,
     )
+
+
+def species_of(numbers: Tensor, elements: Sequence[int]) -> Tensor:
+    """Place of each atomic number among the elements."""
+    table = torch.zeros(max(elements) + 1, dtype=torch.int64)
+    table[list(elements)] = torch.arange(len(elements))
+    return table[numbers]
+
+
+def pair_kinds(numbers: Tensor, neighbours: Neighbours, elements: Sequence[int]) -> Tensor:
+    """[P] pair of elements, in the order of `combinations_with_replacement`."""
+    species = species_of(numbers, elements)
+    a, b = species[neighbours.i], species[neighbours.j]
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    return low * len(elements) - low * (low - 1) // 2 + high - low
 
 
 def _closest(structure: Structure, neighbours: Neighbours, vectors: Tensor, elements: tuple[int, ...]) -> np.ndarray:
     """[B, Q] shortest distance per pair of elements."""
-    z = len(elements)
-    species = torch.zeros(max(elements) + 1, dtype=torch.int64)
-    species[list(elements)] = torch.arange(z)
-    a, b = species[structure.numbers[neighbours.i]], species[structure.numbers[neighbours.j]]
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    kind = low * z - low * (low - 1) // 2 + high - low  # the order of combinations_with_replacement
-    n_kinds = z * (z + 1) // 2
-    owner = structure.structure_of_atom[neighbours.i]
+    n_kinds = len(elements) * (len(elements) + 1) // 2
+    place = structure.structure_of_atom[neighbours.i] * n_kinds + pair_kinds(structure.numbers, neighbours, elements)
     found = torch.full((structure.n_structures * n_kinds,), torch.inf, dtype=vectors.dtype)
-    found = found.scatter_reduce(0, owner * n_kinds + kind, vectors.norm(dim=1), "amin")
-    return found.reshape(-1, n_kinds).numpy()
+    return found.scatter_reduce(0, place, vectors.norm(dim=1), "amin").reshape(-1, n_kinds).numpy()
 
 
-def _force_statistics(frames: Sequence[Frame]) -> dict[str, np.ndarray]:
-    table = np.full((len(frames), 4), np.nan)
-    for k, frame in enumerate(frames):
-        if frame.forces is None:
-            continue
-        forces = np.asarray(frame.forces)
-        norms = np.linalg.norm(forces, axis=1)
-        table[k, :3] = np.sqrt(np.square(forces).mean()), norms.max(), np.linalg.norm(forces.mean(axis=0))
-        if not bool(frame.structure.pbc.any()) and frame.n_atoms > 1 and norms.max() > 0.0:
-            arm = frame.structure.positions.numpy()
-            arm = arm - arm.mean(axis=0)
-            # Against what the same forces could at most exert.
-            most = (np.linalg.norm(arm, axis=1) * norms).sum()
-            table[k, 3] = np.linalg.norm(np.cross(arm, forces).sum(axis=0)) / max(most, 1e-12)
-    return dict(zip(("force_rms", "force_max", "net_force", "torque"), table.T, strict=True))
+def _force_statistics(frame: Frame) -> tuple[float, float, float, float]:
+    """Root of the mean square component, largest, mean, and torque; see `Survey`."""
+    if frame.forces is None:
+        return (np.nan,) * 4
+    forces = np.asarray(frame.forces)
+    norms, torque = np.linalg.norm(forces, axis=1), np.nan
+    if not bool(frame.structure.pbc.any()) and frame.n_atoms > 1 and norms.max() > 0.0:
+        arm = frame.structure.positions.numpy()
+        arm = arm - arm.mean(axis=0)
+        # Against what the same forces could at most exert.
+        most = (np.linalg.norm(arm, axis=1) * norms).sum()
+        torque = np.linalg.norm(np.cross(arm, forces).sum(axis=0)) / max(most, 1e-12)
+    return float(np.sqrt(np.square(forces).mean())), norms.max(), float(np.linalg.norm(forces.mean(axis=0))), torque
+
+
+# Fingerprints.
+
+
+@lru_cache
+def _constants() -> tuple[Harmonics, Tensor, Tensor, Tensor, Tensor]:
+    """Harmonics, element weights [Z], random matrix [d, D], element offsets [Z, D], and element marks [Z, 4]."""
+    rng, n_elements = np.random.default_rng(20261121), len(chemical_symbols)
+    size = len(_CENTRES) * (_DEGREE + 1)
+    weights, matrix, offsets, marks = map(
+        torch.from_numpy,
+        (
+            rng.uniform(0.5, 1.5, n_elements),
+            rng.normal(size=(size, _N_FUNCTIONS)) * (2.0 / np.sqrt(size)),
+            rng.uniform(-2.0, 2.0, (n_elements, _N_FUNCTIONS)),
+            rng.normal(size=(n_elements, 4)),
+        ),
+    )
+    return Harmonics(_DEGREE).double(), weights, matrix, offsets, marks
+
+
+def _descriptors(structure: Structure, neighbours: Neighbours, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, d] descriptors of the atoms, and [N] how lopsided their surroundings are (zero in a centre of symmetry).
+
+    Arguments:
+        structure: in float64; neighbours: a list that reaches at least 4.5 Å; vectors: [P, 3] its pair vectors.
+    """
+    harmonics, weights, *_ = _constants()
+    r = vectors.norm(dim=1)
+    near = r < _REACH
+    i, r, vectors = neighbours.i[near], r[near][:, None], vectors[near]
+    radial = torch.exp(-(((r - torch.tensor(_CENTRES)) / _WIDTH) ** 2)) * (1.0 - (r / _REACH) ** 2) ** 3
+    radial = radial * weights[structure.numbers[neighbours.j[near]]][:, None]
+    moments = torch.zeros(structure.n_atoms, len(_CENTRES), (_DEGREE + 1) ** 2, dtype=r.dtype)
+    moments.index_add_(0, i, radial[:, :, None] * harmonics(vectors / r)[:, None, :])
+    square = moments.square()
+    degrees = [square[:, :, each**2 : (each + 1) ** 2].sum(dim=2) for each in range(_DEGREE + 1)]
+    lopsided = degrees[1].sum(dim=1).sqrt() / (degrees[0].sum(dim=1).sqrt() + 1e-3)
+    return torch.stack(degrees, dim=2).reshape(structure.n_atoms, -1), lopsided
+
+
+def _summaries(described: Tensor, structure: Structure) -> Tensor:
+    """[B, D] fingerprints from the atoms' descriptors: means of random functions, and the composition."""
+    _, _, matrix, offsets, marks = _constants()
+    # Logarithms: squares of moments span decades.
+    functions = torch.sin(torch.log1p(described) @ matrix + offsets[structure.numbers])
+    rows = torch.cat([functions, marks[structure.numbers]], dim=1)
+    total = torch.zeros(structure.n_structures, rows.shape[1], dtype=rows.dtype)
+    total.index_add_(0, structure.structure_of_atom, rows)
+    return total / structure.atoms_per_structure.clamp_min(1)[:, None]
+
+
+def describe(structure: Structure) -> tuple[Tensor, Tensor]:
+    """Descriptors of the atoms [N, d] and fingerprints [B, D] of a batch."""
+    neighbours = neighbour_list(structure, _REACH)
+    described, _ = _descriptors(structure, neighbours, pair_vectors(structure, neighbours))
+    return described, _summaries(described, structure)
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n, m] distances between points [n, D] and [m, D], exact where they are tiny."""
+    mode = "donot_use_mm_for_euclid_dist"
+    result: np.ndarray = torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=mode).numpy()
+    return result
+
+
+def nearest(points: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """[n, k] distances and indices of the k nearest of `others` [m, D] to each of `points` [n, D], nearest first."""
+    parts = [
+        torch.from_numpy(distances(points[start : start + _CHUNK], others)).topk(k, dim=1, largest=False)
+        for start in range(0, len(points), _CHUNK)
+    ]
+    return np.concatenate([p.values.numpy() for p in parts]), np.concatenate([p.indices.numpy() for p in parts])
