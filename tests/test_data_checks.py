@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from snnp.data.checks import check_frames
 from snnp.data.frames import Frame
+from snnp.data.plausibility import check_frames
 from snnp.report import Finding
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snnp.data.frames import Frame
+from snnp.data.frames import Frame, Frames
 from snnp.units import BOHR_IN_ANGSTROM, ENERGY_UNITS, HARTREE_IN_EV, NM_IN_ANGSTROM, PRESSURE_UNITS
 
-__all__ = ["Relation", "Slope", "Suspicion", "by_file", "relation_of", "suspicions"]
+__all__ = ["Relation", "Slope", "Suspicion", "by_file", "relation_of", "rows_by_file", "suspicions"]
 
 _MOST_WORK = 20_000_000  # numbers in the differences of all pairs of one group
 _MOST_FRAMES = 300  # of one group
@@ -95,15 +95,16 @@ class _Pairs:
 
 def relation_of(frames: Sequence[Frame]) -> Relation:
     """Compare changes of energy with the work of forces and stress between neighbouring frames; seconds at most."""
-    groups: dict[tuple[bytes, bytes], list[Frame]] = defaultdict(list)
-    for frame in frames:
-        if frame.energy is not None and frame.n_atoms > 1 and (frame.forces is not None or frame.stress is not None):
-            groups[frame.structure.numbers.numpy().tobytes(), frame.structure.pbc.numpy().tobytes()].append(frame)
-    largest = sorted(groups.values(), key=len, reverse=True)[:_MOST_GROUPS]
+    frames = Frames.of(frames)
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    told = frames.has_energy & (frames.counts > 1) & (frames.has_forces | frames.has_stress)
+    for row in np.flatnonzero(told).tolist():
+        numbers = frames.numbers[frames.starts[row] : frames.starts[row + 1]]
+        groups[numbers.tobytes() + frames.pbc[row].tobytes()].append(row)
     still: list[_Pairs] = []
     strained: list[_Pairs] = []
-    for group in largest:
-        for pairs in _pairs(_some(group)) if len(group) > 1 else ():
+    for rows in sorted(groups.values(), key=len, reverse=True)[:_MOST_GROUPS]:
+        for pairs in _pairs(frames.take(_some(rows, int(frames.counts[rows[0]])))) if len(rows) > 1 else ():
             (strained if pairs.of_stress.any() else still).append(pairs)
     one = _joined(still)
     forces = None if one is None else _slope(one.energy, one.of_forces)
@@ -128,28 +129,23 @@ def _joined(found: list[_Pairs]) -> _Pairs | None:
     return _Pairs(*(column[near] for column in columns))
 
 
-def _some(group: list[Frame]) -> list[Frame]:
+def _some(rows: list[int], n_atoms: int) -> list[int]:
     """Runs of consecutive frames, spread evenly."""
-    most = int(np.clip(np.sqrt(_MOST_WORK / (3 * group[0].n_atoms)), 2 * _RUN, _MOST_FRAMES))
-    if len(group) <= most:
-        return group
-    starts = np.linspace(0, len(group) - _RUN, most // _RUN).astype(int)
-    return [group[k] for k in np.unique(starts[:, None] + np.arange(_RUN))]
+    most = int(np.clip(np.sqrt(_MOST_WORK / (3 * n_atoms)), 2 * _RUN, _MOST_FRAMES))
+    if len(rows) <= most:
+        return rows
+    starts = np.linspace(0, len(rows) - _RUN, most // _RUN).astype(int)
+    return [rows[k] for k in np.unique(starts[:, None] + np.arange(_RUN))]
 
 
-def _pairs(group: list[Frame]) -> Iterator[_Pairs]:
+def _pairs(group: Frames) -> Iterator[_Pairs]:
     """Each frame with the nearest others."""
-    n = group[0].n_atoms
-    structures = [frame.structure for frame in group]
-    positions = np.stack([structure.positions.numpy() for structure in structures])
+    positions, forces = (values.reshape(len(group), -1, 3) for values in (group.positions, group.forces))
+    energy, stress = group.energy, group.stress
     # Where nothing repeats a cell is only room, which differs where it was fitted around the atoms.
-    cells = np.stack([structure.cell.numpy()[0] * structure.pbc.numpy()[0][:, None] for structure in structures])
-    nothing = np.full((max(n, 3), 3), np.nan)
-    forces = np.stack([nothing[:n] if frame.forces is None else np.asarray(frame.forces) for frame in group])
-    stress = np.stack([nothing[:3] if frame.stress is None else np.asarray(frame.stress) for frame in group])
-    energy = np.array([float(frame.energy or 0.0) for frame in group])
-    periodic = bool(structures[0].pbc.all())
-    if not structures[0].pbc.any():
+    cells = group.cell * group.pbc[:, :, None]
+    periodic = bool(group.pbc[0].all())
+    if not group.pbc.any():
         positions, forces = _aligned(positions, forces)
     for a in range(len(group)):
         moves, strains = _moves(a, positions, cells, periodic)
@@ -331,13 +327,19 @@ def _nearest(slope: Slope, known: Sequence[_Meaning], near: float, stiffness: fl
     return [meaning for _, meaning in sorted(fitting, key=lambda each: each[0])]
 
 
-def by_file(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
+def rows_by_file(frames: Frames) -> dict[str, np.ndarray]:
+    """Rows of the frames of each file that the sources name."""
+    files: dict[str, list[int]] = defaultdict(list)
+    for row, source in enumerate(frames.sources):
+        name, mark, _ = source.rpartition("#")
+        files[name if mark else "data"].append(row)
+    return {name: np.array(rows) for name, rows in files.items()}
+
+
+def by_file(frames: Sequence[Frame]) -> dict[str, Frames]:
     """Frames by the file that their sources name."""
-    files: dict[str, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        name, mark, _ = frame.source.rpartition("#")
-        files[name if mark else "data"].append(frame)
-    return dict(files)
+    frames = Frames.of(frames)
+    return {name: frames.take(rows) for name, rows in rows_by_file(frames).items()}
 
 
 def suspicions(files: Mapping[str, Sequence[Frame]]) -> list[Suspicion]:
@@ -347,12 +349,13 @@ def suspicions(files: Mapping[str, Sequence[Frame]]) -> list[Suspicion]:
         files: name -> its frames; of very many the largest are looked at.
     """
     largest = sorted(files, key=lambda name: len(files[name]), reverse=True)[:_MOST_FILES]
-    found = [each for name in files if name in largest for each in _of_one(name, files[name])]
+    known = {name: Frames.of(frames) for name, frames in files.items() if name in largest}
+    found = [each for name, frames in known.items() for each in _of_one(name, frames)]
     blamed = {each.file for each in found if each.certain}
-    return found + list(_beside({name: files[name] for name in largest if name not in blamed}))
+    return found + list(_beside({name: known[name] for name in largest if name not in blamed}))
 
 
-def _of_one(file: str, frames: Sequence[Frame]) -> Iterator[Suspicion]:
+def _of_one(file: str, frames: Frames) -> Iterator[Suspicion]:
     relation = relation_of(frames)
     electrons = _all_electrons(frames)
     unit = next((name for name, size in _ENERGIES.items() if abs(electrons / size - 1.0) < _ALL_ELECTRONS), None)
@@ -402,7 +405,7 @@ def _suspicion(file: str, quantity: str, slope: Slope, meanings: Sequence[_Meani
     return Suspicion(file, quantity, f"{seen}{known}: {said}", cure, True, slope.factor)
 
 
-def _beside(files: Mapping[str, Sequence[Frame]]) -> Iterator[Suspicion]:
+def _beside(files: Mapping[str, Frames]) -> Iterator[Suspicion]:
     """Files whose energies and forces are those of another file, for the same compositions, times a unit."""
     sizes = {name: _sizes(frames) for name, frames in files.items()}
     for (name, mine), (other, theirs) in itertools.permutations(sizes.items(), 2):
@@ -418,43 +421,39 @@ def _beside(files: Mapping[str, Sequence[Frame]]) -> Iterator[Suspicion]:
                 return
 
 
-def _sizes(frames: Sequence[Frame]) -> dict[tuple[tuple[int, int], ...], tuple[float, float]]:
+def _sizes(frames: Frames) -> dict[tuple[tuple[str, int], ...], tuple[float, float]]:
     """Composition -> usual energy per atom and usual force; NaN for what is missing."""
-    found: dict[tuple[tuple[int, int], ...], list[tuple[float, float]]] = defaultdict(list)
-    for frame in frames:
-        if frame.energy is not None and frame.n_atoms > 1:
-            elements, counts = np.unique(frame.structure.numbers.numpy(), return_counts=True)
-            counts = counts // np.gcd.reduce(counts)
-            force = np.nan if frame.forces is None else float(np.sqrt(np.square(frame.forces).mean()))
-            found[tuple(zip(elements.tolist(), counts.tolist(), strict=True))].append(
-                (frame.energy / frame.n_atoms, force)
-            )
-    return {formula: tuple(np.median(np.array(values), axis=0).tolist()) for formula, values in found.items()}
+    force = np.sqrt(frames.per_frame(np.square(frames.forces).sum(axis=1)) / (3 * frames.counts))
+    values = np.stack([frames.energy / frames.counts, force], axis=1)
+    counts = frames.composition()
+    counts = counts // np.gcd.reduce(counts, axis=1, keepdims=True)
+    found: dict[tuple[tuple[str, int], ...], list[np.ndarray]] = defaultdict(list)
+    for row in np.flatnonzero(frames.has_energy & (frames.counts > 1)):
+        formula = tuple((symbol, n) for symbol, n in zip(frames.elements, counts[row].tolist(), strict=True) if n)
+        found[formula].append(values[row])
+    return {formula: tuple(np.median(np.array(each), axis=0).tolist()) for formula, each in found.items()}
 
 
-def _all_electrons(frames: Sequence[Frame]) -> float:
+def _all_electrons(frames: Frames) -> float:
     """Total energies over those of the atoms with all electrons, in eV; NaN where they are not of that kind.
 
     Atoms: Englert and Schwinger, Phys. Rev. A 32, 26 (1985), right to 1 % beyond beryllium.
     """
-    ratios = []
-    for frame in frames[:: max(len(frames) // 200, 1)]:
-        numbers = frame.structure.numbers.numpy()
-        if frame.energy is not None and 2 < numbers.max() <= _HEAVIEST:
-            z = numbers.astype(np.float64)
-            atoms = -0.7687 * z ** (7 / 3) + 0.5 * z**2 - 0.2699 * z ** (5 / 3)
-            for light, energy in _LIGHT.items():
-                atoms[numbers == light] = energy
-            ratios.append(frame.energy / (HARTREE_IN_EV * atoms.sum()))
+    frames = frames.take(np.arange(0, len(frames), max(len(frames) // 200, 1)))
+    z = np.arange(119, dtype=np.float64)
+    atoms = -0.7687 * z ** (7 / 3) + 0.5 * z**2 - 0.2699 * z ** (5 / 3)
+    atoms[list(_LIGHT)] = list(_LIGHT.values())
+    heaviest = frames.per_frame(frames.numbers, np.maximum)
+    told = frames.has_energy & (heaviest > 2) & (heaviest <= _HEAVIEST)
+    ratios = (frames.energy / (HARTREE_IN_EV * frames.per_frame(atoms[frames.numbers])))[told]
     if len(ratios) < _LEAST_PAIRS or np.ptp(np.quantile(ratios, [0.1, 0.9])) > 0.1 * abs(float(np.median(ratios))):
         return float("nan")
     return float(np.median(ratios))
 
 
-def _stiff(file: str, frames: Sequence[Frame], relation: Relation) -> Iterator[Suspicion]:
+def _stiff(file: str, frames: Frames, relation: Relation) -> Iterator[Suspicion]:
     """Matter that would be stiffer than any: its labels are in a unit that makes large numbers."""
-    short = any(bool(np.isin(frame.structure.numbers.numpy(), _SHORT_BONDS).any()) for frame in frames)
-    limit = _MOST_STIFF if short else _MOST_STIFF_METAL
+    limit = _MOST_STIFF if np.isin(frames.numbers, _SHORT_BONDS).any() else _MOST_STIFF_METAL
     if relation.stiffness > limit:
         said = f"forces change by {relation.stiffness:.3g} eV/Å for each Å, known matter has less than {limit:.0f}"
         cure = "if all labels are in kcal/mol, " + _statement("energy: kcal/mol") + "; likewise kJ/mol"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snnp.data import check_frames
-from snnp.data.consistency import by_file, suspicions
+from snnp.data import Frames, check_frames
+from snnp.data.consistency import rows_by_file, suspicions
 from snnp.doctor.consensus import Consensus, spread
 from snnp.doctor.survey import Survey, nearest
 from snnp.report import Finding
@@ -78,10 +78,10 @@ def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
         for sure.
     """
     findings, wrong = [], np.zeros(len(survey.frames), dtype=bool)
-    files = by_file(survey.frames)
-    place = {id(frame): k for k, frame in enumerate(survey.frames)}
-    for found in suspicions(files):
-        mine = np.array([place[id(frame)] for frame in files[found.file]])
+    frames = Frames.of(survey.frames)
+    files = rows_by_file(frames)
+    for found in suspicions({name: frames.take(rows) for name, rows in files.items()}):
+        mine = files[found.file]
         splits = ", ".join(dict.fromkeys(survey.split[k] for k in mine))
         wrong[mine] |= found.certain and found.quantity != "stress"
         findings.append(

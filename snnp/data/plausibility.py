@@ -1,0 +1,153 @@
+"""Plausibility of reference data: units and outliers cannot be known, but they can be suspected, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from snnp.data.frames import Frame, Frames
+from snnp.data.reference import are_isolated_atoms, fit_reference_energies
+from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.report import Finding
+from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV
+
+__all__ = ["check_frames"]
+
+# Thresholds lie beyond what DFT data sets hold: warm dense aluminium, shock structures of phosphides and dissociating
+# molecules pass.
+_ENERGY_SPREAD = 5.0  # eV/atom away from the bulk of the data, for an outlier
+_LARGEST_FORCE = 100.0  # eV/Å
+_SMALL_TYPICAL_FORCE = 0.04  # eV/Å; hot crystals and molecules have 0.1 to 2, i.e. 0.002 to 0.04 Hartree/Bohr
+_LARGE_TYPICAL_FORCE = 15.0  # eV/Å; 1 eV/Å is 23 kcal/mol/Å or 96 kJ/mol/Å
+_SHORTEST, _FARTHEST = 0.5, 5.0  # Å; H2 has 0.74, the most open crystals 4 to 5
+_LARGEST_STRESS = 2.0  # eV/Å³ (320 GPa)
+_BATCH = 64  # frames whose distances are looked at together
+
+# Meaning by kind; the cure is the same for all.
+_MEANINGS = {
+    "energy_outlier": "A failed calculation, or another unit or zero of energy, spoils the fit of all others.",
+    "large_force": "One frame with huge forces outweighs thousands of others in a force loss.",
+    "typical_force": "Forces of the whole set are outside what matter shows, so their unit is in doubt.",
+    "short_distance": "No matter has such distances: positions or cell are wrong, or it is a scan on purpose.",
+    "long_distance": "Atoms that feel nothing teach nothing; positions or cell may be in another unit.",
+    "large_stress": "Stresses beyond 300 GPa are rare; the unit or the sign convention is in doubt.",
+}
+_CURE = "Compare one of the frames with the output of the reference calculation and convert or remove it."
+
+
+def _finding(kind: str, message: str, frames: tuple[str, ...] = ()) -> Finding:
+    return Finding(kind, "warning", message, _MEANINGS[kind], _CURE, frames)
+
+
+def check_frames(frames: Sequence[Frame]) -> list[Finding]:
+    """Look for wrong units and damaged frames; an empty list means that nothing was suspicious.
+
+    The checks are "energy_outlier", "large_force", "typical_force", "short_distance", "long_distance", "large_stress".
+
+    Checked are energies per atom (after the least-squares part of the composition is taken out), force magnitudes, the
+    shortest distance of each frame and stresses. NaN never gets this far: `read_frames` refuses it.
+    """
+    frames = Frames.of(frames)
+    if not frames:
+        return []
+    checks = (_check_energies, _check_forces, _check_distances, _check_stresses)
+    return [finding for check in checks for finding in check(frames)]
+
+
+def _worst_first(frames: Frames, badness: np.ndarray, bad: np.ndarray) -> tuple[str, ...]:
+    return tuple(frames.sources[row] for row in np.argsort(-badness) if bad[row])
+
+
+def _check_energies(frames: Frames) -> Iterator[Finding]:
+    # Isolated atoms lie far above bound matter by nature.
+    frames = frames.take(frames.has_energy & ~are_isolated_atoms(frames))
+    if len(frames) < 3:
+        return
+    # Two rounds: outliers of the first round would tilt the composition fit of the others.
+    size = np.abs(_energy_residuals(frames, frames))
+    kept = frames.take(size < _ENERGY_SPREAD) if size.min() < _ENERGY_SPREAD else frames
+    residual = _energy_residuals(frames, kept)
+    bad = np.abs(residual) > _ENERGY_SPREAD
+    if bad.any():
+        message = (
+            f"{bad.sum()} frames have an energy per atom more than {_ENERGY_SPREAD} eV away from the rest "
+            f"(up to {residual[np.abs(residual).argmax()]:+.1f} eV/atom): another unit or zero of energy, "
+            "a failed calculation, or matter far from equilibrium"
+        )
+        yield _finding("energy_outlier", message, _worst_first(frames, np.abs(residual), bad))
+
+
+def _energy_residuals(frames: Frames, fitted: Frames) -> np.ndarray:
+    """[n] energy per atom minus composition part minus median, eV."""
+    fit = fit_reference_energies(fitted, isolated=[]).energies
+    zero = np.array([fit.get(symbol, 0.0) for symbol in frames.elements])
+    values: np.ndarray = (frames.energy - frames.composition() @ zero) / frames.counts
+    return values - np.median(values)
+
+
+def _check_forces(frames: Frames) -> Iterator[Finding]:
+    frames = frames.take(frames.has_forces & (frames.counts > 1))
+    if not frames:
+        return
+    norms = np.linalg.norm(frames.forces, axis=1)
+    largest = frames.per_frame(norms, np.maximum)
+    bad = largest > _LARGEST_FORCE
+    if bad.any():
+        message = f"{bad.sum()} frames have forces above {_LARGEST_FORCE:.0f} eV/Å (up to {largest.max():.0f})"
+        yield _finding("large_force", message, _worst_first(frames, largest, bad))
+    # Perfect crystals have zero forces by symmetry: they say nothing about the unit.
+    moving = norms[norms > 1e-6]
+    typical = float(np.median(moving)) if moving.size else 1.0
+    if typical < _SMALL_TYPICAL_FORCE:
+        factor = HARTREE_IN_EV / BOHR_IN_ANGSTROM
+        message = f"forces are small (median {typical:.2g} eV/Å): if they are in Hartree/Bohr, multiply by {factor:.2f}"
+        yield _finding("typical_force", message)
+    elif typical > _LARGE_TYPICAL_FORCE:
+        message = f"forces are large (median {typical:.3g} eV/Å): they may be in kcal/mol/Å or kJ/mol/Å, expected eV/Å"
+        yield _finding("typical_force", message)
+
+
+def _check_distances(frames: Frames) -> Iterator[Finding]:
+    shortest = _shortest_distances(frames)
+    near = shortest < _SHORTEST
+    if near.any():
+        message = (
+            f"{near.sum()} frames have atoms closer than {_SHORTEST} Å (down to {shortest.min():.2f} Å): "
+            "positions may be in nm or fractional, or the cell is wrong"
+        )
+        yield _finding("short_distance", message, _worst_first(frames, -shortest, near))
+    # Lone atoms and pairs may be far apart on purpose (isolated atoms, dissociation curves).
+    far = (shortest > _FARTHEST) & (frames.counts > 2)
+    if far.any():
+        message = f"{far.sum()} frames have no two atoms closer than {_FARTHEST} Å: positions in another unit?"
+        yield _finding("long_distance", message, _worst_first(frames, shortest, far))
+
+
+def _shortest_distances(frames: Frames) -> np.ndarray:
+    """[B] shortest distance in each frame, Å; infinite where it is far beyond that of any matter."""
+    # Of all arrangements close packing keeps atoms the farthest apart: 1.12 of the edge of a cube that holds one.
+    # Within that a crystal has a pair in any case; lengths in nm would have all too many within a fixed distance.
+    edge = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.counts)
+    reach = np.where(frames.has_volume, np.minimum(_FARTHEST, 1.2 * edge), _FARTHEST)
+    order, shortest = np.argsort(reach), np.empty(len(frames))
+    for rows in np.split(order, range(_BATCH, len(order), _BATCH)):
+        structure = frames.take(rows).structure()
+        pairs = neighbour_list(structure, float(reach[rows].max()))
+        distances = pair_vectors(structure, pairs).norm(dim=1)
+        found = torch.full((len(rows),), torch.inf, dtype=distances.dtype)
+        shortest[rows] = found.scatter_reduce(0, structure.structure_of_atom[pairs.i], distances, "amin").numpy()
+    return shortest
+
+
+def _check_stresses(frames: Frames) -> Iterator[Finding]:
+    largest = np.nan_to_num(np.abs(frames.stress).max(axis=(1, 2)))
+    bad = largest > _LARGEST_STRESS
+    if bad.any():
+        message = (
+            f"{bad.sum()} frames have stresses above {_LARGEST_STRESS} eV/Å³ "
+            f"({_LARGEST_STRESS * EV_PER_ANGSTROM3_IN_GPA:.0f} GPa), up to {largest.max():.3g}: they may be in GPa or "
+            "kbar, or virials in eV (name a key that holds 'virial')"
+        )
+        yield _finding("large_stress", message, _worst_first(frames, largest, bad))
