@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from snnp.data.catalogue.cards import card
-from snnp.data.catalogue.description import Description, read_description
-from snnp.data.catalogue.recipes import Make, build, from_xyz
+from snnp.data.description import Description, card, read_description
+from snnp.data.recipes import Make, build, from_xyz
 from snnp.files import write_atomically
 
 HERE = Path(__file__).resolve().parent

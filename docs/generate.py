@@ -25,8 +25,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
-from snnp.data.catalogue.cards import table
-from snnp.data.catalogue.description import read_description
+from snnp.data.description import read_description, table
 from snnp.models.config import FamilyConfig
 from snnp.models.families import FAMILIES
 from snnp.sampling.settings import MDSettings

@@ -51,7 +51,7 @@ import snnp.training.report
 import snnp_ase.md  # noqa: F401
 import snnp_openmm.md  # noqa: F401
 from snnp.cli.main import app
-from snnp.data.parquet.row_groups import ParquetSource
+from snnp.data.storage.parquet import ParquetSource
 from snnp.doctor import Report
 from snnp.hub import make_manifest, write_manifest
 from snnp.models import save_model

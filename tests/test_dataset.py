@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 import snnp
 from snnp.cli.main import app
 from snnp.data import Dataset, convert, load_dataset, read_frames
-from snnp.data.atoms import from_atoms, to_atoms
-from snnp.data.catalogue.recipes import hdf5
 from snnp.data.frames import Frames
-from snnp.data.parquet.writer import ParquetWriter
+from snnp.data.recipes import hdf5
+from snnp.data.storage.atoms import from_atoms, to_atoms
+from snnp.data.write import ParquetWriter
 from snnp.errors import DataError, MissingDependencyError
 from snnp.training import load_config
 from snnp.training.problem import load_problem
@@ -72,7 +72,7 @@ def mixed(tmp_path: Path) -> Path:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """1,000 frames in ten row groups."""
-    monkeypatch.setattr("snnp.data.parquet.writer._GROUP_ROWS", 100)
+    monkeypatch.setattr("snnp.data.write._GROUP_ROWS", 100)
     path = tmp_path / "large.parquet"
     with ParquetWriter(path, "none", "") as writer:
         writer.add(many(1000), "train")
@@ -219,7 +219,7 @@ def test_several_files_and_processes_give_the_same(tmp_path: Path) -> None:
 
 
 def view_of(block: Frames) -> Dataset:
-    from snnp.data.parquet.row_groups import MemorySource
+    from snnp.data.storage.parquet import MemorySource
 
     return Dataset(MemorySource([block], "here"), np.arange(len(block)))
 

@@ -17,10 +17,10 @@ import pytest
 from ase.build import bulk
 
 from snnp.data import load_dataset
-from snnp.data.atoms import from_atoms
 from snnp.data.frames import Frames
-from snnp.data.parquet.limits import check_pages
-from snnp.data.parquet.writer import ParquetWriter
+from snnp.data.storage.atoms import from_atoms
+from snnp.data.storage.parquet_checks import check_pages
+from snnp.data.write import ParquetWriter
 from snnp.errors import DataError, InputError
 
 
@@ -75,7 +75,8 @@ def test_bombs_are_refused_unopened(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{kind}.parquet", columns, **options) for kind, options in BOMBS.items()]
     assert max(path.stat().st_size for path in paths) < 300_000
     code = (
-        "import resource, sys; from snnp.data import load_dataset; from snnp.data.parquet import limits\n"
+        "import resource, sys; from snnp.data import load_dataset\n"
+        "from snnp.data.storage import parquet_checks as limits\n"
         "limits.MOST_GROUP_BYTES = 1 << 26\n"  # a smaller limit for a smaller bomb
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for path in sys.argv[1:]:\n"

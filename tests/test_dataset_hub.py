@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import snnp
 from snnp.cli.main import app
 from snnp.data import Dataset, convert, dataset_records, read_frames
-from snnp.data.atoms import from_atoms
-from snnp.data.parquet.row_groups import MemorySource
+from snnp.data.storage.atoms import from_atoms
+from snnp.data.storage.parquet import MemorySource
 from snnp.errors import DataError, HubError, InputError
 from snnp.hub import add_to_mirror, make_manifest, write_manifest
 from snnp.publish.datasets import publish_dataset

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnp.data import Keys, read_frames
-from snnp.data.atoms import from_atoms, to_atoms, xyz_lines
-from snnp.data.extxyz.comment import read_comment, write_pair
-from snnp.data.extxyz.reader import read_xyz
 from snnp.data.frames import Frames
+from snnp.data.storage.atoms import from_atoms, to_atoms
+from snnp.data.storage.extxyz import read_xyz
+from snnp.data.storage.extxyz_comment import read_comment, write_pair
+from snnp.data.write import xyz_lines
 from snnp.errors import DataError
 
 

@@ -22,13 +22,11 @@ import pytest
 import yaml
 from ase.build import bulk, molecule
 
-from snnp.data import load_dataset, read_frames
-from snnp.data.catalogue import recipes
-from snnp.data.catalogue.cards import card, header, table
-from snnp.data.catalogue.description import Description, parse_description, read_description
-from snnp.data.catalogue.recipes import build, from_xyz, hdf5, repulsion, split_by
-from snnp.data.extxyz.reader import read_xyz
+from snnp.data import load_dataset, read_frames, recipes
+from snnp.data.description import Description, card, header, parse_description, read_description, table
 from snnp.data.frames import Frames
+from snnp.data.recipes import build, from_xyz, hdf5, repulsion, split_by
+from snnp.data.storage.extxyz import read_xyz
 from snnp.errors import DataError
 from snnp.hub import read_manifest, verify_folder
 from snnp.units import HARTREE_IN_EV

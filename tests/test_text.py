@@ -20,8 +20,7 @@ from snnp.analysis.card import card_markdown
 from snnp.analysis.curve_page import draw_page
 from snnp.cli.console import with_options
 from snnp.cli.main import app
-from snnp.data.catalogue.cards import card, header, table
-from snnp.data.catalogue.description import Description, parse_description, read_description
+from snnp.data.description import Description, card, header, parse_description, read_description, table
 from snnp.errors import ConfigError, DataError, InputError, SnnpError
 from snnp.models import load_model
 from snnp.models.store import model_folder

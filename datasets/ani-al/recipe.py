@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from snnp.data.catalogue.description import Description
-from snnp.data.catalogue.recipes import Piece, hdf5, main, numbers_of, repulsion
+from snnp.data.description import Description
 from snnp.data.frames import Frames
+from snnp.data.recipes import Piece, hdf5, main, numbers_of, repulsion
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from snnp.data.atoms import from_atoms
-from snnp.data.catalogue.description import Description
-from snnp.data.catalogue.recipes import Piece, main, split_by
+from snnp.data.description import Description
 from snnp.data.frames import Frames
+from snnp.data.recipes import Piece, main, split_by
+from snnp.data.storage.atoms import from_atoms
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
 

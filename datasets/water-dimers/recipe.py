@@ -1,6 +1,6 @@
 """water-dimers: extended XYZ -> parquet; `manifest.json` says which file is which split."""
 
-from snnp.data.catalogue.recipes import main
+from snnp.data.recipes import main
 
 if __name__ == "__main__":
     main()

@@ -99,7 +99,7 @@ def describe_command(
 ) -> None:
     """Show what a dataset holds: levels of theory, splits, labels, elements, licence."""
     from snnp import hub
-    from snnp.data.catalogue.description import describe_part, describe_parts
+    from snnp.data.description import describe_part, describe_parts
 
     place = hub.resolve(name, "dataset")
     if place.folder.is_dir():

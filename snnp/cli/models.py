@@ -238,7 +238,7 @@ def energy_command(
 
 def _all_frames(text: str) -> list[Atoms]:
     """Every structure of a file, or the one that a specification names."""
-    from snnp.data.files import read_images
+    from snnp.data.read import read_images
     from snnp.sampling import build_structure
 
     return read_images(text) if Path(text).is_file() else [build_structure(text)]

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from snnp.data.frames import Frame, Frames
-from snnp.data.parquet.row_groups import MemorySource, Source
+from snnp.data.storage.atoms import to_atoms
+from snnp.data.storage.parquet import MemorySource, Source
+from snnp.data.write import write_frames
 from snnp.errors import DataError, MissingDependencyError, near_matches
 from snnp.structure import Structure
 
@@ -223,8 +225,6 @@ class Dataset:
 
     def to_ase(self) -> list[Atoms]:
         """All frames as `ase.Atoms`, with everything that they say."""
-        from snnp.data.atoms import to_atoms
-
         return [atoms for frames in self.chunks() for atoms in to_atoms(frames)]
 
     def to_hf(self) -> Any:
@@ -253,9 +253,9 @@ class Dataset:
         Raises:
             DataError: for another ending.
         """
-        from snnp.data.convert import write_frames
-
-        return write_frames(self.chunks(), path, self.split or "train", self.method, self.software)
+        pieces = ((self.split or "train", frames) for frames in self.chunks())
+        write_frames(pieces, path, self.method or "unknown", self.software)
+        return Path(path)
 
 
 def _cut(block: Frames, rows: np.ndarray) -> Frames:

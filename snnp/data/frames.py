@@ -90,7 +90,7 @@ class Frames(Sequence[Frame]):
         has_energy, has_forces, has_stress: [B] bool, what is known of each frame.
         sources: such as "train.xyz#17"; empty where text was not read.
         groups: kind of each frame, or None; empty likewise.
-        extras: JSON of everything else that a frame says (see `snnp.data.extras`), or None; empty likewise.
+        extras: JSON of everything else that a frame says (see `snnp.data.storage.contents`), or None; empty likewise.
 
     Raises:
         DataError: if the shapes do not agree.
@@ -129,29 +129,48 @@ class Frames(Sequence[Frame]):
         if isinstance(frames, Frames):
             return frames
         rows = list(frames)
-        joined = Structure.concatenate([row.structure for row in rows]) if rows else None
-        labels: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in _LABELS}
-        known = {name: np.array([value is not None for value in values], bool) for name, values in labels.items()}
-        nothing = {"energy": lambda n: np.nan, "forces": lambda n: np.full((n, 3), np.nan)}
-        nothing["stress"] = lambda n: np.full((3, 3), np.nan)
-        energy, forces, stress = (
-            [nothing[name](row.n_atoms) if value is None else value for row, value in zip(rows, values, strict=True)]
-            for name, values in labels.items()
-        )
-        return Frames(
-            counts=np.array([row.n_atoms for row in rows], dtype=np.int64),
-            numbers=np.zeros(0, np.int32) if joined is None else joined.numbers.numpy().astype(np.int32),
-            positions=np.zeros((0, 3)) if joined is None else joined.positions.numpy(),
-            cell=np.zeros((0, 3, 3)) if joined is None else joined.cell.numpy(),
-            pbc=np.zeros((0, 3), dtype=bool) if joined is None else joined.pbc.numpy(),
-            energy=np.array(energy, dtype=np.float64),
-            forces=np.concatenate([np.zeros((0, 3)), *forces]),
-            stress=np.array(stress, dtype=np.float64).reshape(-1, 3, 3),
-            has_energy=known["energy"],
-            has_forces=known["forces"],
-            has_stress=known["stress"],
+        structures = [row.structure for row in rows]
+        return Frames.join(
+            numbers=[structure.numbers.numpy() for structure in structures],
+            positions=[structure.positions.numpy() for structure in structures],
+            cell=[structure.cell[0].numpy() for structure in structures],
+            pbc=[structure.pbc[0].numpy() for structure in structures],
+            energy=[row.energy for row in rows],
+            forces=[row.forces for row in rows],
+            stress=[row.stress for row in rows],
             sources=[row.source for row in rows],
             groups=[row.group for row in rows],
+        )
+
+    @staticmethod
+    def join(
+        *,
+        numbers: Sequence[np.ndarray],
+        positions: Sequence[np.ndarray],
+        cell: Sequence[np.ndarray],
+        pbc: Sequence[np.ndarray],
+        energy: Sequence[float | None],
+        forces: Sequence[np.ndarray | None],
+        stress: Sequence[np.ndarray | None],
+        **texts: Sequence[str | None],
+    ) -> Frames:
+        """Frames of the values of each; None where a label is not known."""
+        known = [np.array([value is not None for value in label], dtype=bool) for label in (energy, forces, stress)]
+        nothing, counts = np.full((3, 3), np.nan), [len(each) for each in numbers]
+        rows = [np.full((n, 3), np.nan) if each is None else each for n, each in zip(counts, forces, strict=True)]
+        return Frames(
+            counts=np.array(counts, dtype=np.int64),
+            numbers=np.concatenate([np.zeros(0, np.int32), *numbers]).astype(np.int32),
+            positions=np.concatenate([np.zeros((0, 3)), *positions]),
+            cell=np.array(cell, dtype=np.float64).reshape(-1, 3, 3),
+            pbc=np.array(pbc, dtype=bool).reshape(-1, 3),
+            energy=np.array([np.nan if value is None else value for value in energy], dtype=np.float64),
+            forces=np.concatenate([np.zeros((0, 3)), *rows]),
+            stress=np.array([nothing if value is None else value for value in stress], np.float64).reshape(-1, 3, 3),
+            has_energy=known[0],
+            has_forces=known[1],
+            has_stress=known[2],
+            **texts,  # type: ignore[arg-type]
         )
 
     @staticmethod
@@ -344,9 +363,6 @@ class Frames(Sequence[Frame]):
             half = len(self) // 2
             yield from self[:half]._faults()
             yield from ((half + row, text) for row, text in self[half:]._faults())
-
-
-_LABELS = ("energy", "forces", "stress")
 
 
 def elements_of(frames: Iterable[Frame]) -> tuple[str, ...]:

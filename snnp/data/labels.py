@@ -9,12 +9,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from snnp.data.frames import Frames
 from snnp.errors import DataError, near_matches
 from snnp.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
 
@@ -24,13 +20,9 @@ __all__ = [
     "Shape",
     "Units",
     "choose_names",
-    "full_tensor",
-    "in_usual_units",
     "keys_of",
     "look_alikes",
     "outranked",
-    "stress_of",
-    "take_labels",
 ]
 
 _log = logging.getLogger(__name__)
@@ -321,105 +313,3 @@ def _warn(
             "file or give one name to both, or choose with %s.",
             *(file, lost, sum(shapes.values()), chosen, " or ".join(sorted(others)), cure),
         )
-
-
-def take_labels(
-    block: Frames, k: int, info: dict[str, Any], names: Mapping[str, str | None], where: str
-) -> dict[str, str]:
-    """Move cell, energy and stress of frame `k` from its values into the block; returns names that are not the usual.
-
-    A stress under another name than `stress` also stays in `info`: its form would be lost.
-
-    Arguments:
-        block: changed in place.
-        k: the frame.
-        info: of the frame; what is taken is removed.
-        names: as from `choose_names`.
-        where: the frame, named in errors.
-
-    Raises:
-        DataError: for an energy or a stress that is none.
-    """
-    lattice = info.pop("Lattice", None)
-    if lattice is not None:
-        block.cell[k] = lattice
-    block.pbc[k] = info.pop("pbc", lattice is not None)
-    renamed = {what: name for what in _LABELS if (name := names[what]) is not None and name != what}
-    energy = info.pop(str(names["energy"]), None)
-    block.has_energy[k] = energy is not None
-    if energy is not None:
-        block.energy[k] = _number(energy, f"{where}: energy (key '{names['energy']}')")
-    name = str(names["stress"])
-    if info.get(name) is None:
-        return renamed
-    tensor = stress_of(info[name], name, block.cell[k], where)
-    block.has_stress[k] = tensor is not None and ("virial" not in name.lower() or block.pbc[k].all())
-    if block.has_stress[k]:
-        block.stress[k] = tensor
-        if name == "stress":
-            del info[name]
-    return renamed
-
-
-def stress_of(value: Any, name: str, cell: np.ndarray, where: str) -> np.ndarray | None:
-    """[3, 3] stress of what a file has under a name: a virial is `-stress * V`; None for one without a volume.
-
-    Raises:
-        DataError: for anything but a tensor.
-    """
-    tensor = full_tensor(value, where, name)
-    if "virial" not in name.lower():
-        return tensor
-    with np.errstate(all="ignore"):  # of numbers that no structure has; they are refused where it is made
-        volume = abs(float(np.linalg.det(cell)))
-        return -tensor / volume if volume > 0.0 else None
-
-
-def _number(value: Any, what: str) -> float:
-    array = np.asarray(value)
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"{what} is not numeric: {str(value)[:60]!r}; expected one total energy.")
-    if array.size != 1:
-        raise DataError(f"{what} has {array.size} numbers, expected one total energy.")
-    return float(array.reshape(()))
-
-
-def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
-    """[3, 3] from 3x3, 9, or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy.
-
-    Raises:
-        DataError: for anything else.
-    """
-    try:
-        numbers = np.asarray(value)
-    except ValueError:
-        numbers = np.zeros(0, dtype=object)
-    if numbers.dtype.kind not in "iuf" or numbers.size not in (6, 9):
-        size = f"{numbers.size} numbers" if numbers.dtype.kind in "iuf" else repr(str(value)[:60])
-        raise DataError(f"{where}: stress (key '{name}') has {size}, expected 3x3, 9, or 6 (Voigt).")
-    if numbers.size == 9:
-        return numbers.reshape(3, 3).astype(np.float64)
-    xx, yy, zz, yz, xz, xy = numbers.reshape(6).astype(np.float64)
-    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-
-
-def in_usual_units(block: Frames, units: Units, names: Mapping[str, str | None]) -> Frames:
-    """A block of numbers in other units, in eV and Å.
-
-    Arguments:
-        block: as the file has it.
-        units: of the file.
-        names: as from `choose_names`: a virial has the unit of energy.
-    """
-    if units == Units():
-        return block
-    by = units.factors
-    stress = by["virial"] / by["length"] ** 3 if "virial" in str(names["stress"]).lower() else by["stress"]
-    return replace(
-        block,
-        positions=block.positions * by["length"],
-        cell=block.cell * by["length"],
-        energy=block.energy * by["energy"],
-        forces=block.forces * by["forces"],
-        stress=block.stress * stress,
-    )

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from snnp.data import Frame, Frames, Keys, load_dataset
-from snnp.data.files import is_xyz, labels_of, read_any
-from snnp.data.sources import dataset_files
+from snnp.data.read import dataset_files, is_xyz, labels_of, read_any
 from snnp.doctor.survey import UNASSIGNED
 from snnp.errors import DataError
 from snnp.report import Finding

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from snnp import hub
-from snnp.data.catalogue.description import Description, describe_parts, parse_description
-from snnp.data.catalogue.recipes import finish
-from snnp.data.parquet.row_groups import ParquetSource
-from snnp.data.sources import dataset_files, load_dataset
+from snnp.data.description import Description, describe_parts, parse_description
+from snnp.data.read import dataset_files, load_dataset
+from snnp.data.recipes import finish
+from snnp.data.storage.parquet import ParquetSource
 from snnp.errors import HubError, InputError
 from snnp.hub.names import parse_reference
 from snnp.publish.requirements import LICENCES, licence_id

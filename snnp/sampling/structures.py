@@ -15,7 +15,7 @@ from ase.collections import g2
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols, reference_states
 from ase.io.formats import UnknownFileTypeError
 
-from snnp.data.files import holds_xyz, read_atoms
+from snnp.data.read import holds_xyz, read_atoms
 from snnp.errors import DataError, InputError, near_matches
 from snnp.sampling.trajectory import read_dcd_frame, topology_beside
 

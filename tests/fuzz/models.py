@@ -27,9 +27,8 @@ from driver import Files, Target, main, mutate
 from safetensors.torch import save
 
 from snnp.analysis.card import card_markdown
-from snnp.data.catalogue.cards import card, header
-from snnp.data.catalogue.description import parse_description, read_description
-from snnp.data.catalogue.recipes import hdf5
+from snnp.data.description import card, header, parse_description, read_description
+from snnp.data.recipes import hdf5
 from snnp.errors import SnnpError
 from snnp.hub import make_manifest, read_manifest, verify_folder, write_manifest
 from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP

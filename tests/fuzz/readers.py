@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from driver import Files, Target, main
 
 from snnp.data import Keys, load_dataset
-from snnp.data.atoms import to_atoms, xyz_lines
-from snnp.data.extras import pack, unpack
-from snnp.data.extxyz import reader
-from snnp.data.extxyz.comment import read_comment, write_pair
 from snnp.data.frames import Frames
-from snnp.data.parquet.writer import ParquetWriter
+from snnp.data.storage import extxyz as reader
+from snnp.data.storage.atoms import to_atoms
+from snnp.data.storage.contents import pack, unpack
+from snnp.data.storage.extxyz_comment import read_comment, write_pair
+from snnp.data.write import ParquetWriter, xyz_lines
 from snnp.errors import SnnpError
 from snnp.training import load_config
 

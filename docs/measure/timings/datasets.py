@@ -33,7 +33,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
 def generate(path: Path, molecules: int) -> float:
     """Random molecules with energies and forces, in single precision as published sets have them; seconds."""
     from snnp.data.frames import Frames
-    from snnp.data.parquet.writer import ParquetWriter
+    from snnp.data.write import ParquetWriter
 
     random = np.random.default_rng(0)
     start = time.perf_counter()
@@ -130,7 +130,7 @@ def measure_xyz(path: str) -> dict[str, float]:
     import ase.io
 
     from snnp.data import convert
-    from snnp.data.extxyz.reader import read_xyz
+    from snnp.data.storage.extxyz import read_xyz
 
     def timed(action: Any) -> float:
         start = time.process_time()

@@ -1,4 +1,7 @@
-"""Parquet files as blocks, one row group at a time, through a memory map; and blocks in memory in the same clothes."""
+"""Parquet as `Frames`, one row group at a time, through a memory map; and frames in memory in the same clothes.
+
+Nothing is taken on trust: every length is looked at (see `snnp.data.storage.parquet_checks`) before it is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from snnp.data.frames import Frames
 from snnp.data.labels import look_alikes
-from snnp.data.parquet.arrow import arrow, parquet
-from snnp.data.parquet.columns import block_of, texts_of
-from snnp.data.parquet.limits import check_chunks, check_footer, check_footer_size, check_pages
-from snnp.data.parquet.writer import FORMAT_KEY
-from snnp.errors import DataError
+from snnp.data.storage.parquet_checks import check_chunks, check_footer, check_footer_size, check_pages
+from snnp.errors import DataError, MissingDependencyError
 
-__all__ = ["MemorySource", "ParquetSource", "Source"]
+__all__ = ["FORMAT_KEY", "MemorySource", "ParquetSource", "Source", "arrow", "parquet"]
 
+FORMAT_KEY = b"snnp"
 _log = logging.getLogger(__name__)
 _TEXTS = ("configuration_id", "labels", "configuration_metadata")
 _NUMBERS = ("atomic_numbers", "positions", "cell", "pbc", "energy", "atomic_forces", "cauchy_stress")
@@ -32,6 +34,28 @@ _NEEDED = {"atomic_numbers", "positions"}
 _KEPT = 4  # row groups that stay unpacked for the next question
 _FORMAT_VERSION = 1
 _THRIFT_BYTES = 200_000_000  # largest text or list in a footer
+
+
+def arrow() -> ModuleType:
+    """The module `pyarrow`, an optional dependency that is imported where it is needed.
+
+    Raises:
+        MissingDependencyError: names the extra that installs it.
+    """
+    try:
+        import pyarrow
+    except ImportError:
+        cure = "datasets need pyarrow; install it with: pip install 'snnp[data]'."
+        raise MissingDependencyError(cure) from None
+    return pyarrow
+
+
+def parquet() -> ModuleType:
+    """The module `pyarrow.parquet`, likewise."""
+    arrow()
+    import pyarrow.parquet
+
+    return pyarrow.parquet
 
 
 class MemorySource:
@@ -159,7 +183,7 @@ class ParquetSource:
         values: set[str] = set()
         for group in range(self._file.metadata.num_row_groups):
             known = self._single_value(group, name)
-            values |= {known} if known is not None else set(texts_of(self._read(group, [name])[name])[0])
+            values |= {known} if known is not None else set(_texts_of(self._read(group, [name])[name])[0])
         if name == "method" and len(values) > 1:
             raise DataError(
                 f"{self._path} mixes levels of theory ({', '.join(sorted(values)[:4])}), whose energies cannot be "
@@ -190,7 +214,7 @@ class ParquetSource:
             if split is not None:
                 rows.setdefault(split, []).append(np.arange(first, starts[group + 1]))
                 continue
-            names, codes = texts_of(self._read(group, ["split"])["split"])
+            names, codes = _texts_of(self._read(group, ["split"])["split"])
             for code, name in enumerate(names):
                 rows.setdefault(name, []).append(first + np.flatnonzero(codes == code))
         return {split: np.concatenate(parts) for split, parts in rows.items()}
@@ -218,7 +242,7 @@ class ParquetSource:
             self._kept.move_to_end(key)
             return self._kept[key]
         names = [name for name in (*_NUMBERS, *(_TEXTS if texts else ())) if name in self._schema.names]
-        block = block_of(self._read(group, names), f"{self._path}, row group {group}")
+        block = _frames_of(self._read(group, names), f"{self._path}, row group {group}")
         self._let_go(group)
         if texts:
             first = int(self.sizes[:group].sum())
@@ -258,3 +282,146 @@ Source = MemorySource | ParquetSource
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(".")
+
+
+def _frames_of(table: Any, where: str) -> Frames:
+    """The frames of an Arrow table with ColabFit's columns; those that are missing are unknown.
+
+    Arguments:
+        table: `atomic_numbers` and `positions` at least.
+        where: file and row group, named in errors.
+
+    Raises:
+        DataError: if lengths do not agree, or atomic numbers are none.
+    """
+    counts, numbers, _ = _lists(table["atomic_numbers"], where)
+    b, n = len(counts), len(numbers)
+    if counts.min(initial=1) < 1:
+        raise DataError(f"{where}: a frame has no atoms; the file is damaged.")
+    if n and not (numbers.min() >= 1 and numbers.max() <= 118):
+        raise DataError(f"{where}: atomic_numbers run from {numbers.min():g} to {numbers.max():g}, expected 1 to 118.")
+    if (numbers % 1).any():
+        raise DataError(f"{where}: atomic_numbers are no whole numbers; the file is damaged.")
+    sites, positions, known = _vectors(table, "positions", where)
+    if not known.all() or not np.array_equal(sites, counts):
+        raise DataError(f"{where}: positions and atomic_numbers have different lengths; the file is damaged.")
+    forces, has_forces = _optional(table, "atomic_forces", counts, where)
+    cell, has_cell = _optional(table, "cell", np.full(b, 3), where)
+    stress, has_stress = _optional(table, "cauchy_stress", np.full(b, 3), where)
+    energy, has_energy = _energies(table, b)
+    return Frames(
+        counts=counts,
+        numbers=numbers.astype(np.int32),
+        positions=positions,
+        cell=np.where(has_cell[:, None, None], cell.reshape(b, 3, 3), 0.0),
+        pbc=_periodic(table, b, where),
+        energy=energy,
+        forces=forces,
+        stress=stress.reshape(b, 3, 3),
+        has_energy=has_energy,
+        has_forces=has_forces,
+        has_stress=has_stress,
+        **_texts(table, b),
+    )
+
+
+def _texts_of(column: Any) -> tuple[list[str], np.ndarray]:
+    """The different texts of a column, and [B] which of them each row has; null is "".
+
+    Raises:
+        DataError: if they are no texts.
+    """
+    pa = arrow()
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    merged = column.unify_dictionaries() if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    try:
+        words: list[str] = ["" if word is None else str(word) for word in _words(merged)]
+    except UnicodeDecodeError:
+        raise DataError("a column of texts is not in UTF-8; the file is damaged.") from None
+    codes = [np.nan_to_num(c.indices.to_numpy(zero_copy_only=False).astype(np.float64), nan=-1) for c in merged.chunks]
+    code = np.concatenate(codes).astype(np.int64) if codes else np.zeros(0, dtype=np.int64)
+    if (code < 0).any():
+        code = np.where(code < 0, len(words), code)
+        words.append("")
+    used = np.unique(code)
+    return [words[k] for k in used], np.searchsorted(used, code)
+
+
+def _words(column: Any) -> list[Any]:
+    return column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
+
+
+def _lists(column: Any, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Length of each list (0 for null), all values in one array of float64, and which are not null."""
+    pa = arrow()
+    import pyarrow.compute as compute
+
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        raise DataError(f"{where}: a column is too large for one row group; write the file with smaller ones.")
+    lengths = compute.list_value_length(whole).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = whole.flatten()
+    if not pa.types.is_nested(values.type):
+        values = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return lengths, values, whole.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _vectors(table: Any, name: str, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors per frame, all of them as [n, 3], and which frames have them."""
+    lengths, inner, known = _lists(table[name], where)
+    sizes, values, whole = _lists(arrow().chunked_array([inner]), where)
+    if not whole.all() or not (sizes == 3).all():
+        raise DataError(f"{where}: {name} holds vectors that do not have three numbers; the file is damaged.")
+    return lengths, values.reshape(-1, 3), known
+
+
+def _optional(table: Any, name: str, counts: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """[sum of counts, 3] with NaN where a frame has none, and which frames have them."""
+    if name not in table.column_names or arrow().types.is_null(table[name].type):
+        return np.full((int(counts.sum()), 3), np.nan), np.zeros(len(counts), dtype=bool)
+    lengths, values, _ = _vectors(table, name, where)
+    known = lengths > 0
+    if not np.array_equal(lengths[known], counts[known]):
+        raise DataError(f"{where}: {name} has not one vector for each of {counts.sum():,}; the file is damaged.")
+    if known.all():
+        return values, known
+    filled = np.full((int(counts.sum()), 3), np.nan)
+    filled[np.repeat(known, counts)] = values
+    return filled, known
+
+
+def _energies(table: Any, b: int) -> tuple[np.ndarray, np.ndarray]:
+    if "energy" not in table.column_names:
+        return np.full(b, np.nan), np.zeros(b, dtype=bool)
+    column = table["energy"].cast(arrow().float64())
+    return column.to_numpy(), column.is_valid().to_numpy()
+
+
+def _periodic(table: Any, b: int, where: str) -> np.ndarray:
+    if "pbc" not in table.column_names or arrow().types.is_null(table["pbc"].type):
+        return np.zeros((b, 3), dtype=bool)
+    lengths, values, _ = _lists(table["pbc"], where)
+    if not (lengths == 3).all():
+        raise DataError(f"{where}: pbc has not three truth values for each frame; the file is damaged.")
+    return values.reshape(b, 3) > 0.5
+
+
+def _texts(table: Any, b: int) -> dict[str, list[Any]]:
+    """Ids, groups and extras, where the table has them."""
+    found: dict[str, list[Any]] = {}
+    for name, key in (("configuration_id", "sources"), ("configuration_metadata", "extras")):
+        if name in table.column_names:
+            words, codes = _texts_of(table[name])
+            found[key] = [words[code] or None for code in codes]
+    if None in found.get("sources", []):
+        del found["sources"]
+    if "labels" in table.column_names and arrow().types.is_list(table["labels"].type):
+        column = table["labels"].combine_chunks()
+        words, codes = _texts_of(arrow().chunked_array([column.flatten()]))
+        import pyarrow.compute as compute
+
+        lengths = compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        firsts = np.cumsum(lengths) - lengths
+        found["groups"] = [words[codes[at]] if size else None for at, size in zip(firsts, lengths, strict=True)]
+    return found

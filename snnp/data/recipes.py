@@ -20,15 +20,14 @@ from typing import Any, NoReturn
 import numpy as np
 from ase.data import atomic_numbers
 
-from snnp.data.catalogue.cards import card, header
-from snnp.data.catalogue.description import Description, describe_parts, read_description
 from snnp.data.dataset import Dataset
-from snnp.data.files import read_any
+from snnp.data.description import Description, card, describe_parts, header, read_description
 from snnp.data.frames import Frames
 from snnp.data.labels import Keys
-from snnp.data.parquet.limits import MOST_GROUP_BYTES
-from snnp.data.parquet.row_groups import MemorySource
-from snnp.data.parquet.writer import ParquetWriter
+from snnp.data.read import read_any
+from snnp.data.storage.parquet import MemorySource
+from snnp.data.storage.parquet_checks import MOST_GROUP_BYTES
+from snnp.data.write import ParquetWriter
 from snnp.errors import DataError, MissingDependencyError, SnnpError
 from snnp.files import write_atomically
 from snnp.neighbours import neighbour_list, pair_vectors

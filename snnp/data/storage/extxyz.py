@@ -13,7 +13,7 @@ import lzma
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +23,13 @@ import numpy as np
 from ase.calculators.calculator import all_properties
 from ase.data import atomic_numbers
 
-from snnp.data.extras import Extras, pack
-from snnp.data.extxyz.comment import TRUTH, comment_names, integer, read_comment, real
 from snnp.data.frames import Frames
-from snnp.data.labels import Keys, Names, Shape, Units, choose_names, in_usual_units, take_labels
+from snnp.data.labels import Keys, Names, Shape, Units, choose_names
+from snnp.data.storage.contents import Said, made_frames
+from snnp.data.storage.extxyz_comment import TRUTH, comment_names, integer, read_comment, real
 from snnp.errors import DataError
 
-__all__ = ["PACKED", "ROWS", "read_plain", "read_xyz"]
+__all__ = ["PACKED", "ROWS", "XYZ", "read_plain", "read_xyz"]
 
 ROWS = 2048  # frames per block
 _PIECE = 1 << 24  # bytes of a file looked at in one go
@@ -44,6 +44,7 @@ _BLANK = re.compile(rb"\s*")
 _DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
 _ARRAY_NAMES = {"pos": "positions", "Z": "numbers", "charge": "charges", "species": "symbols"}  # as ASE renames them
 _NUMBERS = {symbol: number for symbol, number in atomic_numbers.items() if number > 0}
+XYZ = (".xyz", ".extxyz")
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """How files with these endings are opened."""
 
@@ -58,23 +59,22 @@ class _Column:
     number: int
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What the lines of atoms hold."""
-
-    columns: tuple[_Column, ...]
-    width: int
+_Layout = tuple[_Column, ...]
 
 
 @dataclass(frozen=True)
 class _Text:
-    """One frame as text; `line` is where it begins, counted from 1."""
+    """One frame as text, named `source` and, in errors, `where`; `line` is where it begins, counted from 1."""
 
-    index: int
+    source: str
     line: int
     n_atoms: int
     comment: str
     atoms: bytes
+
+    @property
+    def where(self) -> str:
+        return f"{self.source} (line {self.line})"
 
 
 @dataclass
@@ -85,11 +85,6 @@ class _Run:
     texts: list[_Text] = field(default_factory=list)
     infos: list[dict[str, Any]] = field(default_factory=list)
     size: int = 0
-
-    @property
-    def counts(self) -> np.ndarray:
-        """[B] atoms of each frame."""
-        return np.array([text.n_atoms for text in self.texts], dtype=np.int64)
 
 
 def read_xyz(
@@ -115,8 +110,8 @@ def read_xyz(
         shapes, single = _shapes(stream, label)
         names = choose_names(path, shapes, single, keys, labelled=labelled)
         stream.seek(0)
-        for run in _runs(_texts(stream, label), label):
-            yield _block(run, names, label, keys.units, (lambda name: True) if extras else None)
+        for run in _runs(_texts(stream, label)):
+            yield made_frames(_said(run, names), names, keys.units, extras=extras)
 
 
 def read_plain(path: str | Path, index: int | None = None) -> Iterator[Frames]:
@@ -134,17 +129,16 @@ def read_plain(path: str | Path, index: int | None = None) -> Iterator[Frames]:
     with _opened(path) as stream:
         texts = _texts(stream, path.name)
         chosen = texts if index is None else iter([_one(texts, path, index)])
-        for run in _runs(chosen, path.name, lenient=True):
-            yield _block(run, names, path.name, Units(), lambda name: name not in all_properties)
+        for run in _runs(chosen, lenient=True):
+            yield made_frames(_said(run, names, all_properties), names, Units(), extras=True)
 
 
 def _one(texts: Iterator[_Text], path: Path, index: int) -> _Text:
     last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
     number = 0
-    for text in texts:
+    for number, text in enumerate(texts, 1):
         last.append(text)
-        number += 1
-        if text.index == index:
+        if number == index + 1:
             break
     if number < (-index if index < 0 else index + 1):
         raise DataError(f"{path} has {number} frames, there is none at {index}.")
@@ -190,10 +184,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
 
 
-def _at(label: str, text: _Text) -> str:
-    return f"{label}#{text.index} (line {text.line})"
-
-
 def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
     """The frames as text; lines are found in large pieces of the file."""
     index, number, rest, ended = 0, 1, b"", False
@@ -224,7 +214,7 @@ def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
                 comment = text[starts[line + 1] : starts[line + 2]].decode().strip()
             except UnicodeDecodeError:
                 raise DataError(f"{label}#{index} (line {number + line}): the comment is no text in UTF-8.") from None
-            yield _Text(index, number + line, n, comment, text[starts[line + 2] : starts[line + 2 + n]])
+            yield _Text(f"{label}#{index}", number + line, n, comment, text[starts[line + 2] : starts[line + 2 + n]])
             line += 2 + n
             index += 1
         rest, number = text[starts[line] :], number + line
@@ -259,11 +249,10 @@ def _shapes(stream: BinaryIO, label: str) -> tuple[Counter[Shape], bool]:
     single = True
     hidden = frozenset({"Properties", "Lattice", "pbc"})
     for text in _texts(stream, label):
-        where = _at(label, text)
-        names, properties = comment_names(text.comment, where)
+        names, properties = comment_names(text.comment, text.where)
         properties = properties or _DEFAULT_PROPERTIES
         if properties not in layouts:
-            columns = frozenset(column.name for column in _read_layout(properties, where).columns)
+            columns = frozenset(column.name for column in _read_layout(properties, text.where))
             layouts[properties] = columns - {"symbols", "positions", "numbers"}
         shapes[names - hidden, layouts[properties]] += 1
         single = single and text.n_atoms == 1
@@ -293,22 +282,21 @@ def _read_layout(properties: str, where: str) -> _Layout:
             f"{where}: the columns of the atoms hold no species or no three coordinates; expected species:S:1 (or "
             f"Z:I:1) and pos:R:3 in Properties, got {properties[:60]}."
         )
-    return _Layout(tuple(columns), first)
+    return tuple(columns)
 
 
-def _runs(texts: Iterator[_Text], label: str, *, lenient: bool = False) -> Iterator[_Run]:
+def _runs(texts: Iterator[_Text], *, lenient: bool = False) -> Iterator[_Run]:
     """Frames of one layout together; `lenient` drops what stands behind the columns of plain XYZ."""
     layouts: dict[str, _Layout] = {}
     known: dict[tuple[str, str], Any] = {}
     run: _Run | None = None
     for text in texts:
-        where = _at(label, text)
-        info = read_comment(text.comment, where, known)
+        info = read_comment(text.comment, text.where, known)
         stated = info.pop("Properties", None)
         properties = str(stated or _DEFAULT_PROPERTIES)
-        layout = layouts.get(properties) or layouts.setdefault(properties, _read_layout(properties, where))
+        layout = layouts.get(properties) or layouts.setdefault(properties, _read_layout(properties, text.where))
         if lenient and stated is None:
-            lines = [b" ".join(line.split()[: layout.width]) for line in text.atoms.split(b"\n")]
+            lines = [b" ".join(line.split()[: _width(layout)]) for line in text.atoms.split(b"\n")]
             text = replace(text, atoms=b"\n".join(lines))
         if run is not None and (run.layout is not layout or len(run.texts) == ROWS or run.size > _RUN_BYTES):
             yield run
@@ -321,11 +309,15 @@ def _runs(texts: Iterator[_Text], label: str, *, lenient: bool = False) -> Itera
         yield run
 
 
-def _columns(run: _Run, label: str) -> dict[str, np.ndarray]:
+def _width(layout: _Layout) -> int:
+    return layout[-1].first + layout[-1].number
+
+
+def _columns(run: _Run) -> dict[str, np.ndarray]:
     """The columns of all atoms of a run, by name: through Arrow's parser, or one by one where that does not follow."""
-    parts = _parse_quickly(run) or _parse_patiently(run, label)
+    parts = _parse_quickly(run) or _parse_patiently(run)
     arrays = {}
-    for column in run.layout.columns:
+    for column in run.layout:
         mine = parts[column.first : column.first + column.number]
         arrays[column.name] = mine[0] if column.number == 1 else np.stack(mine, axis=1)
     return arrays
@@ -340,8 +332,8 @@ def _parse_quickly(run: _Run) -> list[np.ndarray] | None:
         return None
     text = _single_spaces(b"".join(each.atoms for each in run.texts))
     types = {"R": pa.float64(), "I": pa.int64(), "S": pa.string(), "L": pa.string()}
-    kinds = [(column.name, column.kind) for column in run.layout.columns for _ in range(column.number)]
-    labels = [str(k) for k in range(run.layout.width)]
+    kinds = [(column.name, column.kind) for column in run.layout for _ in range(column.number)]
+    labels = [str(k) for k in range(len(kinds))]
     try:
         table = csv.read_csv(
             pa.BufferReader(text),
@@ -397,23 +389,23 @@ def _species(column: Any) -> np.ndarray | None:
     return np.array(table, dtype=np.int32)[chunk.indices.to_numpy()]
 
 
-def _parse_patiently(run: _Run, label: str) -> list[np.ndarray]:
+def _parse_patiently(run: _Run) -> list[np.ndarray]:
     """One array per column of text, or the error of the first text that does not fit."""
     fits: dict[str, Callable[[str], Any]] = {"R": real, "I": integer, "S": str, "L": TRUTH.__getitem__}
     convert = [
         (column.name, (lambda text: _NUMBERS[text.capitalize()]) if column.name == "symbols" else fits[column.kind])
-        for column in run.layout.columns
+        for column in run.layout
         for _ in range(column.number)
     ]
     found: list[list[Any]] = [[] for _ in convert]
     for frame in run.texts:
         for offset, line in enumerate(frame.atoms.decode(errors="replace").split("\n")[:-1]):
-            where = f"{label}#{frame.index} (line {frame.line + 2 + offset})"
+            where = f"{frame.source} (line {frame.line + 2 + offset})"
             texts = line.split()
             if len(texts) != len(convert):
                 raise DataError(
                     f"{where}: a line of atoms has {len(texts)} columns, expected {len(convert)} "
-                    f"({', '.join(column.name for column in run.layout.columns)}): {line.strip()[:60]!r}."
+                    f"({', '.join(column.name for column in run.layout)}): {line.strip()[:60]!r}."
                     + (" Describe them with Properties=..." if len(texts) > len(convert) else "")
                 )
             for values, text, (name, function) in zip(found, texts, convert, strict=True):
@@ -424,49 +416,28 @@ def _parse_patiently(run: _Run, label: str) -> list[np.ndarray]:
     return [np.array(values) for values in found]
 
 
-def _block(run: _Run, names: Names, label: str, units: Units, keep: Callable[[str], bool] | None) -> Frames:
-    """Arrays, labels and extras of a run; of these what is to be kept by its name, or none."""
-    arrays = _columns(run, label)
-    counts, first = run.counts, run.texts[0]
-    n, b = int(counts.sum()), len(counts)
-    positions, numbers = arrays.pop("positions"), _atomic_numbers(arrays, _at(label, first))
+def _said(run: _Run, names: Names, unwanted: Collection[str] = ()) -> list[Said]:
+    """What each frame of a run says, but for what has an unwanted name."""
+    arrays, where = _columns(run), run.texts[0].where
+    positions, numbers = arrays.pop("positions"), _atomic_numbers(arrays, where)
     forces = arrays.pop(str(names["forces"]), None)
-    if positions.shape != (n, 3) or positions.dtype.kind not in "fi":
-        raise DataError(f"{_at(label, first)}: the columns of the atoms hold no species or no three coordinates.")
-    if forces is not None and (forces.shape != (n, 3) or forces.dtype.kind not in "fi"):
+    if positions.ndim != 2 or positions.shape[1] != 3 or positions.dtype.kind not in "fi":
+        raise DataError(f"{where}: the columns of the atoms hold no species or no three coordinates.")
+    if forces is not None and (forces.shape != positions.shape or forces.dtype.kind not in "fi"):
         width = forces.shape[1] if forces.ndim == 2 else 1
         raise DataError(
-            f"{_at(label, first)}: forces (column '{names['forces']}') have {width} columns of type "
-            f"{forces.dtype.name}, expected three of type R."
+            f"{where}: forces (column '{names['forces']}') have {width} columns of type {forces.dtype.name}, expected "
+            "three of type R."
         )
-    block = Frames.conformers(np.zeros(1), np.zeros((b, 1, 3)), energy=np.full(b, np.nan))
-    block = replace(
-        block,
-        counts=counts,
-        numbers=numbers.astype(np.int32),
-        positions=positions.astype(np.float64),
-        forces=np.full((n, 3), np.nan) if forces is None else forces.astype(np.float64),
-        has_forces=np.full(b, forces is not None),
-    )
-    as_it_is = units == Units()
-    starts = block.starts
-    groups: list[str | None] = []
-    packed: list[str | None] = []
-    for k, (text, info) in enumerate(zip(run.texts, run.infos, strict=True)):
-        where = _at(label, text)
-        mine = take_labels(block, k, info, names, where)
-        if not as_it_is:  # in their own units they cannot keep their own names
-            info.pop(str(names["stress"]), None)
-            mine = {}
-        group = info.get(str(names["group"]))
-        groups.append(None if group is None else str(group))
-        packed.append(None)
-        if keep is not None and (info or arrays or mine):
-            info = {name: value for name, value in info.items() if keep(name)}
-            rest = {name: array[starts[k] : starts[k + 1]] for name, array in arrays.items() if keep(name)}
-            packed[-1] = pack(Extras(info, rest, mine), where)
-    block = in_usual_units(block, units, names)
-    return block.named([f"{label}#{text.index}" for text in run.texts], groups, packed)
+    found, first = [], 0
+    for text, info in zip(run.texts, run.infos, strict=True):
+        mine = slice(first, first + text.n_atoms)
+        first = mine.stop
+        info = {name: value for name, value in info.items() if name not in unwanted}
+        rest = {name: array[mine] for name, array in arrays.items() if name not in unwanted}
+        pushed = None if forces is None else forces[mine]
+        found.append(Said(text.source, text.where, numbers[mine], positions[mine], pushed, info, rest))
+    return found
 
 
 def _atomic_numbers(arrays: dict[str, np.ndarray], where: str) -> np.ndarray:

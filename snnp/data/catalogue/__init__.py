@@ -1,1 +1,0 @@
-"""What is known about a dataset, its card, and the recipe that makes it."""

@@ -1,1 +1,0 @@
-"""Extended XYZ: every frame of a file, or an error that names file, frame and line."""

@@ -1,1 +1,0 @@
-"""Datasets as parquet files: columns, limits, row groups."""

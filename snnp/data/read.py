@@ -1,0 +1,355 @@
+"""The way in for every file of structures, and for datasets in a folder, a mirror or on the Hub.
+
+read_frames(["train.xyz", "org/name:train"])        files and datasets, as training takes them
+load_dataset("org/name@v1.0", split="train")        from the Hub or a mirror
+load_dataset("folder", part="ccsdt", split="test")  one of several levels of theory
+read_any("train.xyz")                               a file of any format, some frames at a time
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.io.formats import UnknownFileTypeError, filetype
+
+from snnp.data.dataset import Dataset
+from snnp.data.frames import Frames
+from snnp.data.labels import Keys, Units
+from snnp.data.storage.atoms import from_atoms, to_atoms
+from snnp.data.storage.contents import in_usual_units
+from snnp.data.storage.extxyz import PACKED, XYZ, read_plain, read_xyz
+from snnp.data.storage.parquet import MemorySource, ParquetSource, Source
+from snnp.data.write import write_frames
+from snnp.errors import DataError, near_matches
+
+__all__ = [
+    *("convert", "dataset_files", "dataset_records", "holds_xyz", "is_xyz", "labels_of", "load_dataset", "open_source"),
+    *("read_any", "read_atoms", "read_frames", "read_images"),
+]
+
+_GUESSED = ("extxyz", "xyz")  # what ASE would read as extended XYZ
+_STATED = re.compile(rb"\b(?:properties|lattice)\s*=", re.IGNORECASE)
+
+# What ASE's readers raise on files that are damaged, cut short or of another format.
+_READ_ERRORS = (
+    *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError),
+    *(RuntimeError, StopIteration, UnknownFileTypeError, zlib.error, ImportError, ZeroDivisionError, SyntaxError),
+)
+
+
+def is_xyz(path: Path) -> bool:
+    """Whether a name stands for extended XYZ, packed or not."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-1:] in ([".xyz"], [".extxyz"]) or (
+        len(suffixes) > 1 and suffixes[-1] in PACKED and suffixes[-2] in XYZ
+    )
+
+
+def holds_xyz(path: Path) -> bool:
+    """Whether a file is extended XYZ, by its name or by what it holds: ASE's own reader is never asked for that."""
+    if is_xyz(path):
+        return True
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(1 << 16).lstrip().split(b"\n")
+        stated = len(head) > 1 and head[0].strip().isdigit() and _STATED.search(head[1]) is not None
+        return stated or filetype(str(path)) in _GUESSED
+    except _READ_ERRORS:
+        return False
+
+
+def read_any(
+    path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
+) -> Iterator[Frames]:
+    """Blocks of a file: parquet, extended XYZ, or whatever ASE reads.
+
+    Arguments as for `read_xyz`.
+
+    Raises:
+        DataError: for a file that is missing, empty, unreadable or without energies, and for what is not understood.
+    """
+    path = Path(path)
+    _check_file(path)
+    if path.suffix.lower() == ".parquet":
+        source = ParquetSource(path)
+        if keys.units != Units() and source.stated_format is not None:
+            raise DataError(f"{path} states its units, eV and Å; leave --units away.")
+        names = dict.fromkeys(("energy", "forces", "stress", "group"))
+        yield from (in_usual_units(source.chunk(group), keys.units, names) for group in range(len(source.sizes)))
+    elif holds_xyz(path):
+        yield from read_xyz(path, keys, label, labelled=labelled, extras=extras)
+    else:
+        images = _images(path)
+        name = label or path.name
+        ids = [f"{name}#{k}" for k in range(len(images))]
+        yield from_atoms(images, ids, keys, labelled=labelled, extras=extras)
+
+
+def read_atoms(path: str | Path, index: int = -1) -> Atoms:
+    """One structure of extended XYZ, with what belongs to its atoms (momenta, constraints) but without results.
+
+    Arguments:
+        path: for which `holds_xyz` is True.
+        index: of the frame; the last by default.
+
+    Raises:
+        DataError: for a file that is empty or not understood, or has no such frame.
+    """
+    _check_file(Path(path))
+    (block,) = read_plain(path, index)
+    (found,) = to_atoms(block)
+    return found
+
+
+def read_images(path: str | Path) -> list[Atoms]:
+    """All structures of a file of any format; their labels, if there are any, are not asked for.
+
+    Raises:
+        DataError: for a file that is missing, empty, unreadable or not understood.
+    """
+    path = Path(path)
+    _check_file(path)
+    if path.suffix.lower() != ".parquet" and not holds_xyz(path):
+        return _images(path)
+    blocks = read_any(path) if path.suffix.lower() == ".parquet" else read_plain(path)
+    return [atoms for block in blocks for atoms in to_atoms(block)]
+
+
+def labels_of(files: list[Path]) -> list[str]:
+    """Shortest trailing part of each path that tells the files apart.
+
+    Raises:
+        DataError: for a file that is listed twice.
+    """
+    for depth in range(1, max(len(file.parts) for file in files) + 1):
+        labels = ["/".join(file.parts[-depth:]) for file in files]
+        if len(set(labels)) == len(labels):
+            return labels
+    twice = next(str(file) for file in files if files.count(file) > 1)
+    raise DataError(f"{twice} is listed twice; name each data file once.")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        what = "is a folder, not a data file" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}.{near_matches(path.name, siblings)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; expected at least one structure.")
+
+
+def _images(path: Path) -> list[Atoms]:
+    """All images of a file, as ASE reads them."""
+    try:
+        images = list(ase.io.read(path, index=":"))
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} cannot be read as a file of structures: {reason}.") from error
+    if not images:
+        raise DataError(f"{path} is empty; expected at least one structure.")
+    return images
+
+
+_SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")
+
+
+def load_dataset(
+    name: str | Path, split: str | None = None, *, part: str | None = None, revision: str | None = None
+) -> Dataset:
+    """Open a dataset; nothing but its footer is read.
+
+    Arguments:
+        name: `org/name[@revision]` on the Hub or in a mirror, a folder, a parquet file, or a file of extended XYZ
+            (which is read into memory).
+        split: "train", "valid", "test", ...; None: all frames.
+        part: which file, where a dataset has several, one for each level of theory; its name without ".parquet".
+        revision: branch, tag or commit hash; may also follow the name after an @.
+
+    Raises:
+        DataError: if there is no such split or part, or the file is damaged or hostile.
+        HubError: if the name is unknown or cannot be fetched, or the files are not those of the manifest.
+        MissingDependencyError: without pyarrow, or huggingface_hub for names on the Hub.
+    """
+    from snnp.hub import resolve
+
+    place = resolve(name, "dataset", revision)
+    path = place.folder
+    if path.is_dir():
+        path = _choose(dataset_files(path), part, str(name))
+    elif part is not None and part != path.stem:
+        raise DataError(f"{name} is one file, it has no part {part!r}.")
+    source = open_source(path)
+    dataset = Dataset(source, np.arange(int(source.sizes.sum())))
+    return dataset if split is None else dataset.select(split)
+
+
+def open_source(path: Path, *, labelled: bool = True) -> Source:
+    """A parquet file as it lies there, or a file of extended XYZ in memory, which must have energies if `labelled`."""
+    if path.is_file() and holds_xyz(path):
+        return MemorySource(list(read_any(path, labelled=labelled)), path.name)
+    return ParquetSource(path)
+
+
+def dataset_files(folder: Path) -> dict[str, Path]:
+    """Part -> parquet file of a dataset's folder."""
+    return {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")}
+
+
+def _choose(files: dict[str, Path], part: str | None, name: str) -> Path:
+    if not files:
+        raise DataError(f"{name} is a folder without parquet files; make one with 'snnp convert' or a recipe.")
+    if part is None and len(files) == 1:
+        return next(iter(files.values()))
+    if part is None:
+        raise DataError(f"{name} has several levels of theory, name one with part=...: {', '.join(files)}.")
+    if part not in files:
+        raise DataError(f"{name} has no part {part!r}; it has: {', '.join(files)}.{near_matches(part, files)}")
+    return files[part]
+
+
+def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *, split: str | None = None) -> Frames:
+    """Read frames from files and datasets: extended XYZ, whatever ASE reads, parquet, folders, names on the Hub.
+
+    A dataset may be followed by `:split` or `:part/split`, as in `org/name:train` or `org/ani-1x:ccsdt_cbs/test`.
+    Energies, forces, stresses and groups of files are found by their usual names (`REF_energy`, `energy`,
+    `dft_virial`, results of a calculator, `config_type`, ...) or by `keys`; within one file one name is used.
+    Any of them may be missing on some frames. Stresses of structures that are not fully periodic are left out: they
+    have no defined volume. The `source` of a frame is "name#index", with the folder before it where names repeat.
+
+    Arguments:
+        path: one or several.
+        keys: names and units of the labels in files, where they are unusual; those of datasets are fixed.
+        split: of datasets that name none and have it; None: all frames.
+
+    Raises:
+        DataError: as `load_dataset` says; and for a file that is missing, empty, unreadable, without energies or not
+            understood, for a named key that is absent, for shapes that do not match the number of atoms, and for NaN.
+    """
+    sources = [path] if isinstance(path, str | Path) else list(path)
+    if not sources:
+        raise DataError("no data file was given; name at least one file of reference structures.")
+    parts: list[Frames] = []
+    for source, label in zip(sources, labels_of([Path(str(source)) for source in sources]), strict=True):
+        dataset = _as_dataset(str(source), split)
+        if dataset is None:
+            blocks = read_any(source, keys, label, extras=False)
+            parts += [block.checked() for block in blocks]
+        elif keys != Keys():
+            raise DataError(
+                f"{source} is a dataset, whose columns have fixed names and units; leave the keys and units of labels "
+                "away, or make another dataset of it with 'snnp convert'."
+            )
+        else:
+            found = dataset.frames()
+            if len(sources) > 1:
+                found = replace(found, sources=[f"{label}/{source}" for source in found.sources])
+            parts.append(found)
+    return Frames.concatenate(parts)
+
+
+def dataset_records(sources: Iterable[str]) -> list[dict[str, str]]:
+    """What a run keeps of the datasets that it took from the Hub or a mirror: name, revision, commit."""
+    from snnp.hub import parse_reference, resolve
+
+    records: dict[str, dict[str, str]] = {}
+    for source in sources:
+        name, _, _ = _selection(source)
+        if not Path(name).exists() and parse_reference(name) is not None and not _is_missing_file(Path(name)):
+            found = resolve(name, "dataset")
+            records[found.pinned] = found.record()
+    return list(records.values())
+
+
+def _selection(text: str) -> tuple[str, str | None, str | None]:
+    """Name, part and split of `name:part/split`."""
+    if not Path(text).exists() and (match := _SELECTION.fullmatch(text)):
+        return match["name"], match["part"], match["split"]
+    return text, None, None
+
+
+def _is_missing_file(path: Path) -> bool:
+    """Whether a name that is not there looks like a file's rather than like a repository's."""
+    return is_xyz(path) or (bool(path.suffix) and path.parent.is_dir())
+
+
+def _as_dataset(text: str, split: str | None) -> Dataset | None:
+    """A dataset if the text names one; None for files that are read by the file."""
+    from snnp.hub import parse_reference
+
+    name, part, wanted = _selection(text)
+    path = Path(name)
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        return None
+    if not path.exists() and (path.suffix.lower() == ".parquet" or parse_reference(name) is None):
+        return None
+    if not path.exists() and _is_missing_file(path):
+        return None
+    dataset = load_dataset(name, part=part)
+    if wanted is not None:
+        return dataset.select(wanted)
+    return dataset.select(split) if split in dataset.splits else dataset
+
+
+def convert(
+    files: Mapping[str, Sequence[str | Path]],
+    target: str | Path,
+    *,
+    method: str = "",
+    software: str = "",
+    keys: Keys = Keys(),
+    labelled: bool = True,
+    workers: int = 1,
+) -> int:
+    """Write one file from several.
+
+    Arguments:
+        files: split -> files of that split.
+        target: .parquet, or .xyz, .extxyz.
+        method: level of theory; parquet must have it.
+        software: program that computed the labels.
+        keys: names and units of the labels in the files, where they are unusual.
+        labelled: whether there must be energies.
+        workers: files that are read at the same time, each in a process of its own.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        DataError: names the file that cannot be read.
+    """
+    target = Path(target)
+    listed = [(split, Path(file)) for split, group in files.items() for file in group]
+    if not listed:
+        raise DataError("no file was given to convert; name at least one.")
+    labels = labels_of([file for _, file in listed])
+    jobs = [(file, keys, label, labelled) for (_, file), label in zip(listed, labels, strict=True)]
+    found = zip(listed, _read_all(jobs, workers), strict=True)
+    return write_frames(
+        ((split, frames) for (split, _), chunks in found for frames in chunks), target, method, software
+    )
+
+
+_Job = tuple[Path, Keys, str, bool]
+
+
+def _read_all(jobs: list[_Job], workers: int) -> Iterator[Iterable[Frames]]:
+    """The blocks of each file in order."""
+    if workers <= 1 or len(jobs) == 1:
+        for path, keys, label, labelled in jobs:
+            yield read_any(path, keys, label, labelled=labelled)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+        yield from pool.map(_read_one, jobs)
+
+
+def _read_one(job: _Job) -> list[Frames]:
+    path, keys, label, labelled = job
+    return list(read_any(path, keys, label, labelled=labelled))

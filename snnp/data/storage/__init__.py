@@ -1,0 +1,1 @@
+"""How files hold frames: extended XYZ, parquet, what a frame says beside its numbers, and ASE's `Atoms`."""
