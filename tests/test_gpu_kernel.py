@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 from snnp.errors import InputError
 from snnp.kernels.cpu.library import switched_off
 from snnp.kernels.gpu import call as gpu
-from snnp.kernels.gpu.call import GpuKernel, make_form, make_work, supports
+from snnp.kernels.gpu.call import GpuKernel, supports
 from snnp.kernels.gpu.dynamics import Clock, GpuDynamics, Integrator, System
 from snnp.kernels.gpu.lists import CellList, State, rows_of
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
@@ -318,7 +318,7 @@ def _drawn(step: int, n: int) -> torch.Tensor:
     from snnp.kernels.gpu import _list as _gpu_list
 
     model = _model(FORMS["without network"])
-    work = make_work(make_form(model.kernel_parameters(), "ieee", 32, 32), n, 1, DEVICE, torch.float64)
+    work = GpuKernel(model.kernel_parameters(), DEVICE, torch.float64).make_work(n, 1)
     work.forces.zero_()
     state = _state(torch.zeros(n, 3, dtype=torch.float64, device=DEVICE))
     state = state._replace(spread=torch.full((n,), 2.0, dtype=torch.float64, device=DEVICE))

@@ -21,16 +21,12 @@ class SplineTable:
     With `t = (x - lower) * inverse_spacing` the segment is `k = clamp(floor(t), -1, n) + 1` and `u = t - (k - 1)`: the
     segments 0 and n + 1 continue the spline beyond its grid as its tangent. Derivatives in x are those in u times
     `inverse_spacing`.
-
-    Arguments:
-        lower, inverse_spacing: [G]; n_intervals: [G] int32.
-        coefficients: [G, K, 4, F] with K = largest n + 2 (unused segments are zero).
     """
 
-    lower: Array
-    inverse_spacing: Array
-    n_intervals: Indices
-    coefficients: Array
+    lower: Array  # [G]
+    inverse_spacing: Array  # [G]
+    n_intervals: Indices  # [G] n
+    coefficients: Array  # [G, K, 4, F] with K = largest n + 2; unused segments are zero
 
     @property
     def n_filters(self) -> int:
@@ -60,63 +56,44 @@ def spline_table(lower: Array, spacing: Array, n_intervals: NDArray[np.int64], b
 class ReadoutParameters:
     """From D features x to an energy: `NN_z(y) + linear_z . y + U_z(x)` with `y = (x - mean) / std`.
 
-    Arguments:
-        mean, std: [D].
-        weights, biases: per layer [C, out, in] and [C, out] with constraints applied, C = 1 or Z copies; empty without
-            a network. The last layer has one output.
-        activation: of the hidden layers.
-        linear: [Z, D], zeros without a skip.
-        embedding: splines of the features in groups per element, or None; with `embeds_sum` one filter, of their sum.
+    Layers have one copy for all elements or one for each, and none there is without a network; the last has one output.
     """
 
-    mean: Array
-    std: Array
-    weights: tuple[Array, ...]
-    biases: tuple[Array, ...]
-    activation: Literal["silu", "tanh", "softplus"]
-    linear: Array
-    embedding: SplineTable | None
-    embeds_sum: bool
+    mean: Array  # [D]
+    std: Array  # [D]
+    weights: tuple[Array, ...]  # per layer [copies, out, in], with constraints applied
+    biases: tuple[Array, ...]  # per layer [copies, out]
+    activation: Literal["silu", "tanh", "softplus"]  # of the hidden layers
+    linear: Array  # [Z, D], zeros without a skip
+    embedding: SplineTable | None  # U, splines of the features in groups per element
+    embeds_sum: bool  # the embedding has one filter, of the sum of the features
 
     @property
     def n_copies(self) -> int:
-        """C of the network, or 1 without one."""
+        """Of the network, or 1 without one."""
         return self.weights[0].shape[0] if self.weights else 1
 
 
 @dataclass(frozen=True)
 class SplineParameters:
-    """Everything a kernel needs to know about a model with Z elements.
+    """Everything a kernel needs to know about a model with Z elements."""
 
-    Arguments:
-        numbers: [Z] atomic numbers; reference: [Z] E0 in eV.
-        cutoff: Å, of radial filters, pair term and repulsion; angular_cutoff: Å, of f.
-        rho, f: radial functions, in group `radial_group` [Z, Z] of (centre, neighbour); f has no filters if there is no
-            three-body term.
-        phi: pair term or None, in group `pair_group` [Z, Z].
-        evaluator: of the three-body term.
-        degree: L. legendre: [C, C, F, L + 1] coefficients of g for neighbours in the channels (c, c'); at_one: [C, F],
-            g(1) for two neighbours of one channel; C = 1, or Z where g depends on elements (channel = element).
-        g: angular splines (evaluator "spline"), in group `pair_group` of the two neighbours if it has several.
-        repulsion: (inner, outer) in Å or None. screening: its length in Å, four amplitudes and four decay constants.
-    """
-
-    numbers: Indices
-    reference: Array
-    cutoff: float
-    angular_cutoff: float
+    numbers: Indices  # [Z] atomic numbers
+    reference: Array  # [Z] E0 in eV
+    cutoff: float  # Å, of radial filters, pair term and repulsion
+    angular_cutoff: float  # Å, of f
     rho: SplineTable
-    f: SplineTable
-    radial_group: Indices
-    phi: SplineTable | None
-    pair_group: Indices
-    evaluator: Literal["spline", "legendre"]
-    degree: int
-    legendre: Array
-    at_one: Array
-    g: SplineTable
-    repulsion: tuple[float, float] | None
-    screening: tuple[float, ...]
+    f: SplineTable  # without filters if there is no three-body term
+    radial_group: Indices  # [Z, Z] group of rho and f for (centre, neighbour)
+    phi: SplineTable | None  # the pair term
+    pair_group: Indices  # [Z, Z] group of phi, and of g for two neighbours if it has several
+    evaluator: Literal["spline", "legendre"]  # of the three-body term
+    degree: int  # L
+    legendre: Array  # [C, C, F, L + 1] coefficients of g for two channels; C = Z where g depends on elements, or 1
+    at_one: Array  # [C, F] g(1) for two neighbours of one channel
+    g: SplineTable  # for the evaluator "spline"
+    repulsion: tuple[float, float] | None  # inner, outer in Å
+    screening: tuple[float, ...]  # its length in Å, four amplitudes, four decay constants
     readout: ReadoutParameters
 
     @property

@@ -23,10 +23,9 @@ from triton.compiler import ASTSource
 
 from snnp.kernels.gpu import _atoms as _gpu_atoms
 from snnp.kernels.gpu import _list as _gpu_list
-from snnp.kernels.gpu.call import Atoms, Form, make_form, make_network, make_tables, make_work
+from snnp.kernels.gpu.call import Atoms, GpuKernel
 from snnp.kernels.gpu.dynamics import Box, Clock
 from snnp.kernels.gpu.lists import Grid, Rows, State
-from snnp.kernels.parameters import SplineParameters
 from snnp.models import SplineNNP
 
 PAIRS_PER_THREAD = 2  # passes over blocks of 32 for the 62 neighbours within 6.5 Å
@@ -98,14 +97,12 @@ def count_instructions(text: str) -> tuple[int, int, collections.Counter[str]]:
     return len(inside), len(code) - len(inside), kinds
 
 
-def _arguments(plan: SplineParameters, form: Form) -> dict[str, tuple[Any, ...]]:
+def _arguments(model: GpuKernel) -> dict[str, tuple[Any, ...]]:
     """Arguments of the kernels by name; only types and alignment matter."""
-    cpu, real = torch.device("cpu"), torch.float32
     numbers, whole = torch.zeros(32, dtype=torch.float64), torch.zeros(32, dtype=torch.int32)
     long = torch.zeros(1, dtype=torch.int64)
     atoms, rows = Atoms(numbers, whole, numbers), Rows(whole, whole, whole, whole, 80)
-    tables, network = make_tables(plan, form, cpu, real), make_network(plan, form, cpu, real)
-    work, n = make_work(form, 1, 80, cpu, real), 1000003
+    tables, network, work, n = model.tables, model.network, model.make_work(1, 80), 1000003
     state, clock = (
         State(numbers, whole, numbers, numbers, numbers, numbers),
         Clock(numbers, long, long, whole, numbers, numbers),
@@ -132,8 +129,8 @@ def _arguments(plan: SplineParameters, form: Form) -> dict[str, tuple[Any, ...]]
 
 def compile_all(model: SplineNNP, precision: str) -> None:
     """Compile every kernel and print what came out."""
-    plan = model.kernel_parameters()
-    form = make_form(plan, precision, block=32, atoms=32)
+    evaluation = GpuKernel(model.kernel_parameters(), "cpu", precision=precision)
+    form = evaluation.form
     constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
     constants |= {"advance_kernel": (1, True, 128), "sum_kernel": (True, 128)}
     constants |= {"barostat_kernel": (1024,), "rescale_kernel": (1024,)}
@@ -141,7 +138,7 @@ def compile_all(model: SplineNNP, precision: str) -> None:
     print(f"triton {triton.__version__}, compute capability 9.0, precision {precision}")
     print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
     total = 0.0
-    for name, arguments in _arguments(plan, form).items():
+    for name, arguments in _arguments(evaluation).items():
         module = next(m for m in (_gpu_atoms, _gpu_list) if hasattr(m, name))
         kernel, atomwise = getattr(module, name), module is not _gpu_list
         fixed = (form,) if atomwise else constants.get(name, (128,))

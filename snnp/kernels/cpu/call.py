@@ -46,18 +46,13 @@ _MOST_IMAGES = 32768
 
 @dataclass(frozen=True)
 class NeighbourRows:
-    """Neighbours in rows: entry e of atom i is atom `neighbour[e]` in the periodic image `image[e]`.
+    """Neighbours in rows: entry e of atom i is atom `neighbour[e]` in the periodic image `image[e]`."""
 
-    Arguments:
-        first: [N + 1] int64, start of each row. neighbour, image: [P] int32.
-        shifts: [n_images, 3] float64, lattice vectors of each image; owner: [n_images] structure whose cell they mean.
-    """
-
-    first: NDArray[np.int64]
-    neighbour: NDArray[np.int32]
-    image: NDArray[np.int32]
-    shifts: Array
-    owner: NDArray[np.int64]
+    first: NDArray[np.int64]  # [N + 1] start of each row
+    neighbour: NDArray[np.int32]  # [P]
+    image: NDArray[np.int32]  # [P]
+    shifts: Array  # [n_images, 3] lattice vectors of each image
+    owner: NDArray[np.int64]  # [n_images] structure whose cell they mean
 
     def images(self, cell: Array) -> Array:
         """[n_images, 3] translations in Å for cells [B, 3, 3]."""

@@ -54,52 +54,40 @@ def supports_training(parameters: SplineParameters) -> bool:
 class StoredPairs(NamedTuple):
     """All pairs of many atoms: neighbours of atom k are the entries `first[k] .. first[k + 1]`, those that share radial
     functions and channel side by side, and these by distance.
-
-    Arguments:
-        first: [N + 1] int64. neighbour: [P] int32, index among the stored atoms. species: [N] int32.
-        x, y, z, r: [P] of one float type, unit vectors and distances in Å.
     """
 
-    first: NDArray[np.int64]
-    neighbour: NDArray[np.int32]
-    species: NDArray[np.int32]
-    x: Array
+    first: NDArray[np.int64]  # [N + 1]
+    neighbour: NDArray[np.int32]  # [P] index among the stored atoms
+    species: NDArray[np.int32]  # [N]
+    x: Array  # [P] of one float type: unit vectors
     y: Array
     z: Array
-    r: Array
+    r: Array  # Å
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Some of the stored atoms: `rows` [n] int64 their indices, `shift` [n] int64 stored minus local index, `owner` [n]
-    int32 the structure of each among `n_structures`. Neighbours of a chosen atom must be chosen, too.
-    """
+    """Some of the stored atoms; neighbours of a chosen atom must be chosen, too."""
 
     pairs: StoredPairs
-    rows: NDArray[np.int64]
-    shift: NDArray[np.int64]
-    owner: NDArray[np.int32]
+    rows: NDArray[np.int64]  # [n] their indices
+    shift: NDArray[np.int64]  # [n] stored minus local index
+    owner: NDArray[np.int32]  # [n] structure of each
     n_structures: int
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Parameters, or the gradient of a loss in them, in the kernel's layouts; views without the padding.
+    """Parameters, or the gradient of a loss in them, in the kernel's layouts; views without the padding."""
 
-    Arguments:
-        rho, f, embedding: [G, K, F] B-spline coefficients.
-        legendre: [C, C, L + 1, F] of g for neighbours in two channels; at_one: [C, F], its value at 1.
-        linear: [Z, D]. weights: per layer [copies, in, out]; biases: [copies, out].
-    """
-
-    rho: Array
-    f: Array
-    legendre: Array
-    at_one: Array
-    linear: Array
-    embedding: Array
-    weights: tuple[Array, ...]
-    biases: tuple[Array, ...]
+    rho: Array  # [G, K, F] B-spline coefficients
+    f: Array  # [G, K, F]
+    legendre: Array  # [C, C, L + 1, F] of g for neighbours in two channels
+    at_one: Array  # [C, F] g(1)
+    linear: Array  # [Z, D]
+    embedding: Array  # [G, K, F]
+    weights: tuple[Array, ...]  # per layer [copies, in, out]
+    biases: tuple[Array, ...]  # per layer [copies, out]
 
 
 class TrainingKernel:

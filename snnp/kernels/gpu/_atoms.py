@@ -25,8 +25,6 @@ from snnp.kernels.gpu._maths import (
     split_columns,
 )
 
-__all__ = ["forces_kernel", "gradients_kernel", "moments_kernel", "network_kernel"]
-
 
 @triton.jit
 def _pairs(

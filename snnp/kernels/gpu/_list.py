@@ -11,19 +11,6 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = [
-    "advance_kernel",
-    "barostat_kernel",
-    "bin_kernel",
-    "finish_kernel",
-    "kick_kernel",
-    "rescale_kernel",
-    "reverse_kernel",
-    "search_kernel",
-    "sort_kernel",
-    "sum_kernel",
-]
-
 
 @triton.jit
 def _fraction(grid: tl.tuple, x: tl.tensor, y: tl.tensor, z: tl.tensor, axis: tl.constexpr) -> Any:
@@ -188,12 +175,7 @@ def _reverse(grid: tl.tuple, rows: tl.tuple, i: tl.tensor, last: tl.tensor, bloc
 
 @triton.jit
 def reverse_kernel(
-    grid: tl.tuple,
-    rows: tl.tuple,
-    flags: tl.tensor,
-    n_atoms: tl.tensor,
-    n_cells: tl.tensor,
-    block: tl.constexpr,
+    grid: tl.tuple, rows: tl.tuple, flags: tl.tensor, n_atoms: tl.tensor, n_cells: tl.tensor, block: tl.constexpr
 ) -> None:
     """The place of j -> i for all pairs i -> j; cells are emptied for the next list."""
     if tl.load(flags) > 0:

@@ -18,8 +18,6 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["activate", "harmonics", "join_columns", "product", "row_sums", "segment", "solid_gradient", "split_columns"]
-
 
 @triton.constexpr_function
 def _diagonal(m: int) -> float:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sysconfig
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,21 +24,16 @@ from torch import Tensor
 
 from snnp.errors import InputError, MissingDependencyError
 from snnp.kernels.gpu.lists import Rows
-from snnp.kernels.parameters import SplineParameters, SplineTable
+from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
 __all__ = [
     "Atoms",
-    "Form",
     "GpuKernel",
     "GpuResult",
     "Work",
     "available",
     "full_virial",
-    "make_form",
-    "make_network",
-    "make_tables",
-    "make_work",
     "on_device",
     "overlap_message",
     "supports",
@@ -92,39 +87,28 @@ def _has_compiler() -> bool:
 
 
 class Form(NamedTuple):
-    """Constants that kernels are compiled for; sizes without `n_` are filled up to powers of two.
+    """Constants that kernels are compiled for."""
 
-    Arguments:
-        degree: L; n_harmonics: (L+1)², columns filled up.
-        n_radial, radial; n_filters, filters: functions rho and f.
-        elements: Z; channels: C filled up; features: D filled up.
-        hidden: widest hidden layer filled up; n_layers: hidden layers; copies: of the network; activation: of it.
-        pair_term, repulsion: whether there are any.
-        shortest: Å, distance below which a pair is refused.
-        block: neighbours at once; atoms: atoms at once in the network.
-        precision: of matrix products in float32: "ieee", or "tf32x3" on tensor cores.
-    """
-
-    degree: int
-    n_harmonics: int
-    columns: int
-    n_radial: int
+    degree: int  # L
+    n_harmonics: int  # (L+1)²
+    columns: int  # the same; sizes without `n_` are filled up to powers of two
+    n_radial: int  # functions rho
     radial: int
-    n_filters: int
+    n_filters: int  # functions f
     filters: int
-    elements: int
-    channels: int
-    features: int
-    hidden: int
-    n_layers: int
-    copies: int
+    elements: int  # Z, as it is
+    channels: int  # C
+    features: int  # D
+    hidden: int  # of the widest hidden layer
+    n_layers: int  # hidden layers
+    copies: int  # of the network
     activation: str
-    pair_term: bool
+    pair_term: bool  # whether there is one
     repulsion: bool
-    shortest: float
-    block: int
-    atoms: int
-    precision: str
+    shortest: float  # Å, below which a pair is refused
+    block: int  # neighbours at once
+    atoms: int  # atoms at once in the network
+    precision: str  # of matrix products in float32: "ieee", or "tf32x3" on tensor cores
 
 
 class SplineArrays(NamedTuple):
@@ -138,39 +122,32 @@ class SplineArrays(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Everything that acts on pairs.
-
-    Arguments:
-        radial_group, pair_group: [Z, Z] int32.
-        legendre: [C, (L+1)² filled up, C, F]; at_one: [C, F].
-        charges: [Z] nuclear charges; screening: [Z] their part of the inverse screening length, 1/Å.
-        constants: cutoff, angular cutoff, inner, outer, half of e²/(4 pi eps0), four amplitudes, four decay constants.
-    """
+    """Everything that acts on pairs."""
 
     rho: SplineArrays
     f: SplineArrays
     phi: SplineArrays
-    radial_group: Tensor
-    pair_group: Tensor
-    legendre: Tensor
-    at_one: Tensor
-    charges: Tensor
-    screening: Tensor
+    radial_group: Tensor  # [Z, Z] int32
+    pair_group: Tensor  # [Z, Z] int32
+    legendre: Tensor  # [C, (L+1)² filled up, C, F]
+    at_one: Tensor  # [C, F]
+    charges: Tensor  # [Z] nuclear charges
+    screening: Tensor  # [Z] their part of the inverse screening length, 1/Å
+    # Cutoff, angular cutoff, inner, outer, half of e²/(4 pi eps0), four amplitudes, four decay constants.
     constants: Tensor
 
 
 class NetworkArrays(NamedTuple):
-    """The readout: mean, inverse_std [D], linear [Z, D], first [C, H, D], rest [C, n-1, H, H], biases [C, n, H],
-    last [C, H], offset [C]."""
+    """The readout, for H hidden units in n layers."""
 
-    mean: Tensor
-    inverse_std: Tensor
-    linear: Tensor
-    first: Tensor
-    rest: Tensor
-    biases: Tensor
-    last: Tensor
-    offset: Tensor
+    mean: Tensor  # [D]
+    inverse_std: Tensor  # [D]
+    linear: Tensor  # [Z, D]
+    first: Tensor  # [copies, H, D]
+    rest: Tensor  # [copies, n-1, H, H]
+    biases: Tensor  # [copies, n, H]
+    last: Tensor  # [copies, H]
+    offset: Tensor  # [copies]
 
 
 class Atoms(NamedTuple):
@@ -182,34 +159,24 @@ class Atoms(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What kernels write.
+    """What kernels write."""
 
-    Arguments:
-        features, slopes: [N, D] G and dE/dG.
-        weighted: [N, C, (L+1)², F] moments times Legendre coefficients.
-        gradients: [N, capacity, 4] dE_i/dr_ij in eV/Å and a zero; own: [N, 4] their sums.
-        energies: [N] eV without E0; virial: [N, 6] eV (xx, yy, zz, yz, xz, xy) of r_ij (x) dE_i/dr_ij.
-        forces: [N, 3] eV/Å.
-        status: [1] int32, 1 where a pair was closer than `Form.shortest` or NaN.
-    """
-
-    features: Tensor
-    slopes: Tensor
-    weighted: Tensor
-    gradients: Tensor
-    own: Tensor
-    energies: Tensor
-    virial: Tensor
-    forces: Tensor
-    status: Tensor
+    features: Tensor  # [N, D] G
+    slopes: Tensor  # [N, D] dE/dG
+    weighted: Tensor  # [N, C, (L+1)², F] moments times Legendre coefficients
+    gradients: Tensor  # [N, capacity, 4] dE_i/dr_ij in eV/Å and a zero
+    own: Tensor  # [N, 4] their sums
+    energies: Tensor  # [N] eV without E0
+    virial: Tensor  # [N, 6] eV (xx, yy, zz, yz, xz, xy) of r_ij (x) dE_i/dr_ij
+    forces: Tensor  # [N, 3] eV/Å
+    status: Tensor  # [1] int32, 1 where a pair was closer than `Form.shortest` or NaN
 
 
 def _power_of_two(n: int, least: int = 1) -> int:
     return max(1 << max(n - 1, 0).bit_length(), least)
 
 
-def make_form(parameters: SplineParameters, precision: str, block: int, atoms: int) -> Form:
-    """The constants of a model."""
+def _form(parameters: SplineParameters, precision: str) -> Form:
     readout = parameters.readout
     n_harmonics = (parameters.degree + 1) ** 2
     widths = [weight.shape[1] for weight in readout.weights[:-1]]
@@ -231,8 +198,8 @@ def make_form(parameters: SplineParameters, precision: str, block: int, atoms: i
         pair_term=parameters.phi is not None,
         repulsion=parameters.repulsion is not None,
         shortest=_SHORTEST,
-        block=block,
-        atoms=atoms,
+        block=32,
+        atoms=32,
         precision=precision,
     )
 
@@ -261,9 +228,9 @@ def _spline_arrays(table: SplineTable | None, width: int, to: _Device) -> Spline
     if table is None or table.n_filters == 0:
         nothing = to.real(np.zeros(1))
         return SplineArrays(nothing, nothing, to.integer(np.zeros(1, np.int32)), 0, nothing)
+    lower, inverse_spacing, n_intervals = table.lower, table.inverse_spacing, to.integer(table.n_intervals)
     coefficients = to.real(_padded(table.coefficients, width))
-    steps = to.real(table.inverse_spacing)
-    return SplineArrays(to.real(table.lower), steps, to.integer(table.n_intervals), coefficients.shape[1], coefficients)
+    return SplineArrays(to.real(lower), to.real(inverse_spacing), n_intervals, coefficients.shape[1], coefficients)
 
 
 def _racah(degree: int) -> Array:
@@ -272,14 +239,10 @@ def _racah(degree: int) -> Array:
     return np.array([(2.0 if m else 1.0) * math.factorial(n - m) * math.factorial(n + m) for n, m in orders])
 
 
-def make_tables(parameters: SplineParameters, form: Form, device: torch.device, dtype: torch.dtype) -> Tables:
-    """Tables of a model on the device."""
-    to = _Device(device, dtype)
+def _tables(parameters: SplineParameters, form: Form, to: _Device) -> Tables:
     repeated = np.repeat(parameters.legendre, 2 * np.arange(parameters.degree + 1) + 1, axis=-1)  # [C, C, F, (L+1)²]
-    legendre = _padded(
-        (repeated * _racah(parameters.degree)).transpose(0, 3, 1, 2), form.columns, form.channels, form.filters
-    )
-    legendre = np.concatenate([legendre, np.zeros((form.channels - len(legendre), *legendre.shape[1:]))])
+    legendre = (repeated * _racah(parameters.degree)).transpose(0, 3, 1, 2)
+    legendre = _padded(legendre, form.channels, form.columns, form.channels, form.filters)
     length, *fits = parameters.screening
     cutoffs = (parameters.cutoff, parameters.angular_cutoff, *(parameters.repulsion or (0.0, 0.0)))
     charges = parameters.numbers.astype(np.float64)
@@ -297,9 +260,8 @@ def make_tables(parameters: SplineParameters, form: Form, device: torch.device, 
     )
 
 
-def make_network(parameters: SplineParameters, form: Form, device: torch.device, dtype: torch.dtype) -> NetworkArrays:
-    """The readout of a model on the device."""
-    to, readout, d, h = _Device(device, dtype), parameters.readout, form.features, form.hidden
+def _network(readout: ReadoutParameters, form: Form, to: _Device) -> NetworkArrays:
+    d, h = form.features, form.hidden
     copies, n = form.copies, form.n_layers
     first, rest = np.zeros((copies, h, d)), np.zeros((copies, max(n - 1, 1), h, h))
     biases, last, offset = np.zeros((copies, max(n, 1), h)), np.zeros((copies, h)), np.zeros(copies)
@@ -314,26 +276,6 @@ def make_network(parameters: SplineParameters, form: Form, device: torch.device,
     std[: len(readout.std)] = readout.std
     arrays = (mean, 1.0 / std, _padded(readout.linear, d), first, rest, biases, last, offset)
     return NetworkArrays(*(to.real(array) for array in arrays))
-
-
-def make_work(form: Form, n_atoms: int, capacity: int, device: torch.device, dtype: torch.dtype) -> Work:
-    """Work arrays for N atoms with rows of `capacity` neighbours."""
-
-    def real(*shape: int) -> Tensor:
-        return torch.empty(shape, device=device, dtype=dtype)
-
-    return Work(
-        # Columns that fill up the features are never written: they must be numbers.
-        features=torch.zeros(n_atoms, form.features, device=device, dtype=dtype),
-        slopes=real(n_atoms, form.features),
-        weighted=real(n_atoms, form.channels, form.n_harmonics, form.filters),
-        gradients=real(n_atoms, capacity, 4),
-        own=real(n_atoms, 4),
-        energies=real(n_atoms),
-        virial=real(n_atoms, 6),
-        forces=real(n_atoms, 3),
-        status=torch.zeros(1, device=device, dtype=torch.int32),
-    )
 
 
 @dataclass(frozen=True)
@@ -377,14 +319,25 @@ class GpuKernel:
 
         self._kernels = _atoms
         self.device, self.dtype, self.cutoff = torch.device(device), dtype, parameters.cutoff
-        self.form = make_form(parameters, precision if dtype == torch.float32 else "ieee", block=32, atoms=32)
-        self.tables = make_tables(parameters, self.form, self.device, dtype)
-        self.network = make_network(parameters, self.form, self.device, dtype)
+        self.form, to = _form(parameters, precision if dtype == torch.float32 else "ieee"), _Device(self.device, dtype)
+        self.tables, self.network = _tables(parameters, self.form, to), _network(parameters.readout, self.form, to)
         self.reference = torch.from_numpy(parameters.reference).to(self.device)
 
     def make_work(self, n_atoms: int, capacity: int) -> Work:
         """Work arrays for N atoms with rows of `capacity` neighbours."""
-        return make_work(self.form, n_atoms, capacity, self.device, self.dtype)
+        form, empty = self.form, partial(torch.empty, device=self.device, dtype=self.dtype)
+        return Work(
+            # Columns that fill up the features are never written: they must be numbers.
+            features=empty(n_atoms, form.features).zero_(),
+            slopes=empty(n_atoms, form.features),
+            weighted=empty(n_atoms, form.channels, form.n_harmonics, form.filters),
+            gradients=empty(n_atoms, capacity, 4),
+            own=empty(n_atoms, 4),
+            energies=empty(n_atoms),
+            virial=empty(n_atoms, 6),
+            forces=empty(n_atoms, 3),
+            status=torch.zeros(1, device=self.device, dtype=torch.int32),
+        )
 
     def launch(self, atoms: Atoms, rows: Rows, work: Work) -> None:
         """Fill `work`; nothing waits for the device, so that the launches can be captured in a CUDA graph."""
@@ -398,13 +351,7 @@ class GpuKernel:
             kernels.gradients_kernel[(n,)](atoms, rows, self.tables, work, form, num_warps=1, **_OPTIONS)
             kernels.forces_kernel[(n,)](rows, work, form, num_warps=1, **_OPTIONS)
 
-    def evaluate(
-        self,
-        atoms: Atoms,
-        rows: Rows,
-        structure: Tensor,
-        n_structures: int = 1,
-    ) -> GpuResult:
+    def evaluate(self, atoms: Atoms, rows: Rows, structure: Tensor, n_structures: int = 1) -> GpuResult:
         """One evaluation of a batch of B structures.
 
         Arguments:
@@ -413,8 +360,7 @@ class GpuKernel:
         Raises:
             InputError: for overlapping atoms or NaN positions.
         """
-        n = atoms.species.shape[0]
-        work = self.make_work(n, rows.capacity)
+        work = self.make_work(atoms.species.shape[0], rows.capacity)
         self.launch(atoms, rows, work)
         if int(work.status):
             raise InputError(overlap_message(atoms, rows))

@@ -77,55 +77,41 @@ class Integrator:
 
 
 class Clock(NamedTuple):
-    """What a step reads and writes beside the atoms.
+    """What a step reads and writes beside the atoms."""
 
-    Arguments:
-        numbers: [7] time step, what is kept of the old velocity (Langevin) or kinetic energy (rescaling), squared limit
-            of displacements, k T at step 0, its growth per step, factor of the velocities, half of the degrees of
-            freedom but one.
-        seed, step: [1].
-        flags, scale: [4] of the list.
-        sums: [blocks] of the virial's trace or twice the kinetic energy, eV.
-    """
-
+    # Time step, what is kept of the old velocity (Langevin) or kinetic energy (rescaling), squared limit of moves, k T
+    # at step 0, its growth per step, factor of the velocities, half of the degrees of freedom but one.
     numbers: Tensor
-    seed: Tensor
-    step: Tensor
-    flags: Tensor
-    scale: Tensor
-    sums: Tensor
+    seed: Tensor  # [1]
+    step: Tensor  # [1]
+    flags: Tensor  # [4] of the list
+    scale: Tensor  # [4] of the list
+    sums: Tensor  # [blocks] of the virial's trace or twice the kinetic energy, eV
 
 
 class Box(NamedTuple):
-    """A box under a barostat.
+    """A box under a barostat."""
 
-    Arguments:
-        numbers: [6] volume at scale 1 in Å³, target pressure, rate; reach of the list and cutoff, Å; number of atoms
-            plus a half.
-        scale: [4] of the list; cell, inverse: [9], start: [I, 3] images, all at scale 1.
-        images: [I, 3] at the present scale, for the evaluation; n_images: 3 I.
-    """
-
+    # Volume at scale 1 in Å³, target pressure, rate; reach of the list and cutoff, Å; number of atoms plus a half.
     numbers: Tensor
-    scale: Tensor
-    cell: Tensor
-    inverse: Tensor
-    start: Tensor
-    images: Tensor
-    n_images: int
+    scale: Tensor  # [4] of the list
+    cell: Tensor  # [9] at scale 1
+    inverse: Tensor  # [9]
+    start: Tensor  # [I, 3] images at scale 1
+    images: Tensor  # [I, 3] at the present scale, for the evaluation
+    n_images: int  # 3 I
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The system at one time: positions [N, 3] Å (true paths), cell [3, 3] Å, velocities [N, 3] Å/fs, forces [N, 3]
-    eV/Å, energies [N] eV, virial [3, 3] eV (sum of r_ij (x) dE/dr_ij)."""
+    """The system at one time."""
 
-    positions: Tensor
-    cell: Tensor
-    velocities: Tensor
-    forces: Tensor
-    energies: Tensor
-    virial: Tensor
+    positions: Tensor  # [N, 3] Å, true paths
+    cell: Tensor  # [3, 3] Å
+    velocities: Tensor  # [N, 3] Å/fs
+    forces: Tensor  # [N, 3] eV/Å
+    energies: Tensor  # [N] eV
+    virial: Tensor  # [3, 3] eV, sum of r_ij (x) dE/dr_ij
 
 
 class GpuDynamics:
@@ -158,17 +144,9 @@ class GpuDynamics:
         margin = 0.0 if integrator.barostat is None else _SHRINKING
         reach = kernel.cutoff + integrator.skin
         self.list = CellList(self._state.positions, system.cell, system.pbc, reach, margin=margin)
-        decay = math.exp(-integrator.friction_per_ps * 1e-3 * integrator.dt_fs)
-        kt, heating = BOLTZMANN_EV_PER_K * integrator.temperature_k, BOLTZMANN_EV_PER_K * integrator.heating_k
-        numbers = [
-            integrator.dt_fs,
-            decay,
-            (0.5 * integrator.skin) ** 2,
-            kt,
-            heating,
-            1.0,
-            0.5 * (integrator.n_freedom - 1),
-        ]
+        dt, decay = integrator.dt_fs, math.exp(-integrator.friction_per_ps * 1e-3 * integrator.dt_fs)
+        heat = [BOLTZMANN_EV_PER_K * each for each in (integrator.temperature_k, integrator.heating_k)]
+        numbers = [dt, decay, (0.5 * integrator.skin) ** 2, *heat, 1.0, 0.5 * (integrator.n_freedom - 1)]
         self._clock = Clock(
             numbers=torch.tensor(numbers, dtype=torch.float64, device=device),
             seed=torch.tensor([integrator.seed << 32], dtype=torch.int64, device=device),
@@ -198,37 +176,20 @@ class GpuDynamics:
             self.kernel.launch(self._atoms, self.list.rows, self._work)
             self._refuse_overlaps()
             if self.kernel.device.type == "cuda":
-                self._graph = self._capture()
+                self._try_step()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self._launch_step()
+                self._graph = graph
 
     def _make_box(self, start: Tensor) -> Box | None:
         barostat = self.integrator.barostat
         if barostat is None:
             return None
-        volume = float(torch.linalg.det(self._start_cell).abs())
-        numbers = [
-            volume,
-            barostat.pressure,
-            barostat.rate,
-            self.list.reach,
-            self.kernel.cutoff,
-            len(self._species) + 0.5,
-        ]
-        return Box(
-            torch.tensor(numbers, dtype=torch.float64, device=self.kernel.device),
-            self.list.scale,
-            *self.list.box,
-            start,
-            self._atoms.images,
-            start.numel(),
-        )
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """The launches of one step."""
-        self._try_step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._launch_step()
-        return graph
+        volume, n = float(torch.linalg.det(self._start_cell).abs()), len(self._species)
+        values = [volume, barostat.pressure, barostat.rate, self.list.reach, self.kernel.cutoff, n + 0.5]
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.kernel.device)
+        return Box(numbers, self.list.scale, *self.list.box, start, self._atoms.images, start.numel())
 
     def _try_step(self) -> None:
         """One step that is taken back: kernels must be compiled before they are captured."""

@@ -23,66 +23,41 @@ _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": 
 
 
 class Rows(NamedTuple):
-    """Neighbours of atom i in row i of [N, capacity], of which `length[i]` are in use.
+    """Neighbours of atom i in row i; the vector of a pair is `r_j - r_i + images[image]`."""
 
-    Arguments:
-        length: [N] int32.
-        neighbour, image: [N, capacity] int32: the pair's vector is `r_j - r_i + images[image]`.
-        reverse: [N, capacity] integer, place of the pair j -> i in the flattened array.
-        capacity: entries per row.
-    """
-
-    length: Tensor
-    neighbour: Tensor
-    image: Tensor
-    reverse: Tensor
-    capacity: int
+    length: Tensor  # [N] int32, entries in use
+    neighbour: Tensor  # [N, capacity] int32
+    image: Tensor  # [N, capacity] int32
+    reverse: Tensor  # [N, capacity] integer, place of the pair j -> i in the flattened array
+    capacity: int  # entries per row
 
 
 class State(NamedTuple):
-    """Atoms in motion, float64.
+    """Atoms in motion, float64."""
 
-    Arguments:
-        positions: [N, 3] Å, brought into the cell whenever the list is built.
-        wraps: [N, 3] int32: `positions + wraps @ cell` are the atoms' true paths.
-        anchors: [N, 3] positions at which the list was built.
-        velocities: [N, 3] Å/fs.
-        kick: [N] half a time step over the mass, in Å/fs per eV/Å; spread: [N] Å/fs, noise of the thermostat.
-    """
-
-    positions: Tensor
-    wraps: Tensor
-    anchors: Tensor
-    velocities: Tensor
-    kick: Tensor
-    spread: Tensor
+    positions: Tensor  # [N, 3] Å, brought into the cell whenever the list is built
+    wraps: Tensor  # [N, 3] int32: `positions + wraps @ cell` are the atoms' true paths
+    anchors: Tensor  # [N, 3] positions at which the list was built
+    velocities: Tensor  # [N, 3] Å/fs
+    kick: Tensor  # [N] half a time step over the mass, in Å/fs per eV/Å
+    spread: Tensor  # [N] Å/fs, noise of the thermostat
 
 
 class Grid(NamedTuple):
-    """Cells of a grid over the box.
+    """Cells of a grid over the box."""
 
-    Arguments:
-        cell, inverse: [9] float64 lattice vectors as rows (open directions: of the grid), and the inverse.
-        origin: [3] fractional coordinates of the grid's corner.
-        sizes, reach, images, periodic: [3] int32 cells along each axis, cells searched to either side, images that this
-            can meet, and whether there are any.
-        square: [1] float64, squared distance up to which pairs are listed.
-        home: [N] int32 cell of each atom; filled: [cells] int32; members: [cells, capacity] int32.
-        capacity: atoms per cell, a power of two.
-    """
-
-    cell: Tensor
-    inverse: Tensor
-    origin: Tensor
-    sizes: Tensor
-    reach: Tensor
-    images: Tensor
-    periodic: Tensor
-    square: Tensor
-    home: Tensor
-    filled: Tensor
-    members: Tensor
-    capacity: int
+    cell: Tensor  # [9] float64 lattice vectors as rows (open directions: of the grid)
+    inverse: Tensor  # [9]
+    origin: Tensor  # [3] fractional coordinates of the grid's corner
+    sizes: Tensor  # [3] int32 cells along each axis
+    reach: Tensor  # [3] int32 cells searched to either side
+    images: Tensor  # [3] int32 images that this can meet
+    periodic: Tensor  # [3] int32
+    square: Tensor  # [1] float64, squared distance up to which pairs are listed
+    home: Tensor  # [N] int32 cell of each atom
+    filled: Tensor  # [cells] int32 atoms in it
+    members: Tensor  # [cells, capacity] int32
+    capacity: int  # atoms per cell, a power of two
 
 
 def rows_of(pairs: tuple[Tensor, Tensor, Tensor], n_atoms: int, structure: Tensor) -> tuple[Rows, tuple[int, int, int]]:
@@ -139,12 +114,12 @@ def image_vectors(reach: tuple[int, int, int], cell: Tensor) -> Tensor:
 
 
 class Flags(NamedTuple):
-    """What the device has to say, read now and then: fullest cell, longest row, number of lists, least scale."""
+    """What the device has to say, read now and then."""
 
-    fullest: int
-    longest: int
-    n_builds: int
-    least: float
+    fullest: int  # cell
+    longest: int  # row
+    n_builds: int  # of lists
+    least: float  # scale
 
 
 class CellList:
