@@ -132,9 +132,10 @@ def _twin(model: Potential, forces: bool) -> nn.Module:
         if all(member.elements == model.elements for member in model.potentials):
             return _Mean(model, forces)
         raise InputError("an Ensemble whose members list their elements in different orders cannot be exported.")
-    if (family := family_of(model)) is not None:
+    family = family_of(model)
+    if family is not None and family.scripted is not None:
         return family.scripted(model, forces)
-    known = ", ".join(each.potential.__name__ for each in FAMILIES.values())
+    known = ", ".join(each.potential.__name__ for each in FAMILIES.values() if each.scripted is not None)
     raise InputError(f"models of class {type(model).__name__} cannot be exported to TorchScript; {known} can.")
 
 

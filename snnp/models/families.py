@@ -1,4 +1,4 @@
-"""Families of potentials: one record for each. A new family is a folder with these parts, and a line below."""
+"""Families of potentials: one record for each. A new one is a folder and a line below (docs/add-a-family.md)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Family:
     Arguments:
         config: everything that fixes the form; its `family` is the name.
         potential: built from a configuration, E0 (eV per element) and `seed`; files name its class.
-        scripted: the twin that TorchScript compiles, of a potential and whether forces are wanted.
+        scripted: the twin that TorchScript compiles, of a potential and whether forces are wanted; None if it has none.
     """
 
     config: type[FamilyConfig]
     potential: type[Potential]
-    scripted: Callable[[Any, bool], nn.Module]
+    scripted: Callable[[Any, bool], nn.Module] | None = None
 
     def build(self, config: FamilyConfig, reference_energies: dict[str, float], *, seed: int = 0) -> Potential:
         """A fresh potential in float64."""
@@ -43,18 +43,20 @@ class Family:
 
 
 # Written out: nothing is ever imported because a file says so.
-_ALL = (
-    Family(SplineNNPConfig, SplineNNP, ScriptedSplineNNP),
-    Family(HIPNNConfig, HIPNN, ScriptedHIPNN),
-    Family(ANIConfig, ANI, ScriptedANI),
-)
-FAMILIES = {family.config.family: family for family in _ALL}
+FAMILIES = {
+    family.config.family: family
+    for family in (
+        Family(SplineNNPConfig, SplineNNP, ScriptedSplineNNP),
+        Family(HIPNNConfig, HIPNN, ScriptedHIPNN),
+        Family(ANIConfig, ANI, ScriptedANI),
+    )
+}
 """By name, as configurations of training runs have it."""
 
 
 def family_of(model: Potential | str) -> Family | None:
     """The family of a potential, or of the name of its class in a file."""
-    for family in _ALL:
+    for family in FAMILIES.values():
         if model == family.potential.__name__ or isinstance(model, family.potential):
             return family
     return None
