@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from snnp.cli.main import app
 from snnp.errors import InputError, UnknownElementError
 from snnp.models import ANI, ANIConfig, Ensemble, save_model
+from snnp.models.ani import aev
 from snnp.models.ani import model as ani
-from snnp.models.ani import triples as aev_triples
 from snnp.models.ani.aev import AEVAngularConfig, AEVConfig, AEVRadialConfig
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
@@ -163,7 +163,7 @@ def test_chunks_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     model = _model()
     whole = model.compute(structure, stress=True)
     monkeypatch.setitem(ani._CHUNK_TRIPLES, "cpu", 40)
-    monkeypatch.setattr(aev_triples, "_MERGE", 0)
+    monkeypatch.setattr(aev, "_MERGE", 0)
     parts = model.compute(structure, stress=True)
     for name in ("energies", "forces", "stress"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=1e-12)

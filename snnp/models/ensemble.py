@@ -11,11 +11,12 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from snnp.errors import InputError
 from snnp.models.ani.model import evaluate_together, share_vectors
+from snnp.models.config import FormConfig
 from snnp.models.gradients import PairGradients
 from snnp.models.potential import Potential, Prediction
 from snnp.neighbours import Neighbours, pair_vectors
@@ -24,10 +25,8 @@ from snnp.structure import Structure, StructureLike, as_structure
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
 
 
-class MemberConfig(BaseModel):
+class MemberConfig(FormConfig):
     """One member: its class (`family`), configuration, E0 (eV per element), and which E0 are isolated atoms'."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     family: str
     config: dict[str, Any]
@@ -35,10 +34,8 @@ class MemberConfig(BaseModel):
     isolated_atoms: tuple[str, ...] = ()
 
 
-class EnsembleConfig(BaseModel):
+class EnsembleConfig(FormConfig):
     """The members of an ensemble, in order; their weights lie under `members.0.`, `members.1.`, ... in one file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     elements: tuple[str, ...]
     members: tuple[MemberConfig, ...] = Field(min_length=1)
@@ -77,10 +74,10 @@ class Ensemble(Potential):
                     f"member {k} knows {', '.join(member.elements)} in {member.dtype}, member 0 "
                     f"{', '.join(first.elements)} in {first.dtype}; all members need the same elements and float type."
                 )
-        energies = {s: _mean(member.reference_energies[s] for member in potentials) for s in first.elements}
+        energies = {s: sum(m.reference_energies[s] for m in potentials) / len(potentials) for s in first.elements}
         super().__init__(first.elements, energies, max(member.cutoff for member in potentials))
         self.members = nn.ModuleList(potentials)
-        self.config = self._describe()
+        self._describe()
         if any(member.metadata for member in potentials):
             self.metadata = {"members": [member.metadata for member in potentials]}
 
@@ -89,7 +86,7 @@ class Ensemble(Potential):
         """The members."""
         return tuple(member for member in self.members if isinstance(member, Potential))
 
-    def _describe(self) -> EnsembleConfig:
+    def _describe(self) -> None:
         members = (
             MemberConfig(
                 family=type(member).__name__,
@@ -99,20 +96,16 @@ class Ensemble(Potential):
             )
             for member in self.potentials
         )
-        return EnsembleConfig(elements=self.elements, members=tuple(members))
+        self.config = EnsembleConfig(elements=self.elements, members=tuple(members))
 
-    @property
-    def reference_energies(self) -> dict[str, float]:
-        """Mean E0 in eV per element; setting it shifts every member by the same amount, so that the spread stays."""
-        return dict(zip(self.elements, self._reference.tolist(), strict=True))
-
-    @reference_energies.setter
-    def reference_energies(self, values: dict[str, float]) -> None:
-        shift = {symbol: float(values[symbol]) - old for symbol, old in self.reference_energies.items()}
+    def _set_reference_energies(self, values: dict[str, float]) -> None:
+        """Shifts every member by the same amount, so that the spread stays."""
+        before = self.reference_energies
         for member in self.potentials:
-            member.reference_energies = {s: member.reference_energies[s] + shift[s] for s in member.elements}
-        self._reference = torch.tensor([float(values[symbol]) for symbol in self.elements], dtype=torch.float64)
-        self.config = self._describe()
+            shifted = {s: e0 + (float(values[s]) - before[s]) for s, e0 in member.reference_energies.items()}
+            member.reference_energies = shifted
+        super()._set_reference_energies(values)
+        self._describe()
 
     @property
     def isolated_atoms(self) -> tuple[str, ...]:
@@ -123,7 +116,7 @@ class Ensemble(Potential):
     def isolated_atoms(self, symbols: Collection[str]) -> None:
         for member in self.potentials:
             member.isolated_atoms = symbols
-        self.config = self._describe()
+        self._describe()
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] mean of the members' energies, each without its E0."""
@@ -142,49 +135,41 @@ class Ensemble(Potential):
         structure = as_structure(structure).to(device=self.device)
         self.species(structure)
         neighbours = self.neighbours_of(structure, neighbours)
-        each = self._predictions(structure, neighbours, forces=forces, stress=stress)
+        if share_vectors(self.potentials):
+            each = self._of_shared_vectors(structure, neighbours.to(self.device), forces=forces, stress=stress)
+        else:
+            each = [m.compute(structure, neighbours, forces=forces, stress=stress) for m in self.potentials]
         energy = torch.stack([prediction.energy for prediction in each])
-        all_forces = [p.forces for p in each if p.forces is not None]
-        all_stress = [p.stress for p in each if p.stress is not None]
-        stacked = torch.stack(all_forces) if all_forces else None
+        all_forces = torch.stack([p.forces for p in each if p.forces is not None]) if forces else None
+        all_stress = torch.stack([p.stress for p in each if p.stress is not None]) if stress else None
         return Prediction(
             energy=energy.mean(dim=0),
             energies=torch.stack([prediction.energies for prediction in each]).mean(dim=0),
-            forces=None if stacked is None else stacked.mean(dim=0),
-            stress=torch.stack(all_stress).mean(dim=0) if all_stress else None,
+            forces=None if all_forces is None else all_forces.mean(dim=0),
+            stress=None if all_stress is None else all_stress.mean(dim=0),
             energy_std=_spread(energy),
-            forces_std=None if stacked is None or not self.force_spread else _spread(stacked),
+            forces_std=None if all_forces is None or not self.force_spread else _spread(all_forces),
         )
 
-    def _predictions(
+    @torch.no_grad()
+    def _of_shared_vectors(
         self, structure: Structure, neighbours: Neighbours, *, forces: bool, stress: bool
     ) -> list[Prediction]:
-        """Of each member; without `force_spread` forces and stress may be the ensemble's instead of the member's."""
+        """Of each member; without `force_spread` forces and stress are the mean's in place of the member's."""
         potentials = self.potentials
-        if not share_vectors(potentials):
-            return [m.compute(structure, neighbours, forces=forces, stress=stress) for m in potentials]
-        neighbours = neighbours.to(self.device)
-        with torch.no_grad():
-            vectors = pair_vectors(structure, neighbours).to(self.dtype)
-            wanted: Literal["none", "mean", "each"] = "each" if self.force_spread else "mean"
-            energies, slopes = evaluate_together(
-                potentials, structure, vectors, neighbours, gradients=wanted if forces or stress else "none"
-            )
-            pairs: list[PairGradients | None] = [None]
-            if slopes:
-                pairs = [PairGradients(neighbours.i, neighbours.j, vectors, each) for each in slopes]
-            if len(pairs) < len(potentials):
-                pairs *= len(potentials)
-            found = []
-            for member, mine, each in zip(potentials, energies, pairs, strict=True):
-                complete = member._complete(structure, neighbours, mine, each, stress=stress)
-                found.append(member._prediction(structure, complete, forces=forces, stress=stress))
-            return found
-
-
-def _mean(values: Any) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
+        assert share_vectors(potentials)
+        wanted: Literal["none", "mean", "each"] = "each" if self.force_spread else "mean"
+        if not (forces or stress):
+            wanted = "none"
+        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        energies, slopes = evaluate_together(potentials, structure, vectors, neighbours, gradients=wanted)
+        found = []
+        for k, (member, mine) in enumerate(zip(potentials, energies, strict=True)):
+            slope = slopes[min(k, len(slopes) - 1)] if slopes else None
+            pairs = None if slope is None else PairGradients(neighbours.i, neighbours.j, vectors, slope)
+            complete = member._complete(structure, neighbours, mine, pairs, stress=stress)
+            found.append(member._prediction(structure, complete, forces=forces, stress=stress))
+        return found
 
 
 def _spread(members: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradients of energies by pair vectors: their sums to forces and stress, and pairs as dense rows, on which they arise.
+"""Gradients by hand: of activations, and by pair vectors; their sums to forces and stress, and pairs as dense rows.
 
 Dense rows turn sums over neighbours into batched matrix products, several times faster than scatter and gather.
 """
@@ -11,18 +11,39 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from snnp.errors import InputError
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
 __all__ = [
-    *("SHORTEST_DISTANCE", "PairGradients", "Shell", "chunks", "join_gradients", "make_shell", "refuse_overlaps"),
-    *("stress_of", "sum_forces", "sum_stress", "sum_virial"),
+    *("SHORTEST_DISTANCE", "PairGradients", "Shell", "activate", "chunks", "join_gradients", "make_shell"),
+    *("refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"),
 ]
 
 SHORTEST_DISTANCE = 0.1
 """Å. Closer than this two atoms are one atom written twice: no chemistry has such a distance."""
+
+
+def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative of an activation: silu, tanh, softplus, celu (alpha 0.1, NeuroChem's), gaussian."""
+    if name == "silu":
+        s = torch.sigmoid(x)
+        value = x * s
+        return value, s + value * (1.0 - s)
+    if name == "tanh":
+        t = torch.tanh(x)
+        return t, 1.0 - t * t
+    if name == "celu":
+        # The derivative of torch's own has eight digits in float64.
+        value = torch.relu(x) + 0.1 * torch.expm1(x.clamp(max=0.0) / 0.1)
+        return value, (value / 0.1 + 1.0).clamp(max=1.0)
+    if name == "gaussian":
+        value = torch.exp(-x.square())
+        return value, -2.0 * x * value
+    # torch's default threshold of 20 makes the value jump by 2e-9, and autograd's slope with it.
+    return functional.softplus(x, 1.0, 40.0), torch.sigmoid(x)
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,9 @@ class Potential(ExactModule, ABC):
 
     @reference_energies.setter
     def reference_energies(self, values: dict[str, float]) -> None:
+        self._set_reference_energies(values)
+
+    def _set_reference_energies(self, values: dict[str, float]) -> None:
         self._reference = torch.tensor([float(values[symbol]) for symbol in self.elements], dtype=torch.float64)
 
     @property

@@ -10,14 +10,16 @@ For atom i, with neighbours j, k of elements s, t, and theta = arccos(0.95 cos t
 The factors 1/4, 0.95 and 2 are NeuroChem's; the order of the vector is radial terms by element, then angular terms by
 unordered pair of elements (0,0), (0,1), ..., (1,1), ..., the sections z running fastest.
 
-An angular term is a product of a radial factor [T, A] and an angular one [T, Z] of T triples. Triples of one atom and
-one pair of elements stand side by side (see `snnp.models.ani.triples`), so that sums over them are matrix products.
+An angular term is a product of a radial factor [T, A] and an angular one [T, Z] of T triples. A bin holds the triples
+(i; j, k) of one atom i and one unordered pair of elements. Bins of like size form a block, padded to its largest bin:
+sums over a block are batched matrix products, and little of them is padding.
 Source: J. S. Smith, O. Isayev, A. E. Roitberg, Chem. Sci. 8, 3192 (2017), doi 10.1039/C6SC05720A.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,10 +28,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snnp.exact import ExactModule
-from snnp.models.ani.triples import Triples, make_triples
 from snnp.models.config import AngularReach, FormConfig, Reach
 
-__all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig", "AEVState"]
+__all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig"]
+
+_MERGE = 512
+"""Padded triples that a block of its own is worth: that many take as long as its share of operator calls."""
+
+Back = Callable[[Tensor], Tensor]
+"""From dE/d(terms) to gradients of pairs."""
 
 ANGLE_FACTOR = 0.95
 """NeuroChem's: keeps the sine away from zero, where the derivative of an angle is infinite."""
@@ -88,59 +95,24 @@ class AEVConfig(FormConfig):
         return n_elements * len(self.radial.shifts) + n_pairs * n_angular
 
 
-@dataclass(frozen=True)
-class AEVState:
-    """What the backward pass needs of the forward one: P pairs, Q + 1 angular pairs (the last is padding), T triples.
-
-    Arguments:
-        key: [P] atom and element of each pair; distance: [P] Å; unit: [P, 3]; gaussians: [P, K].
-        near: [Q] the pairs that are angular, sorted by atom and element.
-        near_distance: [Q + 1]; near_unit: [Q + 1, 3]; triples: of the angular pairs.
-        cosine, mean, weight: [T] cosine, mean distance and product of cutoffs of each triple.
-        shells: [T, A]; base, powers: [T, Z].
-    """
-
-    key: Tensor
-    distance: Tensor
-    unit: Tensor
-    gaussians: Tensor
-    near: Tensor
-    near_distance: Tensor
-    near_unit: Tensor
-    triples: Triples
-    cosine: Tensor
-    mean: Tensor
-    weight: Tensor
-    shells: Tensor
-    base: Tensor
-    powers: Tensor
-
-
 class AEV(ExactModule):
     """Environment vectors and their pair gradients, for whichever elements are present."""
 
     def __init__(self, config: AEVConfig) -> None:
         super().__init__()
         self.config = config
-        radial, angular = config.radial, config.angular
-        double = torch.float64
-        self.register_constant("radial_shifts", torch.tensor(radial.shifts, dtype=double))
-        self.register_constant("angular_shifts", torch.tensor(angular.shifts, dtype=double))
-        sections = torch.tensor(angular.sections, dtype=double)
+        self.register_constant("radial_shifts", torch.tensor(config.radial.shifts, dtype=torch.float64))
+        self.register_constant("angular_shifts", torch.tensor(config.angular.shifts, dtype=torch.float64))
+        sections = torch.tensor(config.angular.sections, dtype=torch.float64)
         self.register_constant("half_sections", 0.5 * torch.stack([sections.cos(), sections.sin()]))
 
     radial_shifts: Tensor
     angular_shifts: Tensor
     half_sections: Tensor
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Radial terms per element, angular terms per pair of elements."""
-        return len(self.radial_shifts), len(self.angular_shifts) * self.half_sections.shape[1]
-
     def columns(self, present: list[int], n_elements: int) -> Tensor:
         """Where the terms of the elements `present` (ascending) stand in the vector of all elements."""
-        n_radial, n_angular = self.sizes
+        n_radial, n_angular = len(self.radial_shifts), len(self.angular_shifts) * self.half_sections.shape[1]
         blocks = [torch.arange(s * n_radial, (s + 1) * n_radial) for s in present]
         for k, low in enumerate(present):
             for high in present[k:]:
@@ -149,82 +121,82 @@ class AEV(ExactModule):
                 blocks.append(torch.arange(start, start + n_angular))
         return torch.cat(blocks)
 
-    def forward(self, row: Tensor, element: Tensor, vectors: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, AEVState]:
-        """Vectors [n, D] of n atoms, and the state for `pair_gradients`; twice differentiable in the pair vectors.
+    def forward(self, row: Tensor, element: Tensor, vectors: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Back]:
+        """Vectors [n, D] of n atoms, and the way back to the pairs; twice differentiable in the pair vectors.
 
         Arguments:
             row: [P] ascending, the centre in [0, n); element: [P] of the neighbour, in [0, Z); vectors: [P, 3] Å.
             sizes: n, Z.
         """
-        config = self.config
         distance = vectors.norm(dim=1)
-        unit = vectors / distance[:, None]
-        gaussians = _gaussians(distance, self.radial_shifts, config.radial.eta)
-        inside = 0.25 * cosine_cutoff(distance, config.radial.cutoff)
-        key = row * sizes[1] + element
-        radial = gaussians.new_zeros(sizes[0] * sizes[1], gaussians.shape[1])
-        radial = radial.index_add(0, key, gaussians * inside[:, None])
+        unit, key = vectors / distance[:, None], row * sizes[1] + element
+        radial, radial_back = self._radial(key, distance, sizes)
+        near, triples = make_triples(key, element, distance.detach() < self.config.angular.cutoff, sizes)
+        angular, angular_back = self._angular(distance[near], unit[near], triples)
+        radial, angular = radial.reshape(sizes[0], -1), angular.reshape(sizes[0], -1)
 
-        near, triples = make_triples(key, element, distance.detach() < config.angular.cutoff, sizes)
+        def back(h: Tensor) -> Tensor:
+            split = radial.shape[1]
+            along = radial_back(h[:, :split])[:, None] * unit
+            return along.index_add(0, near, angular_back(h[:, split:]))
+
+        return torch.cat([radial, angular], dim=1), back
+
+    def _radial(self, key: Tensor, distance: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Back]:
+        """Terms [n Z, K], and from dE/dG of that many dE/dr [P]; `key` [P]: atom and element of each pair."""
+        config, shifts = self.config.radial, self.radial_shifts
+        gaussians, inside = _gaussians(distance, shifts, config.eta), cosine_cutoff(distance, config.cutoff)
+        terms = gaussians.new_zeros(sizes[0] * sizes[1], len(shifts))
+        terms = terms.index_add(0, key, gaussians * (0.25 * inside)[:, None])
+
+        def back(h: Tensor) -> Tensor:
+            weighted = gaussians * h.reshape(-1, len(shifts)).index_select(0, key)
+            plain, shifted = (weighted @ _plain_and_shifted(shifts)).unbind(dim=1)
+            slope = cosine_cutoff_slope(distance, config.cutoff)
+            return 0.25 * (slope * plain - 2.0 * config.eta * inside * (distance * plain - shifted))
+
+        return terms, back
+
+    def _angular(self, distance: Tensor, unit: Tensor, triples: Triples) -> tuple[Tensor, Back]:
+        """Terms [n pairs, A Z] of Q angular pairs, and from dE/dG of that many dE/dr_ij [Q, 3].
+
+        Per triple, W = sum_az h_az R_a Z_z.
+        """
+        config, shifts = self.config.angular, self.angular_shifts
         # Padding of triples is one more pair, beyond the cutoff.
-        near_distance = torch.cat([distance[near], distance.new_full((1,), 2.0 * config.angular.cutoff)])
-        near_unit = torch.cat([unit[near], unit.new_tensor([[1.0, 0.0, 0.0]])])
-        cutoff = cosine_cutoff(near_distance, config.angular.cutoff)
-        first, second = triples.first, triples.second
-        cosine = (near_unit.index_select(0, first) * near_unit.index_select(0, second)).sum(dim=1)
-        mean = 0.5 * (near_distance.index_select(0, first) + near_distance.index_select(0, second))
-        weight = 2.0 * cutoff.index_select(0, first) * cutoff.index_select(0, second)
-        shells = _gaussians(mean, self.angular_shifts, config.angular.eta)
-        # [1 + cos(theta - theta_z)] / 2, and its power.
-        base = torch.stack(_tilted(cosine), dim=1) @ self.half_sections + 0.5
-        powers = _exp(base.log(), config.angular.zeta)
-        angular = triples.products(shells * weight[:, None], powers)
-        state = AEVState(
-            *(key, distance, unit, gaussians, near, near_distance, near_unit, triples),
-            *(cosine, mean, weight, shells, base, powers),
-        )
-        return torch.cat([radial.reshape(sizes[0], -1), angular.reshape(sizes[0], -1)], dim=1), state
-
-    def pair_gradients(self, state: AEVState, gradient: Tensor) -> Tensor:
-        """dE/dr_ij [P, 3] from dE/dG [n, D]."""
-        n_pairs = len(state.triples.counts)
-        split = gradient.shape[1] - n_pairs // max(1, len(gradient)) * self.sizes[1]
-        slopes = self._radial_slopes(state, gradient[:, :split].reshape(-1, self.sizes[0]))
-        angular = self._angular_gradients(state, gradient[:, split:])
-        return (slopes[:, None] * state.unit).index_add(0, state.near, angular)
-
-    def _radial_slopes(self, state: AEVState, h: Tensor) -> Tensor:
-        """[P] dE/dr from h = dE/dG [n Z, K]."""
-        config, distance = self.config.radial, state.distance
-        weighted = state.gaussians * h.index_select(0, state.key)
-        plain, shifted = (weighted @ _moments(self.radial_shifts)).unbind(dim=1)
-        value, slope = cosine_cutoff(distance, config.cutoff), cosine_cutoff_slope(distance, config.cutoff)
-        return 0.25 * (slope * plain - 2.0 * config.eta * value * (distance * plain - shifted))
-
-    def _angular_gradients(self, state: AEVState, h: Tensor) -> Tensor:
-        """[Q, 3] dE/dr_ij from h = dE/dG [n, pairs * A * Z]; per triple, W = sum_az h_az R_a Z_z."""
-        config, triples = self.config.angular, state.triples
-        over_sections, over_shells = triples.contractions(
-            state.shells, state.powers, h.reshape(-1, len(self.angular_shifts), self.half_sections.shape[1])
-        )
-        value, shifted = ((over_sections * state.shells) @ _moments(self.angular_shifts)).unbind(dim=1)
-        by_mean = -2.0 * config.eta * state.weight * (state.mean * value - shifted)
-        turned = (over_shells * state.powers / state.base) @ self.half_sections.T
-        tilted, sine = _tilted(state.cosine)
-        by_cosine = turned[:, 0] - tilted / sine * turned[:, 1]
-        by_cosine = by_cosine * state.weight * (ANGLE_FACTOR * config.zeta)
-        distance, unit = state.near_distance, state.near_unit
+        distance = torch.cat([distance, distance.new_full((1,), 2.0 * config.cutoff)])
+        unit = torch.cat([unit, unit.new_tensor([[1.0, 0.0, 0.0]])])
         cutoff = cosine_cutoff(distance, config.cutoff)
-        slope = cosine_cutoff_slope(distance, config.cutoff)
-        # Per pair: the slope along it, sum by_cosine u_k, and sum by_cosine cos.
-        sums = distance.new_zeros(len(distance), 5)
-        for one, other in ((triples.first, triples.second), (triples.second, triples.first)):
-            along = 2.0 * value * slope.index_select(0, one) * cutoff.index_select(0, other) + 0.5 * by_mean
-            turn = by_cosine[:, None] * unit.index_select(0, other)
-            columns = torch.cat([along[:, None], (by_cosine * state.cosine)[:, None], turn], dim=1)
-            sums = sums.index_add(0, one, columns)
-        sideways = (sums[:, 2:] - sums[:, 1:2] * unit) / distance[:, None]
-        return (sums[:, :1] * unit + sideways)[:-1]
+        first, second = triples.first, triples.second
+        cosine = (unit.index_select(0, first) * unit.index_select(0, second)).sum(dim=1)
+        mean = 0.5 * (distance.index_select(0, first) + distance.index_select(0, second))
+        weight = 2.0 * cutoff.index_select(0, first) * cutoff.index_select(0, second)
+        shells = _gaussians(mean, shifts, config.eta)
+        # [1 + cos(theta - theta_z)] / 2, and its power.
+        tilted = ANGLE_FACTOR * cosine
+        sine = (1.0 - tilted.square()).sqrt()
+        base = torch.stack([tilted, sine], dim=1) @ self.half_sections + 0.5
+        powers = _exp(base.log(), config.zeta)
+
+        def back(h: Tensor) -> Tensor:
+            h = h.reshape(-1, len(shifts), self.half_sections.shape[1])
+            over_sections, over_shells = triples.contractions(shells, powers, h)
+            value, shifted = ((over_sections * shells) @ _plain_and_shifted(shifts)).unbind(dim=1)
+            by_mean = -2.0 * config.eta * weight * (mean * value - shifted)
+            turned = (over_shells * powers / base) @ self.half_sections.T
+            by_cosine = (turned[:, 0] - tilted / sine * turned[:, 1]) * weight * (ANGLE_FACTOR * config.zeta)
+            slope = cosine_cutoff_slope(distance, config.cutoff)
+            # Per pair: the slope along it, sum by_cosine cos, and sum by_cosine u_k.
+            sums = distance.new_zeros(len(distance), 5)
+            for one, other in ((first, second), (second, first)):
+                along = 2.0 * value * slope.index_select(0, one) * cutoff.index_select(0, other) + 0.5 * by_mean
+                turn = by_cosine[:, None] * unit.index_select(0, other)
+                columns = torch.cat([along[:, None], (by_cosine * cosine)[:, None], turn], dim=1)
+                sums = sums.index_add(0, one, columns)
+            sideways = (sums[:, 2:] - sums[:, 1:2] * unit) / distance[:, None]
+            return (sums[:, :1] * unit + sideways)[:-1]
+
+        return triples.products(shells * weight[:, None], powers), back
 
 
 def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
@@ -255,12 +227,122 @@ def _exp(exponent: Tensor, factor: float) -> Tensor:
     return exponent.mul_(factor).clamp_(min=LEAST_EXPONENT).exp_()
 
 
-def _moments(shifts: Tensor) -> Tensor:
+def _plain_and_shifted(shifts: Tensor) -> Tensor:
     """[K, 2] that sums over shifts, plain and times the shift."""
     return torch.stack([torch.ones_like(shifts), shifts], dim=1)
 
 
-def _tilted(cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of theta = arccos(0.95 cos)."""
-    tilted = ANGLE_FACTOR * cosine
-    return tilted, (1.0 - tilted.square()).sqrt()
+@dataclass(frozen=True)
+class _Block:
+    """`n_bins` bins of `length` triples each: `triples` of all, and `bins` in the list of filled bins."""
+
+    n_bins: int
+    length: int
+    triples: slice
+    bins: slice
+
+    def binned(self, values: Tensor) -> Tensor:
+        """[n_bins, length, X] of the block from [T, X]."""
+        return values[self.triples].reshape(self.n_bins, self.length, -1)
+
+
+@dataclass(frozen=True)
+class Triples:
+    """T triples of Q angular pairs, in blocks of bins.
+
+    Arguments:
+        first, second: [T] the two pairs; Q in padding.
+        filled: [B] bins that are not empty, in the order of the blocks.
+        n_bins: by atom and then pair of elements.
+        blocks: what stands where.
+    """
+
+    first: Tensor
+    second: Tensor
+    filled: Tensor
+    n_bins: int
+    blocks: tuple[_Block, ...]
+
+    def products(self, shells: Tensor, powers: Tensor) -> Tensor:
+        """Sums over each bin of shells [T, A] times powers [T, Z]: [n_bins, A Z], zero for empty bins."""
+        zeros = shells.new_zeros(self.n_bins, shells.shape[1] * powers.shape[1])
+        sums = [(b.binned(shells).transpose(1, 2) @ b.binned(powers)).flatten(1) for b in self.blocks]
+        return zeros.index_copy(0, self.filled, torch.cat(sums)) if sums else zeros
+
+    def contractions(self, shells: Tensor, powers: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """`sum_z h_az Z_z` [T, A] and `sum_a h_az R_a` [T, Z] with the h [n_bins, A, Z] of each triple's bin."""
+        filled = h.index_select(0, self.filled)
+        over_powers, over_shells = [shells[:0]], [powers[:0]]
+        for b in self.blocks:
+            mine = filled[b.bins]
+            over_powers.append((b.binned(powers) @ mine.transpose(1, 2)).flatten(0, 1))
+            over_shells.append((b.binned(shells) @ mine).flatten(0, 1))
+        return torch.cat(over_powers), torch.cat(over_shells)
+
+
+def make_triples(key: Tensor, element: Tensor, near: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Triples]:
+    """Choose the angular pairs [Q] of P, sorted by atom and element, and form their triples.
+
+    Arguments:
+        key: [P] atom times Z plus `element`, atoms ascending; element: [P] in [0, Z).
+        near: [P] bool, within the cutoff.
+        sizes: number of atoms n, number of elements Z.
+    """
+    n_atoms, n_elements = sizes
+    chosen = near.nonzero()[:, 0]
+    key, element = key.index_select(0, chosen), element.index_select(0, chosen)
+    counts = torch.bincount(key, minlength=n_atoms * n_elements)
+    starts = counts.cumsum(0) - counts
+    if n_elements > 1:
+        # Place of each pair among those of its atom and element, without sorting.
+        seen = (element[:, None] == torch.arange(n_elements, device=key.device)).to(torch.int64).cumsum(dim=0)
+        of_element = counts.reshape(n_atoms, n_elements)
+        before = (of_element.cumsum(dim=0) - of_element).flatten()
+        place = starts[key] + seen.gather(1, element[:, None])[:, 0] - 1 - before[key]
+        chosen = torch.empty_like(chosen).index_copy_(0, place, chosen)
+    return chosen, _fill_bins(counts, starts, n_elements, len(chosen))
+
+
+def _fill_bins(counts: Tensor, starts: Tensor, n_elements: int, n_pairs: int) -> Triples:
+    a, b = torch.triu_indices(n_elements, n_elements, device=counts.device)
+    n, start = counts.reshape(-1, n_elements), starts.reshape(-1, n_elements)
+    n_a, n_b, alike = n[:, a], n[:, b], a == b
+    in_bin = torch.where(alike, n_a * (n_a - 1) // 2, n_a * n_b).flatten()
+    sizes, order = in_bin.sort(descending=True, stable=True)
+    n_filled = int((sizes > 0).sum())
+    sizes, filled = sizes[:n_filled], order[:n_filled]
+    columns = torch.stack([n_b.flatten(), start[:, a].flatten(), start[:, b].flatten(), alike.repeat(len(n)).long()])
+    columns = columns[:, filled]
+    first, second, blocks, done = [filled[:0]], [filled[:0]], [], 0
+    for begin, end, length in _block_ends(sizes):
+        n_second, start_a, start_b, same = columns[:, begin:end, None].unbind(dim=0)
+        t = torch.arange(length, device=counts.device)
+        # Numbers in the triangle below the diagonal depend on t alone; exact for whole numbers far below 2**24.
+        row = (0.5 + (0.25 + 2.0 * t.double()).sqrt()).long()
+        j = torch.where(same > 0, row, ((t + 0.5) / n_second).long())
+        k = torch.where(same > 0, t - row * (row - 1) // 2, t - j * n_second)
+        inside = t < sizes[begin:end, None]
+        first.append(torch.where(inside, start_a + j, n_pairs).flatten())
+        second.append(torch.where(inside, start_b + k, n_pairs).flatten())
+        n_triples = (end - begin) * length
+        blocks.append(_Block(end - begin, length, slice(done, done + n_triples), slice(begin, end)))
+        done += n_triples
+    return Triples(torch.cat(first), torch.cat(second), filled, len(in_bin), tuple(blocks))
+
+
+def _block_ends(sizes: Tensor) -> list[tuple[int, int, int]]:
+    """Ranges of bins (sizes descending) and their lengths: sizes within a factor of about 1.4, or little padding."""
+    if len(sizes) == 0:
+        return []
+    levels = (2.0 * torch.log2(sizes.double())).ceil().long()
+    lengths, begin = sizes.tolist(), 0
+    ranges: list[tuple[int, int, int]] = []
+    for end in torch.bincount(levels).flip(0).cumsum(0).tolist():
+        if end == begin:
+            continue
+        if ranges and (end - begin) * (ranges[-1][2] - lengths[begin]) < _MERGE:
+            ranges[-1] = (ranges[-1][0], end, ranges[-1][2])
+        else:
+            ranges.append((begin, end, lengths[begin]))
+        begin = end
+    return ranges

@@ -9,7 +9,7 @@ Source: J. S. Smith, O. Isayev, A. E. Roitberg, Chem. Sci. 8, 3192 (2017), doi 1
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal, TypeGuard
 
@@ -19,17 +19,15 @@ from torch import Tensor, nn
 
 from snnp.models.ani.aev import AEV, AEVConfig
 from snnp.models.config import FamilyConfig, ForceTraining, Layers, TensorShape
-from snnp.models.gradients import PairGradients, refuse_overlaps
+from snnp.models.gradients import PairGradients, activate, chunks, refuse_overlaps
 from snnp.models.potential import Potential
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["ANI", "CELU_ALPHA", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
+__all__ = ["ANI", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
 
 Activation = Literal["celu", "gaussian"]
 
-CELU_ALPHA = 0.1
-"""NeuroChem's."""
 _CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
 """Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
 
@@ -39,8 +37,8 @@ class ANIConfig(FamilyConfig):
 
     `elements`: chemical symbols in the order of the vector; in a training config left out, they come from the data.
     `hidden`: sizes of the hidden layers, for all elements or by element. `activation`: "celu" with alpha 0.1
-    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5). `repulsion` is no part of the
-    networks, and None in published ones.
+    (NeuroChem's 9), or "gaussian" exp(-x²) (NeuroChem's 5). `repulsion` is no part of the networks, and None in
+    published ones.
     """
 
     family: ClassVar[str] = "ani"
@@ -101,46 +99,30 @@ class AtomicNetwork(nn.Module):
     def __init__(self, sizes: tuple[int, ...], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        both = zip(sizes, (*sizes[1:], 1), strict=True)
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in both)
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise((*sizes, 1)))
 
-    def _linear(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            yield layer.weight, layer.bias
+    def forward(self, features: Tensor, columns: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Energies [n], and what gives dE/dfeatures [n, D].
 
-    def forward(self, features: Tensor, columns: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Energies [n], and what `gradient` needs; `columns` of the first layer belong to `features`, None for all."""
-        kept: list[Tensor] = []
-        x = features
-        for k, (weight, bias) in enumerate(self._linear()):
-            if k == 0:
-                weight = weight if columns is None else weight.index_select(1, columns)
-                kept.append(weight)
-            else:
-                if self.activation == "celu":
-                    x = celu(x)
-                    # The slope is 1 above zero and exp(x / alpha) = y / alpha + 1 below.
-                    kept.append((x / CELU_ALPHA + 1.0).clamp(max=1.0))
-                else:
-                    y = torch.exp(-x.square())
-                    kept.append(-2.0 * x * y)
-                    x = y
-            x = nn.functional.linear(x, weight, bias)
-        return x[:, 0], kept
+        Arguments:
+            columns: of the first layer that belong to `features`; None for all.
+        """
+        first, *others = (layer for layer in self.layers if isinstance(layer, nn.Linear))
+        weights, slopes = [first.weight if columns is None else first.weight.index_select(1, columns)], []
+        x = nn.functional.linear(features, weights[0], first.bias)
+        for layer in others:
+            x, slope = activate(self.activation, x)
+            x = layer(x)
+            weights.append(layer.weight)
+            slopes.append(slope)
 
-    def gradient(self, kept: list[Tensor]) -> Tensor:
-        """dE/dfeatures [n, D]."""
-        weights = [kept[0], *(weight for weight, _ in list(self._linear())[1:])]
-        h = weights[-1]
-        for slope, weight in zip(reversed(kept[1:]), reversed(weights[:-1]), strict=True):
-            h = (h * slope) @ weight
-        return h
+        def gradient() -> Tensor:
+            h = weights[-1]
+            for slope, weight in zip(reversed(slopes), reversed(weights[:-1]), strict=True):
+                h = (h * slope) @ weight
+            return h
 
-
-def celu(x: Tensor) -> Tensor:
-    """x above zero, alpha [exp(x / alpha) - 1] below; the derivative of torch's own has eight digits in float64."""
-    return torch.relu(x) + CELU_ALPHA * torch.expm1(x.clamp(max=0.0) / CELU_ALPHA)
+        return x[:, 0], gradient
 
 
 class ANI(Potential):
@@ -235,35 +217,29 @@ def evaluate_together(
         species = torch.searchsorted(torch.tensor(present, device=species.device), species)
     symbols = [first.elements[element] for element in present]
     energies, slopes = [], []
-    for atoms, pairs in _chunks(first, vectors, neighbours, structure.n_atoms):
+    for atoms, pairs in chunks(neighbours, structure.n_atoms, _bounds(first, vectors, neighbours, structure.n_atoms)):
         own, row = species[atoms], neighbours.i[pairs] - atoms.start
-        features, state = first.aev(row, species[neighbours.j[pairs]], vectors[pairs], (len(own), len(present)))
+        features, back = first.aev(row, species[neighbours.j[pairs]], vectors[pairs], (len(own), len(present)))
         groups = [(own == element).nonzero()[:, 0] for element in range(len(present))]
-        back = torch.cat(groups).argsort()
+        order = torch.cat(groups).argsort()
         inputs = [features.index_select(0, group) for group in groups]
         each, by_features = [], []
         for model in models:
             evaluated = [model.network(symbol)(x, columns) for symbol, x in zip(symbols, inputs, strict=True)]
-            each.append(torch.cat([part for part, _ in evaluated])[back])
+            each.append(torch.cat([part for part, _ in evaluated])[order])
             if gradients != "none":
-                parts = [model.network(s).gradient(kept) for s, (_, kept) in zip(symbols, evaluated, strict=True)]
-                by_features.append(torch.cat(parts)[back])
+                by_features.append(torch.cat([gradient() for _, gradient in evaluated])[order])
         energies.append(torch.stack(each))
         if gradients == "mean":
             by_features = [torch.stack(by_features).mean(dim=0)]
-        slopes.append([first.aev.pair_gradients(state, h) for h in by_features])
+        slopes.append([back(h) for h in by_features])
     return torch.cat(energies, dim=1), [torch.cat(parts) for parts in zip(*slopes, strict=True)]
 
 
-def _chunks(model: ANI, vectors: Tensor, neighbours: Neighbours, n_atoms: int) -> Iterator[tuple[slice, slice]]:
-    """Ranges of atoms, and of their pairs, that hold few enough triples."""
-    counts = torch.bincount(neighbours.i, minlength=n_atoms)
+def _bounds(model: ANI, vectors: Tensor, neighbours: Neighbours, n_atoms: int) -> list[int]:
+    """Where atoms are cut into ranges that hold few enough triples."""
     near = vectors.detach().square().sum(dim=1) < model.config.aev.angular.cutoff**2
     triples = torch.bincount(neighbours.i[near], minlength=n_atoms)
     triples = (triples * (triples - 1) // 2).cumsum(0)
-    budget = _CHUNK_TRIPLES["cuda" if vectors.is_cuda else "cpu"]
-    number = triples.div(budget, rounding_mode="floor")
-    atoms = [0, *(torch.diff(number).nonzero()[:, 0] + 1).tolist(), n_atoms]
-    pairs = [0, *counts.cumsum(0).tolist()]
-    for first, last in pairwise(atoms):
-        yield slice(first, last), slice(pairs[first], pairs[last])
+    number = triples.div(_CHUNK_TRIPLES["cuda" if vectors.is_cuda else "cpu"], rounding_mode="floor")
+    return [0, *(torch.diff(number).nonzero()[:, 0] + 1).tolist(), n_atoms]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT
-from snnp.models.ani.model import ANI, CELU_ALPHA
+from snnp.models.ani.model import ANI
+from snnp.models.gradients import activate
 from snnp.models.scripted import ScriptedPotential, make_dense
 
 __all__ = ["ScriptedANI"]
@@ -20,18 +21,14 @@ _CHUNK = 256
 class _Network(nn.Module):
     """The network of one element: features [n, D] to energies [n]."""
 
-    def __init__(self, layers: nn.ModuleList, gaussian: bool) -> None:
+    def __init__(self, layers: nn.ModuleList, activation: str) -> None:
         super().__init__()
-        self.gaussian, self.alpha = gaussian, CELU_ALPHA
+        self.activation = activation
         self.hidden, self.last = copy.deepcopy(layers[:-1]), copy.deepcopy(layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.hidden:
-            y = layer(x)
-            if self.gaussian:
-                x = torch.exp(-y.square())
-            else:
-                x = torch.relu(y) + self.alpha * torch.expm1(y.clamp(max=0.0) / self.alpha)
+            x = activate(self.activation, layer(x))[0]
         return self.last(x)[:, 0]
 
 
@@ -51,8 +48,8 @@ class ScriptedANI(ScriptedPotential):
         self.angle_factor, self.least = ANGLE_FACTOR, LEAST_EXPONENT
         for name in ("radial_shifts", "angular_shifts", "half_sections"):
             self.register_buffer(name, getattr(model.aev, name).clone())
-        gaussian = model.config.activation == "gaussian"
-        self.networks = nn.ModuleList(_Network(model.network(symbol).layers, gaussian) for symbol in model.elements)
+        networks = (model.network(symbol) for symbol in model.elements)
+        self.networks = nn.ModuleList(_Network(each.layers, each.activation) for each in networks)
 
     def exponential(self, exponent: Tensor) -> Tensor:
         """Clear of denormal numbers."""

@@ -13,15 +13,15 @@ and backwards, with H = dE/de,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from snnp.harmonics import Harmonics
-from snnp.models.gradients import Shell
+from snnp.models.gradients import Shell, activate
 from snnp.models.hipnn.config import HIPNNConfig
-from snnp.models.spline.readout import activate
 
 __all__ = ["Block", "Interaction", "OnSite", "PairGeometry", "Residual", "Tensors", "dense"]
 
@@ -123,25 +123,21 @@ class Interaction(nn.Module):
         mixed = environment.reshape(-1, n_in * n_radial) @ self.weights.reshape(n_in * n_radial, n_out)
         return mixed.unflatten(0, (-1, geometry.directions.shape[1]))
 
-    def _norms(self, tensors: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scale [F_out], components [n, 2 l + 1, F_out] and norm [n, F_out] of the tensors of degree 1 and up."""
-        if self.scales is None:
-            return []
-        parts = [tensors[:, degree**2 : (degree + 1) ** 2] for degree in range(1, self.l_max + 1)]
-        norms = [(part.square().sum(dim=1) + self.cusp).sqrt() for part in parts]
-        return list(zip(self.scales, parts, norms, strict=True))
-
-    def forward(self, tensors: Tensor, own: Tensor) -> Tensor:
-        """[n, F_out] from the sums [n, C, F_out] and the atoms' own features [n, F_in]."""
+    def forward(self, tensors: Tensor, own: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """[n, F_out] from the sums [n, C, F_out] and the atoms' own features [n, F_in]; and from its gradient dE/dt."""
         total = tensors[:, 0] + self.own(own)
-        for scale, _, norm in self._norms(tensors):
+        scaled = []  # components of degree 1 and up, and their scale over their norm
+        for degree, scale in enumerate(() if self.scales is None else self.scales, 1):
+            part = tensors[:, degree**2 : (degree + 1) ** 2]
+            norm = (part.square().sum(dim=1) + self.cusp).sqrt()
             total = total + scale * norm
-        return total
+            scaled.append((part, scale, norm))
 
-    def tensor_gradients(self, tensors: Tensor, gradient: Tensor) -> Tensor:
-        """dE/dt [n, C, F_out] from the gradient [n, F_out] of what `forward` returns."""
-        turned = [part * (gradient * scale / norm)[:, None] for scale, part, norm in self._norms(tensors)]
-        return torch.cat([gradient[:, None], *turned], dim=1)
+        def back(gradient: Tensor) -> Tensor:
+            turned = [part * (gradient * scale / norm)[:, None] for part, scale, norm in scaled]
+            return torch.cat([gradient[:, None], *turned], dim=1)
+
+        return total, back
 
     def backward_pairs(
         self, features: Tensor, geometry: PairGeometry, gradient: Tensor, *, to_features: bool
@@ -184,15 +180,15 @@ class Residual(nn.Module):
         self.linear = dense(n_out, n_out)
         self.adjust = dense(n_in, n_out, bias=False) if n_in != n_out else None
 
-    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """New features [n, F_out], and the slope f'(x)."""
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """New features [n, F_out]; and from dE/dz' dE/dx and, through the shortcut alone, dE/dz."""
         value, slope = activate(self.activation, x)
-        return self.linear(value) + (z if self.adjust is None else self.adjust(z)), slope
 
-    def backward(self, gradient: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """dE/dx and, through the shortcut alone, dE/dz from dE/dz'."""
-        to_x = (gradient @ self.linear.weight) * slope
-        return to_x, gradient if self.adjust is None else gradient @ self.adjust.weight
+        def back(gradient: Tensor) -> tuple[Tensor, Tensor]:
+            shortcut = gradient if self.adjust is None else gradient @ self.adjust.weight
+            return (gradient @ self.linear.weight) * slope, shortcut
+
+        return self.linear(value) + (z if self.adjust is None else self.adjust(z)), back
 
 
 class OnSite(nn.Module):
@@ -203,15 +199,15 @@ class OnSite(nn.Module):
         self.linear = dense(n_features, n_features)
         self.residual = Residual(activation, n_features, n_features)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """New features, and the slope f'."""
-        after: tuple[Tensor, Tensor] = self.residual(self.linear(z), z)
-        return after
+    def forward(self, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """New features, and from their gradient that of z."""
+        after, residual_back = self.residual(self.linear(z), z)
 
-    def backward(self, gradient: Tensor, slope: Tensor) -> Tensor:
-        """dE/dz from dE/dz'."""
-        to_x, to_z = self.residual.backward(gradient, slope)
-        return to_z + to_x @ self.linear.weight
+        def back(gradient: Tensor) -> Tensor:
+            to_x, to_z = residual_back(gradient)
+            return to_z + to_x @ self.linear.weight
+
+        return after, back
 
 
 class Block(nn.Module):
@@ -229,21 +225,25 @@ class Block(nn.Module):
         """The on-site layers."""
         return [layer for layer in self.layers if isinstance(layer, OnSite)]
 
-    def forward(self, tensors: Tensor, own: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """New features [n, F_out] from sums [n, C, F_out] and own features [n, F_in]; and the slopes on the way."""
-        z, slope = self.residual(self.interaction(tensors, own), own)
-        slopes = [slope]
-        for layer in self.onsite:
-            z, slope = layer(z)
-            slopes.append(slope)
-        return z, slopes
+    def forward(self, tensors: Tensor, own: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """New features [n, F_out] from sums [n, C, F_out] and own features [n, F_in].
 
-    def backward(self, gradient: Tensor, tensors: Tensor, slopes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """dE/dt [n, C, F_out] and dE/d(own features) [n, F_in] from the gradient of the new features."""
-        for layer, slope in zip(reversed(self.onsite), reversed(slopes[1:]), strict=True):
-            gradient = layer.backward(gradient, slope)
-        to_x, to_own = self.residual.backward(gradient, slopes[0])
-        return self.interaction.tensor_gradients(tensors, to_x), to_own + to_x @ self.interaction.own.weight
+        Also the way back: from the gradient of the new features dE/dt [n, C, F_out] and dE/d(own features) [n, F_in].
+        """
+        x, interaction_back = self.interaction(tensors, own)
+        z, residual_back = self.residual(x, own)
+        backs = []
+        for layer in self.layers:
+            z, layer_back = layer(z)
+            backs.append(layer_back)
+
+        def back(gradient: Tensor) -> tuple[Tensor, Tensor]:
+            for layer_back in reversed(backs):
+                gradient = layer_back(gradient)
+            to_x, to_own = residual_back(gradient)
+            return interaction_back(to_x), to_own + to_x @ self.interaction.own.weight
+
+        return z, back
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

@@ -14,10 +14,12 @@ others, J. Chem. Phys. 158, 184108 (2023), doi 10.1063/5.0142127. Conventions fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from snnp.models.gradients import PairGradients, join_gradients, make_shell
+from snnp.models.gradients import PairGradients, chunks, join_gradients, make_shell
 from snnp.models.hipnn.config import HIPNNConfig
 from snnp.models.hipnn.layers import Block, PairGeometry, Tensors, dense
 from snnp.models.potential import Potential
@@ -25,6 +27,8 @@ from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
 __all__ = ["HIPNN", "hierarchicality"]
+
+_Back = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _CHUNK_NUMBERS = 2**18
 """V or F numbers for each pair of a chunk of atoms: for inference the arrays of a chunk (1 MB) stay in cache."""
@@ -94,24 +98,12 @@ class HIPNN(Potential):
     def _readouts(self) -> list[nn.Linear]:
         return [readout for readout in self.readouts if isinstance(readout, nn.Linear)]
 
-    def _one_hot(self, species: Tensor) -> Tensor:
-        """[N, Z] features of the bare atoms."""
-        return nn.functional.one_hot(species, len(self.elements)).to(self.dtype)
-
-    # Energies, differentiable.
-
     def energy_terms(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N, n_orders] hierarchical terms of the energies in eV without E0; differentiable like `atomic_energies`."""
         species = self.species(structure)
         everyone = torch.arange(structure.n_atoms, device=vectors.device)
         shell = make_shell((neighbours.i, neighbours.j, vectors), species, everyone, self.cutoff)
-        geometry = self.angles.geometry(shell, self.cutoff)
-        z = self._one_hot(species)
-        terms = [self._readouts[0](z)]
-        for block, readout in zip(self._blocks, self._readouts[1:], strict=True):
-            z, _ = block(block.interaction.tensors(z, geometry), z)
-            terms.append(readout(z))
-        return torch.cat(terms, dim=1)
+        return torch.cat(self._forward(species, [self.angles.geometry(shell, self.cutoff)])[0], dim=1)
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies without E0; differentiable, twice, in the vectors and the parameters."""
@@ -124,58 +116,57 @@ class HIPNN(Potential):
         terms = self.energy_terms(structure, vectors, neighbours)
         return self.above_isolated(terms.sum(dim=1), self.species(structure)), hierarchicality(terms)
 
-    # Energies and forces, analytic.
+    def _forward(
+        self, species: Tensor, geometries: list[PairGeometry]
+    ) -> tuple[list[Tensor], list[Tensor], list[_Back]]:
+        """Terms [N, 1] of each order, features before each layer, and each block's way back.
 
-    def _geometries(self, structure: Structure, neighbours: Neighbours, species: Tensor) -> list[PairGeometry]:
-        """Chunks of atoms, in order; at least one."""
-        n_atoms, config = structure.n_atoms, self.config
-        ends = [0, *torch.bincount(neighbours.i, minlength=n_atoms).cumsum(0).tolist()]
-        n_pairs = _CHUNK_NUMBERS // max(config.n_features, config.n_sensitivities)
-        n_pairs = n_pairs // 2 if config.l_max else n_pairs
-        n_chunk = max(1, n_pairs * n_atoms // max(1, neighbours.n_pairs))
-        chunks = []
-        for first in range(0, max(n_atoms, 1), n_chunk):
-            centre = torch.arange(first, min(first + n_chunk, n_atoms), device=self.device)
-            mine = slice(ends[first], ends[first + len(centre)])
-            part = Neighbours(neighbours.i[mine], neighbours.j[mine], neighbours.shift[mine], neighbours.cutoff)
-            pairs = (part.i - first, part.j, pair_vectors(structure, part).to(self.dtype))
-            chunks.append(self.angles.geometry(make_shell(pairs, species, centre, self.cutoff), self.cutoff))
-        return chunks
+        Sums over neighbours go chunk by chunk of atoms.
+        """
+        z = nn.functional.one_hot(species, len(self.elements)).to(self.dtype)
+        terms, before, backs = [self._readouts[0](z)], [], []
+        for block, readout in zip(self._blocks, self._readouts[1:], strict=True):
+            before.append(z)
+            z, back = block(torch.cat([block.interaction.tensors(z, part) for part in geometries]), z)
+            backs.append(back)
+            terms.append(readout(z))
+        return terms, before, backs
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
-        """Layer by layer forwards and backwards; sums over neighbours go chunk by chunk, so that they stay in cache."""
+        """Analytic: layer by layer forwards and backwards."""
         species = self.species(structure)
-        chunks = self._geometries(structure, neighbours, species)
-        z, tensors = [self._one_hot(species)], []
-        energies, slopes = self._readouts[0](z[0]), []
-        for block, readout in zip(self._blocks, self._readouts[1:], strict=True):
-            tensors.append(torch.cat([block.interaction.tensors(z[-1], chunk) for chunk in chunks]))
-            after, slope = block(tensors[-1], z[-1])
-            z.append(after)
-            slopes.append(slope)
-            energies = energies + readout(after)
-        return energies[:, 0], self._backward(chunks, z, tensors, slopes)
-
-    def _backward(
-        self, chunks: list[PairGeometry], z: list[Tensor], tensors: list[Tensor], slopes: list[list[Tensor]]
-    ) -> PairGradients:
-        """Pair gradients from what the forward pass left: the features, sums and slopes of each layer."""
-        totals = [torch.zeros_like(chunk.shell.unit) for chunk in chunks]
-        gradient = torch.zeros_like(z[-1])
+        parts = self._geometries(structure, neighbours, species)
+        terms, before, backs = self._forward(species, parts)
+        totals = [torch.zeros_like(part.shell.unit) for part in parts]
+        gradient = torch.zeros_like(self._readouts[-1].weight).expand(structure.n_atoms, -1)
         for order in range(self.config.n_interactions, 0, -1):
-            block, before = self._blocks[order - 1], z[order - 1]
-            gradient = gradient + self._readouts[order].weight
-            to_tensors, gradient = block.backward(gradient, tensors[order - 1], slopes[order - 1])
-            for chunk, total in zip(chunks, totals, strict=True):
-                rows = to_tensors[chunk.shell.centre]
-                along, turn, to_j = block.interaction.backward_pairs(before, chunk, rows, to_features=order > 1)
-                total += self.angles.pair_gradients(chunk, along, turn)
+            block = self._blocks[order - 1]
+            to_tensors, gradient = backs[order - 1](gradient + self._readouts[order].weight)
+            for part, total in zip(parts, totals, strict=True):
+                rows = to_tensors[part.shell.centre]
+                along, turn, to_j = block.interaction.backward_pairs(
+                    before[order - 1], part, rows, to_features=order > 1
+                )
+                total += self.angles.pair_gradients(part, along, turn)
                 if to_j is not None:
-                    gradient.index_add_(0, chunk.shell.j.flatten(), to_j.flatten(0, 1))
-        pieces = [chunk.shell.pair_gradients(total) for chunk, total in zip(chunks, totals, strict=True)]
-        return join_gradients(pieces)
+                    gradient.index_add_(0, part.shell.j.flatten(), to_j.flatten(0, 1))
+        pieces = [part.shell.pair_gradients(total) for part, total in zip(parts, totals, strict=True)]
+        return torch.cat(terms, dim=1).sum(dim=1), join_gradients(pieces)
+
+    def _geometries(self, structure: Structure, neighbours: Neighbours, species: Tensor) -> list[PairGeometry]:
+        """Chunks of atoms, in order; at least one."""
+        n_atoms, config = structure.n_atoms, self.config
+        n_pairs = _CHUNK_NUMBERS // max(config.n_features, config.n_sensitivities)
+        n_pairs = n_pairs // 2 if config.l_max else n_pairs
+        n_chunk = max(1, n_pairs * n_atoms // max(1, neighbours.n_pairs))
+        vectors, parts = pair_vectors(structure, neighbours).to(self.dtype), []
+        for atoms, mine in chunks(neighbours, n_atoms, [*range(0, max(n_atoms, 1), n_chunk), n_atoms]):
+            centre = torch.arange(atoms.start, atoms.stop, device=self.device)
+            pairs = (neighbours.i[mine] - atoms.start, neighbours.j[mine], vectors[mine])
+            parts.append(self.angles.geometry(make_shell(pairs, species, centre, self.cutoff), self.cutoff))
+        return parts
 
     # The hierarchy.
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from snnp.models.gradients import activate
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import HIPNN
 from snnp.models.scripted import ScriptedHarmonics, ScriptedPotential, make_dense
-from snnp.models.spline.readout import activate
 
 __all__ = ["ScriptedHIPNN"]
 

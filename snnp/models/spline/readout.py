@@ -13,26 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from snnp.kernels.parameters import ReadoutParameters, SplineTable, spline_table
+from snnp.models.gradients import activate
 from snnp.models.spline.config import NetworkConfig, SplineNNPConfig
 from snnp.splines import SplineSet
 
-__all__ = ["Network", "Readout", "activate", "array_of", "table_of"]
-
-
-def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and derivative of an activation."""
-    if name == "silu":
-        s = torch.sigmoid(x)
-        value = x * s
-        return value, s + value * (1.0 - s)
-    if name == "tanh":
-        t = torch.tanh(x)
-        return t, 1.0 - t * t
-    # torch's default threshold of 20 makes the value jump by 2e-9, and autograd's slope with it.
-    return functional.softplus(x, 1.0, 40.0), torch.sigmoid(x)
+__all__ = ["Network", "Readout", "array_of", "table_of"]
 
 
 class Network(nn.Module):

@@ -7,9 +7,10 @@ Formulas are those of `three_body.py` and `readout.py`.
 import torch
 from torch import Tensor, nn
 
+from snnp.models.gradients import activate
 from snnp.models.scripted import DensePairs, ScriptedHarmonics, ScriptedPotential, constants, make_dense
 from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.readout import Network, Readout, activate
+from snnp.models.spline.readout import Network, Readout
 from snnp.splines import SplineSet, bspline_weights
 
 __all__ = ["ScriptedSplineNNP"]

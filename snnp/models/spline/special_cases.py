@@ -20,6 +20,18 @@ from snnp.models.spline.config import (
 __all__ = ["constrained", "eam", "linear", "s_meam", "s_nnp"]
 
 
+def _embedded_sum(elements: Sequence[str], radial: RadialConfig, angular: AngularConfig) -> SplineNNPConfig:
+    return SplineNNPConfig(
+        elements=tuple(elements),
+        radial=radial,
+        angular=angular,
+        pair_term=True,
+        network=None,
+        skip=False,
+        embedding=EmbeddingConfig(of="sum"),
+    )
+
+
 def eam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 6.0, intervals: int = 14) -> SplineNNPConfig:
     """The embedded-atom method: `E_i = U(sum_j rho(r_ij)) + 1/2 sum_j phi(r_ij)`.
 
@@ -28,15 +40,8 @@ def eam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 6.0, int
     Arguments:
         lower, cutoff: Å, ends of rho and phi; intervals: of both.
     """
-    return SplineNNPConfig(
-        elements=tuple(elements),
-        radial=RadialConfig(n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals),
-        angular=AngularConfig(n_filters=0),
-        pair_term=True,
-        network=None,
-        skip=False,
-        embedding=EmbeddingConfig(of="sum"),
-    )
+    radial = RadialConfig(n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals)
+    return _embedded_sum(elements, radial, AngularConfig(n_filters=0))
 
 
 def s_meam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 5.0, intervals: int = 12) -> SplineNNPConfig:
@@ -50,17 +55,9 @@ def s_meam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 5.0, 
     Arguments:
         lower, cutoff: Å, ends of rho, f, and phi; intervals: of all three.
     """
-    return SplineNNPConfig(
-        elements=tuple(elements),
-        radial=RadialConfig(n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals),
-        angular=AngularConfig(
-            n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals, evaluator="spline", elements="pair"
-        ),
-        pair_term=True,
-        network=None,
-        skip=False,
-        embedding=EmbeddingConfig(of="sum"),
-    )
+    radial = RadialConfig(n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals)
+    angular = AngularConfig(**radial.model_dump(), evaluator="spline", elements="pair")
+    return _embedded_sum(elements, radial, angular)
 
 
 def linear(
@@ -83,7 +80,6 @@ def linear(
         radial=RadialConfig(n_filters=n_radial, cutoff=cutoff),
         angular=AngularConfig(n_filters=n_angular, cutoff=cutoff, evaluator=evaluator),
         network=None,
-        skip=True,
     )
 
 
@@ -104,13 +100,8 @@ def s_nnp(
     Arguments:
         n_radial, n_angular: numbers of filters; cutoff: Å, of both; hidden: layer sizes of the network.
     """
-    return SplineNNPConfig(
-        elements=tuple(elements),
-        radial=RadialConfig(n_filters=n_radial, cutoff=cutoff),
-        angular=AngularConfig(n_filters=n_angular, cutoff=cutoff, evaluator=evaluator),
-        network=NetworkConfig(hidden=hidden),
-        skip=skip,
-    )
+    form = linear(elements, n_radial=n_radial, n_angular=n_angular, cutoff=cutoff, evaluator=evaluator)
+    return form.model_copy(update={"network": NetworkConfig(hidden=hidden), "skip": skip})
 
 
 def constrained(
@@ -127,6 +118,6 @@ def constrained(
     Arguments:
         n_radial, n_angular: numbers of filters; cutoff: Å, of both; hidden: layer sizes of the network.
     """
-    free = s_nnp(elements, n_radial=n_radial, n_angular=n_angular, cutoff=cutoff, skip=False)
+    form = s_nnp(elements, n_radial=n_radial, n_angular=n_angular, cutoff=cutoff, skip=False)
     network = NetworkConfig(hidden=hidden, activation="softplus", constraint=constraint)
-    return free.model_copy(update={"network": network})
+    return form.model_copy(update={"network": network})
