@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from snnp.analysis.card import card_markdown
 from snnp.analysis.curve_page import draw_page
-from snnp.cli.console import with_options
 from snnp.cli.main import app
+from snnp.cli.options import with_options
 from snnp.data.description import Description, card, header, parse_description, read_description, table
 from snnp.errors import ConfigError, DataError, InputError, SnnpError
 from snnp.models import load_model

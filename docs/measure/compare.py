@@ -26,7 +26,7 @@ from peers.reference import ReferenceForm, reference_model
 from peers.scaling import scaling_points, series
 
 from snnp.cli.console import fail, print_json, print_pairs, print_table, progress_bar, say, warn
-from snnp.cli.files import prepare_output
+from snnp.cli.outputs import prepare_output
 from snnp.errors import InputError, SnnpError
 from snnp.hub import resolve
 from snnp.models.store import as_dtype, list_models

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,13 +31,13 @@ __all__ = [
     "print_json",
     "print_pairs",
     "print_properties",
+    "print_result",
     "print_table",
     "print_trace",
     "progress_bar",
     "say",
     "tolerate_encoding",
     "warn",
-    "with_options",
 ]
 
 Update = Callable[..., None]
@@ -87,33 +86,6 @@ def _message(*parts: str | tuple[str, str]) -> None:
 def say(message: str) -> None:
     """Print a message for the person at the terminal (stderr)."""
     _message(printable(message))
-
-
-# Arguments of Python by the options that set them: errors from inside name the former.
-_OPTIONS = {
-    "temperature_k": "--temperature",
-    "temperature_end_k": "--temperature K:K",
-    "pressure_gpa": "--pressure",
-    "dt_fs": "--dt",
-    "friction_per_ps": "--friction",
-    "trajectory_interval": "--every",
-    "log_interval": "--log-every",
-    "checkpoint_interval": "--checkpoint-every",
-    **{f"{name}_key": f"--{name}-key" for name in ("energy", "forces", "stress", "group")},
-}
-_SETTING = re.compile(r"molecular dynamics setting '(\w+)'")
-_ASSIGNED = re.compile(
-    r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(\.\.\.)?(?=['.]|$)"
-)
-_ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTIONS)})(?!\w)")
-_DTYPE = re.compile(r"^dtype(?= must be)")
-
-
-def with_options(message: str) -> str:
-    """The message of an error with options in place of the arguments and fields that they set."""
-    message = _SETTING.sub(lambda match: _OPTIONS.get(match[1], f"--{match[1].replace('_', '-')}"), message)
-    message = _DTYPE.sub("--dtype", _ARGUMENT.sub(lambda match: _OPTIONS[match[1]], message))
-    return _ASSIGNED.sub(lambda match: f"--{match[1]} VALUE" if match[2] else f"--{match[1]} ", message)
 
 
 def fail(message: str) -> None:
@@ -180,6 +152,21 @@ def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     for name, value in pairs.items():
         table.add_row(Text(printable(name), style="cyan"), _shown(value))
     _print_below(title, table)
+
+
+def print_result(values: Mapping[str, Any], as_json: bool, title: str | None = None) -> None:
+    """Print what a command found as JSON, or as names and values without those that are None."""
+    if as_json:
+        print_json(values)
+        return
+    known = {name.replace("_", " "): value for name, value in values.items() if value is not None}
+    print_pairs({name: _in_words(value) for name, value in known.items()}, title)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value))
+    return number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_below(title: str | None, table: Table) -> None:

@@ -1,19 +1,30 @@
-"""`snnp export` and `snnp import`: models for other programs, and potentials trained with them."""
+"""`snnp export`, `import`, `convert` and `describe`: models and structures in the files of other programs."""
 
 from __future__ import annotations
 
+import os
+import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from snnp.cli.console import print_json, print_pairs
-from snnp.cli.files import input_files, prepare_output
-from snnp.cli.options import Dtype, Json, Model, Overwrite, examples
+from snnp.cli.console import print_json, print_pairs, print_result, print_table, say
+from snnp.cli.options import LABELS, Dtype, Json, Model, Overwrite, examples, keys_given, taking
+from snnp.cli.outputs import input_files, prepare_output, readable
 from snnp.errors import InputError
 
-__all__ = ["EXPORT_EXAMPLES", "NEUROCHEM_EXAMPLES", "export_command", "import_app", "neurochem_command"]
+__all__ = [
+    "CONVERT_EXAMPLES",
+    "DESCRIBE_EXAMPLES",
+    "EXPORT_EXAMPLES",
+    "convert_command",
+    "describe_command",
+    "export_command",
+    "import_app",
+    "neurochem_command",
+]
 
 EXPORT_EXAMPLES = examples(
     "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
@@ -21,11 +32,19 @@ EXPORT_EXAMPLES = examples(
     "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
 )
 
-NEUROCHEM_EXAMPLES = examples(
+_NEUROCHEM_EXAMPLES = examples(
     "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
     "snnp import neurochem ani-al/model/model-Al-75 models/ani-al --json",
     after=("Where the published networks are, and what they can do: the page 'Published ANI networks' of the docs.",),
 )
+
+
+CONVERT_EXAMPLES = examples(
+    "snnp convert train.xyz copper.parquet --method DFT-PBE --software VASP",
+    "snnp convert train=a.xyz train=b.xyz.gz test=c.traj copper.parquet --method DFT-PBE",
+    "snnp convert copper.parquet back.xyz",
+)
+DESCRIBE_EXAMPLES = examples("snnp describe org/name", "snnp describe copper.parquet --json")
 
 
 class ExportFormat(StrEnum):
@@ -94,10 +113,7 @@ def export_command(
         "dtype": str(potential.dtype).removeprefix("torch."),
         "bytes": out.stat().st_size,
     }
-    if as_json:
-        print_json(report)
-    else:
-        print_pairs({name.replace("_", " "): str(value) for name, value in report.items() if value is not None})
+    print_result(report, as_json)
 
 
 def _fixed_atoms(structure: str) -> tuple[list[int], bool]:
@@ -126,7 +142,7 @@ def _group(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help())
 
 
-@import_app.command("neurochem", epilog=NEUROCHEM_EXAMPLES)
+@import_app.command("neurochem", epilog=_NEUROCHEM_EXAMPLES)
 def neurochem_command(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/.")
@@ -158,16 +174,95 @@ def neurochem_command(
         "files_sha256": model.metadata["source"]["files_sha256"],
         "bytes": sum(path.stat().st_size for path in out.iterdir() if path.is_file()),
     }
-    if as_json:
-        print_json(report)
-        return
-    print_pairs(
-        {
-            "written to": str(out),
-            "class": f"{report['class']} of {report['networks']} networks",
-            "elements": ", ".join(model.elements),
-            "cutoff": f"{model.cutoff:g} Å",
-            "parameters": f"{model.n_parameters:,}",
-            "sha256 of the files read": str(report["files_sha256"]),
-        }
+    print_result(report, as_json)
+
+
+@taking(LABELS)
+def convert_command(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SPLIT=]FILE... OUT",
+            help="Files that ASE reads, extended XYZ or parquet; last the file to write: .parquet, .xyz or .extxyz.",
+        ),
+    ],
+    method: Annotated[str, typer.Option(metavar="TEXT", help="Level of theory, such as DFT-PBE; for parquet.")] = "",
+    software: Annotated[str, typer.Option(metavar="TEXT", help="Program that computed the labels.")] = "",
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="The files hold no energies.")] = False,
+    workers: Annotated[int, typer.Option(metavar="N", help="Files to read at the same time; 0: one per core.")] = 1,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    **labels: Any,
+) -> None:
+    """Convert files of structures to parquet, or back; nothing that they say is lost."""
+    from snnp.data import convert
+
+    if len(files) < 2:
+        raise InputError("name at least one file to read, and last the file to write.")
+    *sources, target = files
+    splits: dict[str, list[str | Path]] = {}
+    for source in sources:
+        split, equals, path = source.partition("=")
+        if equals and split.isidentifier() and not Path(source).exists():
+            splits.setdefault(split, []).append(path)
+        else:
+            splits.setdefault("train", []).append(source)
+    if Path(target).suffix.lower() == ".parquet" and not method.strip():
+        raise InputError("a dataset needs its level of theory; give it with --method, such as --method DFT-PBE.")
+    prepare_output(
+        Path(target), overwrite=overwrite, inputs=[Path(file) for group in splits.values() for file in group]
     )
+    start = time.perf_counter()
+    with readable(*sources):
+        frames = convert(
+            splits,
+            target,
+            method=method,
+            software=software,
+            keys=keys_given(labels),
+            labelled=not unlabelled,
+            workers=workers or len(os.sched_getaffinity(0)),
+        )
+    report = {
+        "out": target,
+        "frames": frames,
+        "bytes": Path(target).stat().st_size,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    print_result(report, as_json)
+
+
+def describe_command(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="org/name[@revision], a folder or a parquet file.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset holds: levels of theory, splits, labels, elements, licence."""
+    from snnp import hub
+    from snnp.data.description import describe_part, describe_parts
+
+    place = hub.resolve(name, "dataset")
+    if place.folder.is_dir():
+        parts = describe_parts(place.folder)
+        manifest = place.folder / hub.MANIFEST_FILE
+        about = hub.read_manifest(place.folder, "dataset").about.get("dataset") if manifest.is_file() else None
+    else:
+        with readable(place.folder):
+            parts, about = {place.folder.stem: describe_part(place.folder)}, None
+    known: dict[str, Any] = about if isinstance(about, dict) else {}
+    if as_json:
+        counted = {key: part.model_dump(mode="json") for key, part in parts.items()}
+        print_json({**place.record(), **known, "parts": counted})
+        return
+    shown = {key: known.get(key) for key in ("title", "summary", "licence", "origin")}
+    print_pairs({**place.record(), **{key: str(value) for key, value in shown.items() if value}})
+    columns = ["part", "level of theory", "software", "frames", "atoms", "energies", "forces", "stresses"]
+    rows = [
+        [key, part.method, part.software, f"{part.frames or 0:,}", f"{part.atoms or 0:,}"]
+        + [f"{number:,}" for number in (part.energies, part.forces, part.stresses)]
+        for key, part in parts.items()
+    ]
+    print_table(columns, rows, title="\nParts")
+    splits = [[key, split, f"{number:,}"] for key, part in parts.items() for split, number in part.splits.items()]
+    if splits:
+        print_table(["part", "split", "frames"], splits, title="\nSplits")
+    say("Elements: " + " ".join(sorted({symbol for part in parts.values() for symbol in part.elements})))

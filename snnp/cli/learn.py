@@ -20,8 +20,8 @@ from snnp.cli.console import (
     say,
     warn,
 )
-from snnp.cli.files import prepare_folder, readable
-from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, Units, examples
+from snnp.cli.options import LABELS, Data, Device, Dtype, Json, Model, Overwrite, examples, keys_given, taking
+from snnp.cli.outputs import prepare_folder, readable
 from snnp.errors import InputError
 from snnp.files import refuse_inputs
 from snnp.process import Interrupted
@@ -51,19 +51,11 @@ EVALUATE_EXAMPLES = examples(
     "snnp evaluate snnp-si --properties",
 )
 
-_Key = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Name of this quantity in the files, where it is unusual.")
-]
 
-
+@taking(LABELS)
 def evaluate_command(
     model: Model,
     data: Data = None,
-    energy_key: _Key = None,
-    forces_key: _Key = None,
-    stress_key: _Key = None,
-    group_key: _Key = None,
-    units: Units = None,
     properties: Annotated[
         bool,
         typer.Option("--properties", help="Lattice constant and elastic constants of the elements' crystals, too."),
@@ -71,9 +63,10 @@ def evaluate_command(
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
+    **labels: Any,
 ) -> None:
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
-    from snnp.data import keys_of, read_frames
+    from snnp.data import read_frames
     from snnp.hub import load_pinned
 
     if not data and not properties:
@@ -81,9 +74,8 @@ def evaluate_command(
     potential, model = load_pinned(model, dtype=dtype, device=device)
     report: dict[str, Any] = {"model": model}
     if data:
-        keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
         with readable(*data):
-            frames = read_frames(data, keys)
+            frames = read_frames(data, keys_given(labels))
         report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
     if properties:
         report["properties"] = _properties(potential)

@@ -1,34 +1,64 @@
-"""Arguments and options that several commands share, and the form of the examples below their help."""
+"""Arguments and options that several commands share, what others call them, and the examples below a command's help."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from rich.markup import escape
 
 from snnp.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from snnp.data import Keys
+
 __all__ = [
+    "LABELS",
     "Data",
     "Device",
     "Dtype",
     "Json",
     "Model",
     "Overwrite",
-    "Seed",
     "StructureSpec",
     "Threads",
-    "Units",
     "command_meant",
     "examples",
+    "keys_given",
     "options_meant",
     "set_threads",
+    "settings_options",
+    "taking",
+    "with_options",
 ]
+
+_OPTION_OF = {
+    "temperature_k": "--temperature",
+    "temperature_end_k": "--temperature K:K",
+    "pressure_gpa": "--pressure",
+    "dt_fs": "--dt",
+    "friction_per_ps": "--friction",
+    "trajectory_interval": "--every",
+    "log_interval": "--log-every",
+    "checkpoint_interval": "--checkpoint-every",
+    **{f"{name}_key": f"--{name}-key" for name in ("energy", "forces", "stress", "group")},
+}
+"""Options by the arguments and fields that they set, where the names differ: errors from inside name the latter."""
+_SETTING = re.compile(r"molecular dynamics setting '(\w+)'")
+_ASSIGNED = re.compile(
+    r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(\.\.\.)?(?=['.]|$)"
+)
+_ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTION_OF)})(?!\w)")
+_DTYPE = re.compile(r"^dtype(?= must be)")
 
 # What other programs call the same thing; the key is compared without dashes and in lower case.
 _OPTIONS = {
@@ -118,6 +148,17 @@ def _bundled_names(incomplete: str) -> list[str]:
     return sorted(path.parent.name for root in roots for path in root.glob(f"{incomplete}*/config.json"))
 
 
+def _option_of(name: str) -> str:
+    return _OPTION_OF.get(name, f"--{name.replace('_', '-')}")
+
+
+def with_options(message: str) -> str:
+    """The message of an error with options in place of the arguments and fields that they set."""
+    message = _SETTING.sub(lambda match: _option_of(match[1]), message)
+    message = _DTYPE.sub("--dtype", _ARGUMENT.sub(lambda match: _OPTION_OF[match[1]], message))
+    return _ASSIGNED.sub(lambda match: f"--{match[1]} VALUE" if match[2] else f"--{match[1]} ", message)
+
+
 def set_threads(number: int | None) -> None:
     """Let the models take so many threads; None leaves it to torch.
 
@@ -130,6 +171,68 @@ def set_threads(number: int | None) -> None:
         raise InputError(f"--threads must be at least 1, got {number}.")
     if number is not None:
         torch.set_num_threads(number)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+def taking(options: Iterable[inspect.Parameter]) -> Callable[[_Command], _Command]:
+    """Let a command with `**given` take further options, which its help names first."""
+
+    def decorate(command: _Command) -> _Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        n_required = sum(each.default is each.empty for each in own)
+        parameters = [*own[:n_required], *options, *own[n_required:]]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _option(name: str, kind: Any, *words: str, metavar: str | None, text: str) -> inspect.Parameter:
+    """An option that sets the argument `name`; None, or False for a flag, if it is not said."""
+    is_flag = kind is bool
+    annotation: Any = Annotated[kind if is_flag else kind | None, typer.Option(*words, metavar=metavar, help=text)]
+    default = False if is_flag else None
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+def settings_options(
+    settings: type[BaseModel], shapes: Mapping[str, Mapping[str, Any]], without: Iterable[str] = ()
+) -> Iterator[inspect.Parameter]:
+    """The fields of settings as options: name, type, description and default are those of the field.
+
+    Arguments:
+        shapes: by field what differs: `kind` (in place of the field's type), `metavar`, `short` (a second word),
+            `default` (in words).
+        without: fields that are no option.
+    """
+    for name, field in settings.model_fields.items():
+        if name in without:
+            continue
+        shape = shapes.get(name, {})
+        kind = shape.get("kind") or _kind(name, field.annotation)
+        metavar = shape.get("metavar", "N" if kind is int else None)
+        default = shape.get("default", _in_words(field.default))
+        text = f"{field.description}{'' if default is None else f'; default: {default}'}."
+        words = [_option_of(name), *([shape["short"]] if "short" in shape else [])]
+        yield _option(name, kind, *words, metavar=metavar, text=text)
+
+
+def _kind(name: str, annotation: Any) -> Any:
+    """What typer takes for the type of a field: without None, and a choice as an enumeration."""
+    given = [each for each in get_args(annotation) if each is not type(None)]
+    if get_origin(annotation) is Literal:
+        return StrEnum(name.title(), {value: value for value in given})
+    return given[0] if given else annotation
+
+
+def _in_words(default: Any) -> str | None:
+    """A default, where it is worth a word."""
+    if default is None or isinstance(default, bool):
+        return None
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 Model = Annotated[
@@ -151,16 +254,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.")]
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="Precision: float32 or float64.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist; never an input.")]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the random numbers; default: 0.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads of the model; default: what torch takes.")]
-Units = Annotated[
-    str | None,
-    typer.Option(
-        metavar="UNITS",
-        help="Of the numbers in the files, where they are not eV and Å: kcal/mol, energy=Hartree,length=bohr, "
-        "stress=-kbar (a minus turns the sign).",
-    ),
-]
 StructureSpec = Annotated[
     str,
     typer.Argument(
@@ -168,3 +262,26 @@ StructureSpec = Annotated[
         help="A file that ASE reads, a crystal such as fcc:Al:4x4x4 or diamond:Si:3x3x3:a=5.43, or molecule:CH3CH2OH.",
     ),
 ]
+_QUANTITIES = ("energy", "forces", "stress", "group")
+LABELS = (
+    *(
+        _option(f"{name}_key", str, metavar="NAME", text="Name of this quantity in the files, where it is unusual.")
+        for name in _QUANTITIES
+    ),
+    _option(
+        "units",
+        str,
+        metavar="UNITS",
+        text="Of the numbers in the files, where they are not eV and Å: kcal/mol, energy=Hartree,length=bohr, "
+        "stress=-kbar (a minus turns the sign).",
+    ),
+)
+"""Options that say how files name their labels, and in which units they are."""
+
+
+def keys_given(given: Mapping[str, Any]) -> Keys:
+    """What the options `LABELS` say."""
+    from snnp.data import keys_of
+
+    energy, forces, stress, group = (given[f"{name}_key"] for name in _QUANTITIES)
+    return keys_of(energy, forces, stress, group, given["units"])

@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
-from snnp.cli.files import check_format, input_files, prepare_output, write_structure
-from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Seed, StructureSpec, Threads, examples, set_threads
+from snnp.cli.options import (
+    Json,
+    Model,
+    Overwrite,
+    StructureSpec,
+    Threads,
+    examples,
+    set_threads,
+    settings_options,
+    taking,
+)
+from snnp.cli.outputs import check_format, input_files, prepare_output, write_structure
 from snnp.errors import InputError
+from snnp.sampling.settings import MDSettings
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from snnp.models.potential import Potential
-    from snnp.process import Interrupted
-    from snnp.sampling import MDProgress, MDResult, MDSettings, RelaxProgress, RelaxResult
+    from snnp.sampling import MDProgress, MDResult, RelaxProgress, RelaxResult
 
 __all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
 
@@ -42,211 +52,90 @@ RELAX_EXAMPLES = examples(
 
 _MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
 """eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
-
-
 _COMPANIONS = {"log": ".csv", "plot": ".png", "checkpoint": ".npz"}
-_SETTINGS = {
-    **{"pressure": "pressure_gpa", "dt": "dt_fs", "friction": "friction_per_ps"},
-    **{"every": "trajectory_interval", "log_every": "log_interval", "checkpoint_every": "checkpoint_interval"},
-    **{name: name for name in ("ensemble", "thermostat", "barostat", "fix", "equilibrate", "steps", "seed")},
-    **{name: name for name in ("dtype", "device", "resume", "accept_changes", "new_velocities", "overwrite")},
+_SHAPES: dict[str, dict[str, Any]] = {
+    "temperature_k": {"kind": str, "metavar": "K[:K]", "short": "-T", "default": "300; two for a ramp, as 3000:300"},
+    "pressure_gpa": {"metavar": "GPA", "short": "-P"},
+    "fix": {"metavar": "ATOMS"},
+    "steps": {"metavar": "N", "short": "-n"},
+    "dt_fs": {"metavar": "FS"},
+    "friction_per_ps": {"metavar": "1/PS"},
+    "trajectory": {"kind": str, "metavar": "FILE", "default": "md.extxyz; 'none' writes none"},
+    **{
+        name: {"kind": str, "metavar": "FILE", "default": f"the trajectory's name with {suffix}; or 'none'"}
+        for name, suffix in _COMPANIONS.items()
+    },
+    "dtype": {"kind": str, "metavar": "TYPE"},
+    "device": {"metavar": "NAME", "default": None},
 }
-"""Options of `snnp md` and the settings that they are; `--temperature`, which may be two, aside."""
-_AGAIN = {name: name for name in ("engine", "topology", "trajectory", "checkpoint", "device", "threads")}
-_AGAIN |= {"file_format": "format"}
+"""How the settings of a run are said as options of `snnp md`, where their fields do not tell."""
+_AGAIN = {"engine": "--engine", "topology": "--topology", "file_format": "--format", "threads": "--threads"}
+_AGAIN |= {name: f"--{name}" for name in ("trajectory", "checkpoint", "device")}
 """Options that must be said again on resuming."""
 
-
-class Ensemble(StrEnum):
-    """What is kept constant."""
-
-    nve = "nve"
-    nvt = "nvt"
-    npt = "npt"
-
-
-class Thermostat(StrEnum):
-    """What keeps the temperature."""
-
-    langevin = "langevin"
-    bussi = "bussi"
-
-
-class Barostat(StrEnum):
-    """What the barostat changes: the volume, or the three lengths of a rectangular cell."""
-
-    isotropic = "isotropic"
-    anisotropic = "anisotropic"
-
-
-_Engine = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
-]
-_Ensemble = Annotated[
-    Ensemble | None, typer.Option(help="Constant energy, temperature, or temperature and pressure; default: nvt.")
-]
-_Temperature = Annotated[
-    str | None,
-    typer.Option(
-        "--temperature",
-        "-T",
-        metavar="K[:K]",
-        help="Of start and thermostat, in K; two for a ramp, such as 3000:300; default: 300.",
-    ),
-]
-_Pressure = Annotated[
-    float | None, typer.Option("--pressure", "-P", metavar="GPA", help="Of the barostat (npt), in GPa; default: 0.")
-]
-_Steps = Annotated[
-    int | None,
-    typer.Option("--steps", "-n", metavar="N", help="Number of the last step, resumed runs included; default: 1000."),
-]
-_TimeStep = Annotated[float | None, typer.Option("--dt", metavar="FS", help="Time step in fs; default: 1.")]
-_Thermostat = Annotated[
-    Thermostat | None,
-    typer.Option(
-        help="Langevin friction and noise, or stochastic velocity rescaling, which keeps momentum; default: langevin."
-    ),
-]
-_Friction = Annotated[
-    float | None,
-    typer.Option(metavar="1/PS", help="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps; default: 1."),
-]
-_Barostat = Annotated[
-    Barostat | None,
-    typer.Option(help="Scale the cell as a whole, or each length of a rectangular cell; default: isotropic."),
-]
-_Fix = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ATOMS", help="Atoms that stay where they are: elements, numbers, ranges; such as Cu,0-15,20."
-    ),
-]
-_Equilibrate = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="First steps, with a strong thermostat and left out of all means; default: 0.1 ps or more in nvt and npt "
-        "if velocities are drawn, else none.",
-    ),
-]
-_Minimise = Annotated[
-    bool,
-    typer.Option("--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."),
-]
-_Trajectory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="Ends in .extxyz, .xyz, .dcd or .xtc; default: md.extxyz; 'none' writes no trajectory."
-    ),
-]
-_Log = Annotated[
-    str | None, typer.Option(metavar="FILE", help="CSV log; default: the trajectory's name with .csv; or 'none'.")
-]
-_Plot = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="PNG of temperature, energy and RDF; default: the trajectory's name with .png; or 'none'."
-    ),
-]
-_Checkpoint = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="State to resume from; default: the trajectory's name with .npz; or 'none'."),
-]
-_Every = Annotated[
-    int | None, typer.Option("--every", metavar="N", help="Steps between frames of the trajectory; default: 100.")
-]
-_LogEvery = Annotated[
-    int | None, typer.Option("--log-every", metavar="N", help="Steps between rows of the log; default: 10.")
-]
-_CheckpointEvery = Annotated[
-    int | None, typer.Option("--checkpoint-every", metavar="N", help="Steps between checkpoints; default: 1000.")
-]
-_Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue from the checkpoint; what is not said again stays as it was in the run."),
-]
-_AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="With --resume: options may differ from the run's; this is recorded.")
-]
-_NewVelocities = Annotated[
-    bool, typer.Option("--new-velocities", help="Draw velocities at --temperature though the file holds some.")
-]
 _Format = Annotated[
     str | None,
     typer.Option("--format", metavar="NAME", help="Of the structure file: pdb, cif, poscar, lammps, dcd, or ASE's."),
 ]
-_Topology = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Structure file with the elements, for a start from DCD.")
-]
 
 
+@taking(settings_options(MDSettings, _SHAPES, without=("temperature_end_k", "barostat_time_fs")))
 def md_command(
     model: Model,
     structure: StructureSpec,
-    engine: _Engine = None,
-    ensemble: _Ensemble = None,
-    temperature: _Temperature = None,
-    thermostat: _Thermostat = None,
-    pressure: _Pressure = None,
-    barostat: _Barostat = None,
-    fix: _Fix = None,
-    minimise: _Minimise = False,
-    equilibrate: _Equilibrate = None,
-    steps: _Steps = None,
-    dt: _TimeStep = None,
-    friction: _Friction = None,
-    trajectory: _Trajectory = None,
-    log: _Log = None,
-    plot: _Plot = None,
-    checkpoint: _Checkpoint = None,
-    every: _Every = None,
-    log_every: _LogEvery = None,
-    checkpoint_every: _CheckpointEvery = None,
-    resume: _Resume = False,
-    accept_changes: _AcceptChanges = False,
-    new_velocities: _NewVelocities = False,
-    overwrite: Overwrite = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
+    ] = None,
+    minimise: Annotated[
+        bool,
+        typer.Option("--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."),
+    ] = False,
     file_format: _Format = None,
-    topology: _Topology = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    topology: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Structure file with the elements, for a start from DCD.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
     import torch
 
     from snnp.hub import load_pinned
+    from snnp.sampling import build_structure
 
-    asked = dict(locals())  # the options by name
-    settings, chosen = _settings(asked)
-    if (pressure or barostat) and settings.ensemble != "npt":
+    settings, engine = _settings(given, engine)
+    if (given["pressure_gpa"] or given["barostat"]) and settings.ensemble != "npt":
         raise InputError(
             f"--pressure and --barostat act in npt alone, and this run is {settings.ensemble}: say --ensemble npt."
         )
     set_threads(threads)
     # OpenMM computes where the model is; both gain from a GPU.
-    place = "cuda" if chosen == "openmm" and torch.cuda.is_available() else None
+    place = "cuda" if engine == "openmm" and torch.cuda.is_available() else None
     potential, pinned = load_pinned(model, device=settings.device or place)
-    result = _simulate(potential, settings, chosen, asked)
+    _prepare_outputs(settings, input_files(model, structure, topology), given["checkpoint"] is None)
+    atoms = build_structure(structure, file_format=file_format, topology=topology)
+    _say_velocities(atoms, settings)
+    if minimise and not settings.resume:
+        atoms = _minimised(potential, atoms, settings.fix)
+    again = {**given, "engine": engine, "topology": topology, "file_format": file_format, "threads": threads}
+    result = _simulate(potential, atoms, settings, engine, ["snnp", "md", model, structure, *_said(again)])
     if as_json:
         print_json({"model": pinned, "structure": structure, **result.to_json()})
     else:
         _print_md(result, settings)
 
 
-def _simulate(model: Potential, settings: MDSettings, engine: str, asked: dict[str, Any]) -> MDResult:
-    from snnp.process import Interrupted
-    from snnp.sampling import build_structure, run_md
+def _said(given: dict[str, Any]) -> list[str]:
+    return [word for name, option in _AGAIN.items() if given[name] is not None for word in (option, str(given[name]))]
 
-    _prepare_outputs(settings, asked)
-    atoms = build_structure(asked["structure"], file_format=asked["file_format"], topology=asked["topology"])
-    _say_velocities(atoms, settings)
-    if asked["minimise"] and not settings.resume:
-        atoms = _minimised(model, atoms, settings.fix)
+
+def _simulate(model: Potential, atoms: Atoms, settings: MDSettings, engine: str, command: list[str]) -> MDResult:
+    """Run with a progress bar; a run that is interrupted says how far it is, and the `command` that goes on."""
+    from snnp.process import Interrupted
+    from snnp.sampling import run_md
+
     with progress_bar(f"{settings.ensemble} with {engine}", settings.steps) as update:
 
         def report(now: MDProgress) -> None:
@@ -255,7 +144,9 @@ def _simulate(model: Potential, settings: MDSettings, engine: str, asked: dict[s
         try:
             return run_md(model, atoms, settings, engine=engine, report=report)
         except Interrupted as stop:
-            _say_interrupted(stop, settings, {**asked, "engine": engine})
+            say(f"Interrupted: {stop.where}.")
+            if settings.checkpoint is not None:
+                say(f"Go on with: {shlex.join([*command, '--resume'])}")
             raise typer.Exit(128 + stop.signum) from None
 
 
@@ -296,60 +187,47 @@ def _relaxed(model: Potential, atoms: Atoms, *, steps: int, **more: Any) -> Rela
         return relax(model, atoms, steps=steps, report=report, **more)
 
 
-def _say_interrupted(stop: Interrupted, settings: MDSettings, asked: dict[str, Any]) -> None:
-    """How far the run is, and the command that goes on; all that the checkpoint knows need not be said again."""
-    say(f"Interrupted: {stop.where}.")
-    if settings.checkpoint is not None:
-        given = {name: asked[name] for name in _AGAIN if asked[name] is not None}
-        options = [word for name, value in given.items() for word in (f"--{_AGAIN[name]}", str(value))]
-        again = shlex.join(["snnp", "md", asked["model"], asked["structure"], *options, "--resume"])
-        say(f"Go on with: {again}")
-
-
-def _settings(asked: dict[str, Any]) -> tuple[MDSettings, str]:
+def _settings(options: dict[str, Any], engine: str | None) -> tuple[MDSettings, str]:
     """Settings and engine: as given, else those of the run to resume, else the defaults."""
-    from snnp.sampling import MDSettings
     from snnp.sampling.checkpoint import read_checkpoint
 
-    if asked["accept_changes"] and not asked["resume"]:
+    if options["accept_changes"] and not options["resume"]:
         raise InputError("--accept-changes goes with --resume.")
-    files, engine = _outputs(asked), asked["engine"]
+    files = _outputs(options)
     before: dict[str, Any] = {}
-    if asked["resume"] and files["checkpoint"] is not None:
+    if options["resume"] and files["checkpoint"] is not None:
         found = read_checkpoint(files["checkpoint"])
         plan, engine = found.record.plan, engine or found.engine
         for name in ("trajectory", "log", "plot"):
-            if asked[name] is None and name in plan:
+            if options[name] is None and name in plan:
                 files[name] = None if plan[name] is None else files["checkpoint"].parent / Path(plan[name]).name
         before = found.settings | {name: plan[name] for name in ("steps", "checkpoint_interval") if name in plan}
-    given = {setting: asked[option] for option, setting in _SETTINGS.items() if asked[option] is not None}
-    given |= {name: value.value for name, value in given.items() if isinstance(value, StrEnum)}
-    if asked["temperature"] is not None:
-        given |= _temperatures(asked["temperature"])
-    return MDSettings(**{**before, **given, **files}), engine or _default_engine()
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: str(value) for name, value in given.items() if isinstance(value, StrEnum)}
+    if "temperature_k" in given:
+        given |= _temperatures(given["temperature_k"])
+    default = "openmm" if importlib.util.find_spec("openmm") is not None else "ase"
+    return MDSettings(**{**before, **given, **files}), engine or default
 
 
-def _outputs(asked: dict[str, Any]) -> dict[str, Path | None]:
+def _outputs(given: dict[str, Any]) -> dict[str, Path | None]:
     """Names of the output files: as given, 'none' for none, else the trajectory's name with another suffix."""
-    trajectory = asked["trajectory"] or "md.extxyz"
+    trajectory = given["trajectory"] or "md.extxyz"
     stem = Path("md") if trajectory == "none" else Path(trajectory)
     if not stem.name:
         raise InputError(f"cannot write '{stem}': it is a folder; choose the name of a file.")
-    files: dict[str, Path | None] = {"trajectory": None if trajectory == "none" else Path(trajectory)}
-    for name, suffix in _COMPANIONS.items():
-        given = asked[name]
-        files[name] = None if given == "none" else stem.with_suffix(suffix) if given is None else Path(given)
-    return files
+    names = {name: given[name] or str(stem.with_suffix(suffix)) for name, suffix in _COMPANIONS.items()}
+    return {name: None if text == "none" else Path(text) for name, text in {"trajectory": trajectory, **names}.items()}
 
 
-def _prepare_outputs(settings: MDSettings, asked: dict[str, Any]) -> None:
+def _prepare_outputs(settings: MDSettings, inputs: list[Path], checkpoint_is_companion: bool) -> None:
     """Refuse outputs that cannot be written or are somebody's, before anything is computed."""
     from snnp.sampling.run import output_files
 
-    inputs = input_files(asked["model"], asked["structure"], asked["topology"])
     for path in output_files(settings).values():
         prepare_output(path, overwrite=settings.overwrite or settings.resume, inputs=inputs)
-    if settings.overwrite and not settings.resume and asked["checkpoint"] is None and settings.checkpoint is not None:
+    replaces = settings.overwrite and not settings.resume and checkpoint_is_companion
+    if replaces and settings.checkpoint is not None:
         _refuse_companion(settings.checkpoint, settings)
 
 

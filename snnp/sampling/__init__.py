@@ -1,22 +1,31 @@
-"""Molecular dynamics and relaxation: settings, structures, files and results shared by the engines."""
+"""Molecular dynamics and relaxation: settings, structures, files and results shared by the engines.
 
-from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
-from snnp.sampling.run import (
-    Engine,
-    MDProgress,
-    MDResult,
-    RelaxProgress,
-    RelaxResult,
-    Report,
-    available_engines,
-    drive,
-    relax,
-    run_engine,
-    run_md,
-)
-from snnp.sampling.settings import MDSettings
-from snnp.sampling.snapshot import Sample, Snapshot
-from snnp.sampling.structures import build_structure, structure_files
+The names below are loaded when they are first used: the command line reads `MDSettings`, and must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point
+    from snnp.sampling.run import (
+        Engine,
+        MDProgress,
+        MDResult,
+        RelaxProgress,
+        RelaxResult,
+        Report,
+        available_engines,
+        drive,
+        relax,
+        run_engine,
+        run_md,
+    )
+    from snnp.sampling.settings import MDSettings
+    from snnp.sampling.snapshot import Sample, Snapshot
+    from snnp.sampling.structures import build_structure, structure_files
 
 __all__ = [
     "Checkpoint",
@@ -39,3 +48,12 @@ __all__ = [
     "starting_point",
     "structure_files",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in ("settings", "structures", "run"):  # the light ones first; `run` has all that is left
+            module = importlib.import_module(f"snnp.sampling.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'snnp.sampling' has no attribute {name!r}")

@@ -23,68 +23,73 @@ _EQUILIBRATION_FS, _EQUILIBRATION_OF_BOX = 100.0, 0.3
 class MDSettings(BaseModel):
     """Settings of a molecular dynamics run; the same for every engine.
 
-    Arguments:
-        ensemble: `"nve"`, `"nvt"` (with a thermostat) or `"npt"` (with a thermostat and a barostat).
-        temperature_k: K; the thermostat's, and that of the initial velocities (also in `nve`).
-        temperature_end_k: K; the thermostat goes there from `temperature_k`, linearly in time, over the run.
-        thermostat: `"langevin"`, or `"bussi"` (stochastic velocity rescaling, which keeps the total momentum).
-        pressure_gpa: GPa; the barostat's target in `npt`, 1 bar = 1e-4 GPa.
-        barostat: `"isotropic"` (the cell keeps its shape), or `"anisotropic"` (three lengths of a rectangular cell).
-        fix: atoms that stay where they are, such as `"Cu,0-15,20"`; FixAtoms constraints of the structure count, too.
-        equilibrate: first steps, run with strong Langevin friction in every ensemble (and a fast barostat), and left
-            out of all means. By default 0.1 ps (in `npt` 0.3 `barostat_time_fs`, if that is longer) where velocities
-            are drawn; none in `nve`, or if the structure has velocities.
-        steps: number of the last step. A resumed run goes on to this step, it does not add to it.
-        dt_fs: time step, fs.
-        friction_per_ps: rate of the thermostat, 1/ps: Langevin friction, or 1 / relaxation time of `"bussi"`.
-        barostat_time_fs: time in which a box with a bulk modulus of 100 GPa relaxes, fs.
-        seed: of the initial velocities and the thermostat.
-        trajectory: file to write; its suffix chooses extended XYZ (`.extxyz`, `.xyz`), `.dcd` or `.xtc`.
-        log: CSV file to write.
-        plot: PNG file to write at the end.
-        checkpoint: NPZ file to write, and to read where `resume` is set.
-        trajectory_interval: steps between frames (and step 0).
-        log_interval: steps between rows (and step 0).
-        checkpoint_interval: steps between checkpoints (and at the end).
-        resume: continue from `checkpoint`; trajectory and log are cut back to it, so nothing is doubled or lost.
-        accept_changes: resume although settings differ from those of the run; the checkpoint records what changed.
-        new_velocities: draw velocities although the structure brings momenta.
-        overwrite: replace files that exist; False refuses.
-        dtype: precision of the model.
-        device: where the model runs; `None` leaves it to the engine.
-
     Raises:
         ConfigError: on an unknown key (with the nearest known one) or a wrong value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ensemble: Literal["nve", "nvt", "npt"] = "nvt"
-    temperature_k: float = Field(default=300.0, ge=0.0, allow_inf_nan=False)
-    temperature_end_k: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    thermostat: Literal["langevin", "bussi"] = "langevin"
-    pressure_gpa: float = Field(default=0.0, allow_inf_nan=False)
-    barostat: Literal["isotropic", "anisotropic"] = "isotropic"
-    fix: str | None = None
-    equilibrate: int | None = Field(default=None, ge=0)
-    steps: int = Field(default=1000, ge=0)
-    dt_fs: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    friction_per_ps: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    barostat_time_fs: float = Field(default=1000.0, gt=0.0, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    trajectory: Path | None = None
-    log: Path | None = None
-    plot: Path | None = None
-    checkpoint: Path | None = None
-    trajectory_interval: int = Field(default=100, ge=1)
-    log_interval: int = Field(default=10, ge=1)
-    checkpoint_interval: int = Field(default=1000, ge=1)
-    resume: bool = False
-    accept_changes: bool = False
-    new_velocities: bool = False
-    overwrite: bool = True
-    dtype: Literal["float32", "float64"] = "float32"
-    device: str | None = None
+    ensemble: Literal["nve", "nvt", "npt"] = Field(
+        "nvt", description="Constant energy, temperature (a thermostat), or temperature and pressure (and a barostat)"
+    )
+    temperature_k: float = Field(
+        300.0, ge=0.0, allow_inf_nan=False, description="Of start and thermostat, in K; of the start in nve, too"
+    )
+    temperature_end_k: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Where the thermostat goes from there, linearly in time over the run, in K",
+    )
+    thermostat: Literal["langevin", "bussi"] = Field(
+        "langevin", description="Langevin friction and noise, or stochastic velocity rescaling, which keeps momentum"
+    )
+    pressure_gpa: float = Field(0.0, allow_inf_nan=False, description="Of the barostat (npt), in GPa; 1 bar is 1e-4")
+    barostat: Literal["isotropic", "anisotropic"] = Field(
+        "isotropic", description="Scale the cell as a whole, or each length of a rectangular cell"
+    )
+    fix: str | None = Field(
+        None,
+        description="Atoms that stay where they are: elements, numbers, ranges; such as Cu,0-15,20. FixAtoms "
+        "constraints of the structure count, too",
+    )
+    equilibrate: int | None = Field(
+        None,
+        ge=0,
+        description="First steps, with a strong thermostat (and a fast barostat) and left out of all means; default: "
+        "0.1 ps or more in nvt and npt if velocities are drawn, else none",
+    )
+    steps: int = Field(1000, ge=0, description="Number of the last step, resumed runs included")
+    dt_fs: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="Time step in fs")
+    friction_per_ps: float = Field(
+        1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps",
+    )
+    barostat_time_fs: float = Field(
+        1000.0, gt=0.0, allow_inf_nan=False, description="In which a box of bulk modulus 100 GPa relaxes, in fs"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the initial velocities and the thermostat")
+    trajectory: Path | None = Field(None, description="Frames; the file ends in .extxyz, .xyz, .dcd or .xtc")
+    log: Path | None = Field(None, description="CSV log")
+    plot: Path | None = Field(None, description="PNG of temperature, energy and RDF, made at the end")
+    checkpoint: Path | None = Field(None, description="NPZ file with the state, to resume from")
+    trajectory_interval: int = Field(100, ge=1, description="Steps between frames of the trajectory")
+    log_interval: int = Field(10, ge=1, description="Steps between rows of the log")
+    checkpoint_interval: int = Field(1000, ge=1, description="Steps between checkpoints; there is one at the end, too")
+    resume: bool = Field(
+        False, description="Continue from the checkpoint; trajectory and log are cut back to it, so nothing is doubled"
+    )
+    accept_changes: bool = Field(
+        False, description="When resuming, settings may differ from the run's; the checkpoint records what changed"
+    )
+    new_velocities: bool = Field(False, description="Draw velocities though the structure brings some")
+    overwrite: bool = Field(True, description="Replace output files that exist; never an input")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model: float32 or float64")
+    device: str | None = Field(
+        None, description="Where the model runs: cpu, cuda, cuda:1; by default the engine chooses"
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

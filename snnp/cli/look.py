@@ -21,9 +21,9 @@ from snnp.cli.console import (
     progress_bar,
     say,
 )
-from snnp.cli.files import input_files, prepare_output, write_structure
-from snnp.cli.hub import print_remote
 from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, examples
+from snnp.cli.outputs import input_files, prepare_output, write_structure
+from snnp.cli.share import print_remote
 from snnp.errors import InputError
 
 if TYPE_CHECKING:

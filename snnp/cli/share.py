@@ -1,15 +1,16 @@
-"""`snnp pull`, `snnp mirror` and `snnp publish model`: models and datasets from and to the Hub."""
+"""`snnp pull`, `snnp mirror` and `snnp publish`: models and datasets from and to the Hub."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnp.cli.console import print_json, print_pairs, print_table, say, warn
+from snnp.cli.console import print_json, print_pairs, print_result, print_table, say, warn
 from snnp.cli.options import Json, examples
 from snnp.errors import InputError
 
@@ -19,12 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIRROR_EXAMPLES",
-    "PUBLISH_EXAMPLES",
-    "PUBLISH_MODEL_EXAMPLES",
     "PULL_EXAMPLES",
     "mirror_command",
     "print_remote",
     "publish_app",
+    "publish_dataset_command",
     "publish_model_command",
     "pull_command",
 ]
@@ -35,22 +35,27 @@ MIRROR_EXAMPLES = examples(
     "snnp mirror /shared/mirror --dataset org/name",
     after=("On the machine without internet: export SNNP_MIRROR=/shared/mirror",),
 )
-PUBLISH_EXAMPLES = examples("snnp publish model runs/mine org/name --dry-run")
-PUBLISH_MODEL_EXAMPLES = examples(
+_PUBLISH_EXAMPLES = examples("snnp publish model runs/mine org/name --dry-run")
+_MODEL_EXAMPLES = examples(
     "snnp publish model runs/mine org/name --dry-run --folder look-at-this",
     "snnp publish model runs/mine org/name --set licence=cc-by-4.0 --set level_of_theory='PBE, 520 eV'",
     "snnp publish model snnp-cu org/copper --private",
 )
 
+_DATASET_EXAMPLES = examples(
+    "snnp publish dataset built/mlearn org/mlearn --dry-run",
+    "snnp publish dataset mine org/mine --set title=Copper --set summary='...' --set origin=own --set licence=mit",
+)
+
 _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositories: org/name or org/name@REVISION.")]
 _IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
-Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
-Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
+_Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
+_Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
 
 publish_app = typer.Typer(
     help="Publish a model or a dataset on the Hub.",
-    epilog=PUBLISH_EXAMPLES,
+    epilog=_PUBLISH_EXAMPLES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -65,12 +70,8 @@ def pull_command(
     """Fetch models or datasets into the cache and check every file; prints the commit that a name stands for."""
     from snnp.hub import resolve
 
-    found = []
-    for name in names:
-        place = resolve(name, "dataset" if dataset else "model", force=force)
-        size = sum(path.stat().st_size for path in place.folder.rglob("*") if path.is_file())
-        found.append({**place.record(), "folder": str(place.folder), "bytes": size})
-    _report(found, as_json)
+    places = [resolve(name, "dataset" if dataset else "model", force=force) for name in names]
+    _report([(place.record(), place.folder) for place in places], as_json)
 
 
 def mirror_command(
@@ -82,31 +83,38 @@ def mirror_command(
     """Copy models or datasets into a plain folder, for machines without internet."""
     from snnp.hub import add_to_mirror
 
-    found = []
+    found: list[tuple[dict[str, Any], Path]] = []
     for name in names:
         place, commit = add_to_mirror(folder, name, "dataset" if dataset else "model")
-        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-        found.append({"name": name, "commit": commit, "folder": str(place), "bytes": size})
+        found.append(({"name": name, "commit": commit}, place))
     _report(found, as_json)
     if not as_json:
         say(f"On the other machine: export SNNP_MIRROR={folder}, wherever the folder is there.")
 
 
-def _report(found: list[dict[str, Any]], as_json: bool) -> None:
+def _report(found: Sequence[tuple[Mapping[str, Any], Path]], as_json: bool) -> None:
+    """What each repository is, and the folder in which it lies."""
+    values = [
+        {
+            **about,
+            "folder": str(folder),
+            "bytes": sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()),
+        }
+        for about, folder in found
+    ]
     if as_json:
-        print_json(found)
+        print_json(values)
         return
-    for each in found:
-        each["bytes"] = f"{each['bytes']:,}"
-        print_pairs(each)
+    for each in values:
+        print_result(each, as_json=False)
 
 
-@publish_app.command("model", epilog=PUBLISH_MODEL_EXAMPLES)
+@publish_app.command("model", epilog=_MODEL_EXAMPLES)
 def publish_model_command(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder or bundled name.")],
-    repository: Repository,
-    private: Private = False,
-    dry_run: DryRun = False,
+    repository: _Repository,
+    private: _Private = False,
+    dry_run: _DryRun = False,
     statements: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."),
@@ -119,29 +127,65 @@ def publish_model_command(
     """Publish a model: examined by the doctor, with a card and checksums, in one commit."""
     from snnp.publish import publish_model
 
-    about = parse_statements(statements or [])
+    about = _statements(statements or [])
 
     def show(plan: Publication, report: Report) -> None:
         for finding in report.findings:
             warn(f"the doctor: {finding.check}: {finding.message}")
         if not as_json:
-            print_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in plan.files.items()], title=repository)
+            _print_files(repository, plan.files)
 
     done = publish_model(source, repository, private=private, dry_run=dry_run, about=about, folder=folder, show=show)
+    kept = {} if folder is None else {"folder": str(folder)}
+    _print_published(repository, done, as_json, shown=True, **kept)
+    if done.commit is not None and not as_json:
+        say(f"Anybody who may read it can now use 'snnp pull {repository}@{done.commit[:40]}'.")
+
+
+@publish_app.command("dataset", epilog=_DATASET_EXAMPLES)
+def publish_dataset_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With parquet files, of a recipe or convert.")],
+    repository: _Repository,
+    private: _Private = False,
+    dry_run: _DryRun = False,
+    statements: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="State title, summary, origin, licence, citation, ..."),
+    ] = None,
+    accept_findings: Annotated[
+        bool, typer.Option("--accept-findings", help="Publish in spite of errors that the doctor finds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a dataset: licence and units checked, examined by the doctor, with card and checksums, in one commit."""
+    from snnp.publish.datasets import publish_dataset
+
+    about = _statements(statements) if statements else None
+    done = publish_dataset(
+        folder, repository, private=private, dry_run=dry_run, about=about, accept_findings=accept_findings
+    )
+    _print_published(repository, done, as_json)
+
+
+def _print_files(repository: str, files: Mapping[str, int]) -> None:
+    print_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in files.items()], title=repository)
+
+
+def _print_published(repository: str, done: Publication, as_json: bool, *, shown: bool = False, **more: str) -> None:
+    """What was uploaded, or would be; shown: the files are on the screen already."""
     if as_json:
-        print_json(
-            {"repository": repository, "files": done.files, "commit": done.commit, "address": done.address}
-            | ({"folder": str(folder)} if folder is not None else {})
-        )
+        values = {"repository": repository, "files": done.files, "commit": done.commit, "address": done.address}
+        print_json({**values, **more})
         return
+    if not shown:
+        _print_files(repository, done.files)
     if done.commit is None:
         say("Nothing was uploaded: leave --dry-run away for that.")
     else:
         print_pairs({"commit": done.commit, "address": str(done.address)})
-        say(f"Anybody who may read it can now use 'snnp pull {repository}@{done.commit[:40]}'.")
 
 
-def parse_statements(assignments: list[str]) -> dict[str, Any]:
+def _statements(assignments: list[str]) -> dict[str, Any]:
     """`KEY=VALUE`, values read as YAML."""
     import yaml
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say
+from snnp.cli.console import number, print_json, print_result, print_table, progress_bar, say
 from snnp.cli.options import Device, Dtype, Json, Threads, examples, set_threads
 from snnp.errors import InputError
 
@@ -100,8 +100,4 @@ def _measure_engine(
     given = structure or system_of(potential)
     frame = build_structure(structure) if structure else build_system(given, atoms).to_ase()[0]
     measured = measure_engine(potential, frame, engine, steps)
-    if as_json:
-        print_json({"model": model, "structure": given, "engine": engine, **measured})
-        return
-    pairs = {name.replace("_", " "): _shown(value) for name, value in measured.items()}
-    print_pairs(pairs, title=f"{model} in {engine}")
+    print_result({"model": model, "structure": given, "engine": engine, **measured}, as_json)

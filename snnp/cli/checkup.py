@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from snnp.cli.console import print_json, print_table, say
-from snnp.cli.files import prepare_output
-from snnp.cli.options import Json, Model, Overwrite, Units, examples
+from snnp.cli.options import LABELS, Json, Model, Overwrite, examples, keys_given, taking
+from snnp.cli.outputs import prepare_output
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
@@ -33,9 +33,6 @@ _MODEL_EXAMPLES = examples(
 _FOUND = 3
 _PAGES = ("report.html", "report.json")
 
-_Key = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Name of this quantity in the files, where it is unusual.")
-]
 _Out = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where report.html and report.json go; default: runs/doctor-NAME."),
@@ -51,6 +48,7 @@ doctor_app = typer.Typer(
 )
 
 
+@taking(LABELS)
 def data_command(
     data: Annotated[
         list[str],
@@ -61,25 +59,19 @@ def data_command(
         ),
     ],
     part: Annotated[str | None, typer.Option(metavar="NAME", help="Part of a dataset with several.")] = None,
-    energy_key: _Key = None,
-    forces_key: _Key = None,
-    stress_key: _Key = None,
-    group_key: _Key = None,
-    units: Units = None,
     out: _Out = None,
     overwrite: Overwrite = False,
     strict: _Strict = False,
     as_json: Json = False,
+    **labels: Any,
 ) -> None:
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
-    from snnp.data import keys_of
     from snnp.doctor import examine_data
     from snnp.doctor.reading import read_set
 
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     folder = _folder(out, Path(data[0]), subject, overwrite)
-    keys = keys_of(energy_key, forces_key, stress_key, group_key, units)
-    frames, unreadable = read_set(data, keys, part=part)
+    frames, unreadable = read_set(data, keys_given(labels), part=part)
     report = examine_data(frames, subject=subject, unreadable=unreadable)
     _finish(report, folder, strict, as_json)
 
