@@ -20,7 +20,7 @@ from snnp.data import load_dataset
 from snnp.data.frames import Frames
 from snnp.data.storage.atoms import from_atoms
 from snnp.data.storage.parquet_checks import check_pages
-from snnp.data.write import ParquetWriter
+from snnp.data.write import parquet_writer
 from snnp.errors import DataError, InputError
 
 
@@ -48,7 +48,7 @@ def good(tmp_path: Path) -> Path:
     path = tmp_path / "good.parquet"
     positions = np.random.default_rng(0).normal(size=(3000, 5, 3)) * 5
     block = Frames.conformers(np.full(5, 6), positions, np.arange(3000.0), positions)
-    with ParquetWriter(path, "x", "") as writer:
+    with parquet_writer(path, "x", "") as writer:
         writer.add(block.named([f"a#{k}" for k in range(3000)]), "train")
     return path
 

@@ -9,7 +9,6 @@ read_any("train.xyz")                               a file of any format, some f
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms
-from ase.io.formats import UnknownFileTypeError, filetype
+from ase.io.formats import filetype
 
 from snnp.data.dataset import Dataset
 from snnp.data.frames import Frames
@@ -35,22 +34,15 @@ __all__ = [
     *("read_any", "read_atoms", "read_frames", "read_images"),
 ]
 
-_GUESSED = ("extxyz", "xyz")  # what ASE would read as extended XYZ
 _STATED = re.compile(rb"\b(?:properties|lattice)\s*=", re.IGNORECASE)
-
-# What ASE's readers raise on files that are damaged, cut short or of another format.
-_READ_ERRORS = (
-    *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError),
-    *(RuntimeError, StopIteration, UnknownFileTypeError, zlib.error, ImportError, ZeroDivisionError, SyntaxError),
-)
+_SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")
 
 
 def is_xyz(path: Path) -> bool:
     """Whether a name stands for extended XYZ, packed or not."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    return suffixes[-1:] in ([".xyz"], [".extxyz"]) or (
-        len(suffixes) > 1 and suffixes[-1] in PACKED and suffixes[-2] in XYZ
-    )
+    unpacked = suffixes[:-1] if suffixes[-1:] and suffixes[-1] in PACKED else suffixes
+    return bool(unpacked) and unpacked[-1] in XYZ
 
 
 def holds_xyz(path: Path) -> bool:
@@ -61,17 +53,15 @@ def holds_xyz(path: Path) -> bool:
         with path.open("rb") as stream:
             head = stream.read(1 << 16).lstrip().split(b"\n")
         stated = len(head) > 1 and head[0].strip().isdigit() and _STATED.search(head[1]) is not None
-        return stated or filetype(str(path)) in _GUESSED
-    except _READ_ERRORS:
+        return stated or filetype(str(path)) in ("extxyz", "xyz")
+    except Exception:  # whatever ASE's readers raise on files that are damaged or of no format
         return False
 
 
 def read_any(
     path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
 ) -> Iterator[Frames]:
-    """Blocks of a file: parquet, extended XYZ, or whatever ASE reads.
-
-    Arguments as for `read_xyz`.
+    """Some frames of a file after the other: parquet, extended XYZ, or whatever ASE reads. Arguments as for `read_xyz`.
 
     Raises:
         DataError: for a file that is missing, empty, unreadable or without energies, and for what is not understood.
@@ -82,15 +72,13 @@ def read_any(
         source = ParquetSource(path)
         if keys.units != Units() and source.stated_format is not None:
             raise DataError(f"{path} states its units, eV and Å; leave --units away.")
-        names = dict.fromkeys(("energy", "forces", "stress", "group"))
-        yield from (in_usual_units(source.chunk(group), keys.units, names) for group in range(len(source.sizes)))
+        yield from (in_usual_units(source.chunk(group), keys.units) for group in range(len(source.sizes)))
     elif holds_xyz(path):
         yield from read_xyz(path, keys, label, labelled=labelled, extras=extras)
     else:
         images = _images(path)
         name = label or path.name
-        ids = [f"{name}#{k}" for k in range(len(images))]
-        yield from_atoms(images, ids, keys, labelled=labelled, extras=extras)
+        yield from_atoms(images, [f"{name}#{k}" for k in range(len(images))], keys, labelled=labelled, extras=extras)
 
 
 def read_atoms(path: str | Path, index: int = -1) -> Atoms:
@@ -104,9 +92,8 @@ def read_atoms(path: str | Path, index: int = -1) -> Atoms:
         DataError: for a file that is empty or not understood, or has no such frame.
     """
     _check_file(Path(path))
-    (block,) = read_plain(path, index)
-    (found,) = to_atoms(block)
-    return found
+    (atoms,) = to_atoms(next(read_plain(path, index)))
+    return atoms
 
 
 def read_images(path: str | Path) -> list[Atoms]:
@@ -117,10 +104,13 @@ def read_images(path: str | Path) -> list[Atoms]:
     """
     path = Path(path)
     _check_file(path)
-    if path.suffix.lower() != ".parquet" and not holds_xyz(path):
+    if path.suffix.lower() == ".parquet":
+        chunks = read_any(path)
+    elif holds_xyz(path):
+        chunks = read_plain(path)
+    else:
         return _images(path)
-    blocks = read_any(path) if path.suffix.lower() == ".parquet" else read_plain(path)
-    return [atoms for block in blocks for atoms in to_atoms(block)]
+    return [atoms for frames in chunks for atoms in to_atoms(frames)]
 
 
 def labels_of(files: list[Path]) -> list[str]:
@@ -150,15 +140,12 @@ def _images(path: Path) -> list[Atoms]:
     """All images of a file, as ASE reads them."""
     try:
         images = list(ase.io.read(path, index=":"))
-    except _READ_ERRORS as error:
+    except Exception as error:  # whatever ASE's readers raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read as a file of structures: {reason}.") from error
     if not images:
         raise DataError(f"{path} is empty; expected at least one structure.")
     return images
-
-
-_SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")
 
 
 def load_dataset(
@@ -238,64 +225,47 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *,
         raise DataError("no data file was given; name at least one file of reference structures.")
     parts: list[Frames] = []
     for source, label in zip(sources, labels_of([Path(str(source)) for source in sources]), strict=True):
-        dataset = _as_dataset(str(source), split)
-        if dataset is None:
-            blocks = read_any(source, keys, label, extras=False)
-            parts += [block.checked() for block in blocks]
-        elif keys != Keys():
+        named = _named(str(source))
+        if named is None:
+            parts += [frames.checked() for frames in read_any(source, keys, label, extras=False)]
+            continue
+        if keys != Keys():
             raise DataError(
                 f"{source} is a dataset, whose columns have fixed names and units; leave the keys and units of labels "
                 "away, or make another dataset of it with 'snnp convert'."
             )
-        else:
-            found = dataset.frames()
-            if len(sources) > 1:
-                found = replace(found, sources=[f"{label}/{source}" for source in found.sources])
-            parts.append(found)
+        name, part, wanted = named
+        dataset = load_dataset(name, part=part)
+        wanted = split if wanted is None and split in dataset.splits else wanted
+        found = (dataset if wanted is None else dataset.select(wanted)).frames()
+        if len(sources) > 1:
+            found = replace(found, sources=[f"{label}/{each}" for each in found.sources])
+        parts.append(found)
     return Frames.concatenate(parts)
 
 
 def dataset_records(sources: Iterable[str]) -> list[dict[str, str]]:
     """What a run keeps of the datasets that it took from the Hub or a mirror: name, revision, commit."""
-    from snnp.hub import parse_reference, resolve
+    from snnp.hub import resolve
 
-    records: dict[str, dict[str, str]] = {}
-    for source in sources:
-        name, _, _ = _selection(source)
-        if not Path(name).exists() and parse_reference(name) is not None and not _is_missing_file(Path(name)):
-            found = resolve(name, "dataset")
-            records[found.pinned] = found.record()
-    return list(records.values())
+    named = (_named(source) for source in sources)
+    found = [resolve(each[0], "dataset") for each in named if each is not None and not Path(each[0]).exists()]
+    return list({each.pinned: each.record() for each in found}.values())
 
 
-def _selection(text: str) -> tuple[str, str | None, str | None]:
-    """Name, part and split of `name:part/split`."""
-    if not Path(text).exists() and (match := _SELECTION.fullmatch(text)):
-        return match["name"], match["part"], match["split"]
-    return text, None, None
-
-
-def _is_missing_file(path: Path) -> bool:
-    """Whether a name that is not there looks like a file's rather than like a repository's."""
-    return is_xyz(path) or (bool(path.suffix) and path.parent.is_dir())
-
-
-def _as_dataset(text: str, split: str | None) -> Dataset | None:
-    """A dataset if the text names one; None for files that are read by the file."""
+def _named(text: str) -> tuple[str, str | None, str | None] | None:
+    """Name, part and split of the dataset that a text `name:part/split` stands for; None for a file of its own."""
     from snnp.hub import parse_reference
 
-    name, part, wanted = _selection(text)
+    match = None if Path(text).exists() else _SELECTION.fullmatch(text)
+    name, part, split = (text, None, None) if match is None else match.groups()
     path = Path(name)
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        return None
-    if not path.exists() and (path.suffix.lower() == ".parquet" or parse_reference(name) is None):
-        return None
-    if not path.exists() and _is_missing_file(path):
-        return None
-    dataset = load_dataset(name, part=part)
-    if wanted is not None:
-        return dataset.select(wanted)
-    return dataset.select(split) if split in dataset.splits else dataset
+    if path.exists():
+        is_file = path.is_file() and path.suffix.lower() != ".parquet"
+    else:  # what looks like the name of a file is missed as one
+        is_file = is_xyz(path) or path.suffix.lower() == ".parquet" or parse_reference(name) is None
+        is_file = is_file or (bool(path.suffix) and path.parent.is_dir())
+    return None if is_file else (name, part, split)
 
 
 def convert(
@@ -325,31 +295,28 @@ def convert(
     Raises:
         DataError: names the file that cannot be read.
     """
-    target = Path(target)
     listed = [(split, Path(file)) for split, group in files.items() for file in group]
     if not listed:
         raise DataError("no file was given to convert; name at least one.")
     labels = labels_of([file for _, file in listed])
     jobs = [(file, keys, label, labelled) for (_, file), label in zip(listed, labels, strict=True)]
-    found = zip(listed, _read_all(jobs, workers), strict=True)
-    return write_frames(
-        ((split, frames) for (split, _), chunks in found for frames in chunks), target, method, software
-    )
+    if workers <= 1 or len(jobs) == 1:
+        return write_frames(_with_splits(listed, map(_read_job, jobs)), target, method, software)
+    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+        return write_frames(_with_splits(listed, pool.map(_read_whole_job, jobs)), target, method, software)
 
 
 _Job = tuple[Path, Keys, str, bool]
 
 
-def _read_all(jobs: list[_Job], workers: int) -> Iterator[Iterable[Frames]]:
-    """The blocks of each file in order."""
-    if workers <= 1 or len(jobs) == 1:
-        for path, keys, label, labelled in jobs:
-            yield read_any(path, keys, label, labelled=labelled)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
-        yield from pool.map(_read_one, jobs)
-
-
-def _read_one(job: _Job) -> list[Frames]:
+def _read_job(job: _Job) -> Iterable[Frames]:
     path, keys, label, labelled = job
-    return list(read_any(path, keys, label, labelled=labelled))
+    return read_any(path, keys, label, labelled=labelled)
+
+
+def _read_whole_job(job: _Job) -> Iterable[Frames]:
+    return list(_read_job(job))
+
+
+def _with_splits(listed: list[tuple[str, Path]], found: Iterable[Iterable[Frames]]) -> Iterator[tuple[str, Frames]]:
+    return ((split, frames) for (split, _), chunks in zip(listed, found, strict=True) for frames in chunks)

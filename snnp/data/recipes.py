@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ from snnp.data.labels import Keys
 from snnp.data.read import read_any
 from snnp.data.storage.parquet import MemorySource
 from snnp.data.storage.parquet_checks import MOST_GROUP_BYTES
-from snnp.data.write import ParquetWriter
+from snnp.data.write import ParquetWriter, parquet_writer
 from snnp.errors import DataError, MissingDependencyError, SnnpError
 from snnp.files import write_atomically
 from snnp.neighbours import neighbour_list, pair_vectors
@@ -121,25 +122,19 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
     out.mkdir(parents=True, exist_ok=True)
     writers: dict[str, ParquetWriter] = {}
     try:
-        for piece in make(raw, description):
-            if piece.part not in writers:
-                about = description.parts[piece.part]
-                path = out / f"{piece.part}.parquet"
-                writers[piece.part] = ParquetWriter(path, about.method, about.software).__enter__()
-            writers[piece.part].add(piece.block, piece.split)
-    except BaseException as error:
-        for writer in writers.values():
-            writer.__exit__(type(error), error, error.__traceback__)
-        if isinstance(error, (ArithmeticError, LookupError, TypeError, ValueError)) and not isinstance(
-            error, SnnpError
-        ):
-            raise DataError(
-                f"the raw files are not laid out as the recipe of {description.name} expects ({type(error).__name__}: "
-                f"{error}); fetch the version that it was made for."
-            ) from error
+        with ExitStack() as stack:
+            for piece in make(raw, description):
+                if piece.part not in writers:
+                    about, path = description.parts[piece.part], out / f"{piece.part}.parquet"
+                    writers[piece.part] = stack.enter_context(parquet_writer(path, about.method, about.software))
+                writers[piece.part].add(piece.block, piece.split)
+    except SnnpError:
         raise
-    for writer in writers.values():
-        writer.__exit__(None, None, None)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the raw files are not laid out as the recipe of {description.name} expects ({type(error).__name__}: "
+            f"{error}); fetch the version that it was made for."
+        ) from error
     if missing := sorted(set(description.parts) - set(writers)):
         raise DataError(f"the recipe of {description.name} found nothing for the part {missing[0]} in {raw}.")
     for table in (file.name for file in description.raw if file.name.endswith(".csv")):

@@ -18,13 +18,11 @@ Parquet is compressed with zstd. The metadata of the file says `snnp`: format ve
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,7 @@ from snnp.data.storage.parquet import FORMAT_KEY, arrow, parquet
 from snnp.errors import DataError
 from snnp.files import replacing
 
-__all__ = ["ParquetWriter", "write_frames", "xyz_lines"]
+__all__ = ["ParquetWriter", "parquet_writer", "write_frames", "xyz_lines"]
 
 _log = logging.getLogger(__name__)
 _FORMAT = {
@@ -78,7 +76,7 @@ def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method:
     """
     path, rows = Path(path), 0
     if path.suffix.lower() == ".parquet":
-        with ParquetWriter(path, method, software) as writer:
+        with parquet_writer(path, method, software) as writer:
             for split, frames in pieces:
                 writer.add(frames, split)
         return writer.rows
@@ -107,25 +105,27 @@ def xyz_lines(block: Frames, said: set[str] | None = None) -> Iterator[str]:
     for row in range(len(block)):
         one = block[row : row + 1]
         labels, extras = contents_of(one)
+        where = one.sources[0] if one.sources else "a frame"
         forces = labels.pop(extras.names.get("forces", "forces"), None)
         columns: list[tuple[str, np.ndarray]] = [("pos", one.positions)]
         columns += [] if forces is None else [(extras.names.get("forces", "forces"), forces)]
         columns += list(extras.arrays.items())
         comment = _comment(one, extras, labels, columns)
         if extras.info or extras.arrays or extras.names:
-            _check_comment(comment, {*labels, *extras.info}, columns, one)
-            _say_rivals(extras, said, one.sources[0] if one.sources else "a frame")
+            _check_comment(comment, {*labels, *extras.info}, columns, one.pbc[0], where)
+            _say_rivals(extras, said, where)
         yield f"{len(one.numbers)}\n{comment}\n" + "\n".join(_rows(one, columns)) + "\n"
 
 
-def _check_comment(comment: str, names: set[str], columns: list[tuple[str, np.ndarray]], one: Frames) -> None:
+def _check_comment(
+    comment: str, names: set[str], columns: list[tuple[str, np.ndarray]], pbc: np.ndarray, where: str
+) -> None:
     """What is written must be read as it was meant: metadata of other programs may have any names."""
-    where = one.sources[0] if one.sources else "a frame"
     try:
         comment.encode()
         found = read_comment(comment, where, {})
         whole = not set("\r\n") & set(comment) and set(found) - {"Lattice", "Properties", "pbc"} == names
-        whole = whole and found["pbc"] == one.pbc[0].tolist()
+        whole = whole and found["pbc"] == pbc.tolist()
         whole = whole and all(array[0].size and not set(name) & set(': \t"') for name, array in columns)
         reason = "" if whole else ": names that stand for something else, or hold spaces"
     except (DataError, UnicodeEncodeError) as error:
@@ -158,8 +158,7 @@ def _comment(one: Frames, extras: Extras, labels: dict[str, Any], columns: Itera
     for name, value in {**labels, **extras.info}.items():
         special = name in ("stress", "virial") and np.shape(value) == (3, 3)
         pairs.append(f'{name}="{_matrix(value)}"' if special else write_pair(name, value))
-    flags = " ".join("T" if periodic else "F" for periodic in one.pbc[0])
-    return " ".join([*pairs, f'pbc="{flags}"'])
+    return " ".join([*pairs, f'pbc="{" ".join(_words(one.pbc[0]))}"'])
 
 
 def _matrix(value: np.ndarray) -> str:
@@ -171,129 +170,74 @@ def _rows(one: Frames, columns: Iterable[tuple[str, np.ndarray]]) -> Iterator[st
     """One line per atom."""
     texts: list[list[str]] = [[chemical_symbols[number] for number in one.numbers]]
     for name, array in columns:
-        flat = array.reshape(len(array), -1)
-        for values in flat.T.tolist():
-            if array.dtype.kind == "b":
-                texts.append(["T" if value else "F" for value in values])
-            elif array.dtype.kind == "U":
-                if any(not value or value.split() != [value] for value in values):
-                    raise DataError(f"the texts of {name} have spaces, which extended XYZ cannot hold; use parquet.")
-                texts.append(values)
-            else:
-                texts.append(list(map(repr, values)))
+        texts += (_words(values) for values in array.reshape(len(array), -1).T)
+        if array.dtype.kind == "U" and any(text.split() != [text] for text in array.ravel().tolist()):
+            raise DataError(f"the texts of {name} have spaces, which extended XYZ cannot hold; use parquet.")
     return (" ".join(row) for row in zip(*texts, strict=True))
 
 
-def schema() -> Any:
-    """The columns and their types, as an Arrow schema."""
+def _words(values: np.ndarray) -> list[str]:
+    if values.dtype.kind == "b":
+        return ["T" if value else "F" for value in values]
+    return values.tolist() if values.dtype.kind == "U" else list(map(repr, values.tolist()))
+
+
+def _table(frames: Frames, splits: Sequence[str], method: str, software: str) -> Any:
+    """Frames as an Arrow table."""
     pa = arrow()
-    vectors = pa.list_(pa.list_(pa.float64()))
-    return pa.schema(
-        [
-            ("configuration_id", pa.string()),
-            ("split", pa.string()),
-            ("atomic_numbers", pa.list_(pa.int32())),
-            ("positions", vectors),
-            ("cell", vectors),
-            ("pbc", pa.list_(pa.bool_())),
-            ("energy", pa.float64()),
-            ("atomic_forces", vectors),
-            ("cauchy_stress", vectors),
-            ("method", pa.string()),
-            ("software", pa.string()),
-            ("nsites", pa.int32()),
-            ("chemical_formula_hill", pa.string()),
-            ("labels", pa.list_(pa.string())),
-            ("configuration_metadata", pa.string()),
-        ],
-        metadata={FORMAT_KEY: json.dumps(_FORMAT).encode()},
-    )
-
-
-def columns_of(block: Frames, splits: Sequence[str], method: str, software: str) -> Any:
-    """A block as an Arrow table.
-
-    Arguments:
-        block: with ids.
-        splits: [B] split of each frame.
-        method, software: level of theory, and the program that computed it.
-    """
-    pa = arrow()
-    b = len(block)
-    starts = block.starts
-    offsets = starts.astype(np.int32)
-    groups = pa.array([None if group is None else [group] for group in block.groups], pa.list_(pa.string()))
+    b, threes = len(frames), np.full(len(frames), 3)
     columns = {
-        "configuration_id": pa.array(block.sources, pa.string()),
+        "configuration_id": pa.array(frames.sources, pa.string()),
         "split": pa.array(splits, pa.string()),
-        "atomic_numbers": pa.ListArray.from_arrays(offsets, pa.array(block.numbers, pa.int32())),
-        "positions": pa.ListArray.from_arrays(offsets, _triples(block.positions)),
-        "cell": pa.ListArray.from_arrays(_steps(b, 3), _triples(block.cell)),
-        "pbc": pa.ListArray.from_arrays(_steps(b, 3), pa.array(block.pbc.ravel())),
-        "energy": pa.array(block.energy, pa.float64(), mask=~block.has_energy),
-        "atomic_forces": _forces(block),
-        "cauchy_stress": _stresses(block),
+        "atomic_numbers": _lists(frames.counts, pa.array(frames.numbers, pa.int32())),
+        "positions": _vectors(frames.counts, frames.positions),
+        "cell": _vectors(threes, frames.cell),
+        "pbc": _lists(threes, pa.array(frames.pbc.ravel())),
+        "energy": pa.array(frames.energy, pa.float64(), mask=~frames.has_energy),
+        "atomic_forces": _vectors(frames.counts, frames.forces, frames.has_forces),
+        "cauchy_stress": _vectors(threes, frames.stress, frames.has_stress),
         "method": pa.array([method] * b, pa.string()),
         "software": pa.array([software] * b, pa.string()),
-        "nsites": pa.array(block.counts, pa.int32()),
-        "chemical_formula_hill": pa.array(_formulas(block), pa.string()),
-        "labels": groups,
-        "configuration_metadata": pa.array(block.extras, pa.string()),
+        "nsites": pa.array(frames.counts, pa.int32()),
+        "chemical_formula_hill": pa.array(_formulas(frames), pa.string()),
+        "labels": pa.array([None if group is None else [group] for group in frames.groups], pa.list_(pa.string())),
+        "configuration_metadata": pa.array(frames.extras, pa.string()),
     }
-    return pa.table(columns, schema=schema())
+    return pa.table(columns, metadata={FORMAT_KEY: json.dumps(_FORMAT).encode()})
 
 
-def _steps(number: int, step: int) -> np.ndarray:
-    return np.arange(0, number * step + 1, step, dtype=np.int32)
-
-
-def _triples(values: np.ndarray) -> Any:
-    """[..., 3] numbers as a list of lists of three."""
+def _lists(counts: np.ndarray, values: Any, known: np.ndarray | None = None) -> Any:
+    """So many values for each frame; null where it is not known."""
     pa = arrow()
-    return pa.ListArray.from_arrays(_steps(values.size // 3, 3), pa.array(np.ascontiguousarray(values).ravel()))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    mask = None if known is None or known.all() else pa.array(~known)
+    return pa.ListArray.from_arrays(offsets, values, mask=mask)
 
 
-def _forces(block: Frames) -> Any:
-    """Null where there are none: such frames take no room."""
-    kept = np.repeat(block.has_forces, block.counts)
-    offsets = np.concatenate([[0], np.cumsum(np.where(block.has_forces, block.counts, 0))])
-    return _with_nulls(offsets, _triples(block.forces[kept]), block.has_forces)
+def _vectors(counts: np.ndarray, values: np.ndarray, known: np.ndarray | None = None) -> Any:
+    """So many vectors for each frame; frames where they are not known take no room."""
+    values = values.reshape(-1, 3)
+    if known is not None:
+        values, counts = values[np.repeat(known, counts)], np.where(known, counts, 0)
+    triples = _lists(np.full(len(values), 3), arrow().array(np.ascontiguousarray(values).ravel()))
+    return _lists(counts, triples, known)
 
 
-def _stresses(block: Frames) -> Any:
-    offsets = np.concatenate([[0], np.cumsum(3 * block.has_stress)])
-    return _with_nulls(offsets, _triples(block.stress[block.has_stress]), block.has_stress)
+def _formulas(frames: Frames) -> list[str]:
+    """Formulas in Hill's order: carbon, hydrogen, then the others by letter; without carbon all by letter."""
+    kinds, kind = np.unique(frames.composition(), axis=0, return_inverse=True)
+    names = []
+    for row in kinds.tolist():
+        counts = {symbol: n for symbol, n in zip(frames.elements, row, strict=True) if n}
+        first = [symbol for symbol in ("C", "H") if "C" in counts and symbol in counts]
+        order = first + sorted(set(counts) - set(first))
+        names.append("".join(f"{symbol}{counts[symbol] if counts[symbol] > 1 else ''}" for symbol in order))
+    return [names[k] for k in kind.ravel()]
 
 
-def _with_nulls(offsets: np.ndarray, values: Any, known: np.ndarray) -> Any:
-    pa = arrow()
-    mask = None if known.all() else pa.array(~known)
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, mask=mask)
-
-
-def _formulas(block: Frames) -> list[str]:
-    """Formulas in Hill's order."""
-    known: dict[bytes, str] = {}
-    formulas = []
-    starts = block.starts
-    for first, last in itertools.pairwise(starts.tolist()):
-        key = block.numbers[first:last].tobytes()
-        if key not in known:
-            known[key] = _hill(block.numbers[first:last])
-        formulas.append(known[key])
-    return formulas
-
-
-def _hill(numbers: np.ndarray) -> str:
-    """Carbon, hydrogen, then the others by letter; without carbon all by letter."""
-    counts = {chemical_symbols[z]: n for z, n in enumerate(np.bincount(numbers).tolist()) if n and z < 119}
-    first = [symbol for symbol in ("C", "H") if "C" in counts and symbol in counts]
-    order = first + sorted(set(counts) - set(first))
-    return "".join(f"{symbol}{counts[symbol] if counts[symbol] > 1 else ''}" for symbol in order)
-
-
-class ParquetWriter:
-    """Writes blocks into one parquet file; the file appears whole when the `with` block ends, or not at all.
+@contextmanager
+def parquet_writer(path: str | Path, method: str, software: str) -> Iterator[ParquetWriter]:
+    """Write frames into one parquet file; it appears whole when the `with` block ends, or not at all.
 
     Arguments:
         path: of the file.
@@ -303,38 +247,45 @@ class ParquetWriter:
     Frames of one split should come together: `load_dataset(..., split=...)` then skips the rest without looking at it.
 
     Example:
-        with ParquetWriter("copper.parquet", "DFT-PBE", "VASP") as writer:
-            for block in read_xyz("train.xyz"):
-                writer.add(block, "train")
+        with parquet_writer("copper.parquet", "DFT-PBE", "VASP") as writer:
+            for frames in read_xyz("train.xyz"):
+                writer.add(frames, "train")
+    """
+    if not method.strip():
+        raise DataError("a dataset needs its level of theory; give method='DFT-PBE', for example.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        writer = ParquetWriter(temporary, method, software)
+        try:
+            yield writer
+            writer.flush()
+        except BaseException:
+            with suppress(OSError):  # the first error counts
+                writer.close()
+            raise
+        if writer.rows == 0:
+            raise DataError(f"there are no frames to write into {path}.")
+        writer.close()
+        writer.check_ids()
+
+
+class ParquetWriter:
+    """What `parquet_writer` gives.
+
+    Arguments:
+        path: of the file.
+        method, software: as for `parquet_writer`.
     """
 
-    def __init__(self, path: str | Path, method: str, software: str) -> None:
-        if not method.strip():
-            raise DataError("a dataset needs its level of theory; give method='DFT-PBE', for example.")
-        self.path = Path(path)
+    def __init__(self, path: Path, method: str, software: str) -> None:
         self.rows = 0
-        self._method, self._software = method, software
+        self._path, self._method, self._software = path, method, software
         self._waiting: list[tuple[Frames, str]] = []
         self._ids: list[np.ndarray] = []  # hashes: the names of millions of frames would fill the memory
-        self._stack = ExitStack()
-        self._temporary: Path | None = None
         self._file: Any = None
 
-    def __enter__(self) -> ParquetWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self._stack.enter_context(replacing(self.path))
-        self._file = parquet().ParquetWriter(
-            self._temporary,
-            schema(),
-            compression="zstd",
-            compression_level=_LEVEL,
-            use_dictionary=["split", "method", "software", "chemical_formula_hill", "labels.list.element", *_INTEGERS],
-            write_statistics=["split", "method", "software"],
-            column_encoding=dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT"),
-        )
-        return self
-
-    def add(self, block: Frames, split: str) -> None:
+    def add(self, frames: Frames, split: str) -> None:
         """Add frames to a split.
 
         Raises:
@@ -342,44 +293,46 @@ class ParquetWriter:
         """
         if not split.replace("_", "").isalnum():
             raise DataError(f"{split!r} is no name of a split; use letters, digits and _, as in train.")
-        self._ids.append(np.array([hash(one) for one in block.sources], dtype=np.int64))
-        for first in range(0, len(block), _GROUP_ROWS):
-            self._waiting.append((block[first : min(first + _GROUP_ROWS, len(block))], split))
+        self._ids.append(np.array([hash(one) for one in frames.sources], dtype=np.int64))
+        for first in range(0, len(frames), _GROUP_ROWS):
+            self._waiting.append((frames[first : first + _GROUP_ROWS], split))
             rows = sum(len(each) for each, _ in self._waiting)
             atoms = sum(len(each.numbers) for each, _ in self._waiting)
             if rows >= _GROUP_ROWS or atoms >= _GROUP_ATOMS:
-                self._flush()
+                self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Write what is waiting as one row group."""
         if not self._waiting:
             return
-        splits = [split for block, split in self._waiting for _ in range(len(block))]
-        block = Frames.concatenate([block for block, _ in self._waiting])
-        self._file.write_table(columns_of(block, splits, self._method, self._software), row_group_size=len(block))
-        self.rows += len(block)
+        splits = [split for frames, split in self._waiting for _ in range(len(frames))]
+        table = _table(Frames.concatenate([each for each, _ in self._waiting]), splits, self._method, self._software)
+        if self._file is None:
+            texts = ["split", "method", "software"]
+            self._file = parquet().ParquetWriter(
+                self._path,
+                table.schema,
+                compression="zstd",
+                compression_level=_LEVEL,
+                use_dictionary=[*texts, "chemical_formula_hill", "labels.list.element", *_INTEGERS],
+                write_statistics=texts,
+                column_encoding=dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT"),
+            )
+        self._file.write_table(table, row_group_size=len(table))
+        self.rows += len(table)
         self._waiting = []
 
-    def _check_ids(self) -> None:
+    def close(self) -> None:
+        """Finish the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def check_ids(self) -> None:
+        """Refuse two frames of one name."""
         if len(np.unique(np.concatenate(self._ids))) == self.rows:
             return
-        ids = parquet().read_table(self._temporary, columns=["configuration_id"])["configuration_id"]
+        ids = parquet().read_table(self._path, columns=["configuration_id"])["configuration_id"]
         counts = {one["values"]: one["counts"] for one in ids.value_counts().to_pylist()}
         twice = next((one for one, number in counts.items() if number > 1), None)
         if twice is not None:
             raise DataError(f"two frames have the id {twice!r}; files of one name need labels that tell them apart.")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            with suppress(OSError):  # the first error counts
-                self._file.close()
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            self._flush()
-            if self.rows == 0:
-                raise DataError(f"there are no frames to write into {self.path}.")
-            self._file.close()
-            self._check_ids()

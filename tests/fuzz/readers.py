@@ -28,7 +28,7 @@ from snnp.data.storage import extxyz as reader
 from snnp.data.storage.atoms import to_atoms
 from snnp.data.storage.contents import pack, unpack
 from snnp.data.storage.extxyz_comment import read_comment, write_pair
-from snnp.data.write import ParquetWriter, xyz_lines
+from snnp.data.write import parquet_writer, xyz_lines
 from snnp.errors import SnnpError
 from snnp.training import load_config
 
@@ -183,7 +183,7 @@ def _check_packed(folder: Path) -> None:
 def _parquet_seed(extras: dict[str, object]) -> bytes:
     block = Frames.conformers(np.array([8, 1, 1]), np.arange(18.0).reshape(2, 3, 3), np.array([1.0, 2.0]))
     with tempfile.TemporaryDirectory() as folder:
-        with ParquetWriter(Path(folder) / "a.parquet", "x", "") as writer:
+        with parquet_writer(Path(folder) / "a.parquet", "x", "") as writer:
             writer.add(block.named(["a#0", "a#1"], ["g", None], [json.dumps(extras), None]), "train")
         return (Path(folder) / "a.parquet").read_bytes()
 

@@ -33,11 +33,11 @@ THREADS = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
 def generate(path: Path, molecules: int) -> float:
     """Random molecules with energies and forces, in single precision as published sets have them; seconds."""
     from snnp.data.frames import Frames
-    from snnp.data.write import ParquetWriter
+    from snnp.data.write import parquet_writer
 
     random = np.random.default_rng(0)
     start = time.perf_counter()
-    with ParquetWriter(path, "wB97X/6-31G(d)", "none") as writer:
+    with parquet_writer(path, "wB97X/6-31G(d)", "none") as writer:
         for first in range(0, molecules, CHUNK):
             n = int(SIZES[(first // CHUNK) % len(SIZES)])
             b = min(CHUNK, molecules - first)

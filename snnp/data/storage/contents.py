@@ -301,23 +301,23 @@ def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
     return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
 
 
-def in_usual_units(block: Frames, units: Units, names: Mapping[str, str | None]) -> Frames:
-    """A block of numbers in other units, in eV and Å.
+def in_usual_units(frames: Frames, units: Units, names: Mapping[str, str | None] | None = None) -> Frames:
+    """Frames of numbers in other units, in eV and Å.
 
     Arguments:
-        block: as the file has it.
+        frames: as the file has them.
         units: of the file.
         names: as from `choose_names`: a virial has the unit of energy.
     """
     if units == Units():
-        return block
+        return frames
     by = units.factors
-    stress = by["virial"] / by["length"] ** 3 if "virial" in str(names["stress"]).lower() else by["stress"]
+    virial = names is not None and "virial" in str(names["stress"]).lower()
     return replace(
-        block,
-        positions=block.positions * by["length"],
-        cell=block.cell * by["length"],
-        energy=block.energy * by["energy"],
-        forces=block.forces * by["forces"],
-        stress=block.stress * stress,
+        frames,
+        positions=frames.positions * by["length"],
+        cell=frames.cell * by["length"],
+        energy=frames.energy * by["energy"],
+        forces=frames.forces * by["forces"],
+        stress=frames.stress * (by["virial"] / by["length"] ** 3 if virial else by["stress"]),
     )
