@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from snnp.data.read import dataset_files, open_source
 from snnp.errors import DataError
+from snnp.report import Markup, Table
 from snnp.text import code, markdown, one_line, printable
 
 __all__ = [
@@ -199,9 +200,6 @@ def describe_parts(folder: Path, stated: dict[str, PartDescription] | None = Non
     return counted
 
 
-_QUANTITIES = ("energies", "forces", "stresses")
-
-
 def header(description: Description) -> str:
     """The YAML header of a card on the Hub, with its `---` lines: licence, tags, and one configuration per part."""
     frames = sum(part.frames or 0 for part in description.parts.values())
@@ -240,8 +238,8 @@ def card(description: Description, *, recipe: bool = True) -> str:
     text += [f"- {_sentence(note)}" for note in description.notes]
     if description.citation:
         text.append(f"- **Citation.** {_sentence('; '.join(description.citation))}")
-    text += ["", *_parts_table(description), "", *_raw_table(description), *_use(description, recipe)]
-    return "\n".join(text).rstrip() + "\n"
+    text += ["", _parts_table(description), _raw_table(description) + _use(description, recipe)]
+    return "\n".join(text)
 
 
 def _sentence(text: str) -> str:
@@ -257,95 +255,67 @@ def _levels(description: Description) -> str:
     return "; ".join(parts)
 
 
-def _parts_table(description: Description) -> list[str]:
-    lines = [
-        "| part | frames | atoms in one | elements | labels | splits |",
-        "|---|---|---|---|---|---|",
-    ]
+def _parts_table(description: Description) -> str:
+    rows = []
     for name, part in description.parts.items():
-        if part.frames is None:
-            lines.append(f"| {code(name)} | counted when built | – | {' '.join(part.elements) or '–'} | – | – |")
-            continue
-        splits = ", ".join(f"{markdown(split)} {number:,}" for split, number in part.splits.items())
-        lines.append(
-            f"| {code(name)} | {part.frames:,} | {_range(part)} | {' '.join(part.elements)} | {_labels(part)} "
-            f"| {splits} |"
-        )
-    return lines
+        frames = "counted when built" if part.frames is None else part.frames
+        splits = ", ".join(f"{split} {n:,}" for split, n in part.splits.items())
+        elements = " ".join(part.elements) or None
+        rows.append((Markup(code(name)), frames, _range(part), elements, _labels(part), splits or None))
+    return Table(("part", "frames", "atoms in one", "elements", "labels", "splits"), rows, n_text=6).markdown()
 
 
-def _range(part: PartDescription) -> str:
-    if part.sizes is None:
-        return "–"
+def _range(part: PartDescription) -> str | None:
+    if part.sizes is None or part.frames is None:
+        return None
     return str(part.sizes[0]) if part.sizes[0] == part.sizes[1] else f"{part.sizes[0]}–{part.sizes[1]}"
 
 
-def _labels(part: PartDescription) -> str:
+def _labels(part: PartDescription) -> str | None:
     """Which labels there are, with numbers where not all frames have them."""
-    found = []
-    for name in _QUANTITIES:
-        number = getattr(part, name)
-        if number:
-            found.append(name if number == part.frames else f"{name} {number:,}")
+    if part.frames is None:
+        return None
+    numbers = {name: getattr(part, name) for name in ("energies", "forces", "stresses")}
+    found = [name if number == part.frames else f"{name} {number:,}" for name, number in numbers.items() if number]
     return ", ".join(found) or "none"
 
 
-def _raw_table(description: Description) -> list[str]:
+def _raw_table(description: Description) -> str:
     if not description.raw:
-        return []
-    lines = ["Raw files that the recipe takes:", "", "| file | bytes | sha256 |", "|---|---|---|"]
+        return ""
+    rows = []
     for raw in description.raw:
         name = f"[{code(raw.name)}]({raw.url})" if raw.url else code(raw.name)
-        size = "–" if raw.bytes is None else f"{raw.bytes:,}"
-        lines.append(f"| {name}{f' ({markdown(raw.note)})' if raw.note else ''} | {size} | {_checksum(raw.sha256)} |")
-    return [*lines, ""]
+        note = f" ({markdown(raw.note)})" if raw.note else ""
+        rows.append((Markup(name + note), raw.bytes, None if raw.sha256 is None else Markup(f"`{raw.sha256}`")))
+    return f"Raw files that the recipe takes:\n\n{Table(('file', 'bytes', 'sha256'), rows, n_text=3).markdown()}\n"
 
 
-def _checksum(sha256: str | None) -> str:
-    return "–" if sha256 is None else f"`{sha256}`"
-
-
-def _use(description: Description, recipe: bool) -> list[str]:
-    build = ["Build it, then open the folder:", "", "```bash"]
-    build += [f"python datasets/{description.name}/recipe.py RAW {description.name}", "```", ""]
+def _use(description: Description, recipe: bool) -> str:
+    name = description.name
+    build = f"```bash\npython datasets/{name}/recipe.py RAW {name}\n```"
     part = f', part="{next(iter(description.parts))}"' if len(description.parts) > 1 else ""
-    return [
-        *(build if recipe else []),
-        "```python",
-        f'dataset = snnp.load_dataset("{description.name}"{part}, split="train")',
-        "```",
-        "",
-        "Units: Å, eV, eV/Å, eV/Å³ (stress in ASE's sign).",
-    ]
+    load = f'```python\ndataset = snnp.load_dataset("{name}"{part}, split="train")\n```'
+    steps = f"Build it, then open the folder:\n\n{build}\n\n{load}" if recipe else load
+    return f"{steps}\n\nUnits: Å, eV, eV/Å, eV/Å³ (stress in ASE's sign).\n"
 
 
 def table(descriptions: Sequence[Description]) -> str:
     """All datasets in one table: counts, levels of theory, licences, sizes."""
-    lines = [
-        "| dataset | part | frames | atoms | in one | elements | labels | level of theory | licence | parquet |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("dataset", "part", "frames", "atoms", "in one", "elements", "labels", "level of theory", "licence")
+    rows = []
     for description in descriptions:
         licence = description.licence or "none stated"
         if description.why_not_redistributable() is not None:
             licence += " (recipe only)"
         for name, part in description.parts.items():
-            counted = part.frames is not None
-            cells = [
-                code(description.name),
-                code(name),
-                f"{part.frames:,}" if counted else "not built here",
-                f"{part.atoms:,}" if part.atoms is not None else "–",
-                _range(part),
-                _elements(part.elements),
-                _labels(part) if counted else "–",
-                markdown(part.method),
-                markdown(licence),
-                "–" if part.bytes is None else f"{part.bytes / 1e6:.2f} MB",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _elements(symbols: Sequence[str]) -> str:
-    return " ".join(symbols) if len(symbols) <= 8 else f"{len(symbols)} elements"
+            few = len(part.elements) <= 8
+            rows.append(
+                (
+                    *(Markup(code(description.name)), Markup(code(name))),
+                    *("not built here" if part.frames is None else part.frames, part.atoms, _range(part)),
+                    *(" ".join(part.elements) if few else f"{len(part.elements)} elements", _labels(part)),
+                    *(part.method, licence, None if part.bytes is None else f"{part.bytes / 1e6:.2f} MB"),
+                )
+            )
+    return Table((*columns, "parquet"), rows, n_text=10).markdown()

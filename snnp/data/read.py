@@ -70,7 +70,7 @@ def read_any(
     _check_file(path)
     if path.suffix.lower() == ".parquet":
         source = ParquetSource(path)
-        if keys.units != Units() and source.stated_format is not None:
+        if keys.units != Units() and source.states_units:
             raise DataError(f"{path} states its units, eV and Å; leave --units away.")
         yield from (in_usual_units(source.chunk(group), keys.units) for group in range(len(source.sizes)))
     elif holds_xyz(path):

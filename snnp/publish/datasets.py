@@ -103,7 +103,7 @@ def _check(folder: Path, description: Description) -> None:
         source = ParquetSource(path)
         if not description.parts[part].method.strip():
             raise HubError(f"{path} does not state its level of theory; convert it again with --method.")
-        if source.stated_format is None:
+        if not source.states_units:
             raise HubError(
                 f"{path} was not written by snnp, so its units are not stated; convert it with 'snnp convert'."
             )

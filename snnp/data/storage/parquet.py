@@ -10,6 +10,7 @@ import logging
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -58,47 +59,43 @@ def parquet() -> ModuleType:
     return pyarrow.parquet
 
 
+@dataclass(frozen=True)
 class MemorySource:
-    """Blocks in memory.
+    """Frames in memory.
 
     Arguments:
-        blocks: with texts.
+        groups: of frames, with texts; for `Dataset.batches` what row groups are in a file.
         name: of what was read.
         splits: split -> rows, or None.
         method, software: level of theory, "" where it is not known.
     """
 
-    def __init__(
-        self,
-        blocks: Sequence[Frames],
-        name: str,
-        splits: dict[str, np.ndarray] | None = None,
-        method: str = "",
-        software: str = "",
-    ) -> None:
-        self._blocks, self._splits = list(blocks), splits
-        self.name, self.method, self.software = name, method, software
-        self.path: Path | None = None
+    groups: Sequence[Frames]
+    name: str
+    splits: dict[str, np.ndarray] | None = None
+    method: str = ""
+    software: str = ""
+    path: None = None
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         """[G] frames per group."""
-        return np.array([len(block) for block in self._blocks], dtype=np.int64)
+        return np.array([len(group) for group in self.groups], dtype=np.int64)
 
     def rows_of_splits(self) -> dict[str, np.ndarray]:
         """Split -> rows; {"": all rows} where there are none."""
-        return {"": np.arange(int(self.sizes.sum()))} if self._splits is None else self._splits
+        return {"": np.arange(int(self.sizes.sum()))} if self.splits is None else self.splits
 
     def chunk(self, group: int, texts: bool = True) -> Frames:
         """One group."""
-        return self._blocks[group]
+        return self.groups[group]
 
 
 class ParquetSource:
     """A parquet file, checked before anything of it is unpacked.
 
     Arguments:
-        path: of the file; written by `ParquetWriter`, or any other with ColabFit's columns.
+        path: of the file; written by `snnp.data.write`, or any other with ColabFit's columns.
 
     Raises:
         DataError: for a file that is missing, damaged, hostile, newer, or without the columns.
@@ -107,31 +104,28 @@ class ParquetSource:
 
     def __init__(self, path: str | Path) -> None:
         pa = arrow()
-        self.path: Path | None = Path(path)
-        self._path = Path(path)
-        self.name = self._path.name
-        if not self._path.is_file():
+        self.path = Path(path)
+        self.name = self.path.name
+        if not self.path.is_file():
             raise DataError(f"{path} does not exist, or is no file.")
-        check_footer_size(self._path)
-        with self._path.open("rb") as stream:
+        check_footer_size(self.path)
+        with self.path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._content = memoryview(self._map)
         try:
             limits = {"thrift_string_size_limit": _THRIFT_BYTES, "thrift_container_size_limit": _THRIFT_BYTES // 10}
             metadata = parquet().ParquetFile(pa.BufferReader(self._map), **limits).metadata
-            check_chunks(self._path, self._content, metadata)
-            check_footer(self._path, metadata, {*_TEXTS, *_NUMBERS, *_CONSTANTS})
+            check_chunks(self.path, self._content, metadata)
+            check_footer(self.path, metadata, {*_TEXTS, *_NUMBERS, *_CONSTANTS})
             leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
-            # Texts stay in dictionaries: one that a million rows share is unpacked once.
-            texts = [
-                leaf.path
-                for leaf in leaves
-                if leaf.path.partition(".")[0] in (*_TEXTS, *_CONSTANTS) and leaf.physical_type == "BYTE_ARRAY"
-            ]
-            self._file = parquet().ParquetFile(pa.BufferReader(self._map), read_dictionary=texts, metadata=metadata)
+            texts = [leaf.path for leaf in leaves if leaf.path.partition(".")[0] in (*_TEXTS, *_CONSTANTS)]
+            # They stay in dictionaries: one that a million rows share is unpacked once.
+            kept = [leaf.path for leaf in leaves if leaf.path in texts and leaf.physical_type == "BYTE_ARRAY"]
+            self._file = parquet().ParquetFile(pa.BufferReader(self._map), read_dictionary=kept, metadata=metadata)
             self._schema = self._file.schema_arrow
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as parquet: {_line(error)}.") from None
+        self.states_units = FORMAT_KEY in (self._schema.metadata or {})
         self._check_schema()
         self._checked: set[tuple[int, str]] = set()
         self._kept: OrderedDict[tuple[int, bool], Frames] = OrderedDict()
@@ -139,20 +133,19 @@ class ParquetSource:
 
     def _check_schema(self) -> None:
         pa = arrow()
-        said = (self._schema.metadata or {}).get(FORMAT_KEY)
-        if said is not None:
+        if self.states_units:
             try:
-                version = json.loads(said)["format_version"]
+                version = json.loads(self._schema.metadata[FORMAT_KEY])["format_version"]
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise DataError(f"{self._path}: the description of the format is damaged; fetch it again.") from None
+                raise DataError(f"{self.path}: the description of the format is damaged; fetch it again.") from None
             if not isinstance(version, int) or version > _FORMAT_VERSION:
                 raise DataError(
-                    f"{self._path} has format version {version}, this snnp reads up to {_FORMAT_VERSION}; upgrade with "
+                    f"{self.path} has format version {version}, this snnp reads up to {_FORMAT_VERSION}; upgrade with "
                     "'pip install --upgrade snnp'."
                 )
         if missing := _NEEDED - set(self._schema.names):
             raise DataError(
-                f"{self._path} has no column {sorted(missing)[0]}, so it is no set of structures; it has: "
+                f"{self.path} has no column {sorted(missing)[0]}, so it is no set of structures; it has: "
                 f"{', '.join(self._schema.names[:20])}."
             )
         for quantity, column in _LABELS.items():
@@ -160,7 +153,7 @@ class ParquetSource:
             if column not in self._schema.names and similar:
                 _log.warning(
                     "%s: no %s are read; the column %s may hold them: if so, rename it to %s.",
-                    *(self._path, quantity, " or ".join(similar), column),
+                    *(self.path, quantity, " or ".join(similar), column),
                 )
         depths = {"positions": 2, "cell": 2, "atomic_forces": 2, "cauchy_stress": 2, "atomic_numbers": 1, "pbc": 1}
         lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -171,7 +164,7 @@ class ParquetSource:
             number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
             if depth or not (number or pa.types.is_null(kind)):
                 wanted = {0: "numbers", 1: "lists of numbers", 2: "lists of lists of numbers"}[depths.get(name, 0)]
-                raise DataError(f"{self._path}: {name} is {self._schema.field(name).type}, expected {wanted}.")
+                raise DataError(f"{self.path}: {name} is {self._schema.field(name).type}, expected {wanted}.")
 
     def _only(self, name: str) -> str:
         """The one value of a column that is constant.
@@ -186,16 +179,10 @@ class ParquetSource:
             values |= {known} if known is not None else set(_texts_of(self._read(group, [name])[name])[0])
         if name == "method" and len(values) > 1:
             raise DataError(
-                f"{self._path} mixes levels of theory ({', '.join(sorted(values)[:4])}), whose energies cannot be "
+                f"{self.path} mixes levels of theory ({', '.join(sorted(values)[:4])}), whose energies cannot be "
                 "compared; write one file for each."
             )
         return ", ".join(sorted(values))
-
-    @property
-    def stated_format(self) -> dict[str, Any] | None:
-        """What the file says of its format and units; None if another program wrote it."""
-        said = (self._schema.metadata or {}).get(FORMAT_KEY)
-        return None if said is None else dict(json.loads(said))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -242,16 +229,16 @@ class ParquetSource:
             self._kept.move_to_end(key)
             return self._kept[key]
         names = [name for name in (*_NUMBERS, *(_TEXTS if texts else ())) if name in self._schema.names]
-        block = _frames_of(self._read(group, names), f"{self._path}, row group {group}")
+        frames = _frames_of(self._read(group, names), f"{self.path}, row group {group}")
         self._let_go(group)
         if texts:
             first = int(self.sizes[:group].sum())
-            ids = block.sources or [f"{self.name}#{first + k}" for k in range(len(block))]
-            block = block.named(ids, block.groups or None, block.extras or None)
-        self._kept[key] = block
+            sources = frames.sources or [f"{self.name}#{first + k}" for k in range(len(frames))]
+            frames = frames.named(sources, frames.groups or None, frames.extras or None)
+        self._kept[key] = frames
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
-        return block
+        return frames
 
     def _let_go(self, group: int) -> None:
         """Tell the system that the pages of a row group may leave this process: they would count as its memory."""
@@ -269,12 +256,12 @@ class ParquetSource:
             column = metadata.column(number)
             name = column.path_in_schema.partition(".")[0]
             if name in names and (group, column.path_in_schema) not in self._checked:
-                check_pages(self._path, self._content, column)
+                check_pages(self.path, self._content, column)
                 self._checked.add((group, column.path_in_schema))
         try:
             return self._file.read_row_group(group, columns=names, use_threads=False)
         except (arrow().ArrowException, OSError) as error:
-            raise DataError(f"{self._path}, row group {group}, cannot be read: {_line(error)}.") from None
+            raise DataError(f"{self.path}, row group {group}, cannot be read: {_line(error)}.") from None
 
 
 Source = MemorySource | ParquetSource
@@ -285,20 +272,12 @@ def _line(error: BaseException) -> str:
 
 
 def _frames_of(table: Any, where: str) -> Frames:
-    """The frames of an Arrow table with ColabFit's columns; those that are missing are unknown.
-
-    Arguments:
-        table: `atomic_numbers` and `positions` at least.
-        where: file and row group, named in errors.
-
-    Raises:
-        DataError: if lengths do not agree, or atomic numbers are none.
-    """
+    """The frames of an Arrow table with ColabFit's columns; those that are missing are unknown."""
     counts, numbers, _ = _lists(table["atomic_numbers"], where)
-    b, n = len(counts), len(numbers)
+    threes, shape = np.full(len(counts), 3), (len(counts), 3, 3)
     if counts.min(initial=1) < 1:
         raise DataError(f"{where}: a frame has no atoms; the file is damaged.")
-    if n and not (numbers.min() >= 1 and numbers.max() <= 118):
+    if len(numbers) and not (numbers.min() >= 1 and numbers.max() <= 118):
         raise DataError(f"{where}: atomic_numbers run from {numbers.min():g} to {numbers.max():g}, expected 1 to 118.")
     if (numbers % 1).any():
         raise DataError(f"{where}: atomic_numbers are no whole numbers; the file is damaged.")
@@ -306,23 +285,36 @@ def _frames_of(table: Any, where: str) -> Frames:
     if not known.all() or not np.array_equal(sites, counts):
         raise DataError(f"{where}: positions and atomic_numbers have different lengths; the file is damaged.")
     forces, has_forces = _optional(table, "atomic_forces", counts, where)
-    cell, has_cell = _optional(table, "cell", np.full(b, 3), where)
-    stress, has_stress = _optional(table, "cauchy_stress", np.full(b, 3), where)
-    energy, has_energy = _energies(table, b)
+    cell, has_cell = _optional(table, "cell", threes, where)
+    stress, has_stress = _optional(table, "cauchy_stress", threes, where)
+    energy, has_energy = np.full(len(counts), np.nan), np.zeros(len(counts), dtype=bool)
+    if "energy" in table.column_names:
+        column = table["energy"].cast(arrow().float64())
+        energy, has_energy = column.to_numpy(), column.is_valid().to_numpy()
+    pbc = np.zeros((len(counts), 3), dtype=bool)
+    if _has(table, "pbc"):
+        lengths, values, _ = _lists(table["pbc"], where)
+        if not (lengths == 3).all():
+            raise DataError(f"{where}: pbc has not three truth values for each frame; the file is damaged.")
+        pbc = values.reshape(-1, 3) > 0.5
     return Frames(
         counts=counts,
         numbers=numbers.astype(np.int32),
         positions=positions,
-        cell=np.where(has_cell[:, None, None], cell.reshape(b, 3, 3), 0.0),
-        pbc=_periodic(table, b, where),
+        cell=np.where(has_cell[:, None, None], cell.reshape(shape), 0.0),
+        pbc=pbc,
         energy=energy,
         forces=forces,
-        stress=stress.reshape(b, 3, 3),
+        stress=stress.reshape(shape),
         has_energy=has_energy,
         has_forces=has_forces,
         has_stress=has_stress,
-        **_texts(table, b),
+        **_texts(table),
     )
+
+
+def _has(table: Any, name: str) -> bool:
+    return name in table.column_names and not arrow().types.is_null(table[name].type)
 
 
 def _texts_of(column: Any) -> tuple[list[str], np.ndarray]:
@@ -336,24 +328,18 @@ def _texts_of(column: Any) -> tuple[list[str], np.ndarray]:
         column = column.dictionary_encode()
     merged = column.unify_dictionaries() if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
     try:
-        words: list[str] = ["" if word is None else str(word) for word in _words(merged)]
+        known = merged.chunk(0).dictionary.to_pylist() if merged.num_chunks else []
     except UnicodeDecodeError:
         raise DataError("a column of texts is not in UTF-8; the file is damaged.") from None
-    codes = [np.nan_to_num(c.indices.to_numpy(zero_copy_only=False).astype(np.float64), nan=-1) for c in merged.chunks]
-    code = np.concatenate(codes).astype(np.int64) if codes else np.zeros(0, dtype=np.int64)
-    if (code < 0).any():
-        code = np.where(code < 0, len(words), code)
-        words.append("")
+    words = [*("" if word is None else str(word) for word in known), ""]  # the last of them for null
+    codes = [chunk.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False) for chunk in merged.chunks]
+    code = np.concatenate([np.zeros(0, dtype=np.int64), *codes])
     used = np.unique(code)
     return [words[k] for k in used], np.searchsorted(used, code)
 
 
-def _words(column: Any) -> list[Any]:
-    return column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
-
-
-def _lists(column: Any, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Length of each list (0 for null), all values in one array of float64, and which are not null."""
+def _lists(column: Any, where: str) -> tuple[np.ndarray, Any, np.ndarray]:
+    """Length of each list (0 for null), all values, as float64 where they are numbers, and which are not null."""
     pa = arrow()
     import pyarrow.compute as compute
 
@@ -362,7 +348,7 @@ def _lists(column: Any, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         raise DataError(f"{where}: a column is too large for one row group; write the file with smaller ones.")
     lengths = compute.list_value_length(whole).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = whole.flatten()
-    if not pa.types.is_nested(values.type):
+    if any(is_kind(values.type) for is_kind in (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)):
         values = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return lengths, values, whole.is_valid().to_numpy(zero_copy_only=False)
 
@@ -378,37 +364,20 @@ def _vectors(table: Any, name: str, where: str) -> tuple[np.ndarray, np.ndarray,
 
 def _optional(table: Any, name: str, counts: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     """[sum of counts, 3] with NaN where a frame has none, and which frames have them."""
-    if name not in table.column_names or arrow().types.is_null(table[name].type):
-        return np.full((int(counts.sum()), 3), np.nan), np.zeros(len(counts), dtype=bool)
-    lengths, values, _ = _vectors(table, name, where)
-    known = lengths > 0
-    if not np.array_equal(lengths[known], counts[known]):
-        raise DataError(f"{where}: {name} has not one vector for each of {counts.sum():,}; the file is damaged.")
-    if known.all():
-        return values, known
-    filled = np.full((int(counts.sum()), 3), np.nan)
-    filled[np.repeat(known, counts)] = values
+    filled, known = np.full((int(counts.sum()), 3), np.nan), np.zeros(len(counts), dtype=bool)
+    if _has(table, name):
+        lengths, values, _ = _vectors(table, name, where)
+        known = lengths > 0
+        if not np.array_equal(lengths[known], counts[known]):
+            raise DataError(f"{where}: {name} has not one vector for each of {counts.sum():,}; the file is damaged.")
+        if known.all():
+            return values, known
+        filled[np.repeat(known, counts)] = values
     return filled, known
 
 
-def _energies(table: Any, b: int) -> tuple[np.ndarray, np.ndarray]:
-    if "energy" not in table.column_names:
-        return np.full(b, np.nan), np.zeros(b, dtype=bool)
-    column = table["energy"].cast(arrow().float64())
-    return column.to_numpy(), column.is_valid().to_numpy()
-
-
-def _periodic(table: Any, b: int, where: str) -> np.ndarray:
-    if "pbc" not in table.column_names or arrow().types.is_null(table["pbc"].type):
-        return np.zeros((b, 3), dtype=bool)
-    lengths, values, _ = _lists(table["pbc"], where)
-    if not (lengths == 3).all():
-        raise DataError(f"{where}: pbc has not three truth values for each frame; the file is damaged.")
-    return values.reshape(b, 3) > 0.5
-
-
-def _texts(table: Any, b: int) -> dict[str, list[Any]]:
-    """Ids, groups and extras, where the table has them."""
+def _texts(table: Any) -> dict[str, list[Any]]:
+    """Sources, groups and extras, where the table has them."""
     found: dict[str, list[Any]] = {}
     for name, key in (("configuration_id", "sources"), ("configuration_metadata", "extras")):
         if name in table.column_names:
@@ -417,11 +386,8 @@ def _texts(table: Any, b: int) -> dict[str, list[Any]]:
     if None in found.get("sources", []):
         del found["sources"]
     if "labels" in table.column_names and arrow().types.is_list(table["labels"].type):
-        column = table["labels"].combine_chunks()
-        words, codes = _texts_of(arrow().chunked_array([column.flatten()]))
-        import pyarrow.compute as compute
-
-        lengths = compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        lengths, values, _ = _lists(table["labels"], "labels")
+        words, codes = _texts_of(arrow().chunked_array([values]))
         firsts = np.cumsum(lengths) - lengths
         found["groups"] = [words[codes[at]] if size else None for at, size in zip(firsts, lengths, strict=True)]
     return found

@@ -2,7 +2,8 @@
 
 A small file may claim terabytes: compressed zeros, runs of one value, counts that no data follow. The footer says how
 many rows, values and bytes each column of a row group has, and is checked first; each page of a column says so once
-more in front of its data, and is checked against the footer before the column is read.
+more in front of its data, and is checked against the footer before the column is read. All checks raise `DataError`,
+which names the file. `content` are the bytes of the whole file, `metadata` is what Arrow has read from the footer.
 """
 
 from __future__ import annotations
@@ -24,11 +25,7 @@ _WIDTH = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE
 
 
 def check_footer_size(path: Path) -> None:
-    """Refuse what is no parquet file, and a footer that is larger than the file or than any honest one.
-
-    Raises:
-        DataError: names the file.
-    """
+    """Refuse what is no parquet file, and a footer that is larger than the file or than any honest one."""
     size = path.stat().st_size
     if size == 0:
         raise DataError(f"{path} is empty; fetch or convert it again.")
@@ -44,21 +41,12 @@ def check_footer_size(path: Path) -> None:
 
 
 def check_chunks(path: Path, content: memoryview, metadata: Any) -> None:
-    """Refuse a footer on which Arrow's library would end the whole process: it throws where Python cannot catch.
-
-    Arguments:
-        path: named in errors.
-        content: of the whole file.
-        metadata: of the file, as Arrow has read it.
-
-    Raises:
-        DataError: for columns that do not agree with the schema, or are encrypted.
-    """
+    """Refuse a footer on which Arrow's library would end the whole process: it throws where Python cannot catch."""
     size = struct.unpack("<I", content[-8:-4])[0]
     leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
     levels = [(leaf.max_repetition_level + 1, leaf.max_definition_level + 1) for leaf in leaves]
     try:
-        groups = _Header(content, len(content) - 8 - size).fields().get(4) or []
+        groups = _Header(content, len(content) - 8 - size).struct().get(4) or []
         for group in groups:
             if len(group[1]) != len(leaves):
                 raise ValueError(f"a row group has {len(group[1])} columns, the schema {len(leaves)}")
@@ -73,16 +61,7 @@ def check_chunks(path: Path, content: memoryview, metadata: Any) -> None:
 
 
 def check_footer(path: Path, metadata: Any, columns: set[str]) -> None:
-    """Refuse row groups that would unpack to more than a gigabyte.
-
-    Arguments:
-        path: named in errors.
-        metadata: of the file, as Arrow has read it.
-        columns: names of the columns that may be read; others may be anything.
-
-    Raises:
-        DataError: says what is too large, and how large it may be.
-    """
+    """Refuse row groups whose `columns`, which may be read, would unpack to more than a gigabyte."""
     refused = "the file is damaged, hostile, or not meant for this program"
     if metadata.num_row_groups > _MOST_GROUPS or metadata.num_columns > _MOST_COLUMNS:
         raise DataError(
@@ -110,16 +89,7 @@ def check_footer(path: Path, metadata: Any, columns: set[str]) -> None:
 
 
 def check_pages(path: Path, content: memoryview, column: Any) -> None:
-    """Refuse a column of a row group whose pages hold more than the footer says.
-
-    Arguments:
-        path: named in errors.
-        content: of the whole file.
-        column: its metadata, as Arrow has read it.
-
-    Raises:
-        DataError: if it is so, or the pages cannot be followed.
-    """
+    """Refuse a column of a row group whose pages hold more than the footer says, or cannot be followed."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset:  # 0 where a writer has left it out
         start = min(start, column.dictionary_page_offset)
@@ -129,7 +99,7 @@ def check_pages(path: Path, content: memoryview, column: Any) -> None:
         if not 4 <= start <= end <= len(content):
             raise ValueError("it lies outside the file")
         while start < end:
-            page = _Header(content, start).read()
+            page = _Header(content, start).page()
             start = page["end"] + page["compressed"]
             unpacked += page["unpacked"]
             values += page["values"]
@@ -156,20 +126,12 @@ class _Header:
     def __init__(self, content: memoryview, place: int) -> None:
         self._content, self._place = content, place
 
-    def fields(self) -> dict[int, Any]:
-        """Number -> value of one struct; texts are None."""
-        return self._struct(0)
-
-    def read(self) -> dict[str, int]:
+    def page(self) -> dict[str, int]:
         """Bytes packed and unpacked, values of data, and where the data begin."""
-        fields = self._struct(0)
+        fields = self.struct()
         data = fields.get(5) or fields.get(8)
-        found = {
-            "unpacked": fields[2],
-            "compressed": fields[3],
-            "values": data[1] if data else 0,
-            "end": self._place,
-        }
+        values = data[1] if data else 0
+        found = {"unpacked": fields[2], "compressed": fields[3], "values": values, "end": self._place}
         if min(found.values()) < 0:
             raise ValueError("a negative size")
         return found
@@ -188,7 +150,8 @@ class _Header:
             shift += 7
         raise ValueError("a number without end")
 
-    def _struct(self, depth: int) -> dict[int, Any]:
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Number -> value of its fields; texts are None."""
         if depth > 8:
             raise ValueError("structs inside structs")
         fields: dict[int, Any] = {}
@@ -211,11 +174,8 @@ class _Header:
             return self._byte()
         if kind in (4, 5, 6):
             return self._signed()
-        if kind == 7:
-            self._place += 8
-            return None
-        if kind == 8:
-            size = self._varint()
+        if kind in (7, 8):
+            size = 8 if kind == 7 else self._varint()
             self._place += size
             return None
         if kind in (9, 10):
@@ -225,5 +185,5 @@ class _Header:
                 raise ValueError("a list too long")
             return [self._value(head & 0x0F, depth + 1) for _ in range(size)]
         if kind == 12:
-            return self._struct(depth + 1)
+            return self.struct(depth + 1)
         raise ValueError("no page header")
