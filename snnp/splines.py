@@ -12,7 +12,7 @@ Outside the grid a spline continues as its tangent. With the end conditions `fla
 and the joint is smooth in value, slope and curvature. Source: C. de Boor, A Practical Guide to Splines (2001), ch. IX.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: TorchScript, which compiles `SplineSet`, needs them as they are.
 
 import math
 from dataclasses import dataclass
@@ -183,21 +183,24 @@ class SplineSet(ExactModule):
         n_max = max(grid.n_intervals for grid in grids)
         if (lower, upper) != ("free", "free") and any(grid.n_intervals != n_max for grid in grids):
             raise InputError("end conditions other than 'free' need the same number of intervals in every group.")
-        self.ends = (lower, upper)
-        self.n_coefficients = n_max + 3
+        self.n_groups, self.n_coefficients = len(grids), n_max + 3
         n_free = self.n_coefficients
-        if self.ends != ("free", "free"):  # else the map is the identity, whose size is the square of the knots
-            self.register_constant("map", end_map(n_max, lower, upper))
-            n_free = self.map.shape[0]
+        self.register_buffer("map", None, persistent=False)
+        if (lower, upper) != ("free", "free"):  # else the map is the identity, whose size is the square of the knots
+            to_coefficients = end_map(n_max, lower, upper)
+            self.register_constant("map", to_coefficients)
+            n_free = to_coefficients.shape[0]
         self.register_constant("lower", torch.tensor([g.lower for g in grids], dtype=torch.float64))
         self.register_constant("spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64))
         self.register_buffer("n_intervals", torch.tensor([g.n_intervals for g in grids]), persistent=False)
         self.free = nn.Parameter(torch.zeros(len(grids), n_filters, n_free, dtype=torch.float64))
 
-    map: Tensor
+    map: Tensor | None
     lower: Tensor
     spacing: Tensor
     n_intervals: Tensor
+
+    __jit_unused_properties__ = ("shares_grid",)
 
     @property
     def shares_grid(self) -> bool:
@@ -206,11 +209,14 @@ class SplineSet(ExactModule):
 
     def coefficients(self) -> Tensor:
         """[S, F, n_intervals + 3] B-spline coefficients."""
-        return self.free if self.ends == ("free", "free") else self.free @ self.map
+        mapped = self.map
+        if mapped is None:
+            return self.free
+        return self.free @ mapped
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values and slopes [..., F] at x [...] of the splines of `group` ([...] int64; None: 0). Differentiable."""
-        if group is None or len(self.grids) == 1:
+        if group is None or self.n_groups == 1:
             # One grid, one group: a dense product is several times faster than gathering coefficients.
             values, derivatives = self.basis(x)
             return values @ self.free[0].T, derivatives @ self.free[0].T
@@ -236,12 +242,14 @@ class SplineSet(ExactModule):
         """Values and slopes [..., K_free] of the functions that `free` multiplies, on the one grid. Differentiable."""
         first, weights, slopes = bspline_weights(x, self.lower[0], self.spacing[:1], self.n_intervals[0])
         columns = first[..., None] + torch.arange(4, device=x.device)
-        shape = (*x.shape, self.n_coefficients)
+        shape = list(columns.shape)
+        shape[-1] = self.n_coefficients
         values = torch.zeros(shape, dtype=x.dtype, device=x.device).scatter(-1, columns, weights)
         derivatives = torch.zeros(shape, dtype=x.dtype, device=x.device).scatter(-1, columns, slopes)
-        if self.ends == ("free", "free"):
+        mapped = self.map
+        if mapped is None:
             return values, derivatives
-        return values @ self.map.T, derivatives @ self.map.T
+        return values @ mapped.T, derivatives @ mapped.T
 
     def knot_values(self, group: int = 0) -> Tensor:
         """[F, n_intervals + 1] values at the knots of a group."""
@@ -265,7 +273,7 @@ class SplineSet(ExactModule):
     ) -> None:
         """Set a group from knot values [F, n_intervals + 1]; see `fit_knots`. With end conditions, the nearest fit."""
         fitted = fit_knots(self.grids[group], values, lower_slope, upper_slope)
-        if self.ends != ("free", "free"):
+        if self.map is not None:
             fitted = torch.linalg.lstsq(self.map.double().T, fitted.T).solution.T
         self.free[group, :, : fitted.shape[-1]] = fitted.to(self.free)
 

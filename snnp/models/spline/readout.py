@@ -1,11 +1,11 @@
-r"""The readout: features of an atom to its energy, with the gradient written out.
+r"""The readout: features of an atom to its energy, with the gradient written out; compiles under TorchScript.
 
     E_i = NN_z([x - mean] / std) + w_z . [x - mean] / std + sum_a U_z,a(x_a)
 
 with the network `h_1 = act(W_1 x + b_1), ..., NN = w . h_n + b`. Each part is optional.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: TorchScript, which compiles the readout, needs them as they are.
 
 import math
 from typing import Any
@@ -30,9 +30,10 @@ class Network(nn.Module):
 
     def __init__(self, config: NetworkConfig, n_inputs: int, n_elements: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.activation = config, config.activation
         sizes = [n_inputs, *config.hidden, 1]
-        copies = n_elements if config.elements == "element" else 1
+        self.first_free, self.rest_free = config.constraint in ("none", "convex"), config.constraint == "none"
+        self.n_copies = copies = n_elements if config.elements == "element" else 1
         shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
         self.weights = nn.ParameterList(
             nn.Parameter(torch.zeros(copies, *shape, dtype=torch.float64)) for shape in shapes
@@ -50,31 +51,46 @@ class Network(nn.Module):
 
     def effective_weights(self) -> list[Tensor]:
         """Weights [Z, out, in] with the constraint applied (absolute values where they must not be negative)."""
-        constraint = self.config.constraint
-        first_free = constraint in ("none", "convex")
-        rest_free = constraint == "none"
-        return [w if (first_free if k == 0 else rest_free) else w.abs() for k, w in enumerate(self.weights)]
+        effective: list[Tensor] = []
+        for weight in self.weights:
+            free = self.rest_free if effective else self.first_free
+            effective.append(weight if free else weight.abs())
+        return effective
 
-    def forward(self, x: Tensor, element: int) -> tuple[Tensor, Tensor]:
-        """Energies [n] and gradients [n, D] for inputs [n, D] of atoms of one element."""
-        weights = [w[element] for w in self.effective_weights()]
-        slopes = []
-        hidden = x
-        for k, weight in enumerate(weights[:-1]):
-            hidden, slope = activate(self.config.activation, torch.addmm(self.biases[k][element], hidden, weight.T))
-            slopes.append(slope)
-        energy = (hidden @ weights[-1].T)[:, 0] + self.biases[-1][element]
-        gradient = weights[-1] * slopes[-1]
-        for weight, slope in zip(weights[-2:0:-1], slopes[-2::-1], strict=True):
-            gradient = (gradient @ weight) * slope
-        return energy, gradient @ weights[0]
+    def forward(self, x: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies [n] and gradients [n, D] for inputs [n, D] of atoms of `species` [n]."""
+        weights = self.effective_weights()
+        if self.n_copies == 1:
+            return self.of_element(x, 0, weights)
+        energy, gradient = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
+        for element in range(self.n_copies):
+            mine = (species == element).nonzero()[:, 0]
+            if mine.numel() > 0:
+                e, g = self.of_element(x[mine], element, weights)
+                energy, gradient = energy.index_copy(0, mine, e), gradient.index_copy(0, mine, g)
+        return energy, gradient
+
+    def of_element(self, x: Tensor, element: int, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `forward`, of one copy; `weights` are the effective ones."""
+        slopes: list[Tensor] = []
+        for k, bias in enumerate(self.biases):
+            weight = weights[k][element]
+            if k + 1 < len(weights):
+                x, slope = activate(self.activation, torch.addmm(bias[element], x, weight.T))
+                slopes.append(slope)
+            else:
+                x = x @ weight.T + bias[element]
+        gradient = weights[-1][element] * slopes[-1]
+        for k in range(len(slopes) - 1, 0, -1):
+            gradient = (gradient @ weights[k][element]) * slopes[k - 1]
+        return x[:, 0], gradient @ weights[0][element]
 
     def energies(self, x: Tensor) -> Tensor:
         """[C] of one input [D], in every copy of the network at once."""
         *inner, last = zip(self.effective_weights(), self.biases, strict=True)
         hidden = x[:, None]
         for weight, bias in inner:
-            hidden, _ = activate(self.config.activation, weight @ hidden + bias[..., None])
+            hidden, _ = activate(self.activation, weight @ hidden + bias[..., None])
         weight, bias = last
         return (weight @ hidden + bias[..., None])[:, 0, 0]
 
@@ -108,7 +124,7 @@ class Readout(nn.Module):
         x = (features - self.mean) / self.std
         energy, gradient = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
         if self.network is not None:
-            energy, gradient = self._network(x, species, self.network)
+            energy, gradient = self.network(x, species)
         if self.linear is not None:
             rows = self.linear[species]
             energy, gradient = energy + (rows * x).sum(dim=1), gradient + rows
@@ -139,17 +155,6 @@ class Readout(nn.Module):
             energies = energies + value.diagonal(dim1=1, dim2=2).sum(dim=1)
         return energies
 
-    def _network(self, x: Tensor, species: Tensor, network: Network) -> tuple[Tensor, Tensor]:
-        if network.biases[0].shape[0] == 1:
-            return network(x, 0)
-        energy, gradient = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
-        for element in range(self.n_elements):
-            mine = (species == element).nonzero()[:, 0]
-            if mine.numel():
-                e, g = network(x[mine], element)
-                energy, gradient = energy.index_copy(0, mine, e), gradient.index_copy(0, mine, g)
-        return energy, gradient
-
     def kernel_parameters(self) -> ReadoutParameters:
         """The present parameters as kernels read them."""
         network, zeros = self.network, np.zeros((self.n_elements, len(self.mean)))
@@ -158,7 +163,7 @@ class Readout(nn.Module):
             std=array_of(self.std),
             weights=() if network is None else tuple(array_of(w) for w in network.effective_weights()),
             biases=() if network is None else tuple(array_of(b) for b in network.biases),
-            activation="silu" if network is None else network.config.activation,
+            activation="silu" if network is None else network.activation,
             linear=zeros if self.linear is None else array_of(self.linear),
             embedding=None if self.embedding is None else table_of(self.embedding),
             embeds_sum=self.sums_features,
@@ -180,5 +185,5 @@ def table_of(splines: SplineSet) -> SplineTable:
     spacing = np.array([grid.spacing for grid in splines.grids])
     n_intervals = np.array([grid.n_intervals for grid in splines.grids], dtype=np.int64)
     free = array_of(splines.free)
-    full = free if splines.ends == ("free", "free") else free @ array_of(splines.exact("map"))
+    full = free if splines.map is None else free @ array_of(splines.exact("map"))
     return spline_table(lower, spacing, n_intervals, full)

@@ -1,131 +1,36 @@
 """The s-NNP in the part of Python that TorchScript compiles, with analytic gradients.
 
-Formulas are those of `three_body.py` and `readout.py`.
+The readout and splines compile themselves; formulas of the three-body terms are those of `three_body.py`.
 """
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
+
+import copy
 
 import torch
 from torch import Tensor, nn
 
-from snnp.models.gradients import activate
-from snnp.models.scripted import DensePairs, ScriptedHarmonics, ScriptedPotential, constants, make_dense
+from snnp.models.scripted import DensePairs, ScriptedHarmonics, ScriptedPotential, make_dense
 from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.readout import Network, Readout
-from snnp.splines import SplineSet, bspline_weights
+from snnp.splines import SplineSet
 
 __all__ = ["ScriptedSplineNNP"]
 
 
-class _Splines(nn.Module):
-    """A `SplineSet` with its end conditions worked in: values and slopes [..., F] at x [...] of group [...]."""
-
-    table: Tensor
-    lower: Tensor
-    spacing: Tensor
-    n_intervals: Tensor
-
-    def __init__(self, splines: SplineSet) -> None:
-        super().__init__()
-        coefficients = splines.coefficients().detach()
-        self.n_groups, self.n_filters, self.length = coefficients.shape
-        self.register_buffer("table", coefficients.transpose(1, 2).flatten(0, 1).clone())
-        self.register_buffer("lower", splines.lower.clone())
-        self.register_buffer("spacing", splines.spacing.clone())
-        self.register_buffer("n_intervals", splines.n_intervals.clone())
-
-    def forward(self, x: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-        if self.n_groups == 1:
-            # A dense product is several times faster than gathering coefficients.
-            first, weights, slopes = bspline_weights(x, self.lower[0], self.spacing[:1], self.n_intervals[0])
-            columns = first.unsqueeze(-1) + torch.arange(4, device=x.device)
-            shape = list(x.shape)
-            shape.append(self.length)
-            zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
-            return zeros.scatter(-1, columns, weights) @ self.table, zeros.scatter(-1, columns, slopes) @ self.table
-        first, weights, slopes = bspline_weights(x, self.lower[group], self.spacing[group], self.n_intervals[group])
-        rows = (group * self.length + first).unsqueeze(-1) + torch.arange(4, device=x.device)
-        local = self.table[rows]
-        return (weights.unsqueeze(-1) * local).sum(dim=-2), (slopes.unsqueeze(-1) * local).sum(dim=-2)
-
-
-class _Network(nn.Module):
-    """`Network` with its constraints worked in: weights [C, out, in] and biases [C, out]."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.n_copies, self.activation = network.biases[0].shape[0], network.config.activation
-        self.weights, self.biases = constants(network.effective_weights()), constants(network.biases)
-
-    def one(self, x: Tensor, element: int) -> tuple[Tensor, Tensor]:
-        """Energies [n] and gradients [n, D] for atoms of one element."""
-        weights: list[Tensor] = []
-        slopes: list[Tensor] = []
-        for weight, bias in zip(self.weights, self.biases):  # noqa: B905  TorchScript knows no strict
-            if len(weights) > 0:
-                x, slope = activate(self.activation, x)
-                slopes.append(slope)
-            weights.append(weight[element])
-            x = torch.addmm(bias[element], x, weights[-1].T)
-        gradient = torch.ones_like(x)
-        for k in range(len(slopes) - 1, -1, -1):
-            gradient = (gradient @ weights[k + 1]) * slopes[k]
-        return x[:, 0], gradient @ weights[0]
-
-    def forward(self, x: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        if self.n_copies == 1:
-            return self.one(x, 0)
-        energy, gradient = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
-        for element in range(self.n_copies):
-            mine = (species == element).nonzero()[:, 0]
-            if mine.shape[0] > 0:
-                e, g = self.one(x[mine], element)
-                energy, gradient = energy.index_copy(0, mine, e), gradient.index_copy(0, mine, g)
-        return energy, gradient
-
-
-class _Readout(nn.Module):
-    """`Readout`: features [n, D] and species [n] to energies [n] and gradients [n, D]."""
-
-    mean: Tensor
-    std: Tensor
-    linear: Tensor
-
-    def __init__(self, readout: Readout) -> None:
-        super().__init__()
-        self.sums_features = readout.sums_features
-        self.register_buffer("mean", readout.mean.clone())
-        self.register_buffer("std", readout.std.clone())
-        none = readout.mean.new_zeros(readout.n_elements, readout.mean.shape[0])
-        self.register_buffer("linear", none if readout.linear is None else readout.linear.detach().clone())
-        self.network = None if readout.network is None else _Network(readout.network)
-        self.embedding = None if readout.embedding is None else _Splines(readout.embedding)
-
-    def forward(self, features: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        x, gradient = (features - self.mean) / self.std, self.linear[species]
-        energy = (gradient * x).sum(dim=1)
-        if self.network is not None:
-            more, slope = self.network(x, species)
-            energy, gradient = energy + more, gradient + slope
-        gradient = gradient / self.std
-        if self.embedding is not None:
-            if self.sums_features:
-                value, slope = self.embedding(features.sum(dim=1), species)
-                energy, gradient = energy + value[:, 0], gradient + slope
-            else:
-                value, slope = self.embedding(features, species[:, None].expand_as(features))
-                energy = energy + value.diagonal(dim1=1, dim2=2).sum(dim=1)
-                gradient = gradient + slope.diagonal(dim1=1, dim2=2)
-        return energy, gradient
+def _free(splines: SplineSet) -> SplineSet:
+    """A copy whose end conditions are worked in."""
+    free = SplineSet(list(splines.grids), splines.n_filters).to(splines.free)
+    free.free.data = splines.coefficients().detach().clone()
+    return free
 
 
 class _Triples(nn.Module):
-    """Three-body features with exact splines; see `triples.py`."""
+    """Three-body features with exact splines; see `three_body.py`."""
 
     group_of: Tensor
 
     def __init__(self, model: SplineNNP) -> None:
         super().__init__()
-        self.g = _Splines(model.g)
+        self.g = _free(model.g)
         self.register_buffer("group_of", model.unordered.clone())
 
     def features(self, f: Tensor, pairs: DensePairs) -> tuple[Tensor, list[Tensor]]:
@@ -217,10 +122,10 @@ class ScriptedSplineNNP(ScriptedPotential):
         groups = {"shared": 0 * centre, "element": neighbour, "pair": centre * z + neighbour}
         self.register_buffer("group_of", groups[config.filters].to(model.device))
         self.register_buffer("pair_of", model.unordered.clone())
-        self.rho, self.f = _Splines(model.rho), _Splines(model.f)
-        self.phi = None if model.phi is None else _Splines(model.phi)
+        self.rho, self.f = _free(model.rho), _free(model.f)
+        self.phi = None if model.phi is None else _free(model.phi)
         self.angular = (_Moments if legendre else _Triples)(model) if model.has_three_body else None
-        self.readout = _Readout(model.readout)
+        self.readout = copy.deepcopy(model.readout)
 
     def evaluate(
         self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor

@@ -207,7 +207,7 @@ def _ends(splines: SplineSet | None) -> Array:
     """[free, K] from free parameters to B-spline coefficients."""
     if splines is None:
         return np.zeros((0, 0))
-    return splines.exact("map").cpu().numpy() if splines.ends != ("free", "free") else np.eye(splines.free.shape[2])
+    return np.eye(splines.free.shape[2]) if splines.map is None else splines.exact("map").cpu().numpy()
 
 
 def _parameters(model: SplineNNP) -> dict[str, list[Tensor]]:
