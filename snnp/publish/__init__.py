@@ -1,7 +1,6 @@
 """Publishing: what a model must state, its card, the doctor's examination, and the upload."""
 
-from snnp.publish.header import card_header
-from snnp.publish.models import prepare_model, publish_model
-from snnp.publish.requirements import licence_id, missing_statements
+from snnp.publish.dataset_repository import licence_id
+from snnp.publish.model_repository import card_header, missing_statements, prepare_model, publish_model
 
 __all__ = ["card_header", "licence_id", "missing_statements", "prepare_model", "publish_model"]

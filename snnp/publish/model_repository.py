@@ -14,23 +14,37 @@ from typing import Any
 
 from snnp import hub
 from snnp.analysis.card import card_markdown
-from snnp.analysis.curve_page import draw_page
+from snnp.analysis.curve_page import draw_page, stated_errors
 from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
 from snnp.files import scratch_folder, write_atomically
+from snnp.hub.failures import hub_library
 from snnp.hub.manifest import check_inside, fingerprint
 from snnp.hub.names import parse_reference
 from snnp.models import SplineNNP
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.models.store import load_model, model_folder, save_model
-from snnp.publish.header import card_header
-from snnp.publish.requirements import missing_statements
+from snnp.publish.dataset_repository import LICENCES, errors_in_words, licence_id
+from snnp.text import one_line
 
-__all__ = ["prepare_model", "publish_model"]
+__all__ = ["card_header", "missing_statements", "prepare_model", "publish_model"]
 
-_RUN_FILES = ("parity_energy.png", "parity_forces.png")
 _FILTERS = "filters.png"
+_PICTURES = {
+    "parity_energy.png": "Energies",
+    "parity_forces.png": "Forces",
+    _FILTERS: "Everything it has learned",
+}
+_UNITS = {"energy": "eV", "length": "angstrom"}
+_TASK = "graph-ml"  # the Hub's task for models of atoms and bonds
+_METRICS = {
+    "energy_mae_mev_per_atom": ("mae", "energy MAE (meV/atom)"),
+    "energy_rmse_mev_per_atom": ("rmse", "energy RMSE (meV/atom)"),
+    "force_mae_ev_per_angstrom": ("mae", "force MAE (eV/Å)"),
+    "force_rmse_ev_per_angstrom": ("rmse", "force RMSE (eV/Å)"),
+    "stress_mae_gpa": ("mae", "stress MAE (GPa)"),
+}
 
 
 @dataclass(frozen=True)
@@ -114,8 +128,9 @@ def prepare_model(
     model.metadata = {**model.metadata, "name": name, "provenance": provenance}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
-    pictures = _pictures(found, folder, name)
-    card = card_header(name, model) + "\n" + card_markdown(repository, model) + _gallery(pictures)
+    gallery = [f"![{_PICTURES[each]}]({each})" for each in _pictures(found, folder, name)]
+    card = card_header(name, model) + "\n" + card_markdown(repository, model)
+    card += "\n## Pictures\n\n" + "\n\n".join(gallery) + "\n" if gallery else ""
     write_atomically(folder / "README.md", card.encode())
     recipe = found.run / "config.yaml" if found.run is not None else found.folder / "recipe.yaml"
     if recipe.is_file():
@@ -162,11 +177,10 @@ def _public_name(name: str) -> str:
 
 def _pictures(found: _Source, folder: Path, name: str) -> list[str]:
     """Parity plots of the run, and the functions of a spline model."""
-    names = []
-    for each in _RUN_FILES:
-        if found.run is not None and (found.run / each).is_file():
-            _copy(found.run / each, folder / each)
-            names.append(each)
+    names = [each for each in _PICTURES if found.run is not None and (found.run / each).is_file() and each != _FILTERS]
+    for each in names:
+        assert found.run is not None
+        _copy(found.run / each, folder / each)
     if isinstance(found.model, SplineNNP):
         draw_page(found.model, folder / _FILTERS, title=name)
         names.append(_FILTERS)
@@ -178,16 +192,87 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _gallery(names: list[str]) -> str:
-    titles = {"parity_energy.png": "Energies", "parity_forces.png": "Forces", _FILTERS: "Everything it has learned"}
-    lines = [f"![{titles[name]}]({name})" for name in names]
-    return "\n## Pictures\n\n" + "\n\n".join(lines) + "\n" if lines else ""
-
-
 def _examine(model: Potential, name: str) -> Report:
     """Refuse what the doctor finds errors in."""
     report = examine_model(model, subject=name, pictures=False)
-    if report.errors:
-        found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
+    if found := errors_in_words(report):
         raise HubError(f"{name} cannot be published, the doctor finds: {found}. 'snnp doctor model {name}' says more.")
     return report
+
+
+def missing_statements(model: Potential, stored: Mapping[str, Any]) -> list[str]:
+    """What a model does not state though everybody who uses it must know it, each with its cure; empty if all is there.
+
+    Arguments:
+        model: with its metadata.
+        stored: content of its `config.json`.
+    """
+    about, units = stated(model.metadata), stored.get("units")
+    texts = {key: str(about.get(key) or "").strip() for key in ("licence", "dataset", "level_of_theory")}
+    zeros = set(about.get("reference_energies_from") or ()) >= set(model.elements)
+    said = f"{about['licence']!r} is none that the Hub knows" if about.get("licence") else "none is stated"
+    asked = (
+        *(
+            (text == one_line(about.get(key) or ""), f"{key} (must be one line of plain text; --set {key}='...')")
+            for key, text in texts.items()
+        ),
+        (
+            licence_id(about.get("licence")),
+            f"licence ({said}; --set licence=... with one of {', '.join(LICENCES[:5])}, cc-by-4.0, ...)",
+        ),
+        (units == _UNITS, f"units (config.json must say {_UNITS}, it says {units}; save the model again)"),
+        (
+            zeros,
+            "E0 (where the energies of the separate elements come from, for each; "
+            f"--set 'reference_energies_from={{{model.elements[0]}: isolated atoms}}')",
+        ),
+        (texts["dataset"], "dataset provenance (the data set's name; --set dataset='...')"),
+        (
+            about.get("training_data") or about.get("datasets"),
+            "dataset provenance (files or data sets it was trained on; --set 'training_data=[...]')",
+        ),
+        (texts["level_of_theory"], "level of theory (of the reference energies; --set level_of_theory='...')"),
+    )
+    return [words for known, words in asked if not known]
+
+
+def card_header(name: str, model: Potential) -> str:
+    """The header, with its `---` lines.
+
+    Arguments:
+        name: of the model, without its owner.
+        model: with its metadata; licence, data sets, base model and errors are taken from there.
+
+    Raises:
+        MissingDependencyError: without huggingface_hub, which knows the form.
+    """
+    library, about = hub_library(), stated(model.metadata)
+    known = about.get("provenance", {}).get("datasets") or about.get("datasets") or []
+    on_hub = sorted({str(one["name"]) for one in known if isinstance(one, Mapping) and one.get("commit")})
+    base = about.get("base_model") or about.get("loaded_from", {}).get("name")
+    part, errors = stated_errors(about)
+    results = [
+        library.EvalResult(
+            task_type=_TASK,
+            task_name="energies and forces of atoms",
+            dataset_type=(on_hub or ["other"])[0],
+            dataset_name=one_line(about.get("dataset", "held-out data")),
+            dataset_split=part,
+            metric_type=kind,
+            metric_name=label,
+            metric_value=round(errors[key], 5),
+        )
+        for key, (kind, label) in _METRICS.items()
+        if isinstance(errors.get(key), float)
+    ]
+    data = library.ModelCardData(
+        license=licence_id(about.get("licence")),
+        library_name="snnp",
+        pipeline_tag=_TASK,
+        tags=["snnp", "interatomic-potential", "molecular-dynamics", "chemistry", "materials-science", *model.elements],
+        datasets=on_hub or None,
+        base_model=base if isinstance(base, str) and parse_reference(base) is not None else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml().strip()}\n---\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,35 @@ from snnp.data.recipes import finish
 from snnp.data.storage.parquet import ParquetSource
 from snnp.errors import HubError, InputError
 from snnp.hub.names import parse_reference
-from snnp.publish.requirements import LICENCES, licence_id
+from snnp.report import Report
 
-__all__ = ["describe_folder", "publish_dataset"]
+__all__ = ["describe_folder", "errors_in_words", "licence_id", "publish_dataset"]
 
+# Licences by the names that the Hub has for them (https://huggingface.co/docs/hub/repositories-licenses).
+LICENCES = (
+    *("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "lgpl-3.0", "gpl-2.0", "gpl-3.0", "agpl-3.0"),
+    *("cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "odc-by", "unlicense"),
+)
 _MOST_EXAMINED = 2000  # frames of a split that the doctor looks at: less than a minute
 _STATEMENTS = ("title", "summary", "origin", "licence", "licence_note", "citation", "conversions", "splits", "notes")
+
+
+def licence_id(text: Any) -> str | None:
+    """The Hub's name of the first licence that a text names; None if it names none.
+
+    Example:
+        >>> licence_id("BSD-3-Clause (data set)")
+        'bsd-3-clause'
+    """
+    words = str(text or "").lower().replace(" ", "-")
+    matches = {name: re.search(rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])", words) for name in LICENCES}
+    found = [(match.start(), -len(name), name) for name, match in matches.items() if match]
+    return min(found)[2] if found else None
+
+
+def errors_in_words(report: Report) -> str:
+    """What the doctor holds against publishing; empty if nothing."""
+    return "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
 
 
 def publish_dataset(
@@ -122,9 +146,7 @@ def _examine(folder: Path, description: Description) -> None:
             splits[split or "all"] = rows[chosen].frames()
         if not any(frame.energy is not None for frames in splits.values() for frame in frames):
             continue  # geometries only
-        report = examine_data(splits)
-        if report.errors:
-            found = "; ".join(f"{finding.check}: {finding.message}" for finding in report.errors)
+        if found := errors_in_words(examine_data(splits)):
             raise HubError(
                 f"{description.name}, {part}: the doctor finds {found}. 'snnp doctor data' says more; mend it, or "
                 "publish with --accept-findings and say on the card why."
