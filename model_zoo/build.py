@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from snnp.analysis.card import card_markdown, comparison_page, training_range
+from snnp.analysis.card import card_markdown, training_range
 from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
@@ -336,6 +336,9 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 build(name, options.zoo, options.run, effort, allow_holes=options.allow_holes)
         if options.table:
+            sys.path.insert(0, str(ZOO.parent / "docs" / "measure"))
+            from peers.published import comparison_page
+
             models = {path.parent.name: load_model(path) for path in sorted(options.zoo.glob("*/config.json"))}
             write_atomically(options.page, comparison_page(models).encode())
     except (SnnpError, OSError) as error:

@@ -18,11 +18,11 @@ from peers.operations import count_work
 from peers.page import COLUMNS, save, table
 from peers.processes import Case, Failure, Measurement, Plan, measure
 from peers.programs import PEERS, ceiling_cases, find_pythons, own_cases, peer_cases
+from peers.published import PUBLISHED_ERRORS
 from peers.reference import ReferenceForm, reference_model
 from peers.scaling import scaling_points, series
 from typer.testing import CliRunner
 
-from snnp.analysis.card import PUBLISHED_ERRORS
 from snnp.cli.main import app
 from snnp.errors import InputError, MissingDependencyError
 from snnp.models import SplineNNP, load_model

@@ -20,9 +20,10 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.morse import MorsePotential
 from ase.calculators.singlepoint import SinglePointCalculator
+from peers.published import comparison_page
 
 from snnp import training
-from snnp.analysis.card import card_markdown, comparison_page, training_range
+from snnp.analysis.card import card_markdown, training_range
 from snnp.data import Frame
 from snnp.errors import DataError
 from snnp.models.config import RepulsionConfig

@@ -12,8 +12,8 @@ from typing import Any
 from ase.data import chemical_symbols
 from peers.operations import count_work
 from peers.processes import Failure, Measurement, Plan
+from peers.published import PUBLISHED_ERRORS
 
-from snnp.analysis.card import PUBLISHED_ERRORS
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model
