@@ -205,7 +205,13 @@ def stability_test(model: Potential, atoms: Atoms, plan: StabilityPlan, engine: 
 
 
 def watch_run(
-    model: Potential, atoms: Atoms, settings: MDSettings, engine: MDEngine, sites: Atoms | None = None
+    model: Potential,
+    atoms: Atoms,
+    settings: MDSettings,
+    engine: MDEngine,
+    *,
+    sites: Atoms | None = None,
+    report: Report | None = None,
 ) -> tuple[StabilityRun, Atoms | None]:
     """Run molecular dynamics under supervision.
 
@@ -213,6 +219,7 @@ def watch_run(
         model, atoms, settings: as for `snnp.sampling.run_md`; files named in the settings are not written.
         engine: runs it.
         sites: the crystal from whose sites displacements are measured; by default `atoms`.
+        report: is called with every sample.
 
     Returns:
         What was seen, and the final atoms with momenta (None if the run blew up).
@@ -223,8 +230,10 @@ def watch_run(
     model.compute(Structure.from_ase(atoms))  # what is wrong with the input must not count as a blown-up run
     samples: list[Sample] = []
 
-    def report(progress: MDProgress) -> None:
+    def look(progress: MDProgress) -> None:
         samples.append(progress.sample)
+        if report is not None:
+            report(progress)
         if progress.sample.temperature_k > _HOTTEST * settings.temperature_k:
             raise InputError(f"the temperature rose to {progress.sample.temperature_k:.3g} K")
 
@@ -239,7 +248,7 @@ def watch_run(
             **dict.fromkeys(("log", "plot", "checkpoint")),
         }
         try:
-            result = engine(model, atoms, settings.model_copy(update=update), report)
+            result = engine(model, atoms, settings.model_copy(update=update), look)
         except InputError as error:
             if not path.is_file():  # it never began
                 raise
@@ -249,8 +258,7 @@ def watch_run(
     if min(distances) < _FUSED * distances[0]:
         failure = failure or f"two atoms came as close as {min(distances):.2f} Å (at the start {distances[0]:.2f} Å)"
     failure = failure or _broken_bond(frames, atoms)
-    seen = (min(distances), _rms_displacement(frames, sites or atoms))
-    run = _summary(settings, samples, failure, len(atoms), seen)
+    run = _summary(settings, samples, failure, frames, sites or atoms, min(distances))
     return run, None if result is None or failure else result.final
 
 
@@ -284,23 +292,24 @@ def _summary(
     settings: MDSettings,
     samples: Sequence[Sample],
     failure: str | None,
-    n_atoms: int,
-    seen: tuple[float, float | None],
+    frames: Sequence[Atoms],
+    sites: Atoms,
+    closest: float,
 ) -> StabilityRun:
     temperature = columns(samples)["temperature_k"]
-    slope, error = _drift(samples, n_atoms) if settings.ensemble == "nve" and failure is None else (None, None)
+    slope, error = _drift(samples, len(sites)) if settings.ensemble == "nve" and failure is None else (None, None)
     return StabilityRun(
         ensemble=settings.ensemble,
         target_k=settings.temperature_k,
         picoseconds=samples[-1].time_ps if samples else 0.0,
         dt_fs=settings.dt_fs,
         dtype=settings.dtype,
-        n_atoms=n_atoms,
+        n_atoms=len(sites),
         failure=failure,
         mean_temperature_k=float(temperature[len(temperature) // 2 :].mean()) if samples else None,
         max_temperature_k=float(temperature.max()) if samples else None,
-        shortest_distance_angstrom=seen[0],
-        rms_displacement_angstrom=seen[1],
+        shortest_distance_angstrom=closest,
+        rms_displacement_angstrom=_rms_displacement(frames, sites),
         drift_mev_per_atom_per_ns=slope,
         drift_error=error,
     )
@@ -311,10 +320,9 @@ def _drift(samples: Sequence[Sample], n_atoms: int) -> tuple[float | None, float
     column = columns(samples)
     if len(samples) < _BLOCKS:
         return None, None
-    means = [
-        [block.mean() for block in np.array_split(column[name], _BLOCKS)] for name in ("time_ps", "total_energy_ev")
-    ]
-    nanoseconds, energies = np.array(means[0]) / 1000.0, np.array(means[1]) * 1000.0 / n_atoms
+    names = ("time_ps", "total_energy_ev")
+    means = [np.array([block.mean() for block in np.array_split(column[name], _BLOCKS)]) for name in names]
+    nanoseconds, energies = means[0] / 1000.0, means[1] * 1000.0 / n_atoms
     # Centred, so that the conditioning does not depend on the zero of energy.
     fit, covariance = np.polyfit(nanoseconds - nanoseconds.mean(), energies - energies.mean(), 1, cov=True)
     return float(fit[0]), float(np.sqrt(covariance[0, 0]))
