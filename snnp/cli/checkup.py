@@ -16,20 +16,8 @@ from snnp.cli.outputs import prepare_output
 if TYPE_CHECKING:
     from snnp.doctor import Report
 
-__all__ = ["DOCTOR_EXAMPLES", "data_command", "doctor_app", "model_command"]
+__all__ = ["data_command", "doctor_app", "model_command"]
 
-DOCTOR_EXAMPLES = examples("snnp doctor data train.xyz test.xyz", "snnp doctor model runs/mine")
-_DATA_EXAMPLES = examples(
-    "snnp doctor data train.xyz test.xyz",
-    "snnp doctor data train=a.xyz test=b.xyz --out report",
-    "snnp doctor data org/name --json",
-    after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
-)
-_MODEL_EXAMPLES = examples(
-    "snnp doctor model snnp-si",
-    "snnp doctor model runs/mine --strict",
-    after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
-)
 _FOUND = 3
 _PAGES = ("report.html", "report.json")
 
@@ -40,14 +28,22 @@ _Out = Annotated[
 _Strict = Annotated[bool, typer.Option("--strict", help="Warnings count as errors for the exit code.")]
 
 doctor_app = typer.Typer(
-    name="doctor",
     help="Examine a data set or a model before it is used or published.",
-    epilog=DOCTOR_EXAMPLES,
+    epilog=examples("snnp doctor data train.xyz test.xyz", "snnp doctor model runs/mine"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 
+@doctor_app.command(
+    "data",
+    epilog=examples(
+        "snnp doctor data train.xyz test.xyz",
+        "snnp doctor data train=a.xyz test=b.xyz --out report",
+        "snnp doctor data org/name --json",
+        after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
+    ),
+)
 @taking(LABELS)
 def data_command(
     data: Annotated[
@@ -76,6 +72,14 @@ def data_command(
     _finish(report, folder, strict, as_json)
 
 
+@doctor_app.command(
+    "model",
+    epilog=examples(
+        "snnp doctor model snnp-si",
+        "snnp doctor model runs/mine --strict",
+        after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
+    ),
+)
 def model_command(
     model: Model, out: _Out = None, overwrite: Overwrite = False, strict: _Strict = False, as_json: Json = False
 ) -> None:
@@ -86,10 +90,6 @@ def model_command(
     potential, name = load_pinned(model)
     folder = _folder(out, Path(model), name, overwrite)
     _finish(examine_model(potential, subject=name), folder, strict, as_json)
-
-
-doctor_app.command("data", epilog=_DATA_EXAMPLES)(data_command)
-doctor_app.command("model", epilog=_MODEL_EXAMPLES)(model_command)
 
 
 def _folder(out: Path | None, source: Path, subject: str, overwrite: bool) -> Path:

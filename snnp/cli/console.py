@@ -154,19 +154,31 @@ def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     _print_below(title, table)
 
 
-def print_result(values: Mapping[str, Any], as_json: bool, title: str | None = None) -> None:
-    """Print what a command found as JSON, or as names and values without those that are None."""
+def print_result(values: Mapping[str, Any], as_json: bool = False, title: str | None = None) -> None:
+    """Print what a command found as JSON, or as names and values, without those that are None."""
     if as_json:
         print_json(values)
-        return
-    known = {name.replace("_", " "): value for name, value in values.items() if value is not None}
-    print_pairs({name: _in_words(value) for name, value in known.items()}, title)
+    else:
+        print_pairs(_flat(values), title)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as `a.b: text`."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = _in_words(value)
+    return flat
 
 
 def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(_in_words, value))
-    return number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_below(title: str | None, table: Table) -> None:

@@ -11,40 +11,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_result, print_table, say
-from snnp.cli.options import LABELS, Dtype, Json, Model, Overwrite, examples, keys_given, taking
+from snnp.cli.options import LABELS, Dtype, Json, Model, Overwrite, command, examples, keys_given, taking
 from snnp.cli.outputs import input_files, prepare_output, readable
 from snnp.errors import InputError
 
 __all__ = [
-    "CONVERT_EXAMPLES",
-    "DESCRIBE_EXAMPLES",
-    "EXPORT_EXAMPLES",
     "convert_command",
     "describe_command",
     "export_command",
     "import_app",
     "neurochem_command",
 ]
-
-EXPORT_EXAMPLES = examples(
-    "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
-    "snnp export snnp-3bpa molecule.pt --structure molecule.xyz --forces",
-    "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
-)
-
-_NEUROCHEM_EXAMPLES = examples(
-    "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
-    "snnp import neurochem ani-al/model/model-Al-75 models/ani-al --json",
-    after=("Where the published networks are, and what they can do: the page 'Published ANI networks' of the docs.",),
-)
-
-
-CONVERT_EXAMPLES = examples(
-    "snnp convert train.xyz copper.parquet --method DFT-PBE --software VASP",
-    "snnp convert train=a.xyz train=b.xyz.gz test=c.traj copper.parquet --method DFT-PBE",
-    "snnp convert copper.parquet back.xyz",
-)
-DESCRIBE_EXAMPLES = examples("snnp describe org/name", "snnp describe copper.parquet --json")
 
 
 class ExportFormat(StrEnum):
@@ -67,6 +44,12 @@ class EnergyUnit(StrEnum):
     ev = "eV"
 
 
+@command(
+    "export",
+    "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
+    "snnp export snnp-3bpa molecule.pt --structure molecule.xyz --forces",
+    "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
+)
 def export_command(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, such as model.pt.")],
@@ -142,7 +125,16 @@ def _group(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help())
 
 
-@import_app.command("neurochem", epilog=_NEUROCHEM_EXAMPLES)
+@import_app.command(
+    "neurochem",
+    epilog=examples(
+        "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
+        "snnp import neurochem ani-al/model/model-Al-75 models/ani-al --json",
+        after=(
+            "Where the published networks are, and what they can do: the page 'Published ANI networks' of the docs.",
+        ),
+    ),
+)
 def neurochem_command(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/.")
@@ -177,6 +169,12 @@ def neurochem_command(
     print_result(report, as_json)
 
 
+@command(
+    "convert",
+    "snnp convert train.xyz copper.parquet --method DFT-PBE --software VASP",
+    "snnp convert train=a.xyz train=b.xyz.gz test=c.traj copper.parquet --method DFT-PBE",
+    "snnp convert copper.parquet back.xyz",
+)
 @taking(LABELS)
 def convert_command(
     files: Annotated[
@@ -232,6 +230,7 @@ def convert_command(
     print_result(report, as_json)
 
 
+@command("describe", "snnp describe org/name", "snnp describe copper.parquet --json")
 def describe_command(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="org/name[@revision], a folder or a parquet file.")],
     as_json: Json = False,

@@ -20,7 +20,7 @@ from snnp.cli.console import (
     say,
     warn,
 )
-from snnp.cli.options import LABELS, Data, Device, Dtype, Json, Model, Overwrite, examples, keys_given, taking
+from snnp.cli.options import LABELS, Data, Device, Dtype, Json, Model, Overwrite, command, keys_given, taking
 from snnp.cli.outputs import prepare_folder, readable
 from snnp.errors import InputError
 from snnp.files import refuse_inputs
@@ -31,27 +31,16 @@ if TYPE_CHECKING:
     from snnp.models import Potential
     from snnp.training import Progress, RunResult
 
-__all__ = ["EVALUATE_EXAMPLES", "TRAIN_EXAMPLES", "evaluate_command", "train_command"]
+__all__ = ["evaluate_command", "train_command"]
 
-TRAIN_EXAMPLES = examples(
-    "snnp train config.yaml --out runs/mine",
-    "snnp train config.yaml --set optimiser.epochs=50 --set model.angular.n_filters=8 --out runs/small",
-    "snnp train --resume runs/mine",
-    after=(
-        "A whole config.yaml (everything else has a default):",
-        "data: {train: [train.xyz], valid: 0.1, test: test.xyz}",
-        "model: {family: s-nnp}   # or hip-nn, ani",
-        "optimiser: {epochs: 200}",
-    ),
-)
-EVALUATE_EXAMPLES = examples(
+
+@command(
+    "evaluate",
     "snnp evaluate snnp-si test.xyz",
     "snnp evaluate runs/mine test.xyz --json",
     "snnp evaluate snnp-si a.xyz b.xyz --energy-key dft_energy --forces-key dft_forces",
     "snnp evaluate snnp-si --properties",
 )
-
-
 @taking(LABELS)
 def evaluate_command(
     model: Model,
@@ -118,6 +107,18 @@ def _properties(potential: Potential) -> list[dict[str, Any]]:
     return [crystal.to_dict() for crystal in model_properties(potential)]
 
 
+@command(
+    "train",
+    "snnp train config.yaml --out runs/mine",
+    "snnp train config.yaml --set optimiser.epochs=50 --set model.angular.n_filters=8 --out runs/small",
+    "snnp train --resume runs/mine",
+    after=(
+        "A whole config.yaml (everything else has a default):",
+        "data: {train: [train.xyz], valid: 0.1, test: test.xyz}",
+        "model: {family: s-nnp}   # or hip-nn, ani",
+        "optimiser: {epochs: 200}",
+    ),
+)
 def train_command(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="YAML file that says what to train on which data.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +16,12 @@ from snnp.cli.console import (
     print_json,
     print_pairs,
     print_properties,
+    print_result,
     print_table,
     progress_bar,
     say,
 )
-from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, examples
+from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, command
 from snnp.cli.outputs import input_files, prepare_output, write_structure
 from snnp.cli.share import print_remote
 from snnp.errors import InputError
@@ -34,26 +34,14 @@ if TYPE_CHECKING:
     from snnp.models.potential import Potential
 
 __all__ = [
-    "ENERGY_EXAMPLES",
-    "INFO_EXAMPLES",
-    "LS_EXAMPLES",
-    "PLOT_EXAMPLES",
     "energy_command",
     "info_command",
     "list_command",
     "plot_command",
 ]
 
-LS_EXAMPLES = examples("snnp ls", "snnp ls --json", "snnp ls --remote", "snnp ls --remote --owner org")
-ENERGY_EXAMPLES = examples(
-    "snnp energy snnp-si frames.xyz --out computed.xyz",
-    "snnp energy snnp-si diamond:Si:1x1x1 --json",
-    "snnp energy runs/mine POSCAR --dtype float64",
-)
-PLOT_EXAMPLES = examples("snnp plot snnp-si curves.png", "snnp plot runs/mine curves.pdf --data train.xyz")
-INFO_EXAMPLES = examples("snnp info snnp-si", "snnp info runs/mine --json", "snnp info org/name@v1.0")
 
-
+@command("ls", "snnp ls", "snnp ls --json", "snnp ls --remote", "snnp ls --remote --owner org")
 def list_command(
     remote: Annotated[bool, typer.Option("--remote", help="What is on the Hub instead: models and datasets.")] = False,
     owner: Annotated[str | None, typer.Option(metavar="ORG", help="Of this user or organisation on the Hub.")] = None,
@@ -91,6 +79,7 @@ def list_command(
     say("Errors are on data that the model was not trained on; 'snnp info MODEL' says which.")
 
 
+@command("info", "snnp info snnp-si", "snnp info runs/mine --json", "snnp info org/name@v1.0")
 def info_command(model: Model, as_json: Json = False) -> None:
     """Show all that is known about a model: form, data, errors, checksum."""
     from snnp.models.formats import stated
@@ -100,12 +89,12 @@ def info_command(model: Model, as_json: Json = False) -> None:
         print_json(details)
         return
     metadata, config = details.pop("metadata"), details.pop("config")
-    print_pairs(_flat(details), title=details["name"])
-    print_pairs(_flat(config), title="\nForm")
+    print_result(details, title=details["name"])
+    print_result(config, title="\nForm")
     known = stated(metadata)
     errors, metrics, properties = (known.pop(key, {}) for key in ("errors", "metrics", "properties"))
     if known:
-        print_pairs(_flat(known), title="\nProvenance")
+        print_result(known, title="\nProvenance")
     if metrics:
         parts = {"all": metrics, **metrics.get("groups", {}), **metrics.get("pure_elements", {})}
         print_errors(parts, title=f"\nErrors on {metrics.get('data', 'test data')}")
@@ -172,28 +161,12 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as `a.b: text`, without those that are not set."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{name}.")
-        elif value is not None:
-            flat[name] = _text(value)
-    return flat
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
-    return str(value)
-
-
+@command(
+    "energy",
+    "snnp energy snnp-si frames.xyz --out computed.xyz",
+    "snnp energy snnp-si diamond:Si:1x1x1 --json",
+    "snnp energy runs/mine POSCAR --dtype float64",
+)
 def energy_command(
     model: Model,
     structures: Annotated[
@@ -285,6 +258,7 @@ def _as_json(frame: Atoms) -> dict[str, Any]:
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
 
 
+@command("plot", "snnp plot snnp-si curves.png", "snnp plot runs/mine curves.pdf --data train.xyz")
 def plot_command(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write: .png, .pdf or .svg.")],

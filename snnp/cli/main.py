@@ -16,9 +16,9 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import checkup, exchange, learn, look, share, simulate, speed
+from snnp.cli import checkup, exchange, learn, look, share, simulate, speed  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
-from snnp.cli.options import Json, command_meant, examples, options_meant, with_options
+from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
 from snnp.files import why_full
 
@@ -100,6 +100,7 @@ def _give_up(message: str, code: int, debug: bool) -> NoReturn:
     sys.exit(code)
 
 
+_ORDER = "ls info pull mirror convert describe train evaluate energy md relax export plot benchmark"  # in the help
 app = typer.Typer(
     cls=_Commands,
     name="snnp",
@@ -114,23 +115,12 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ls", epilog=look.LS_EXAMPLES)(look.list_command)
-app.command("info", epilog=look.INFO_EXAMPLES)(look.info_command)
-app.command("pull", epilog=share.PULL_EXAMPLES)(share.pull_command)
-app.command("mirror", epilog=share.MIRROR_EXAMPLES)(share.mirror_command)
 app.add_typer(share.publish_app, name="publish")
-app.command("convert", epilog=exchange.CONVERT_EXAMPLES)(exchange.convert_command)
-app.command("describe", epilog=exchange.DESCRIBE_EXAMPLES)(exchange.describe_command)
 app.add_typer(checkup.doctor_app, name="doctor")
-app.command("train", epilog=learn.TRAIN_EXAMPLES)(learn.train_command)
-app.command("evaluate", epilog=learn.EVALUATE_EXAMPLES)(learn.evaluate_command)
-app.command("energy", epilog=look.ENERGY_EXAMPLES)(look.energy_command)
-app.command("md", epilog=simulate.MD_EXAMPLES)(simulate.md_command)
-app.command("relax", epilog=simulate.RELAX_EXAMPLES)(simulate.relax_command)
-app.command("export", epilog=exchange.EXPORT_EXAMPLES)(exchange.export_command)
-app.command("plot", epilog=look.PLOT_EXAMPLES)(look.plot_command)
-app.command("benchmark", epilog=speed.BENCHMARK_EXAMPLES)(speed.benchmark_command)
 app.add_typer(exchange.import_app, name="import")
+for _name in sorted(COMMANDS, key=_ORDER.split().index):
+    _command, _examples = COMMANDS[_name]
+    app.command(_name, epilog=_examples)(_command)
 
 
 @app.command("version", epilog=examples("snnp version", "snnp version --json"))

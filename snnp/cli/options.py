@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from snnp.data import Keys
 
 __all__ = [
+    "COMMANDS",
     "LABELS",
     "Data",
     "Device",
@@ -31,6 +32,7 @@ __all__ = [
     "Overwrite",
     "StructureSpec",
     "Threads",
+    "command",
     "command_meant",
     "examples",
     "keys_given",
@@ -53,6 +55,7 @@ _OPTION_OF = {
     **{f"{name}_key": f"--{name}-key" for name in ("energy", "forces", "stress", "group")},
 }
 """Options by the arguments and fields that they set, where the names differ: errors from inside name the latter."""
+_Command = TypeVar("_Command", bound=Callable[..., None])
 _SETTING = re.compile(r"molecular dynamics setting '(\w+)'")
 _ASSIGNED = re.compile(
     r"(?<![\w.'-])(checkpoint|method|trajectory|log|plot|dtype|device|fmax|steps|seed|software)=(\.\.\.)?(?=['.]|$)"
@@ -120,6 +123,20 @@ def examples(*commands: str, after: tuple[str, ...] = ()) -> str:
     return "\n\n".join(escape(line) for line in lines)
 
 
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {}
+"""The commands by name, each with its examples; the modules of commands fill it."""
+
+
+def command(name: str, *shown: str, after: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
+    """Enter a command, with examples to show below its help, and further lines."""
+
+    def decorate(function: _Command) -> _Command:
+        COMMANDS[name] = function, examples(*shown, after=after)
+        return function
+
+    return decorate
+
+
 def _plain(word: str) -> str:
     return word.lower().replace("-", "").replace("_", "")
 
@@ -171,9 +188,6 @@ def set_threads(number: int | None) -> None:
         raise InputError(f"--threads must be at least 1, got {number}.")
     if number is not None:
         torch.set_num_threads(number)
-
-
-_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def taking(options: Iterable[inspect.Parameter]) -> Callable[[_Command], _Command]:

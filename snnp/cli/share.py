@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_result, print_table, say, warn
-from snnp.cli.options import Json, examples
+from snnp.cli.options import Json, command, examples
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from snnp.hub import Publication
 
 __all__ = [
-    "MIRROR_EXAMPLES",
-    "PULL_EXAMPLES",
     "mirror_command",
     "print_remote",
     "publish_app",
@@ -28,24 +26,6 @@ __all__ = [
     "publish_model_command",
     "pull_command",
 ]
-
-PULL_EXAMPLES = examples("snnp pull org/name", "snnp pull org/name@v1.0", "snnp pull --dataset org/name --json")
-MIRROR_EXAMPLES = examples(
-    "snnp mirror /shared/mirror org/name other/name@v1.0",
-    "snnp mirror /shared/mirror --dataset org/name",
-    after=("On the machine without internet: export SNNP_MIRROR=/shared/mirror",),
-)
-_PUBLISH_EXAMPLES = examples("snnp publish model runs/mine org/name --dry-run")
-_MODEL_EXAMPLES = examples(
-    "snnp publish model runs/mine org/name --dry-run --folder look-at-this",
-    "snnp publish model runs/mine org/name --set licence=cc-by-4.0 --set level_of_theory='PBE, 520 eV'",
-    "snnp publish model snnp-cu org/copper --private",
-)
-
-_DATASET_EXAMPLES = examples(
-    "snnp publish dataset built/mlearn org/mlearn --dry-run",
-    "snnp publish dataset mine org/mine --set title=Copper --set summary='...' --set origin=own --set licence=mit",
-)
 
 _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositories: org/name or org/name@REVISION.")]
 _IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
@@ -55,12 +35,13 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everyth
 
 publish_app = typer.Typer(
     help="Publish a model or a dataset on the Hub.",
-    epilog=_PUBLISH_EXAMPLES,
+    epilog=examples("snnp publish model runs/mine org/name --dry-run"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 
+@command("pull", "snnp pull org/name", "snnp pull org/name@v1.0", "snnp pull --dataset org/name --json")
 def pull_command(
     names: _Names,
     dataset: _IsDataset = False,
@@ -74,6 +55,12 @@ def pull_command(
     _report([(place.record(), place.folder) for place in places], as_json)
 
 
+@command(
+    "mirror",
+    "snnp mirror /shared/mirror org/name other/name@v1.0",
+    "snnp mirror /shared/mirror --dataset org/name",
+    after=("On the machine without internet: export SNNP_MIRROR=/shared/mirror",),
+)
 def mirror_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The mirror; made if need be.")],
     names: _Names,
@@ -109,7 +96,14 @@ def _report(found: Sequence[tuple[Mapping[str, Any], Path]], as_json: bool) -> N
         print_result(each, as_json=False)
 
 
-@publish_app.command("model", epilog=_MODEL_EXAMPLES)
+@publish_app.command(
+    "model",
+    epilog=examples(
+        "snnp publish model runs/mine org/name --dry-run --folder look-at-this",
+        "snnp publish model runs/mine org/name --set licence=cc-by-4.0 --set level_of_theory='PBE, 520 eV'",
+        "snnp publish model snnp-cu org/copper --private",
+    ),
+)
 def publish_model_command(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder or bundled name.")],
     repository: _Repository,
@@ -142,7 +136,13 @@ def publish_model_command(
         say(f"Anybody who may read it can now use 'snnp pull {repository}@{done.commit[:40]}'.")
 
 
-@publish_app.command("dataset", epilog=_DATASET_EXAMPLES)
+@publish_app.command(
+    "dataset",
+    epilog=examples(
+        "snnp publish dataset built/mlearn org/mlearn --dry-run",
+        "snnp publish dataset mine org/mine --set title=Copper --set summary='...' --set origin=own --set licence=mit",
+    ),
+)
 def publish_dataset_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With parquet files, of a recipe or convert.")],
     repository: _Repository,

@@ -17,7 +17,7 @@ from snnp.cli.options import (
     Overwrite,
     StructureSpec,
     Threads,
-    examples,
+    command,
     set_threads,
     settings_options,
     taking,
@@ -32,23 +32,7 @@ if TYPE_CHECKING:
     from snnp.models.potential import Potential
     from snnp.sampling import MDProgress, MDResult, RelaxProgress, RelaxResult
 
-__all__ = ["MD_EXAMPLES", "RELAX_EXAMPLES", "md_command", "relax_command"]
-
-MD_EXAMPLES = examples(
-    "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
-    "snnp md snnp-cu fcc:Cu:6x6x6:a=3.63 --ensemble npt --pressure 1 --trajectory cu.dcd",
-    "snnp md snnp-si start.cif --engine ase --ensemble nve --dt 0.5 --dtype float64 --json",
-    "snnp md snnp-si diamond:Si:3x3x3 --temperature 2500:300 --thermostat bussi --steps 50000",
-    "snnp md snnp-al slab.vasp --fix 0-15 --minimise --equilibrate 1000 --steps 20000",
-    "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
-    "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
-    "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
-)
-RELAX_EXAMPLES = examples(
-    "snnp relax snnp-si diamond:Si:2x2x2 --cell --out relaxed.extxyz",
-    "snnp relax snnp-si diamond:Si:1x1x1 --pressure 5",
-    "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
-)
+__all__ = ["md_command", "relax_command"]
 
 _MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
 """eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
@@ -79,6 +63,17 @@ _Format = Annotated[
 ]
 
 
+@command(
+    "md",
+    "snnp md snnp-si diamond:Si:3x3x3 --temperature 300 --steps 2000",
+    "snnp md snnp-cu fcc:Cu:6x6x6:a=3.63 --ensemble npt --pressure 1 --trajectory cu.dcd",
+    "snnp md snnp-si start.cif --engine ase --ensemble nve --dt 0.5 --dtype float64 --json",
+    "snnp md snnp-si diamond:Si:3x3x3 --temperature 2500:300 --thermostat bussi --steps 50000",
+    "snnp md snnp-al slab.vasp --fix 0-15 --minimise --equilibrate 1000 --steps 20000",
+    "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
+    "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
+    "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
+)
 @taking(settings_options(MDSettings, _SHAPES, without=("temperature_end_k", "barostat_time_fs")))
 def md_command(
     model: Model,
@@ -286,6 +281,12 @@ def _print_md(result: MDResult, settings: MDSettings) -> None:
     print_pairs({**pairs, **{name: str(path) for name, path in result.files.items()}})
 
 
+@command(
+    "relax",
+    "snnp relax snnp-si diamond:Si:2x2x2 --cell --out relaxed.extxyz",
+    "snnp relax snnp-si diamond:Si:1x1x1 --pressure 5",
+    "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
+)
 def relax_command(
     model: Model,
     structure: StructureSpec,

@@ -7,20 +7,21 @@ from typing import Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_result, print_table, progress_bar, say
-from snnp.cli.options import Device, Dtype, Json, Threads, examples, set_threads
+from snnp.cli.options import Device, Dtype, Json, Threads, command, set_threads
 from snnp.errors import InputError
 
-__all__ = ["BENCHMARK_EXAMPLES", "benchmark_command"]
+__all__ = ["benchmark_command"]
 
-BENCHMARK_EXAMPLES = examples(
+_COLUMNS = ("model", "structure", "atoms", "CPU µs/atom", "wall µs/atom", "parameters", "computed by")
+
+
+@command(
+    "benchmark",
     "snnp benchmark snnp-si runs/mine",
     "snnp benchmark runs/mine --structure fcc:Al:10x10x10 --threads 2 --json",
     "snnp benchmark snnp-al --engine openmm --structure fcc:Al:10x10x10",
     after=("Beside LAMMPS, HIP-NN, ANI, MACE and NEP: docs/measure/compare.py in the source code of snnp.",),
 )
-_COLUMNS = ("model", "structure", "atoms", "CPU µs/atom", "wall µs/atom", "parameters", "computed by")
-
-
 def benchmark_command(
     models: Annotated[
         list[str] | None,

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from snnp.errors import InputError, SnnpError
-from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 from snnp_openmm.source import ModelSource
@@ -57,7 +56,7 @@ class Evaluator:
     def __init__(
         self, source: ModelSource, numbers: np.ndarray, pbc: tuple[bool, bool, bool], skin: float = 1.0
     ) -> None:
-        self.model: Potential = source.model
+        self.model = source.model
         self.error: BaseException | None = None
         self._source, self._skin = source, skin
         self._numbers = np.asarray(numbers).astype(np.int64)
@@ -91,10 +90,17 @@ class Evaluator:
         Raises:
             PotentialError: with type and text of whatever went wrong; the exception itself is kept in `error`.
         """
-        with _KeepCause(self):
+        self.error = None
+        try:
             result = self.evaluate_state(state, stress=self._expects_stress)
-            self._expects_stress = False
-            return result.energy * EV_IN_KJ_PER_MOL, result.forces * _FORCE_UNIT
+        except BaseException as error:
+            self.error = error
+            is_bug = isinstance(error, Exception) and not isinstance(error, SnnpError)
+            logger.log(logging.ERROR if is_bug else logging.DEBUG, "the potential failed in OpenMM", exc_info=error)
+            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise PotentialError(f"the snnp potential failed: {text}") from error
+        self._expects_stress = False
+        return result.energy * EV_IN_KJ_PER_MOL, result.forces * _FORCE_UNIT
 
     def expect_stress(self) -> None:
         """Let the next call by OpenMM compute the stress too, for an `evaluate_state` at the same positions."""
@@ -118,15 +124,17 @@ class Evaluator:
         last = self._last  # read once: another thread may replace it
         if last is not None and not np.array_equal(cell, last.cell):
             last = None
-        if (
-            last is not None
-            and np.array_equal(positions, last.positions)
-            and not (stress and last.result.stress is None)
-        ):
+        suffices = last is not None and (last.result.stress is not None or not stress)
+        if last is not None and suffices and np.array_equal(positions, last.positions):
             return last.result
         continuous = positions if last is None else self._unwrap(positions, last)
         result = self._session.evaluate(self._numbers, continuous, cell, self._pbc, stress=stress)
-        self._check(result, positions)
+        # The sum of squares is finite only if every force is.
+        if not (math.isfinite(result.energy) and math.isfinite(float(np.vdot(result.forces, result.forces)))):
+            raise InputError(
+                f"the potential gave energy {result.energy} eV and forces that are not finite (largest coordinate "
+                f"{np.abs(positions).max():.3g} Å); use a shorter time step or relax the structure first."
+            )
         self._last = _Last(positions, continuous, cell, result)
         return result
 
@@ -142,35 +150,3 @@ class Evaluator:
             return positions
         images = np.rint(moved @ np.linalg.pinv(last.cell)) * self._pbc
         return positions - images @ last.cell
-
-    def _check(self, result: Evaluation, positions: np.ndarray) -> None:
-        # The sum of squares is finite only if every force is.
-        if math.isfinite(result.energy) and math.isfinite(float(np.vdot(result.forces, result.forces))):
-            return
-        largest = float(np.abs(positions).max())
-        raise InputError(
-            f"the potential gave energy {result.energy} eV and forces that are not finite "
-            f"(largest coordinate {largest:.3g} Å); use a shorter time step or relax the structure first."
-        )
-
-
-class _KeepCause:
-    """Turns any exception into one whose text says everything, because OpenMM keeps only the text.
-
-    Tracebacks of errors that are not snnp's own, which are bugs, are logged.
-    """
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-
-    def __enter__(self) -> None:
-        self._evaluator.error = None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None:
-            return
-        self._evaluator.error = error
-        level = logging.ERROR if isinstance(error, Exception) and not isinstance(error, SnnpError) else logging.DEBUG
-        logger.log(level, "the potential failed inside OpenMM", exc_info=error)
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PotentialError(f"the snnp potential failed: {text}") from error

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from snnp.errors import InputError
+from snnp.models.export import scripted_module
 from snnp.models.potential import Potential
 from snnp_openmm.evaluator import Evaluator
-from snnp_openmm.require import check_python_force, openmm
+from snnp_openmm.require import check_python_force, check_torch_engine, openmm
 from snnp_openmm.source import ModelSource
-from snnp_openmm.torch_force import check_torch_engine, create_torch_force
 
 __all__ = ["create_force", "create_system", "python_force", "subset_numbers"]
 
@@ -56,19 +56,19 @@ def create_force(
     """
     if engine not in ("python", "torch"):
         raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
-    if engine == "torch" and atoms is not None:
-        raise InputError("engine 'torch' cannot be limited to some atoms; use engine='python' with atoms=...")
-    if engine == "torch":
-        check_torch_engine()
-    else:
+    if engine == "python":
         check_python_force()
+    elif atoms is not None:
+        raise InputError("engine 'torch' cannot be limited to some atoms; use engine='python' with atoms=...")
+    else:
+        check_torch_engine()
     indices = None if atoms is None else _check_indices(atoms, topology.getNumAtoms())
     numbers = subset_numbers(topology, indices)
     boxed = topology.getPeriodicBoxVectors() is not None
     use_box = boxed if periodic is None else bool(periodic)
     source = ModelSource(model, dtype, device)
     if engine == "torch":
-        return create_torch_force(source.model, numbers, use_box)
+        return _torch_force(source.model, numbers, use_box)
     return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
 
 
@@ -104,6 +104,19 @@ def python_force(evaluator: Evaluator, indices: Sequence[int] | None = None) -> 
     force.setUsesPeriodicBoundaryConditions(evaluator.is_periodic)
     if indices is not None:
         force.setParticles(list(indices))
+    return force
+
+
+def _torch_force(model: Potential, numbers: np.ndarray, periodic: bool) -> Any:
+    """An `openmmtorch.TorchForce` that computes a potential for all particles, [N] atomic numbers, forces included."""
+    # In this order: torch (by snnp), openmm, openmmtorch; another one crashes.
+    openmm()
+    import openmmtorch
+
+    force = openmmtorch.TorchForce(scripted_module(model, numbers=numbers.tolist(), periodic=periodic, forces=True))
+    force.setName("snnp")
+    force.setOutputsForces(True)
+    force.setUsesPeriodicBoundaryConditions(periodic)
     return force
 
 

@@ -100,12 +100,10 @@ class OpenMMDynamics:
         mm, settings, dt = openmm(), self._settings, self._settings.dt_fs / _PS_IN_FS
         self._rng = np.random.default_rng([settings.seed, self._step, 1])
         kind, friction, _ = bath(settings, self._step, self._equilibration)
-        if kind == "none":
-            integrator = velocity_verlet(dt)
-        elif kind == "bussi":
-            integrator = _velocity_rescaling(dt, friction)
-        else:
+        if kind == "langevin":
             integrator = mm.LangevinMiddleIntegrator(settings.temperature_at(self._step), friction, dt)
+        else:
+            integrator = velocity_verlet(dt, friction if kind == "bussi" else None)
         integrator.setRandomNumberSeed(_seed(settings.seed, self._step, 0))
         context = mm.Context(self._system, integrator, self._platform)
         if kind == "bussi":
@@ -115,10 +113,8 @@ class OpenMMDynamics:
 
     def _heat(self, integrator: Any) -> None:
         """Set the temperature of the thermostat."""
-        temperature, kind = (
-            self._settings.temperature_at(self._step),
-            bath(self._settings, self._step, self._equilibration).kind,
-        )
+        temperature = self._settings.temperature_at(self._step)
+        kind = bath(self._settings, self._step, self._equilibration).kind
         if kind == "langevin":
             integrator.setTemperature(temperature)
         elif kind == "bussi":
@@ -242,40 +238,32 @@ def run_md(
     return run_engine(OpenMMDynamics, OpenMMDynamics.name, model, structure, settings, report, device=device)
 
 
-def velocity_verlet(dt_ps: float) -> Any:
-    """An `openmm.CustomIntegrator` for velocity Verlet with a step in ps.
+def velocity_verlet(dt_ps: float, friction_per_ps: float | None = None) -> Any:
+    """An `openmm.CustomIntegrator` for velocity Verlet with a step in ps; with friction, its velocities are rescaled.
 
     OpenMM's own VerletIntegrator is leapfrog: its velocities lie half a step before its positions, so that neither the
-    start nor the end of a run would agree with other programs.
+    start nor the end of a run would agree with other programs. Stochastic rescaling stands between half drifts, see
+    `snnp.sampling.thermostats.velocity_factor`; the gamma variable is a sum of squared normal numbers over the degrees
+    of freedom with `counts` = 1.
     """
     integrator = openmm().CustomIntegrator(dt_ps)
     integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
-    integrator.addComputePerDof("x", "x + dt*v")
-    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
-    return integrator
-
-
-def _velocity_rescaling(dt_ps: float, friction_per_ps: float) -> Any:
-    """Velocity Verlet with stochastic rescaling between its half drifts (`snnp.sampling.thermostats.velocity_factor`).
-
-    The gamma variable is a sum of squared normal numbers over the degrees of freedom with `counts` = 1.
-    """
-    integrator = openmm().CustomIntegrator(dt_ps)
-    integrator.addGlobalVariable("kT", 0.0)
-    integrator.addGlobalVariable("keep", math.exp(-friction_per_ps * dt_ps))
-    for name in ("twice", "ratio", "others", "factor"):
-        integrator.addGlobalVariable(name, 0.0)
-    for name in ("counts", "noise"):
-        integrator.addPerDofVariable(name, 0.0)
-    integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
-    integrator.addComputePerDof("x", "x + 0.5*dt*v")
-    integrator.addComputeSum("twice", "m*v*v")
-    integrator.addComputePerDof("noise", "counts*gaussian")
-    integrator.addComputeSum("others", "noise*noise")
-    integrator.addComputeGlobal("ratio", "(1 - keep)*kT/twice")
-    integrator.addComputeGlobal("factor", "sqrt((sqrt(keep) + gaussian*sqrt(ratio))^2 + ratio*others)")
-    integrator.addComputePerDof("v", "factor*v")
-    integrator.addComputePerDof("x", "x + 0.5*dt*v")
+    if friction_per_ps is None:
+        integrator.addComputePerDof("x", "x + dt*v")
+    else:
+        integrator.addGlobalVariable("keep", math.exp(-friction_per_ps * dt_ps))
+        for name in ("kT", "twice", "ratio", "others", "factor"):
+            integrator.addGlobalVariable(name, 0.0)
+        for name in ("counts", "noise"):
+            integrator.addPerDofVariable(name, 0.0)
+        integrator.addComputePerDof("x", "x + 0.5*dt*v")
+        integrator.addComputeSum("twice", "m*v*v")
+        integrator.addComputePerDof("noise", "counts*gaussian")
+        integrator.addComputeSum("others", "noise*noise")
+        integrator.addComputeGlobal("ratio", "(1 - keep)*kT/twice")
+        integrator.addComputeGlobal("factor", "sqrt((sqrt(keep) + gaussian*sqrt(ratio))^2 + ratio*others)")
+        integrator.addComputePerDof("v", "factor*v")
+        integrator.addComputePerDof("x", "x + 0.5*dt*v")
     integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
     return integrator
 

@@ -1,15 +1,18 @@
-"""OpenMM is an optional dependency: imported where it is used, with an error that names the extra."""
+"""OpenMM and openmm-torch are optional: imported where they are used, with an error that names what is needed."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 from snnp.errors import MissingDependencyError
 
-__all__ = ["check_python_force", "openmm", "openmm_app"]
+__all__ = ["check_python_force", "check_torch_engine", "openmm", "openmm_app"]
 
 _FIRST_WITH_SUBSETS = (8, 6)
 _CURE = "pip install 'snnp[openmm]' brings a version that works"
+_WORKING = {"openmmtorch": "1.5", "torch": "2.9", "openmm": "8.4"}
+"""Releases that work together; others end in a segmentation fault or fail at the first Context (tried 2026-11)."""
 
 
 def openmm() -> Any:
@@ -42,3 +45,25 @@ def check_python_force() -> None:
     version = openmm().__version__
     if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITH_SUBSETS:
         raise MissingDependencyError(f"OpenMM {version} is too old, PythonForce needs 8.6 or newer; {_CURE}.")
+
+
+def check_torch_engine() -> None:
+    """Refuse where openmm-torch is missing, or in a combination that crashes.
+
+    Raises:
+        MissingDependencyError: names what was found and what is needed.
+    """
+    found = {}
+    for name in _WORKING:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    if all(f"{found[name]}.".startswith(f"{release}.") for name, release in _WORKING.items()):
+        return
+    need = ", ".join(f"{name} {release}.x" for name, release in _WORKING.items())
+    have = ", ".join(f"{name} {version}" for name, version in found.items())
+    raise MissingDependencyError(
+        f"engine 'torch' needs {need} together (other combinations crash); found {have}. "
+        "Use engine='python', which gives the same numbers, or an environment with those versions."
+    )
