@@ -21,6 +21,7 @@ __all__ = [
     "TrainingError",
     "UnknownElementError",
     "near_matches",
+    "overlap_message",
 ]
 
 
@@ -67,3 +68,11 @@ def near_matches(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'a' or 'b'?"`, or an empty string when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def overlap_message(i: int, j: int, distance: float) -> str:
+    """What an `InputError` says of two atoms in one place, `distance` Å apart."""
+    return (
+        f"atoms {i} and {j} overlap ({distance:.3f} Å apart); "
+        "remove the duplicate, or check the units of the positions (Å expected)."
+    )

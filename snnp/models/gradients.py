@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snnp.errors import InputError
+from snnp.errors import InputError, overlap_message
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
@@ -157,10 +157,7 @@ def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | No
     if squares.numel() and not float(squares.min()) > SHORTEST_DISTANCE**2:
         worst = int(squares.argmin())
         i = int(row[worst] if centre is None else centre[row[worst]])
-        raise InputError(
-            f"atoms {i} and {int(j[worst])} overlap ({float(squares[worst].sqrt()):.3f} Å apart); "
-            "remove the duplicate, or check the units of the positions (Å expected)."
-        )
+        raise InputError(overlap_message(i, int(j[worst]), float(squares[worst].sqrt())))
 
 
 def chunks(neighbours: Neighbours, n_atoms: int, bounds: Sequence[int]) -> Iterator[tuple[slice, slice]]:

@@ -5,7 +5,6 @@ everything that the parameters fix worked out once, at construction. Tests hold 
 """
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from snnp.harmonics import Harmonics
 from snnp.models.potential import Potential
 from snnp.models.repulsion import Repulsion
 
-__all__ = ["DensePairs", "ScriptedHarmonics", "ScriptedPotential", "constants", "make_dense"]
+__all__ = ["DensePairs", "ScriptedHarmonics", "ScriptedPotential", "make_dense"]
 
 _ALL_ATOMS = 2**62
 
@@ -51,17 +50,14 @@ def make_dense(row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor, c
     return DensePairs(kept, row, column, channels, distance, dense / distance.unsqueeze(-1), mask)
 
 
-def constants(values: Iterable[Tensor]) -> nn.ParameterList:
-    """Copies that TorchScript can iterate over."""
-    return nn.ParameterList(nn.Parameter(value.detach().clone(), requires_grad=False) for value in values)
-
-
 class ScriptedHarmonics(nn.Module):
     """`Harmonics`: [..., (L+1)²] of unit vectors [..., 3]."""
 
     def __init__(self, harmonics: Harmonics) -> None:
         super().__init__()
-        self.raising = constants(harmonics.get_buffer(f"raising_{n}") for n in range(1, harmonics.degree + 1))
+        matrices = (harmonics.get_buffer(f"raising_{n}") for n in range(1, harmonics.degree + 1))
+        # TorchScript iterates over parameters, not over buffers.
+        self.raising = nn.ParameterList(nn.Parameter(matrix.clone(), requires_grad=False) for matrix in matrices)
 
     def forward(self, unit: Tensor) -> Tensor:
         current = torch.ones_like(unit[..., :1])

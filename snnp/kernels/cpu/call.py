@@ -27,15 +27,7 @@ from snnp.kernels.parameters import SplineParameters
 from snnp.neighbours import find_pairs
 from snnp.structure import Structure
 
-__all__ = [
-    "CompiledKernel",
-    "CompiledResult",
-    "ListKeeper",
-    "NeighbourRows",
-    "PreparedCall",
-    "pack_pairs",
-    "supports",
-]
+__all__ = ["CompiledKernel", "CompiledResult", "ListKeeper", "NeighbourRows", "PreparedCall", "pack_pairs", "supports"]
 
 Array = NDArray[np.float64]
 _Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]

@@ -18,28 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snnp.errors import InputError
+from snnp.errors import InputError, overlap_message
 from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
-__all__ = [
-    "HEADER_BYTES",
-    "LIBRARY_FILE",
-    "MAX_DEGREE",
-    "MAX_LAYERS",
-    "SWITCH",
-    "TARGETS",
-    "Pairs",
-    "Report",
-    "System",
-    "addresses",
-    "aligned_bytes",
-    "instruction_set",
-    "library",
-    "pack_parameters",
-    "status_message",
-    "switched_off",
-]
+__all__ = ["LIBRARY_FILE", "SWITCH", "TARGETS", "instruction_set", "library", "pack_parameters", "switched_off"]
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY_FILE = Path(__file__).parents[1] / "lib" / f"libsnnp_kernels{_SUFFIX}"
@@ -169,8 +152,7 @@ def status_message(report: Report) -> str:
     """What a status other than 0 means, for an `InputError`."""
     return {
         1: "the packed model is damaged or of another version; pack it again.",
-        2: f"atoms {report.i} and {report.j} overlap ({report.value:.3f} Å apart); "
-        "remove the duplicate, or check the units of the positions (Å expected).",
+        2: overlap_message(report.i, report.j, report.value),
         3: "there is not enough memory for the kernel's work arrays; use fewer atoms or threads.",
         4: f"entry {report.i} of the neighbour list points outside the system; build the list again.",
         5: f"stored pairs of atom {report.i} are not sorted by radial functions and channel; prepare the data again.",

@@ -22,22 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snnp.errors import InputError, MissingDependencyError
+from snnp.errors import InputError, MissingDependencyError, overlap_message
 from snnp.kernels.gpu.lists import Rows
 from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
-__all__ = [
-    "Atoms",
-    "GpuKernel",
-    "GpuResult",
-    "Work",
-    "available",
-    "full_virial",
-    "on_device",
-    "overlap_message",
-    "supports",
-]
+__all__ = ["Atoms", "GpuKernel", "GpuResult", "Work", "available", "supports"]
 
 Array = NDArray[np.float64]
 
@@ -362,8 +352,7 @@ class GpuKernel:
         """
         work = self.make_work(atoms.species.shape[0], rows.capacity)
         self.launch(atoms, rows, work)
-        if int(work.status):
-            raise InputError(overlap_message(atoms, rows))
+        refuse_overlaps(atoms, rows, work)
         energies = work.energies.double() + self.reference[atoms.species.long()]
         virial = torch.zeros(n_structures, 6, dtype=torch.float64, device=self.device)
         virial.index_add_(0, structure, work.virial.double())
@@ -375,10 +364,12 @@ def full_virial(six: Tensor) -> Tensor:
     return six[..., [0, 5, 4, 5, 1, 3, 4, 3, 2]].unflatten(-1, (3, 3))
 
 
-def overlap_message(atoms: Atoms, rows: Rows) -> str:
-    """Which atoms overlap, for an `InputError`."""
+def refuse_overlaps(atoms: Atoms, rows: Rows, work: Work) -> None:
+    """Raise `InputError` if an evaluation met atoms that overlap, or NaN positions. Waits for the device."""
+    if not int(work.status):
+        return
     columns = torch.arange(rows.capacity, device=rows.length.device)
-    nearest, found = math.inf, (0, 0)
+    nearest, i, j = math.inf, 0, 0
     # In parts: vectors of all pairs would take more memory than everything else.
     for first in range(0, rows.length.shape[0], _ROWS_AT_ONCE):
         part = slice(first, first + _ROWS_AT_ONCE)
@@ -388,13 +379,9 @@ def overlap_message(atoms: Atoms, rows: Rows) -> str:
         squares = squares.masked_fill(columns >= rows.length[part, None], math.inf)
         worst = int(squares.argmin())
         if float(squares.flatten()[worst]) < nearest:
-            nearest = float(squares.flatten()[worst])
-            found = first + worst // rows.capacity, int(neighbour.flatten()[worst])
-    distance = math.sqrt(nearest) if nearest >= 0.0 else math.nan
-    return (
-        f"atoms {found[0]} and {found[1]} overlap ({distance:.3f} Å apart); "
-        "remove the duplicate, or check the units of the positions (Å expected)."
-    )
+            nearest, j = float(squares.flatten()[worst]), int(neighbour.flatten()[worst])
+            i = first + worst // rows.capacity
+    raise InputError(overlap_message(i, j, math.sqrt(nearest) if nearest >= 0.0 else math.nan))
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

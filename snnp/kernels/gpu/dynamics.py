@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snnp.errors import InputError
-from snnp.kernels.gpu.call import Atoms, GpuKernel, full_virial, on_device, overlap_message
+from snnp.kernels.gpu.call import Atoms, GpuKernel, full_virial, on_device, refuse_overlaps
 from snnp.kernels.gpu.lists import CellList, State, image_vectors
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 
@@ -174,7 +174,7 @@ class GpuDynamics:
             self._atoms = Atoms(self._state.positions, self._species, start * self.list.scale[0])
             self._box = self._make_box(start)
             self.kernel.launch(self._atoms, self.list.rows, self._work)
-            self._refuse_overlaps()
+            refuse_overlaps(self._atoms, self.list.rows, self._work)
             if self.kernel.device.type == "cuda":
                 self._try_step()
                 graph = torch.cuda.CUDAGraph()
@@ -249,7 +249,7 @@ class GpuDynamics:
             self.list.grow(self._state, seen)
             self._prepare()
             self._run(n_steps)
-        self._refuse_overlaps()
+        refuse_overlaps(self._atoms, self.list.rows, self._work)
 
     def _run(self, n_steps: int) -> None:
         with on_device(self.kernel.device):
@@ -258,10 +258,6 @@ class GpuDynamics:
                     self._launch_step()
                 else:
                     self._graph.replay()
-
-    def _refuse_overlaps(self) -> None:
-        if int(self._work.status):
-            raise InputError(overlap_message(self._atoms, self.list.rows))
 
     def observe(self) -> Observation:
         """The system now; copies, so that it can go on meanwhile."""
