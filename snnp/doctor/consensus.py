@@ -13,7 +13,7 @@ sign, unit or zero of energy stand out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,24 +242,28 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     # Forces are compared with what is common to forces alone: energies cannot spoil that.
     of_forces = _robust_solution(blocks[-1:]) if moving.any() else nothing
     n, n_z = len(survey.frames), len(survey.elements)
-    table, model_energy = np.full((4, n), np.nan), np.zeros(n)
+    energy, forces, strain = np.zeros(n), np.zeros_like(survey.frames.forces), np.zeros((n, 9))
     for place, structure in batches(survey.frames):
         part = _linear_terms(structure, survey.elements)
-        model_energy[place] = (part.energy @ solution[n_z:]).numpy()
-        forces = (part.forces @ of_forces[n_z:]).numpy()
-        strain = (part.strain @ solution[n_z:]).reshape(-1, 9).numpy()
-        table[:, place] = _compare(survey, place, structure, forces, strain)
-    residual = beyond - model_energy / survey.n_atoms - survey.fractions @ solution[:n_z].numpy()
+        atoms = slice(*survey.frames.starts[[place.start, place.stop]])
+        energy[place] = (part.energy @ solution[n_z:]).numpy()
+        forces[atoms] = (part.forces @ of_forces[n_z:]).numpy()
+        strain[place] = (part.strain @ solution[n_z:]).numpy()
+    residual = beyond - energy / survey.n_atoms - survey.fractions @ solution[:n_z].numpy()
     residual -= np.nanmedian(residual) if np.isfinite(residual).any() else 0.0
     fitted = np.isin(np.arange(n), chosen) & moving
     # Nothing is known of distances shorter than those of the frames that were fitted.
     shortest = survey.closest[fitted].min(axis=0) if fitted.any() else np.inf
-    table[:2, ~np.all(survey.closest >= shortest - 1e-3, axis=1)] = np.nan
+    covered = np.all(survey.closest >= shortest - 1e-3, axis=1)
+    correlation, ratio = _agreement(survey.frames.forces, forces, survey.frames.per_frame)
+    correlation, ratio = np.where(covered, correlation, np.nan), np.where(covered, ratio, np.nan)
+    volume = np.where(survey.frames.has_volume, np.abs(np.linalg.det(survey.frames.cell)), np.nan)
+    of_stress = _agreement(survey.frames.stress.reshape(n, 9), strain / volume[:, None], np.asarray)
     varied = _varied(survey)
     usual = float(np.quantile(survey.force_rms[moving], _LARGE)) if moving.any() else 0.0
-    comparable = np.isfinite(table[0]) & moving & (survey.force_rms > 0.3 * usual) & varied
+    comparable = np.isfinite(correlation) & moving & (survey.force_rms > 0.3 * usual) & varied
     misfit = _misfits(blocks, factors) if len(blocks) == 2 else {}
-    return Consensus(table[0], table[1], table[2], table[3], residual, beyond, misfit, varied, comparable)
+    return Consensus(correlation, ratio, *of_stress, residual, beyond, misfit, varied, comparable)
 
 
 def _moving(survey: Survey) -> np.ndarray:
@@ -273,8 +277,9 @@ def _moving(survey: Survey) -> np.ndarray:
 def _varied(survey: Survey) -> np.ndarray:
     """[n] whether at least three atoms have forces of different size."""
     result = np.zeros(len(survey.frames), dtype=bool)
+    norms, starts = np.linalg.norm(survey.frames.forces, axis=1), survey.frames.starts
     for k in np.flatnonzero(survey.has_forces & (survey.n_atoms > 2)):
-        sizes = np.sort(np.linalg.norm(np.asarray(survey.frames[k].forces), axis=1))
+        sizes = np.sort(norms[starts[k] : starts[k + 1]])
         result[k] = int((np.diff(sizes) > 1e-2 * sizes[-1]).sum()) >= 2
     return result
 
@@ -296,8 +301,8 @@ def _choose(survey: Survey, moving: np.ndarray) -> np.ndarray:
 
 def _equations(survey: Survey, chosen: np.ndarray, beyond: np.ndarray, moving: np.ndarray) -> tuple[list[_Block], int]:
     """Equations for energies per atom and for forces, whichever there are, and the number of unknowns."""
-    frames = [survey.frames[k] for k in chosen]
-    terms = _linear_terms(Structure.concatenate([frame.structure for frame in frames]), survey.elements)
+    frames = survey.frames.take(chosen)
+    terms = _linear_terms(frames.structure(), survey.elements)
     n_atoms, beyond, moving = torch.from_numpy(survey.n_atoms[chosen]), beyond[chosen], moving[chosen]
     n, n_z = len(chosen), len(survey.elements)
     width, known = n_z + terms.energy.shape[1], np.isfinite(beyond)
@@ -310,13 +315,12 @@ def _equations(survey: Survey, chosen: np.ndarray, beyond: np.ndarray, moving: n
         rows = torch.cat([torch.from_numpy(survey.fractions[chosen]), terms.energy / n_atoms[:, None]], dim=1)
         blocks.append(_Block(rows, torch.from_numpy(energies), torch.arange(n), first))
     if moving.any():
-        forces = [np.zeros((f.n_atoms, 3)) if f.forces is None else np.asarray(f.forces) for f in frames]
         rms = np.where(moving, np.nan_to_num(survey.force_rms[chosen]), 0.0)
         # Of the hotter frames: small forces near a minimum are beyond such a model, and of no use for signs.
         usual = float(np.quantile(rms[rms > 0], _LARGE))
         first = torch.from_numpy((rms > 0) / (1.0 + (rms / (2.0 * usual)) ** 2))
         rows = torch.nn.functional.pad(terms.forces.reshape(-1, width - n_z), (n_z, 0))
-        target = torch.from_numpy(np.concatenate(forces)).reshape(-1)
+        target = torch.from_numpy(np.nan_to_num(frames.forces)).reshape(-1)
         blocks.append(_Block(rows, target, torch.arange(n).repeat_interleave(3 * n_atoms), first))
     return blocks, width
 
@@ -334,22 +338,11 @@ def _misfits(blocks: list[_Block], factors: Mapping[float, str]) -> dict[float, 
     return result
 
 
-def _compare(survey: Survey, place: slice, structure: Structure, forces: np.ndarray, strain: np.ndarray) -> np.ndarray:
-    """[4, B]: correlation and ratio of forces, then of stresses."""
-    frames = survey.frames[place]
-    table = np.full((4, len(frames)), np.nan)
-    of_frames = np.split(forces, np.cumsum([frame.n_atoms for frame in frames])[:-1])
-    volumes = structure.volume().numpy()
-    for k, frame in enumerate(frames):
-        if frame.forces is not None and frame.n_atoms > 1:
-            table[:2, k] = _agreement(np.asarray(frame.forces).ravel(), of_frames[k].ravel())
-        if frame.stress is not None and volumes[k] > 0:
-            table[2:, k] = _agreement(np.asarray(frame.stress).ravel(), strain[k] / volumes[k])
-    return table
-
-
-def _agreement(given: np.ndarray, model: np.ndarray) -> tuple[float, float]:
-    product, a, b = float(given @ model), float(given @ given), float(model @ model)
-    if a < _TINY or b < _TINY:
-        return float("nan"), float("nan")
+def _agreement(
+    given: np.ndarray, model: np.ndarray, total: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """[n] correlation of rows, and size over that of the model; `total` adds the rows of each frame."""
+    product, a, b = (total((x * y).sum(axis=1)) for x, y in ((given, model), (given, given), (model, model)))
+    known = (a > _TINY) & (b > _TINY)
+    a, b = np.where(known, a, np.nan), np.where(known, b, np.nan)
     return product / np.sqrt(a * b), product / b

@@ -22,17 +22,17 @@ def split_table(survey: Survey) -> list[dict[str, Any]]:
     """One row per split: frames, atoms, labels."""
     rows = []
     for name in survey.splits:
-        frames = [frame for frame, split in zip(survey.frames, survey.split, strict=True) if split == name]
+        frames = survey.frames.take(survey.split == name)
         rows.append(
             {
                 "split": name,
                 "frames": len(frames),
-                "atoms": sum(frame.n_atoms for frame in frames),
-                "with_energy": sum(frame.energy is not None for frame in frames),
-                "with_forces": sum(frame.forces is not None for frame in frames),
-                "with_stress": sum(frame.stress is not None for frame in frames),
-                "periodic": sum(bool(frame.structure.pbc.any()) for frame in frames),
-                "groups": len({frame.group for frame in frames}),
+                "atoms": len(frames.numbers),
+                "with_energy": int(frames.has_energy.sum()),
+                "with_forces": int(frames.has_forces.sum()),
+                "with_stress": int(frames.has_stress.sum()),
+                "periodic": int(frames.pbc.any(axis=1).sum()),
+                "groups": len(set(frames.groups)),
             }
         )
     return rows
@@ -99,7 +99,7 @@ def check_coverage(survey: Survey) -> Iterator[Finding]:
     if new.any():
         frames = (survey.counts[:, new].sum(axis=1) > 0) & later
         symbols = [chemical_symbols[z] for z, missing in zip(survey.elements, new, strict=True) if missing]
-        splits = sorted({survey.split[k] for k in np.flatnonzero(frames)})
+        splits = np.unique(survey.split[frames]).tolist()
         yield Finding(
             "coverage",
             "error",

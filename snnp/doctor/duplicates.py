@@ -173,7 +173,7 @@ def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
         return
     leaks: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for each in clusters.members:
-        names = tuple(name for name in splits if name in {survey.split[k] for k in each})
+        names = tuple(name for name in splits if name in survey.split[each])
         if len(names) > 1 and survey.n_atoms[each[0]] > 1:  # atoms alone fix E0 in every split
             leaks[names] += [k for k in each if survey.split[k] in names[1:]]
     for names, frames in leaks.items():

@@ -113,8 +113,7 @@ def _without(seen: Survey, wrong: np.ndarray) -> Survey:
     """The survey of the other frames; of all where none or all are wrong."""
     if not wrong.any() or wrong.all():
         return seen
-    rest = [(frame, split) for frame, split, bad in zip(seen.frames, seen.split, wrong, strict=True) if not bad]
-    return survey({name: [frame for frame, split in rest if split == name] for name in seen.splits})
+    return survey({name: seen.frames.take(~wrong & (seen.split == name)) for name in seen.splits})
 
 
 def _data_tables(seen: Survey, consensus: Consensus) -> list[Table]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snnp.data import Frames, check_frames
+from snnp.data import check_frames
 from snnp.data.consistency import rows_by_file, suspicions
 from snnp.doctor.consensus import Consensus, spread
 from snnp.doctor.survey import Survey, nearest
@@ -78,11 +78,10 @@ def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
         for sure.
     """
     findings, wrong = [], np.zeros(len(survey.frames), dtype=bool)
-    frames = Frames.of(survey.frames)
-    files = rows_by_file(frames)
-    for found in suspicions({name: frames.take(rows) for name, rows in files.items()}):
+    files = rows_by_file(survey.frames)
+    for found in suspicions({name: survey.frames.take(rows) for name, rows in files.items()}):
         mine = files[found.file]
-        splits = ", ".join(dict.fromkeys(survey.split[k] for k in mine))
+        splits = ", ".join(dict.fromkeys(survey.split[mine].tolist()))
         wrong[mine] |= found.certain and found.quantity != "stress"
         findings.append(
             Finding(
@@ -288,7 +287,7 @@ def check_force_sums(survey: Survey) -> Iterator[Finding]:
 
 def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Sign and unit of stresses, by what energies and forces say about the volume."""
-    norm = np.array([0.0 if f.stress is None else float(np.linalg.norm(f.stress)) for f in survey.frames])
+    norm = np.nan_to_num(np.linalg.norm(survey.frames.stress, axis=(1, 2)))
     correlation = consensus.stress_correlation
     misfit = consensus.relative_misfit
     # Where forces fit better with another factor the model's stress has no meaning, and no sign.
@@ -394,13 +393,12 @@ def check_mixture(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 def _owners(survey: Survey, smaller: np.ndarray, larger: np.ndarray) -> str:
     """What the frames of the smaller heap have in common and the others have not."""
     columns = {
-        "file": [frame.source.rpartition("#")[0] for frame in survey.frames],
-        "split": survey.split,
-        "group": [frame.group or "" for frame in survey.frames],
+        "file": [source.rpartition("#")[0] for source in survey.frames.sources],
+        "split": survey.split.tolist(),
+        "group": [group or "" for group in survey.frames.groups],
     }
     for what, labels in columns.items():
-        array = np.array(labels)
-        inside, outside = set(array[smaller]), set(array[larger])
+        inside, outside = {labels[k] for k in smaller}, {labels[k] for k in larger}
         if inside and "" not in inside and not inside & outside:
             return f"; the smaller heap is {what} {', '.join(sorted(inside)[:5])}"
     return ""

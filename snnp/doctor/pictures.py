@@ -93,9 +93,9 @@ def _by_split(panel: Axes, survey: Survey, values: np.ndarray, log: bool) -> Non
     else:
         pad = max(0.1 * (high - low), 1e-3)  # eV/atom or Å: frames that differ by less are drawn as alike
         edges = np.linspace(low - pad, high + pad, _BINS + 1)
-    split, most = np.array(survey.split), 0.0
+    most = 0.0
     for name, colour in zip(survey.splits, colours(len(survey.splits)), strict=True):
-        mine = np.clip(values[known & (split == name)], edges[0], edges[-1])
+        mine = np.clip(values[known & (survey.split == name)], edges[0], edges[-1])
         counts, _, _ = panel.hist(mine, bins=edges, histtype="step", color=colour, label=shortened(name))  # type: ignore[arg-type]
         most = max(most, float(np.max(counts)))
     panel.set_yscale("log")
@@ -191,7 +191,7 @@ def _map(survey: Survey) -> Figure:
     plane = rows @ axes[:2].T
     drawn, panels = new_panels(2, 4.5, 4.1)
     elements = np.array([chemical_symbols[z] for z in numbers])
-    labels = {"by element": elements, "by split": np.array(survey.split)[owner]}
+    labels = {"by element": elements, "by split": survey.split[owner]}
     for panel, (title, label) in zip(panels, labels.items(), strict=True):
         values, counts = np.unique(label, return_counts=True)
         # The largest first, so that the smaller stay visible on top.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from snnp.data import Frame, Frames, Keys, load_dataset
+from snnp.data import Frames, Keys, load_dataset
 from snnp.data.read import dataset_files, is_xyz, labels_of, read_any
 from snnp.doctor.survey import UNASSIGNED
 from snnp.errors import DataError
@@ -20,7 +21,7 @@ _NAMES = {name: name for name in _USUAL[:3]} | {"training": "train", "validation
 
 def read_set(
     sources: Sequence[str | Path], keys: Keys | None = None, *, part: str | None = None
-) -> tuple[dict[str, list[Frame]], list[Finding]]:
+) -> tuple[dict[str, Frames], list[Finding]]:
     """Read files, folders and datasets by name, and sort the frames into splits, the one that is trained on first.
 
     Splits are those of a dataset; for files, the word "train", "valid" or "test" in a file's name. `train=FILE` sets
@@ -37,26 +38,25 @@ def read_set(
         DataError: if a source does not exist or cannot be read at all.
         HubError: for a dataset's name that cannot be fetched.
     """
-    keys = keys or Keys()
     named = [_split_of(str(source)) for source in sources]
     files = [(split, file) for split, source in named for file in _files(source)]
     labels = dict(zip(files, labels_of([file for _, file in files]), strict=True)) if files else {}
-    frames: dict[str, list[Frame]] = {}
+    parts: dict[str, list[Frames]] = defaultdict(list)
     broken: list[str] = []
     for (split, file), label in labels.items():
-        found = frames.setdefault(split or _split_in(file.name), [])
-        found += _good(read_any(file, keys, label, labelled=False), broken)
+        parts[split or _split_in(file.name)] += read_any(file, keys or Keys(), label, labelled=False)
     for split, source in named:
         if not _files(source):
             dataset = load_dataset(source, part=part)
-            names: list[str | None] = [each for each in dataset.splits if each]
-            for name in names or [None]:
-                chosen = dataset if name is None else dataset.select(name)
-                frames.setdefault(split or name or "all", []).extend(_good(chosen.chunks(), broken))
+            for name in [each for each in dataset.splits if each] or [""]:
+                parts[split or name or "all"] += (dataset.select(name) if name else dataset).chunks()
+    frames = {name: Frames.concatenate([each.checked(broken) for each in found]) for name, found in parts.items()}
+    frames = {name: found for name, found in frames.items() if len(found)}
     if len(frames) > 1 and "all" in frames:
-        frames[UNASSIGNED] = [*frames.get(UNASSIGNED, []), *frames.pop("all")]
+        both = [*([frames[UNASSIGNED]] if UNASSIGNED in frames else []), frames.pop("all")]
+        frames[UNASSIGNED] = Frames.concatenate(both)
     order = sorted(frames, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL))
-    return {name: frames[name] for name in order if frames[name]}, _findings(broken)
+    return {name: frames[name] for name in order}, _findings(broken)
 
 
 def _split_of(text: str) -> tuple[str | None, str]:
@@ -84,11 +84,6 @@ def _split_in(name: str) -> str:
     """The split that a file's name speaks of, or "all"."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((_NAMES[word] for word in words if word in _NAMES), "all")
-
-
-def _good(blocks: Iterable[Frames], broken: list[str]) -> list[Frame]:
-    """All frames that can be read; why not goes to `broken`."""
-    return [frame for block in blocks for frame in block.checked(broken)]
 
 
 def _findings(broken: list[str]) -> list[Finding]:

@@ -16,14 +16,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from snnp.data import Frame
+from snnp.data import Frame, Frames
 from snnp.errors import DataError
 from snnp.harmonics import Harmonics
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
@@ -58,7 +57,6 @@ class Survey:
         frames: of all splits, one after the other; split: [n] name of each one's.
         elements: atomic numbers; pairs: [Q] of them.
         counts: [n, Z] atoms per element.
-        energy: [n] eV, NaN where missing.
         closest: [n, Q] Å, shortest distance below 5 Å, else infinite.
         force_rms, force_max: [n] eV/Å; net_force: [n] eV/Å per atom; torque: [n] relative, NaN where periodic; all NaN
             without forces.
@@ -67,12 +65,11 @@ class Survey:
         atoms: [M, d] descriptors of some atoms, with the frame and atomic number of each [M].
     """
 
-    frames: list[Frame]
-    split: list[str]
+    frames: Frames
+    split: np.ndarray
     elements: tuple[int, ...]
     pairs: list[tuple[int, int]]
     counts: np.ndarray
-    energy: np.ndarray
     closest: np.ndarray
     force_rms: np.ndarray
     force_max: np.ndarray
@@ -85,8 +82,17 @@ class Survey:
     @property
     def n_atoms(self) -> np.ndarray:
         """[n] atoms per frame."""
-        total: np.ndarray = self.counts.sum(axis=1)
-        return total
+        return self.frames.counts
+
+    @property
+    def energy(self) -> np.ndarray:
+        """[n] eV, NaN where missing."""
+        return self.frames.energy
+
+    @property
+    def has_forces(self) -> np.ndarray:
+        """[n] whether a frame has forces."""
+        return self.frames.has_forces
 
     @property
     def fractions(self) -> np.ndarray:
@@ -96,43 +102,35 @@ class Survey:
     @property
     def splits(self) -> list[str]:
         """Names, in the order in which they were given."""
-        return list(dict.fromkeys(self.split))
-
-    @property
-    def has_forces(self) -> np.ndarray:
-        """[n] whether a frame has forces."""
-        return np.isfinite(self.force_rms)
+        return list(dict.fromkeys(self.split.tolist()))
 
     @property
     def is_first(self) -> np.ndarray:
         """[n] whether a frame is of the split that is trained on."""
-        return np.array(self.split) == self.splits[0]
+        return self.split == self.splits[0]
 
     @property
     def is_later(self) -> np.ndarray:
         """[n] whether a frame is of another split."""
-        return ~self.is_first & (np.array(self.split) != UNASSIGNED)
+        return ~self.is_first & (self.split != UNASSIGNED)
 
     def names(self, which: np.ndarray, badness: np.ndarray | None = None) -> tuple[str, ...]:
         """Sources of the frames in a mask [n] or index array, worst first where `badness` [n] says how bad they are."""
         index = np.flatnonzero(which) if which.dtype == bool else which
         if badness is not None:
             index = index[np.argsort(-badness[index], kind="stable")]
-        return tuple(self.frames[k].source for k in index)
+        return tuple(self.frames.sources[k] for k in index.tolist())
 
     def pair_name(self, q: int) -> str:
         """Such as "C-H"."""
         return "-".join(chemical_symbols[z] for z in self.pairs[q])
 
 
-def batches(frames: Sequence[Frame]) -> Iterator[tuple[slice, Structure]]:
+def batches(frames: Frames) -> Iterator[tuple[slice, Structure]]:
     """Runs of frames with about 2,000 atoms each, with their place."""
-    start, atoms = 0, 0
-    for stop, frame in enumerate(frames, 1):
-        atoms += frame.n_atoms
-        if atoms >= _BATCH_ATOMS or stop == len(frames):
-            yield slice(start, stop), Structure.concatenate([each.structure for each in frames[start:stop]])
-            start, atoms = stop, 0
+    edges = np.flatnonzero(np.diff(frames.starts[:-1] // _BATCH_ATOMS)) + 1
+    for first, last in itertools.pairwise([0, *edges.tolist(), len(frames)]):
+        yield slice(first, last), frames[first:last].structure()
 
 
 def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
@@ -141,19 +139,17 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
     Raises:
         DataError: if there are no frames, or one so dense that its neighbours would fill the memory.
     """
-    both = [(frame, name) for name, given in frames_by_split.items() for frame in given]
-    if not both:
+    parts = {name: Frames.of(given) for name, given in frames_by_split.items()}
+    frames = Frames.concatenate(list(parts.values()))
+    if not len(frames):
         raise DataError("there are no frames to examine; name a data set with at least one structure.")
-    frames, split = [frame for frame, _ in both], [name for _, name in both]
-    for frame in frames:
-        volume = float(frame.structure.cell[0].det().abs() / frame.n_atoms) if frame.structure.pbc.all() else np.inf
-        if volume < _LEAST_VOLUME:
-            raise DataError(
-                f"{frame.source} has {volume:.2g} Å³ per atom, less than any matter: its lengths are in nm, relative, "
-                "or its cell is wrong; state the unit, such as --units length=nm, or remove the frame."
-            )
-    elements = tuple(sorted({z for frame in frames for z in frame.structure.numbers.tolist()}))
-    counts = np.array([[int((f.structure.numbers == z).sum()) for z in elements] for f in frames])
+    volume = np.where(frames.has_volume, np.abs(np.linalg.det(frames.cell)) / frames.counts, np.inf)
+    for k in np.flatnonzero(volume < _LEAST_VOLUME).tolist():
+        raise DataError(
+            f"{frames.sources[k]} has {volume[k]:.2g} Å³ per atom, less than any matter: its lengths are in nm, "
+            "relative, or its cell is wrong; state the unit, such as --units length=nm, or remove the frame."
+        )
+    elements = tuple(np.unique(frames.numbers).tolist())
     closest, fingerprint, asymmetry, sampled = [], [], [], []
     chosen = np.random.default_rng(0)
     for place, structure in batches(frames):
@@ -165,26 +161,37 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
         worst = torch.zeros(structure.n_structures, dtype=lopsided.dtype)
         asymmetry.append(worst.scatter_reduce(0, owner, lopsided, "amax").numpy())
         fingerprint.append(_summaries(described, structure).numpy())
-        kept = torch.from_numpy(chosen.random(structure.n_atoms) < _MAP_ATOMS / counts.sum())
+        kept = torch.from_numpy(chosen.random(structure.n_atoms) < _MAP_ATOMS / len(frames.numbers))
         sampled.append([part[kept].numpy() for part in (described, owner + place.start, structure.numbers)])
-    atoms: Any = tuple(np.concatenate(parts) for parts in zip(*sampled, strict=True))
-    rms, largest, net, torque = np.array([_force_statistics(frame) for frame in frames]).T
     return Survey(
         frames,
-        split,
+        np.repeat(list(parts), [len(part) for part in parts.values()]),
         elements,
         list(itertools.combinations_with_replacement(elements, 2)),
-        counts,
-        np.array([np.nan if f.energy is None else f.energy for f in frames]),
+        frames.composition(),
         np.concatenate(closest),
-        rms,
-        largest,
-        net,
-        torque,
-        np.concatenate(asymmetry),
-        np.concatenate(fingerprint),
-        atoms,
+        **_force_statistics(frames),
+        asymmetry=np.concatenate(asymmetry),
+        fingerprint=np.concatenate(fingerprint),
+        atoms=tuple(np.concatenate(columns) for columns in zip(*sampled, strict=True)),  # type: ignore[arg-type]
     )
+
+
+def _force_statistics(frames: Frames) -> dict[str, np.ndarray]:
+    """See `Survey`."""
+    n, norms = frames.counts, np.linalg.norm(frames.forces, axis=1)
+    arm = frames.positions - np.repeat(frames.per_frame(frames.positions) / n[:, None], n, axis=0)
+    turn = np.linalg.norm(frames.per_frame(np.cross(arm, frames.forces)), axis=1)
+    # Against what the same forces could at most exert.
+    most = frames.per_frame(np.linalg.norm(arm, axis=1) * norms)
+    largest = frames.per_frame(norms, np.maximum)
+    free = ~frames.pbc.any(axis=1) & (n > 1) & (largest > 0.0)
+    return {
+        "force_rms": np.sqrt(frames.per_frame(norms**2) / (3 * n)),
+        "force_max": largest,
+        "net_force": np.linalg.norm(frames.per_frame(frames.forces), axis=1) / n,
+        "torque": np.where(free, turn / np.maximum(most, 1e-12), np.nan),
+    }
 
 
 def species_of(numbers: Tensor, elements: Sequence[int]) -> Tensor:
@@ -208,21 +215,6 @@ def _closest(structure: Structure, neighbours: Neighbours, vectors: Tensor, elem
     place = structure.structure_of_atom[neighbours.i] * n_kinds + pair_kinds(structure.numbers, neighbours, elements)
     found = torch.full((structure.n_structures * n_kinds,), torch.inf, dtype=vectors.dtype)
     return found.scatter_reduce(0, place, vectors.norm(dim=1), "amin").reshape(-1, n_kinds).numpy()
-
-
-def _force_statistics(frame: Frame) -> tuple[float, float, float, float]:
-    """Root of the mean square component, largest, mean, and torque; see `Survey`."""
-    if frame.forces is None:
-        return (np.nan,) * 4
-    forces = np.asarray(frame.forces)
-    norms, torque = np.linalg.norm(forces, axis=1), np.nan
-    if not bool(frame.structure.pbc.any()) and frame.n_atoms > 1 and norms.max() > 0.0:
-        arm = frame.structure.positions.numpy()
-        arm = arm - arm.mean(axis=0)
-        # Against what the same forces could at most exert.
-        most = (np.linalg.norm(arm, axis=1) * norms).sum()
-        torque = np.linalg.norm(np.cross(arm, forces).sum(axis=0)) / max(most, 1e-12)
-    return float(np.sqrt(np.square(forces).mean())), norms.max(), float(np.linalg.norm(forces.mean(axis=0))), torque
 
 
 # Fingerprints.

@@ -144,7 +144,7 @@ def _examine(folder: Path, description: Description) -> None:
             rows = dataset.select(split) if split else dataset
             chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_EXAMINED)).astype(np.int64))
             splits[split or "all"] = rows[chosen].frames()
-        if not any(frame.energy is not None for frames in splits.values() for frame in frames):
+        if not any(frames.has_energy.any() for frames in splits.values()):
             continue  # geometries only
         if found := errors_in_words(examine_data(splits)):
             raise HubError(
