@@ -7,9 +7,8 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -17,8 +16,8 @@ from safetensors.torch import save
 
 from snnp.errors import InputError, ModelFileError, near_matches
 from snnp.files import write_atomically
-from snnp.models.config import FamilyConfig, TensorShape
-from snnp.models.ensemble import Ensemble, EnsembleConfig, MemberConfig
+from snnp.models.config import TensorShape
+from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.families import FAMILIES, family_of
 from snnp.models.formats import (
     CONFIG_FILE,
@@ -37,19 +36,9 @@ from snnp.models.formats import (
 from snnp.models.potential import Potential
 
 __all__ = [
-    "FORMAT_VERSION",
-    "LARGEST_ENERGY",
-    "as_dtype",
-    "dump_model",
-    "fingerprint",
-    "list_models",
-    "load_model",
-    "model_folder",
-    "parse_model",
-    "save_model",
-    "usable_device",
+    *("FORMAT_VERSION", "LARGEST_ENERGY", "as_dtype", "dump_model", "fingerprint", "list_models", "load_model"),
+    *("model_folder", "parse_model", "save_model", "usable_device"),
 ]
-
 
 _MOST_CONFIG, _MOST_WEIGHTS = 1 << 25, 1 << 31  # bytes; the largest published potentials have a tenth of them
 LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
@@ -57,51 +46,51 @@ LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e
 # What goes wrong where a file holds something else than was expected, in whatever we call with it.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
-
-_Form = TypeVar("_Form", bound=BaseModel)
-_Build = Callable[[dict[str, float]], Potential]
-"""From E0 to a potential."""
+_Planned = tuple[Iterator[TensorShape], Callable[[], Potential]]
+"""The tensors that a model stores, and what builds it."""
 
 
-def _read_form(name: Any, tree: Any) -> tuple[Any, Iterator[TensorShape], _Build]:
-    """The configuration of a class of that name as it stands in a file, its tensors, and what builds a potential."""
-    if name == Ensemble.__name__:
-        form: EnsembleConfig = _strict(EnsembleConfig, tree)
-        members = [_read_member(k, member) for k, member in enumerate(form.members)]
-        tensors = ((f"members.{k}.{of}", shape) for k, (each, _) in enumerate(members) for of, shape in each.tensors())
-        return form, tensors, lambda energies: _build_ensemble([build() for _, build in members], energies)
+def _plan(name: Any, tree: Any, energies: Any, isolated: Any) -> _Planned:
+    """A model from what stands in a file: class, configuration, E0, and which of these are isolated atoms'."""
     family = family_of(name) if isinstance(name, str) else None
-    if family is None:
+    if family is None and name != Ensemble.__name__:
         raise InputError(f"unknown class {name!r}; upgrade snnp")
-    config = _strict(family.config, tree)
-    return config, config.tensors(), partial(family.build, config)
-
-
-def _strict(config: type[_Form], tree: Any) -> _Form:
+    kind: type[BaseModel] = EnsembleConfig if family is None else family.config
     # From JSON, where strict means: lists for tuples, whole numbers for floats, and nothing else in place of another.
-    return config.model_validate_json(json.dumps(tree), strict=True)
+    config: Any = kind.model_validate_json(json.dumps(tree), strict=True)
+    if (
+        not isinstance(energies, dict)
+        or set(energies) != set(config.elements)
+        or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in energies.values())
+        or not all(abs(value) <= LARGEST_ENERGY for value in energies.values())
+    ):
+        known = ", ".join(config.elements)
+        raise InputError(f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {known}")
+    if family is None:
+        return _plan_ensemble(config, energies)
 
-
-def _read_member(k: int, member: MemberConfig) -> tuple[FamilyConfig, Callable[[], Potential]]:
-    """Form of a member of an ensemble, and what builds it."""
-    if member.family == Ensemble.__name__:
-        raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
-    config, _, build = _read_form(member.family, member.config)
-    energies = _reference_energies(member.reference_energies, config.elements)
-
-    def made() -> Potential:
-        model = build(energies)
-        model.isolated_atoms = member.isolated_atoms
+    def build() -> Potential:
+        model = family.build(config, energies)
+        model.isolated_atoms = isolated
         return model
 
-    return config, made
+    return config.tensors(), build
 
 
-def _build_ensemble(members: list[Potential], reference_energies: dict[str, float]) -> Ensemble:
-    ensemble = Ensemble(members)
-    if ensemble.reference_energies != reference_energies:
-        ensemble.reference_energies = reference_energies
-    return ensemble
+def _plan_ensemble(config: EnsembleConfig, energies: dict[str, float]) -> _Planned:
+    members = []
+    for k, member in enumerate(config.members):
+        if member.family == Ensemble.__name__:
+            raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
+        members.append(_plan(member.family, member.config, member.reference_energies, member.isolated_atoms))
+
+    def build() -> Potential:
+        ensemble = Ensemble([make() for _, make in members])
+        if ensemble.reference_energies != energies:
+            ensemble.reference_energies = energies
+        return ensemble
+
+    return ((f"members.{k}.{name}", shape) for k, (each, _) in enumerate(members) for name, shape in each), build
 
 
 def _weights_of(model: Potential) -> bytes:
@@ -180,16 +169,11 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
         dtype = description["dtype"]
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {dtype!r}")
-        config, tensors, build = _read_form(description.get("class"), description["config"])
-        energies = _reference_energies(description["reference_energies"], config.elements)
+        parts = (description.get(key) for key in ("class", "config", "reference_energies", "isolated_atoms"))
+        tensors, build = _plan(*parts)
         state = read_weights(weights, file, tensors, dtype)
         # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
-        model = build(energies)
-        if not isinstance(model, Ensemble):  # its members say it themselves
-            isolated = description["isolated_atoms"]
-            if not isinstance(isolated, list) or not all(isinstance(symbol, str) for symbol in isolated):
-                raise InputError("isolated_atoms must be a list of chemical symbols")
-            model.isolated_atoms = isolated
+        model = build()
         model.to(getattr(torch, dtype))
         model.load_state_dict(state)
         check_statements(description, model)
@@ -204,20 +188,6 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
     metadata = description.get("metadata", {})
     model.metadata = metadata if isinstance(metadata, dict) else {}
     return model.eval()
-
-
-def _reference_energies(energies: Any, elements: tuple[str, ...]) -> dict[str, float]:
-    """E0 of exactly the model's elements; raises `InputError` for anything else."""
-    if (
-        not isinstance(energies, dict)
-        or set(energies) != set(elements)
-        or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in energies.values())
-        or not all(abs(value) <= LARGEST_ENERGY for value in energies.values())
-    ):
-        raise InputError(
-            f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {', '.join(elements)}"
-        )
-    return dict(energies)
 
 
 def _zoo_roots() -> list[Path]:
@@ -286,13 +256,11 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         InputError: for anything else.
     """
     known = {"float32": torch.float32, "float64": torch.float64}
-    if isinstance(dtype, str):
-        if dtype not in known:
-            raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
-        return known[dtype]
-    if dtype not in (None, *known.values()):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
-    return dtype
+    found = known.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in known.values() and dtype is not None:
+        names = "torch.float32 or torch.float64" if found else "'float32' or 'float64'"
+        raise InputError(f"dtype must be {names}, got {found or repr(dtype)}.")
+    return found
 
 
 def load_model(

@@ -85,15 +85,6 @@ class Network(nn.Module):
             gradient = (gradient @ weights[k][element]) * slopes[k - 1]
         return x[:, 0], gradient @ weights[0][element]
 
-    def energies(self, x: Tensor) -> Tensor:
-        """[C] of one input [D], in every copy of the network at once."""
-        *inner, last = zip(self.effective_weights(), self.biases, strict=True)
-        hidden = x[:, None]
-        for weight, bias in inner:
-            hidden, _ = activate(self.activation, weight @ hidden + bias[..., None])
-        weight, bias = last
-        return (weight @ hidden + bias[..., None])[:, 0, 0]
-
 
 class Readout(nn.Module):
     """Features [n, D] and species [n] to energies [n] and their gradients [n, D].
@@ -142,17 +133,8 @@ class Readout(nn.Module):
 
     def at_zero(self) -> Tensor:
         """[Z] energies of all elements where every feature is zero: atoms without neighbours. Differentiable."""
-        x = -self.mean / self.std
-        energies = x.new_zeros(self.n_elements)
-        if self.network is not None:
-            energies = energies + self.network.energies(x)
-        if self.linear is not None:
-            energies = energies + self.linear @ x
-        if self.embedding is not None:
-            n_arguments, groups = self.embedding.n_filters, torch.arange(self.n_elements, device=x.device)
-            zeros = x.new_zeros(self.n_elements, n_arguments)
-            value, _ = self.embedding(zeros, groups[:, None].expand_as(zeros))
-            energies = energies + value.diagonal(dim1=1, dim2=2).sum(dim=1)
+        zeros = self.mean.new_zeros(self.n_elements, len(self.mean))
+        energies: Tensor = self(zeros, torch.arange(self.n_elements, device=zeros.device))[0]
         return energies
 
     def kernel_parameters(self) -> ReadoutParameters:
