@@ -191,19 +191,11 @@ class VerletList:
         return kept[1]
 
     def _is_stale(self, old: Structure, structure: Structure) -> bool:
-        if (
-            old.positions.device != structure.positions.device
-            or old.n_atoms != structure.n_atoms
-            or old.n_structures != structure.n_structures
-            or not torch.equal(old.numbers, structure.numbers)
-            or not torch.equal(old.structure_of_atom, structure.structure_of_atom)
-            or not torch.equal(old.pbc, structure.pbc)
-            or not torch.equal(old.cell, structure.cell)
-        ):
+        if old.positions.device != structure.positions.device:
+            return True
+        fixed = ("numbers", "structure_of_atom", "pbc", "cell")
+        if not all(torch.equal(getattr(old, name), getattr(structure, name)) for name in fixed):
             return True
         moved = (structure.positions - old.positions).square().sum(dim=1)
-        if moved.numel() == 0:
-            return False
-        largest = float(moved.max())
         # `not <=` so that NaN positions rebuild, which raises the error that names them.
-        return not largest <= (0.5 * self.skin) ** 2
+        return moved.numel() > 0 and not float(moved.max()) <= (0.5 * self.skin) ** 2

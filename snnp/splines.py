@@ -1,4 +1,4 @@
-r"""Uniform cubic B-splines: values, slopes, curvatures, end conditions, and conversion from and to knot values.
+r"""Uniform cubic B-splines: values, slopes, end conditions, and conversion from and to knot values.
 
 On a grid of `n` intervals of width h between `lower` and `upper`, a spline is
 
@@ -27,7 +27,7 @@ from snnp.exact import ExactModule
 
 __all__ = ["End", "SplineGrid", "SplineSet", "bspline_weights", "end_map", "fit_knots", "legendre_projection"]
 
-End = Literal["free", "natural", "flat", "zero"]
+End = Literal["free", "flat", "zero"]
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,12 @@ class SplineGrid:
 
 
 def _weights(u: Tensor, derivative: int) -> Tensor:
-    """[..., 4] weights of the four B-splines of an interval at the local coordinate u (or a derivative in u)."""
+    """[..., 4] weights of the four B-splines of an interval at the local coordinate u, or their derivatives."""
+    v = 1.0 - u
     if derivative == 0:
-        v = 1.0 - u
         columns = (v**3, 3.0 * u**3 - 6.0 * u**2 + 4.0, 3.0 * v**3 - 6.0 * v**2 + 4.0, u**3)
-        scale = 1.0 / 6.0
-    elif derivative == 1:
-        v = 1.0 - u
-        columns = (-(v**2), 3.0 * u**2 - 4.0 * u, -3.0 * v**2 + 4.0 * v, u**2)
-        scale = 0.5
-    else:
-        columns = (1.0 - u, 3.0 * u - 2.0, 1.0 - 3.0 * u, u)
-        scale = 1.0
-    return torch.stack(columns, dim=-1) * scale
+        return torch.stack(columns, dim=-1) * (1.0 / 6.0)
+    return torch.stack((-(v**2), 3.0 * u**2 - 4.0 * u, -3.0 * v**2 + 4.0 * v, u**2), dim=-1) * 0.5
 
 
 def bspline_weights(x: Tensor, lower: Tensor, spacing: Tensor, n_intervals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,28 +93,23 @@ def bspline_weights(x: Tensor, lower: Tensor, spacing: Tensor, n_intervals: Tens
 def end_map(n_intervals: int, lower: End, upper: End) -> Tensor:
     """[K_free, n_intervals + 3] map from free parameters to B-spline coefficients under end conditions.
 
-    `free` keeps all coefficients; `natural` makes the curvature vanish; `flat` ties three coefficients so that slope
-    and curvature vanish at the end; `zero` makes value, slope and curvature vanish.
+    `free` keeps all coefficients; `flat` ties three of them so that slope and curvature vanish at the end; `zero` makes
+    value, slope and curvature vanish.
 
     Raises:
         InputError: if no free parameter is left.
     """
-    full = torch.eye(n_intervals + 3, dtype=torch.float64)
-    rows = full
+    rows = torch.eye(n_intervals + 3, dtype=torch.float64)
     for end, reverse in ((lower, False), (upper, True)):
         if reverse:
             rows = rows.flip(0).flip(1)
-        if end == "natural":
-            # c_0 - 2 c_1 + c_2 = 0: c_0 is no longer free.
-            rows = rows[1:].clone()
-            rows[0, 0], rows[1, 0] = 2.0, -1.0
-        elif end == "flat":
+        if end == "flat":
             tied = rows[:3].sum(dim=0, keepdim=True)
             rows = torch.cat([tied, rows[3:]])
         elif end == "zero":
             rows = rows[3:]
         elif end != "free":
-            raise InputError(f"unknown spline end condition {end!r}; use free, natural, flat, or zero.")
+            raise InputError(f"unknown spline end condition {end!r}; use free, flat, or zero.")
         if reverse:
             rows = rows.flip(0).flip(1)
         if rows.shape[0] < 2:
@@ -228,16 +216,6 @@ class SplineSet(ExactModule):
         local = table[rows]
         return (weights[..., None] * local).sum(-2), (slopes[..., None] * local).sum(-2)
 
-    def curvature(self, x: Tensor, group: int = 0) -> Tensor:
-        """Second derivatives [..., F] at x [...]; zero outside the grid."""
-        grid = self.grids[group]
-        t = (x - grid.lower) / grid.spacing
-        first = t.floor().clamp(0, grid.n_intervals - 1)
-        weights = _weights(t - first, 2) / grid.spacing**2
-        local = self.coefficients()[group].T[first.to(torch.int64)[..., None] + torch.arange(4, device=x.device)]
-        inside = (t >= 0.0) & (t <= grid.n_intervals)
-        return (weights[..., None] * local).sum(-2) * inside[..., None]
-
     def basis(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values and slopes [..., K_free] of the functions that `free` multiplies, on the one grid. Differentiable."""
         first, weights, slopes = bspline_weights(x, self.lower[0], self.spacing[:1], self.n_intervals[0])
@@ -283,13 +261,7 @@ def legendre_projection(grid: SplineGrid, degree: int) -> Tensor:
 
     `g_l = (2 l + 1) / 2 * integral of g(x) P_l(x) dx`, exact (Gauss-Legendre quadrature on every interval).
     """
-    n_points = (degree + 3) // 2 + 1
-    jacobi = torch.zeros(n_points, n_points, dtype=torch.float64)
-    k = torch.arange(1, n_points, dtype=torch.float64)
-    off = k / torch.sqrt(4.0 * k**2 - 1.0)
-    jacobi += torch.diag(off, 1) + torch.diag(off, -1)
-    nodes, vectors = torch.linalg.eigh(jacobi)  # Golub and Welsch 1969
-    quadrature = 2.0 * vectors[0] ** 2
+    nodes, quadrature = map(torch.from_numpy, np.polynomial.legendre.leggauss((degree + 3) // 2 + 1))
     n = grid.n_intervals
     u = 0.5 * (nodes + 1.0)
     x = grid.lower + (torch.arange(n, dtype=torch.float64)[:, None] + u) * grid.spacing
