@@ -47,7 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.
     """An empty Hub on the loopback, an empty cache, and a user who may write to `org/...`."""
     from huggingface_hub import constants
 
-    from snnp.hub import failures
+    from snnp.hub import client
 
     cache = str(tmp_path / "hub-cache")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
@@ -55,7 +55,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.
     monkeypatch.setenv("HF_HUB_CACHE", cache)  # for programs that a test starts
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "hub-assets"))
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    monkeypatch.setattr(failures, "_WAITS", (0.01, 0.02, 0.04))
+    monkeypatch.setattr(client, "_WAITS", (0.01, 0.02, 0.04))
     hub_server.HUB.clear()
     yield hub_server.HUB
     hub_server.HUB.clear()

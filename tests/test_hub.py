@@ -448,16 +448,18 @@ def test_file_that_the_repository_lacks(hub: HubServer, commit: str) -> None:
 
 def test_large_files_are_read_once(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And again when they were touched."""
-    from snnp.hub import stamps
+    from snnp.hub import manifest as manifests
 
-    monkeypatch.setattr(stamps, "_LARGE", 1000)
+    monkeypatch.setattr(manifests, "_LARGE", 1000)
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.parquet").write_bytes(b"PAR1" * 1000)
     (data / "README.md").write_bytes(CARD)
     manifest = snnp_hub.make_manifest(data, "dataset")
     snnp_hub.verify_folder(data, manifest)
-    assert stamps.is_stamped(data / "train.parquet", manifest.files["train.parquet"].sha256)
+    stamp = manifests._stamp(data / "train.parquet", manifest.files["train.parquet"].sha256)
+    assert stamp is not None
+    assert stamp.is_file()
     (data / "train.parquet").write_bytes(b"PAR2" * 1000)
     with pytest.raises(HubError, match=r"train\.parquet has sha256"):
         snnp_hub.verify_folder(data, manifest)

@@ -8,7 +8,6 @@ Nothing that is fetched is ever run or unpickled; every file is compared with th
 """
 
 from snnp.hub.client import RemoteRepository, list_repositories
-from snnp.hub.loading import load_model, load_pinned
 from snnp.hub.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -21,7 +20,7 @@ from snnp.hub.manifest import (
 )
 from snnp.hub.mirror import add_to_mirror
 from snnp.hub.names import Kind, Reference, parse_reference
-from snnp.hub.resolver import Resolved, resolve
+from snnp.hub.resolver import Resolved, load_model, load_pinned, resolve
 from snnp.hub.upload import Publication, publish
 
 __all__ = [

@@ -41,10 +41,6 @@ def mirror_folder() -> Path | None:
     return folder
 
 
-def _repository_folder(mirror: Path, reference: Reference, kind: Kind) -> Path:
-    return mirror / f"{kind}s" / reference.repository
-
-
 def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
     """The folder and the commit of a repository in the mirror, checked; None if there is no mirror, or it lacks it.
 
@@ -54,7 +50,7 @@ def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
     mirror = mirror_folder()
     if mirror is None:
         return None
-    base = _repository_folder(mirror, reference, kind)
+    base = mirror / f"{kind}s" / reference.repository
     commit = reference.revision or "main"
     if (base / "refs" / commit).is_file():
         commit = (base / "refs" / commit).read_text(encoding="ascii", errors="replace").strip()
@@ -89,7 +85,7 @@ def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[
             f"{name!r} is no name of the form org/name; bundled models need no mirror, folders can be copied."
         )
     source, commit, manifest = fetch(reference, kind)
-    base = _repository_folder(Path(mirror), reference, kind)
+    base = Path(mirror) / f"{kind}s" / reference.repository
     folder = base / commit
     base.mkdir(parents=True, exist_ok=True)
     if not _is_whole(folder, kind):
@@ -104,8 +100,6 @@ def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[
 
 
 def _is_whole(folder: Path, kind: Kind) -> bool:
-    if not (folder / MANIFEST_FILE).is_file():
-        return False
     try:
         verify_folder(folder, read_manifest(folder, kind), quick=False)
     except HubError:

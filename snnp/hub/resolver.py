@@ -1,4 +1,4 @@
-"""One naming scheme for models and datasets, and the one function that finds them.
+"""One naming scheme for models and datasets, the one function that finds them, and models by any name.
 
 Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two,
 unless a folder has just that name:
@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from snnp.errors import HubError, InputError, near_matches
 from snnp.hub.client import fetch
 from snnp.hub.mirror import find_in_mirror, mirror_folder
 from snnp.hub.names import Kind, parse_reference
-from snnp.models.store import list_models, model_folder
+from snnp.models import store
+from snnp.models.potential import Potential
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "load_model", "load_pinned", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
             raise InputError(f"{text} is {local.source} and has no revisions; leave {revision!r} away.")
         return local
     if reference is None and kind == "model":
-        return Resolved(model_folder(text), text, "folder")  # which says what is wrong
+        return Resolved(store.model_folder(text), text, "folder")  # which says what is wrong
     if reference is None:
         raise HubError(f"{_missing_here(text)} Nor is it the name of a dataset on the Hub (org/name).")
     if not force and (found := find_in_mirror(reference, kind)) is not None:
@@ -88,12 +91,12 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
 
 
 def _find_here(text: str, kind: Kind) -> Resolved | None:
-    if kind == "model" and text in list_models():
-        return Resolved(model_folder(text), text, "bundled")
+    if kind == "model" and text in store.list_models():
+        return Resolved(store.model_folder(text), text, "bundled")
     path = Path(text)
     if not path.exists():
         return None
-    return Resolved(model_folder(path) if kind == "model" else path, text, "folder")
+    return Resolved(store.model_folder(path) if kind == "model" else path, text, "folder")
 
 
 def _missing_here(text: str) -> str:
@@ -108,3 +111,46 @@ def _with_places(message: str, text: str, kind: Kind) -> str:
     if mirror is not None:
         message = f"the mirror {mirror} does not hold it; {message}"
     return message if "@" in text else f"{_missing_here(text)} As the name of a {kind} on the Hub: {message}"
+
+
+def load_model(
+    source: str | Path | Potential,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Potential:
+    """Load a model: bundled, from a folder or run, from a mirror, or from the Hub; a `Potential` passes through.
+
+    Models from a mirror or the Hub carry their name and commit hash in `metadata["loaded_from"]`.
+
+    Arguments:
+        source: `snnp-si`, `runs/mine`, `org/name`, `org/name@v1.0`; see `resolve`.
+        revision: branch, tag or commit hash.
+        dtype: torch.float32 or torch.float64, or the name; None keeps the stored type.
+        device: where to put it; None keeps it on the CPU.
+
+    Raises:
+        HubError: for a repository that is missing, out of reach or damaged.
+        ModelFileError: for a missing, damaged, unknown or too new model.
+        InputError: for an unfit name, or a type that is not float32 or float64.
+    """
+    if isinstance(source, Potential):
+        return store.load_model(source, dtype=dtype, device=device)
+    return _load(resolve(source, "model", revision), dtype, device)
+
+
+def load_pinned(
+    name: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+) -> tuple[Potential, str]:
+    """Load a model as `load_model` does; return it with the name to report, `org/name@commit` if it has a commit."""
+    found = resolve(name, "model")
+    return _load(found, dtype, device), found.pinned
+
+
+def _load(found: Resolved, dtype: torch.dtype | str | None, device: torch.device | str | None) -> Potential:
+    model = store.load_model(found.folder, dtype=dtype, device=device)
+    model.name = found.pinned
+    if found.commit is not None:
+        model.metadata = {**model.metadata, "loaded_from": found.record()}
+    return model

@@ -18,7 +18,7 @@ from snnp.analysis.curve_page import draw_page, stated_errors
 from snnp.doctor import Report, examine_model
 from snnp.errors import HubError, InputError
 from snnp.files import scratch_folder, write_atomically
-from snnp.hub.failures import hub_library
+from snnp.hub.client import hub_library
 from snnp.hub.manifest import check_inside, fingerprint
 from snnp.hub.names import parse_reference
 from snnp.models import SplineNNP
