@@ -245,7 +245,7 @@ class PreparedCall:
         assert lib is not None
         self._evaluate = lib.snnp_evaluate
         self._kept = (kernel, species, neighbours, images, structure)  # alive as long as the pointers are used
-        self._plan = (*addresses(kernel.packed), kernel.packed.nbytes)
+        self._block = (*addresses(kernel.packed), kernel.packed.nbytes)
         self._n_atoms, self._n_structures = species.shape[0], n_structures
         rows = neighbours.first, neighbours.neighbour, neighbours.image
         given = addresses(species, structure, *rows, images)
@@ -268,6 +268,6 @@ class PreparedCall:
         out = np.empty((n, 3)) if forces else None
         system.positions, system.weights = addresses(positions, weights)
         system.energies, system.forces, system.virial = addresses(energies, out, virial)
-        if self._evaluate(*self._plan, ctypes.byref(system), ctypes.byref(report)):
+        if self._evaluate(*self._block, ctypes.byref(system), ctypes.byref(report)):
             raise InputError(status_message(report))
         return CompiledResult(energies, out, virial)
