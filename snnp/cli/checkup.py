@@ -54,7 +54,7 @@ def data_command(
             "train=FILE.",
         ),
     ],
-    part: Annotated[str | None, typer.Option(metavar="NAME", help="Part of a dataset with several.")] = None,
+    part: str | None = typer.Option(None, metavar="NAME", help="Part of a dataset with several."),
     out: _Out = None,
     overwrite: Overwrite = False,
     strict: _Strict = False,

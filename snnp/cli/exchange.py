@@ -53,18 +53,15 @@ class EnergyUnit(StrEnum):
 def export_command(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, such as model.pt.")],
-    file_format: Annotated[
-        ExportFormat, typer.Option("--format", help="A module that torch loads without snnp.")
-    ] = ExportFormat.torchscript,
-    unit: Annotated[LengthUnit, typer.Option(help="Unit of positions and box vectors.")] = LengthUnit.nm,
-    energy_unit: Annotated[EnergyUnit, typer.Option(help="Unit of the energy.")] = EnergyUnit.kj_per_mol,
-    structure: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STRUCTURE", help="Fix atoms and periodicity to this structure's, as TorchForce needs it."
-        ),
-    ] = None,
-    forces: Annotated[bool, typer.Option("--forces", help="The module returns energy and forces.")] = False,
+    file_format: ExportFormat = typer.Option(
+        ExportFormat.torchscript, "--format", help="A module that torch loads without snnp."
+    ),
+    unit: LengthUnit = typer.Option(LengthUnit.nm, help="Unit of positions and box vectors."),
+    energy_unit: EnergyUnit = typer.Option(EnergyUnit.kj_per_mol, help="Unit of the energy."),
+    structure: str | None = typer.Option(
+        None, metavar="STRUCTURE", help="Fix atoms and periodicity to this structure's, as TorchForce needs it."
+    ),
+    forces: bool = typer.Option(False, "--forces", help="The module returns energy and forces."),
     dtype: Dtype = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -184,10 +181,10 @@ def convert_command(
             help="Files that ASE reads, extended XYZ or parquet; last the file to write: .parquet, .xyz or .extxyz.",
         ),
     ],
-    method: Annotated[str, typer.Option(metavar="TEXT", help="Level of theory, such as DFT-PBE; for parquet.")] = "",
-    software: Annotated[str, typer.Option(metavar="TEXT", help="Program that computed the labels.")] = "",
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="The files hold no energies.")] = False,
-    workers: Annotated[int, typer.Option(metavar="N", help="Files to read at the same time; 0: one per core.")] = 1,
+    method: str = typer.Option("", metavar="TEXT", help="Level of theory, such as DFT-PBE; for parquet."),
+    software: str = typer.Option("", metavar="TEXT", help="Program that computed the labels."),
+    unlabelled: bool = typer.Option(False, "--unlabelled", help="The files hold no energies."),
+    workers: int = typer.Option(1, metavar="N", help="Files to read at the same time; 0: one per core."),
     overwrite: Overwrite = False,
     as_json: Json = False,
     **labels: Any,

@@ -45,10 +45,9 @@ __all__ = ["evaluate_command", "train_command"]
 def evaluate_command(
     model: Model,
     data: Data = None,
-    properties: Annotated[
-        bool,
-        typer.Option("--properties", help="Lattice constant and elastic constants of the elements' crystals, too."),
-    ] = False,
+    properties: bool = typer.Option(
+        False, "--properties", help="Lattice constant and elastic constants of the elements' crystals, too."
+    ),
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -123,15 +122,15 @@ def train_command(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="YAML file that says what to train on which data.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the file; may be repeated.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Folder of the run; default: runs/ and the name of CONFIG.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder as if it had never stopped.")
-    ] = None,
+    assignments: list[str] | None = typer.Option(
+        None, "--set", metavar="KEY=VALUE", help="Change a key of the file; may be repeated."
+    ),
+    out: Path | None = typer.Option(
+        None, metavar="RUN", help="Folder of the run; default: runs/ and the name of CONFIG."
+    ),
+    resume: Path | None = typer.Option(
+        None, metavar="RUN", help="Continue the run in this folder as if it had never stopped."
+    ),
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -43,8 +43,8 @@ __all__ = [
 
 @command("ls", "snnp ls", "snnp ls --json", "snnp ls --remote", "snnp ls --remote --owner org")
 def list_command(
-    remote: Annotated[bool, typer.Option("--remote", help="What is on the Hub instead: models and datasets.")] = False,
-    owner: Annotated[str | None, typer.Option(metavar="ORG", help="Of this user or organisation on the Hub.")] = None,
+    remote: bool = typer.Option(False, "--remote", help="What is on the Hub instead: models and datasets."),
+    owner: str | None = typer.Option(None, metavar="ORG", help="Of this user or organisation on the Hub."),
     as_json: Json = False,
 ) -> None:
     """List the bundled models with their elements, sizes and test errors, or what is on the Hub."""
@@ -175,9 +175,7 @@ def energy_command(
             metavar="FILE", help="Structures in any format that ASE reads, or one in words, such as fcc:Al:4x4x4."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Extended XYZ to write; by default it goes to stdout.")
-    ] = None,
+    out: Path | None = typer.Option(None, metavar="FILE", help="Extended XYZ to write; by default it goes to stdout."),
     overwrite: Overwrite = False,
     dtype: Dtype = None,
     device: Device = None,
@@ -262,10 +260,9 @@ def _as_json(frame: Atoms) -> dict[str, Any]:
 def plot_command(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write: .png, .pdf or .svg.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."),
-    ] = None,
+    data: Path | None = typer.Option(
+        None, metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."
+    ),
     overwrite: Overwrite = False,
 ) -> None:
     """Draw everything that a spline model has learned on one page."""

@@ -45,7 +45,7 @@ publish_app = typer.Typer(
 def pull_command(
     names: _Names,
     dataset: _IsDataset = False,
-    force: Annotated[bool, typer.Option("--force", help="Download again what is in the cache.")] = False,
+    force: bool = typer.Option(False, "--force", help="Download again what is in the cache."),
     as_json: Json = False,
 ) -> None:
     """Fetch models or datasets into the cache and check every file; prints the commit that a name stands for."""
@@ -109,13 +109,12 @@ def publish_model_command(
     repository: _Repository,
     private: _Private = False,
     dry_run: _DryRun = False,
-    statements: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keep the files as they are uploaded in this new folder.")
-    ] = None,
+    statements: list[str] | None = typer.Option(
+        None, "--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."
+    ),
+    folder: Path | None = typer.Option(
+        None, metavar="FOLDER", help="Keep the files as they are uploaded in this new folder."
+    ),
     as_json: Json = False,
 ) -> None:
     """Publish a model: examined by the doctor, with a card and checksums, in one commit."""
@@ -148,13 +147,12 @@ def publish_dataset_command(
     repository: _Repository,
     private: _Private = False,
     dry_run: _DryRun = False,
-    statements: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="State title, summary, origin, licence, citation, ..."),
-    ] = None,
-    accept_findings: Annotated[
-        bool, typer.Option("--accept-findings", help="Publish in spite of errors that the doctor finds.")
-    ] = False,
+    statements: list[str] | None = typer.Option(
+        None, "--set", metavar="KEY=VALUE", help="State title, summary, origin, licence, citation, ..."
+    ),
+    accept_findings: bool = typer.Option(
+        False, "--accept-findings", help="Publish in spite of errors that the doctor finds."
+    ),
     as_json: Json = False,
 ) -> None:
     """Publish a dataset: licence and units checked, examined by the doctor, with card and checksums, in one commit."""

@@ -78,18 +78,16 @@ _Format = Annotated[
 def md_command(
     model: Model,
     structure: StructureSpec,
-    engine: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."),
-    ] = None,
-    minimise: Annotated[
-        bool,
-        typer.Option("--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."),
-    ] = False,
+    engine: str | None = typer.Option(
+        None, metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."
+    ),
+    minimise: bool = typer.Option(
+        False, "--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."
+    ),
     file_format: _Format = None,
-    topology: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Structure file with the elements, for a start from DCD.")
-    ] = None,
+    topology: Path | None = typer.Option(
+        None, metavar="FILE", help="Structure file with the elements, for a start from DCD."
+    ),
     threads: Threads = None,
     as_json: Json = False,
     **given: Any,
@@ -290,19 +288,13 @@ def _print_md(result: MDResult, settings: MDSettings) -> None:
 def relax_command(
     model: Model,
     structure: StructureSpec,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the relaxed structure goes; any ASE format.")
-    ] = None,
-    fmax: Annotated[
-        float, typer.Option(metavar="EV/Å", help="Largest force on an atom that counts as relaxed.")
-    ] = 0.01,
-    cell: Annotated[
-        bool | None, typer.Option("--cell/--no-cell", help="Relax the cell, too; --pressure implies it.")
-    ] = None,
-    pressure: Annotated[
-        float, typer.Option("--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa.")
-    ] = 0.0,
-    steps: Annotated[int, typer.Option(metavar="N", help="Stop after so many steps.")] = 500,
+    out: Path | None = typer.Option(None, metavar="FILE", help="Where the relaxed structure goes; any ASE format."),
+    fmax: float = typer.Option(0.01, metavar="EV/Å", help="Largest force on an atom that counts as relaxed."),
+    cell: bool | None = typer.Option(None, "--cell/--no-cell", help="Relax the cell, too; --pressure implies it."),
+    pressure: float = typer.Option(
+        0.0, "--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa."
+    ),
+    steps: int = typer.Option(500, metavar="N", help="Stop after so many steps."),
     overwrite: Overwrite = False,
     file_format: _Format = None,
     as_json: Json = False,

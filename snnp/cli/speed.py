@@ -30,17 +30,16 @@ def benchmark_command(
             help="Bundled models, model or run folders, names on the Hub; by default all bundled models.",
         ),
     ] = None,
-    structure: Annotated[
-        str | None,
-        typer.Option(metavar="STRUCTURE", help="For the models: fcc:Al:a=4.05 (any size), fcc:Al:4x4x4, or a file."),
-    ] = None,
-    atoms: Annotated[int, typer.Option(metavar="N", help="About how many atoms.")] = 4000,
+    structure: str | None = typer.Option(
+        None, metavar="STRUCTURE", help="For the models: fcc:Al:a=4.05 (any size), fcc:Al:4x4x4, or a file."
+    ),
+    atoms: int = typer.Option(4000, metavar="N", help="About how many atoms."),
     threads: Threads = 1,
-    repeats: Annotated[int, typer.Option(metavar="N", help="Repeats of 0.2 s; medians are reported.")] = 7,
-    engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What an engine (ase, openmm, native) adds to a step instead.")
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", "-n", metavar="N", help="Steps to measure with --engine.")] = 50,
+    repeats: int = typer.Option(7, metavar="N", help="Repeats of 0.2 s; medians are reported."),
+    engine: str | None = typer.Option(
+        None, metavar="NAME", help="What an engine (ase, openmm, native) adds to a step instead."
+    ),
+    steps: int = typer.Option(50, "--steps", "-n", metavar="N", help="Steps to measure with --engine."),
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
