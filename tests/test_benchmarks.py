@@ -21,13 +21,14 @@ from peers.programs import PEERS, ceiling_cases, find_pythons, own_cases, peer_c
 from peers.published import PUBLISHED_ERRORS
 from peers.reference import ReferenceForm, reference_model
 from peers.scaling import scaling_points, series
+from peers.systems import build_system, system_of
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
 from snnp.errors import InputError, MissingDependencyError
 from snnp.models import SplineNNP, load_model
 from snnp.models.spline.config import AngularConfig, NetworkConfig, RadialConfig, SplineNNPConfig
-from snnp.sampling.cost import build_system, measure_engine, system_of
+from snnp.sampling.cost import measure_engine, usual_atoms
 
 ONCE = Plan(repeats=1, seconds=1e-3)
 
@@ -77,6 +78,19 @@ def test_models_name_a_structure() -> None:
     assert system_of(rare).startswith("fcc:Xe")
     with pytest.raises(InputError, match="--structure"):
         system_of(SplineNNP(SplineNNPConfig(elements=("O",))))
+
+
+def test_users_atoms_suit_the_model() -> None:
+    name, atoms = usual_atoms(load_model("snnp-3bpa"), None, 50)
+    assert (name, len(atoms)) == ("molecules", 45)
+    assert set(atoms.symbols) == {"H", "C", "N", "O"}
+    assert atoms.get_all_distances()[0, 9:].min() > 8.0  # no molecule sees another
+    name, atoms = usual_atoms(load_model("snnp-si"), None, 60)
+    assert name.startswith("diamond:Si:a=5.4")
+    assert (len(atoms), bool(atoms.pbc.all())) == (64, True)
+    assert len(usual_atoms(load_model("snnp-cu"), "fcc:Cu:2x2x2", 1)[1]) == 32
+    with pytest.raises(InputError, match="at least 1"):
+        usual_atoms(load_model("snnp-cu"), None, 0)
 
 
 # Operations
@@ -226,7 +240,7 @@ _FORCES = """
 import json, sys, numpy as np
 from types import SimpleNamespace
 from peers.adapters import lammps
-from snnp.sampling.cost import build_system
+from peers.systems import build_system
 s = build_system("fcc:Al:a=4.05", 108)
 system = SimpleNamespace(numbers=s.numbers.numpy(), positions=s.positions.numpy(), cells=s.cell.numpy(), pbc=True)
 call, _ = lammps.prepare(lammps.CASES[0], system, 1)

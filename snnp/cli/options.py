@@ -177,11 +177,7 @@ def with_options(message: str) -> str:
 
 
 def set_threads(number: int | None) -> None:
-    """Let the models take so many threads; None leaves it to torch.
-
-    Raises:
-        InputError: for less than one.
-    """
+    """Let the models take so many threads; None leaves it to torch."""
     import torch
 
     if number is not None and number < 1:

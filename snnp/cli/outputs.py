@@ -18,26 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["check_format", "input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
 
 
+_MISFITS = ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+
+
 @contextmanager
 def readable(*names: object) -> Iterator[None]:
-    """Turn what readers of ASE and others raise for files that they do not understand into one line.
-
-    Raises:
-        DataError: names the files.
-    """
+    """Turn what readers of ASE and others raise for files that they do not understand into one `DataError`."""
     try:
         yield
     except SnnpError:
         raise
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _MISFITS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{', '.join(map(str, names))}: cannot be read ({reason}); look at the file, or write it anew."
@@ -45,11 +36,7 @@ def readable(*names: object) -> Iterator[None]:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder and see that files can be written into it, before hours of work depend on it.
-
-    Raises:
-        InputError: if that fails; names the obstacle.
-    """
+    """Make a folder, and refuse one into which nothing can be written, before hours of work depend on it."""
     cure = "choose a path in a folder that you can write to"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,14 +50,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 def prepare_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Make the folder of an output file and see that the file can be written.
+    """Make the folder of an output file, and refuse one that cannot be written, or must not be replaced.
 
     Arguments:
         overwrite: whether the user has asked to replace what is there.
         inputs: files that are read, which are never replaced.
-
-    Raises:
-        InputError: if it cannot, or must not.
     """
     prepare_folder(path.parent)
     if path.is_dir():
@@ -93,11 +77,7 @@ def input_files(model: str, structure: str | None = None, topology: Path | None 
 
 
 def check_format(path: Path, atoms: Atoms) -> None:
-    """See that the format which the name of a file stands for can hold a structure, before hours of work depend on it.
-
-    Raises:
-        InputError: if it cannot.
-    """
+    """Refuse a file whose format cannot hold a structure, before hours of work depend on it."""
     with tempfile.TemporaryDirectory() as folder:
         write_structure(Path(folder) / path.name, atoms, shown=path)
 
@@ -109,9 +89,6 @@ def write_structure(
 
     Arguments:
         shown: the name of the file in messages, if another.
-
-    Raises:
-        InputError: if ASE knows no format of that name, or the format cannot hold the structures.
     """
     import ase.io
     from ase.io.formats import UnknownFileTypeError

@@ -45,16 +45,34 @@ def benchmark_command(
     as_json: Json = False,
 ) -> None:
     """Measure energy and forces: time per atom on this machine, and what an engine adds to it."""
+    from snnp.hub import load_pinned
     from snnp.models.store import list_models
+    from snnp.sampling.cost import measure_cost, measure_engine, usual_atoms
 
     set_threads(threads)
-    if engine is not None:
-        _measure_engine(engine, models, structure, atoms, steps, as_json)
-        return
+    if engine is not None and (models is None or len(models) != 1):
+        raise InputError("--engine measures one model; name it, for example: snnp benchmark snnp-si --engine openmm.")
     names, rows = models or list_models(), []
     with progress_bar("measuring", len(names)) as update:
         for name in names:
-            rows.append(_measure(name, structure, atoms, repeats, dtype, device) | {"threads": threads})
+            model, pinned = load_pinned(name, dtype=dtype, device=device)
+            given, frame = usual_atoms(model, structure, atoms)
+            if engine is not None:
+                measured = measure_engine(model, frame, engine, steps)
+                print_result({"model": pinned, "structure": given, "engine": engine, **measured}, as_json)
+                return
+            evaluator = model.evaluator()
+            rows.append(
+                {
+                    "case": pinned,
+                    "structure": given,
+                    **measure_cost(model, frame, repeats),
+                    "parameters": model.n_parameters,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "path": "torch" if evaluator is None else evaluator.target,
+                    "threads": threads,
+                }
+            )
             update(len(rows), note=name)
     rows.sort(key=lambda row: row["cpu_us_per_atom"])
     if as_json:
@@ -67,37 +85,3 @@ def benchmark_command(
 
 def _shown(value: Any) -> str:
     return number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _measure(
-    name: str, structure: str | None, atoms: int, repeats: int, dtype: str | None, device: str | None
-) -> dict[str, Any]:
-    from snnp.hub import load_pinned
-    from snnp.sampling.cost import build_system, measure_cost, system_of
-
-    model, pinned = load_pinned(name, dtype=dtype, device=device)
-    given, evaluator = structure or system_of(model), model.evaluator()
-    return {
-        "case": pinned,
-        "structure": given,
-        **vars(measure_cost(model, build_system(given, atoms), repeats)),
-        "parameters": model.n_parameters,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "path": "torch" if evaluator is None else evaluator.target,
-    }
-
-
-def _measure_engine(
-    engine: str, models: list[str] | None, structure: str | None, atoms: int, steps: int, as_json: bool
-) -> None:
-    from snnp.hub import load_pinned
-    from snnp.sampling import build_structure
-    from snnp.sampling.cost import build_system, measure_engine, system_of
-
-    if models is None or len(models) != 1:
-        raise InputError("--engine measures one model; name it, for example: snnp benchmark snnp-si --engine openmm.")
-    potential, model = load_pinned(models[0])
-    given = structure or system_of(potential)
-    frame = build_structure(structure) if structure else build_system(given, atoms).to_ase()[0]
-    measured = measure_engine(potential, frame, engine, steps)
-    print_result({"model": model, "structure": given, "engine": engine, **measured}, as_json)

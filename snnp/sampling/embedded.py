@@ -81,11 +81,7 @@ class NativeDynamics:
         return self._session.evaluate(atoms.numbers, self._positions, self._cell, atoms.pbc, stress=self._periodic)
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps.
-
-        Raises:
-            InputError: if atoms have come too close or flown apart.
-        """
+        """Go on by some steps; raises `InputError` if atoms have come too close or flown apart."""
         half, drift = 0.5 * self._dt * self._moves, self._dt / self._masses
         for _ in range(n_steps):
             if self._settings.ensemble == "npt":
@@ -176,11 +172,7 @@ class NativeGpuDynamics:
         return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps.
-
-        Raises:
-            InputError: if atoms have come too close or flown apart.
-        """
+        """Go on by some steps; raises `InputError` if atoms have come too close or flown apart."""
         equilibration = self._start.equilibration
         left = equilibration - self._dynamics.step if equilibration else 0
         if not 0 < left <= n_steps:

@@ -292,7 +292,7 @@ def drive(
 
     Raises:
         InputError: the energy is not a number or falls below `least_energy`, or the temperature leaves all sense (the
-            run has blown up; see `snnp.sampling.limits`), or an output is held by another run, exists and must not be
+            run has blown up; see `Limits`), or an output is held by another run, exists and must not be
             replaced, or is not that of the run to resume.
         OSError: an output cannot be written; names it.
         Interrupted: at Ctrl-C or SIGTERM, once a checkpoint is written.
@@ -308,7 +308,14 @@ def drive(
             stop = recorder.next_stop(step)
             while step < stop and request.signum is None:
                 reached = min(stop, step + patience)
-                _advance(engine, step, reached, start.atoms, settings)
+                try:
+                    engine.advance(reached - step)
+                except InputError as error:
+                    # The structure was good at the start, so bad positions now are the run's doing.
+                    raise InputError(
+                        f"the simulation blew up between steps {step} and {reached} ({error}) "
+                        f"{cure(start.atoms, settings)}"
+                    ) from error
                 step = reached
             progress = recorder.record(engine, step) if step == stop else None
             if request.signum is not None and step < settings.steps:
@@ -318,16 +325,6 @@ def drive(
                 speed = _ns_per_day(step - start.step, settings.dt_fs, elapsed) or 0.0
                 report(MDProgress(step, settings.steps, speed, progress))
         return recorder.result(step, time.perf_counter() - began)
-
-
-def _advance(engine: Engine, step: int, stop: int, atoms: Atoms, settings: MDSettings) -> None:
-    try:
-        engine.advance(stop - step)
-    except InputError as error:
-        # The structure was good at the start, so bad positions now are the run's doing.
-        raise InputError(
-            f"the simulation blew up between steps {step} and {stop} ({error}) {cure(atoms, settings)}"
-        ) from error
 
 
 def _ns_per_day(steps: int, dt_fs: float, seconds: float) -> float | None:

@@ -141,11 +141,7 @@ def _lammps_units(path: Path) -> str:
 
 
 def _check_elements(atoms: Atoms, path: Path, file_format: str | None) -> None:
-    """Refuse files that leave the elements open, which ASE would guess.
-
-    Raises:
-        InputError: types without masses, masses of no element, or sites that several elements share.
-    """
+    """Refuse types without masses, masses of no element, and sites that several elements share: ASE would guess."""
     shared = atoms.info.get("occupancy", {}).values()
     if any(len(site) > 1 or min(site.values(), default=1.0) < 1.0 for site in shared):
         raise InputError(f"'{path}' has sites that are occupied in part; choose one ordered arrangement and save that.")

@@ -179,12 +179,9 @@ def read_log(path: Path) -> list[Sample]:
 class TrajectoryWriter(_Appended, ABC):
     """Writes frames to one file; made by `open_trajectory`."""
 
-    companions: dict[str, Path]
-    """Further files written beside the trajectory, by name."""
-
     def __init__(self, path: Path, settings: MDSettings, mark: FileMark | None) -> None:
         super().__init__(path, mark)
-        self._dt_fs, self.companions = settings.dt_fs, {}
+        self._dt_fs = settings.dt_fs
 
     def write(self, snapshot: Snapshot, step: int, time_fs: float | None = None) -> None:
         """Append one frame and hand it to the operating system.
@@ -224,7 +221,7 @@ class _ExtXYZWriter(TrajectoryWriter):
 class _OpenMMWriter(TrajectoryWriter):
     """What DCD and XTC share: OpenMM's writers, their topology, and a PDB file with which readers open the frames."""
 
-    def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None) -> None:
+    def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
         try:
             from openmm import app
         except ImportError as error:
@@ -237,11 +234,14 @@ class _OpenMMWriter(TrajectoryWriter):
         residue = self._topology.addResidue("UNK", self._topology.addChain())
         for symbol in atoms.symbols:
             self._topology.addAtom(symbol, self._app.Element.getBySymbol(symbol), residue)
+        # Time step in ps, step of the first frame, interval: what the headers hold.
+        interval = settings.trajectory_interval
+        self._clock = settings.dt_fs / 1000.0, next_step - self._n_frames * interval, interval
         self._lattice: np.ndarray | None = None  # found once: in a cell that breathes the same vectors stay the box
         positions, box = self._standard_orientation(atoms)
         if box is not None:
             self._topology.setPeriodicBoxVectors(_vectors(clip_to_reduced(box)))
-        self.companions = {"topology": (pdb := topology_beside(path))}
+        pdb = topology_beside(path)
         if mark is None or not pdb.is_file():
             text = io.StringIO()
             self._app.PDBFile.writeFile(self._topology, positions, text)  # bare numbers are Å here
@@ -276,22 +276,20 @@ class _OpenMMWriter(TrajectoryWriter):
 
 class _DCDWriter(_OpenMMWriter):
     def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
-        super().__init__(path, atoms, settings, mark)
-        self._interval = settings.trajectory_interval
-        self._first_step = next_step - self._n_frames * self._interval
+        super().__init__(path, atoms, settings, mark, next_step)
         if mark is not None:
             self._set_header()
         self._file = open(path, "w+b" if mark is None else "r+b")  # noqa: SIM115
-        dt_ps, append = settings.dt_fs / 1000.0, mark is not None
-        self._dcd = self._app.DCDFile(self._file, self._topology, dt_ps, self._first_step, self._interval, append)
+        self._dcd = self._app.DCDFile(self._file, self._topology, *self._clock, mark is not None)
 
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None:
         self._dcd.writeModel(positions_nm, periodicBoxVectors=box)
 
     def _set_header(self) -> None:
         """Take number of frames (bytes 8-11) and last step (20-23) back to what the file holds."""
+        _, first_step, interval = self._clock
         with open(self._path, "r+b") as file:
-            for offset, number in ((8, self._n_frames), (20, self._first_step + (self._n_frames - 1) * self._interval)):
+            for offset, number in ((8, self._n_frames), (20, first_step + (self._n_frames - 1) * interval)):
                 file.seek(offset)
                 file.write(struct.pack("<i", number))
 
@@ -306,14 +304,10 @@ class _DCDWriter(_OpenMMWriter):
 
 class _XTCWriter(_OpenMMWriter):
     def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
-        super().__init__(path, atoms, settings, mark)
+        super().__init__(path, atoms, settings, mark, next_step)
         if mark is None:
             path.write_bytes(b"")
-        interval = settings.trajectory_interval
-        first_step = next_step - self._n_frames * interval
-        dt_ps = settings.dt_fs / 1000.0
-        append = self._n_frames > 0
-        self._xtc = self._app.XTCFile(str(path), self._topology, dt_ps, first_step, interval, append=append)
+        self._xtc = self._app.XTCFile(str(path), self._topology, *self._clock, append=self._n_frames > 0)
 
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None:
         self._xtc.writeModel(positions_nm, periodicBoxVectors=box)
@@ -332,15 +326,11 @@ _XTC_HEADER = 92  # bytes before the packed coordinates: 4 numbers, the box, and
 
 def _xtc_frame_size(header: bytes) -> int:
     """Bytes of a frame of an XTC file from its beginning; without a whole one, those of the header."""
-    if len(header) < 56:
-        return _XTC_HEADER
-    (n_atoms,) = struct.unpack(">i", header[52:56])
-    if n_atoms <= 9:  # these are not packed
-        return 56 + 12 * n_atoms
-    if len(header) < _XTC_HEADER:
-        return _XTC_HEADER
-    (n_packed,) = struct.unpack(">i", header[88:92])
-    return _XTC_HEADER + (n_packed + 3) // 4 * 4
+    n_atoms = struct.unpack(">i", header[52:56])[0] if len(header) >= 56 else None
+    if n_atoms is not None and n_atoms <= 9:  # these are not packed
+        return 56 + 12 * int(n_atoms)
+    n_packed = struct.unpack(">i", header[88:92])[0] if len(header) == _XTC_HEADER else 0
+    return _XTC_HEADER + (int(n_packed) + 3) // 4 * 4
 
 
 def open_trajectory(

@@ -25,12 +25,12 @@ from snnp.files import write_atomically
 from snnp.kernels.build import find_compiler
 from snnp.kernels.cpu.library import LIBRARY_FILE
 from snnp.models import SplineNNP
-from snnp.sampling.cost import build_system
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs" / "measure"))
 from cases import Case, build_driver, run_driver, write_case
 from peers.reference import REFERENCE_SYSTEM, ReferenceForm
+from peers.systems import build_system
 
 __all__ = ["ALLOWED", "CASES", "REFERENCE", "compiler_name", "count_instructions", "grown"]
 

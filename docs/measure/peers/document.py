@@ -13,12 +13,12 @@ from ase.data import chemical_symbols
 from peers.operations import count_work
 from peers.processes import Failure, Measurement, Plan
 from peers.published import PUBLISHED_ERRORS
+from peers.systems import build_system
 
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model
 from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.sampling.cost import build_system
 
 __all__ = ["document", "machine"]
 

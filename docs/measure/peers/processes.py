@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from peers.systems import build_system
 
 from snnp.errors import InputError
-from snnp.sampling.cost import build_system
 from snnp.structure import Structure
 
 __all__ = ["Case", "Failure", "Measurement", "Plan", "measure"]

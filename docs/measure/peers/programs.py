@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peers.processes import Case
+from peers.systems import system_of
 
 from snnp.errors import InputError, MissingDependencyError, near_matches
 from snnp.kernels.build import find_compiler
 from snnp.models.store import load_model
-from snnp.sampling.cost import system_of
 
 __all__ = ["PEERS", "ceiling_cases", "find_pythons", "own_cases", "peer_cases"]
 
