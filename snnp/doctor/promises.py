@@ -182,6 +182,6 @@ def _refused(name: str, message: str) -> Finding:
             "warning",
             message,
             "The model cannot be kept as a folder, so it cannot be published or loaded by name.",
-            "Add the class to `snnp.models.store`, with its configuration.",
+            "Add the class to `snnp.models.families`, with its configuration.",
         )
     return Finding(name, "error", f"the check could not run: {message}", *_ADVICE[name])

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -73,7 +74,9 @@ class Evaluated:
 class Evaluator(Protocol):
     """A family's own code for the present parameters of a potential, in place of torch; later changes do not reach it.
 
-    `kernel`: what a simulation that runs on the device as a whole is made of. `target`: what the code is built for.
+    Attributes:
+        kernel: what a simulation that runs on the device as a whole is made of. target: what the code is built for.
+        stepper: makes, from cutoff and skin (Å), what evaluates one moving system; None where `evaluate` is as good.
     """
 
     @property
@@ -83,8 +86,7 @@ class Evaluator(Protocol):
     def target(self) -> str | None: ...
 
     @property
-    def stepper(self) -> Callable[[float, float], Stepper] | None:
-        """Makes, from cutoff and skin (Å), what evaluates one moving system; None where `evaluate` serves that, too."""
+    def stepper(self) -> Callable[[float, float], Stepper] | None: ...
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """Evaluate a batch on the device where it lies; `species` [N] index the potential's elements.
@@ -95,11 +97,13 @@ class Evaluator(Protocol):
 
 
 class Stepper(Protocol):
-    """Evaluates one system whose atoms move a little from call to call; threads may share it."""
+    """Evaluates one system whose atoms move a little from call to call; threads may share it.
+
+    `n_builds`: how often a neighbour list was built.
+    """
 
     @property
-    def n_builds(self) -> int:
-        """How often a neighbour list was built."""
+    def n_builds(self) -> int: ...
 
     def __call__(
         self,
@@ -111,8 +115,7 @@ class Stepper(Protocol):
     ) -> tuple[_Array, _Array, _Array]:
         """Energies [N], forces [N, 3], virial [3, 3] as in `Evaluated`, from the evaluator of the present parameters.
 
-        Arguments:
-            species: [N], the same object while atoms stay the same. positions: [N, 3] contiguous.
+        `species` [N] are the same object while atoms stay the same; positions [N, 3] are contiguous.
         """
 
 
@@ -124,7 +127,7 @@ class Potential(ExactModule, ABC):
         reference_energies: E0 in eV per element, added to the energy of each atom.
         cutoff: Å, the largest distance at which atoms act on each other.
 
-    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.store`.
+    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.families`.
     """
 
     config: BaseModel
@@ -260,17 +263,9 @@ class Potential(ExactModule, ABC):
 
     def _energies_alone(self) -> Tensor:
         """[Z] of every element. A family may know a shorter way."""
-        z, device = len(self.elements), self.device
-        structure = Structure(
-            numbers=torch.tensor([atomic_numbers[symbol] for symbol in self.elements], device=device),
-            positions=torch.zeros(z, 3, dtype=torch.float64, device=device),
-            cell=torch.zeros(z, 3, 3, dtype=torch.float64, device=device),
-            pbc=torch.zeros(z, 3, dtype=torch.bool, device=device),
-            structure_of_atom=torch.arange(z, device=device),
-        )
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        nobody = Neighbours(none, none, none.reshape(0, 3), self.cutoff)
-        return self.atomic_energies(structure, torch.zeros(0, 3, dtype=self.dtype, device=device), nobody)
+        structure = Structure.from_ase([Atoms(symbol) for symbol in self.elements]).to(device=self.device)
+        nobody = neighbour_list(structure, self.cutoff)
+        return self.atomic_energies(structure, pair_vectors(structure, nobody).to(self.dtype), nobody)
 
     def energy_offsets(self) -> Tensor:
         """[Z] float64 in eV: what stands beside energies of the family and the repulsion, E0 less `isolated_energies`.

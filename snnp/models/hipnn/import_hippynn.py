@@ -50,7 +50,8 @@ def import_hippynn(
     Raises:
         ModelFileError: names the tensor that is missing or has another shape than the configuration asks for.
     """
-    state = _tensors(source)
+    where = "the state" if isinstance(source, Mapping) else str(source)
+    state = _tensors(source, where)
     prefix = next((name.removesuffix(_MARK) for name in state if name.endswith(_MARK)), None)
     if prefix is None:
         raise ModelFileError(
@@ -58,16 +59,17 @@ def import_hippynn(
             "or HipnnQuad with resnet=True."
         )
     _check_elements(state, config)
-    _check_cusp(source, config)
-    wanted = dict(config.tensors())
+    # A state dictionary also holds `cusp_reg`; a safetensors file, which has tensors only, does not.
+    for name, value in source.items() if isinstance(source, Mapping) and config.l_max else ():
+        if name.endswith("base_layer._extra_state") and value["cusp_reg"] != config.cusp:
+            raise ModelFileError(f"the network has cusp_reg {value['cusp_reg']}, the configuration cusp {config.cusp}.")
     found = _network(state, prefix, config) | _readouts(state, energy_node, config, energy_in_ev)
-    for name, value in found.items():
-        if tuple(value.shape) != wanted[name]:
+    for name, shape in config.tensors():
+        if name in found and tuple(found[name].shape) != shape:
             raise ModelFileError(
-                f"{name} has shape {list(value.shape)} in the state, by the configuration {list(wanted[name])}; "
+                f"{name} has shape {list(found[name].shape)} in the state, by the configuration {list(shape)}; "
                 "check n_features, n_sensitivities, elements and l_max."
             )
-    where = "the state" if isinstance(source, Mapping) else str(source)
     dtype = found["blocks.0.interaction.mu"].dtype
     if dtype not in (torch.float32, torch.float64) or any(value.dtype != dtype for value in found.values()):
         raise ModelFileError(f"{where} must hold numbers of one type, float32 or float64.")
@@ -80,12 +82,12 @@ def import_hippynn(
     return model.eval()
 
 
-def _tensors(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def _tensors(source: str | Path | Mapping[str, Any], where: str) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return {name: value.detach().cpu() for name, value in source.items() if isinstance(value, Tensor)}
     content = read_bounded(Path(source), _LARGEST_FILE)
     try:
-        return read_weights(content, str(source))
+        return read_weights(content, where)
     except ModelFileError as error:
         raise ModelFileError(
             f"{error} A checkpoint of hippynn is a pickle: write its tensors with safetensors.torch.save_file first."
@@ -101,22 +103,13 @@ def _check_elements(state: Mapping[str, Tensor], config: HIPNNConfig) -> None:
         raise ModelFileError(
             "species_map in the state must be a list of whole numbers; give the state of a hippynn graph."
         )
-    order = sorted((int(index), z) for z, index in enumerate(table.tolist()) if int(index) > 0)
+    order = [z for _, z in sorted((int(index), z) for z, index in enumerate(table.tolist()) if int(index) > 0)]
     given = [atomic_numbers.get(symbol) for symbol in config.elements]
-    if [z for _, z in order] != given:
+    if order != given:
         raise ModelFileError(
-            f"the network knows the atomic numbers {[z for _, z in order]} in this order, the configuration's elements "
+            f"the network knows the atomic numbers {order} in this order, the configuration's elements "
             f"are {given}; give the elements of possible_species in their order."
         )
-
-
-def _check_cusp(source: str | Path | Mapping[str, Any], config: HIPNNConfig) -> None:
-    """A state dictionary also holds `cusp_reg`; a safetensors file, which has tensors only, does not."""
-    if not isinstance(source, Mapping) or config.l_max == 0:
-        return
-    for name, value in source.items():
-        if name.endswith("base_layer._extra_state") and value["cusp_reg"] != config.cusp:
-            raise ModelFileError(f"the network has cusp_reg {value['cusp_reg']}, the configuration cusp {config.cusp}.")
 
 
 def _take(state: Mapping[str, Tensor], name: str) -> Tensor:
@@ -130,15 +123,14 @@ def _take(state: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _network(state: Mapping[str, Tensor], prefix: str, config: HIPNNConfig) -> dict[str, Tensor]:
     """Our names and shapes for the tensors of the network."""
-    extra = [name for name in state if name.startswith(f"{prefix}blocks.{config.n_interactions}.")]
-    extra += [name for name in state if name.startswith(f"{prefix}blocks.0.{config.n_atom_layers + 1}.")]
-    beyond = tuple(f".{name}" for name in _SCALES[config.l_max :])
-    extra += [name for name in state if beyond and name.endswith(beyond)]
-    if extra:
-        raise ModelFileError(
-            f"the state holds {extra[0]}, for which the configuration has no place; raise n_interactions, "
-            "n_atom_layers or l_max."
-        )
+    beyond = (f"{prefix}blocks.{config.n_interactions}.", f"{prefix}blocks.0.{config.n_atom_layers + 1}.")
+    scales = tuple(f".{name}" for name in _SCALES)
+    for name in state:
+        if name.startswith(beyond) or name.endswith(scales[config.l_max :]):
+            raise ModelFileError(
+                f"the state holds {name}, for which the configuration has no place; raise n_interactions, "
+                "n_atom_layers or l_max."
+            )
     found: dict[str, Tensor] = {}
     for n, n_in in enumerate(config.widths[:-1]):
         theirs, ours = f"{prefix}blocks.{n}", f"blocks.{n}"
@@ -147,15 +139,14 @@ def _network(state: Mapping[str, Tensor], prefix: str, config: HIPNNConfig) -> d
             found[f"{ours}.interaction.{name}"] = _take(state, f"{base}.sensitivity.{name}").reshape(-1)
         found[f"{ours}.interaction.weights"] = _take(state, f"{base}.int_weights").permute(2, 0, 1)
         if config.l_max:
-            scales = [_take(state, f"{base}.{name}") for name in _SCALES[: config.l_max]]
-            found[f"{ours}.interaction.scales"] = torch.stack(scales)
-        pairs = [(f"{ours}.interaction.own", f"{base}.selfint"), (f"{ours}.residual.linear", f"{theirs}.0.res_layer")]
+            parts = [_take(state, f"{base}{name}") for name in scales[: config.l_max]]
+            found[f"{ours}.interaction.scales"] = torch.stack(parts)
+        pairs = {f"{ours}.interaction.own": f"{base}.selfint", f"{ours}.residual.linear": f"{theirs}.0.res_layer"}
         for k in range(config.n_atom_layers):
-            pairs.append((f"{ours}.layers.{k}.linear", f"{theirs}.{k + 1}.base_layer"))
-            pairs.append((f"{ours}.layers.{k}.residual.linear", f"{theirs}.{k + 1}.res_layer"))
-        for mine, other in pairs:
-            found[f"{mine}.weight"] = _take(state, f"{other}.weight")
-            found[f"{mine}.bias"] = _take(state, f"{other}.bias")
+            pairs[f"{ours}.layers.{k}.linear"] = f"{theirs}.{k + 1}.base_layer"
+            pairs[f"{ours}.layers.{k}.residual.linear"] = f"{theirs}.{k + 1}.res_layer"
+        for mine, other in pairs.items():
+            found |= {f"{mine}.{name}": _take(state, f"{other}.{name}") for name in ("weight", "bias")}
         if n_in != config.n_features:
             found[f"{ours}.residual.adjust.weight"] = _take(state, f"{theirs}.0.adjust_layer.weight")
     return found
@@ -170,9 +161,8 @@ def _readouts(state: Mapping[str, Tensor], node: str, config: HIPNNConfig, energ
             f"the state holds {len(nodes)} layers that could be the energy ({', '.join(nodes) or 'none'}); name it "
             "with energy_node."
         )
-    found = {}
-    for n in range(config.n_interactions + 1):
-        found[f"readouts.{n}.weight"] = _take(state, f"{nodes[0]}layers.{n}.weight") * energy_in_ev
-        if n > 0:
-            found[f"readouts.{n}.bias"] = _take(state, f"{nodes[0]}layers.{n}.bias") * energy_in_ev
-    return found
+    return {
+        f"readouts.{n}.{name}": _take(state, f"{nodes[0]}layers.{n}.{name}") * energy_in_ev
+        for n in range(config.n_interactions + 1)
+        for name in (("weight", "bias") if n > 0 else ("weight",))
+    }
