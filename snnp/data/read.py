@@ -30,7 +30,17 @@ from snnp.data.write import write_frames
 from snnp.errors import DataError, near_matches
 
 __all__ = [
-    *("convert", "dataset_files", "dataset_records", "holds_xyz", "is_xyz", "labels_of", "load_dataset", "open_source"),
+    *(
+        "as_dataset",
+        "convert",
+        "dataset_files",
+        "dataset_records",
+        "holds_xyz",
+        "is_xyz",
+        "labels_of",
+        "load_dataset",
+        "open_source",
+    ),
     *("read_any", "read_atoms", "read_frames", "read_images"),
 ]
 
@@ -225,8 +235,8 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *,
         raise DataError("no data file was given; name at least one file of reference structures.")
     parts: list[Frames] = []
     for source, label in zip(sources, labels_of([Path(str(source)) for source in sources]), strict=True):
-        named = _named(str(source))
-        if named is None:
+        dataset = as_dataset(str(source), split)
+        if dataset is None:
             parts += [frames.checked() for frames in read_any(source, keys, label, extras=False)]
             continue
         if keys != Keys():
@@ -234,14 +244,24 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *,
                 f"{source} is a dataset, whose columns have fixed names and units; leave the keys and units of labels "
                 "away, or make another dataset of it with 'snnp convert'."
             )
-        name, part, wanted = named
-        dataset = load_dataset(name, part=part)
-        wanted = split if wanted is None and split in dataset.splits else wanted
-        found = (dataset if wanted is None else dataset.select(wanted)).frames()
+        found = dataset.frames()
         if len(sources) > 1:
             found = replace(found, sources=[f"{label}/{each}" for each in found.sources])
         parts.append(found)
     return Frames.concatenate(parts)
+
+
+def as_dataset(text: str, split: str | None) -> Dataset | None:
+    """The dataset that a text `name:part/split` stands for; None for a file of its own.
+
+    `split` is taken where the text names none and the dataset has it.
+    """
+    if (named := _named(text)) is None:
+        return None
+    name, part, wanted = named
+    dataset = load_dataset(name, part=part)
+    wanted = split if wanted is None and split in dataset.splits else wanted
+    return dataset if wanted is None else dataset.select(wanted)
 
 
 def dataset_records(sources: Iterable[str]) -> list[dict[str, str]]:

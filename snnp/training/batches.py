@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,11 @@ __all__ = ["Batches", "grouped", "prepare"]
 
 @dataclass(frozen=True)
 class Batches:
-    """All frames as one batch; `starts` [B + 1] are the rows of each frame, `sources` [B] say where it came from."""
+    """All frames as one batch; `starts` [B + 1] are the rows of each frame."""
 
     backend: Backend
     everything: Batch
     starts: np.ndarray
-    sources: Sequence[str]
 
     @property
     def n_frames(self) -> int:
@@ -50,7 +49,13 @@ class Batches:
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
             tolerance=everything.tolerance[chosen],
+            sources=[everything.sources[frame] for frame in frames] if everything.sources else (),
         )
+
+    def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
+        """Batches of all frames, in an order that depends on the seed only, and the share of them that lies before."""
+        groups = self.groups(np.random.default_rng(seed).permutation(self.n_frames), batch_atoms)
+        return ((k / len(groups), self.batch(group)) for k, group in enumerate(groups))
 
     def groups(self, order: Iterable[int], batch_atoms: int) -> list[list[int]]:
         """Frames in the given order, so many together that they hold at most `batch_atoms` atoms (at least one)."""
@@ -71,7 +76,7 @@ def grouped(counts: np.ndarray, order: Iterable[int], most: int) -> list[list[in
 
 @torch.no_grad()
 def prepare(
-    backend: Backend, model: Potential, frames: Sequence[Frame], tolerance: Sequence[float] | None = None
+    backend: Backend, model: Potential, frames: Sequence[Frame], tolerance: Sequence[float] | np.ndarray | None = None
 ) -> Batches:
     """Compute everything that training needs of the frames, in float64, and store it in the backend's type.
 
@@ -85,13 +90,13 @@ def prepare(
     structure = frames.structure()
     counts = structure.atoms_per_structure
     volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
-    allowed = torch.zeros_like(volume) if tolerance is None else torch.tensor(tolerance, dtype=torch.float64)
+    allowed = torch.zeros_like(volume) if tolerance is None else torch.as_tensor(tolerance, dtype=torch.float64)
     geometry = backend.prepare(model, structure)
     owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
     numbers = (volume, *_labels(model, frames, structure), allowed)
-    floats = (value.to(backend.device, backend.dtype) for value in numbers)
-    everything = Batch(geometry, owner, counts_there, *floats)
-    return Batches(backend, everything, frames.starts, frames.sources)
+    volume, energy, forces, stress, allowed = (value.to(backend.device, backend.dtype) for value in numbers)
+    everything = Batch(geometry, owner, counts_there, volume, energy, forces, stress, allowed, frames.sources)
+    return Batches(backend, everything, frames.starts)
 
 
 def _labels(model: Potential, frames: Frames, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,11 +103,14 @@ class DataConfig(_Config):
     Limits, applied to every set: `elements` keeps frames made of these elements only, `max_energy` those whose energy
     per atom lies at most this far (eV) above the lowest one (`test_max_energy`: in the test set, where that is to be
     narrower), `max_force` those without larger forces (eV/Å).
+    `stream`: `train` is one dataset, larger than memory, whose frames are read anew in every epoch; valid and test sets
+    are held in memory. E0, ranges, checks and the errors of the training set come from a sample of it.
     """
 
     train: tuple[str, ...]
     valid: float | str | tuple[str, ...] = 0.05
     test: float | str | tuple[str, ...] | None = None
+    stream: bool = False
     forces_only: tuple[str, ...] = ()
     elements: tuple[str, ...] | None = None
     isolated_atoms: str | None = None
@@ -130,6 +133,12 @@ class DataConfig(_Config):
     def keys(self) -> Keys:
         """Names under which files hold their labels, and their units."""
         return keys_of(self.energy_key, self.forces_key, self.stress_key, self.group_key, self.units)
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> DataConfig:
+        if self.stream and (len(self.train) != 1 or self.forces_only or self.keys != Keys()):
+            raise ValueError("data.stream takes one dataset as data.train, without forces_only, keys and units")
+        return self
 
     @field_validator("units")
     @classmethod

@@ -16,11 +16,13 @@ from snnp.errors import TrainingError
 from snnp.models.potential import Potential
 from snnp.models.store import save_model
 from snnp.process import Interrupted, StopRequest, stop_requests
+from snnp.training.backends import Batch
 from snnp.training.batches import Batches
 from snnp.training.checkpoint import TrainState, append_metrics, save_state
 from snnp.training.config import OptimiserConfig, TrainConfig
 from snnp.training.loss import Loss
 from snnp.training.soap import Soap
+from snnp.training.stream import StreamedBatches
 
 __all__ = ["Progress", "Report", "Training", "make_optimiser"]
 
@@ -48,7 +50,7 @@ class Training:
 
     config: TrainConfig
     state: TrainState
-    data: Batches
+    data: Batches | StreamedBatches
     valid: Batches
     folder: Path
     report: Report
@@ -78,13 +80,11 @@ class Training:
     def _epoch(self, request: StopRequest) -> tuple[float, float]:
         """One pass over the data in an order that depends on seed and epoch only; returns mean loss and rate."""
         config, state, counters, backend = self.config, self.state, self.state.counters, self.data.backend
-        order = np.random.default_rng([config.seed, counters.epoch]).permutation(self.data.n_frames)
-        groups = self.data.groups(order, config.optimiser.batch_atoms)
-        total, rate = 0.0, 0.0
-        for k, group in enumerate(groups):
+        losses, rate = list[float](), 0.0
+        for share, batch in self.data.epoch([config.seed, counters.epoch], config.optimiser.batch_atoms):
             self._stop_if_overdue(request)
-            progress = (counters.epoch + k / len(groups)) / config.optimiser.epochs
-            batch, loss = self.data.batch(group), Loss.at(config.loss, progress)
+            progress = (counters.epoch + share) / config.optimiser.epochs
+            loss = Loss.at(config.loss, progress)
             state.optimiser.zero_grad(set_to_none=True)
             # Prediction, loss, and the gradient of the loss in all parameters.
             value = float(backend.backward(state.model, batch, loss, forces=loss.needs_forces))
@@ -95,9 +95,9 @@ class Training:
             state.optimiser.step()
             counters.step += 1
             state.update_average(config.optimiser.ema_decay)
-            self._stop_if_diverged(value, group)
-            total += value
-        mean = total / len(groups)
+            self._stop_if_diverged(value, batch)
+            losses.append(value)
+        mean = sum(losses) / len(losses)
         counters.lowest_loss = min(counters.lowest_loss, mean)
         return mean, rate
 
@@ -130,7 +130,7 @@ class Training:
             epoch = self.state.counters.epoch
             raise Interrupted(request.signum, f"stopped in epoch {epoch + 1}; the state after epoch {epoch} is saved")
 
-    def _stop_if_diverged(self, value: float, group: list[int]) -> None:
+    def _stop_if_diverged(self, value: float, batch: Batch) -> None:
         """Stop at a NaN or a diverging loss; checkpoints on disk stay as they are."""
         counters = self.state.counters
         if math.isfinite(value) and value <= self.config.optimiser.divergence_factor * counters.lowest_loss:
@@ -140,7 +140,7 @@ class Training:
         kept = f"the last good checkpoint is in {self.folder}" if written else "no checkpoint was written yet"
         raise TrainingError(
             f"training stopped in epoch {counters.epoch + 1}, step {counters.step}: {what} on a batch with "
-            f"{', '.join(self.data.sources[k] for k in group[:4])}; {kept}. Check these frames, lower "
+            f"{', '.join(batch.sources[:4])}; {kept}. Check these frames, lower "
             "optimiser.learning_rate, or set data.max_force."
         )
 

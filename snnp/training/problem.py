@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from snnp.data import (
+    Dataset,
     Frames,
     ReferenceEnergies,
     Split,
@@ -25,6 +26,7 @@ from snnp.data import (
     split_frames,
 )
 from snnp.data.consistency import by_file, suspicions
+from snnp.data.read import as_dataset
 from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
 from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
@@ -33,22 +35,30 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.training.batches import Batches
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
+from snnp.training.stream import Inside, divide_dataset
 
 __all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned: the frames of each part, E0 with its provenance, and structures beyond the data."""
+    """What is to be learned: the frames of each part, E0 with its provenance, and structures beyond the data.
+
+    `stream`: the dataset whose rows are trained on, where `split.train` is only a sample of them; `inside` says which
+    of its frames are within the limits.
+    """
 
     split: Split
     reference: ReferenceEnergies
     compressed: tuple[CompressedFrame, ...] = ()
+    stream: Dataset | None = None
+    inside: Inside = lambda frames: np.ones(len(frames), dtype=bool)
 
     @property
-    def learned(self) -> Frames:
-        """All that the model is trained on: the training part, then the compressed structures."""
-        return Frames.concatenate([self.split.train, Frames.of(each.frame for each in self.compressed)])
+    def compressed_frames(self) -> tuple[Frames, np.ndarray]:
+        """The compressed structures and their tolerances [n] in eV/atom."""
+        frames, tolerance = ([getattr(each, name) for each in self.compressed] for name in ("frame", "tolerance"))
+        return Frames.of(frames), np.array(tolerance, dtype=np.float64)
 
 
 def _expand(path: str) -> str:
@@ -62,13 +72,13 @@ def _expand(path: str) -> str:
     return expanded
 
 
-def _keep(frames: Frames, config: DataConfig, floor: float) -> Frames:
-    """Frames inside the energy and force limits."""
+def _inside(frames: Frames, config: DataConfig, floor: float) -> np.ndarray:
+    """[B] bool, which frames are within the limits of elements, energy (above a `floor` in eV/atom) and forces."""
     energy = np.where(are_isolated_atoms(frames), np.nan, frames.energy / frames.counts)
     force = frames.per_frame(np.abs(frames.forces).max(axis=1), np.maximum)
     # What is not known is NaN, which is not above any limit.
     above = (energy - floor > (config.max_energy or math.inf)) | (force > (config.max_force or math.inf))
-    return frames.take(~above & _made_of(frames, config.elements))
+    return ~above & _made_of(frames, config.elements)
 
 
 def _made_of(frames: Frames, elements: Collection[str] | None) -> np.ndarray:
@@ -105,13 +115,23 @@ def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "", spli
     return replace(frames, sources=[part + source for source in frames.sources])
 
 
-def _divide(config: TrainConfig) -> Split:
-    """Train, valid and test from files and fractions."""
-    data = config.data
-    frames = _read(data.train, data, split="train")
+def _divide(config: TrainConfig) -> tuple[Split, Dataset | None]:
+    """Train, valid and test from files and fractions; of a stream `train` is a sample, and its dataset comes along."""
+    data, stream = config.data, None
     valid = data.valid if isinstance(data.valid, float) else 0.0
     test = data.test if isinstance(data.test, float) else 0.0
-    split = split_frames(_distinct(frames), valid=valid, test=test, seed=config.seed)
+    if data.stream:
+        dataset = as_dataset(_expand(data.train[0]), "train")
+        if dataset is None:
+            raise ConfigError(
+                f"data.stream reads datasets in parquet; make one of {data.train[0]} with 'snnp convert'."
+            )
+        # The lowest energy is not known yet.
+        free = data.model_copy(update={"max_energy": None})
+        split, stream = divide_dataset(dataset, valid, test, config.seed, lambda frames: _inside(frames, free, 0.0))
+    else:
+        frames = _distinct(_read(data.train, data, split="train"))
+        split = split_frames(frames, valid=valid, test=test, seed=config.seed)
     if data.forces_only:
         extra = _read(data.forces_only, data, "forces_only:", "train")
         nothing = np.full(len(extra), np.nan)
@@ -121,7 +141,7 @@ def _divide(config: TrainConfig) -> Split:
         split = replace(split, valid=_read(data.valid, data, "valid:", "valid"))
     if isinstance(data.test, str | tuple):
         split = replace(split, test=_read(data.test, data, "test:", "test"))
-    return split
+    return split, stream
 
 
 def load_problem(
@@ -137,7 +157,7 @@ def load_problem(
     Raises:
         DataError: if files are missing or empty, lack energies, or if the limits leave nothing to train on.
     """
-    split = _divide(config)
+    split, stream = _divide(config)
     if split_file is not None:
         parts = Frames.concatenate([split.train, split.valid, split.test])
         rows = {source: row for row, source in enumerate(parts.sources)}
@@ -147,15 +167,16 @@ def load_problem(
         raise DataError("no training frame has an energy; name the key with data.energy_key.")
     floor = float((split.train.energy / split.train.counts)[telling].min())
     narrow = config.data.model_copy(update={"max_energy": config.data.test_max_energy or config.data.max_energy})
-    train, valid = (_keep(part, config.data, floor) for part in (split.train, split.valid))
-    split = Split(train, valid, _keep(split.test, narrow, floor))
+    limits = ((split.train, config.data), (split.valid, config.data), (split.test, narrow))
+    split = Split(*(frames.take(_inside(frames, each, floor)) for frames, each in limits))
     if not split.train:
         raise DataError("data.max_energy and data.max_force leave no training frame; raise the limits.")
     isolated = None
     if config.data.isolated_atoms is not None:
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = atoms.take(_made_of(atoms, split.train.elements))
-    problem = Problem(split, fit_reference_energies(split.train, isolated))
+    reference = fit_reference_energies(split.train, isolated)
+    problem = Problem(split, reference, stream=stream, inside=lambda frames: _inside(frames, config.data, floor))
     check(problem)
     return replace(problem, compressed=_compressed(config, split.train))
 
@@ -225,7 +246,7 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
         **config.metadata,
         "reference_energies_from": problem.reference.provenance,
         "training_data": list(config.data.train),
-        "n_training_frames": len(problem.split.train),
+        "n_training_frames": len(problem.split.train if problem.stream is None else problem.stream),
         "n_compressed_frames": len(problem.compressed),
         "lowest_energy_ev_per_atom": _lowest_energy(problem),
     }

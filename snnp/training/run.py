@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 import yaml
 
-from snnp.data import check_frames, save_split
+from snnp.data import Frames, check_frames, save_split
 from snnp.errors import ConfigError, DataError
 from snnp.files import hold, write_atomically
 from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 from snnp.models.potential import Potential
 from snnp.models.store import save_model, usable_device
 from snnp.training.backends import choose_backend
-from snnp.training.batches import prepare
+from snnp.training.batches import Batches, prepare
 from snnp.training.checkpoint import METRICS_FILE, STATE_FILE, TrainState, load_state, truncate_metrics
 from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
@@ -26,6 +27,7 @@ from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
 from snnp.training.problem import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.report import REPORT_FILES, write_report
+from snnp.training.stream import StreamedBatches
 
 __all__ = ["RunResult", "resume", "train"]
 
@@ -145,11 +147,16 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     dtype = getattr(torch, config.dtype)
     model = build_model(config, problem)
     backend = choose_backend(model, dtype, config.device, config.displacement)
-    tolerance = [0.0] * len(problem.split.train) + [each.tolerance for each in problem.compressed]
-    data = prepare(backend, model, problem.learned, tolerance)
-    valid = prepare(backend, model, problem.split.valid or problem.split.train)
+    compressed, tolerance = problem.compressed_frames
+    train = problem.split.train
+    sample = prepare(backend, model, Frames.concatenate([train, compressed]), [*[0.0] * len(train), *tolerance])
+    valid = prepare(backend, model, problem.split.valid or train)
+    data: Batches | StreamedBatches = sample
+    if problem.stream is not None:
+        data = StreamedBatches(backend, copy.deepcopy(model), problem.stream, problem.inside, compressed, tolerance)
     model.to(dtype=dtype, device=config.device)
-    standardise(model, data, len(problem.split.train))
+    standardise(model, sample, len(train))
+    del sample  # which a stream does not need any more
     state = TrainState(model, make_optimiser(model, config.optimiser), _must_stay(config, problem))
     resumed = load_state(state, folder)
     truncate_metrics(folder, state.counters.epoch)
@@ -162,6 +169,8 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
 def _must_stay(config: TrainConfig, problem: Problem) -> dict[str, Any]:
     """What a continued run must have in common with its beginning: everything but where it is computed."""
     values = config.model_dump(mode="json", exclude={"device", "threads"})
+    if not config.data.stream:  # of which runs of earlier versions do not know
+        del values["data"]["stream"]
     return {**values, "reference_energies": problem.reference.energies}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,8 @@ class Batch:
     `geometry` of the atoms is in the form of the backend that made it, with indices local to the batch. `owner` [n]
     frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
     have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
-    frame lacks is NaN. `tolerance` [B] is the error of the energy in eV/atom that costs nothing.
+    frame lacks is NaN. `tolerance` [B] is the error of the energy in eV/atom that costs nothing. `sources` name the
+    frames.
     """
 
     geometry: Any
@@ -34,6 +35,7 @@ class Batch:
     forces: Tensor
     stress: Tensor
     tolerance: Tensor
+    sources: Sequence[str] = ()
 
     def per_frame(self, of_atoms: Tensor) -> Tensor:
         """[B] sums over the atoms [n] of each frame, in the type of the batch."""
