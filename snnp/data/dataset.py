@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -68,6 +68,12 @@ class Dataset:
         self._source, self._rows, self.split = source, rows, split
         self._starts = np.concatenate([[0], np.cumsum(source.sizes)])
 
+    @cached_property
+    def _groups(self) -> np.ndarray:
+        """[n] which group of the source each row lies in."""
+        groups: np.ndarray = np.searchsorted(self._starts, self._rows, side="right") - 1
+        return groups
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -106,10 +112,9 @@ class Dataset:
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"{self.name} has {len(self):,} frames, there is none at {index}")
-            row = int(self._rows[index])
-            group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            first = row - int(self._starts[group])
-            return self._source.chunk(group)[first : first + 1].checked()[0]
+            group = int(self._groups[index])
+            row = int(self._rows[index] - self._starts[group])
+            return self._source.chunk(group)[row : row + 1].checked()[0]
         chosen = index if isinstance(index, slice) else np.asarray(index)
         if isinstance(chosen, np.ndarray) and chosen.size == 0:
             chosen = chosen.astype(np.int64)
@@ -174,30 +179,27 @@ class Dataset:
     def _pieces(
         self, seed: int | Sequence[int] | None, buffer: int, texts: bool = True
     ) -> Iterator[tuple[Frames, np.ndarray]]:
-        """Frames in order, or in an order for training, with the rows that they are."""
-        groups = np.searchsorted(self._starts, self._rows, side="right") - 1
+        """Frames in order, or in an order for training, with the rows of this dataset that they are."""
+        order = np.arange(len(self)) if seed is None else np.argsort(self._groups, kind="stable")
+        runs = np.split(order, np.flatnonzero(np.diff(self._groups[order])) + 1) if len(self) else []
         if seed is None:
-            cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
-            for first, last in pairwise(cuts if len(groups) else []):
-                group = int(groups[first])
-                frames = _cut(self._source.chunk(group, texts), self._rows[first:last] - self._starts[group])
-                yield frames, np.arange(first, last)
+            yield from ((self._cut(rows, texts), rows) for rows in runs)
             return
         random = np.random.default_rng(seed)
-        order = np.argsort(groups, kind="stable")
-        used, firsts = np.unique(groups[order], return_index=True)
-        lasts = np.append(firsts[1:], len(order))
-        shuffled = random.permutation(len(used))
-        for start in range(0, len(shuffled), buffer):
-            members = shuffled[start : start + buffer]
-            mine = [order[firsts[k] : lasts[k]] for k in members]
-            parts = [
-                _cut(self._source.chunk(int(used[k]), texts), self._rows[rows] - self._starts[used[k]])
-                for k, rows in zip(members, mine, strict=True)
-            ]
-            joined, rows = Frames.concatenate(parts), np.concatenate(mine)
+        shuffled = random.permutation(len(runs))
+        for start in range(0, len(runs), buffer):
+            mine = [runs[k] for k in shuffled[start : start + buffer]]
+            joined, rows = Frames.concatenate([self._cut(rows, texts) for rows in mine]), np.concatenate(mine)
             permutation = random.permutation(len(rows))
             yield joined.take(permutation), rows[permutation]
+
+    def _cut(self, rows: np.ndarray, texts: bool) -> Frames:
+        """The frames of rows that lie in one group; without a copy where they are consecutive."""
+        group = int(self._groups[rows[0]])
+        frames, rows = self._source.chunk(group, texts), self._rows[rows] - self._starts[group]
+        if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            return frames[int(rows[0]) : int(rows[-1]) + 1]
+        return frames.take(rows)
 
     def frames(self) -> Frames:
         """All frames in memory, fit for training.
@@ -209,19 +211,12 @@ class Dataset:
 
     def in_memory(self) -> Dataset:
         """The same frames in the same groups, all unpacked: batches are the same, and come faster."""
-        groups = np.searchsorted(self._starts, self._rows, side="right") - 1
-        kept = np.unique(groups).tolist()
-        blocks = [self._source.chunk(group) for group in kept]
-        starts = np.concatenate([[0], np.cumsum([len(block) for block in blocks])])
-
-        def moved(rows: np.ndarray) -> np.ndarray:
-            group = np.searchsorted(self._starts, rows, side="right") - 1
-            inside = np.isin(group, kept)
-            return rows[inside] - self._starts[group[inside]] + starts[np.searchsorted(kept, group[inside])]
-
-        splits = {split: moved(rows) for split, rows in self._source.rows_of_splits().items()}
-        source = MemorySource(blocks, self.name, splits, self.method, self.software)
-        return Dataset(source, moved(self._rows), self.split)
+        source = self._source
+        groups = {int(group): source.chunk(int(group)) for group in np.unique(self._groups)}
+        splits = source.rows_of_splits()
+        return Dataset(
+            MemorySource(groups, self.name, splits, self.method, self.software, source.sizes), self._rows, self.split
+        )
 
     def to_ase(self) -> list[Atoms]:
         """All frames as `ase.Atoms`, with everything that they say."""
@@ -258,21 +253,11 @@ class Dataset:
         return Path(path)
 
 
-def _cut(block: Frames, rows: np.ndarray) -> Frames:
-    """Rows of a block; without a copy where they are consecutive."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return block[int(rows[0]) : int(rows[-1]) + 1]
-    return block.take(rows)
-
-
 def _cuts(counts: np.ndarray, size: int, max_atoms: int | None) -> Iterator[tuple[int, int]]:
     """Where batches begin and end."""
-    if max_atoms is None:
-        yield from ((first, min(first + size, len(counts))) for first in range(0, len(counts), size))
-        return
     first = atoms = 0
     for row, count in enumerate(counts.tolist()):
-        if row > first and (row - first == size or atoms + count > max_atoms):
+        if row > first and (row - first == size or (max_atoms is not None and atoms + count > max_atoms)):
             yield first, row
             first, atoms = row, 0
         atoms += count
@@ -280,15 +265,15 @@ def _cuts(counts: np.ndarray, size: int, max_atoms: int | None) -> Iterator[tupl
         yield first, len(counts)
 
 
-def _batch(block: Frames, rows: np.ndarray, dtype: torch.dtype) -> Batch:
-    structure = block.structure(dtype)
+def _batch(frames: Frames, rows: np.ndarray, dtype: torch.dtype) -> Batch:
+    structure = frames.structure(dtype)
     structure.check()
-    stress = 0.5 * (block.stress + block.stress.transpose(0, 2, 1))
-    stress[~block.pbc.all(axis=1)] = np.nan
+    stress = 0.5 * (frames.stress + frames.stress.transpose(0, 2, 1))
+    stress[~frames.has_volume] = np.nan
     return Batch(
         structure=structure,
-        energy=torch.from_numpy(np.array(block.energy)),
-        forces=torch.from_numpy(np.array(block.forces)).to(dtype),
+        energy=torch.from_numpy(np.array(frames.energy)),
+        forces=torch.from_numpy(np.array(frames.forces)).to(dtype),
         stress=torch.from_numpy(stress).to(dtype),
         rows=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
     )

@@ -9,7 +9,7 @@ import json
 import logging
 import mmap
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,23 +64,27 @@ class MemorySource:
     """Frames in memory.
 
     Arguments:
-        groups: of frames, with texts; for `Dataset.batches` what row groups are in a file.
+        groups: of frames, with texts: what row groups are in a file; some of them, by number, where `whole` is given.
         name: of what was read.
         splits: split -> rows, or None.
         method, software: level of theory, "" where it is not known.
+        whole: [G] frames per group, also of those that were left behind.
     """
 
-    groups: Sequence[Frames]
+    groups: Sequence[Frames] | Mapping[int, Frames]
     name: str
     splits: dict[str, np.ndarray] | None = None
     method: str = ""
     software: str = ""
+    whole: np.ndarray | None = None
     path: None = None
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """[G] frames per group."""
-        return np.array([len(group) for group in self.groups], dtype=np.int64)
+        if self.whole is not None:
+            return self.whole
+        return np.array([len(self.groups[k]) for k in range(len(self.groups))], dtype=np.int64)
 
     def rows_of_splits(self) -> dict[str, np.ndarray]:
         """Split -> rows; {"": all rows} where there are none."""
