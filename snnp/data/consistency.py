@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -285,38 +285,34 @@ _FORCES = {
 """What one eV, and one eV/Å, is in other units."""
 
 
-def _meanings_of_forces() -> list[_Meaning]:
-    found = [_Meaning(-1.0, "forces are gradients: they have the opposite sign", "forces: -eV/angstrom")]
+def _meanings_of_forces() -> Iterator[_Meaning]:
+    yield _Meaning(-1.0, "forces are gradients: they have the opposite sign", "forces: -eV/angstrom")
     for name, size in _FORCES.items():
         unusual = _UNUSUAL.get(name.split("/")[0], 0.0)
-        found.append(_Meaning(1.0 / size, f"forces are in {name}", f"forces: {name}", 1.0 / size, unusual))
+        yield _Meaning(1.0 / size, f"forces are in {name}", f"forces: {name}", 1.0 / size, unusual)
         said = f"forces are gradients in {name} (minus the forces)"
-        found.append(_Meaning(-1.0 / size, said, f"forces: -{name}", 1.0 / size, unusual))
+        yield _Meaning(-1.0 / size, said, f"forces: -{name}", 1.0 / size, unusual)
     for name, size in _ENERGIES.items():
         said = f"energies are in {name} and forces in eV/Å"
-        found.append(_Meaning(size, said, f"energy: {name}, forces: eV/angstrom", 1.0, _UNUSUAL.get(name, 0.0)))
+        yield _Meaning(size, said, f"energy: {name}, forces: eV/angstrom", 1.0, _UNUSUAL.get(name, 0.0))
     both = "energies are in Hartree and forces in Hartree/bohr"
-    return [
-        *found,
-        _Meaning(1.0 / BOHR_IN_ANGSTROM, both, "energy: Hartree, forces: Hartree/bohr", 1.0 / _FORCES["Hartree/bohr"]),
-        _Meaning(BOHR_IN_ANGSTROM, "positions are in bohr", "length: bohr, forces: eV/angstrom"),
-        _Meaning(1.0 / NM_IN_ANGSTROM, "positions are in nm", "length: nm, forces: eV/angstrom"),
-    ]
+    yield _Meaning(1.0 / BOHR_IN_ANGSTROM, both, "energy: Hartree, forces: Hartree/bohr", 1.0 / _FORCES["Hartree/bohr"])
+    yield _Meaning(BOHR_IN_ANGSTROM, "positions are in bohr", "length: bohr, forces: eV/angstrom")
+    yield _Meaning(1.0 / NM_IN_ANGSTROM, "positions are in nm", "length: nm, forces: eV/angstrom")
 
 
-def _meanings_of_stress() -> list[_Meaning]:
-    found = [_Meaning(-1.0, "stresses have the opposite sign", "stress: -eV/angstrom^3")]
+def _meanings_of_stress() -> Iterator[_Meaning]:
+    yield _Meaning(-1.0, "stresses have the opposite sign", "stress: -eV/angstrom^3")
     for name in ("GPa", "kbar", "bar"):
-        found.append(_Meaning(PRESSURE_UNITS[name], f"stresses are in {name}", f"stress: {name}"))
-        said = f"stresses are in {name} with the opposite sign"
-        found.append(_Meaning(-PRESSURE_UNITS[name], said, f"stress: -{name}"))
+        size, said = PRESSURE_UNITS[name], f"stresses are in {name}"
+        yield _Meaning(size, said, f"stress: {name}")
+        yield _Meaning(-size, f"{said} with the opposite sign", f"stress: -{name}")
     for name, size in _ENERGIES.items():
         said = f"energies are in {name} and stresses in eV/Å³"
-        found.append(_Meaning(size, said, f"energy: {name}, stress: eV/angstrom^3", 1.0, 0.1))
-    return found
+        yield _Meaning(size, said, f"energy: {name}, stress: eV/angstrom^3", 1.0, 0.1)
 
 
-def _nearest(slope: Slope, known: Sequence[_Meaning], near: float, stiffness: float = float("nan")) -> list[_Meaning]:
+def _nearest(slope: Slope, known: Iterable[_Meaning], near: float, stiffness: float = float("nan")) -> list[_Meaning]:
     """The meanings that fit, best first: by the factor, by how usual they are, and by the stiffness that they leave."""
     tolerance = max(near, min(3.0 * slope.error, 0.4))
     fitting = []

@@ -21,16 +21,15 @@ from typing import Any, NoReturn
 import numpy as np
 from ase.data import atomic_numbers
 
-from snnp.data.dataset import Dataset
 from snnp.data.description import Description, card, describe_parts, header, read_description
 from snnp.data.frames import Frames
-from snnp.data.labels import Keys
 from snnp.data.read import read_any
-from snnp.data.storage.parquet import MemorySource
 from snnp.data.storage.parquet_checks import MOST_GROUP_BYTES
 from snnp.data.write import ParquetWriter, parquet_writer
 from snnp.errors import DataError, MissingDependencyError, SnnpError
 from snnp.files import write_atomically
+from snnp.hub import make_manifest, write_manifest
+from snnp.hub.manifest import fingerprint
 from snnp.neighbours import neighbour_list, pair_vectors
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
 ]
 
 DESCRIPTION_FILE = "manifest.json"
-_BLOCK = 1 << 20
 _MOST_UNPACKING = 64  # bytes out of one byte of an HDF5 file; compressed coordinates give two or three
 _DEEPEST = 16  # groups in groups
 _MOST_TEXTS = 100_000  # names of elements in one array
@@ -60,7 +58,7 @@ class Piece:
 
     part: str
     split: str
-    block: Frames
+    frames: Frames
 
 
 Make = Callable[[Path, Description], Iterable[Piece]]
@@ -78,15 +76,9 @@ def check_raw(raw: Path, description: Description) -> None:
         if not path.is_file():
             where = f" from {wanted.url}" if wanted.url else f" ({description.origin})"
             raise DataError(f"{path} is missing, which the recipe of {description.name} needs; fetch it{where}.")
-        if wanted.sha256 is None:
-            continue
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while piece := stream.read(_BLOCK):
-                digest.update(piece)
-        if digest.hexdigest() != wanted.sha256:
+        if wanted.sha256 is not None and (found := fingerprint(path).sha256) != wanted.sha256:
             raise DataError(
-                f"{path} has sha256 {digest.hexdigest()[:12]}…, the recipe of {description.name} was made for "
+                f"{path} has sha256 {found[:12]}…, the recipe of {description.name} was made for "
                 f"{wanted.sha256[:12]}…; fetch that version, or leave the check out with --any-raw."
             )
 
@@ -96,8 +88,8 @@ def from_xyz(raw: Path, description: Description) -> Iterator[Piece]:
     for part, about in description.parts.items():
         for split, names in about.files.items():
             for name in names:
-                for block in read_any(raw / name, Keys(), name, labelled=False):
-                    yield Piece(part, split, block)
+                for frames in read_any(raw / name, label=name, labelled=False):
+                    yield Piece(part, split, frames)
 
 
 def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True) -> Description:
@@ -127,7 +119,7 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
                 if piece.part not in writers:
                     about, path = description.parts[piece.part], out / f"{piece.part}.parquet"
                     writers[piece.part] = stack.enter_context(parquet_writer(path, about.method, about.software))
-                writers[piece.part].add(piece.block, piece.split)
+                writers[piece.part].add(piece.frames, piece.split)
     except SnnpError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -156,8 +148,6 @@ def finish(folder: Path, description: Description, *, keep_card: bool = False) -
     Raises:
         DataError: if there are no parquet files, or they cannot be read.
     """
-    from snnp.hub import make_manifest, write_manifest
-
     counted = description.model_copy(update={"parts": describe_parts(folder, description.parts)})
     text = card(counted, recipe=(folder / "recipe.py").is_file())
     if not (keep_card and (folder / "README.md").is_file()):
@@ -291,7 +281,7 @@ def numbers_of(species: np.ndarray) -> np.ndarray:
     return np.array([atomic_numbers[symbol] for symbol in symbols], dtype=np.int32)
 
 
-def repulsion(blocks: Iterable[Frames], cutoff: float = 3.0) -> float:
+def repulsion(chunks: Iterable[Frames], cutoff: float = 3.0) -> float:
     """Mean force, eV/Å, with which the closest two atoms of each frame push each other apart.
 
     Data sets have been published with gradients in place of forces. Where atoms come closer than they would by
@@ -299,19 +289,18 @@ def repulsion(blocks: Iterable[Frames], cutoff: float = 3.0) -> float:
     negative the sign is wrong.
     """
     found = []
-    for block in blocks:
-        dataset = Dataset(MemorySource([block], "raw"), np.flatnonzero(block.has_forces))
-        for batch in dataset.batches(256):
-            neighbours = neighbour_list(batch.structure, cutoff)
-            vectors = pair_vectors(batch.structure, neighbours).numpy()
-            if len(vectors) == 0:
-                continue
-            lengths = np.linalg.norm(vectors, axis=1)
-            owner = batch.structure.structure_of_atom.numpy()[neighbours.i.numpy()]
+    for frames in chunks:
+        frames = frames.take(frames.has_forces)
+        for first in range(0, len(frames), 256):
+            batch = frames[first : first + 256]
+            structure = batch.structure()
+            neighbours = neighbour_list(structure, cutoff)
+            vectors = pair_vectors(structure, neighbours).numpy()
+            lengths, i, j = np.linalg.norm(vectors, axis=1), neighbours.i.numpy(), neighbours.j.numpy()
+            owner = batch.owner[i]
             order = np.lexsort((lengths, owner))
             closest = order[np.unique(owner[order], return_index=True)[1]]
-            i, j = neighbours.i.numpy()[closest], neighbours.j.numpy()[closest]
-            apart = vectors[closest] / lengths[closest, None]
-            forces = batch.forces.numpy()
-            found.append(0.5 * ((forces[j] - forces[i]) * apart).sum(axis=1))
-    return float(np.concatenate(found).mean()) if found else float("nan")
+            pushed = batch.forces[j[closest]] - batch.forces[i[closest]]
+            found.append(0.5 * (pushed * vectors[closest] / lengths[closest, None]).sum(axis=1))
+    values = np.concatenate([np.zeros(0), *found])
+    return float(values.mean()) if len(values) else float("nan")
