@@ -50,8 +50,6 @@ _LOOKS_LIKE = {
     "stress": re.compile(r"stress|virial|pressure", re.IGNORECASE),
 }
 _LONGEST_NAME = 80
-_LABELS = ("energy", "forces", "stress")
-_OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key", "group": "group_key"}
 _ATOMIC = {"energy": "Hartree", "length": "bohr"}
 
 
@@ -104,7 +102,7 @@ class Units:
                 given = {"energy": words[0]}
             else:
                 given = {name.strip(): unit.strip() for name, _, unit in (word.partition("=") for word in words)}
-        quantities = ("energy", "length", "forces", "stress")
+        quantities = tuple(Units.__dataclass_fields__)
         if not isinstance(given, Mapping) or not given:
             raise DataError(f"units are {str(given)[:60]!r}; expected such as energy=kcal/mol,length=angstrom.")
         for name, unit in given.items():
@@ -207,29 +205,25 @@ def _candidates(quantity: str, present: Iterable[str]) -> dict[str, int]:
     return {name: found[1] for name, found in ranked.items() if found is not None and found[0] == quantity}
 
 
-def _choose(file: object, quantity: str, present: frozenset[str]) -> str | None:
-    """The name that is meant, if any.
+def _option(quantity: str) -> str:
+    return f"data.{quantity}_key in a configuration or --{quantity}-key"
 
-    Raises:
-        DataError: if several may be meant.
-    """
+
+def _choose(file: object, quantity: str, present: frozenset[str]) -> str | None:
+    """The name that is meant, if any; refuses several."""
     ranks = _candidates(quantity, present)
     if not ranks:
         return None
     best = min(ranks.values())
     names = sorted(name for name, rank in ranks.items() if rank == best)
-    if best != 1:
-        rivals = sorted(name for name, rank in ranks.items() if best < rank == 2)
-    else:
-        rivals = sorted(name for name, rank in ranks.items() if rank == 2)
+    rivals = sorted(name for name, rank in ranks.items() if best < rank == 2)
     if quantity == "stress":  # a virial is the same thing once more
         names = [name for name in names if "virial" not in name.lower()] or names
     if len(names) > 1 or rivals:
         several = [*names, *rivals]
-        option = _OPTIONS[quantity]
         raise DataError(
             f"{file} holds {quantity} under several names ({', '.join(several)}); say which is meant with "
-            f"data.{option} in a configuration or --{option.replace('_', '-')}, such as {several[-1]}."
+            f"{_option(quantity)}, such as {several[-1]}."
         )
     return names[0]
 
@@ -253,7 +247,7 @@ def choose_names(
     columns = frozenset().union(*(shape[1] for shape in shapes))
     listing = ", ".join(sorted(info | columns)) or "none"
     names: Names = {"group": next((name for name in _GROUPS if name in info), None)}
-    for quantity in _OPTIONS:
+    for quantity in ("energy", "forces", "stress", "group"):
         present = columns if quantity == "forces" else info
         wanted = getattr(keys, quantity)
         if wanted is not None:
@@ -296,12 +290,11 @@ def _warn(
     file: object, quantity: str, chosen: str | None, present: frozenset[str], shapes: Mapping[Shape, int]
 ) -> None:
     """Say what looks like a label and is not read."""
-    option = _OPTIONS[quantity]
-    cure = f"data.{option} in a configuration or --{option.replace('_', '-')}"
+    cure = _option(quantity)
     if chosen is None:
         if similar := look_alikes(quantity, present):
             apart = sorted(name[-1].lower() for name in similar) == ["x", "y", "z"]
-            cure = "write them as one, forces:R:3" if apart else f"name it with {cure} ({option}: {similar[0]})"
+            cure = "write them as one, forces:R:3" if apart else f"name it with {cure} ({quantity}_key: {similar[0]})"
             _log.warning("%s: no %s are read; %s may hold them: if so, %s.", file, quantity, " or ".join(similar), cure)
         return
     place = 1 if quantity == "forces" else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import re
 import zlib
@@ -106,11 +105,10 @@ def read_xyz(
     """
     path = Path(path)
     label = path.name if label is None else label
-    with _opened(path) as stream:
-        shapes, single = _shapes(stream, label)
+    with _opened(path) as file:
+        shapes, single = _shapes(file, label)
         names = choose_names(path, shapes, single, keys, labelled=labelled)
-        stream.seek(0)
-        for run in _runs(_texts(stream, label)):
+        for run in _runs(_texts(file, label)):
             yield made_frames(_said(run, names), names, keys.units, extras=extras)
 
 
@@ -126,8 +124,8 @@ def read_plain(path: str | Path, index: int | None = None) -> Iterator[Frames]:
     """
     path = Path(path)
     names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
-    with _opened(path) as stream:
-        texts = _texts(stream, path.name)
+    with _opened(path) as file:
+        texts = _texts(file, path.name)
         chosen = texts if index is None else iter([_one(texts, path, index)])
         for run in _runs(chosen, lenient=True):
             yield made_frames(_said(run, names, all_properties), names, Units(), extras=True)
@@ -145,55 +143,42 @@ def _one(texts: Iterator[_Text], path: Path, index: int) -> _Text:
     return last[0]
 
 
-class _Packed(io.RawIOBase):
-    """What a packed file holds, as long as that is no more than an honest file of its size can hold."""
+@dataclass(frozen=True)
+class _Opened:
+    """A file of `size` bytes, packed or not."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._stream = path, PACKED[path.suffix.lower()](path, "rb")
-        self._most = _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size
-        self._read = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        found = cast(bytes, self._stream.read(size))
-        self._read += len(found)
-        if self._read > self._most:
-            raise DataError(
-                f"{self._path} unpacks to more than {self._most:,} bytes, {_MOST_RATIO} times its size: it is damaged "
-                "or hostile; if you made it, unpack it first."
-            )
-        return found
-
-    def seek(self, place: int, whence: int = 0) -> int:
-        """To the beginning."""
-        self._read = 0
-        return cast(int, self._stream.seek(place))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-        super().close()
+    path: Path
+    stream: BinaryIO
+    size: int
+    packed: bool
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[_Opened]:
+    packed = path.suffix.lower() in PACKED
     try:
-        with _Packed(path) if path.suffix.lower() in PACKED else path.open("rb") as stream:
-            yield cast(BinaryIO, stream)
+        with PACKED[path.suffix.lower()](path, "rb") if packed else path.open("rb") as stream:
+            yield _Opened(path, stream, path.stat().st_size, packed)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
 
 
-def _texts(stream: BinaryIO, label: str) -> Iterator[_Text]:
-    """The frames as text; lines are found in large pieces of the file."""
+def _texts(file: _Opened, label: str) -> Iterator[_Text]:
+    """The frames as text, from the beginning; lines are found in large pieces of the file."""
     index, number, rest, ended = 0, 1, b"", False
     numbers: dict[bytes, int] = {}  # sizes repeat
-    size = stream.seek(0, 2) if not isinstance(stream, _Packed) else None
-    stream.seek(0)
+    size = None if file.packed else file.size
+    unpacked, most = 0, _MOST_UNPACKED + _MOST_RATIO * file.size  # what an honest file of this size can hold
+    file.stream.seek(0)
     while not ended:
         # A frame that does not fit is looked for in twice as much: the work stays in proportion to the file.
-        piece = stream.read(max(_PIECE, len(rest)))
-        ended = not piece
+        piece = file.stream.read(max(_PIECE, len(rest)))
+        ended, unpacked = not piece, unpacked + len(piece)
+        if unpacked > most:
+            raise DataError(
+                f"{file.path} unpacks to more than {most:,} bytes, {_MOST_RATIO} times its size: it is damaged or "
+                "hostile; if you made it, unpack it first."
+            )
         text = rest + piece + (b"\n" if ended and rest and not rest.endswith(b"\n") else b"")
         starts = np.concatenate([[0], np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE) + 1])
         if np.diff(np.append(starts, len(text))).max() > _LONGEST_LINE:
@@ -242,13 +227,13 @@ def _number_of_atoms(head: bytes, where: str, first: bool, size: int | None) -> 
     return n
 
 
-def _shapes(stream: BinaryIO, label: str) -> tuple[Counter[Shape], bool]:
+def _shapes(file: _Opened, label: str) -> tuple[Counter[Shape], bool]:
     """Which names occur together in how many frames, and whether all frames are single atoms."""
     layouts: dict[str, frozenset[str]] = {}
     shapes: Counter[Shape] = Counter()
     single = True
     hidden = frozenset({"Properties", "Lattice", "pbc"})
-    for text in _texts(stream, label):
+    for text in _texts(file, label):
         names, properties = comment_names(text.comment, text.where)
         properties = properties or _DEFAULT_PROPERTIES
         if properties not in layouts:
