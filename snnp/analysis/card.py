@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
 from snnp.analysis.compression import equilibrium_volumes, holes_in_words
 from snnp.analysis.properties import GROUND_STATES, stated_properties
 from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
-from snnp.data.frames import Frame
-from snnp.data.reference import is_isolated_atom
+from snnp.data.frames import Frame, Frames
+from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
 from snnp.models.formats import stated
 from snnp.models.hipnn.model import HIPNN
@@ -74,48 +73,40 @@ def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
     Raises:
         DataError: if there is no frame with neighbours.
     """
-    frames = [frame for frame in frames if not is_isolated_atom(frame)]
-    if not frames:
+    frames = Frames.of(frames)
+    frames = frames.take(~are_isolated_atoms(frames))
+    if not len(frames):
         raise DataError("the training set holds no frame with more than isolated atoms; there is nothing to describe.")
-    zero = {atomic_numbers[symbol]: energy for symbol, energy in model.reference_energies.items()}
-    energies = [
-        (frame.energy - sum(zero[z] for z in frame.structure.numbers.tolist())) / frame.n_atoms
-        for frame in frames
-        if frame.energy is not None
-    ]
-    forces = [float(np.abs(frame.forces).max(initial=0.0)) for frame in frames if frame.forces is not None]
-    periodic = [bool(frame.structure.pbc.any()) for frame in frames]
-    symbols = [[chemical_symbols[z] for z in frame.structure.numbers.tolist()] for frame in frames]
-    formulas = {Formula.from_list(each).format("hill") for each in symbols}
+    counts, elements, periodic = frames.composition(), frames.elements, frames.pbc.any(axis=1)
+    zero = counts @ [model.reference_energies[symbol] for symbol in elements]
+    energies = ((frames.energy - zero) / frames.counts)[frames.has_energy]
+    forces = np.abs(frames.forces[np.repeat(frames.has_forces, frames.counts)])
+    formula = Formula.from_dict(dict(zip(elements, counts[0].tolist(), strict=True))).format("hill")
     return {
         "n_frames": len(frames),
-        "n_atoms": sum(frame.n_atoms for frame in frames),
+        "n_atoms": len(frames.numbers),
         "n_energies": len(energies),
-        "groups": dict(sorted(Counter(frame.group for frame in frames if frame.group).items())),
+        "groups": dict(sorted(Counter(group for group in frames.groups if group).items())),
         "shortest_distance_angstrom": min(shortest_distance(frame.structure, model.cutoff) for frame in frames),
-        "energy_span_ev_per_atom": max(energies) - min(energies) if energies else None,
-        "largest_force_ev_per_angstrom": max(forces, default=None),
-        "periodic": "all" if all(periodic) else "some" if any(periodic) else "none",
-        "mixed": any(len(set(each)) > 1 for each in symbols),
-        "formula": formulas.pop() if len(formulas) == 1 else None,
-        **_volumes(frames, model),
+        "energy_span_ev_per_atom": float(np.ptp(energies)) if len(energies) else None,
+        "largest_force_ev_per_angstrom": float(forces.max()) if len(forces) else None,
+        "periodic": "all" if periodic.all() else "some" if periodic.any() else "none",
+        "mixed": bool(((counts > 0).sum(axis=1) > 1).any()),
+        "formula": formula if (counts == counts[0]).all() else None,
+        **_volumes(frames.take(frames.has_volume), model),
     }
 
 
-def _volumes(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
-    """Volumes of the frames that have one, in Å³/atom, and the smallest relative to the model's own crystals."""
-    known = equilibrium_volumes(model)
-    volumes, ratios = [], []
-    for frame in frames:
-        if not bool(frame.structure.pbc.all()):
-            continue
-        volume = float(frame.structure.volume()[0])
-        volumes.append(volume / frame.n_atoms)
-        symbols = [chemical_symbols[z] for z in frame.structure.numbers.tolist()]
-        if set(symbols) <= set(known):
-            ratios.append(volume / sum(known[symbol] for symbol in symbols))
-    span = [min(volumes), max(volumes)] if volumes else None
-    return {"volume_a3_per_atom": span, "smallest_v_over_v0": min(ratios, default=None)}
+def _volumes(frames: Frames, model: Potential) -> dict[str, Any]:
+    """Volumes of crystals, in Å³/atom, and the smallest relative to the model's own crystals."""
+    if not len(frames):
+        return {"volume_a3_per_atom": None, "smallest_v_over_v0": None}
+    volumes, known, counts = np.abs(np.linalg.det(frames.cell)), equilibrium_volumes(model), frames.composition()
+    rest = np.array([known.get(symbol, 0.0) for symbol in frames.elements])
+    complete = ~counts[:, rest == 0.0].any(axis=1)
+    ratios, each = volumes[complete] / (counts[complete] @ rest), volumes / frames.counts
+    smallest = float(ratios.min()) if len(ratios) else None
+    return {"volume_a3_per_atom": [float(each.min()), float(each.max())], "smallest_v_over_v0": smallest}
 
 
 def card_markdown(name: str, model: Potential) -> str:
