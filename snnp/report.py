@@ -27,25 +27,9 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 __all__ = [
-    "COLOURS",
-    "GREY",
-    "Figure",
-    "Finding",
-    "Markup",
-    "Report",
-    "Severity",
-    "Table",
-    "colours",
-    "fixed",
-    "jsonable",
-    "new_figure",
-    "new_panels",
-    "plain_ticks",
-    "png",
-    "save_figure",
-    "sentence",
-    "shortened",
-    "tidy",
+    *("COLOURS", "GREY", "Figure", "Finding", "Markup", "Report", "Severity", "Table"),
+    *("colours", "fixed", "jsonable", "new_figure", "new_panels", "plain_ticks", "png", "save_figure", "sentence"),
+    *("shortened", "tidy"),
 ]
 
 Severity = Literal["error", "warning", "note"]
@@ -306,27 +290,24 @@ class Report:
 
 _STYLE = """
 :root { --ink: #1f2933; --soft: #66717e; --line: #d9dee4; --error: #b3261e; --warning: #9a6700; --note: #2563a8;
-        --good: #1a7f37; --paper: #ffffff; --card: #f7f8fa; }
+  --good: #1a7f37; --paper: #ffffff; --card: #f7f8fa; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa5b1; --line: #3a434d; --error: #ff8a80;
-        --warning: #f0c05a; --note: #7fb4ee; --good: #6fd08c; --paper: #14181d; --card: #1d232a; } }
+  --warning: #f0c05a; --note: #7fb4ee; --good: #6fd08c; --paper: #14181d; --card: #1d232a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-       font: 16px/1.5 system-ui, sans-serif; }
+  font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
-.verdict { font-size: 1.05rem; margin: .2rem 0 0; }
+.verdict { font-size: 1.05rem; margin: .2rem 0 0; } code { font-size: .85rem; }
 .small, figcaption { color: var(--soft); font-size: .88rem; }
 .finding { border-left: 4px solid var(--tone); background: var(--card); padding: .7rem 1rem; margin: 0 0 .8rem;
-           border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
-.finding p { margin: .25rem 0; }
-.finding .head { color: var(--tone); font-weight: 600; }
+  border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
+.finding p { margin: .25rem 0; } .finding .head { color: var(--tone); font-weight: 600; }
 .error { --tone: var(--error); } .warning { --tone: var(--warning); } .note { --tone: var(--note); }
 .good { --tone: var(--good); }
-code { font-size: .85rem; }
-table { border-collapse: collapse; font-size: .9rem; }
+table { border-collapse: collapse; font-size: .9rem; } .scroll { overflow-x: auto; }
 td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
 figure { margin: 0 0 1.6rem; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 """
 

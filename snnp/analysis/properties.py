@@ -27,13 +27,8 @@ from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = [
-    "GROUND_STATES",
-    "REFERENCES",
-    "CubicProperties",
-    "ReferenceValues",
-    "cubic_properties",
-    "model_properties",
-    "stated_properties",
+    *("GROUND_STATES", "REFERENCES", "CubicProperties", "ReferenceValues"),
+    *("cubic_properties", "model_properties", "stated_properties"),
 ]
 
 GROUND_STATES = {

@@ -31,16 +31,8 @@ from snnp.sampling.snapshot import Sample, columns
 from snnp.structure import Structure
 
 __all__ = [
-    "MELTING_POINTS_SOURCE",
-    "MDEngine",
-    "StabilityPlan",
-    "StabilityRun",
-    "crystal",
-    "melting_point",
-    "shortest_distance",
-    "stability_test",
-    "time_step_for",
-    "watch_run",
+    *("MELTING_POINTS_SOURCE", "MDEngine", "StabilityPlan", "StabilityRun", "crystal", "melting_point"),
+    *("shortest_distance", "stability_test", "time_step_for", "watch_run"),
 ]
 
 MDEngine = Callable[[Potential, Atoms, MDSettings, Report | None], MDResult]

@@ -15,16 +15,8 @@ from snnp.report import Finding
 from snnp.units import BOHR_IN_ANGSTROM, ENERGY_UNITS, NM_IN_ANGSTROM, PRESSURE_UNITS
 
 __all__ = [
-    "FORCE_FACTORS",
-    "check_completeness",
-    "check_energies",
-    "check_force_sums",
-    "check_forces",
-    "check_mixture",
-    "check_plausibility",
-    "check_relation",
-    "check_stresses",
-    "check_units",
+    *("FORCE_FACTORS", "check_completeness", "check_energies", "check_force_sums", "check_forces", "check_mixture"),
+    *("check_plausibility", "check_relation", "check_stresses", "check_units"),
 ]
 
 # A number in the file is this factor times the number in eV (and Å).

@@ -12,7 +12,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from snnp.errors import SnnpError
 from snnp.models.potential import Potential
-from snnp.report import Finding
+from snnp.report import Finding, Severity
 from snnp.structure import Structure
 from snnp.testing import CHECKS, ContractError
 
@@ -102,6 +102,19 @@ _ADVICE = {
         "Use the exporter of this version, and report the case: export is tested for every bundled model.",
     ),
 }
+# Checks that some models need not pass, and what it means that they are refused.
+_REFUSED: dict[str, tuple[Severity, str, str]] = {
+    "export": (
+        "note",
+        "Programs that read TorchScript files cannot run this model; ASE and OpenMM's Python forces can.",
+        "Nothing, unless such a program is needed; then distil the model into an s-NNP.",
+    ),
+    "save load": (
+        "warning",
+        "The model cannot be kept as a folder, so it cannot be published or loaded by name.",
+        "Add the class to `snnp.models.families`, with its configuration.",
+    ),
+}
 
 
 def check_numbers(model: Potential) -> Iterator[Finding]:
@@ -143,45 +156,24 @@ def check_contract(model: Potential) -> Iterator[Finding]:
     """Every check of `snnp.testing`; forces and stress of a bulk crystal, a slab and a molecule besides."""
     ordinary = ordinary_structures(model)
     for name, check in CHECKS.items():
-        places: list[tuple[str, list[Structure] | None]] = [("small test structures", None)]
-        places += [(what, [each]) for what, each in ordinary.items()] if name in _DERIVATIVES else []
-        for where, structures in places:
-            finding = None
+        title, places = _NAMES[name], dict[str, list[Structure] | None]({"small test structures": None})
+        places |= {what: [each] for what, each in ordinary.items()} if name in _DERIVATIVES else {}
+        for where, structures in places.items():
+            said, refused = "", ""
             try:
                 check(model, structures)
             except ContractError as error:
-                finding = _broken(_NAMES[name], str(error), where)
+                said = str(error).removeprefix(f"{title}: ").rstrip(".")
             except SnnpError as error:
-                finding = _refused(_NAMES[name], str(error))
+                refused = str(error)
             except _MODEL_FAULTS as error:
-                said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                finding = _broken(_NAMES[name], f"the model fails with {said}", where)
-            if finding is not None:
-                yield finding
-                break  # the other structures would say the same
-
-
-def _broken(name: str, message: str, where: str) -> Finding:
-    meaning, cure = _ADVICE[name]
-    said = message.removeprefix(f"{name}: ")
-    return Finding(name, "error", f"{said.rstrip('.')} ({where})", meaning, cure)
-
-
-def _refused(name: str, message: str) -> Finding:
-    if name == "export":
-        return Finding(
-            name,
-            "note",
-            message,
-            "Programs that read TorchScript files cannot run this model; ASE and OpenMM's Python forces can.",
-            "Nothing, unless such a program is needed; then distil the model into an s-NNP.",
-        )
-    if name == "save load":
-        return Finding(
-            name,
-            "warning",
-            message,
-            "The model cannot be kept as a folder, so it cannot be published or loaded by name.",
-            "Add the class to `snnp.models.families`, with its configuration.",
-        )
-    return Finding(name, "error", f"the check could not run: {message}", *_ADVICE[name])
+                said = f"the model fails with {type(error).__name__}" + (f": {error}".rstrip(".") if str(error) else "")
+            if refused and title in _REFUSED:
+                severity, meaning, cure = _REFUSED[title]
+                yield Finding(title, severity, refused, meaning, cure)
+            elif refused or said:
+                message = f"{said} ({where})" if said else f"the check could not run: {refused}"
+                yield Finding(title, "error", message, *_ADVICE[title])
+            else:
+                continue
+            break  # the other structures would say the same
