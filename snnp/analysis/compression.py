@@ -75,15 +75,21 @@ class Compression:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values with units in their names."""
-        hole = self.hole and {
-            "v_over_v0": self.hole.ratio,
-            "barrier_ev_per_atom": self.hole.barrier,
-            "pressure_gpa": self.hole.pressure if np.isfinite(self.hole.pressure) else None,
-            "bottom_ev_per_atom": self.hole.bottom,
-            "bottom_v_over_v0": self.hole.bottom_ratio,
+        hole = self.hole
+        return {
+            "system": self.system,
+            "way": self.way,
+            "down_to_v_over_v0": float(self.ratio[-1]),
+            "energy_at_end_ev_per_atom": float(self.energy[-1]),
+            "hole": hole
+            and {
+                "v_over_v0": hole.ratio,
+                "barrier_ev_per_atom": hole.barrier,
+                "pressure_gpa": hole.pressure if np.isfinite(hole.pressure) else None,
+                "bottom_ev_per_atom": hole.bottom,
+                "bottom_v_over_v0": hole.bottom_ratio,
+            },
         }
-        known = {"system": self.system, "way": self.way, "down_to_v_over_v0": float(self.ratio[-1])}
-        return {**known, "energy_at_end_ev_per_atom": float(self.energy[-1]), "hole": hole}
 
 
 def lattice_constants(model: Potential) -> dict[str, float]:
@@ -92,7 +98,7 @@ def lattice_constants(model: Potential) -> dict[str, float]:
     The minimum of the energy downhill from the measured constant, or the measured one if there is none within 25 %.
     """
     constants = {symbol: _measured(symbol) for symbol in _solids(model)}
-    return {symbol: a * _rest(model, _crystal(symbol, a)) for symbol, a in constants.items()}
+    return {symbol: a * _rest(model, _crystal(symbol)) for symbol, a in constants.items()}
 
 
 def equilibrium_volumes(model: Potential) -> dict[str, float]:
@@ -120,9 +126,9 @@ def _measured(symbol: str) -> float:
     return float(state["a"])
 
 
-def _crystal(symbol: str, a: float) -> Atoms:
-    """The primitive cell."""
-    return bulk(symbol, _structure(symbol), a=a)
+def _crystal(symbol: str, a: float | None = None) -> Atoms:
+    """The primitive cell; by default with the measured lattice constant."""
+    return bulk(symbol, _structure(symbol), a=a or _measured(symbol))
 
 
 def _rest(model: Potential, atoms: Atoms) -> float:
@@ -155,39 +161,39 @@ def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None
         others: molecules or crystals, such as that of lowest energy in the training data.
     """
     exact = copy.deepcopy(model).double()
-    systems = {f"{_structure(symbol)} {symbol}": _crystal(symbol, _measured(symbol)) for symbol in _solids(exact)}
+    systems = {f"{_structure(symbol)} {symbol}": _crystal(symbol) for symbol in _solids(exact)} or dict(others or {})
     result = []
-    for name, atoms in (systems or dict(others or {})).items():
+    for name, atoms in systems.items():
         rest, solid = _strained(atoms, _rest(exact, atoms) * np.eye(3)), bool(atoms.pbc.all())
         ratio = np.arange(1.0, _HYDROSTATIC - 0.5 * _STEP, -_STEP)
-        strains = [np.eye(3) * x ** (1.0 / 3.0) for x in ratio]
-        result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, strains))
+        result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, None))
         ratio = np.arange(1.0, _UNIAXIAL - 0.5 * _STEP, -_STEP)
-        for way, direction in _WAYS.get(name.split()[0], _WAYS["fcc"]).items() if solid else ():
-            n = np.array(direction) / np.linalg.norm(direction)
-            strains = [np.eye(3) - (1.0 - x) * np.outer(n, n) for x in ratio]
-            result.append(_compressed(exact, rest, (name, way), ratio, strains))
+        for way, direction in _WAYS.get(name.split()[0], _CUBIC).items() if solid else ():
+            result.append(_compressed(exact, rest, (name, way), ratio, np.array(direction)))
     return result
 
 
 def _compressed(
-    model: Potential, atoms: Atoms, name: tuple[str, str], ratio: np.ndarray, strains: Sequence[np.ndarray]
+    model: Potential, atoms: Atoms, name: tuple[str, str], ratio: np.ndarray, direction: np.ndarray | None
 ) -> Compression:
-    """One scan; `strains` [n] deform the cell, and the atoms with it."""
+    """One scan: along a direction, or from all sides."""
+    if direction is None:
+        strains = np.cbrt(ratio)[:, None, None] * np.eye(3)
+    else:
+        along = np.outer(direction, direction) / (direction @ direction)
+        strains = np.eye(3) - (1.0 - ratio)[:, None, None] * along
     energies, stresses, solid = [], [], bool(atoms.pbc.all())
     for first in range(0, len(strains), _AT_ONCE):
-        cells = [_strained(atoms, strain) for strain in strains[first : first + _AT_ONCE]]
+        cells = Structure.from_ase([_strained(atoms, strain) for strain in strains[first : first + _AT_ONCE]])
         with torch.no_grad():
-            found = model.compute(Structure.from_ase(cells), forces=False, stress=solid)
+            found = model.compute(cells, forces=False, stress=solid)
         energies.append(found.energy.cpu().numpy() / len(atoms))
-        if found.stress is not None:
-            stresses.append(found.stress.cpu().numpy())
-    energy = np.concatenate(energies)
+        stresses.append(np.zeros(0) if found.stress is None else found.stress.cpu().numpy())
+    energy, pressure = np.concatenate(energies), np.full(len(ratio), np.nan)
     energy = energy - energy[0]
-    pressure = np.full(len(ratio), np.nan)
     if solid:
         # The push along the way: -dE/dV, by the stress along the change of the cell.
-        change = np.gradient(np.stack(strains), axis=0) @ np.linalg.inv(np.stack(strains))
+        change = np.gradient(strains, axis=0) @ np.linalg.inv(strains)
         rate = np.trace(change, axis1=1, axis2=2)
         pressure = -np.einsum("nab,nab->n", np.concatenate(stresses), change) / rate * EV_PER_ANGSTROM3_IN_GPA
     return Compression(*name, solid, ratio, energy, _hole(ratio, energy, pressure))
