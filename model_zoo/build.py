@@ -28,7 +28,7 @@ from ase import Atoms
 from snnp.analysis.card import card_markdown, training_range
 from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
-from snnp.analysis.stability import StabilityPlan, crystal, melting_point, stability_test, time_step_for
+from snnp.analysis.stability import crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, elements_of
 from snnp.doctor.short_distances import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
@@ -37,6 +37,7 @@ from snnp.kernels.cpu.library import instruction_set
 from snnp.models.potential import Potential
 from snnp.models.store import dump_model, load_model, save_model
 from snnp.neighbours import neighbour_list
+from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
 from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, train
 from snnp.training.problem import Problem, load_problem
@@ -228,13 +229,10 @@ def _systems(model: Potential, problem: Problem, lattice_constants: Mapping[str,
 
 def _stability(name: str, model: Potential, system: System, effort: Effort) -> dict[str, Any]:
     _tell(name, f"molecular dynamics of {system.text}")
-    plan = StabilityPlan(
-        hot_k=system.hot_k,
-        picoseconds=effort.picoseconds,
-        equilibration_ps=effort.equilibration_ps,
-        dt_fs=time_step_for(system.atoms),
-    )
-    runs = stability_test(model, system.atoms, plan, run_md)
+    step = time_step_for(system.atoms)
+    settings = MDSettings(temperature_k=300.0, steps=round(1000.0 * effort.picoseconds / step), dt_fs=step)
+    warm = {"hot_k": system.hot_k, "equilibration_ps": effort.equilibration_ps}
+    runs = stability_test(model, system.atoms, settings, run_md, **warm)
     melting = {} if system.melting_point_k is None else {"melting_point_k": system.melting_point_k}
     return {"system": system.text, **melting, **{kind: run.to_dict() for kind, run in runs.items()}}
 

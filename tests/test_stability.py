@@ -8,7 +8,6 @@ import torch
 from ase import Atoms
 
 from snnp.analysis.stability import (
-    StabilityPlan,
     crystal,
     melting_point,
     stability_test,
@@ -54,8 +53,8 @@ def cell() -> Atoms:
 
 
 def test_good_model_survives_and_conserves_energy(copper: SplineNNP, cell: Atoms) -> None:
-    plan = StabilityPlan(hot_k=600.0, picoseconds=0.8, equilibration_ps=0.5, dt_fs=4.0, dtype="float64")
-    runs = stability_test(copper, cell, plan, run_md)
+    settings = MDSettings(steps=200, dt_fs=4.0, dtype="float64")
+    runs = stability_test(copper, cell, settings, run_md, hot_k=600.0, equilibration_ps=0.5)
     nve, hot = runs["nve"], runs["langevin"]
     assert (nve.ensemble, hot.ensemble) == ("nve", "nvt")
     assert nve.survived
@@ -88,8 +87,8 @@ def test_time_step_that_is_too_long_is_seen(copper: SplineNNP, cell: Atoms) -> N
 
 
 def test_failed_equilibration_is_reported_as_the_run(copper: SplineNNP, cell: Atoms) -> None:
-    plan = StabilityPlan(hot_k=300.0, picoseconds=0.1, equilibration_ps=6.0, dt_fs=60.0)
-    nve = stability_test(copper, cell, plan, run_md)["nve"]
+    settings = MDSettings(steps=2, dt_fs=60.0)
+    nve = stability_test(copper, cell, settings, run_md, hot_k=300.0, equilibration_ps=6.0)["nve"]
     assert nve.failure is not None
     assert nve.ensemble == "nvt"
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -31,7 +31,7 @@ from snnp.sampling.snapshot import Sample, columns
 from snnp.structure import Structure
 
 __all__ = [
-    *("MELTING_POINTS_SOURCE", "MDEngine", "StabilityPlan", "StabilityRun", "crystal", "melting_point"),
+    *("MELTING_POINTS_SOURCE", "MDEngine", "StabilityRun", "crystal", "melting_point"),
     *("shortest_distance", "stability_test", "time_step_for", "watch_run"),
 ]
 
@@ -49,29 +49,6 @@ _BONDED, _BROKEN = 1.25, 1.75  # of the sum of covalent radii; of the length of 
 _BLOCKS = 20  # of the fit of the drift: longer than the correlation of the energy, enough for an error bar
 _FRAMES = 400  # looked at for distances
 _SAMPLE_FS = 20.0
-
-
-@dataclass(frozen=True)
-class StabilityPlan:
-    """What to put a structure through.
-
-    Arguments:
-        hot_k: K, of the Langevin run.
-        temperature_k: K, of the run at constant energy, reached by a Langevin run of `equilibration_ps` before it.
-        picoseconds: length of each of the two runs.
-        equilibration_ps: ps.
-        dt_fs: time step, fs.
-        dtype: precision of the model.
-        seed: of velocities and thermostat.
-    """
-
-    hot_k: float
-    temperature_k: float = 300.0
-    picoseconds: float = 20.0
-    equilibration_ps: float = 2.0
-    dt_fs: float = 1.0
-    dtype: Literal["float32", "float64"] = "float32"
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,14 +134,24 @@ def shortest_distance(structure: Structure, reach: float) -> float:
     return float(vectors.norm(dim=1).min()) if len(vectors) else float("inf")
 
 
-def stability_test(model: Potential, atoms: Atoms, plan: StabilityPlan, engine: MDEngine) -> dict[str, StabilityRun]:
+def stability_test(
+    model: Potential,
+    atoms: Atoms,
+    settings: MDSettings,
+    engine: MDEngine,
+    *,
+    hot_k: float,
+    equilibration_ps: float = 2.0,
+) -> dict[str, StabilityRun]:
     """Equilibrate and run at constant energy ("nve"), then run hot with a thermostat ("langevin").
 
     Arguments:
         model: a potential.
         atoms: a crystal or molecule at rest; the cell stays as it is.
-        plan: temperatures, lengths, time step.
+        settings: temperature of the run at constant energy, steps of each of the two runs, time step, precision, seed.
         engine: runs the dynamics, such as `snnp_ase.md.run_md`.
+        hot_k: K, of the Langevin run.
+        equilibration_ps: ps, of a Langevin run before that at constant energy.
 
     Returns:
         `{"nve": ..., "langevin": ...}`; if equilibration already fails, "nve" reports that.
@@ -172,27 +159,15 @@ def stability_test(model: Potential, atoms: Atoms, plan: StabilityPlan, engine: 
     Raises:
         InputError: if the structure cannot be computed even before it moves.
     """
-
-    def settings(ensemble: Literal["nve", "nvt"], kelvin: float, picoseconds: float, friction: float) -> MDSettings:
-        return MDSettings(
-            ensemble=ensemble,
-            temperature_k=kelvin,
-            steps=max(1, round(1000.0 * picoseconds / plan.dt_fs)),
-            dt_fs=plan.dt_fs,
-            friction_per_ps=friction,
-            equilibrate=0,
-            dtype=plan.dtype,
-            seed=plan.seed,
-        )
-
+    plain = settings.model_copy(update={"equilibrate": 0, "friction_per_ps": 1.0, "ensemble": "nvt"})
     # A strong thermostat: what counts is that the potential energy has its share when the run begins.
-    warm_up = settings("nvt", plan.temperature_k, plan.equilibration_ps, friction=5.0)
+    steps = max(1, round(1000.0 * equilibration_ps / settings.dt_fs))
+    warm_up = plain.model_copy(update={"steps": steps, "friction_per_ps": 5.0})
     nve, warm = watch_run(model, atoms, warm_up, engine)
     if warm is not None:
         Stationary(warm, preserve_temperature=True)
-        constant_energy = settings("nve", plan.temperature_k, plan.picoseconds, friction=1.0)
-        nve, _ = watch_run(model, warm, constant_energy, engine, sites=atoms)
-    langevin, _ = watch_run(model, atoms, settings("nvt", plan.hot_k, plan.picoseconds, friction=1.0), engine)
+        nve, _ = watch_run(model, warm, plain.model_copy(update={"ensemble": "nve"}), engine, sites=atoms)
+    langevin, _ = watch_run(model, atoms, plain.model_copy(update={"temperature_k": hot_k}), engine)
     return {"nve": nve, "langevin": langevin}
 
 
