@@ -22,10 +22,9 @@ from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
 from snnp.data.frames import Frame, Frames
 from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
+from snnp.models.config import FamilyConfig
 from snnp.models.formats import stated
-from snnp.models.hipnn.model import HIPNN
 from snnp.models.potential import Potential
-from snnp.models.spline.model import SplineNNP
 from snnp.report import Table, fixed, sentence
 from snnp.text import code, markdown
 
@@ -147,33 +146,12 @@ def _overview(model: Potential) -> str:
         "elements": ", ".join(model.elements),
         "parameters": f"{model.n_parameters:,}",
         "cutoff": f"{model.cutoff:g} Å",
-        "form": _form(model),
+        "form": model.config.summary if isinstance(model.config, FamilyConfig) else type(model).__name__,
         "precision": str(model.dtype).removeprefix("torch."),
         "units": "eV, Å, eV/Å, eV/Å³",
         "licence of the data": str(stated(model.metadata).get("licence", "not stated")),
     }
     return Table.of("", rows).markdown()
-
-
-def _form(model: Potential) -> str:
-    """The form in a few words; of families that are neither s-NNP nor HIP-NN their name."""
-    if isinstance(model, HIPNN):
-        hip = model.config
-        words = [f"HIP-NN-TS with tensors up to l = {hip.l_max}" if hip.l_max else "HIP-NN"]
-        words += [f"interaction layers: {hip.n_interactions}", f"on-site layers after each: {hip.n_atom_layers}"]
-        return ", ".join([*words, f"{hip.n_features} features", f"{hip.n_sensitivities} sensitivities"])
-    if not isinstance(model, SplineNNP):
-        return type(model).__name__
-    config = model.config
-    form = [f"{config.radial.n_filters} radial filters"]
-    if config.angular.n_filters:
-        limit = f", L = {config.angular.degree}" if config.angular.evaluator == "legendre" else ", exact spline angles"
-        form.append(f"{config.angular.n_filters} three-body filters ({config.angular.cutoff:g} Å{limit})")
-    if config.network is not None:
-        form.append(f"network {'-'.join(map(str, config.network.hidden))}")
-    if config.skip:
-        form.append("linear skip")
-    return ", ".join(form)
 
 
 def _use(name: str, model: Potential) -> str:

@@ -70,6 +70,11 @@ class FamilyConfig(FormConfig):
         """Å, the largest distance at which atoms act on each other."""
 
     @property
+    def summary(self) -> str:
+        """The form in a few words."""
+        return type(self).__name__.removesuffix("Config")
+
+    @property
     def force_training(self) -> ForceTraining:
         """The faster way to force gradients, as measured on one CPU core (docs/studies/directional.md)."""
         return "exact"

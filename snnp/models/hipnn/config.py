@@ -53,6 +53,13 @@ class HIPNNConfig(FamilyConfig):
         return self.cutoff
 
     @property
+    def summary(self) -> str:
+        """Tensors, layers and widths."""
+        words = [f"HIP-NN-TS with tensors up to l = {self.l_max}" if self.l_max else "HIP-NN"]
+        words += [f"interaction layers: {self.n_interactions}", f"on-site layers after each: {self.n_atom_layers}"]
+        return ", ".join([*words, f"{self.n_features} features", f"{self.n_sensitivities} sensitivities"])
+
+    @property
     def force_training(self) -> ForceTraining:
         """Tensors cost more to differentiate twice."""
         return "directional" if self.l_max else "exact"

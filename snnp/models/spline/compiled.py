@@ -70,14 +70,12 @@ class Compiled:
 
 
 def _pack(parameters: SplineParameters, like: Tensor) -> CpuEvaluator | GpuEvaluator | None:
-    single = like.dtype == torch.float32
-    if like.device.type == "cpu":
-        return (
-            CpuEvaluator(CompiledKernel(parameters, np.float32 if single else np.float64))
-            if supports(parameters)
-            else None
-        )
-    return GpuEvaluator(gpu.GpuKernel(parameters, like.device)) if single and gpu.supports(parameters) else None
+    single, on_cpu = like.dtype == torch.float32, like.device.type == "cpu"
+    if on_cpu and supports(parameters):
+        return CpuEvaluator(CompiledKernel(parameters, np.float32 if single else np.float64))
+    if not on_cpu and single and gpu.supports(parameters):
+        return GpuEvaluator(gpu.GpuKernel(parameters, like.device))
+    return None
 
 
 class _CpuStepper:

@@ -232,6 +232,16 @@ class SplineNNPConfig(FamilyConfig):
         """Å, of anything."""
         return max(self.radial_cutoff, self.angular_cutoff)
 
+    @property
+    def summary(self) -> str:
+        """Filters, network and skip."""
+        words = [f"{self.radial.n_filters} radial filters"]
+        if self.angular.n_filters:
+            limit = f", L = {self.angular.degree}" if self.angular.evaluator == "legendre" else ", exact spline angles"
+            words.append(f"{self.angular.n_filters} three-body filters ({self.angular.cutoff:g} Å{limit})")
+        words += [] if self.network is None else [f"network {'-'.join(map(str, self.network.hidden))}"]
+        return ", ".join([*words, *(["linear skip"] if self.skip else [])])
+
     def ranged(self, shortest: float) -> SplineNNPConfig:
         """Filters begin at 0.8 d and must still be steep at d."""
         tree = self.model_dump()
