@@ -8,18 +8,16 @@ Members may be of any families and have different cutoffs and E0; they share the
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from snnp.errors import InputError
-from snnp.models.ani.model import evaluate_together, share_vectors
 from snnp.models.config import FormConfig
-from snnp.models.gradients import PairGradients
 from snnp.models.potential import Potential, Prediction
-from snnp.neighbours import Neighbours, pair_vectors
+from snnp.neighbours import Neighbours
 from snnp.structure import Structure, StructureLike, as_structure
 
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
@@ -135,10 +133,9 @@ class Ensemble(Potential):
         structure = as_structure(structure).to(device=self.device)
         self.species(structure)
         neighbours = self.neighbours_of(structure, neighbours)
-        if share_vectors(self.potentials):
-            each = self._of_shared_vectors(structure, neighbours.to(self.device), forces=forces, stress=stress)
-        else:
-            each = [m.compute(structure, neighbours, forces=forces, stress=stress) for m in self.potentials]
+        each = self.potentials[0].compute_each(
+            self.potentials, structure, neighbours, forces=forces, stress=stress, apart=self.force_spread
+        )
         energy = torch.stack([prediction.energy for prediction in each])
         all_forces = torch.stack([p.forces for p in each if p.forces is not None]) if forces else None
         all_stress = torch.stack([p.stress for p in each if p.stress is not None]) if stress else None
@@ -150,26 +147,6 @@ class Ensemble(Potential):
             energy_std=_spread(energy),
             forces_std=None if all_forces is None or not self.force_spread else _spread(all_forces),
         )
-
-    @torch.no_grad()
-    def _of_shared_vectors(
-        self, structure: Structure, neighbours: Neighbours, *, forces: bool, stress: bool
-    ) -> list[Prediction]:
-        """Of each member; without `force_spread` forces and stress are the mean's in place of the member's."""
-        potentials = self.potentials
-        assert share_vectors(potentials)
-        wanted: Literal["none", "mean", "each"] = "each" if self.force_spread else "mean"
-        if not (forces or stress):
-            wanted = "none"
-        vectors = pair_vectors(structure, neighbours).to(self.dtype)
-        energies, slopes = evaluate_together(potentials, structure, vectors, neighbours, gradients=wanted)
-        found = []
-        for k, (member, mine) in enumerate(zip(potentials, energies, strict=True)):
-            slope = slopes[min(k, len(slopes) - 1)] if slopes else None
-            pairs = None if slope is None else PairGradients(neighbours.i, neighbours.j, vectors, slope)
-            complete = member._complete(structure, neighbours, mine, pairs, stress=stress)
-            found.append(member._prediction(structure, complete, forces=forces, stress=stress))
-        return found
 
 
 def _spread(members: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ where the term of the atom alone is taken off only if E0 is the energy of an iso
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -350,6 +350,23 @@ class Potential(ExactModule, ABC):
                 energies = self.atomic_energies(structure, vectors, neighbours)
             found = self._complete(structure, neighbours, energies, pairs, stress=stress)
             return self._prediction(structure, found, forces=forces, stress=stress)
+
+    def compute_each(
+        self,
+        potentials: Sequence[Potential],
+        structure: Structure,
+        neighbours: Neighbours,
+        *,
+        forces: bool,
+        stress: bool,
+        apart: bool,
+    ) -> list[Prediction]:
+        """What each member of an ensemble says, which this one leads; a family may share work between its own.
+
+        Arguments:
+            apart: whether each needs forces and stress of its own; else those of their mean are as good.
+        """
+        return [each.compute(structure, neighbours, forces=forces, stress=stress) for each in potentials]
 
     def neighbours_of(self, structure: Structure, neighbours: Neighbours | None) -> Neighbours:
         """A list for the structure, if none is given.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, TypeGuard
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from snnp.models.ani.aev import AEV, AEVConfig
 from snnp.models.config import FamilyConfig, ForceTraining, Layers, TensorShape
 from snnp.models.gradients import PairGradients, activate, chunks, refuse_overlaps
-from snnp.models.potential import Potential
+from snnp.models.potential import Potential, Prediction
 from snnp.neighbours import Neighbours, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["ANI", "ANIConfig", "AtomicNetwork", "evaluate_together", "share_vectors"]
+__all__ = ["ANI", "ANIConfig", "AtomicNetwork"]
 
 Activation = Literal["celu", "gaussian"]
 
@@ -173,43 +173,58 @@ class ANI(Potential):
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] energies of the networks; twice differentiable in the vectors and the parameters."""
-        return evaluate_together([self], structure, vectors, neighbours, gradients="none")[0][0]
+        return _evaluate([self], structure, vectors, neighbours)[0][0]
 
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
         """Analytic."""
         vectors = pair_vectors(structure, neighbours).to(self.dtype)
-        energies, slopes = evaluate_together([self], structure, vectors, neighbours, gradients="each")
+        energies, slopes = _evaluate([self], structure, vectors, neighbours, n_gradients=1)
         return energies[0], PairGradients(neighbours.i, neighbours.j, vectors, slopes[0])
 
+    @torch.no_grad()
+    def compute_each(
+        self,
+        potentials: Sequence[Potential],
+        structure: Structure,
+        neighbours: Neighbours,
+        *,
+        forces: bool,
+        stress: bool,
+        apart: bool,
+    ) -> list[Prediction]:
+        """As the base; networks of the same elements that see the same vectors share them."""
+        alike = [p for p in potentials if isinstance(p, ANI) and p.elements == self.elements]
+        alike = [model for model in alike if model.config.aev == self.config.aev]
+        if len(alike) < len(potentials):
+            return super().compute_each(potentials, structure, neighbours, forces=forces, stress=stress, apart=apart)
+        neighbours = neighbours.to(self.device)
+        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        n_gradients = (len(alike) if apart else 1) if forces or stress else 0
+        energies, slopes = _evaluate(alike, structure, vectors, neighbours, n_gradients=n_gradients)
+        found = []
+        for k, (model, mine) in enumerate(zip(alike, energies, strict=True)):
+            slope = slopes[k if apart else 0] if slopes else None
+            pairs = None if slope is None else PairGradients(neighbours.i, neighbours.j, vectors, slope)
+            complete = model._complete(structure, neighbours, mine, pairs, stress=stress)
+            found.append(model._prediction(structure, complete, forces=forces, stress=stress))
+        return found
 
-def share_vectors(models: Sequence[Potential]) -> TypeGuard[Sequence[ANI]]:
-    """Whether all are ANI potentials of the same elements (in order) that see the same vectors."""
-    first = models[0]
-    return isinstance(first, ANI) and all(
-        isinstance(model, ANI) and model.elements == first.elements and model.config.aev == first.config.aev
-        for model in models
-    )
 
-
-def evaluate_together(
-    models: Sequence[ANI],
-    structure: Structure,
-    vectors: Tensor,
-    neighbours: Neighbours,
-    *,
-    gradients: Literal["none", "mean", "each"],
+def _evaluate(
+    models: Sequence[ANI], structure: Structure, vectors: Tensor, neighbours: Neighbours, *, n_gradients: int = 0
 ) -> tuple[Tensor, list[Tensor]]:
-    """Energies [M, N] without E0 of M networks on one computation of their vectors; see `share_vectors`.
+    """Energies [M, N] without E0 of M networks on one computation of their vectors, and gradients dE/dr_ij [P, 3].
 
-    Returns also dE/dr_ij [P, 3] of the mean energy, or of each network, or none.
+    Arguments:
+        n_gradients: M for those of each network, 1 for those of their mean, 0 for none.
     """
     refuse_overlaps(vectors.detach().square().sum(dim=1), neighbours.i, neighbours.j)
     first = models[0]
     species = first.species(structure)
     if structure.n_atoms == 0:
-        return vectors.new_zeros(len(models), 0), [torch.zeros_like(vectors)] * len(models)
+        return vectors.new_zeros(len(models), 0), [torch.zeros_like(vectors)] * n_gradients
     present = torch.unique(species).tolist()
     columns = None
     if len(present) < len(first.elements):
@@ -227,10 +242,10 @@ def evaluate_together(
         for model in models:
             evaluated = [model.network(symbol)(x, columns) for symbol, x in zip(symbols, inputs, strict=True)]
             each.append(torch.cat([part for part, _ in evaluated])[order])
-            if gradients != "none":
+            if n_gradients:
                 by_features.append(torch.cat([gradient() for _, gradient in evaluated])[order])
         energies.append(torch.stack(each))
-        if gradients == "mean":
+        if n_gradients < len(models) and by_features:
             by_features = [torch.stack(by_features).mean(dim=0)]
         slopes.append([back(h) for h in by_features])
     return torch.cat(energies, dim=1), [torch.cat(parts) for parts in zip(*slopes, strict=True)]
