@@ -24,8 +24,17 @@ from snnp.errors import InputError
 from snnp.kernels import build
 from snnp.kernels.build import find_compiler
 from snnp.kernels.cpu import library as library_module
-from snnp.kernels.cpu.call import CompiledKernel, ListKeeper, PreparedCall, pack_pairs, supports
-from snnp.kernels.cpu.library import LIBRARY_FILE, SWITCH, TARGETS, Report, instruction_set, library, switched_off
+from snnp.kernels.cpu.call import ListKeeper, PreparedCall, pack_pairs, supports
+from snnp.kernels.cpu.library import (
+    LIBRARY_FILE,
+    SWITCH,
+    TARGETS,
+    Report,
+    instruction_set,
+    library,
+    pack_parameters,
+    switched_off,
+)
 from snnp.models.config import RepulsionConfig
 from snnp.models.session import Session
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
@@ -238,8 +247,8 @@ def test_weights_per_atom() -> None:
     packed = pack_pairs((neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.int().numpy()), 32)
     species = model.species(structure).int().numpy()
     images = packed.images(structure.cell.numpy())
-    kernel = CompiledKernel(model.kernel_parameters(), np.float64)
-    found = PreparedCall(kernel, species, packed, images)(structure.positions.numpy(), weights=weights.numpy())
+    block = pack_parameters(model.kernel_parameters(), np.float64)
+    found = PreparedCall(block, species, packed, images)(structure.positions.numpy(), weights=weights.numpy())
     assert positions.grad is not None
     assert np.allclose(found.forces, -positions.grad.numpy(), atol=1e-11)
 
@@ -346,14 +355,14 @@ def test_a_list_that_points_outside_is_refused() -> None:
 def test_a_damaged_plan_is_refused_or_harmless(changes: list[tuple[int, int]]) -> None:
     """Changed bytes of the header are found, or leave everything that is read inside the block."""
     model, structure = model_of("tanh, repulsion"), Structure.from_ase(alloy(1))
-    kernel = CompiledKernel(model.kernel_parameters(), np.float64)
+    block = pack_parameters(model.kernel_parameters(), np.float64)
     for place, value in changes:
-        kernel.packed[place % len(kernel.packed)] = value
+        block[place % len(block)] = value
     packed = ListKeeper(model.cutoff).update(structure.positions.numpy(), structure.cell[0].numpy(), (True, True, True))
     species = model.species(structure).int().numpy()
     said = ""
     try:
-        PreparedCall(kernel, species, *packed)(structure.positions.numpy())
+        PreparedCall(block, species, *packed)(structure.positions.numpy())
     except InputError as error:
         said = str(error)
     assert not said or "damaged" in said or "overlap" in said or "memory" in said

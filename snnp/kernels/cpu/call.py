@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.kernels.cpu.library import (
-    HEADER_BYTES,
     MAX_DEGREE,
     MAX_LAYERS,
     Pairs,
@@ -20,14 +19,13 @@ from snnp.kernels.cpu.library import (
     System,
     addresses,
     library,
-    pack_parameters,
     status_message,
 )
 from snnp.kernels.parameters import SplineParameters
 from snnp.neighbours import find_pairs
 from snnp.structure import Structure
 
-__all__ = ["CompiledKernel", "CompiledResult", "ListKeeper", "NeighbourRows", "PreparedCall", "pack_pairs", "supports"]
+__all__ = ["CompiledResult", "ListKeeper", "NeighbourRows", "PreparedCall", "pack_pairs", "supports"]
 
 Array = NDArray[np.float64]
 _Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
@@ -188,43 +186,14 @@ class CompiledResult:
     virial: Array
 
 
-class CompiledKernel:
-    """A packed model, ready to be evaluated.
-
-    Arguments:
-        dtype: np.float32 or np.float64, in which distances, moments and the network are computed; positions enter and
-            sums of energies, forces and virials leave in float64.
-    """
-
-    def __init__(self, parameters: SplineParameters, dtype: type[np.float32] | type[np.float64] = np.float32) -> None:
-        self.packed = pack_parameters(parameters, dtype)
-
-    @classmethod
-    def from_packed(cls, packed: NDArray[np.uint8]) -> CompiledKernel:
-        """A kernel from the bytes of another, which must start at a multiple of 64; checked at every evaluation.
-
-        Raises:
-            InputError: if they are too few to be a packed model.
-        """
-        if packed.nbytes < HEADER_BYTES:
-            raise InputError(f"a packed model has at least {HEADER_BYTES} bytes, got {packed.nbytes}.")
-        kernel = cls.__new__(cls)
-        kernel.packed = packed
-        return kernel
-
-    @property
-    def n_elements(self) -> int:
-        """Z."""
-        return int(self.packed[32:40].view(np.int64)[0])
-
-
 class PreparedCall:
     """An evaluation of one system, prepared once: then only positions change, and small systems cost microseconds.
 
     It does not change once made, so any number of threads may call it at once.
 
     Arguments:
-        kernel: the model. species: [N] int32, indices of elements.
+        packed: the model, from `pack_parameters`; starts at a multiple of 64, and is checked at every evaluation.
+        species: [N] int32, indices of elements.
         neighbours: the list. images: `neighbours.images(cell)`.
         n_threads: parts of the work; results repeat to the bit for the same number.
         structure: [N] int32, structure of each atom, or None for one.
@@ -233,7 +202,7 @@ class PreparedCall:
 
     def __init__(
         self,
-        kernel: CompiledKernel,
+        packed: NDArray[np.uint8],
         species: NDArray[np.int32],
         neighbours: NeighbourRows,
         images: Array,
@@ -244,8 +213,8 @@ class PreparedCall:
         lib = library()
         assert lib is not None
         self._evaluate = lib.snnp_evaluate
-        self._kept = (kernel, species, neighbours, images, structure)  # alive as long as the pointers are used
-        self._block = (*addresses(kernel.packed), kernel.packed.nbytes)
+        self._kept = (packed, species, neighbours, images, structure)  # alive as long as the pointers are used
+        self._block = (*addresses(packed), packed.nbytes)
         self._n_atoms, self._n_structures = species.shape[0], n_structures
         rows = neighbours.first, neighbours.neighbour, neighbours.image
         given = addresses(species, structure, *rows, images)

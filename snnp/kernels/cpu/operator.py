@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snnp.errors import InputError, MissingDependencyError
-from snnp.kernels.cpu.call import CompiledKernel, NeighbourRows, PreparedCall
-from snnp.kernels.cpu.library import Report, addresses, library, status_message
+from snnp.kernels.cpu.call import NeighbourRows, PreparedCall
+from snnp.kernels.cpu.library import HEADER_BYTES, Report, addresses, library, status_message
 
 __all__ = ["pack_tensor", "spline_nnp"]
 
 
-def pack_tensor(kernel: CompiledKernel) -> Tensor:
-    """The kernel's model as a uint8 tensor, for the first argument of the operator (or a buffer of a module)."""
-    packed = torch.empty(kernel.packed.nbytes, dtype=torch.uint8)  # torch aligns it to 64 bytes
-    packed.numpy()[:] = kernel.packed
-    return packed
+def pack_tensor(packed: NDArray[np.uint8]) -> Tensor:
+    """A packed model as a uint8 tensor, for the first argument of the operator (or a buffer of a module)."""
+    tensor = torch.empty(packed.nbytes, dtype=torch.uint8)  # torch aligns it to 64 bytes
+    tensor.numpy()[:] = packed
+    return tensor
 
 
 def _evaluate(inputs: tuple[Tensor, ...], weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,11 +54,13 @@ def _evaluate(inputs: tuple[Tensor, ...], weights: Tensor | None) -> tuple[Tenso
     columns = addresses(first, neighbour, image)
     if int(first[-1]) != n_pairs or lib.snnp_check_list(n, n_images, *columns, ctypes.byref(report)):
         raise InputError(status_message(Report(4, report.i, 0, 0.0)))
-    kernel = CompiledKernel.from_packed(packed)
-    if n and not 0 <= int(species.min()) <= int(species.max()) < kernel.n_elements:
-        raise InputError(f"species must lie in [0, {kernel.n_elements}).")
+    if packed.nbytes < HEADER_BYTES:
+        raise InputError(f"a packed model has at least {HEADER_BYTES} bytes, got {packed.nbytes}.")
+    n_elements = int(packed[32:40].view(np.int64)[0])
+    if n and not 0 <= int(species.min()) <= int(species.max()) < n_elements:
+        raise InputError(f"species must lie in [0, {n_elements}).")
     rows = NeighbourRows(first, neighbour, image, np.zeros((n_images, 3)), np.zeros(n_images, np.int64))
-    call = PreparedCall(kernel, species, rows, images, torch.get_num_threads())
+    call = PreparedCall(packed, species, rows, images, torch.get_num_threads())
     result = call(positions, weights=None if weights is None else weights.detach().double().contiguous().numpy())
     energies, forces, virial = torch.from_numpy(result.energies), result.forces, torch.from_numpy(result.virial[0])
     assert forces is not None

@@ -2,12 +2,11 @@
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 
-from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT
+from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT, cosine_cutoff
 from snnp.models.ani.model import ANI
 from snnp.models.gradients import activate
 from snnp.models.scripted import ScriptedPotential, make_dense
@@ -55,16 +54,11 @@ class ScriptedANI(ScriptedPotential):
         """Clear of denormal numbers."""
         return torch.exp(exponent.clamp(min=self.least))
 
-    def cut(self, distance: Tensor, cutoff: float) -> Tensor:
-        """f(r), zero beyond the cutoff."""
-        inside = (distance < cutoff).to(distance.dtype)
-        return (0.5 * torch.cos(distance * (math.pi / cutoff)) + 0.5) * inside
-
     def features(self, row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
         """[n, D] of atoms `species` [n]; pairs as in `make_dense`."""
         far = make_dense(row, channel, vectors, species, self.radial_cutoff)
         gaussians = self.exponential(-self.radial_eta * (far.distance.unsqueeze(-1) - self.radial_shifts).square())
-        gaussians = gaussians * (0.25 * self.cut(far.distance, self.radial_cutoff) * far.mask).unsqueeze(-1)
+        gaussians = gaussians * (0.25 * cosine_cutoff(far.distance, self.radial_cutoff) * far.mask).unsqueeze(-1)
         parts: list[Tensor] = []
         for a in range(self.n_elements):
             parts.append((gaussians * (far.channel == a).unsqueeze(-1)).sum(dim=1))
@@ -74,7 +68,7 @@ class ScriptedANI(ScriptedPotential):
         first, second = columns[0], columns[1]
         cosine = self.angle_factor * (near.unit @ near.unit.transpose(1, 2))[:, first, second]
         mean = 0.5 * (near.distance[:, first] + near.distance[:, second])
-        cut = self.cut(near.distance, self.angular_cutoff) * near.mask
+        cut = cosine_cutoff(near.distance, self.angular_cutoff) * near.mask
         weight = 2.0 * cut[:, first] * cut[:, second]
         shells = self.exponential(-self.angular_eta * (mean.unsqueeze(-1) - self.angular_shifts).square())
         turned = torch.stack([cosine, (1.0 - cosine.square()).sqrt()], dim=-1)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snnp.kernels.cpu.call import CompiledKernel, ListKeeper, NeighbourRows, PreparedCall, pack_pairs, supports
-from snnp.kernels.cpu.library import instruction_set, library
+from snnp.kernels.cpu.call import ListKeeper, NeighbourRows, PreparedCall, pack_pairs, supports
+from snnp.kernels.cpu.library import instruction_set, library, pack_parameters
 from snnp.kernels.gpu import call as gpu
 from snnp.kernels.gpu.call import Atoms
 from snnp.kernels.gpu.lists import Rows, image_vectors, rows_of
@@ -72,7 +72,7 @@ class Compiled:
 def _pack(parameters: SplineParameters, like: Tensor) -> CpuEvaluator | GpuEvaluator | None:
     single, on_cpu = like.dtype == torch.float32, like.device.type == "cpu"
     if on_cpu and supports(parameters):
-        return CpuEvaluator(CompiledKernel(parameters, np.float32 if single else np.float64))
+        return CpuEvaluator(pack_parameters(parameters, np.float32 if single else np.float64))
     if not on_cpu and single and gpu.supports(parameters):
         return GpuEvaluator(gpu.GpuKernel(parameters, like.device))
     return None
@@ -112,8 +112,8 @@ class CpuEvaluator:
 
     stepper = _CpuStepper
 
-    def __init__(self, kernel: CompiledKernel) -> None:
-        self.kernel = kernel
+    def __init__(self, packed: NDArray[np.uint8]) -> None:
+        self.kernel = packed
 
     @property
     def target(self) -> str | None:
@@ -122,12 +122,12 @@ class CpuEvaluator:
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """As the contract has it."""
-        packed = _packed_list(structure, neighbours)
+        rows = _packed_list(structure, neighbours)
         positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
-        images = packed.images(structure.cell.detach().to(torch.float64).numpy())
+        images = rows.images(structure.cell.detach().to(torch.float64).numpy())
         elements, owner = species.to(torch.int32).contiguous().numpy(), _owner(structure)
         threads = torch.get_num_threads()
-        call = PreparedCall(self.kernel, elements, packed, images, threads, owner, structure.n_structures)
+        call = PreparedCall(self.kernel, elements, rows, images, threads, owner, structure.n_structures)
         found = call(positions, forces=forces)
         per_atom = None if found.forces is None else torch.from_numpy(found.forces)
         return Evaluated(torch.from_numpy(found.energies), per_atom, torch.from_numpy(found.virial))
