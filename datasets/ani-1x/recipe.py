@@ -31,9 +31,9 @@ def make(raw: Path, description: Description) -> Iterator[Piece]:
             wanted = {"atomic_numbers", "coordinates", *filter(None, names)}
             for formula, arrays in hdf5(raw / FILE, wanted):
                 if split_by(formula) == split and names[0] in arrays:
-                    block = conformers(formula, arrays, *names)
-                    if len(block):
-                        yield Piece(part, split, block)
+                    frames = conformers(formula, arrays, *names)
+                    if len(frames):
+                        yield Piece(part, split, frames)
 
 
 def conformers(formula: str, arrays: dict[str, np.ndarray], energy: str, forces: str | None) -> Frames:
@@ -41,14 +41,14 @@ def conformers(formula: str, arrays: dict[str, np.ndarray], energy: str, forces:
     known = ~np.isnan(arrays[energy])
     if forces is not None:
         known &= ~np.isnan(arrays[forces]).any(axis=(1, 2))
-    block = Frames.conformers(
+    frames = Frames.conformers(
         arrays["atomic_numbers"],
         arrays["coordinates"][known],
         energy=arrays[energy][known] * HARTREE_IN_EV,
         forces=None if forces is None else arrays[forces][known].astype(np.float64) * HARTREE_IN_EV,
     )
     rows = np.flatnonzero(known).tolist()
-    return block.named([f"{formula}#{row}" for row in rows], [formula] * len(rows))
+    return frames.named([f"{formula}#{row}" for row in rows], [formula] * len(rows))
 
 
 if __name__ == "__main__":

@@ -48,16 +48,16 @@ def pieces(files: list[Path], split: str) -> Iterator[Piece]:
     """All frames of some files."""
     if not files:
         raise DataError(f"ani-al: no HDF5 files were found for the split {split}; look into the raw folder.")
-    blocks = [block(name.replace("/", "-"), file, arrays) for file in files for name, arrays in hdf5(file, NAMES)]
-    if not repulsion(blocks) > 0.0:
+    chunks = [frames_of(name.replace("/", "-"), file, arrays) for file in files for name, arrays in hdf5(file, NAMES)]
+    if not repulsion(chunks) > 0.0:
         raise DataError(
             f"ani-al, {split}: with the published sign turned round, close atoms attract each other; the files hold "
             "forces, not gradients: change the recipe."
         )
-    yield from (Piece(PART, split, each) for each in blocks)
+    yield from (Piece(PART, split, each) for each in chunks)
 
 
-def block(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Frames:
+def frames_of(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Frames:
     """The frames of a group."""
     energy = np.atleast_1d(arrays.get("energy", arrays.get("energies")))
     gradient = arrays.get("force", arrays.get("forces"))

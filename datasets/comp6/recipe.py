@@ -27,13 +27,13 @@ def make(raw: Path, description: Description) -> Iterator[Piece]:
     if not files:
         raise DataError(f"comp6: {raw} holds no .h5 files; fetch them from {description.origin}.")
     for file in files:
-        blocks = [block(name, file, arrays) for name, arrays in hdf5(file, NAMES) if "energies" in arrays]
-        if any(each.has_forces.any() for each in blocks) and not repulsion(blocks) > 0.0:
+        chunks = [frames_of(name, file, arrays) for name, arrays in hdf5(file, NAMES) if "energies" in arrays]
+        if any(each.has_forces.any() for each in chunks) and not repulsion(chunks) > 0.0:
             raise DataError(f"comp6: close atoms attract each other in {file.name}; it holds forces, not gradients.")
-        yield from (Piece("wb97x_dz", "test", each) for each in blocks)
+        yield from (Piece("wb97x_dz", "test", each) for each in chunks)
 
 
-def block(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Frames:
+def frames_of(name: str, file: Path, arrays: dict[str, np.ndarray]) -> Frames:
     """The conformers of a molecule."""
     gradient = arrays.get("forces")
     made = Frames.conformers(

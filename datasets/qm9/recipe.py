@@ -23,7 +23,7 @@ from snnp.units import HARTREE_IN_EV
 ARCHIVE = "dsgdb9nsd.xyz.tar.bz2"
 PROPERTIES = ("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
 IN_HARTREE = ("homo", "lumo", "gap", "zpve", "U0", "U", "H", "G")
-TOGETHER = 2048  # molecules per block
+TOGETHER = 2048  # molecules at once
 
 
 def make(raw: Path, description: Description) -> Iterator[Piece]:
@@ -38,9 +38,9 @@ def make(raw: Path, description: Description) -> Iterator[Piece]:
             split = split_by(name)
             waiting[split].append(molecule(content.read().decode("ascii"), name))
             if len(waiting[split]) == TOGETHER:
-                yield Piece("b3lyp", split, block(waiting[split]))
+                yield Piece("b3lyp", split, frames_of(waiting[split]))
                 waiting[split] = []
-    yield from (Piece("b3lyp", split, block(rest)) for split, rest in waiting.items() if rest)
+    yield from (Piece("b3lyp", split, frames_of(rest)) for split, rest in waiting.items() if rest)
 
 
 def molecule(text: str, name: str) -> Atoms:
@@ -62,8 +62,8 @@ def molecule(text: str, name: str) -> Atoms:
     return atoms
 
 
-def block(molecules: list[Atoms]) -> Frames:
-    """Some molecules as a block."""
+def frames_of(molecules: list[Atoms]) -> Frames:
+    """Some molecules as frames."""
     return from_atoms(molecules, [atoms.info["qm9_id"] for atoms in molecules])
 
 

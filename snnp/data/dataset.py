@@ -59,7 +59,7 @@ class Dataset:
     """A view on the frames of a source, in any order; slices are views again.
 
     Arguments:
-        source: a `ParquetSource`, or blocks in memory.
+        source: a `ParquetSource`, or frames in memory.
         rows: [n] int64, rows of the source.
         split: name of the split that these rows are, or None.
     """

@@ -164,20 +164,20 @@ def describe_part(path: Path, method: str = "", software: str = "", **more: Any)
         more: further fields, such as `files` and `note`.
     """
     source = open_source(path, labelled=False)
-    atoms, smallest, largest, elements, known = 0, 1 << 62, 0, set[int](), np.zeros(3, dtype=np.int64)
+    atoms, sizes, elements, known = 0, set[int](), set[int](), np.zeros(3, dtype=np.int64)
     for group in range(len(source.sizes)):
-        block = source.chunk(group, texts=False)
-        atoms += len(block.numbers)
-        smallest, largest = min(smallest, int(block.counts.min())), max(largest, int(block.counts.max()))
-        elements |= set(np.unique(block.numbers).tolist())
-        known += [block.has_energy.sum(), block.has_forces.sum(), block.has_stress.sum()]
+        frames = source.chunk(group, texts=False)
+        atoms += len(frames.numbers)
+        sizes |= {int(frames.counts.min()), int(frames.counts.max())}
+        elements |= set(np.unique(frames.numbers).tolist())
+        known += [frames.has_energy.sum(), frames.has_forces.sum(), frames.has_stress.sum()]
     return PartDescription(
         method=one_line(method or source.method),
         software=one_line(software or source.software),
         frames=int(source.sizes.sum()),
         atoms=atoms,
         splits={one_line(name): len(rows) for name, rows in source.rows_of_splits().items() if name},
-        sizes=(smallest, largest),
+        sizes=(min(sizes), max(sizes)),
         elements=[chemical_symbols[z] for z in sorted(elements)],
         energies=int(known[0]),
         forces=int(known[1]),

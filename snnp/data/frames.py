@@ -22,6 +22,7 @@ from snnp.structure import Structure
 
 __all__ = ["Frame", "Frames", "elements_of"]
 
+_Rows = np.ndarray | Sequence[np.ndarray]
 _PER_ATOM = ("numbers", "positions", "forces")
 _TEXTS = ("sources", "groups", "extras")
 
@@ -145,13 +146,13 @@ class Frames(Sequence[Frame]):
     @staticmethod
     def join(
         *,
-        numbers: Sequence[np.ndarray],
-        positions: Sequence[np.ndarray],
-        cell: Sequence[np.ndarray],
-        pbc: Sequence[np.ndarray],
-        energy: Sequence[float | None],
-        forces: Sequence[np.ndarray | None],
-        stress: Sequence[np.ndarray | None],
+        numbers: _Rows,
+        positions: _Rows,
+        cell: _Rows,
+        pbc: _Rows,
+        energy: _Rows | Sequence[float | None],
+        forces: _Rows | Sequence[np.ndarray | None],
+        stress: _Rows | Sequence[np.ndarray | None],
         **texts: Sequence[str | None],
     ) -> Frames:
         """Frames of the values of each; None where a label is not known."""
@@ -190,20 +191,15 @@ class Frames(Sequence[Frame]):
             forces: [B, n, 3] eV/Å.
             cell: [B, 3, 3] Å of periodic frames; None: free molecules.
         """
-        b, n = positions.shape[:2]
-        nothing = np.full((b * n, 3), np.nan)
-        return Frames(
-            counts=np.full(b, n, dtype=np.int64),
-            numbers=np.tile(np.asarray(numbers, dtype=np.int32), b),
-            positions=np.asarray(positions, dtype=np.float64).reshape(-1, 3),
-            cell=np.zeros((b, 3, 3)) if cell is None else np.asarray(cell, dtype=np.float64),
-            pbc=np.full((b, 3), cell is not None),
-            energy=np.full(b, np.nan) if energy is None else np.asarray(energy, dtype=np.float64),
-            forces=nothing if forces is None else np.asarray(forces, dtype=np.float64).reshape(-1, 3),
-            stress=np.full((b, 3, 3), np.nan),
-            has_energy=np.full(b, energy is not None),
-            has_forces=np.full(b, forces is not None),
-            has_stress=np.zeros(b, dtype=bool),
+        nothing = [None] * len(positions)
+        return Frames.join(
+            numbers=[numbers] * len(positions),
+            positions=positions,
+            cell=np.zeros((len(positions), 3, 3)) if cell is None else cell,
+            pbc=np.full((len(positions), 3), cell is not None),
+            energy=nothing if energy is None else energy,
+            forces=nothing if forces is None else forces,
+            stress=nothing,
         )
 
     def named(

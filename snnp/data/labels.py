@@ -239,9 +239,6 @@ def choose_names(
         single_atoms: whether it holds single atoms only, which need no forces.
         keys: names that are prescribed.
         labelled: whether there must be energies.
-
-    Raises:
-        DataError: if a prescribed name is missing, several names may be meant, or there is no energy.
     """
     info = frozenset().union(*(shape[0] for shape in shapes))
     columns = frozenset().union(*(shape[1] for shape in shapes))
@@ -273,12 +270,7 @@ def look_alikes(quantity: str, present: Iterable[str]) -> list[str]:
 
 
 def outranked(name: str, present: Iterable[str]) -> list[str]:
-    """Names that a reader would take instead of the one that a label has, or would not tell from it.
-
-    Arguments:
-        name: of the label, such as "energy".
-        present: names beside it.
-    """
+    """Those of the names that are present which a reader would take instead of a label's own, or not tell from it."""
     rank = _rank(name)
     if rank is None:
         return []

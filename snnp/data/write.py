@@ -91,19 +91,19 @@ def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method:
     return rows
 
 
-def xyz_lines(block: Frames, said: set[str] | None = None) -> Iterator[str]:
+def xyz_lines(frames: Frames, said: set[str] | None = None) -> Iterator[str]:
     """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers.
 
     Arguments:
-        block: the frames.
+        frames: as many as you like.
         said: warnings of the same file, which are given once.
 
     Raises:
         DataError: for metadata that would not be read as they were meant.
     """
     said = set() if said is None else said
-    for row in range(len(block)):
-        one = block[row : row + 1]
+    for row in range(len(frames)):
+        one = frames[row : row + 1]
         labels, extras = contents_of(one)
         where = one.sources[0] if one.sources else "a frame"
         forces = labels.pop(extras.names.get("forces", "forces"), None)

@@ -22,10 +22,10 @@ from snnp.errors import DataError
 __all__ = ["from_atoms", "to_atoms"]
 
 
-def to_atoms(block: Frames) -> Iterator[Atoms]:
+def to_atoms(frames: Frames) -> Iterator[Atoms]:
     """One `Atoms` per frame: labels as results of a calculator (in `info` and `arrays` where they had other names)."""
-    for row in range(len(block)):
-        one = block[row : row + 1]
+    for row in range(len(frames)):
+        one = frames[row : row + 1]
         labels, extras = contents_of(one)
         atoms = Atoms(numbers=one.numbers, positions=one.positions, cell=one.cell[0], pbc=one.pbc[0])
         results: dict[str, Any] = {}

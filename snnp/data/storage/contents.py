@@ -29,20 +29,13 @@ LABELS = ("energy", "forces", "stress")
 _DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "str"]
 )
-_MARKS = ("ndarray", "float")
 _MOST_CHARACTERS = 10_000_000
 _ATOMS = frozenset({"positions", "numbers", "pos", "species", "symbols", "Z"})
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Everything else about one frame.
-
-    Arguments:
-        info: name -> value, of the frame.
-        arrays: name -> [N, ...] array, of its atoms.
-        names: "energy", "forces", "stress" -> name at the source, where it was another.
-    """
+    """Everything else about one frame: what belongs to it, to its atoms ([N, ...]), and the names of its labels."""
 
     info: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -50,12 +43,7 @@ class Extras:
 
 
 def pack(extras: Extras, where: str) -> str | None:
-    """JSON of the extras; None where there are none.
-
-    Raises:
-        DataError: for values that JSON cannot hold, and names that stand for something else; names the key and
-            `where` it was.
-    """
+    """JSON of the extras, None where there are none; refuses values that JSON cannot hold, and names of other things."""
     _check_names(extras, where)
     tree = {
         "info": {str(key): _encode(value, f"{where}: info[{key!r}]") for key, value in extras.info.items()},
@@ -67,11 +55,7 @@ def pack(extras: Extras, where: str) -> str | None:
 
 
 def unpack(text: str | None, where: str) -> Extras:
-    """The reverse of `pack`.
-
-    Raises:
-        DataError: for a text that `pack` did not write, such as one that would replace positions or labels.
-    """
+    """The reverse of `pack`; refuses what that does not write, such as a text that would replace positions or labels."""
     if not text:
         return Extras()
     try:
@@ -94,11 +78,10 @@ def unpack(text: str | None, where: str) -> Extras:
 
 def _check_names(extras: Extras, where: str) -> None:
     """Nothing here may stand for what the frame says itself: atoms, positions, cell, boundaries, labels."""
-    usual = ("energy", "forces", "stress")
-    labels = [extras.names.get(what, what) for what in usual]
-    unusual = [name for name in labels if name not in usual]
-    strange = any(name in _ATOMS or _stands_for_cell(name, None) for name in unusual) or set(extras.names) - set(usual)
-    if strange or len(set(labels)) < 3 or any(name in usual and name != what for what, name in extras.names.items()):
+    labels = [extras.names.get(what, what) for what in LABELS]
+    unusual = [name for name in labels if name not in LABELS]
+    strange = any(name in _ATOMS or _stands_for_cell(name, None) for name in unusual) or set(extras.names) - set(LABELS)
+    if strange or len(set(labels)) < 3 or any(name in LABELS and name != what for what, name in extras.names.items()):
         raise DataError(f"{where}: the metadata give labels names that stand for something else; do not use them.")
     # Its own form of a stress may lie beside it; whether it is the same is looked at where it is used.
     info = {str(name): value for name, value in extras.info.items() if not name == labels[2] != "stress"}
@@ -128,14 +111,11 @@ def _encode(value: Any, where: str) -> Any:
         dtype = "str" if value.dtype.kind == "U" else value.dtype.name
         if dtype not in _DTYPES:
             raise DataError(f"{where} is an array of {value.dtype}, which a dataset cannot hold; remove it.")
-        return {
-            "ndarray": [_encode(item, where) for item in value.ravel().tolist()],
-            "dtype": dtype,
-            "shape": list(value.shape),
-        }
+        items = [_encode(item, where) for item in value.ravel().tolist()]
+        return {"ndarray": items, "dtype": dtype, "shape": list(value.shape)}
     if isinstance(value, list | tuple):
         return [_encode(item, where) for item in value]
-    if isinstance(value, Mapping) and not any(mark in value for mark in _MARKS):
+    if isinstance(value, Mapping) and not any(mark in value for mark in ("ndarray", "float")):
         return {str(key): _encode(item, where) for key, item in value.items()}
     raise DataError(f"{where} is of type {type(value).__name__}, which a dataset cannot hold; remove or convert it.")
 
@@ -180,14 +160,8 @@ class Said(NamedTuple):
 def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: bool) -> Frames:
     """Frames of what a file says, in eV and Å.
 
-    Arguments:
-        said: of each frame.
-        names: as from `choose_names`.
-        units: of the file.
-        extras: whether what is no label is kept.
-
-    Raises:
-        DataError: for an energy or a stress that is none, or what cannot be kept; names the frame.
+    `names` are as from `choose_names`; `extras`: whether what is no label is kept. Refuses an energy or a stress that
+    is none, and what cannot be kept.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("cell", "pbc", "energy", "stress", "groups", "extras")}
     for one in said:
@@ -231,11 +205,7 @@ def _take_stress(info: dict[str, Any], name: str, cell: np.ndarray, periodic: bo
 
 
 def contents_of(one: Frames) -> tuple[dict[str, Any], Extras]:
-    """Labels of a single frame under the names that they had, but for a stress that `info` holds itself; all else.
-
-    Raises:
-        DataError: where that is another stress than the frame's, or arrays have another length.
-    """
+    """Labels of a single frame under the names that they had, but for a stress that `info` holds itself; all else."""
     where = one.sources[0] if one.sources else "a frame"
     extras = unpack(one.extras[0] if one.extras else None, where)
     for name, value in extras.arrays.items():
@@ -260,11 +230,7 @@ def contents_of(one: Frames) -> tuple[dict[str, Any], Extras]:
 
 
 def stress_of(value: Any, name: str, cell: np.ndarray, where: str) -> np.ndarray | None:
-    """[3, 3] stress of what a file has under a name: a virial is `-stress * V`; None for one without a volume.
-
-    Raises:
-        DataError: for anything but a tensor.
-    """
+    """[3, 3] stress of what a file has under a name: a virial is `-stress * V`; None for one without a volume."""
     tensor = full_tensor(value, where, name)
     if "virial" not in name.lower():
         return tensor
@@ -283,11 +249,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
-    """[3, 3] from 3x3, 9, or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy.
-
-    Raises:
-        DataError: for anything else.
-    """
+    """[3, 3] from 3x3, 9, or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy."""
     try:
         numbers = np.asarray(value)
     except ValueError:
@@ -302,13 +264,7 @@ def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
 
 
 def in_usual_units(frames: Frames, units: Units, names: Mapping[str, str | None] | None = None) -> Frames:
-    """Frames of numbers in other units, in eV and Å.
-
-    Arguments:
-        frames: as the file has them.
-        units: of the file.
-        names: as from `choose_names`: a virial has the unit of energy.
-    """
+    """Frames of numbers in other units, in eV and Å; a virial, by the `names` of `choose_names`, has the unit of energy."""
     if units == Units():
         return frames
     by = units.factors

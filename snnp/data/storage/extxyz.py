@@ -1,7 +1,7 @@
 """The reader of extended XYZ: every frame of a file or an error that names file, frame and line.
 
 Linear in time and bounded in memory, also where the file is packed (.gz, .bz2, .xz): it is gone through twice, once for
-the names that occur in it and once for blocks of frames. Blank lines may stand between frames and at the end.
+the names that occur in it and once for the frames. Blank lines may stand between frames and at the end.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from snnp.errors import DataError
 
 __all__ = ["PACKED", "ROWS", "XYZ", "read_plain", "read_xyz"]
 
-ROWS = 2048  # frames per block
+ROWS = 2048  # frames at once
 _PIECE = 1 << 24  # bytes of a file looked at in one go
-_RUN_BYTES = 1 << 26  # text of a block
+_RUN_BYTES = 1 << 26  # text of them
 _LONGEST_LINE = 1 << 24  # bytes
 _MOST_ATOMS = 100_000_000
 _MOST_COLUMNS = 10_000
@@ -89,9 +89,9 @@ class _Run:
 def read_xyz(
     path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
 ) -> Iterator[Frames]:
-    """Read a file of extended XYZ (also .gz, .bz2, .xz) in blocks of up to 2,048 frames.
+    """Read a file of extended XYZ (also .gz, .bz2, .xz) some 2,048 frames at a time.
 
-    Energy, forces, stress and group are found by their usual names or by `keys`; all else goes to the blocks' extras.
+    Energy, forces, stress and group are found by their usual names or by `keys`; all else goes to their extras.
 
     Arguments:
         path: the file.
@@ -115,12 +115,7 @@ def read_xyz(
 def read_plain(path: str | Path, index: int | None = None) -> Iterator[Frames]:
     """Frames with all that they say but results, no labels taken; plain XYZ may have remarks behind the columns.
 
-    Arguments:
-        path: the file.
-        index: of one frame, from the end where negative; None: all frames.
-
-    Raises:
-        DataError: as `read_xyz`, and where there is no such frame.
+    `index` is that of one frame, from the end where negative; None: all frames.
     """
     path = Path(path)
     names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))

@@ -62,18 +62,10 @@ def real(text: str) -> float:
 
 
 def read_comment(comment: str, where: str, known: dict[tuple[str, str], Any]) -> dict[str, Any]:
-    """Names and values of a comment line.
+    """Names and values of a comment line; `known` remembers values, which repeat: an empty dictionary at first.
 
     `Lattice` ([3, 3], rows are vectors), `pbc` (three truth values) and `Properties` have these names in whatever case
     and spelling they came.
-
-    Arguments:
-        comment: the line.
-        where: the frame, named in errors.
-        known: remembers values, which repeat; an empty dictionary at first.
-
-    Raises:
-        DataError: if it is not understood, or two values of one name differ.
     """
     values: dict[str, Any] = {}
     texts: dict[str, str | None] = {}
