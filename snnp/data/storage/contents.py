@@ -43,7 +43,7 @@ class Extras:
 
 
 def pack(extras: Extras, where: str) -> str | None:
-    """JSON of the extras, None where there are none; refuses values that JSON cannot hold, and names of other things."""
+    """JSON of the extras, None where there are none; refuses what JSON cannot hold, and names of other things."""
     _check_names(extras, where)
     tree = {
         "info": {str(key): _encode(value, f"{where}: info[{key!r}]") for key, value in extras.info.items()},
@@ -55,7 +55,7 @@ def pack(extras: Extras, where: str) -> str | None:
 
 
 def unpack(text: str | None, where: str) -> Extras:
-    """The reverse of `pack`; refuses what that does not write, such as a text that would replace positions or labels."""
+    """The reverse of `pack`; refuses what that does not write, such as what would replace positions or labels."""
     if not text:
         return Extras()
     try:
@@ -264,7 +264,7 @@ def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:
 
 
 def in_usual_units(frames: Frames, units: Units, names: Mapping[str, str | None] | None = None) -> Frames:
-    """Frames of numbers in other units, in eV and Å; a virial, by the `names` of `choose_names`, has the unit of energy."""
+    """Frames of numbers in other units, in eV and Å; what is a virial by its name has the unit of energy."""
     if units == Units():
         return frames
     by = units.factors
