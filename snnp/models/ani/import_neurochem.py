@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ _TYPE = 1
 """The only kind of environment vector (TM) that the published networks use."""
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(NamedTuple):
     n_in: int
     n_out: int
     activation: int
@@ -51,8 +50,7 @@ class _Layer:
     biases: str
 
 
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
     """One network: where its files are."""
 
     params: Path
@@ -142,12 +140,13 @@ def _read_member(member: _Member) -> ANI:
     state = {}
     for symbol, each in layers.items():
         for k, layer in enumerate(each):
-            # The last layer gives Hartree.
-            scale = HARTREE_IN_EV if layer.activation == _LINEAR else 1.0
-            name = f"networks.{symbol}.layers.{k}"
-            weights = _numbers(member.networks / layer.weights, layer.n_out * layer.n_in)
-            state[f"{name}.weight"] = (scale * weights).reshape(layer.n_out, layer.n_in)
-            state[f"{name}.bias"] = scale * _numbers(member.networks / layer.biases, layer.n_out)
+            scale = HARTREE_IN_EV if layer.activation == _LINEAR else 1.0  # the last layer gives Hartree
+            for name, file, shape in (
+                ("weight", layer.weights, (layer.n_out, layer.n_in)),
+                ("bias", layer.biases, (layer.n_out,)),
+            ):
+                numbers = scale * _numbers(member.networks / file, math.prod(shape))
+                state[f"networks.{symbol}.layers.{k}.{name}"] = numbers.reshape(shape)
     check_numbers(state, str(member.networks))
     try:
         model = ANI(config, energies).float()
@@ -237,14 +236,14 @@ def _read_topology(path: Path) -> list[_Layer]:
         raise ModelFileError(f"{path} holds no layers; it is no NeuroChem topology.")
     layers, width = [], int(inputs[1])
     for number, block in enumerate(blocks, 1):
-        layer = _layer(block.partition("]\n")[0], f"{path}, layer {number}")
+        where, layer = f"{path}, layer {number}", _read_layer(block.partition("]\n")[0], f"{path}, layer {number}")
         if layer.n_in != width:
-            raise ModelFileError(f"{path}, layer {number} takes {layer.n_in} inputs, the layer before gives {width}.")
+            raise ModelFileError(f"{where} takes {layer.n_in} inputs, the layer before gives {width}.")
         last = number == len(blocks)
-        if last != (layer.activation == _LINEAR) or (last and layer.n_out != 1):
+        if layer.activation not in ((_LINEAR,) if last else _ACTIVATIONS) or (last and layer.n_out != 1):
             raise ModelFileError(
-                f"{path}, layer {number}: activation {layer.activation} with {layer.n_out} nodes is not supported; "
-                f"hidden layers have 9 (CELU) or 5 (Gaussian), the last has {_LINEAR} (linear) and one node."
+                f"{where} with {layer.n_out} nodes: activation {layer.activation} is not supported; hidden layers have "
+                f"9 (CELU) or 5 (Gaussian), the last has {_LINEAR} (linear) and one node."
             )
         layers.append(layer)
         width = layer.n_out
@@ -258,37 +257,27 @@ def _number(text: str) -> float:
     return float(text.replace("_", "no number"))
 
 
-def _layer(text: str, where: str) -> _Layer:
+def _read_layer(text: str, where: str) -> _Layer:
     """A layer from its `key=value;` pairs."""
     pairs = (piece.partition("=") for piece in text.split(";"))
-    keys = {key.split()[-1]: value for key, equals, value in pairs if equals and key.split()}
-
-    def whole(key: str, default: str = "") -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", keys.get(key, default).strip()):
-            raise ModelFileError(
-                f"{where}: blocksize, nodes and activation must be whole numbers ({key} is {keys.get(key)!r:.30})."
-            )
-        return int(keys.get(key, default))
-
-    n_in, n_out, activation = whole("blocksize"), whole("nodes"), whole("activation")
-    kind, normalised = whole("type", "0"), whole("btchnorm", "0")
-    if activation not in (*_ACTIVATIONS, _LINEAR):
-        raise ModelFileError(
-            f"{where}: activation {activation} is not supported; 9 (CELU), 5 (Gaussian) and {_LINEAR} (linear) are."
-        )
+    keys = {"type": "0", "btchnorm": "0"} | {k.split()[-1]: value for k, equals, value in pairs if equals and k.split()}
+    sizes = [keys.get(key, "").strip() for key in ("blocksize", "nodes", "activation", "type", "btchnorm")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", size) for size in sizes):
+        raise ModelFileError(f"{where}: blocksize, nodes and activation must be whole numbers (got {sizes!r:.60}).")
+    n_in, n_out, activation, kind, normalised = map(int, sizes)
     if kind != 0 or normalised != 0:
         raise ModelFileError(f"{where}: type {kind} with btchnorm {normalised} is not supported; plain layers are.")
     files = []
     for key, count in (("weights", n_in * n_out), ("biases", n_out)):
-        match = re.fullmatch(r"FILE:([A-Za-z0-9_.-]+)\[([0-9]{1,18})\]", keys.get(key, ""))
-        if match is None or match[1].startswith("."):
+        match = re.fullmatch(r"FILE:([A-Za-z0-9_-][A-Za-z0-9_.-]*)\[([0-9]{1,18})\]", keys.get(key, ""))
+        if match is None:
             raise ModelFileError(f"{where}: {key} must be FILE:name[count], got {keys.get(key, '')[:60]!r}.")
         if int(match[2]) != count:
             raise ModelFileError(
                 f"{where}: {key} has {match[2]} numbers, but {n_out} nodes of {n_in} inputs need {count}."
             )
         files.append(match[1])
-    return _Layer(n_in, n_out, activation, files[0], files[1])
+    return _Layer(n_in, n_out, activation, *files)
 
 
 def _decompress(path: Path) -> str:
