@@ -3,6 +3,8 @@
 A safetensors file is 8 bytes (length N of the header, little-endian), N bytes of JSON (`name -> dtype, shape,
 data_offsets`), and the data (https://github.com/huggingface/safetensors#format). The header is looked at before
 anything reads the whole: what is there, and what is only claimed.
+
+What cannot be used raises `ModelFileError`, which names the file, what is wrong with it, and the cure.
 """
 
 from __future__ import annotations
@@ -78,11 +80,7 @@ _SMALLEST = 1e-10
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a plain file of at most `most` bytes.
-
-    Raises:
-        ModelFileError: if it is missing, too large, or something else: a folder, a pipe, a device.
-    """
+    """The content of a plain file of at most `most` bytes."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -96,11 +94,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_text(path: str | Path, most: int, cure: str, encoding: str = "utf-8") -> str:
-    """The text of a plain file of at most `most` bytes.
-
-    Raises:
-        ModelFileError: if there is none; ends with the `cure`.
-    """
+    """The text of a plain file of at most `most` bytes; errors end with the `cure`."""
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path} is no file; {cure}.")
@@ -116,11 +110,7 @@ def read_text(path: str | Path, most: int, cure: str, encoding: str = "utf-8") -
 
 
 def read_description(text: str, where: str) -> dict[str, Any]:
-    """Parse `config.json` of any version up to the present one, and return it in the present form.
-
-    Raises:
-        ModelFileError: for what is no JSON, no snnp model, or of a newer version.
-    """
+    """Parse `config.json` of any version up to the present one, and return it in the present form."""
     path = f"{where}/{CONFIG_FILE}"
     if not text.strip():
         raise ModelFileError(f"{path} is empty; fetch or save the model again.")
@@ -239,12 +229,7 @@ _HEADER = TypeAdapter(dict[str, TensorEntry | dict[str, str]])
 
 
 def read_header(content: bytes, where: str = "model.safetensors") -> dict[str, TensorEntry]:
-    """The tensors that the content of a file, which may be anything at all, claims to hold; errors name `where`.
-
-    Raises:
-        ModelFileError: for anything but a header whose tensors fill the rest of the file, each with the bytes of its
-            shape.
-    """
+    """The tensors that the content of a file, which may be anything at all, claims to hold; errors name `where`."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     n_data_bytes = len(content) - _LENGTH_BYTES - length
     if len(content) < _LENGTH_BYTES or n_data_bytes < 0 or length > _MOST_HEADER_BYTES:
@@ -287,10 +272,6 @@ def read_weights(
     Arguments:
         form: names and shapes, one after the other; it is read no farther than the file follows.
         dtype: of all tensors of a form, "float32" or "float64".
-
-    Raises:
-        ModelFileError: names the first tensor that is missing, left over, of another shape or type, or holds no numbers
-            to compute with.
     """
     header = read_header(content, where)
     names = set(header)
@@ -316,11 +297,7 @@ def read_weights(
 
 
 def check_numbers(state: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights with which energies would be NaN or infinite, far from the cause.
-
-    Raises:
-        ModelFileError: names the tensor.
-    """
+    """Refuse weights with which energies would be NaN or infinite, far from the cause."""
     for name, tensor in state.items():
         size = tensor.abs()
         if not bool((size <= _LARGEST).all()):  # false for NaN, too
