@@ -18,12 +18,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from snnp.data.storage.atoms import from_atoms
 from snnp.data.write import write_frames
 from snnp.errors import ConfigError
-from snnp.training import Progress, load_config, loop, resume, stream, train
+from snnp.training import Progress, load_config, loop, resume, train
 from snnp.training.backends import Batch, choose_backend
-from snnp.training.batches import prepare
+from snnp.training.batches import StreamedBatches, prepare
 from snnp.training.loss import Loss
 from snnp.training.problem import Problem, build_model, load_problem, resolve
-from snnp.training.stream import StreamedBatches
 
 
 def images(n: int, seed: int = 0) -> list[Atoms]:
@@ -54,8 +53,8 @@ def write(path: Path, atoms: list[Atoms]) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups and pieces so small that the datasets here have many."""
     monkeypatch.setattr("snnp.data.write._GROUP_ROWS", 8)
-    monkeypatch.setattr(stream, "_ROW_GROUPS", 2)
-    monkeypatch.setattr(stream, "_PIECE_ATOMS", 40)
+    monkeypatch.setattr("snnp.training.batches._ROW_GROUPS", 2)
+    monkeypatch.setattr("snnp.training.batches._PIECE_ATOMS", 40)
 
 
 @pytest.fixture
@@ -159,7 +158,7 @@ def test_compressed_structures_come_along_once_in_an_epoch(data: Path) -> None:
 
 
 def test_the_sample_knows_what_a_few_frames_would_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_SAMPLE_ATOMS", 60)
+    monkeypatch.setattr("snnp.training.problem._SAMPLE_ATOMS", 60)
     atoms = images(80)
     gold = bulk("Cu", cubic=True, a=3.7)
     gold.numbers[0] = 79
@@ -188,7 +187,7 @@ def energy(atoms: Atoms) -> float:
 
 
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_SAMPLE_ATOMS", 200)
+    monkeypatch.setattr("snnp.training.problem._SAMPLE_ATOMS", 200)
     peaks = []
     for copies in (1, 16):
         _, pieces, _ = streamed(settings(write(tmp_path / f"x{copies}.parquet", images(64) * copies)))

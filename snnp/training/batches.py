@@ -1,22 +1,30 @@
-"""Prepared data: geometry, labels and reference energies of all frames, computed once and cut into batches by rows."""
+"""Batches of prepared frames: all prepared once and held, or a dataset larger than memory piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snnp.data import Frame, Frames
+from snnp.data import Dataset, Frame, Frames
 from snnp.models.gradients import sum_forces, sum_stress
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.training.backends import Backend, Batch
 
-__all__ = ["Batches", "grouped", "prepare"]
+__all__ = ["Batches", "Inside", "StreamedBatches", "grouped", "prepare"]
+
+_PIECE_ATOMS = 20_000
+"""Of a stream, prepared at once: neighbours take some hundred times the memory of the frames."""
+_ROW_GROUPS = 4
+"""Shuffled together."""
+
+Inside = Callable[[Frames], np.ndarray]
+"""[B] bool, which frames are within the limits of the data."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,43 @@ class Batches:
     def groups(self, order: Iterable[int], batch_atoms: int) -> list[list[int]]:
         """Frames in the given order, so many together that they hold at most `batch_atoms` atoms (at least one)."""
         return grouped(np.diff(self.starts), order, batch_atoms)
+
+
+@dataclass(frozen=True)
+class StreamedBatches:
+    """The training part of a dataset that is never held whole: prepared piece by piece, anew in every epoch.
+
+    Arguments:
+        model: fixes the form, in float64 on the CPU; none that is trained.
+        dataset: the rows of the training part. inside: which of its frames are learned.
+        others: frames that are learned beside them, a share with each piece; tolerance: of these, see `Batch`.
+    """
+
+    backend: Backend
+    model: Potential
+    dataset: Dataset
+    inside: Inside
+    others: Frames
+    tolerance: np.ndarray
+
+    def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
+        """See `Batches`."""
+        done, total = 0, len(self.dataset)
+        random = np.random.default_rng([*seed, 1])
+        others = random.permutation(len(self.others))
+        for frames in self.dataset.chunks(shuffle=seed, buffer=_ROW_GROUPS):
+            for rows in grouped(frames.counts, range(len(frames)), max(_PIECE_ATOMS, 20 * batch_atoms)):
+                piece, share = frames[rows[0] : rows[-1] + 1], len(rows) / total
+                piece = piece.take(self.inside(piece)).checked()
+                mine = others[len(others) * done // total : len(others) * (done + len(rows)) // total]
+                learned = Frames.concatenate([piece, self.others.take(mine)])
+                if len(learned):
+                    tolerance = np.concatenate([np.zeros(len(piece)), self.tolerance[mine]])
+                    prepared = prepare(self.backend, self.model, learned, tolerance)
+                    groups = prepared.groups(random.permutation(len(learned)), batch_atoms)
+                    for k, group in enumerate(groups):
+                        yield done / total + share * k / len(groups), prepared.batch(group)
+                done += len(rows)
 
 
 def grouped(counts: np.ndarray, order: Iterable[int], most: int) -> list[list[int]]:

@@ -8,11 +8,13 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -35,16 +37,16 @@ _COLUMNS = (
 )
 
 
-@dataclass
+@dataclass(config=ConfigDict(extra="forbid"))
 class Counters:
     """How far a run is: finished epochs and steps, and the best validation so far."""
 
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best_score: float = math.inf
-    best_epoch: int = 0
-    lowest_loss: float = math.inf
+    epoch: NonNegativeInt = 0
+    step: NonNegativeInt = 0
+    seconds: NonNegativeFloat = 0.0
+    best_score: NonNegativeFloat = math.inf
+    best_epoch: NonNegativeInt = 0
+    lowest_loss: NonNegativeFloat = math.inf
 
 
 class TrainState:
@@ -107,10 +109,11 @@ def load_state(state: TrainState, folder: Path) -> bool:
     try:
         with safe_open(str(path), framework="pt") as handle:
             metadata = handle.metadata()
-            counters = _read_counters(json.loads(metadata["counters"]))
+            counters = Counters(**json.loads(metadata["counters"]))
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
         _check_same_run(state.run, json.loads(metadata.get("run", "null")), folder)
-        _check_finite(tensors)
+        if spoiled := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+            raise ValueError(f"{spoiled[0]} holds NaN or infinity: the run had diverged when it was written")
         state.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         device = state.parameters[0].device
         for kind, values in (("average", state.average), ("best", state.best)):
@@ -131,22 +134,6 @@ def load_state(state: TrainState, folder: Path) -> bool:
         raise TrainingError(f"{path} cannot be continued from ({reason}); start the run anew.") from None
     state.counters = counters
     return True
-
-
-def _read_counters(stored: dict[str, Any]) -> Counters:
-    counters = Counters(**stored)
-    whole = (counters.epoch, counters.step, counters.best_epoch)
-    if not all(isinstance(value, int) and value >= 0 for value in whole):
-        raise ValueError(f"its counters are no numbers of epochs and steps: {whole}")
-    if any(math.isnan(value) for value in (counters.seconds, counters.best_score, counters.lowest_loss)):
-        raise ValueError("its counters hold NaN")
-    return counters
-
-
-def _check_finite(tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds NaN or infinity: the run had diverged when it was written")
 
 
 def _check_same_run(now: dict[str, Any], before: dict[str, Any] | None, folder: Path) -> None:

@@ -17,12 +17,11 @@ from snnp.models.potential import Potential
 from snnp.models.store import save_model
 from snnp.process import Interrupted, StopRequest, stop_requests
 from snnp.training.backends import Batch
-from snnp.training.batches import Batches
+from snnp.training.batches import Batches, StreamedBatches
 from snnp.training.checkpoint import TrainState, append_metrics, save_state
 from snnp.training.config import OptimiserConfig, TrainConfig
 from snnp.training.loss import Loss
 from snnp.training.soap import Soap
-from snnp.training.stream import StreamedBatches
 
 __all__ = ["Progress", "Report", "Training", "make_optimiser"]
 

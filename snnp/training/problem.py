@@ -32,12 +32,15 @@ from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.training.batches import Batches
+from snnp.training.batches import Batches, Inside
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
-from snnp.training.stream import Inside, divide_dataset
 
 __all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
+
+
+_SAMPLE_ATOMS = 100_000
+"""Of a stream: E0, elements, ranges, checks, compressed structures, the scale of features come from a sample of it."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _divide(config: TrainConfig) -> tuple[Split, Dataset | None]:
             )
         # The lowest energy is not known yet.
         free = data.model_copy(update={"max_energy": None})
-        split, stream = divide_dataset(dataset, valid, test, config.seed, lambda frames: _inside(frames, free, 0.0))
+        split, stream = _divide_dataset(dataset, valid, test, config.seed, lambda frames: _inside(frames, free, 0.0))
     else:
         frames = _distinct(_read(data.train, data, split="train"))
         split = split_frames(frames, valid=valid, test=test, seed=config.seed)
@@ -142,6 +145,42 @@ def _divide(config: TrainConfig) -> tuple[Split, Dataset | None]:
     if isinstance(data.test, str | tuple):
         split = replace(split, test=_read(data.test, data, "test:", "test"))
     return split, stream
+
+
+def _divide_dataset(dataset: Dataset, valid: float, test: float, seed: int, inside: Inside) -> tuple[Split, Dataset]:
+    """Draw the rows of each part by the seed; returns the parts, of `train` a sample, and all rows of `train`."""
+    total, random = len(dataset), np.random.default_rng([seed, 3])
+    n_valid, n_test = (int(part) if part >= 1 else max(1, round(part * total)) if part else 0 for part in (valid, test))
+    if n_valid + n_test >= total:
+        raise DataError(f"{n_valid} validation and {n_test} test frames leave nothing of {total} to train on.")
+    drawn = np.split(random.permutation(total), [n_valid, n_valid + n_test])
+    held, train = [dataset[np.sort(rows)].frames() for rows in drawn[:2]], dataset[np.sort(drawn[2])]
+    # Isolated atoms fix E0, and are no test of anything.
+    alone = [are_isolated_atoms(frames) for frames in held]
+    atoms = [frames.take(which) for frames, which in zip(held, alone, strict=True)]
+    held = [frames.take(~which) for frames, which in zip(held, alone, strict=True)]
+    return Split(Frames.concatenate([_sample(train, random, inside), *atoms]), *held), train
+
+
+def _sample(dataset: Dataset, random: np.random.Generator, inside: Inside) -> Frames:
+    """What tells the rest of a training part, in one pass: frames drawn, isolated atoms, each element's lowest."""
+    parts, share = list[Frames](), 1.0
+    lowest: dict[str, tuple[float, Frames]] = {}
+    for k, frames in enumerate(dataset.chunks()):
+        if k == 0:
+            share = _SAMPLE_ATOMS / (float(frames.counts.mean()) * len(dataset))
+        drawn = random.random(len(frames)) < share
+        frames, drawn = frames.take(good := inside(frames)), drawn[good]
+        alone = are_isolated_atoms(frames)
+        parts.append(frames.take(drawn | alone))
+        energy = np.where(alone | ~frames.has_energy, np.inf, frames.energy / frames.counts)
+        for symbol, count in zip(frames.elements, frames.composition().T, strict=True):
+            row = np.flatnonzero(count)[energy[count > 0].argmin()]
+            if symbol not in lowest or energy[row] < lowest[symbol][0]:
+                lowest[symbol] = float(energy[row]), frames.take([row])
+    found = Frames.concatenate([*parts, *(frame for _, frame in lowest.values())])
+    _, first = np.unique(np.array(found.sources), return_index=True)
+    return found.take(np.sort(first)).checked()
 
 
 def load_problem(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,21 +179,17 @@ def _draw_history(axes: Axes, epoch: np.ndarray, values: np.ndarray, name: str, 
 
 
 def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
+    """Column by column; NaN for what is no number."""
     try:
         with metrics.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(f"{metrics} cannot be read as a table of metrics: {error.strerror}.") from error
-    if not rows or "epoch" not in rows[0]:
+            table = np.genfromtxt(stream, delimiter=",", names=True, ndmin=1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "rows of different lengths"
+        raise DataError(f"{metrics} cannot be read as a table of metrics: {reason}.") from error
+    names = table.dtype.names or ()
+    if not table.size or "epoch" not in names:
         raise DataError(f"{metrics} holds no epochs; expected a CSV with the column 'epoch' and at least one row.")
-    return {name: np.array([_number(row.get(name)) for row in rows]) for name in rows[0]}
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
+    return {name: table[name] for name in names}
 
 
 def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> str:

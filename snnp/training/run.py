@@ -19,7 +19,7 @@ from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 from snnp.models.potential import Potential
 from snnp.models.store import save_model, usable_device
 from snnp.training.backends import choose_backend
-from snnp.training.batches import Batches, prepare
+from snnp.training.batches import Batches, StreamedBatches, prepare
 from snnp.training.checkpoint import METRICS_FILE, STATE_FILE, TrainState, load_state, truncate_metrics
 from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
@@ -27,7 +27,6 @@ from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
 from snnp.training.problem import Problem, build_model, check_units, load_problem, resolve, standardise
 from snnp.training.report import REPORT_FILES, write_report
-from snnp.training.stream import StreamedBatches
 
 __all__ = ["RunResult", "resume", "train"]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 
-__all__ = ["Backend", "Batch", "Loss", "Predicted", "Residuals", "differentiate"]
+__all__ = ["Backend", "Batch", "Loss", "Predicted", "Residuals", "TorchBackend"]
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,33 @@ class Backend(Protocol):
         """For the time of a run: keeps torch's threads off the cores that the backend needs."""
 
 
-def differentiate(predicted: Predicted, batch: Batch, loss: Loss) -> Tensor:
-    """Take the derivatives of a loss on to the parameters, through what torch recorded; returns the loss."""
-    found = loss(predicted, batch)
-    outputs = (predicted.energy, predicted.forces, predicted.stress)
-    derivatives = (found.to_energy, found.to_forces, found.to_stress)
-    pairs = zip(outputs, derivatives, strict=True)
-    roots = [(output, value) for output, value in pairs if value is not None and output.requires_grad]
-    value = found.value
-    if predicted.penalty is not None and found.penalty_weight > 0.0:
-        penalty = found.penalty_weight * predicted.penalty.mean()
-        roots.append((penalty, torch.ones_like(penalty)))
-        value = value + penalty.detach()
-    torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
-    return value
+@dataclass(frozen=True)
+class TorchBackend(ABC):
+    """Backends whose predictions torch records, and takes back to the parameters."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
+        """See `Backend`."""
+
+    def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
+        """See `Backend`."""
+        predicted = self.predict(model, batch, forces=forces)
+        found = loss(predicted, batch)
+        outputs = (predicted.energy, predicted.forces, predicted.stress)
+        derivatives = (found.to_energy, found.to_forces, found.to_stress)
+        pairs = zip(outputs, derivatives, strict=True)
+        roots = [(output, value) for output, value in pairs if value is not None and output.requires_grad]
+        value = found.value
+        if predicted.penalty is not None and found.penalty_weight > 0.0:
+            penalty = found.penalty_weight * predicted.penalty.mean()
+            roots.append((penalty, torch.ones_like(penalty)))
+            value = value + penalty.detach()
+        torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+        return value
+
+    def alone(self) -> AbstractContextManager[None]:
+        """See `Backend`: all threads are torch's own."""
+        return nullcontext()

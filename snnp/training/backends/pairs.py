@@ -17,7 +17,6 @@ learning potentials to force data (2020), arXiv:2006.05475.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +27,7 @@ from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
-from snnp.training.backends.backend import Batch, Loss, Predicted, Residuals, differentiate
+from snnp.training.backends.backend import Batch, Loss, Predicted, Residuals, TorchBackend
 
 __all__ = ["Pairs", "PairsBackend"]
 
@@ -51,15 +50,13 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class PairsBackend:
+class PairsBackend(TorchBackend):
     """Pairs of any family.
 
     `displacement`: Å by which directional training moves the pair vector that moves most in each structure; None for
     exact training.
     """
 
-    dtype: torch.dtype
-    device: torch.device
     displacement: float | None = None
 
     def prepare(self, model: Potential, structure: Structure) -> Pairs:
@@ -104,12 +101,9 @@ class PairsBackend:
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
         """See `Backend`."""
-        if self.displacement is not None:
-            return self._along_a_direction(model, batch, loss, self.displacement)
-        return differentiate(self.predict(model, batch, forces=forces), batch, loss)
-
-    def _along_a_direction(self, model: Potential, batch: Batch, loss: Loss, displacement: float) -> Tensor:
-        pairs: Pairs = batch.geometry
+        if self.displacement is None:
+            return super().backward(model, batch, loss, forces=forces)
+        pairs, displacement = batch.geometry, self.displacement
         with torch.no_grad():
             found = loss(self.predict(model, batch), batch)
         change, owner = _direction(pairs, found, batch), pairs.owner
@@ -135,10 +129,6 @@ class PairsBackend:
         structure, lists, vectors = batch.geometry.structure, batch.geometry.neighbours, batch.geometry.vectors
         everyone = torch.arange(structure.n_atoms, device=vectors.device)
         return model.features(model.geometry((lists.i, lists.j, vectors), model.species(structure), everyone))
-
-    def alone(self) -> AbstractContextManager[None]:
-        """See `Backend`."""
-        return nullcontext()
 
 
 def _direction(pairs: Pairs, found: Residuals, batch: Batch) -> Tensor:

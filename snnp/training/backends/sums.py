@@ -6,7 +6,6 @@ Pair gradients are analytic and differentiable in the parameters, so a force los
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from snnp.models.potential import Potential
 from snnp.models.spline.model import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
-from snnp.training.backends.backend import Batch, Loss, Predicted, differentiate
+from snnp.training.backends.backend import Batch, Predicted, TorchBackend
 
 __all__ = ["SumsBackend"]
 
@@ -27,11 +26,8 @@ _CHUNK_ATOMS = 512
 
 
 @dataclass(frozen=True)
-class SumsBackend:
+class SumsBackend(TorchBackend):
     """Geometry of an s-NNP's atoms (`snnp.models.spline.model.Geometry`)."""
-
-    dtype: torch.dtype
-    device: torch.device
 
     def prepare(self, model: Potential, structure: Structure) -> Geometry:
         """See `Backend`."""
@@ -79,18 +75,10 @@ class SumsBackend:
             strain = strain.index_add(0, batch.owner, per_atom.flatten(1))
         return Predicted(batch.per_frame(energies), found, batch.symmetric(strain.unflatten(1, (3, 3))))
 
-    def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
-        """See `Backend`."""
-        return differentiate(self.predict(model, batch, forces=forces), batch, loss)
-
     def features(self, model: Potential, batch: Batch) -> Tensor:
         """See `Backend`."""
         assert isinstance(model, SplineNNP)
         return model.features(batch.geometry)
-
-    def alone(self) -> AbstractContextManager[None]:
-        """See `Backend`."""
-        return nullcontext()
 
 
 def _map(function: Callable[..., Tensor], *values: Any) -> Any:
