@@ -20,6 +20,7 @@ they are.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +96,9 @@ def curves_of(model: Potential, structures: Structure | None = None, closest: fl
     angle = torch.linspace(0.0, 180.0, 181, dtype=torch.float64)
     typical = environment(model, structures)
     with torch.no_grad():
-        gradient = _gradient(model, typical.features)
+        # [Z, D] dE/dG of an atom of each element.
+        species = torch.arange(model.config.n_elements, device=model.device)
+        gradient = model.readout(typical.features.to(model.device, model.dtype), species)[1].double().cpu()
         radial, shape = all_groups(model.rho, distance), all_groups(model.f, distance)
         angular = _angle_functions(model, angle)
         pair = _pair_energies(model, distance, (radial, shape, angular), gradient, typical.reach)
@@ -131,13 +134,6 @@ def curves_of(model: Potential, structures: Structure | None = None, closest: fl
     )
 
 
-def _gradient(model: SplineNNP, features: Tensor) -> Tensor:
-    """[Z, D] dE/dG of an atom of each element with given features [Z, D]."""
-    species = torch.arange(model.config.n_elements, device=model.device)
-    _, gradient = model.readout(features.to(model.device, model.dtype), species)
-    return gradient.detach().double().cpu()
-
-
 def _angle_functions(model: SplineNNP, angle: Tensor) -> Tensor:
     """[H, T, m] of g as the evaluator sees it: the Legendre evaluator keeps only degrees up to L."""
     cosine = torch.cos(torch.deg2rad(angle))
@@ -159,10 +155,9 @@ def _group_names(model: SplineNNP) -> tuple[str, ...]:
 def _angle_group_names(model: SplineNNP) -> tuple[str, ...]:
     if len(model.g.grids) == 1:
         return ("",)
-    names = {
-        int(model.unordered[a, b]): (a, b) for a in range(len(model.elements)) for b in range(a, len(model.elements))
-    }
-    return tuple(f"{model.elements[a]}–{model.elements[b]}" for _, (a, b) in sorted(names.items()))
+    pairs = itertools.combinations_with_replacement(range(len(model.elements)), 2)
+    names = {int(model.unordered[a, b]): f"{model.elements[a]}–{model.elements[b]}" for a, b in pairs}
+    return tuple(names[group] for group in sorted(names))
 
 
 def _mean_over_directions(angular: Tensor) -> Tensor:
@@ -182,19 +177,16 @@ def _pair_energies(
     phi = all_groups(model.phi, distance) if model.phi is not None else None
     mean = _mean_over_directions(angular)
     energies = {}
-    for a in range(z):
-        for b in range(a, z):
-            unordered = int(model.unordered[a, b])
-            total = _repulsion(model, a, b, distance)
-            if not model.readout.sums_features:
-                g = mean[unordered if len(mean) > 1 else 0]
-                for centre, other in ((a, b), (b, a)):
-                    group = group_of(model.config.filters, centre, other, z)
-                    total = total + gradient[centre, :n_radial] @ radial[group]
-                    total = total + (gradient[centre, n_radial:] * reach[centre] * g) @ shape[group]
-            if phi is not None:
-                total = total + phi[unordered, 0]
-            energies[model.elements[a], model.elements[b]] = total.numpy()
+    for a, b in itertools.combinations_with_replacement(range(z), 2):
+        unordered = int(model.unordered[a, b])
+        total = _repulsion(model, a, b, distance)
+        for centre, other in ((a, b), (b, a)) if not model.readout.sums_features else ():
+            group, g = group_of(model.config.filters, centre, other, z), mean[unordered if len(mean) > 1 else 0]
+            total = total + gradient[centre, :n_radial] @ radial[group]
+            total = total + (gradient[centre, n_radial:] * reach[centre] * g) @ shape[group]
+        if phi is not None:
+            total = total + phi[unordered, 0]
+        energies[model.elements[a], model.elements[b]] = total.numpy()
     return energies
 
 

@@ -49,29 +49,22 @@ def occurrence(structure: Structure, cutoff: float) -> Occurrence:
         InputError: if no two atoms are closer than the cutoff.
     """
     neighbours = neighbour_list(structure, cutoff)
-    vectors = pair_vectors(structure, neighbours)
-    if vectors.shape[0] == 0:
+    lengths = pair_vectors(structure, neighbours).norm(dim=1)
+    if not len(lengths):
         raise InputError(f"no two atoms are closer than {cutoff} Å in these structures; there is nothing to count.")
-    lengths = vectors.norm(dim=1)
     shortest = torch.full((structure.n_atoms,), torch.inf, dtype=lengths.dtype)
     shortest = shortest.scatter_reduce(0, neighbours.i, lengths, "amin")
     shortest = shortest[torch.isfinite(shortest)]
     nearest, closest = float(shortest.median()), float(shortest.quantile(0.01))
     counts, edges = np.histogram(lengths.numpy(), bins=_N_BINS, range=(0.0, cutoff))
-    middle = 0.5 * (edges[1:] + edges[:-1])
-    density = _smooth(counts / middle**2)
+    distance = 0.5 * (edges[1:] + edges[:-1])
+    density = _smooth(counts / distance**2)
     centres, (row, _, sampled) = _sampled_pairs(structure, 1.3 * nearest)
-    angles = [_angles(sampled[row == k]) for k in range(len(centres))]
-    angle_counts, angle_edges = np.histogram(np.concatenate(angles), bins=90, range=(0.0, 180.0))
-    angle_density = _smooth(angle_counts.astype(float))
-    return Occurrence(
-        distance=middle,
-        distance_density=density / density.max(),
-        angle=0.5 * (angle_edges[1:] + angle_edges[:-1]),
-        angle_density=angle_density / max(float(angle_density.max()), 1.0),
-        nearest=nearest,
-        closest=closest,
-    )
+    angles = np.concatenate([_angles(sampled[row == k]) for k in range(len(centres))])
+    angle_counts, edges = np.histogram(angles, bins=90, range=(0.0, 180.0))
+    angle, angle_density = 0.5 * (edges[1:] + edges[:-1]), _smooth(angle_counts.astype(float))
+    angle_density = angle_density / max(float(angle_density.max()), 1.0)
+    return Occurrence(distance, density / density.max(), angle, angle_density, nearest, closest)
 
 
 def _smooth(counts: np.ndarray) -> np.ndarray:
@@ -131,11 +124,9 @@ def environment(model: SplineNNP, structures: Structure | None = None) -> Enviro
         if len(crystals) < z:
             return Environment(None, features, reach, tuple(partner), tuple(distance))
         structures = Structure.concatenate(crystals)
-    centre, pairs = _sampled_pairs(structures, model.cutoff)
-    species = model.species(structures.to(device=model.device)).cpu()
-    seen, sums = _features_and_reach(model, species, centre, pairs)
-    row, j, vectors = pairs
-    lengths = vectors.norm(dim=1)
+    centre, (row, j, vectors) = _sampled_pairs(structures, model.cutoff)
+    species, lengths = model.species(structures.to(device=model.device)).cpu(), vectors.norm(dim=1)
+    seen, sums = _features_and_reach(model, species, centre, (row, j, vectors))
     for element in range(z):
         mine = species[centre] == element
         if not bool(mine.any()):
@@ -155,16 +146,13 @@ def _features_and_reach(
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] of the centres, and the sums [n, T] of f over their neighbours."""
     row, j, vectors = pairs
-    device = model.device
-    geometry = model.geometry(
-        (row.to(device), j.to(device), vectors.to(device, model.dtype)), species.to(device), centre.to(device)
-    )
-    sums = torch.zeros(len(centre), model.config.angular.n_filters, dtype=torch.float64)
-    lengths = vectors.norm(dim=1)
-    functions = all_groups(model.f, lengths)
+    device, lengths = model.device, vectors.norm(dim=1)
+    moved = (row.to(device), j.to(device), vectors.to(device, model.dtype))
+    geometry = model.geometry(moved, species.to(device), centre.to(device))
     group = group_of(model.config.filters, species[centre[row]], species[j], model.config.n_elements)
-    inside = (lengths < model.config.angular_cutoff)[:, None]
-    sums.index_add_(0, row, functions[group, :, torch.arange(len(j))] * inside)
+    values = all_groups(model.f, lengths)[group, :, torch.arange(len(j))]
+    sums = torch.zeros(len(centre), model.config.angular.n_filters, dtype=torch.float64)
+    sums.index_add_(0, row, values * (lengths < model.config.angular_cutoff)[:, None])
     return model.features(geometry).double().cpu(), sums
 
 
