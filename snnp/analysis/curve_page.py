@@ -149,13 +149,11 @@ class _Page:
             note = f"   ticks: shells of {crystal.get('symmetry')} {element}"
         panel.set_xlabel(f"distance r (Å){note}")
 
-    def _limit(self, panel: Axes, values: np.ndarray, shortest: float | None = None) -> None:
-        """Scale the axis to distances that occur (a repulsive wall would flatten the rest), with room for a legend."""
-        inside = self._curves.distance >= (self._closest if shortest is None else shortest)
-        _fit_axis(panel, values[..., inside])
-
     def _filters(self, panel: Axes, x: np.ndarray, values: np.ndarray, groups: tuple[str, ...], symbol: str) -> None:
-        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters."""
+        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters.
+
+        The axis is scaled to distances that occur: a repulsive wall would flatten the rest.
+        """
         order = self._radial_order if symbol == "ρ" else self._angular_order
         if len(groups) == 1:
             for rank, index in reversed(list(enumerate(order))):
@@ -168,32 +166,26 @@ class _Page:
                 for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
                     label = name if rank == 0 else None
                     panel.plot(x, values[group, index], color=colour, linewidth=1.8 - 0.3 * rank, label=label)
-        _legend(panel, reverse=len(groups) == 1)
-        _draw_zero(panel)
+        inside = slice(None) if symbol == "g" else x >= self._closest
+        _finish(panel, values[..., inside] if order else np.zeros(1), reverse=len(groups) == 1)
 
     # Panels.
 
     def pair(self, panel: Axes) -> None:
         """Pair energies."""
         curves = self._curves
-        chosen = {p: e for p, e in curves.pair.items() if len(curves.elements) <= 3 or p[0] == p[1]}
+        chosen = {f"{a}–{b}": e for (a, b), e in curves.pair.items() if len(curves.elements) <= 3 or a == b}
         if not any(np.any(energy) for energy in chosen.values()):
             _say(panel, "zero everywhere")
-        for (a, b), colour in zip(chosen, colours(len(chosen)), strict=True):
-            panel.plot(curves.distance, chosen[a, b], color=colour, linewidth=2.0, label=f"{a}–{b}")
-        _draw_zero(panel)
-        self._limit(panel, np.stack(list(chosen.values())), 0.95 * min(curves.nearest))
+        _draw_lines(panel, curves.distance, chosen, curves.distance >= 0.95 * min(curves.nearest))
         self._distance_axis(panel)
         title = f"Pair energy {curves.where or 'of the radial filters'}" if curves.in_ev else "Pair term φ(r)"
         panel.set(ylabel="energy (eV)", title=title)
-        _legend(panel)
 
     def radial(self, panel: Axes) -> None:
         """Radial filters."""
         self._filters(panel, self._curves.distance, self._curves.radial, self._curves.groups, "ρ")
-        if self._radial_order:
-            self._limit(panel, self._curves.radial)
-        else:
+        if not self._radial_order:
             _say(panel, "no radial filters")
         self._distance_axis(panel)
         unit = "h ρ(r)  (eV per neighbour)" if self._curves.in_ev else "ρ(r)"
@@ -202,20 +194,17 @@ class _Page:
     def shapes(self, panel: Axes) -> None:
         """Radial parts f of the three-body filters."""
         self._filters(panel, self._curves.distance, self._curves.shape, self._curves.groups, "f")
-        self._limit(panel, self._curves.shape)
         self._distance_axis(panel)
         scaled = " / max |f|" if self._curves.in_ev else ""
         panel.set(ylabel=f"f(r){scaled}", title="Three-body filters: reach")
 
     def angles(self, panel: Axes) -> None:
         """Angular parts g."""
-        curves = self._curves
-        self._filters(panel, curves.angle, curves.angular, curves.angle_groups, "g")
+        self._filters(panel, self._curves.angle, self._curves.angular, self._curves.angle_groups, "g")
         if self._seen is not None:
             _shade(panel, self._seen.angle, self._seen.angle_density)
-        _fit_axis(panel, curves.angular)
         _angle_axis(panel)
-        unit = "h g(θ)  (eV per pair of neighbours)" if curves.in_ev else "g(θ)"
+        unit = "h g(θ)  (eV per pair of neighbours)" if self._curves.in_ev else "g(θ)"
         panel.set(ylabel=unit, title="Three-body filters: angle")
 
     def worth(self, panel: Axes) -> None:
@@ -243,12 +232,7 @@ class _Page:
         """Embedding splines U."""
         assert self._curves.embedding is not None
         x, values = self._curves.embedding
-        for element, colour, curves in zip(self._curves.elements, colours(len(values)), values, strict=True):
-            for index, curve in enumerate(curves):
-                panel.plot(x, curve, color=colour, linewidth=1.8, label=element if index == 0 else None)
-        _draw_zero(panel)
-        _fit_axis(panel, values)
-        _legend(panel)
+        _draw_lines(panel, x, dict(zip(self._curves.elements, values, strict=True)))
         panel.set(xlabel="feature n", ylabel="U(n)  (eV)", title="Embedding")
 
     def three_body(self, panel: Axes) -> None:
@@ -268,22 +252,20 @@ class _Page:
             angular = ", angular part" if curves.in_ev else ""
             panel.set(ylabel="distance r of both neighbours (Å)", title=f"Three-body {kind}{angular}")
         else:
-            drawn = []
-            for k, colour in enumerate(colours(len(curves.elements))):
-                row = int(np.abs(curves.distance - curves.nearest[k]).argmin())
-                label = f"{curves.triples[k]}, {curves.nearest[k]:.2f} Å"
-                drawn.append(curves.three_body[k, row])
-                panel.plot(curves.angle, drawn[-1], color=colour, linewidth=1.8, label=label)
-            _draw_zero(panel)
-            _fit_axis(panel, np.stack(drawn))
-            _legend(panel)
+            rows = [int(np.abs(curves.distance - nearest).argmin()) for nearest in curves.nearest]
+            names = [f"{name}, {r:.2f} Å" for name, r in zip(curves.triples, curves.nearest, strict=True)]
+            _draw_lines(panel, curves.angle, {name: curves.three_body[k, rows[k]] for k, name in enumerate(names)})
             label = "Σ h f² [g(θ) − ⟨g⟩]  (eV)" if curves.in_ev else "f² g(θ)"
             panel.set(ylabel=label, title=f"Three-body {kind}, nearest atoms")
         _angle_axis(panel)
 
 
-def _draw_zero(panel: Axes) -> None:
-    panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+def _draw_lines(panel: Axes, x: np.ndarray, lines: Mapping[str, np.ndarray], inside: Any = slice(None)) -> None:
+    """A colour for each name and its curves [n] or [k, n]; the axis is scaled to those points that are `inside`."""
+    for (name, values), colour in zip(lines.items(), colours(len(lines)), strict=True):
+        for rank, curve in enumerate(np.atleast_2d(values)):
+            panel.plot(x, curve, color=colour, linewidth=1.8, label=name if rank == 0 else None)
+    _finish(panel, np.stack(list(lines.values()))[..., inside])
 
 
 def _say(panel: Axes, text: str) -> None:
@@ -298,48 +280,25 @@ def _angle_axis(panel: Axes) -> None:
     panel.set(xlim=(0.0, 180.0), xticks=range(0, 181, 30), xlabel="angle θ (degrees)")
 
 
-def _fit_axis(panel: Axes, values: np.ndarray) -> None:
-    """Limits around values and zero, with room for the legend at the top."""
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    span = high - low or 1.0
-    panel.set_ylim(low - 0.08 * span, high + (0.08 + 0.1 * _legend_rows(panel)) * span)
-
-
-def _keys(panel: Axes) -> tuple[list[Any], list[str]]:
-    """Lines and names for the legend: as many as there is room for, and how many more there are."""
+def _finish(panel: Axes, values: np.ndarray, reverse: bool = False) -> None:
+    """A line at zero, limits around zero and the values, and rows of keys in the room above them."""
     from matplotlib.lines import Line2D
 
+    panel.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
     handles, labels = panel.get_legend_handles_labels()
     if len(labels) > _MOST_KEYS:
-        more = f"and {len(labels) - _MOST_KEYS} more"
-        return [*handles[:_MOST_KEYS], Line2D([], [], linestyle="none")], [*labels[:_MOST_KEYS], more]
-    return handles, labels
-
-
-def _legend_rows(panel: Axes) -> int:
-    _, labels = _keys(panel)
+        labels = [*labels[:_MOST_KEYS], f"and {len(labels) - _MOST_KEYS} more"]
+        handles = [*handles[:_MOST_KEYS], Line2D([], [], linestyle="none")]
     per_row = max(1, _LEGEND_CHARACTERS // max([len(label) + 4 for label in labels], default=1))
-    return -(-len(labels) // per_row)
-
-
-def _legend(panel: Axes, reverse: bool = False) -> None:
-    """Rows of keys in the room that `_fit_axis` leaves at the top."""
-    handles, labels = _keys(panel)
-    if not handles:
-        return
-    step = -1 if reverse else 1
-    panel.legend(
-        handles[::step],
-        labels[::step],
-        loc="upper center",
-        ncols=-(-len(handles) // _legend_rows(panel)),
-        fontsize=8,
-        frameon=False,
-        handlelength=1.1,
-        handletextpad=0.4,
-        columnspacing=1.0,
-        borderaxespad=0.1,
-    )
+    rows = -(-len(labels) // per_row)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    span = high - low or 1.0
+    panel.set_ylim(low - 0.08 * span, high + (0.08 + 0.1 * rows) * span)
+    if rows:
+        step = -1 if reverse else 1
+        how = {"handlelength": 1.1, "handletextpad": 0.4, "columnspacing": 1.0, "borderaxespad": 0.1}
+        ncols = -(-len(labels) // rows)
+        panel.legend(handles[::step], labels[::step], loc="upper center", ncols=ncols, fontsize=8, frameon=False, **how)
 
 
 def _label(symbol: str, index: int) -> str:
