@@ -22,7 +22,7 @@ from snnp.doctor import examine_data
 from snnp.errors import ConfigError, DataError
 from snnp.structure import Structure
 from snnp.training import load_config, train
-from snnp.training.problem import check_units, load_problem
+from snnp.training.problem import check_data, load_problem
 from snnp.units import (
     BOHR_IN_ANGSTROM,
     EV_IN_KJ_PER_MOL,
@@ -244,13 +244,13 @@ def test_training_stops_before_it_starts_or_converts(tmp_path: Path, sound: list
     problem = load_problem(config)
     # Forces were in eV/Å: one unit for all is as wrong as none.
     with pytest.raises(DataError, match=r"cu\.xyz: energies change by .* data\.units: .*check_units to warn"):
-        check_units(config.data, problem)
+        check_data(config.data, problem)
     right = load_config({"data": data | {"units": {"energy": "kcal/mol", "forces": "eV/angstrom"}}})
-    assert check_units(right.data, load_problem(right)) == []
+    assert check_data(right.data, load_problem(right)) == []
     going_on = load_config({"data": data | {"check_units": "warn"}})
-    assert len(check_units(going_on.data, load_problem(going_on))) >= 1
+    assert len(check_data(going_on.data, load_problem(going_on))) >= 1
     off = load_config({"data": data | {"check_units": "off"}})
-    assert check_units(off.data, load_problem(off)) == []
+    assert check_data(off.data, load_problem(off)) == []
 
 
 def test_lengths_in_another_unit_are_refused_at_once_and_cost_no_run(tmp_path: Path, sound: list[Frame]) -> None:

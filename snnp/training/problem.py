@@ -19,6 +19,7 @@ from snnp.data import (
     Frames,
     ReferenceEnergies,
     Split,
+    check_frames,
     dataset_records,
     fit_reference_energies,
     load_split,
@@ -32,11 +33,11 @@ from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.training.batches import Batches, Inside
+from snnp.training.batches import Batches, Inside, grouped
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 
-__all__ = ["Problem", "build_model", "check_units", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "build_model", "check_data", "load_problem", "resolve", "standardise"]
 
 
 _SAMPLE_ATOMS = 100_000
@@ -226,26 +227,32 @@ def _compressed(config: TrainConfig, frames: Frames) -> tuple[CompressedFrame, .
     return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
 
 
-def check_units(config: DataConfig, problem: Problem) -> list[str]:
-    """What is suspicious about the units of labels, file by file.
+def check_data(config: DataConfig, problem: Problem) -> list[str]:
+    """What is suspicious about the units of labels, file by file, and about structures.
 
     Raises:
-        DataError: where it is beyond doubt, unless `data.check_units` says to go on.
+        DataError: where units are wrong beyond doubt, unless `data.check_units` says to go on.
     """
-    if config.check_units == "off":
-        return []
-    split = problem.split
-    found = suspicions(by_file(Frames.concatenate([split.train, split.valid, split.test])))
-    certain = [str(each) for each in found if each.certain]
-    if certain and config.check_units == "error":
-        raise DataError(f"{'. '.join(certain)}. To train all the same set data.check_units to warn.")
-    return [str(each) for each in found]
+    cure = "To train all the same set data.check_units to warn."
+    train, valid, test = problem.split.train, problem.split.valid, problem.split.test
+    strict, asked = config.check_units == "error", config.check_units != "off"
+    doubts = suspicions(by_file(Frames.concatenate([train, valid, test]))) if asked else []
+    certain = [str(each) for each in doubts if each.certain]
+    if certain and strict:
+        raise DataError(f"{'. '.join(certain)}. {cure}")
+    frames = Frames.concatenate([train, valid])
+    findings = check_frames(frames)
+    for finding in findings:
+        if strict and finding.check == "short_distance" and 2 * len(finding.frames) > len(frames):
+            raise DataError(f"{finding}; state the unit with data.units, such as {{length: nm}}. {cure}")
+    return [str(each) for each in [*doubts, *findings]]
 
 
 def _shortest_distance(frames: Frames, cutoff: float) -> float:
     shortest = cutoff
-    for frame in frames:
-        vectors = pair_vectors(frame.structure, neighbour_list(frame.structure, cutoff))
+    for rows in grouped(frames.counts, range(len(frames)), 10_000):
+        structure = frames[rows[0] : rows[-1] + 1].structure()
+        vectors = pair_vectors(structure, neighbour_list(structure, cutoff))
         if len(vectors):
             shortest = min(shortest, float(vectors.norm(dim=1).min()))
     return shortest

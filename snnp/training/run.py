@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from snnp.data import Frames, check_frames, save_split
-from snnp.errors import ConfigError, DataError
+from snnp.data import Frames, save_split
+from snnp.errors import ConfigError
 from snnp.files import hold, write_atomically
 from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 from snnp.models.potential import Potential
@@ -25,7 +25,7 @@ from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
-from snnp.training.problem import Problem, build_model, check_units, load_problem, resolve, standardise
+from snnp.training.problem import Problem, build_model, check_data, load_problem, resolve, standardise
 from snnp.training.report import REPORT_FILES, write_report
 
 __all__ = ["RunResult", "resume", "train"]
@@ -62,20 +62,27 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, 
         TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
     """
     folder = Path(folder)
+
+    def say(message: str) -> None:
+        report(Progress(0, config.optimiser.epochs, message=message))
+
+    def check(problem: Problem) -> None:
+        for message in check_data(config.data, problem):
+            say(message)
+
     usable_device(config.device)
     _refuse_old_run(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     with hold([folder / _CONFIG]):
         _refuse_old_run(folder, overwrite)  # another one may have ended meanwhile
         # Data that are refused must not cost the run that is to be replaced.
-        problem = load_problem(config, check=lambda problem: _say_what_is_wrong(config, problem, report))
+        problem = load_problem(config, check=check)
         if overwrite:
             for path in _files_of_run(folder):
                 path.unlink(missing_ok=True)
         if config.compression is not None and not problem.compressed:
             why = f"no energies of two atoms and more, or more than {MOST_ELEMENTS} elements"
-            message = f"no compressed structures ({why}): see with 'snnp doctor model' whether the energy falls"
-            report(Progress(0, config.optimiser.epochs, message=message))
+            say(f"no compressed structures ({why}): see with 'snnp doctor model' whether the energy falls")
         config = resolve(config, problem)
         save_split(problem.split, folder / _SPLIT, checksums=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -120,24 +127,6 @@ def _files_of_run(folder: Path) -> list[Path]:
     """All that a run writes; the configuration first, without which the rest is no run."""
     models = [f"{name}/{file}" for name in ("best", "last") for file in (CONFIG_FILE, WEIGHTS_FILE)]
     return [folder / name for name in (_CONFIG, STATE_FILE, METRICS_FILE, _SPLIT, *REPORT_FILES, *models)]
-
-
-def _say_what_is_wrong(config: TrainConfig, problem: Problem, report: Report) -> None:
-    frames = [*problem.split.train, *problem.split.valid]
-    messages = check_units(config.data, problem)
-    for finding in check_frames(frames):
-        if (
-            finding.check == "short_distance"
-            and config.data.check_units == "error"
-            and 2 * len(finding.frames) > len(frames)
-        ):
-            raise DataError(
-                f"{finding}; state the unit with data.units, such as {{length: nm}}. To train all the same set "
-                "data.check_units to warn."
-            )
-        messages.append(str(finding))
-    for message in messages:
-        report(Progress(0, config.optimiser.epochs, message=message))
 
 
 def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) -> RunResult:
