@@ -40,18 +40,10 @@ class RemoteRepository:
 def fetch(reference: Reference, kind: Kind, *, force: bool = False) -> tuple[Path, str, Manifest]:
     """Bring a repository into the cache of huggingface_hub, unless it is there, and check every file of its manifest.
 
-    Arguments:
-        reference: `org/name`, with a revision or without.
-        kind: "model" or "dataset".
-        force: download again, and read again files that passed before.
+    `force` downloads again, and reads again files that passed before.
 
     Returns:
-        The folder in the cache, the commit hash, and the manifest. Files that the manifest does not list are not
-        fetched.
-
-    Raises:
-        HubError: names what is missing, out of reach, refused or damaged.
-        MissingDependencyError: without huggingface_hub.
+        The folder in the cache, the commit hash, and the manifest. Files that it does not list are not fetched.
     """
     library = hub_library()
     asked = {"repo_id": reference.repository, "repo_type": kind}

@@ -28,6 +28,7 @@ __all__ = [
     "make_manifest",
     "parse_manifest",
     "read_manifest",
+    "read_verified",
     "verify_folder",
     "write_manifest",
 ]
@@ -35,7 +36,6 @@ __all__ = [
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 _MOST_BYTES = 4_000_000  # of the manifest itself: thousands of files
-_BLOCK = 1 << 20
 _LARGE = 32_000_000  # bytes; smaller files are read in less than the time that a person notices
 
 
@@ -66,13 +66,10 @@ class Manifest(BaseModel):
 
 
 def fingerprint(path: Path) -> FileEntry:
-    """Size and sha256 of a file, read in blocks."""
-    digest, size = hashlib.sha256(), 0
+    """Size and sha256 of a file, read piece by piece."""
     with path.open("rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(bytes=size, sha256=digest.hexdigest())
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        return FileEntry(bytes=handle.tell(), sha256=sha256)
 
 
 def make_manifest(
@@ -182,6 +179,15 @@ def read_manifest(folder: str | Path, kind: Kind) -> Manifest:
         raise HubError(f"{folder} has no {MANIFEST_FILE}, so it is no {kind} published by snnp; check the name.")
     with path.open("rb") as handle:
         return parse_manifest(handle.read(_MOST_BYTES + 1), kind, str(path))
+
+
+def read_verified(folder: Path, kind: Kind, *, cure: str, quick: bool = True) -> Manifest:
+    """The manifest of a folder whose files are those that it lists, and lie in the folder; refuses any other folder."""
+    manifest = read_manifest(folder, kind)
+    for name in (MANIFEST_FILE, *manifest.files):
+        check_inside(folder, name)
+    verify_folder(folder, manifest, cure=cure, quick=quick)
+    return manifest
 
 
 def verify_folder(folder: str | Path, manifest: Manifest, *, cure: str = "fetch it again", quick: bool = True) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from snnp.errors import HubError, InputError
 from snnp.files import naming, scratch_folder, write_atomically
 from snnp.hub.client import fetch
-from snnp.hub.manifest import MANIFEST_FILE, check_inside, read_manifest, verify_folder
+from snnp.hub.manifest import MANIFEST_FILE, check_inside, read_manifest, read_verified, verify_folder
 from snnp.hub.names import Kind, Reference, is_commit, parse_reference
 
 __all__ = ["add_to_mirror", "find_in_mirror", "mirror_folder"]
@@ -25,11 +25,7 @@ _VARIABLE = "SNNP_MIRROR"
 
 
 def mirror_folder() -> Path | None:
-    """The mirror that `SNNP_MIRROR` names.
-
-    Raises:
-        InputError: if there is no such folder.
-    """
+    """The mirror that `SNNP_MIRROR` names, if any; refuses what is no folder."""
     named = os.environ.get(_VARIABLE)
     if not named:
         return None
@@ -42,11 +38,7 @@ def mirror_folder() -> Path | None:
 
 
 def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
-    """The folder and the commit of a repository in the mirror, checked; None if there is no mirror, or it lacks it.
-
-    Raises:
-        HubError: if it is there and damaged.
-    """
+    """The folder and the commit of a repository in the mirror, checked; None if there is no mirror, or it lacks it."""
     mirror = mirror_folder()
     if mirror is None:
         return None
@@ -57,10 +49,7 @@ def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
     folder = base / commit
     if not is_commit(commit) or not (folder / MANIFEST_FILE).is_file():
         return None
-    manifest = read_manifest(folder, kind)
-    for name in (MANIFEST_FILE, *manifest.files):
-        check_inside(folder, name)
-    verify_folder(folder, manifest, cure=f"mirror it again with 'snnp mirror {mirror} {reference}'")
+    read_verified(folder, kind, cure=f"mirror it again with 'snnp mirror {mirror} {reference}'")
     return folder, commit
 
 

@@ -71,11 +71,7 @@ def is_commit(text: str) -> bool:
 
 
 def check_revision(revision: str) -> None:
-    """Refuse what is no branch, tag or commit.
-
-    Raises:
-        InputError: names the revision.
-    """
+    """Refuse what is no branch, tag or commit."""
     if not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > _LONGEST:
         raise InputError(
             f"{revision!r} is no revision; give a branch, a tag or a commit hash, as in org/name@main or org/name@v1.0."
@@ -83,11 +79,7 @@ def check_revision(revision: str) -> None:
 
 
 def check_file_name(name: str, kind: Kind, where: str) -> None:
-    """Refuse files that would lie outside their folder, or of kinds that a repository must not hold.
-
-    Raises:
-        HubError: names the file and `where` it was listed.
-    """
+    """Refuse files that would lie outside their folder, or of kinds that a repository must not hold."""
     if not _FILE.fullmatch(name) or ".." in name or len(name) > _LONGEST:
         raise HubError(
             f"{where} lists {name[:80]!r}, which is no plain file name inside the repository (letters, digits, and "

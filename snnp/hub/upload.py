@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snnp.errors import HubError, InputError
 from snnp.hub.client import upload
-from snnp.hub.manifest import MANIFEST_FILE, Manifest, check_inside, read_manifest, verify_folder
+from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_verified
 from snnp.hub.names import Kind, parse_reference
 from snnp.text import one_line
 
@@ -56,13 +56,10 @@ def publish(
     if reference is None or reference.revision is not None:
         raise InputError(f"{repository!r} is no name of a repository; give org/name.")
     folder = Path(folder)
-    manifest = read_manifest(folder, kind)
-    for name in (MANIFEST_FILE, *manifest.files):
-        check_inside(folder, name)
-    verify_folder(folder, manifest, cure="write the manifest again", quick=False)
+    manifest = read_verified(folder, kind, cure="write the manifest again", quick=False)
     _check_card(folder, manifest)
-    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-    files = {**sizes, MANIFEST_FILE: (folder / MANIFEST_FILE).stat().st_size}
+    files = {name: entry.bytes for name, entry in manifest.files.items()}
+    files[MANIFEST_FILE] = (folder / MANIFEST_FILE).stat().st_size
     if dry_run:
         return Publication(repository, kind, folder, manifest, files)
     summary = message or f"Publish {kind} with snnp"
