@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ase.io
@@ -30,18 +31,8 @@ from snnp.data.write import write_frames
 from snnp.errors import DataError, near_matches
 
 __all__ = [
-    *(
-        "as_dataset",
-        "convert",
-        "dataset_files",
-        "dataset_records",
-        "holds_xyz",
-        "is_xyz",
-        "labels_of",
-        "load_dataset",
-        "open_source",
-    ),
-    *("read_any", "read_atoms", "read_frames", "read_images"),
+    *("as_dataset", "convert", "dataset_files", "dataset_records", "holds_xyz", "is_xyz", "labels_of", "load_dataset"),
+    *("open_source", "read_any", "read_atoms", "read_frames", "read_images"),
 ]
 
 _STATED = re.compile(rb"\b(?:properties|lattice)\s*=", re.IGNORECASE)
@@ -318,25 +309,20 @@ def convert(
     listed = [(split, Path(file)) for split, group in files.items() for file in group]
     if not listed:
         raise DataError("no file was given to convert; name at least one.")
-    labels = labels_of([file for _, file in listed])
-    jobs = [(file, keys, label, labelled) for (_, file), label in zip(listed, labels, strict=True)]
-    if workers <= 1 or len(jobs) == 1:
-        return write_frames(_with_splits(listed, map(_read_job, jobs)), target, method, software)
-    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
-        return write_frames(_with_splits(listed, pool.map(_read_whole_job, jobs)), target, method, software)
+    paths = [file for _, file in listed]
+    labels = labels_of(paths)
+
+    def written(found: Iterable[Iterable[Frames]]) -> int:
+        pieces = ((split, frames) for (split, _), each in zip(listed, found, strict=True) for frames in each)
+        return write_frames(pieces, target, method, software)
+
+    if workers <= 1 or len(paths) == 1:
+        return written(
+            read_any(path, keys, label, labelled=labelled) for path, label in zip(paths, labels, strict=True)
+        )
+    with ProcessPoolExecutor(min(workers, len(paths))) as pool:
+        return written(pool.map(partial(_read_whole, keys=keys, labelled=labelled), paths, labels))
 
 
-_Job = tuple[Path, Keys, str, bool]
-
-
-def _read_job(job: _Job) -> Iterable[Frames]:
-    path, keys, label, labelled = job
-    return read_any(path, keys, label, labelled=labelled)
-
-
-def _read_whole_job(job: _Job) -> Iterable[Frames]:
-    return list(_read_job(job))
-
-
-def _with_splits(listed: list[tuple[str, Path]], found: Iterable[Iterable[Frames]]) -> Iterator[tuple[str, Frames]]:
-    return ((split, frames) for (split, _), chunks in zip(listed, found, strict=True) for frames in chunks)
+def _read_whole(path: Path, label: str, *, keys: Keys, labelled: bool) -> list[Frames]:
+    return list(read_any(path, keys, label, labelled=labelled))
