@@ -155,7 +155,8 @@ class ListKeeper:
             allowed = float(np.linalg.svd(strain, compute_uv=False)[-1]) * (self.cutoff + self.skin) - self.cutoff
         if not allowed >= 0.0:
             return False
-        moved = lib.snnp_largest_move(len(positions), *addresses(positions, kept.positions, strain))
+        places = positions.ctypes.data, kept.positions.ctypes.data, None if strain is None else strain.ctypes.data
+        moved = lib.snnp_largest_move(len(positions), *places)
         return bool(4.0 * moved <= allowed**2)  # False for NaN: building names the atom
 
     def _build(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> _Kept:
@@ -235,8 +236,8 @@ class PreparedCall:
         n = self._n_atoms
         energies, virial = np.empty(n), np.empty((self._n_structures, 3, 3))
         out = np.empty((n, 3)) if forces else None
-        system.positions, system.weights = addresses(positions, weights)
-        system.energies, system.forces, system.virial = addresses(energies, out, virial)
+        places = addresses(positions, weights, energies, out, virial)
+        system.positions, system.weights, system.energies, system.forces, system.virial = places
         if self._evaluate(*self._block, ctypes.byref(system), ctypes.byref(report)):
             raise InputError(status_message(report))
         return CompiledResult(energies, out, virial)

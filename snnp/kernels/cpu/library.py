@@ -69,8 +69,8 @@ class Pairs(ctypes.Structure):
 
 
 def addresses(*arrays: NDArray[Any] | None) -> list[int | None]:
-    """Where arrays begin; None is the null pointer. Several times faster than `array.ctypes.data`."""
-    return [None if array is None else int(array.__array_interface__["data"][0]) for array in arrays]
+    """Where arrays begin; None is the null pointer."""
+    return [None if array is None else array.ctypes.data for array in arrays]
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
