@@ -46,14 +46,11 @@ doctor_app = typer.Typer(
 )
 @taking(LABELS)
 def data_command(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SET...",
-            help="Files, a folder, or a dataset by name. Splits are told from names (train, valid, test) or set: "
-            "train=FILE.",
-        ),
-    ],
+    data: list[str] = typer.Argument(
+        metavar="SET...",
+        help="Files, a folder, or a dataset by name. Splits are told from names (train, valid, test) or set: "
+        "train=FILE.",
+    ),
     part: str | None = typer.Option(None, metavar="NAME", help="Part of a dataset with several."),
     out: _Out = None,
     overwrite: Overwrite = False,

@@ -6,7 +6,7 @@ import os
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 
@@ -52,7 +52,7 @@ class EnergyUnit(StrEnum):
 )
 def export_command(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, such as model.pt.")],
+    out: Path = typer.Argument(metavar="OUT", help="File to write, such as model.pt."),
     file_format: ExportFormat = typer.Option(
         ExportFormat.torchscript, "--format", help="A module that torch loads without snnp."
     ),
@@ -112,14 +112,9 @@ def _fixed_atoms(structure: str) -> tuple[list[int], bool]:
 import_app = typer.Typer(
     help="Read a potential trained with another program and write it as a model folder.",
     epilog=examples("snnp import neurochem ani-1ccx_8x models/ani-1ccx"),
-    invoke_without_command=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
-
-
-@import_app.callback()
-def _group(ctx: typer.Context) -> None:
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
 
 
 @import_app.command(
@@ -133,10 +128,8 @@ def _group(ctx: typer.Context) -> None:
     ),
 )
 def neurochem_command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
+    folder: Path = typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/."),
+    out: Path = typer.Argument(metavar="OUT", help="Model folder to write."),
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -174,13 +167,10 @@ def neurochem_command(
 )
 @taking(LABELS)
 def convert_command(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[SPLIT=]FILE... OUT",
-            help="Files that ASE reads, extended XYZ or parquet; last the file to write: .parquet, .xyz or .extxyz.",
-        ),
-    ],
+    files: list[str] = typer.Argument(
+        metavar="[SPLIT=]FILE... OUT",
+        help="Files that ASE reads, extended XYZ or parquet; last the file to write: .parquet, .xyz or .extxyz.",
+    ),
     method: str = typer.Option("", metavar="TEXT", help="Level of theory, such as DFT-PBE; for parquet."),
     software: str = typer.Option("", metavar="TEXT", help="Program that computed the labels."),
     unlabelled: bool = typer.Option(False, "--unlabelled", help="The files hold no energies."),
@@ -229,7 +219,7 @@ def convert_command(
 
 @command("describe", "snnp describe org/name", "snnp describe copper.parquet --json")
 def describe_command(
-    name: Annotated[str, typer.Argument(metavar="DATASET", help="org/name[@revision], a folder or a parquet file.")],
+    name: str = typer.Argument(metavar="DATASET", help="org/name[@revision], a folder or a parquet file."),
     as_json: Json = False,
 ) -> None:
     """Show what a dataset holds: levels of theory, splits, labels, elements, licence."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -119,9 +119,9 @@ def _properties(potential: Potential) -> list[dict[str, Any]]:
     ),
 )
 def train_command(
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG", help="YAML file that says what to train on which data.")
-    ] = None,
+    config: Path | None = typer.Argument(
+        None, metavar="CONFIG", help="YAML file that says what to train on which data."
+    ),
     assignments: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="Change a key of the file; may be repeated."
     ),

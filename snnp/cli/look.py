@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -169,12 +169,9 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 )
 def energy_command(
     model: Model,
-    structures: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="Structures in any format that ASE reads, or one in words, such as fcc:Al:4x4x4."
-        ),
-    ],
+    structures: str = typer.Argument(
+        metavar="FILE", help="Structures in any format that ASE reads, or one in words, such as fcc:Al:4x4x4."
+    ),
     out: Path | None = typer.Option(None, metavar="FILE", help="Extended XYZ to write; by default it goes to stdout."),
     overwrite: Overwrite = False,
     dtype: Dtype = None,
@@ -259,7 +256,7 @@ def _as_json(frame: Atoms) -> dict[str, Any]:
 @command("plot", "snnp plot snnp-si curves.png", "snnp plot runs/mine curves.pdf --data train.xyz")
 def plot_command(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write: .png, .pdf or .svg.")],
+    out: Path = typer.Argument(metavar="OUT", help="Picture to write: .png, .pdf or .svg."),
     data: Path | None = typer.Option(
         None, metavar="FILE", help="Reference data whose distances and angles are drawn behind the curves."
     ),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 
 import typer
 from rich.markup import escape
+from typer.models import ArgumentInfo
 
 from snnp.errors import InputError
 
@@ -192,8 +193,8 @@ def taking(options: Iterable[inspect.Parameter]) -> Callable[[_Command], _Comman
     def decorate(command: _Command) -> _Command:
         signature = inspect.signature(command, eval_str=True)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        n_required = sum(each.default is each.empty for each in own)
-        parameters = [*own[:n_required], *options, *own[n_required:]]
+        n_arguments = sum(isinstance(each.default, ArgumentInfo) or each.default is each.empty for each in own)
+        parameters = [*own[:n_arguments], *options, *own[n_arguments:]]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 

@@ -250,10 +250,6 @@ def _say_velocities(atoms: Atoms, settings: MDSettings) -> None:
         )
 
 
-def _default_engine() -> str:
-    return "openmm" if importlib.util.find_spec("openmm") is not None else "ase"
-
-
 def _print_md(result: MDResult, settings: MDSettings) -> None:
     pairs = {
         "run": f"{result.ensemble} with {result.engine}, {result.n_atoms:,} atoms",

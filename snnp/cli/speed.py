@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -23,13 +23,11 @@ _COLUMNS = ("model", "structure", "atoms", "CPU µs/atom", "wall µs/atom", "par
     after=("Beside LAMMPS, HIP-NN, ANI, MACE and NEP: docs/measure/compare.py in the source code of snnp.",),
 )
 def benchmark_command(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL...]",
-            help="Bundled models, model or run folders, names on the Hub; by default all bundled models.",
-        ),
-    ] = None,
+    models: list[str] | None = typer.Argument(
+        None,
+        metavar="[MODEL...]",
+        help="Bundled models, model or run folders, names on the Hub; by default all bundled models.",
+    ),
     structure: str | None = typer.Option(
         None, metavar="STRUCTURE", help="For the models: fcc:Al:a=4.05 (any size), fcc:Al:4x4x4, or a file."
     ),
