@@ -116,11 +116,7 @@ class Description(_Model):
 
 
 def read_description(path: str | Path) -> Description:
-    """Read a manifest.
-
-    Raises:
-        DataError: names the key that is wrong.
-    """
+    """Read a manifest; refuses what is none, and names the key that is wrong."""
     path = Path(path)
     try:
         with path.open("rb") as stream:
@@ -139,11 +135,7 @@ def read_description(path: str | Path) -> Description:
 
 
 def parse_description(tree: Any, where: str) -> Description:
-    """Validate a description that was read already.
-
-    Raises:
-        DataError: names the key that is wrong.
-    """
+    """Validate a description that was read already; names the key that is wrong."""
     try:
         description = Description.model_validate(tree)
     except ValidationError as error:
@@ -158,10 +150,7 @@ def parse_description(tree: Any, where: str) -> Description:
 def describe_part(path: Path, method: str = "", software: str = "", **more: Any) -> PartDescription:
     """Count what a parquet file holds, or a file of extended XYZ.
 
-    Arguments:
-        path: of the file.
-        method, software: in place of what the file says.
-        more: further fields, such as `files` and `note`.
+    `method` and `software` go in place of what the file says; `more` are further fields, such as `files` and `note`.
     """
     source = open_source(path, labelled=False)
     atoms, sizes, elements, known = 0, set[int](), set[int](), np.zeros(3, dtype=np.int64)

@@ -62,11 +62,7 @@ def holds_xyz(path: Path) -> bool:
 def read_any(
     path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
 ) -> Iterator[Frames]:
-    """Some frames of a file after the other: parquet, extended XYZ, or whatever ASE reads. Arguments as for `read_xyz`.
-
-    Raises:
-        DataError: for a file that is missing, empty, unreadable or without energies, and for what is not understood.
-    """
+    """Some frames of a file after the other: parquet, extended XYZ, or whatever ASE reads; arguments of `read_xyz`."""
     path = Path(path)
     _check_file(path)
     if path.suffix.lower() == ".parquet":
@@ -85,12 +81,7 @@ def read_any(
 def read_atoms(path: str | Path, index: int = -1) -> Atoms:
     """One structure of extended XYZ, with what belongs to its atoms (momenta, constraints) but without results.
 
-    Arguments:
-        path: for which `holds_xyz` is True.
-        index: of the frame; the last by default.
-
-    Raises:
-        DataError: for a file that is empty or not understood, or has no such frame.
+    `path` is one for which `holds_xyz` is True, `index` that of the frame, from the end where negative.
     """
     _check_file(Path(path))
     (atoms,) = to_atoms(next(read_plain(path, index)))
@@ -98,11 +89,7 @@ def read_atoms(path: str | Path, index: int = -1) -> Atoms:
 
 
 def read_images(path: str | Path) -> list[Atoms]:
-    """All structures of a file of any format; their labels, if there are any, are not asked for.
-
-    Raises:
-        DataError: for a file that is missing, empty, unreadable or not understood.
-    """
+    """All structures of a file of any format; their labels, if there are any, are not asked for."""
     path = Path(path)
     _check_file(path)
     if path.suffix.lower() == ".parquet":
@@ -115,11 +102,7 @@ def read_images(path: str | Path) -> list[Atoms]:
 
 
 def labels_of(files: list[Path]) -> list[str]:
-    """Shortest trailing part of each path that tells the files apart.
-
-    Raises:
-        DataError: for a file that is listed twice.
-    """
+    """Shortest trailing part of each path that tells the files apart; refuses a file that is listed twice."""
     for depth in range(1, max(len(file.parts) for file in files) + 1):
         labels = ["/".join(file.parts[-depth:]) for file in files]
         if len(set(labels)) == len(labels):

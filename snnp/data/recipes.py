@@ -66,11 +66,7 @@ Make = Callable[[Path, Description], Iterable[Piece]]
 
 
 def check_raw(raw: Path, description: Description) -> None:
-    """Compare the raw files with the checksums of the description; files without one must only be there.
-
-    Raises:
-        DataError: names the first file that is missing or another.
-    """
+    """Compare the raw files with the checksums of the description; files without one must only be there."""
     for wanted in description.raw:
         path = raw / wanted.name
         if not path.is_file():
@@ -96,17 +92,13 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
     """Run a recipe.
 
     Arguments:
-        raw: folder of the raw files.
+        raw: folder of the raw files, whose checksums must be those of the description if `check`.
         out: folder to write; made if need be.
         folder: of the recipe, with `manifest.json`.
         make: reads the raw files.
-        check: whether the raw files must have the checksums of the description.
 
     Returns:
         The description with counts.
-
-    Raises:
-        DataError: if a raw file is missing, another, or cannot be read, or a part stays empty.
     """
     description = read_description(folder / DESCRIPTION_FILE)
     if check:
@@ -140,13 +132,7 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
 def finish(folder: Path, description: Description, *, keep_card: bool = False) -> Description:
     """Count the parquet files of a folder, and write its card and the manifest of its files.
 
-    Arguments:
-        folder: of the dataset.
-        description: what is known about it; counts are taken from the files.
-        keep_card: whether a `README.md` that is there stays as it is.
-
-    Raises:
-        DataError: if there are no parquet files, or they cannot be read.
+    `description` is what is known beside the counts; a `README.md` that is there stays as it is if `keep_card`.
     """
     counted = description.model_copy(update={"parts": describe_parts(folder, description.parts)})
     text = card(counted, recipe=(folder / "recipe.py").is_file())
@@ -187,14 +173,8 @@ def split_by(name: str, valid: float = 0.05, test: float = 0.05) -> str:
 def hdf5(path: Path, names: Collection[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Each group of arrays in an HDF5 file, by its path in it: the layout of the ANI releases.
 
-    Arguments:
-        path: of the file.
-        names: arrays to read, where a group has them; others stay unread.
-
-    Raises:
-        DataError: for a file that is no HDF5, that points to other files or places, or that would unpack to far more
-            than it holds.
-        MissingDependencyError: without h5py.
+    Only arrays of these `names` are read. Refuses a file that is no HDF5, that points to other files or places, or that
+    would unpack to far more than it holds.
     """
     try:
         import h5py

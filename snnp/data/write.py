@@ -60,19 +60,12 @@ _INTEGERS = ("atomic_numbers.list.element", "nsites")
 
 
 def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method: str, software: str) -> int:
-    """Write frames with the split that they belong to, whole or not at all.
+    """Write frames with the split that they belong to, whole or not at all, and return their number.
 
     Arguments:
         pieces: split, and frames.
         path: ends in .parquet, .xyz or .extxyz.
-        method: level of theory; parquet must have it.
-        software: program that computed the labels.
-
-    Returns:
-        The number of frames.
-
-    Raises:
-        DataError: for another ending, or nothing to write.
+        method, software: level of theory, which parquet must have, and program that computed the labels.
     """
     path, rows = Path(path), 0
     if path.suffix.lower() == ".parquet":
@@ -94,12 +87,7 @@ def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method:
 def xyz_lines(frames: Frames, said: set[str] | None = None) -> Iterator[str]:
     """The text of each frame in extended XYZ, with the shortest digits that give back the same numbers.
 
-    Arguments:
-        frames: as many as you like.
-        said: warnings of the same file, which are given once.
-
-    Raises:
-        DataError: for metadata that would not be read as they were meant.
+    Refuses metadata that would not be read as they were meant; warnings are given once for what was `said`.
     """
     said = set() if said is None else said
     for row in range(len(frames)):
@@ -271,12 +259,7 @@ def parquet_writer(path: str | Path, method: str, software: str) -> Iterator[Par
 
 
 class ParquetWriter:
-    """What `parquet_writer` gives.
-
-    Arguments:
-        path: of the file.
-        method, software: as for `parquet_writer`.
-    """
+    """What `parquet_writer` gives."""
 
     def __init__(self, path: Path, method: str, software: str) -> None:
         self.rows = 0
@@ -286,11 +269,7 @@ class ParquetWriter:
         self._file: Any = None
 
     def add(self, frames: Frames, split: str) -> None:
-        """Add frames to a split.
-
-        Raises:
-            DataError: for an unfit name of a split.
-        """
+        """Add frames to a split; refuses an unfit name of one."""
         if not split.replace("_", "").isalnum():
             raise DataError(f"{split!r} is no name of a split; use letters, digits and _, as in train.")
         self._ids.append(np.array([hash(one) for one in frames.sources], dtype=np.int64))

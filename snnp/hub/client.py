@@ -78,11 +78,7 @@ def _checked_commit(commit: str) -> str:
 
 
 def list_repositories(kind: Kind, *, owner: str | None = None, limit: int = 100) -> list[RemoteRepository]:
-    """Repositories of snnp on the Hub: those that carry its tag.
-
-    Raises:
-        HubError: if the Hub cannot be reached.
-    """
+    """Repositories of snnp on the Hub: those that carry its tag."""
     listing = _listing(kind)
     # Without `expand` the Hub leaves commit and dates away.
     fields = ["sha", "private", "downloads", "lastModified"]
@@ -111,11 +107,7 @@ def upload(
 ) -> tuple[str, str]:
     """Put files into a repository in one commit; files that snnp put there before and that are not among them go.
 
-    Returns:
-        The commit hash, and the address of the commit.
-
-    Raises:
-        HubError: if the Hub refuses or cannot be reached; what was there before is then still there.
+    Returns the commit hash and the address of the commit; where it fails, what was there before is still there.
     """
     library = hub_library()
     api = library.HfApi()
@@ -151,11 +143,7 @@ def _listed_before(repository: str, kind: Kind, commit: str) -> set[str]:
 
 
 def hub_library() -> ModuleType:
-    """The package huggingface_hub.
-
-    Raises:
-        MissingDependencyError: if it is not installed.
-    """
+    """The package huggingface_hub, an optional dependency that is imported where it is needed."""
     try:
         import huggingface_hub
         import huggingface_hub.constants

@@ -102,13 +102,7 @@ def make_manifest(
 def check_inside(folder: str | Path, name: str, root: Path | None = None) -> None:
     """Refuse what is no plain file, or lies elsewhere: it must not be handed on with a folder.
 
-    Arguments:
-        folder: of a repository.
-        name: of the file, relative to it, with slashes.
-        root: where links may lead to, for the cache of huggingface_hub, which keeps its files so; None: no links.
-
-    Raises:
-        HubError: names the path.
+    Links may lead into `root`, for the cache of huggingface_hub, which keeps its files so; None: no links.
     """
     path = Path(folder)
     for part in name.split("/"):
@@ -130,15 +124,9 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
 
 
 def parse_manifest(content: bytes, kind: Kind, where: str = MANIFEST_FILE) -> Manifest:
-    """Read a manifest from the bytes of its file.
+    """Read a manifest from the bytes of its file, which may be anything; `where` is named in errors.
 
-    Arguments:
-        content: of the file; anything at all.
-        kind: that the repository must be of.
-        where: named in errors.
-
-    Raises:
-        HubError: for anything that is no manifest of this kind, is newer than this snnp, or lists unfit names.
+    Refuses what is no manifest of this kind, is newer than this snnp, or lists unfit names.
     """
     if len(content) > _MOST_BYTES:
         raise HubError(f"{where} has {len(content):,} bytes, more than the {_MOST_BYTES:,} that a manifest may have.")
@@ -169,11 +157,7 @@ def parse_manifest(content: bytes, kind: Kind, where: str = MANIFEST_FILE) -> Ma
 
 
 def read_manifest(folder: str | Path, kind: Kind) -> Manifest:
-    """Read the manifest of a folder.
-
-    Raises:
-        HubError: if it is missing, or as `parse_manifest` says.
-    """
+    """Read the manifest of a folder; refuses what `parse_manifest` does."""
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
         raise HubError(f"{folder} has no {MANIFEST_FILE}, so it is no {kind} published by snnp; check the name.")

@@ -71,12 +71,7 @@ def from_atoms(
     Arguments:
         images: each with `info`, `arrays`, and the results of a calculator, or without.
         sources: of each.
-        keys: names and units of the labels, where they are unusual.
-        labelled: whether there must be energies.
-        extras: whether what is no label is kept.
-
-    Raises:
-        DataError: for what a dataset cannot hold, or where energies are missing; names the frame.
+        keys, labelled, extras: as for `read_xyz`.
     """
     if not images:
         raise DataError("there are no structures to store; give at least one.")

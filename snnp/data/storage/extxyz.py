@@ -89,19 +89,14 @@ class _Run:
 def read_xyz(
     path: str | Path, keys: Keys = Keys(), label: str | None = None, *, labelled: bool = True, extras: bool = True
 ) -> Iterator[Frames]:
-    """Read a file of extended XYZ (also .gz, .bz2, .xz) some 2,048 frames at a time.
-
-    Energy, forces, stress and group are found by their usual names or by `keys`; all else goes to their extras.
+    """Read a file of extended XYZ (also .gz, .bz2, .xz), 2,048 frames at a time, or say where what is not understood.
 
     Arguments:
         path: the file.
-        keys: names and units of the labels, where they are unusual.
-        label: stands before "#index" in the configuration ids; None: the name of the file.
+        keys: names and units of energy, forces, stress and group, where they are unusual.
+        label: stands before "#index" in the sources; None: the name of the file.
         labelled: whether there must be energies.
         extras: whether what is no label is kept.
-
-    Raises:
-        DataError: for whatever is not understood; names file, frame and line.
     """
     path = Path(path)
     label = path.name if label is None else label

@@ -38,11 +38,7 @@ _THRIFT_BYTES = 200_000_000  # largest text or list in a footer
 
 
 def arrow() -> ModuleType:
-    """The module `pyarrow`, an optional dependency that is imported where it is needed.
-
-    Raises:
-        MissingDependencyError: names the extra that installs it.
-    """
+    """The module `pyarrow`, an optional dependency that is imported where it is needed."""
     try:
         import pyarrow
     except ImportError:
@@ -96,15 +92,7 @@ class MemorySource:
 
 
 class ParquetSource:
-    """A parquet file, checked before anything of it is unpacked.
-
-    Arguments:
-        path: of the file; written by `snnp.data.write`, or any other with ColabFit's columns.
-
-    Raises:
-        DataError: for a file that is missing, damaged, hostile, newer, or without the columns.
-        MissingDependencyError: without pyarrow.
-    """
+    """A parquet file of ColabFit's columns, ours or another's, checked before anything of it is unpacked."""
 
     def __init__(self, path: str | Path) -> None:
         pa = arrow()
@@ -322,11 +310,7 @@ def _has(table: Any, name: str) -> bool:
 
 
 def _texts_of(column: Any) -> tuple[list[str], np.ndarray]:
-    """The different texts of a column, and [B] which of them each row has; null is "".
-
-    Raises:
-        DataError: if they are no texts.
-    """
+    """The different texts of a column, and [B] which of them each row has; null is ""."""
     pa = arrow()
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
