@@ -72,15 +72,6 @@ class Consensus:
 # The terms of the model.
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """Energy [B, F] without E0, minus its derivatives by positions [N, 3, F], and those by strain [B, 9, F]."""
-
-    energy: Tensor
-    forces: Tensor
-    strain: Tensor
-
-
 def _bumps(r: Tensor) -> tuple[Tensor, Tensor]:
     """[P, K] values and slopes at distances [P, 1]."""
     off = (r.log() - torch.from_numpy(np.log(_CENTRES))) / _WIDTH
@@ -99,8 +90,12 @@ def _ended(value: Tensor, rate: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     return value * end**3, value * end**2 * (rate * end - 6.0 * r / CUTOFF**2)
 
 
-def _linear_terms(structure: Structure, elements: Sequence[int]) -> _Terms:
-    """The terms of the model for a batch of structures in float64 with atoms of `elements` (atomic numbers)."""
+def _linear_terms(structure: Structure, elements: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """In what the energy is linear, for a batch of structures in float64 with atoms of `elements` (atomic numbers).
+
+    Returns:
+        Energies [B, F] without E0, minus their derivatives by positions [N, 3, F], and those by strain [B, 9, F].
+    """
     neighbours = neighbour_list(structure, CUTOFF)
     i, j = neighbours.i, neighbours.j
     vectors = pair_vectors(structure, neighbours)
@@ -130,7 +125,8 @@ def _linear_terms(structure: Structure, elements: Sequence[int]) -> _Terms:
     embedded = _gradients(structure, (i, j, vectors), (species[i], n), outer[i] * part_slope.repeat(1, 2))
 
     energy = torch.cat([each.reshape(structure.n_structures, -1) for each in (pair_energy, embedded_energy)], dim=1)
-    return _Terms(energy, *(torch.cat(each, dim=2) for each in zip(pairs, embedded, strict=True)))
+    forces, strain = (torch.cat(each, dim=2) for each in zip(pairs, embedded, strict=True))
+    return energy, forces, strain
 
 
 def _gradients(
@@ -244,11 +240,11 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     n, n_z = len(survey.frames), len(survey.elements)
     energy, forces, strain = np.zeros(n), np.zeros_like(survey.frames.forces), np.zeros((n, 9))
     for place, structure in batches(survey.frames):
-        part = _linear_terms(structure, survey.elements)
+        energies, gradients, strains = _linear_terms(structure, survey.elements)
         atoms = slice(*survey.frames.starts[[place.start, place.stop]])
-        energy[place] = (part.energy @ solution[n_z:]).numpy()
-        forces[atoms] = (part.forces @ of_forces[n_z:]).numpy()
-        strain[place] = (part.strain @ solution[n_z:]).numpy()
+        energy[place] = (energies @ solution[n_z:]).numpy()
+        forces[atoms] = (gradients @ of_forces[n_z:]).numpy()
+        strain[place] = (strains @ solution[n_z:]).numpy()
     residual = beyond - energy / survey.n_atoms - survey.fractions @ solution[:n_z].numpy()
     residual -= np.nanmedian(residual) if np.isfinite(residual).any() else 0.0
     fitted = np.isin(np.arange(n), chosen) & moving
@@ -302,24 +298,24 @@ def _choose(survey: Survey, moving: np.ndarray) -> np.ndarray:
 def _equations(survey: Survey, chosen: np.ndarray, beyond: np.ndarray, moving: np.ndarray) -> tuple[list[_Block], int]:
     """Equations for energies per atom and for forces, whichever there are, and the number of unknowns."""
     frames = survey.frames.take(chosen)
-    terms = _linear_terms(frames.structure(), survey.elements)
+    energy_terms, force_terms, _ = _linear_terms(frames.structure(), survey.elements)
     n_atoms, beyond, moving = torch.from_numpy(survey.n_atoms[chosen]), beyond[chosen], moving[chosen]
     n, n_z = len(chosen), len(survey.elements)
-    width, known = n_z + terms.energy.shape[1], np.isfinite(beyond)
+    width, known = n_z + energy_terms.shape[1], np.isfinite(beyond)
     blocks: list[_Block] = []
     # With fewer equations than unknowns energies alone would be met by anything.
     if known.sum() > (10 if moving.any() else 2 * width):
         energies = np.nan_to_num(beyond)
         usual = max(spread(beyond), _TINY)
         first = torch.from_numpy(known / (1.0 + (energies / (5.0 * usual)) ** 2))
-        rows = torch.cat([torch.from_numpy(survey.fractions[chosen]), terms.energy / n_atoms[:, None]], dim=1)
+        rows = torch.cat([torch.from_numpy(survey.fractions[chosen]), energy_terms / n_atoms[:, None]], dim=1)
         blocks.append(_Block(rows, torch.from_numpy(energies), torch.arange(n), first))
     if moving.any():
         rms = np.where(moving, np.nan_to_num(survey.force_rms[chosen]), 0.0)
         # Of the hotter frames: small forces near a minimum are beyond such a model, and of no use for signs.
         usual = float(np.quantile(rms[rms > 0], _LARGE))
         first = torch.from_numpy((rms > 0) / (1.0 + (rms / (2.0 * usual)) ** 2))
-        rows = torch.nn.functional.pad(terms.forces.reshape(-1, width - n_z), (n_z, 0))
+        rows = torch.nn.functional.pad(force_terms.reshape(-1, width - n_z), (n_z, 0))
         target = torch.from_numpy(np.nan_to_num(frames.forces)).reshape(-1)
         blocks.append(_Block(rows, target, torch.arange(n).repeat_interleave(3 * n_atoms), first))
     return blocks, width

@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
 from snnp.doctor.survey import CUTOFF, Survey
-from snnp.report import Finding
+from snnp.report import Finding, Table
 
-__all__ = ["check_coverage", "check_distances", "element_table", "pair_table", "split_table"]
+__all__ = ["check_coverage", "check_distances", "tables"]
 
 _FEW = 10  # frames
 _TOO_CLOSE = 0.55  # of the sum of covalent radii
 _MARGIN = 0.05  # Å
 
 
-def split_table(survey: Survey) -> list[dict[str, Any]]:
-    """One row per split: frames, atoms, labels."""
-    rows = []
+def tables(survey: Survey) -> list[Table]:
+    """Splits with their labels, elements, and pairs: the frames that have them within 5 Å, and how close they come."""
+    splits = []
     for name in survey.splits:
-        frames = survey.frames.take(survey.split == name)
-        rows.append(
-            {
-                "split": name,
-                "frames": len(frames),
-                "atoms": len(frames.numbers),
-                "with_energy": int(frames.has_energy.sum()),
-                "with_forces": int(frames.has_forces.sum()),
-                "with_stress": int(frames.has_stress.sum()),
-                "periodic": int(frames.pbc.any(axis=1).sum()),
-                "groups": len(set(frames.groups)),
-            }
-        )
-    return rows
-
-
-def element_table(survey: Survey) -> list[dict[str, Any]]:
-    """One row per element: atoms and frames."""
-    return [
-        {"element": chemical_symbols[z], "atoms": int(counts.sum()), "frames": int((counts > 0).sum())}
+        part = survey.frames.take(survey.split == name)
+        known = (part.has_energy, part.has_forces, part.has_stress, part.pbc.any(axis=1))
+        splits.append((name, len(part), len(part.numbers), *(int(each.sum()) for each in known), len(set(part.groups))))
+    elements = [
+        (chemical_symbols[z], int(counts.sum()), int((counts > 0).sum()))
         for z, counts in zip(survey.elements, survey.counts.T, strict=True)
     ]
-
-
-def pair_table(survey: Survey) -> list[dict[str, Any]]:
-    """One row per pair of elements: frames in which it occurs within 5 Å, and the shortest distances."""
-    rows = []
+    pairs: list[tuple[str, int, float | None, float | None]] = []
     for q, column in enumerate(survey.closest.T):
         values = column[np.isfinite(column)]
         shortest = (float(values.min()), float(np.median(values))) if len(values) else (None, None)
-        row = {"pair": survey.pair_name(q), "frames": len(values)}
-        rows.append({**row, "shortest_angstrom": shortest[0], "median_shortest_angstrom": shortest[1]})
-    return rows
+        pairs.append((survey.pair_name(q), len(values), *shortest))
+    labels = ("with_energy", "with_forces", "with_stress")
+    return [
+        Table(("split", "frames", "atoms", *labels, "periodic", "groups"), splits, "Splits"),
+        Table(("element", "atoms", "frames"), elements, "Elements"),
+        Table(("pair", "frames", "shortest_angstrom", "median_shortest_angstrom"), pairs, "Pairs of elements"),
+    ]
 
 
 def check_distances(survey: Survey) -> Iterator[Finding]:
@@ -79,9 +63,9 @@ def check_distances(survey: Survey) -> Iterator[Finding]:
 
 def check_coverage(survey: Survey) -> Iterator[Finding]:
     """Elements and pairs that are missing or rare, or that only later splits have."""
-    table = pair_table(survey)
-    missing = [row["pair"] for row in table if row["frames"] == 0]
-    rare = [f"{row['pair']} ({row['frames']})" for row in table if 0 < row["frames"] < min(_FEW, len(survey.frames))]
+    occurs = [(survey.pair_name(q), int(n)) for q, n in enumerate(np.isfinite(survey.closest).sum(axis=0))]
+    missing = [name for name, n in occurs if n == 0]
+    rare = [f"{name} ({n})" for name, n in occurs if 0 < n < min(_FEW, len(survey.frames))]
     if missing or rare:
         parts = [f"never within {CUTOFF:g} Å: {_some(missing)}"] if missing else []
         parts += [f"in fewer than {_FEW} frames: {_some(rare)}"] if rare else []

@@ -11,7 +11,7 @@ import numpy as np
 from snnp.analysis.compression import Compression, compression_scan
 from snnp.data import Frame
 from snnp.doctor import coverage, duplicates, label_checks
-from snnp.doctor.consensus import Consensus, consensus_of, spread
+from snnp.doctor.consensus import consensus_of, spread
 from snnp.doctor.pictures import data_pictures, model_pictures
 from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers
 from snnp.doctor.short_distances import check_compression, check_dimers, dimer_curves
@@ -98,12 +98,17 @@ def examine_data(
         findings += label_checks.check_mixture(sound, consensus)
     found = {finding.check for finding in findings}
     found |= {"plausibility", *_OF_SOUND_UNITS} if wrong.all() else set()
+    labels = {
+        "energy beyond composition, typical (eV/atom)": spread(consensus.composition_residual),
+        "energy beyond composition and a linear model, typical (eV/atom)": spread(consensus.residual),
+        "misfit of energies and forces in one linear model": consensus.relative_misfit.get(1.0),
+    }
     return Report(
         subject,
         "data",
         _sorted(findings),
         passed=tuple(name for name in DATA_CHECKS if name not in found),
-        tables=_data_tables(seen, consensus),
+        tables=[*coverage.tables(seen), Table.of("Labels", labels)],
         pictures=data_pictures(sound, consensus) if pictures else (),
         seconds=time.perf_counter() - begin,
     )
@@ -114,20 +119,6 @@ def _without(seen: Survey, wrong: np.ndarray) -> Survey:
     if not wrong.any() or wrong.all():
         return seen
     return survey({name: seen.frames.take(~wrong & (seen.split == name)) for name in seen.splits})
-
-
-def _data_tables(seen: Survey, consensus: Consensus) -> list[Table]:
-    labels = {
-        "energy beyond composition, typical (eV/atom)": spread(consensus.composition_residual),
-        "energy beyond composition and a linear model, typical (eV/atom)": spread(consensus.residual),
-        "misfit of energies and forces in one linear model": consensus.relative_misfit.get(1.0),
-    }
-    return [
-        Table.of("Splits", coverage.split_table(seen)),
-        Table.of("Elements", coverage.element_table(seen)),
-        Table.of("Pairs of elements", coverage.pair_table(seen)),
-        Table.of("Labels", labels),
-    ]
 
 
 def examine_model(model: Potential, *, subject: str | None = None, pictures: bool = True) -> Report:
@@ -182,27 +173,20 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
 
 def _model_tables(scan: list[Compression], runs: list[Run], scaling: Scaling) -> list[Table]:
     compression = [
-        {
-            "system": each.system,
-            "way": each.way,
-            "down to V/V0": float(each.ratio[-1]),
-            "eV/atom there": float(each.energy[-1]),
-            "rises all the way": "no" if each.hole else "yes",
-        }
+        (each.system, each.way, float(each.ratio[-1]), float(each.energy[-1]), "no" if each.hole else "yes")
         for each in scan
     ]
     dynamics = [
-        {
-            "system": run.name,
-            "ps": run.seen.picoseconds,
-            "step_fs": run.seen.dt_fs,
-            "drift_beyond_noise_mev_per_atom": run.drift,
-            "survived": "yes" if run.seen.survived else "no",
-        }
+        (run.name, run.seen.picoseconds, run.seen.dt_fs, run.drift, "yes" if run.seen.survived else "no")
         for run in runs
     ]
-    cost = [{"atoms": n, "µs_per_atom": 1e6 * s / n} for n, s in zip(scaling.atoms, scaling.seconds, strict=True)]
-    return [Table.of("Compression", compression), Table.of("Dynamics", dynamics), Table.of("Cost", cost)]
+    columns = ("system", "ps", "step_fs", "drift_beyond_noise_mev_per_atom", "survived")
+    cost = [(n, 1e6 * seconds / n) for n, seconds in zip(scaling.atoms, scaling.seconds, strict=True)]
+    return [
+        Table(("system", "way", "down to V/V0", "eV/atom there", "rises all the way"), compression, "Compression"),
+        Table(columns, dynamics, "Dynamics"),
+        Table(("atoms", "µs_per_atom"), cost, "Cost"),
+    ]
 
 
 def _check_statements(model: Potential) -> list[Finding]:

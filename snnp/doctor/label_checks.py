@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -311,14 +312,10 @@ def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 # Mixed levels of theory: energies that fall into two heaps though the structures do not.
 
 
-@dataclass(frozen=True)
-class _Heaps:
-    """Two heaps of energies.
+class _Heaps(NamedTuple):
+    """Two heaps of energies: indices of their frames, eV/atom between their medians, and how far they are mixed.
 
-    Arguments:
-        smaller, larger: indices of their frames; those without an energy belong to none.
-        distance: eV/atom between their medians.
-        mixed: share of the smaller heap that has a structure of the other heap about as near as one of its own.
+    `mixed`: share of the smaller heap that has a structure of the other heap about as near as one of its own.
     """
 
     smaller: np.ndarray
@@ -328,11 +325,7 @@ class _Heaps:
 
 
 def _find_heaps(residual: np.ndarray, fingerprint: np.ndarray) -> _Heaps | None:
-    """Split energies [n] (eV/atom, NaN where unknown) at the clearest gap; None where there is none.
-
-    Arguments:
-        fingerprint: [n, D] of the structures.
-    """
+    """Split energies [n] (eV/atom, NaN where unknown) of frames at the clearest gap; None where there is none."""
     known = np.flatnonzero(np.isfinite(residual))
     if len(known) < _LEAST_FRAMES:
         return None

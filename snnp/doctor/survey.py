@@ -223,18 +223,11 @@ def _closest(structure: Structure, neighbours: Neighbours, vectors: Tensor, elem
 @lru_cache
 def _constants() -> tuple[Harmonics, Tensor, Tensor, Tensor, Tensor]:
     """Harmonics, element weights [Z], random matrix [d, D], element offsets [Z, D], and element marks [Z, 4]."""
-    rng, n_elements = np.random.default_rng(20261121), len(chemical_symbols)
-    size = len(_CENTRES) * (_DEGREE + 1)
-    weights, matrix, offsets, marks = map(
-        torch.from_numpy,
-        (
-            rng.uniform(0.5, 1.5, n_elements),
-            rng.normal(size=(size, _N_FUNCTIONS)) * (2.0 / np.sqrt(size)),
-            rng.uniform(-2.0, 2.0, (n_elements, _N_FUNCTIONS)),
-            rng.normal(size=(n_elements, 4)),
-        ),
-    )
-    return Harmonics(_DEGREE).double(), weights, matrix, offsets, marks
+    rng, n_elements, size = np.random.default_rng(20261121), len(chemical_symbols), len(_CENTRES) * (_DEGREE + 1)
+    weights = torch.from_numpy(rng.uniform(0.5, 1.5, n_elements))
+    matrix = torch.from_numpy(rng.normal(size=(size, _N_FUNCTIONS)) * (2.0 / np.sqrt(size)))
+    offsets = torch.from_numpy(rng.uniform(-2.0, 2.0, (n_elements, _N_FUNCTIONS)))
+    return Harmonics(_DEGREE).double(), weights, matrix, offsets, torch.from_numpy(rng.normal(size=(n_elements, 4)))
 
 
 def _descriptors(structure: Structure, neighbours: Neighbours, vectors: Tensor) -> tuple[Tensor, Tensor]:
