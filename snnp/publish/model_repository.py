@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,8 @@ from snnp.text import one_line
 __all__ = ["card_header", "missing_statements", "prepare_model", "publish_model"]
 
 _FILTERS = "filters.png"
-_PICTURES = {
-    "parity_energy.png": "Energies",
-    "parity_forces.png": "Forces",
-    _FILTERS: "Everything it has learned",
-}
+_PARITY = {"parity_energy.png": "Energies", "parity_forces.png": "Forces"}
+_PICTURES = {**_PARITY, _FILTERS: "Everything it has learned"}
 _UNITS = {"energy": "eV", "length": "angstrom"}
 _TASK = "graph-ml"  # the Hub's task for models of atoms and bonds
 _METRICS = {
@@ -45,16 +41,6 @@ _METRICS = {
     "force_rmse_ev_per_angstrom": ("rmse", "force RMSE (eV/Å)"),
     "stress_mae_gpa": ("mae", "stress MAE (GPa)"),
 }
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A model with what its `config.json` says, and the run that it came from, if any."""
-
-    model: Potential
-    stored: dict[str, Any]
-    folder: Path
-    run: Path | None
 
 
 def publish_model(
@@ -117,39 +103,31 @@ def prepare_model(
     Raises:
         HubError: names everything that is not stated.
     """
-    found = _read(source)
-    model, folder, name = found.model, Path(folder), repository.partition("/")[2]
+    origin, folder, name = model_folder(source), Path(folder), repository.partition("/")[2]
+    run = origin.parent if (origin.parent / "summary.json").is_file() else None
+    model, stored = load_model(origin), json.loads((origin / "config.json").read_text(encoding="utf-8"))
     model.metadata = {**model.metadata, **(about or {})}
-    if missing := missing_statements(model, found.stored):
+    if missing := missing_statements(model, stored):
         raise HubError(f"{source} cannot be published; it does not state: {'; '.join(missing)}.")
-    provenance = _provenance(found)
+    provenance = _provenance(stated(model.metadata), run)
     if files := stated(model.metadata).get("training_data"):
         model.metadata["training_data"] = [_public_name(each) for each in files]
     model.metadata = {**model.metadata, "name": name, "provenance": provenance}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
-    gallery = [f"![{_PICTURES[each]}]({each})" for each in _pictures(found, folder, name)]
+    gallery = [f"![{_PICTURES[each]}]({each})" for each in _pictures(model, run, folder, name)]
     card = card_header(name, model) + "\n" + card_markdown(repository, model)
     card += "\n## Pictures\n\n" + "\n\n".join(gallery) + "\n" if gallery else ""
     write_atomically(folder / "README.md", card.encode())
-    recipe = found.run / "config.yaml" if found.run is not None else found.folder / "recipe.yaml"
+    recipe = origin / "recipe.yaml" if run is None else run / "config.yaml"
     if recipe.is_file():
         _copy(recipe, folder / "recipe.yaml")
     hub.write_manifest(folder, hub.make_manifest(folder, "model"))
     return model
 
 
-def _read(source: str | Path) -> _Source:
-    folder = model_folder(source)
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    run = folder.parent if (folder.parent / "summary.json").is_file() else None
-    return _Source(load_model(folder), stored, folder, run)
-
-
-def _provenance(found: _Source) -> dict[str, Any]:
+def _provenance(about: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
     """Data, split, command and versions, as far as run and metadata know them."""
-    about, run = stated(found.model.metadata), found.run
-    built = about.get("built", {})
     known = dict(about.get("provenance", {}))
     known.setdefault("datasets", about.get("datasets") or [_file(name) for name in about.get("training_data", [])])
     if run is not None:
@@ -158,7 +136,7 @@ def _provenance(found: _Source) -> dict[str, Any]:
         known.setdefault("versions", {"torch": summary["torch"]} if "torch" in summary else {})
         if (run / "split.json").is_file():
             known["split_sha256"] = hashlib.sha256((run / "split.json").read_bytes()).hexdigest()
-    if built:
+    if built := about.get("built"):
         known |= {"command": built["command"], "versions": built["versions"]}
     return known
 
@@ -175,14 +153,15 @@ def _public_name(name: str) -> str:
     return name if "$" in name or not Path(name).is_absolute() else Path(name).name
 
 
-def _pictures(found: _Source, folder: Path, name: str) -> list[str]:
+def _pictures(model: Potential, run: Path | None, folder: Path, name: str) -> list[str]:
     """Parity plots of the run, and the functions of a spline model."""
-    names = [each for each in _PICTURES if found.run is not None and (found.run / each).is_file() and each != _FILTERS]
-    for each in names:
-        assert found.run is not None
-        _copy(found.run / each, folder / each)
-    if isinstance(found.model, SplineNNP):
-        draw_page(found.model, folder / _FILTERS, title=name)
+    names = []
+    for each in _PARITY:
+        if run is not None and (run / each).is_file():
+            _copy(run / each, folder / each)
+            names.append(each)
+    if isinstance(model, SplineNNP):
+        draw_page(model, folder / _FILTERS, title=name)
         names.append(_FILTERS)
     return names
 
