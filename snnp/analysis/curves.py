@@ -145,7 +145,7 @@ def _angle_functions(model: SplineNNP, angle: Tensor) -> Tensor:
 
 
 def _group_names(model: SplineNNP) -> tuple[str, ...]:
-    if model.config.n_groups == 1:
+    if model.config.n_groups("radial") == 1:
         return ("",)
     if model.config.filters == "element":
         return model.elements

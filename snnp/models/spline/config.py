@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -130,27 +131,20 @@ class SplineNNPConfig(FamilyConfig):
             raise ValueError("radial.n_filters and angular.n_filters are both zero: nothing would see the neighbours")
         if self.network is None and not self.skip and self.embedding is None:
             raise ValueError("without network, skip, and embedding no energy comes out: keep at least one")
-        self._check_grids()
+        for kind in get_args(GridName):
+            if (grids := getattr(self.grids, kind)) is not None:
+                self._check_grids(kind, grids)
         return self
 
-    def _check_grids(self) -> None:
+    def _check_grids(self, kind: GridName, grids: tuple[_Grid, ...]) -> None:
         """Grids that are written out must be as many as there are groups, and reach no farther than other cutoffs."""
-        counts = {"pair": self.n_pairs, "radial": self.n_groups, "angular": self.n_groups}
-        counts |= {"angle": self._n_angle_groups, "embedding": self.n_elements}
-        for name, count in counts.items():
-            grids = getattr(self.grids, name)
-            if grids is None:
-                continue
-            if self.elements and len(grids) != count:
-                raise ValueError(f"grids.{name} holds {len(grids)} grids for {count} groups")
-            if name in ("pair", "radial", "angular"):
-                farthest, most = max(upper for _, upper, _ in grids), max(n for _, _, n in grids)
-                if farthest > _FARTHEST[name]:
-                    raise ValueError(
-                        f"grids.{name} reaches {farthest:g} Å, more than the {_FARTHEST[name]:g} Å allowed"
-                    )
-                if self.ends == "smooth" and most > _MOST_SMOOTH:
-                    raise ValueError(f"grids.{name} has {most} intervals; smooth ends allow {_MOST_SMOOTH}")
+        if self.elements and len(grids) != self.n_groups(kind):
+            raise ValueError(f"grids.{kind} holds {len(grids)} grids for {self.n_groups(kind)} groups")
+        farthest, most = max(upper for _, upper, _ in grids), max(n for _, _, n in grids)
+        if farthest > _FARTHEST.get(kind, math.inf):
+            raise ValueError(f"grids.{kind} reaches {farthest:g} Å, more than the {_FARTHEST[kind]:g} Å allowed")
+        if kind in _FARTHEST and self.ends == "smooth" and most > _MOST_SMOOTH:
+            raise ValueError(f"grids.{kind} has {most} intervals; smooth ends allow {_MOST_SMOOTH}")
 
     @property
     def n_elements(self) -> int:
@@ -162,19 +156,13 @@ class SplineNNPConfig(FamilyConfig):
         """D: radial plus three-body features."""
         return self.radial.n_filters + self.angular.n_filters
 
-    @property
-    def n_groups(self) -> int:
-        """Number of groups of radial functions."""
-        return {"shared": 1, "element": self.n_elements, "pair": self.n_elements**2}[self.filters]
-
-    @property
-    def n_pairs(self) -> int:
-        """Number of unordered pairs of elements."""
-        return self.n_elements * (self.n_elements + 1) // 2
-
-    @property
-    def _n_angle_groups(self) -> int:
-        return self.n_pairs if self.angular.elements == "pair" else 1
+    def n_groups(self, kind: GridName) -> int:
+        """Number of groups of one kind of spline."""
+        z = self.n_elements
+        if kind in ("radial", "angular"):
+            return {"shared": 1, "element": z, "pair": z * z}[self.filters]
+        unordered = z * (z + 1) // 2
+        return {"pair": unordered, "angle": unordered if self.angular.elements == "pair" else 1, "embedding": z}[kind]
 
     def tensors(self) -> Iterator[TensorShape]:
         """The tensors that a model of this form stores, one after the other; nothing is allocated."""
@@ -200,19 +188,20 @@ class SplineNNPConfig(FamilyConfig):
         if self.embedding is not None:
             yield splines("readout.embedding", "embedding", 1 if self.embedding.of == "sum" else self.n_features)
 
-    def grid(self, name: GridName) -> list[SplineGrid]:
+    def grid(self, kind: GridName) -> list[SplineGrid]:
         """Grids of all groups of one kind of spline."""
-        explicit = getattr(self.grids, name)
+        explicit = getattr(self.grids, kind)
         if explicit is not None:
             return [SplineGrid(*entry) for entry in explicit]
-        if name == "angle":
-            return [SplineGrid(-1.0, 1.0, self.angular.angle_intervals)] * self._n_angle_groups
-        if name == "embedding":
+        if kind == "angle":
+            one = SplineGrid(-1.0, 1.0, self.angular.angle_intervals)
+        elif kind == "embedding":
             assert self.embedding is not None
-            return [SplineGrid(self.embedding.lower, self.embedding.upper, self.embedding.intervals)] * self.n_elements
-        shape = self.angular if name == "angular" else self.radial
-        count = self.n_pairs if name == "pair" else self.n_groups
-        return [SplineGrid(shape.lower, shape.cutoff, shape.intervals)] * count
+            one = SplineGrid(self.embedding.lower, self.embedding.upper, self.embedding.intervals)
+        else:
+            shape = self.angular if kind == "angular" else self.radial
+            one = SplineGrid(shape.lower, shape.cutoff, shape.intervals)
+        return [one] * self.n_groups(kind)
 
     @property
     def radial_cutoff(self) -> float:

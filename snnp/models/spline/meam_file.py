@@ -334,7 +334,7 @@ def write_meam_spline(model: Potential, path: str | Path) -> Path:
         grid, slopes = splines.grids[group], (float(slope[0]) for slope in splines.end_slopes(group))
         return KnotSpline(grid.lower, grid.upper, tuple(splines.knot_values(group)[0].tolist()), *slopes)
 
-    n_elements, n_pairs = model.config.n_elements, model.config.n_pairs
+    n_elements, n_pairs = model.config.n_elements, model.config.n_groups("pair")
     counts = (n_pairs, n_elements, n_elements, n_elements, n_pairs)
     functions = (tuple(knots(splines, k) for k in range(n)) for splines, n in zip(_splines(model), counts, strict=True))
     contents = MeamSplineFile("UNITS: metal s-MEAM written by snnp", model.elements, *functions)
