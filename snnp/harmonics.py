@@ -7,7 +7,7 @@ are homogeneous polynomials, so two families of constant matrices suffice: the p
 raise the degree, and the gradients `dS_l/dr_a = D_l^a S_{l-1}` that lower it.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: TorchScript, which compiles `Harmonics`, needs them as they are.
 
 from functools import lru_cache
 
@@ -65,16 +65,18 @@ def _matrices(degree: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 class Harmonics(ExactModule):
     """Spherical harmonics up to `degree` on unit vectors.
 
-    Buffers: `degree_of` [(L+1)²] float, the degree of every column; `lowering` [3, (L+1)², L²], the gradient of the
-    solid harmonics in terms of harmonics up to degree L - 1.
+    Buffers: `degree_of` [(L+1)²] float, the degree of every column; `raising` [L, ...] the matrices C_l, filled up;
+    `lowering` [3, (L+1)², L²], the gradient of the solid harmonics in terms of harmonics up to degree L - 1.
     """
 
     def __init__(self, degree: int) -> None:
         super().__init__()
         self.degree = degree
         raising, lowering = _matrices(degree)
-        for n, c in enumerate(raising, start=1):
-            self.register_constant(f"raising_{n}", torch.from_numpy(c))
+        products = np.zeros((degree, max(3 * (2 * degree - 1), 0), 2 * degree + 1))
+        for each, c in zip(products, raising, strict=True):
+            each[: c.shape[0], : c.shape[1]] = c
+        self.register_constant("raising", torch.from_numpy(products))
         size = (degree + 1) ** 2
         full = np.zeros((3, size, max(degree**2, 1)))
         for n, d in enumerate(lowering, start=1):
@@ -83,6 +85,7 @@ class Harmonics(ExactModule):
         degrees = [float(n) for n in range(degree + 1) for _ in range(2 * n + 1)]
         self.register_buffer("degree_of", torch.tensor(degrees, dtype=torch.float64), persistent=False)
 
+    raising: Tensor
     lowering: Tensor
     degree_of: Tensor
 
@@ -92,6 +95,6 @@ class Harmonics(ExactModule):
         columns = [current]
         for n in range(1, self.degree + 1):
             products = current.unsqueeze(-1) * unit.unsqueeze(-2)
-            current = products.flatten(-2) @ self.get_buffer(f"raising_{n}")
+            current = products.flatten(-2) @ self.raising[n - 1, : 3 * (2 * n - 1), : 2 * n + 1]
             columns.append(current)
         return torch.cat(columns, dim=-1)

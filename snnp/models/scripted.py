@@ -11,11 +11,10 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from snnp.harmonics import Harmonics
 from snnp.models.potential import Potential
 from snnp.models.repulsion import Repulsion
 
-__all__ = ["DensePairs", "ScriptedHarmonics", "ScriptedPotential", "make_dense"]
+__all__ = ["DensePairs", "ScriptedPotential", "make_dense"]
 
 _ALL_ATOMS = 2**62
 
@@ -48,24 +47,6 @@ def make_dense(row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor, c
     mask = mask.index_put([row, column], torch.ones_like(vectors[:, 0]))
     distance = torch.linalg.vector_norm(dense, dim=-1)
     return DensePairs(kept, row, column, channels, distance, dense / distance.unsqueeze(-1), mask)
-
-
-class ScriptedHarmonics(nn.Module):
-    """`Harmonics`: [..., (L+1)²] of unit vectors [..., 3]."""
-
-    def __init__(self, harmonics: Harmonics) -> None:
-        super().__init__()
-        matrices = (harmonics.get_buffer(f"raising_{n}") for n in range(1, harmonics.degree + 1))
-        # TorchScript iterates over parameters, not over buffers.
-        self.raising = nn.ParameterList(nn.Parameter(matrix.clone(), requires_grad=False) for matrix in matrices)
-
-    def forward(self, unit: Tensor) -> Tensor:
-        current = torch.ones_like(unit[..., :1])
-        columns = [current]
-        for raising in self.raising:
-            current = (current.unsqueeze(-1) * unit.unsqueeze(-2)).flatten(-2) @ raising
-            columns.append(current)
-        return torch.cat(columns, dim=-1)
 
 
 class ScriptedPotential(nn.Module):

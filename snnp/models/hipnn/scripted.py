@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from snnp.harmonics import Harmonics
 from snnp.models.gradients import activate
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import HIPNN
-from snnp.models.scripted import ScriptedHarmonics, ScriptedPotential, make_dense
+from snnp.models.scripted import ScriptedPotential, make_dense
 
 __all__ = ["ScriptedHIPNN"]
 
@@ -68,7 +69,7 @@ class ScriptedHIPNN(ScriptedPotential):
     def __init__(self, model: HIPNN, forces: bool) -> None:
         super().__init__(model, forces)
         activation = model.config.activation
-        self.harmonics = ScriptedHarmonics(model.angles)
+        self.harmonics = Harmonics(model.config.l_max).to(model.angles.factors)
         self.register_buffer("factors", model.angles.factors.clone())
         self.blocks = nn.ModuleList(_Block(block, activation) for block in model.blocks if isinstance(block, Block))
         self.readouts = nn.ModuleList(copy.deepcopy(readout) for readout in list(model.readouts)[1:])

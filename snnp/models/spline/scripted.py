@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from snnp.models.scripted import DensePairs, ScriptedHarmonics, ScriptedPotential, make_dense
+from snnp.models.scripted import DensePairs, ScriptedPotential, make_dense
 from snnp.models.spline.model import SplineNNP
 from snnp.splines import SplineSet
 
@@ -71,7 +71,7 @@ class _Moments(nn.Module):
         harmonics = model.harmonics
         self.n_lower = harmonics.lowering.shape[2]
         self.register_buffer("lowering", harmonics.lowering.permute(1, 0, 2).flatten(1).clone())
-        self.harmonics = ScriptedHarmonics(harmonics)
+        self.harmonics = copy.deepcopy(harmonics)
 
     def by_channel(self, f: Tensor, pairs: DensePairs) -> Tensor:
         """[n, J, C F]: zero except in the channel of the neighbour."""
