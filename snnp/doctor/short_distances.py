@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from snnp.analysis.compression import Compression, holes_in_words
+from snnp.data import Frames
 from snnp.models.potential import Potential
 from snnp.report import Finding
 from snnp.structure import Structure
@@ -55,15 +55,9 @@ def dimer_curves(model: Potential) -> list[Dimer]:
         za, zb = atomic_numbers[a], atomic_numbers[b]
         contact = float(covalent_radii[za] + covalent_radii[zb])
         r = np.geomspace(max(_CLOSEST * contact, 0.15), model.cutoff, _POINTS)
-        positions = torch.zeros(_POINTS, 2, 3, dtype=torch.float64)
-        positions[:, 1, 0] = torch.from_numpy(r)
-        pairs = Structure(
-            numbers=torch.tensor([za, zb]).repeat(_POINTS),
-            positions=positions.reshape(-1, 3),
-            cell=torch.zeros(_POINTS, 3, 3, dtype=torch.float64),
-            pbc=torch.zeros(_POINTS, 3, dtype=torch.bool),
-            structure_of_atom=torch.arange(_POINTS).repeat_interleave(2),
-        )
+        positions = np.zeros((_POINTS, 2, 3))
+        positions[:, 1, 0] = r
+        pairs = Frames.conformers(np.array([za, zb]), positions).structure()
         energy = model.compute(pairs, forces=False).energy.cpu().numpy() - alone[a] - alone[b]
         result.append(Dimer((a, b), r, energy, *_hole(r, energy, contact)))
     return result
@@ -91,7 +85,7 @@ def _hole(r: np.ndarray, energy: np.ndarray, contact: float) -> tuple[float | No
 
 def check_dimers(dimers: list[Dimer]) -> Iterator[Finding]:
     """Energies that are not finite, and attraction at distances where atoms must repel each other."""
-    broken = [_name(each) for each in dimers if not np.isfinite(each.energy).all()]
+    broken = ["-".join(each.pair) for each in dimers if not np.isfinite(each.energy).all()]
     if broken:
         yield Finding(
             "dimers",
@@ -106,10 +100,10 @@ def check_dimers(dimers: list[Dimer]) -> Iterator[Finding]:
         if not some:
             continue
         said = "; ".join(
-            f"{_name(each)} at {each.hole:.2f} Å behind a barrier of {each.barrier:.2g} eV"
-            for each in sorted(some, key=lambda each: each.barrier)[:6]
+            f"{'-'.join(each.pair)} at {each.hole:.2f} Å behind a barrier of {each.barrier:.2g} eV"
+            for each in sorted(some, key=lambda each: each.barrier)[:_MOST_HOLES]
         )
-        more = f" and {len(some) - 6} more pairs" if len(some) > 6 else ""
+        more = f" and {len(some) - _MOST_HOLES} more pairs" if len(some) > _MOST_HOLES else ""
         yield Finding(
             "dimers",
             "error" if severe else "warning",
@@ -140,7 +134,3 @@ def check_compression(scan: Sequence[Compression]) -> Iterator[Finding]:
                 "Train on compressed structures, if need be labelled by a repulsive potential, and let the short-range "
                 "repulsion (`model.repulsion`) begin where the data end.",
             )
-
-
-def _name(dimer: Dimer) -> str:
-    return "-".join(dimer.pair)
