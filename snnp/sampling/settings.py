@@ -21,11 +21,7 @@ _EQUILIBRATION_FS, _EQUILIBRATION_OF_BOX = 100.0, 0.3
 
 
 class MDSettings(BaseModel):
-    """Settings of a molecular dynamics run; the same for every engine.
-
-    Raises:
-        ConfigError: on an unknown key (with the nearest known one) or a wrong value.
-    """
+    """Settings of a molecular dynamics run; the same for every engine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,6 +88,7 @@ class MDSettings(BaseModel):
     )
 
     def __init__(self, **values: Any) -> None:
+        """Raises `ConfigError` on an unknown key (with the nearest known one) or a wrong value."""
         try:
             super().__init__(**values)
         except ValidationError as error:
