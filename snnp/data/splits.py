@@ -52,7 +52,8 @@ def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0,
         if not isolated:
             pool.setdefault(group or "", []).append(source)
     # A hash orders the frames: unlike a random generator's stream it is fixed for good.
-    pool = {group: sorted(pool[group], key=lambda source: _draw(seed, source)) for group in sorted(pool)}
+    draw = {source: hashlib.sha256(f"{seed}\n{source}".encode()).digest() for source in frames.sources}
+    pool = {group: sorted(pool[group], key=draw.__getitem__) for group in sorted(pool)}
     total = sum(len(sources) for sources in pool.values())
     n_test, n_valid = (_number(name, value, total) for name, value in (("test", test), ("valid", valid)))
     if n_valid + n_test >= len(frames):
@@ -136,10 +137,6 @@ def _unique(frames: Sequence[Frame]) -> Frames:
     if twice is not None:
         raise DataError(f"two frames have the source '{twice}'; read all files in one read_frames call.")
     return frames
-
-
-def _draw(seed: int, source: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{source}".encode()).digest()
 
 
 def _number(name: str, value: float, total: int) -> int:

@@ -46,15 +46,13 @@ def to_atoms(frames: Frames) -> Iterator[Atoms]:
             atoms.set_array(name, value)
         atoms.info.update(info)
         if results:
-            if "stress" in results and np.shape(results["stress"]) == (3, 3):
-                results["stress"] = _voigt(results["stress"])
+            if "stress" in results and np.shape(results["stress"]) == (
+                3,
+                3,
+            ):  # six numbers of the upper triangle in ASE
+                results["stress"] = results["stress"][[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
             atoms.calc = SinglePointCalculator(atoms, **results)
         yield atoms
-
-
-def _voigt(stress: np.ndarray) -> np.ndarray:
-    """Six numbers, as ASE keeps a stress; its reader of extended XYZ takes the upper triangle, too."""
-    return np.array([stress[0, 0], stress[1, 1], stress[2, 2], stress[1, 2], stress[0, 2], stress[0, 1]])
 
 
 def _constraints(mask: np.ndarray) -> list[Any]:
@@ -80,8 +78,7 @@ def from_atoms(
     single = all(len(atoms) == 1 for atoms in images)
     names = choose_names(Path(sources[0].rpartition("#")[0]), shapes, single, keys, labelled=labelled)
     rows = zip(images, tables, sources, strict=True)
-    said = [_said(atoms, *table, names, source) for atoms, table, source in rows]
-    return made_frames(said, names, keys.units, extras=extras)
+    return made_frames([_said(*row, names) for row in rows], names, keys.units, extras=extras)
 
 
 def _tables(atoms: Atoms, name: str, extras: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,7 +100,8 @@ def _tables(atoms: Atoms, name: str, extras: bool) -> tuple[dict[str, Any], dict
     return info, arrays
 
 
-def _said(atoms: Atoms, info: dict[str, Any], arrays: dict[str, Any], names: Names, source: str) -> Said:
+def _said(atoms: Atoms, tables: tuple[dict[str, Any], dict[str, Any]], source: str, names: Names) -> Said:
+    info, arrays = tables
     forces = arrays.pop(str(names["forces"]), None)
     if forces is not None and (np.shape(forces) != (len(atoms), 3) or np.asarray(forces).dtype.kind not in "iuf"):
         raise DataError(

@@ -115,7 +115,9 @@ def comment_names(comment: str, where: str) -> tuple[frozenset[str], str | None]
 def _pairs(comment: str, where: str) -> list[Pair]:
     """The pairs of a line; the usual ones by a regular expression, from the first unusual one on by hand."""
     if "=" not in comment:
-        return _remark(comment, where)
+        if any(word.startswith(_REMARKED_CELL) for word in comment.lower().split()):
+            raise _no_cell(comment, where)
+        return [("comment", comment.strip(), '"')] if comment.strip() else []
     pairs: list[Pair] = []
     end = 0
     while end < len(comment) and (match := _PAIR.match(comment, end)) is not None:
@@ -136,12 +138,6 @@ def _pairs(comment: str, where: str) -> list[Pair]:
             raise DataError(f'{where}: {name[:40]} has no value in the comment line; write {name[:40]}="" or leave it.')
         pairs.append((name, text, quote))
     return pairs
-
-
-def _remark(comment: str, where: str) -> list[Pair]:
-    if any(word.startswith(_REMARKED_CELL) for word in comment.lower().split()):
-        raise _no_cell(comment, where)
-    return [("comment", comment.strip(), '"')] if comment.strip() else []
 
 
 def _no_cell(comment: str, where: str) -> DataError:
@@ -199,17 +195,13 @@ def _value(name: str, text: str | None, quote: str, where: str) -> Any:
         return _boundaries(text, where)
     if text.startswith("_JSON ") or (quote == "[" and "[" in text):
         value = _json(text.removeprefix("_JSON ") if text.startswith("_JSON ") else f"[{text}]", name, where)
-        if name == "Lattice":
-            return _lattice(value, text, where)
-        return value
+        if name != "Lattice":
+            return value
+        if not isinstance(value, np.ndarray) or value.size != 9 or value.dtype.kind not in "if":
+            raise DataError(f"{where}: Lattice must be the nine numbers of a 3x3 matrix, got {text[:60]!r}.")
+        return value.reshape(3, 3).astype(np.float64)
     value = read_value(name, text, where)
     return value.T if name == "Lattice" else value
-
-
-def _lattice(value: Any, text: str, where: str) -> np.ndarray:
-    if not isinstance(value, np.ndarray) or value.size != 9 or value.dtype.kind not in "if":
-        raise DataError(f"{where}: Lattice must be the nine numbers of a 3x3 matrix, got {text[:60]!r}.")
-    return value.reshape(3, 3).astype(np.float64)
 
 
 def _json(text: str, name: str, where: str) -> Any:
@@ -280,7 +272,8 @@ def write_pair(name: str, value: Any) -> str:
     """`name=value` that reads back as the same value: as plain text where that is so, else as ASE's `_JSON`."""
     key = name if _BARE.fullmatch(name) else '"' + re.sub(r'(["\\])', r"\\\1", name) + '"'
     text = _plain(value)
-    if text is None or not _same(read_value(name, text, name) if _readable(name, text) else None, value):
+    readable = text is not None and text.strip() == text != "" and name not in _SPECIAL
+    if text is None or not _same(read_value(name, text, name) if readable else None, value):
         text = "_JSON " + json.dumps(value, default=np.ndarray.tolist)
     if not _BARE.fullmatch(text):
         text = '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
@@ -298,10 +291,6 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "ifb" and len(value) > 1:
         return " ".join(str(_plain(item)) for item in value.tolist())
     return None
-
-
-def _readable(name: str, text: str) -> bool:
-    return text.strip() == text and text != "" and name not in _SPECIAL
 
 
 def _same(one: Any, other: Any) -> bool:

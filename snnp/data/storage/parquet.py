@@ -110,6 +110,7 @@ class ParquetSource:
             check_chunks(self.path, self._content, metadata)
             check_footer(self.path, metadata, {*_TEXTS, *_NUMBERS, *_CONSTANTS})
             leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
+            self._leaves = [leaf.path for leaf in leaves]
             texts = [leaf.path for leaf in leaves if leaf.path.partition(".")[0] in (*_TEXTS, *_CONSTANTS)]
             # They stay in dictionaries: one that a million rows share is unpacked once.
             kept = [leaf.path for leaf in leaves if leaf.path in texts and leaf.physical_type == "BYTE_ARRAY"]
@@ -201,18 +202,13 @@ class ParquetSource:
     def _single_value(self, group: int, name: str) -> str | None:
         """The one text of a column in a row group, from its statistics; None if they do not say, or there are more."""
         try:
-            column = self._file.metadata.row_group(group).column(self._column_index[name])
+            column = self._file.metadata.row_group(group).column(self._leaves.index(name))
             known = column.statistics if column.physical_type == "BYTE_ARRAY" else None
             if known is None or not known.has_min_max or known.min != known.max or known.null_count:
                 return None
             return str(known.min)
         except UnicodeDecodeError:
             return None
-
-    @cached_property
-    def _column_index(self) -> dict[str, int]:
-        group = self._file.metadata.row_group(0)
-        return {group.column(k).path_in_schema: k for k in range(group.num_columns)}
 
     def chunk(self, group: int, texts: bool = True) -> Frames:
         """One row group; the last few stay in memory."""
