@@ -247,6 +247,11 @@ def test_metadata_of_frames(tmp_path: Path, text: str) -> None:
         load_dataset(path).to_ase()
 
 
+@pytest.mark.parametrize("name", ["method", "split", "configuration_id", "configuration_metadata", "labels"])
+def test_texts_that_are_none(tmp_path: Path, name: str) -> None:
+    assert "expected texts" in refused(write(tmp_path / "texts.parquet", plain(1, **{name: [[["a"]]]})))
+
+
 def _array(*values: float, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"ndarray": list(values), "dtype": "float64", "shape": list(shape)}
 

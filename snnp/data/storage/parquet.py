@@ -149,11 +149,16 @@ class ParquetSource:
                     *(self.path, quantity, " or ".join(similar), column),
                 )
         depths = {"positions": 2, "cell": 2, "atomic_forces": 2, "cauchy_stress": 2, "atomic_numbers": 1, "pbc": 1}
+        depths["labels"] = 1
         lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-        for name in set(self._schema.names) & set(_NUMBERS):
+        for name in set(self._schema.names) & {*_NUMBERS, *_TEXTS, *_CONSTANTS}:
             kind, depth = self._schema.field(name).type, depths.get(name, 0)
             while depth and any(is_list(kind) for is_list in lists):
                 kind, depth = kind.value_type, depth - 1
+            if name not in _NUMBERS:
+                if pa.types.is_nested(kind):
+                    raise DataError(f"{self.path}: {name} is {self._schema.field(name).type}, expected texts.")
+                continue
             number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
             if depth or not (number or pa.types.is_null(kind)):
                 wanted = {0: "numbers", 1: "lists of numbers", 2: "lists of lists of numbers"}[depths.get(name, 0)]
