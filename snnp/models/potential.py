@@ -348,8 +348,7 @@ class Potential(ExactModule, ABC):
             else:
                 vectors = pair_vectors(structure, neighbours).to(self.dtype)
                 energies = self.atomic_energies(structure, vectors, neighbours)
-            found = self._complete(structure, neighbours, energies, pairs, stress=stress)
-            return self._prediction(structure, found, forces=forces, stress=stress)
+            return self._complete(structure, neighbours, energies, pairs, forces=forces, stress=stress)
 
     def compute_each(
         self,
@@ -387,16 +386,21 @@ class Potential(ExactModule, ABC):
         energies: Tensor,
         pairs: PairGradients | None,
         *,
+        forces: bool,
         stress: bool,
-    ) -> Evaluated:
+    ) -> Prediction:
         """Add what does not come from the family to its energies [N] and pair gradients, and sum these."""
         if self.repulsion is not None:
             vectors = pair_vectors(structure, neighbours).to(self.dtype)
             extra, theirs = self.repulsion_energies(structure, vectors, neighbours)
             energies, pairs = energies + extra, None if pairs is None else join_gradients([pairs, theirs])
         energies = energies.double() + self.energy_offsets().to(self.device)[self.species(structure)]
-        forces = None if pairs is None else sum_forces(pairs, structure.n_atoms)
-        return Evaluated(energies, forces, sum_virial(pairs, structure) if stress and pairs is not None else None)
+        found = Evaluated(
+            energies,
+            sum_forces(pairs, structure.n_atoms) if pairs is not None and forces else None,
+            sum_virial(pairs, structure) if pairs is not None and stress else None,
+        )
+        return self._prediction(structure, found, forces=forces, stress=stress)
 
     def _prediction(self, structure: Structure, found: Evaluated, *, forces: bool, stress: bool) -> Prediction:
         total = torch.zeros(structure.n_structures, dtype=torch.float64, device=found.energies.device)

@@ -207,8 +207,7 @@ class ANI(Potential):
         for k, (model, mine) in enumerate(zip(alike, energies, strict=True)):
             slope = slopes[k if apart else 0] if slopes else None
             pairs = None if slope is None else PairGradients(neighbours.i, neighbours.j, vectors, slope)
-            complete = model._complete(structure, neighbours, mine, pairs, stress=stress)
-            found.append(model._prediction(structure, complete, forces=forces, stress=stress))
+            found.append(model._complete(structure, neighbours, mine, pairs, forces=forces, stress=stress))
         return found
 
 
