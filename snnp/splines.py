@@ -134,19 +134,14 @@ def fit_knots(
     n = grid.n_intervals
     if values.shape[-1] != n + 1:
         raise InputError(f"{values.shape[-1]} knot values for a grid with {n + 1} knots.")
-    h = grid.spacing
-    # The rows of the system, each with its three numbers; only the two ends leave the diagonals beside the main one.
-    rows = np.full((n + 3, 3), [1.0 / 6.0, 4.0 / 6.0, 1.0 / 6.0])
     right = torch.zeros(*values.shape[:-1], n + 3, dtype=torch.float64)
     right[..., 1 : n + 2] = values
-    for row, slope in ((0, lower_slope), (n + 2, upper_slope)):
-        rows[row] = [1.0, -2.0, 1.0] if slope is None else [-0.5 / h, 0.0, 0.5 / h]
-        right[..., row] = 0.0 if slope is None else torch.as_tensor(slope, dtype=torch.float64)
     bands = np.zeros((5, n + 3))  # of a banded matrix: bands[2 + row - column, column]
-    for k in range(3):
-        first = np.arange(n + 3) - 1 + k
-        first[0], first[-1] = k, n + k
-        bands[2 + np.arange(n + 3) - first, first] = rows[:, k]
+    bands[1, 2:], bands[2, 1:-1], bands[3, :-2] = 1.0 / 6.0, 4.0 / 6.0, 1.0 / 6.0
+    for row, slope in ((0, lower_slope), (n + 2, upper_slope)):
+        columns, half = min(row, n) + np.arange(3), 0.5 / grid.spacing
+        bands[2 + row - columns, columns] = [1.0, -2.0, 1.0] if slope is None else [-half, 0.0, half]
+        right[..., row] = 0.0 if slope is None else torch.as_tensor(slope, dtype=torch.float64)
     flat = right.reshape(-1, n + 3).numpy()
     solved = torch.from_numpy(solve_banded((2, 2), bands, flat.T).T.copy())
     return solved.reshape(right.shape)

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -263,9 +262,17 @@ class Potential(ExactModule, ABC):
 
     def _energies_alone(self) -> Tensor:
         """[Z] of every element. A family may know a shorter way."""
-        structure = Structure.from_ase([Atoms(symbol) for symbol in self.elements]).to(device=self.device)
-        nobody = neighbour_list(structure, self.cutoff)
-        return self.atomic_energies(structure, pair_vectors(structure, nobody).to(self.dtype), nobody)
+        z, device = len(self.elements), self.device
+        structure = Structure(
+            numbers=torch.tensor([atomic_numbers[symbol] for symbol in self.elements], device=device),
+            positions=torch.zeros(z, 3, dtype=torch.float64, device=device),
+            cell=torch.zeros(z, 3, 3, dtype=torch.float64, device=device),
+            pbc=torch.zeros(z, 3, dtype=torch.bool, device=device),
+            structure_of_atom=torch.arange(z, device=device),
+        )
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        nobody = Neighbours(none, none, none.reshape(0, 3), self.cutoff)
+        return self.atomic_energies(structure, torch.zeros(0, 3, dtype=self.dtype, device=device), nobody)
 
     def energy_offsets(self) -> Tensor:
         """[Z] float64 in eV: what stands beside energies of the family and the repulsion, E0 less `isolated_energies`.
