@@ -94,8 +94,8 @@ class StreamedBatches:
         others = random.permutation(len(self.others))
         for frames in self.dataset.chunks(shuffle=seed, buffer=_ROW_GROUPS):
             for rows in grouped(frames.counts, range(len(frames)), max(_PIECE_ATOMS, 20 * batch_atoms)):
-                piece, share = frames[rows[0] : rows[-1] + 1], len(rows) / total
-                piece = piece.take(self.inside(piece)).checked()
+                piece, share = frames[rows[0] : rows[-1] + 1].checked(), len(rows) / total
+                piece = piece.take(self.inside(piece))
                 mine = others[len(others) * done // total : len(others) * (done + len(rows)) // total]
                 learned = Frames.concatenate([piece, self.others.take(mine)])
                 if len(learned):

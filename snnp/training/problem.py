@@ -170,7 +170,7 @@ def _sample(dataset: Dataset, random: np.random.Generator, inside: Inside) -> Fr
     for k, frames in enumerate(dataset.chunks()):
         if k == 0:
             share = _SAMPLE_ATOMS / (float(frames.counts.mean()) * len(dataset))
-        drawn = random.random(len(frames)) < share
+        drawn, frames = random.random(len(frames)) < share, frames.checked()
         frames, drawn = frames.take(good := inside(frames)), drawn[good]
         alone = are_isolated_atoms(frames)
         parts.append(frames.take(drawn | alone))
@@ -181,7 +181,7 @@ def _sample(dataset: Dataset, random: np.random.Generator, inside: Inside) -> Fr
                 lowest[symbol] = float(energy[row]), frames.take([row])
     found = Frames.concatenate([*parts, *(frame for _, frame in lowest.values())])
     _, first = np.unique(np.array(found.sources), return_index=True)
-    return found.take(np.sort(first)).checked()
+    return found.take(np.sort(first))
 
 
 def load_problem(
