@@ -331,14 +331,13 @@ class Frames(Sequence[Frame]):
         Raises:
             DataError: for NaN, or a structure that nothing can be computed of; names the frame.
         """
-        faults: dict[int, str] = {}
+        bad = []
         for row, text in self._faults():
             if broken is None:
                 raise DataError(text)
-            faults[row] = text
-        good = self if broken is None or not faults else self.take(np.delete(np.arange(len(self)), list(faults)))
-        if broken is not None:
-            broken += faults.values()
+            bad.append(row)
+            broken.append(text)
+        good = self.take(np.delete(np.arange(len(self)), bad)) if bad else self
         known = good.has_stress & good.has_volume
         stress = 0.5 * (good.stress + good.stress.transpose(0, 2, 1))
         return replace(good, stress=np.where(known[:, None, None], stress, np.nan), has_stress=known)

@@ -163,7 +163,7 @@ def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: boo
     `names` are as from `choose_names`; `extras`: whether what is no label is kept. Refuses an energy or a stress that
     is none, and what cannot be kept.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("cell", "pbc", "energy", "stress", "groups", "extras")}
+    rows: list[tuple[Any, ...]] = []
     for one in said:
         info = dict(one.info)
         lattice = info.pop("Lattice", None)
@@ -179,9 +179,8 @@ def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: boo
             renamed = {}
         group = info.get(str(names["group"]))
         text = pack(Extras(info, one.arrays, renamed), one.where) if extras else None
-        values = (cell, pbc, energy, stress, None if group is None else str(group), text)
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
+        rows.append((cell, pbc, energy, stress, None if group is None else str(group), text))
+    columns = dict(zip(("cell", "pbc", "energy", "stress", "groups", "extras"), zip(*rows, strict=True), strict=True))
     frames = Frames.join(
         numbers=[one.numbers for one in said],
         positions=[one.positions for one in said],
