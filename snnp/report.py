@@ -116,11 +116,9 @@ class Table:
     n_text: int = 1
 
     @classmethod
-    def of(cls, title: str, records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Table:
-        """A table of names and values, or of one row for each of several records with the same names."""
-        if isinstance(records, Mapping):
-            return cls((), list(records.items()), title, 2)
-        return cls(list(records[0]) if records else (), [list(each.values()) for each in records], title)
+    def of(cls, title: str, values: Mapping[str, Any]) -> Table:
+        """A table of names and values."""
+        return cls((), list(values.items()), title, 2)
 
     def json(self) -> dict[str, Any] | list[dict[str, Any]]:
         """Names and values; with columns one object per row."""

@@ -236,7 +236,7 @@ def test_addresses(url: str) -> None:
 def test_pages_of_the_doctor() -> None:
     tag = "<script>alert(1)</script>"
     finding = Finding(tag, "error", tag, tag, tag, (tag,))
-    tables = [Table.of(tag, {tag: tag}), Table.of("t", [{tag: tag}]), Table.of("l", {tag: [tag]})]
+    tables = [Table.of(tag, {tag: tag}), Table([tag], [[tag]], "t"), Table.of("l", {tag: [tag]})]
     report = Report(tag, "data", (finding,), (tag,), tables)
     page = report.html()
     assert "<script" not in page
