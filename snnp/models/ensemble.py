@@ -18,7 +18,7 @@ from snnp.errors import InputError
 from snnp.models.config import FormConfig
 from snnp.models.potential import Potential, Prediction
 from snnp.neighbours import Neighbours
-from snnp.structure import Structure, StructureLike, as_structure
+from snnp.structure import Structure
 
 __all__ = ["Ensemble", "EnsembleConfig", "MemberConfig"]
 
@@ -40,7 +40,7 @@ class EnsembleConfig(FormConfig):
 
 
 class Ensemble(Potential):
-    """The mean of several potentials; `compute` also returns their spread.
+    """The mean of several potentials; `compute` also returns their spread: `energy_std` [B] and `forces_std` [N, 3].
 
     Arguments:
         potentials: the members, of the same elements and float type; the ensemble keeps them, not copies.
@@ -121,18 +121,9 @@ class Ensemble(Potential):
         each = [member.interaction_energies(structure, vectors, neighbours) for member in self.potentials]
         return torch.stack(each).mean(dim=0)
 
-    def compute(
-        self,
-        structure: StructureLike,
-        neighbours: Neighbours | None = None,
-        *,
-        forces: bool = True,
-        stress: bool = False,
+    def _compute(
+        self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool, stress: bool
     ) -> Prediction:
-        """As `Potential.compute`, with `energy_std` [B] and, where forces are asked for, `forces_std` [N, 3]."""
-        structure = as_structure(structure).to(device=self.device)
-        self.species(structure)
-        neighbours = self.neighbours_of(structure, neighbours)
         each = self.potentials[0].compute_each(
             self.potentials, structure, neighbours, forces=forces, stress=stress, apart=self.force_spread
         )

@@ -342,20 +342,27 @@ class Potential(ExactModule, ABC):
         """
         structure = as_structure(structure).to(device=self.device)
         species = self.species(structure)
-        neighbours = self.neighbours_of(structure, neighbours)
+        if neighbours is None:
+            neighbours = neighbour_list(structure, self.cutoff)
+        elif neighbours.cutoff < self.cutoff - 1e-9:
+            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
+        return self._compute(structure, species, neighbours, forces=forces, stress=stress)
+
+    @torch.no_grad()
+    def _compute(
+        self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool, stress: bool
+    ) -> Prediction:
         evaluator = self.evaluator()
         if evaluator is not None:
             found = evaluator.evaluate(structure, species, neighbours, forces=forces or stress)
             return self._prediction(structure, found, forces=forces, stress=stress)
-        neighbours = neighbours.to(self.device)
-        with torch.no_grad():
-            pairs = None
-            if forces or stress:
-                energies, pairs = self._energies_and_pair_gradients(structure, neighbours)
-            else:
-                vectors = pair_vectors(structure, neighbours).to(self.dtype)
-                energies = self.atomic_energies(structure, vectors, neighbours)
-            return self._complete(structure, neighbours, energies, pairs, forces=forces, stress=stress)
+        neighbours, pairs = neighbours.to(self.device), None
+        if forces or stress:
+            energies, pairs = self._energies_and_pair_gradients(structure, neighbours)
+        else:
+            vectors = pair_vectors(structure, neighbours).to(self.dtype)
+            energies = self.atomic_energies(structure, vectors, neighbours)
+        return self._complete(structure, neighbours, energies, pairs, forces=forces, stress=stress)
 
     def compute_each(
         self,
@@ -373,18 +380,6 @@ class Potential(ExactModule, ABC):
             apart: whether each needs forces and stress of its own; else those of their mean are as good.
         """
         return [each.compute(structure, neighbours, forces=forces, stress=stress) for each in potentials]
-
-    def neighbours_of(self, structure: Structure, neighbours: Neighbours | None) -> Neighbours:
-        """A list for the structure, if none is given.
-
-        Raises:
-            InputError: for a list that is too short.
-        """
-        if neighbours is None:
-            return neighbour_list(structure, self.cutoff)
-        if neighbours.cutoff < self.cutoff - 1e-9:
-            raise InputError(f"the neighbour list reaches {neighbours.cutoff} Å but the model needs {self.cutoff} Å.")
-        return neighbours
 
     def _complete(
         self,
