@@ -328,30 +328,29 @@ def _hint(key: str, tree: dict[str, Any]) -> str:
     return f". Did you mean {' or '.join(map(repr, meant))}?" if meant else "; the page on training lists all keys."
 
 
+def _read(path: str | Path) -> Any:
+    advice = "write one as shown by 'snnp train --help'"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+        _check_tree(tree)
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist; {advice}.") from None
+    except (OSError, OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {path} cannot be read as YAML: {_one_line(error)}.") from None
+    if not text.strip():
+        raise ConfigError(f"config file {path} is empty; {advice}.")
+    return tree
+
+
 def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...] | list[str] = ()) -> TrainConfig:
     """Read a YAML file (or take a mapping), apply `key=value` assignments, and validate.
 
     Raises:
         ConfigError: one line that names the key, what was expected, and near matches of unknown keys.
     """
-    if isinstance(source, dict):
-        tree, where = json.loads(json.dumps(source)), "config"
-    else:
-        where = str(source)
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-            if not text.strip():
-                raise ConfigError(f"config file {where} is empty; write one as shown by 'snnp train --help'.")
-            tree = yaml.safe_load(text)
-            _check_tree(tree)
-        except FileNotFoundError:
-            raise ConfigError(
-                f"config file {where} does not exist; write one as shown by 'snnp train --help'."
-            ) from None
-        except ConfigError:
-            raise
-        except (OSError, OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"config file {where} cannot be read as YAML: {_one_line(error)}.") from None
+    tree = json.loads(json.dumps(source)) if isinstance(source, dict) else _read(source)
+    where = "config" if isinstance(source, dict) else str(source)
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} must hold keys and values (data:, model:, ...), got {type(tree).__name__}.")
     for assignment in assignments:
@@ -360,10 +359,10 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key, got = ".".join(str(part) for part in first["loc"]), first.get("input")
+        said = f"key {key!r}: {first['msg']} (got {got!r})."
         if first["type"] == "model_type":
-            got = first.get("input")
-            raise ConfigError(f"{where}: {key!r} must be a group of keys and values, got {got!r}.") from None
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{where}: unknown key {key!r}{_hint(key, tree)}") from None
-        raise ConfigError(f"{where}: key {key!r}: {first['msg']} (got {first.get('input')!r}).") from None
+            said = f"{key!r} must be a group of keys and values, got {got!r}."
+        elif first["type"] == "extra_forbidden":
+            said = f"unknown key {key!r}{_hint(key, tree)}"
+        raise ConfigError(f"{where}: {said}") from None
