@@ -25,7 +25,7 @@ from snnp.kernels.parameters import SplineParameters
 from snnp.neighbours import find_pairs
 from snnp.structure import Structure
 
-__all__ = ["CompiledResult", "ListKeeper", "NeighbourRows", "PreparedCall", "pack_pairs", "supports"]
+__all__ = ["ListKeeper", "NeighbourRows", "PreparedCall", "pack_pairs", "supports"]
 
 Array = NDArray[np.float64]
 _Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
@@ -178,15 +178,6 @@ def supports(parameters: SplineParameters) -> bool:
     return shallow and (parameters.evaluator == "spline" or parameters.degree <= MAX_DEGREE)
 
 
-@dataclass(frozen=True)
-class CompiledResult:
-    """energies [N] eV (with E0), forces [N, 3] eV/Å or None, virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij)."""
-
-    energies: Array
-    forces: Array | None
-    virial: Array
-
-
 class PreparedCall:
     """An evaluation of one system, prepared once: then only positions change, and small systems cost microseconds.
 
@@ -222,10 +213,13 @@ class PreparedCall:
         system = System(self._n_atoms, n_structures, images.shape[0], None, *given, None, n_threads)
         self._system = bytes(system)
 
-    def __call__(self, positions: Array, *, weights: Array | None = None, forces: bool = True) -> CompiledResult:
-        """Evaluate at positions [N, 3] (contiguous float64, Å).
+    def __call__(
+        self, positions: Array, *, weights: Array | None = None, forces: bool = True
+    ) -> tuple[Array, Array | None, Array]:
+        """Energies [N] eV (with E0), forces [N, 3] eV/Å or None, virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij).
 
         Arguments:
+            positions: [N, 3] contiguous float64, Å.
             weights: [N] or None: forces and virial become those of `sum_i weights_i E_i`.
 
         Raises:
@@ -240,4 +234,4 @@ class PreparedCall:
         system.positions, system.weights, system.energies, system.forces, system.virial = places
         if self._evaluate(*self._block, ctypes.byref(system), ctypes.byref(report)):
             raise InputError(status_message(report))
-        return CompiledResult(energies, out, virial)
+        return energies, out, virial

@@ -61,10 +61,10 @@ def _evaluate(inputs: tuple[Tensor, ...], weights: Tensor | None) -> tuple[Tenso
         raise InputError(f"species must lie in [0, {n_elements}).")
     rows = NeighbourRows(first, neighbour, image, np.zeros((n_images, 3)), np.zeros(n_images, np.int64))
     call = PreparedCall(packed, species, rows, images, torch.get_num_threads())
-    result = call(positions, weights=None if weights is None else weights.detach().double().contiguous().numpy())
-    energies, forces, virial = torch.from_numpy(result.energies), result.forces, torch.from_numpy(result.virial[0])
+    factors = None if weights is None else weights.detach().double().contiguous().numpy()
+    energies, forces, virial = call(positions, weights=factors)
     assert forces is not None
-    return energies, torch.from_numpy(forces), virial
+    return torch.from_numpy(energies), torch.from_numpy(forces), torch.from_numpy(virial[0])
 
 
 @torch.library.custom_op("snnp::spline_nnp", mutates_args=(), device_types="cpu")

@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import sysconfig
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ from snnp.kernels.gpu.lists import Rows
 from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
-__all__ = ["Atoms", "GpuKernel", "GpuResult", "Work", "available", "supports"]
+__all__ = ["Atoms", "GpuKernel", "Work", "available", "supports"]
 
 Array = NDArray[np.float64]
 
@@ -268,15 +267,6 @@ def _network(readout: ReadoutParameters, form: Form, to: _Device) -> NetworkArra
     return NetworkArrays(*(to.real(array) for array in arrays))
 
 
-@dataclass(frozen=True)
-class GpuResult:
-    """energies [N] eV with E0 and virial [B, 3, 3] eV (sum of r_ij (x) dE/dr_ij), float64; forces [N, 3] eV/Å."""
-
-    energies: Tensor
-    forces: Tensor
-    virial: Tensor
-
-
 class GpuKernel:
     """A model on a device, ready to be evaluated.
 
@@ -341,8 +331,10 @@ class GpuKernel:
             kernels.gradients_kernel[(n,)](atoms, rows, self.tables, work, form, num_warps=1, **_OPTIONS)
             kernels.forces_kernel[(n,)](rows, work, form, num_warps=1, **_OPTIONS)
 
-    def evaluate(self, atoms: Atoms, rows: Rows, structure: Tensor, n_structures: int = 1) -> GpuResult:
-        """One evaluation of a batch of B structures.
+    def evaluate(
+        self, atoms: Atoms, rows: Rows, structure: Tensor, n_structures: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies [N] eV with E0 (float64), forces [N, 3] eV/Å, virial [B, 3, 3] eV (float64) of B structures.
 
         Arguments:
             structure: [N] int64, structure of each atom.
@@ -356,7 +348,7 @@ class GpuKernel:
         energies = work.energies.double() + self.reference[atoms.species.long()]
         virial = torch.zeros(n_structures, 6, dtype=torch.float64, device=self.device)
         virial.index_add_(0, structure, work.virial.double())
-        return GpuResult(energies, work.forces, full_virial(virial))
+        return energies, work.forces, full_virial(virial)
 
 
 def full_virial(six: Tensor) -> Tensor:

@@ -102,9 +102,9 @@ class _CpuStepper:
         if prepared is None or not all(map(is_, system, prepared[0])):
             assert isinstance(evaluator, CpuEvaluator)
             self._prepared = prepared = system, PreparedCall(evaluator.kernel, *system[1:])
-        found = prepared[1](positions)
-        assert found.forces is not None
-        return found.energies, found.forces, found.virial[0]
+        energies, forces, virial = prepared[1](positions)
+        assert forces is not None
+        return energies, forces, virial[0]
 
 
 class CpuEvaluator:
@@ -128,9 +128,9 @@ class CpuEvaluator:
         elements, owner = species.to(torch.int32).contiguous().numpy(), _owner(structure)
         threads = torch.get_num_threads()
         call = PreparedCall(self.kernel, elements, rows, images, threads, owner, structure.n_structures)
-        found = call(positions, forces=forces)
-        per_atom = None if found.forces is None else torch.from_numpy(found.forces)
-        return Evaluated(torch.from_numpy(found.energies), per_atom, torch.from_numpy(found.virial))
+        energies, per_atom, virial = call(positions, forces=forces)
+        as_tensor = torch.from_numpy
+        return Evaluated(as_tensor(energies), None if per_atom is None else as_tensor(per_atom), as_tensor(virial))
 
 
 def _owner(structure: Structure) -> NDArray[np.int32] | None:
@@ -163,8 +163,7 @@ class GpuEvaluator:
         positions = structure.positions.detach().to(torch.float64).contiguous()
         images = image_vectors(reach, structure.cell)
         atoms = Atoms(positions, species.to(torch.int32).contiguous(), images)
-        found = self.kernel.evaluate(atoms, rows, structure.structure_of_atom, structure.n_structures)
-        return Evaluated(found.energies, found.forces, found.virial)
+        return Evaluated(*self.kernel.evaluate(atoms, rows, structure.structure_of_atom, structure.n_structures))
 
 
 def _rows(structure: Structure, neighbours: Neighbours) -> tuple[Rows, tuple[int, int, int]]:
