@@ -14,7 +14,7 @@ from torch import Tensor
 from snnp.errors import InputError
 from snnp.structure import Structure
 
-__all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors"]
+__all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors", "shortest_distances"]
 
 _FARTHEST = 1e9  # Å
 _MOST_NEIGHBOURS = 25_000  # of an atom: those within 30 Å in diamond are 20,000; far more do not fit into memory
@@ -155,6 +155,14 @@ def pair_vectors(structure: Structure, neighbours: Neighbours) -> Tensor:
             return vectors + shift @ cell[0]
         vectors = vectors + torch.einsum("pa,pab->pb", shift, cell[owner])
     return vectors
+
+
+def shortest_distances(structure: Structure, reach: float) -> Tensor:
+    """[B] Å, between any two atoms of each structure (images included) closer than `reach`; infinite if none are."""
+    pairs = neighbour_list(structure, reach)
+    distances = pair_vectors(structure, pairs).norm(dim=1)
+    found = torch.full((structure.n_structures,), torch.inf, dtype=distances.dtype)
+    return found.scatter_reduce(0, structure.structure_of_atom[pairs.i], distances, "amin")
 
 
 class VerletList:

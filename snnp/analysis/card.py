@@ -18,7 +18,7 @@ from ase.formula import Formula
 
 from snnp.analysis.compression import equilibrium_volumes, holes_in_words
 from snnp.analysis.properties import GROUND_STATES, stated_properties
-from snnp.analysis.stability import MELTING_POINTS_SOURCE, shortest_distance
+from snnp.analysis.stability import MELTING_POINTS_SOURCE
 from snnp.data.frames import Frame, Frames
 from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
@@ -86,7 +86,7 @@ def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
         "n_atoms": len(frames.numbers),
         "n_energies": len(energies),
         "groups": dict(sorted(Counter(group for group in frames.groups if group).items())),
-        "shortest_distance_angstrom": min(shortest_distance(frame.structure, model.cutoff) for frame in frames),
+        "shortest_distance_angstrom": float(frames.shortest_distances(model.cutoff).min()),
         "energy_span_ev_per_atom": float(np.ptp(energies)) if len(energies) else None,
         "largest_force_ev_per_angstrom": float(forces.max()) if len(forces) else None,
         "periodic": "all" if periodic.all() else "some" if periodic.any() else "none",
@@ -100,7 +100,7 @@ def _volumes(frames: Frames, model: Potential) -> dict[str, Any]:
     """Volumes of crystals, in Å³/atom, and the smallest relative to the model's own crystals."""
     if not len(frames):
         return {"volume_a3_per_atom": None, "smallest_v_over_v0": None}
-    volumes, known, counts = np.abs(np.linalg.det(frames.cell)), equilibrium_volumes(model), frames.composition()
+    volumes, known, counts = frames.volume, equilibrium_volumes(model), frames.composition()
     rest = np.array([known.get(symbol, 0.0) for symbol in frames.elements])
     complete = ~counts[:, rest == 0.0].any(axis=1)
     ratios, each = volumes[complete] / (counts[complete] @ rest), volumes / frames.counts

@@ -24,7 +24,7 @@ from ase.md.velocitydistribution import Stationary
 from snnp.analysis.properties import GROUND_STATES
 from snnp.errors import InputError
 from snnp.models.potential import Potential
-from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.neighbours import shortest_distances
 from snnp.sampling.run import MDProgress, MDResult, Report
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, columns
@@ -32,7 +32,7 @@ from snnp.structure import Structure
 
 __all__ = [
     *("MELTING_POINTS_SOURCE", "MDEngine", "StabilityRun", "crystal", "melting_point"),
-    *("shortest_distance", "stability_test", "time_step_for", "watch_run"),
+    *("stability_test", "time_step_for", "watch_run"),
 ]
 
 MDEngine = Callable[[Potential, Atoms, MDSettings, Report | None], MDResult]
@@ -128,12 +128,6 @@ def time_step_for(atoms: Atoms) -> float:
     return 0.5 if lightest < 2.5 else 1.0 if lightest < 20.0 else 2.0
 
 
-def shortest_distance(structure: Structure, reach: float) -> float:
-    """Å, between any two atoms (images included) closer than `reach`; infinite if there are none."""
-    vectors = pair_vectors(structure, neighbour_list(structure, reach))
-    return float(vectors.norm(dim=1).min()) if len(vectors) else float("inf")
-
-
 def stability_test(
     model: Potential,
     atoms: Atoms,
@@ -221,7 +215,7 @@ def watch_run(
                 raise
             failure = str(error)
         frames = list(ase.io.iread(path))
-    distances = [shortest_distance(Structure.from_ase(frame), model.cutoff) for frame in (atoms, *frames)]
+    distances = shortest_distances(Structure.from_ase([atoms, *frames]), model.cutoff).tolist()
     if min(distances) < _FUSED * distances[0]:
         failure = failure or f"two atoms came as close as {min(distances):.2f} Å (at the start {distances[0]:.2f} Å)"
     failure = failure or _broken_bond(frames, atoms)

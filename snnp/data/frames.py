@@ -18,6 +18,7 @@ import torch
 from ase.data import chemical_symbols
 
 from snnp.errors import DataError, InputError
+from snnp.neighbours import shortest_distances
 from snnp.structure import Structure
 
 __all__ = ["Frame", "Frames", "elements_of"]
@@ -297,6 +298,11 @@ class Frames(Sequence[Frame]):
         return periodic
 
     @property
+    def volume(self) -> np.ndarray:
+        """[B] Å³, of the cell; NaN where `has_volume` is False."""
+        return np.where(self.has_volume, np.abs(np.linalg.det(self.cell)), np.nan)
+
+    @property
     def elements(self) -> tuple[str, ...]:
         """Chemical symbols that occur, sorted by atomic number."""
         return tuple(chemical_symbols[z] for z in np.unique(self.numbers).tolist())
@@ -311,6 +317,19 @@ class Frames(Sequence[Frame]):
         """[B, ...] of values [N, ...] of the atoms: their sum, or what `join` makes of them."""
         joined: np.ndarray = join.reduceat(values, self.starts[:-1])
         return joined
+
+    def pieces(self, most: int) -> Iterator[slice]:
+        """Runs of successive frames, as many together as hold at most so many atoms (at least one)."""
+        first = 0
+        while first < len(self):
+            last = int(np.searchsorted(self.starts, self.starts[first] + most, side="right")) - 1
+            yield slice(first, last := max(last, first + 1))
+            first = last
+
+    def shortest_distances(self, reach: float) -> np.ndarray:
+        """[B] Å, between any two atoms of each frame closer than `reach`; infinite if none are."""
+        parts = [shortest_distances(self[rows].structure(), reach).numpy() for rows in self.pieces(10_000)]
+        return np.concatenate([np.zeros(0), *parts])
 
     def structure(self, dtype: torch.dtype = torch.float64) -> Structure:
         """All frames as one batch."""

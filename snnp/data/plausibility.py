@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from snnp.data.frames import Frame, Frames
-from snnp.data.reference import are_isolated_atoms, fit_reference_energies
-from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.data.reference import are_isolated_atoms, energies_beyond_composition
 from snnp.report import Finding
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV
 
@@ -46,7 +44,7 @@ def check_frames(frames: Sequence[Frame]) -> list[Finding]:
 
     The checks are "energy_outlier", "large_force", "typical_force", "short_distance", "long_distance", "large_stress".
 
-    Checked are energies per atom (after the least-squares part of the composition is taken out), force magnitudes, the
+    Checked are energies per atom (after what the composition explains is taken out), force magnitudes, the
     shortest distance of each frame and stresses. NaN never gets this far: `read_frames` refuses it.
     """
     frames = Frames.of(frames)
@@ -65,10 +63,7 @@ def _check_energies(frames: Frames) -> Iterator[Finding]:
     frames = frames.take(frames.has_energy & ~are_isolated_atoms(frames))
     if len(frames) < 3:
         return
-    # Two rounds: outliers of the first round would tilt the composition fit of the others.
-    size = np.abs(_energy_residuals(frames, frames))
-    kept = frames.take(size < _ENERGY_SPREAD) if size.min() < _ENERGY_SPREAD else frames
-    residual = _energy_residuals(frames, kept)
+    residual = energies_beyond_composition(frames, frames.has_energy)
     bad = np.abs(residual) > _ENERGY_SPREAD
     if bad.any():
         message = (
@@ -77,14 +72,6 @@ def _check_energies(frames: Frames) -> Iterator[Finding]:
             "a failed calculation, or matter far from equilibrium"
         )
         yield _finding("energy_outlier", message, _worst_first(frames, np.abs(residual), bad))
-
-
-def _energy_residuals(frames: Frames, fitted: Frames) -> np.ndarray:
-    """[n] energy per atom minus composition part minus median, eV."""
-    fit = fit_reference_energies(fitted, isolated=[]).energies
-    zero = np.array([fit.get(symbol, 0.0) for symbol in frames.elements])
-    values: np.ndarray = (frames.energy - frames.composition() @ zero) / frames.counts
-    return values - np.median(values)
 
 
 def _check_forces(frames: Frames) -> Iterator[Finding]:
@@ -129,15 +116,10 @@ def _shortest_distances(frames: Frames) -> np.ndarray:
     """[B] shortest distance in each frame, Å; infinite where it is far beyond that of any matter."""
     # Of all arrangements close packing keeps atoms the farthest apart: 1.12 of the edge of a cube that holds one.
     # Within that a crystal has a pair in any case; lengths in nm would have all too many within a fixed distance.
-    edge = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.counts)
-    reach = np.where(frames.has_volume, np.minimum(_FARTHEST, 1.2 * edge), _FARTHEST)
+    reach = np.fmin(_FARTHEST, 1.2 * np.cbrt(frames.volume / frames.counts))
     order, shortest = np.argsort(reach), np.empty(len(frames))
     for rows in np.split(order, range(_BATCH, len(order), _BATCH)):
-        structure = frames.take(rows).structure()
-        pairs = neighbour_list(structure, float(reach[rows].max()))
-        distances = pair_vectors(structure, pairs).norm(dim=1)
-        found = torch.full((len(rows),), torch.inf, dtype=distances.dtype)
-        shortest[rows] = found.scatter_reduce(0, structure.structure_of_atom[pairs.i], distances, "amin").numpy()
+        shortest[rows] = frames.take(rows).shortest_distances(float(reach[rows].max()))
     return shortest
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "FROM_LEAST_SQUARES",
     "ReferenceEnergies",
     "are_isolated_atoms",
+    "energies_beyond_composition",
     "fit_reference_energies",
     "is_isolated_atom",
 ]
@@ -81,6 +82,27 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame] | 
         energies=energies,
         provenance={symbol: FROM_ISOLATED_ATOMS if symbol in fixed else FROM_LEAST_SQUARES for symbol in energies},
     )
+
+
+def energies_beyond_composition(frames: Frames, chosen: np.ndarray) -> np.ndarray:
+    """[B] eV/atom: energies beyond what the composition explains, by least absolute deviations and with median zero.
+
+    Arguments:
+        chosen: [B] bool, frames with an energy that count; others get NaN.
+    """
+    target, fractions = np.where(chosen, frames.energy, 0.0) / frames.counts, frames.composition()
+    fractions, weight = fractions / frames.counts[:, None], chosen.astype(float)
+    result, residual = np.full(len(frames), np.nan), target
+    if not chosen.any():
+        return result
+    for _ in range(30):
+        root = np.sqrt(weight)
+        e0, *_ = np.linalg.lstsq(fractions * root[:, None], target * root, rcond=1e-8)
+        residual = target - fractions @ e0
+        size = np.abs(residual)
+        weight = chosen / (size + 1e-3 + 0.1 * np.median(size[chosen]))
+    result[chosen] = residual[chosen] - np.median(residual[chosen])
+    return result
 
 
 def _energies_of_atoms(atoms: Frames) -> dict[str, float]:

@@ -21,11 +21,12 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor
 
-from snnp.doctor.survey import CUTOFF, Survey, batches, pair_kinds, species_of
+from snnp.data.reference import energies_beyond_composition
+from snnp.doctor.survey import BATCH_ATOMS, CUTOFF, Survey, pair_kinds, species_of
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 
-__all__ = ["Consensus", "consensus_of", "robust_composition", "spread"]
+__all__ = ["Consensus", "consensus_of", "spread"]
 
 _CENTRES = np.geomspace(0.75, 5.2, 15)  # Å, of the bumps
 _WIDTH = 0.13  # of the bumps, in log r: a little less than their distance
@@ -203,34 +204,16 @@ def spread(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if len(values) else float("nan")
 
 
-def robust_composition(survey: Survey) -> np.ndarray:
-    """[n] eV/atom: energies beyond what the composition explains, by least absolute deviations.
-
-    NaN without an energy, and where no two atoms are within 5 Å: these lie far above bound matter by nature.
-    """
-    known = np.isfinite(survey.energy) & np.isfinite(survey.closest).any(axis=1)
-    target = np.where(known, survey.energy, 0.0) / survey.n_atoms
-    result = np.full(len(target), np.nan)
-    if not known.any():
-        return result
-    weight, residual = known.astype(float), target
-    for _ in range(30):
-        root = np.sqrt(weight)
-        e0, *_ = np.linalg.lstsq(survey.fractions * root[:, None], target * root, rcond=1e-8)
-        residual = target - survey.fractions @ e0
-        size = np.abs(residual)
-        weight = known / (size + 1e-3 + 0.1 * np.median(size[known]))
-    result[known] = (residual - np.median(residual[known]))[known]
-    return result
-
-
 def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     """Fit the model and compare every frame with it.
 
     Arguments:
         factors: forces times each of these are tried against the energies.
     """
-    beyond, moving = robust_composition(survey), _moving(survey)
+    # Atoms without neighbours lie far above bound matter by nature.
+    bound = np.isfinite(survey.closest).any(axis=1)
+    beyond = energies_beyond_composition(survey.frames, np.isfinite(survey.frames.energy) & bound)
+    moving = _moving(survey)
     chosen = _choose(survey, moving)
     blocks, width = _equations(survey, chosen, beyond, moving)
     nothing = torch.zeros(width, dtype=torch.float64)
@@ -239,13 +222,13 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     of_forces = _robust_solution(blocks[-1:]) if moving.any() else nothing
     n, n_z = len(survey.frames), len(survey.elements)
     energy, forces, strain = np.zeros(n), np.zeros_like(survey.frames.forces), np.zeros((n, 9))
-    for place, structure in batches(survey.frames):
-        energies, gradients, strains = _linear_terms(structure, survey.elements)
+    for place in survey.frames.pieces(BATCH_ATOMS):
+        energies, gradients, strains = _linear_terms(survey.frames[place].structure(), survey.elements)
         atoms = slice(*survey.frames.starts[[place.start, place.stop]])
         energy[place] = (energies @ solution[n_z:]).numpy()
         forces[atoms] = (gradients @ of_forces[n_z:]).numpy()
         strain[place] = (strains @ solution[n_z:]).numpy()
-    residual = beyond - energy / survey.n_atoms - survey.fractions @ solution[:n_z].numpy()
+    residual = beyond - energy / survey.frames.counts - survey.fractions @ solution[:n_z].numpy()
     residual -= np.nanmedian(residual) if np.isfinite(residual).any() else 0.0
     fitted = np.isin(np.arange(n), chosen) & moving
     # Nothing is known of distances shorter than those of the frames that were fitted.
@@ -253,8 +236,7 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     covered = np.all(survey.closest >= shortest - 1e-3, axis=1)
     correlation, ratio = _agreement(survey.frames.forces, forces, survey.frames.per_frame)
     correlation, ratio = np.where(covered, correlation, np.nan), np.where(covered, ratio, np.nan)
-    volume = np.where(survey.frames.has_volume, np.abs(np.linalg.det(survey.frames.cell)), np.nan)
-    of_stress = _agreement(survey.frames.stress.reshape(n, 9), strain / volume[:, None], np.asarray)
+    of_stress = _agreement(survey.frames.stress.reshape(n, 9), strain / survey.frames.volume[:, None], np.asarray)
     varied = _varied(survey)
     usual = float(np.quantile(survey.force_rms[moving], _LARGE)) if moving.any() else 0.0
     comparable = np.isfinite(correlation) & moving & (survey.force_rms > 0.3 * usual) & varied
@@ -274,7 +256,7 @@ def _varied(survey: Survey) -> np.ndarray:
     """[n] whether at least three atoms have forces of different size."""
     result = np.zeros(len(survey.frames), dtype=bool)
     norms, starts = np.linalg.norm(survey.frames.forces, axis=1), survey.frames.starts
-    for k in np.flatnonzero(survey.has_forces & (survey.n_atoms > 2)):
+    for k in np.flatnonzero(survey.frames.has_forces & (survey.frames.counts > 2)):
         sizes = np.sort(norms[starts[k] : starts[k + 1]])
         result[k] = int((np.diff(sizes) > 1e-2 * sizes[-1]).sum()) >= 2
     return result
@@ -285,7 +267,7 @@ def _choose(survey: Survey, moving: np.ndarray) -> np.ndarray:
     order = np.random.default_rng(0).permutation(len(moving))
 
     def some(pool: np.ndarray) -> np.ndarray:
-        enough = np.searchsorted(np.cumsum(survey.n_atoms[pool]), _FIT_ATOMS) + 1
+        enough = np.searchsorted(np.cumsum(survey.frames.counts[pool]), _FIT_ATOMS) + 1
         return pool[: min(int(enough), _FIT_FRAMES)]
 
     chosen = [some(order[moving[order]]), some(order)]
@@ -299,7 +281,7 @@ def _equations(survey: Survey, chosen: np.ndarray, beyond: np.ndarray, moving: n
     """Equations for energies per atom and for forces, whichever there are, and the number of unknowns."""
     frames = survey.frames.take(chosen)
     energy_terms, force_terms, _ = _linear_terms(frames.structure(), survey.elements)
-    n_atoms, beyond, moving = torch.from_numpy(survey.n_atoms[chosen]), beyond[chosen], moving[chosen]
+    n_atoms, beyond, moving = torch.from_numpy(survey.frames.counts[chosen]), beyond[chosen], moving[chosen]
     n, n_z = len(chosen), len(survey.elements)
     width, known = n_z + energy_terms.shape[1], np.isfinite(beyond)
     blocks: list[_Block] = []

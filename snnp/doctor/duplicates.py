@@ -150,8 +150,8 @@ def check_duplicates(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
             "Keep one of each.",
             survey.names(np.array(sorted(surplus))),
         )
-    energy = survey.energy / survey.n_atoms
-    told = np.isfinite(energy) & (survey.n_atoms > 1)
+    energy = survey.frames.energy / survey.frames.counts
+    told = np.isfinite(energy) & (survey.frames.counts > 1)
     known = [np.array([k for k in each if told[k]], dtype=int) for each in clusters.members]
     conflicting = [each for each in known if len(each) and np.ptp(energy[each]) > _CONFLICT]
     if conflicting:
@@ -174,7 +174,7 @@ def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
     leaks: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for each in clusters.members:
         names = tuple(name for name in splits if name in survey.split[each])
-        if len(names) > 1 and survey.n_atoms[each[0]] > 1:  # atoms alone fix E0 in every split
+        if len(names) > 1 and survey.frames.counts[each[0]] > 1:  # atoms alone fix E0 in every split
             leaks[names] += [k for k in each if survey.split[k] in names[1:]]
     for names, frames in leaks.items():
         yield Finding(
@@ -201,7 +201,7 @@ def check_leakage(survey: Survey, clusters: Clusters) -> Iterator[Finding]:
 
 def _near_duplicates(survey: Survey, sensitivity: float) -> list[int]:
     """Frames of later splits within 0.02 Å of one of the first split, closest fingerprints first."""
-    first, others = np.flatnonzero(survey.is_first), np.flatnonzero(survey.is_later & (survey.n_atoms > 1))
+    first, others = np.flatnonzero(survey.is_first), np.flatnonzero(survey.is_later & (survey.frames.counts > 1))
     if not len(others):
         return []
     far, partner = (each[:, 0] for each in nearest(survey.fingerprint[others], survey.fingerprint[first], 1))

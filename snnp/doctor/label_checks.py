@@ -91,7 +91,7 @@ def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
 
 def check_completeness(survey: Survey) -> Iterator[Finding]:
     """Which labels are missing, and which are only placeholders."""
-    for what, present in (("energies", np.isfinite(survey.energy)), ("forces", survey.has_forces)):
+    for what, present in (("energies", np.isfinite(survey.frames.energy)), ("forces", survey.frames.has_forces)):
         if not present.all():
             missing, none = int((~present).sum()), not present.any()
             yield Finding(
@@ -102,7 +102,12 @@ def check_completeness(survey: Survey) -> Iterator[Finding]:
                 "If they exist upstream, check the name of the key; otherwise state it on the data set's card.",
                 () if none else survey.names(~present),
             )
-    zero = survey.has_forces & (survey.force_max < 1e-12) & (survey.asymmetry > _ASYMMETRIC) & (survey.n_atoms > 1)
+    zero = (
+        survey.frames.has_forces
+        & (survey.force_max < 1e-12)
+        & (survey.asymmetry > _ASYMMETRIC)
+        & (survey.frames.counts > 1)
+    )
     if zero.any():
         yield Finding(
             "completeness",
@@ -185,7 +190,7 @@ def _force_units(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Whether forces are the derivatives of the energies: for any other sign or unit one model cannot have both."""
     misfit = consensus.relative_misfit
-    if not misfit or np.isfinite(survey.energy).sum() < 20:
+    if not misfit or np.isfinite(survey.frames.energy).sum() < 20:
         return
     heaps = _find_heaps(consensus.composition_residual, survey.fingerprint)
     if heaps is not None and heaps.distance > _IMPOSSIBLE:
@@ -205,7 +210,7 @@ def check_relation(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Energies in another unit, given per atom, or far from what the structure leads one to expect."""
-    residual, n_atoms, n_known = consensus.residual, survey.n_atoms, np.isfinite(consensus.residual).sum()
+    residual, n_atoms, n_known = consensus.residual, survey.frames.counts, np.isfinite(consensus.residual).sum()
     if n_known < 10:
         return
     size, sigma = np.abs(np.nan_to_num(residual)), max(spread(residual), 1e-4)
@@ -218,7 +223,7 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         ("of the opposite sign", "multiply them by -1", -1.0),
     ]
     for said, cure, factor in hypotheses:
-        mended = residual + survey.energy * (factor - 1.0) / n_atoms
+        mended = residual + survey.frames.energy * (factor - 1.0) / n_atoms
         hit = far & ~explained & (np.abs(mended) < max(6.0 * sigma, _MENDED))
         # Among many outliers of another kind one may fit by chance, unless it is farther off than matter can be.
         certain = hit.any() and (size[hit].min() > _IMPOSSIBLE or hit.sum() >= 0.2 * far.sum())
@@ -248,7 +253,7 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 def check_force_sums(survey: Survey) -> Iterator[Finding]:
     """Forces of a frame must sum to zero, and those of a molecule must not turn it."""
-    moving = survey.has_forces & (survey.n_atoms > 1)
+    moving = survey.frames.has_forces & (survey.frames.counts > 1)
     if not moving.any():
         return
     usual = float(np.median(survey.force_rms[moving]))

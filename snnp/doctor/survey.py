@@ -13,7 +13,7 @@ vectors.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,16 +29,17 @@ from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
 
 __all__ = [
-    *("CUTOFF", "UNASSIGNED", "Survey", "batches", "describe", "distances", "nearest", "pair_kinds", "species_of"),
+    *("BATCH_ATOMS", "CUTOFF", "UNASSIGNED", "Survey", "describe", "distances", "nearest", "pair_kinds", "species_of"),
     "survey",
 ]
 
 CUTOFF = 5.0
 """Å, within which two atoms are a pair."""
+BATCH_ATOMS = 2000
+"""Atoms that are looked at together."""
 UNASSIGNED = "other"
 """Name of the split for files that belong to none, beside files that do: nothing leaks from or into it."""
 
-_BATCH_ATOMS = 2000
 _MAP_ATOMS = 6000
 _LEAST_VOLUME = 0.3  # Å³; hydrogen in the centre of Jupiter has 1
 
@@ -80,24 +81,9 @@ class Survey:
     atoms: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     @property
-    def n_atoms(self) -> np.ndarray:
-        """[n] atoms per frame."""
-        return self.frames.counts
-
-    @property
-    def energy(self) -> np.ndarray:
-        """[n] eV, NaN where missing."""
-        return self.frames.energy
-
-    @property
-    def has_forces(self) -> np.ndarray:
-        """[n] whether a frame has forces."""
-        return self.frames.has_forces
-
-    @property
     def fractions(self) -> np.ndarray:
         """[n, Z] of the atoms that are of an element."""
-        return self.counts / self.n_atoms[:, None]
+        return self.counts / self.frames.counts[:, None]
 
     @property
     def splits(self) -> list[str]:
@@ -126,13 +112,6 @@ class Survey:
         return "-".join(chemical_symbols[z] for z in self.pairs[q])
 
 
-def batches(frames: Frames) -> Iterator[tuple[slice, Structure]]:
-    """Runs of frames with about 2,000 atoms each, with their place."""
-    edges = np.flatnonzero(np.diff(frames.starts[:-1] // _BATCH_ATOMS)) + 1
-    for first, last in itertools.pairwise([0, *edges.tolist(), len(frames)]):
-        yield slice(first, last), frames[first:last].structure()
-
-
 def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
     """Look at every frame once.
 
@@ -143,7 +122,7 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
     frames = Frames.concatenate(list(parts.values()))
     if not len(frames):
         raise DataError("there are no frames to examine; name a data set with at least one structure.")
-    volume = np.where(frames.has_volume, np.abs(np.linalg.det(frames.cell)) / frames.counts, np.inf)
+    volume = frames.volume / frames.counts
     for k in np.flatnonzero(volume < _LEAST_VOLUME).tolist():
         raise DataError(
             f"{frames.sources[k]} has {volume[k]:.2g} Å³ per atom, less than any matter: its lengths are in nm, "
@@ -152,7 +131,8 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
     elements = tuple(np.unique(frames.numbers).tolist())
     closest, fingerprint, asymmetry, sampled = [], [], [], []
     chosen = np.random.default_rng(0)
-    for place, structure in batches(frames):
+    for place in frames.pieces(BATCH_ATOMS):
+        structure = frames[place].structure()
         neighbours = neighbour_list(structure, CUTOFF)
         vectors = pair_vectors(structure, neighbours)
         closest.append(_closest(structure, neighbours, vectors, elements))

@@ -93,10 +93,11 @@ class StreamedBatches:
         random = np.random.default_rng([*seed, 1])
         others = random.permutation(len(self.others))
         for frames in self.dataset.chunks(shuffle=seed, buffer=_ROW_GROUPS):
-            for rows in grouped(frames.counts, range(len(frames)), max(_PIECE_ATOMS, 20 * batch_atoms)):
-                piece, share = frames[rows[0] : rows[-1] + 1].checked(), len(rows) / total
+            for rows in frames.pieces(max(_PIECE_ATOMS, 20 * batch_atoms)):
+                n = rows.stop - rows.start
+                piece, share = frames[rows].checked(), n / total
                 piece = piece.take(self.inside(piece))
-                mine = others[len(others) * done // total : len(others) * (done + len(rows)) // total]
+                mine = others[len(others) * done // total : len(others) * (done + n) // total]
                 learned = Frames.concatenate([piece, self.others.take(mine)])
                 if len(learned):
                     tolerance = np.concatenate([np.zeros(len(piece)), self.tolerance[mine]])
@@ -104,7 +105,7 @@ class StreamedBatches:
                     groups = prepared.groups(random.permutation(len(learned)), batch_atoms)
                     for k, group in enumerate(groups):
                         yield done / total + share * k / len(groups), prepared.batch(group)
-                done += len(rows)
+                done += n
 
 
 def grouped(counts: np.ndarray, order: Iterable[int], most: int) -> list[list[int]]:

@@ -14,7 +14,6 @@ from ase.data import chemical_symbols
 from snnp.data.frames import Frame, Frames
 from snnp.errors import DataError
 from snnp.models.potential import Potential
-from snnp.training.batches import grouped
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = ["Comparison", "Errors", "Evaluation", "GroupErrors", "evaluate"]
@@ -182,8 +181,7 @@ def _compute(
 ) -> tuple[np.ndarray, ...]:
     """The model's energies [B], forces [N, 3] and stresses [B, 3, 3]; NaN where a batch has no reference."""
     energy, forces, stress = (np.full_like(values, np.nan) for values in (frames.energy, frames.forces, frames.stress))
-    for group in grouped(frames.counts, range(len(frames)), batch_atoms):
-        rows = slice(group[0], group[-1] + 1)
+    for rows in frames.pieces(batch_atoms):
         batch, atoms = frames[rows], slice(frames.starts[rows.start], frames.starts[rows.stop])
         asked = bool(batch.has_forces.any()), bool(batch.has_stress.any())
         found = model.compute(batch.structure(), forces=asked[0], stress=asked[1])

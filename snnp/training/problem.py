@@ -32,8 +32,7 @@ from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
 from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
-from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.training.batches import Batches, Inside, grouped
+from snnp.training.batches import Batches, Inside
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 
@@ -248,16 +247,6 @@ def check_data(config: DataConfig, problem: Problem) -> list[str]:
     return [str(each) for each in [*doubts, *findings]]
 
 
-def _shortest_distance(frames: Frames, cutoff: float) -> float:
-    shortest = cutoff
-    for rows in grouped(frames.counts, range(len(frames)), 10_000):
-        structure = frames[rows[0] : rows[-1] + 1].structure()
-        vectors = pair_vectors(structure, neighbour_list(structure, cutoff))
-        if len(vectors):
-            shortest = min(shortest, float(vectors.norm(dim=1).min()))
-    return shortest
-
-
 def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     """Fill in what follows from the data: elements, ranges (see `FamilyConfig.ranged`), and how forces are trained.
 
@@ -270,7 +259,7 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
         raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
     model = config.model.model_copy(update={"elements": elements})
     if config.ranges == "auto":
-        model = model.ranged(_shortest_distance(problem.split.train, model.reach))
+        model = model.ranged(float(problem.split.train.shortest_distances(model.reach).min(initial=model.reach)))
     chosen = "exact" if config.displacement is None else "directional"
     optimiser = config.optimiser.model_copy(update={"force_training": chosen})
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
