@@ -29,7 +29,7 @@ from snnp.analysis.card import card_markdown, training_range
 from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import crystal, melting_point, stability_test, time_step_for
-from snnp.data import Frame, elements_of
+from snnp.data import Frame, Frames
 from snnp.doctor.short_distances import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
@@ -205,7 +205,7 @@ def _metrics(model: Potential, problem: Problem, config: TrainConfig) -> dict[st
     metrics = evaluate(model, frames, data_name=data).to_dict()
     pure: dict[str, list[Frame]] = {}
     for frame in frames:
-        if len(symbols := elements_of([frame])) == 1:
+        if len(symbols := Frames.of([frame]).elements) == 1:
             pure.setdefault(symbols[0], []).append(frame)
     if len(pure) > 1:
         metrics["pure_elements"] = {symbol: evaluate(model, part).total.to_dict() for symbol, part in pure.items()}

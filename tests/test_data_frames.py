@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from snnp.data import Frame, Keys, elements_of, read_frames
+from snnp.data import Frame, Keys, read_frames
 from snnp.errors import DataError
 from snnp.structure import Structure
 
@@ -140,7 +140,7 @@ def test_elements_are_sorted_by_atomic_number(tmp_path: Path) -> None:
     atoms = molecule("CH3CH2OH")
     atoms.info["energy"] = -1.0
     write(tmp_path / "a.xyz", atoms, format="extxyz")
-    assert elements_of(read_frames(tmp_path / "a.xyz")) == ("H", "C", "O")
+    assert read_frames(tmp_path / "a.xyz").elements == ("H", "C", "O")
 
 
 def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:

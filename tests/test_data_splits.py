@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from snnp.data.frames import Frame
-from snnp.data.reference import FROM_ISOLATED_ATOMS, FROM_LEAST_SQUARES, fit_reference_energies, is_isolated_atom
+from snnp.data.reference import FROM_ISOLATED_ATOMS, FROM_LEAST_SQUARES, are_isolated_atoms, fit_reference_energies
 from snnp.data.splits import Split, load_split, save_split, split_frames
 from snnp.errors import DataError
 from snnp.structure import Structure
@@ -105,10 +105,9 @@ def test_bad_split_files(tmp_path: Path) -> None:
 
 
 def test_isolated_atoms_are_told_from_small_cells() -> None:
-    assert is_isolated_atom(_frame(Atoms("Cu", [[0, 0, 0]]), 0.0, "a"))
-    assert is_isolated_atom(_frame(Atoms("Cu", [[0, 0, 0]], cell=[10, 11, 12], pbc=True), 0.0, "a"))
-    assert not is_isolated_atom(_frame(bulk("Cu"), 0.0, "a"))
-    assert not is_isolated_atom(_frame(molecule("H2"), 0.0, "a"))
+    alone, apart = Atoms("Cu", [[0, 0, 0]]), Atoms("Cu", [[0, 0, 0]], cell=[10, 11, 12], pbc=True)
+    frames = [_frame(atoms, 0.0, "a") for atoms in (alone, apart, bulk("Cu"), molecule("H2"))]
+    assert are_isolated_atoms(frames).tolist() == [True, True, False, False]
 
 
 def _molecules(e0: dict[str, float]) -> list[Frame]:

@@ -225,7 +225,7 @@ def test_exported_energy_is_differentiable() -> None:
 def test_terms_add_up() -> None:
     model, structure = _model(l_max=1, n_interactions=3), Structure.concatenate([_water(1), _water(2)])
     terms = model.hierarchical_energies(structure)
-    assert terms.shape == (9, model.n_orders)
+    assert terms.shape == (9, model.config.n_interactions + 1)
     assert terms.dtype == torch.float64
     assert torch.allclose(terms.sum(dim=1), model.compute(structure).energies, rtol=0, atol=1e-9)
 

@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from snnp import hub as snnp_hub
 from snnp.errors import HubError, InputError, ModelFileError
 from snnp.hub import load_model, publish, resolve
+from snnp.hub.names import Kind
 from snnp.models import SplineNNP, save_model
 from snnp.models.spline import special_cases
 from snnp.structure import Structure
@@ -56,7 +57,7 @@ def commit(hub: HubServer, folder: Path) -> str:
     return done.commit
 
 
-def _refused(name: str, kind: snnp_hub.Kind = "model") -> str:
+def _refused(name: str, kind: Kind = "model") -> str:
     """The message of the error, which is one line."""
     with pytest.raises(HubError) as caught:
         resolve(name, kind)

@@ -215,7 +215,7 @@ def watch_run(
                 raise
             failure = str(error)
         frames = list(ase.io.iread(path))
-    distances = shortest_distances(Structure.from_ase([atoms, *frames]), model.cutoff).tolist()
+    distances = [float(shortest_distances(Structure.from_ase(frame), model.cutoff)) for frame in (atoms, *frames)]
     if min(distances) < _FUSED * distances[0]:
         failure = failure or f"two atoms came as close as {min(distances):.2f} Å (at the start {distances[0]:.2f} Å)"
     failure = failure or _broken_bond(frames, atoms)

@@ -173,8 +173,8 @@ class Dataset:
         if size < 1 or buffer < 1 or (max_atoms is not None and max_atoms < 1):
             raise DataError(f"size={size}, buffer={buffer} and max_atoms={max_atoms} must be at least 1.")
         for frames, rows in self._pieces(shuffle, buffer, texts=False):
-            for first, last in _cuts(frames.counts, size, max_atoms):
-                yield _batch(frames[first:last], rows[first:last], dtype)
+            for piece in frames.pieces(max_atoms or np.inf, size):
+                yield _batch(frames[piece], rows[piece], dtype)
 
     def _pieces(
         self, seed: int | Sequence[int] | None, buffer: int, texts: bool = True
@@ -251,18 +251,6 @@ class Dataset:
         pieces = ((self.split or "train", frames) for frames in self.chunks())
         write_frames(pieces, path, self.method or "unknown", self.software)
         return Path(path)
-
-
-def _cuts(counts: np.ndarray, size: int, max_atoms: int | None) -> Iterator[tuple[int, int]]:
-    """Where batches begin and end."""
-    first = atoms = 0
-    for row, count in enumerate(counts.tolist()):
-        if row > first and (row - first == size or (max_atoms is not None and atoms + count > max_atoms)):
-            yield first, row
-            first, atoms = row, 0
-        atoms += count
-    if first < len(counts):
-        yield first, len(counts)
 
 
 def _batch(frames: Frames, rows: np.ndarray, dtype: torch.dtype) -> Batch:

@@ -21,7 +21,7 @@ from snnp.errors import DataError, InputError
 from snnp.neighbours import shortest_distances
 from snnp.structure import Structure
 
-__all__ = ["Frame", "Frames", "elements_of"]
+__all__ = ["Frame", "Frames"]
 
 _Rows = np.ndarray | Sequence[np.ndarray]
 _PER_ATOM = ("numbers", "positions", "forces")
@@ -318,12 +318,13 @@ class Frames(Sequence[Frame]):
         joined: np.ndarray = join.reduceat(values, self.starts[:-1])
         return joined
 
-    def pieces(self, most: int) -> Iterator[slice]:
+    def pieces(self, most_atoms: float, most_frames: int | None = None) -> Iterator[slice]:
         """Runs of successive frames, as many together as hold at most so many atoms (at least one)."""
         first = 0
         while first < len(self):
-            last = int(np.searchsorted(self.starts, self.starts[first] + most, side="right")) - 1
-            yield slice(first, last := max(last, first + 1))
+            last = int(np.searchsorted(self.starts, self.starts[first] + most_atoms, side="right")) - 1
+            last = max(min(last, first + (most_frames or last)), first + 1)
+            yield slice(first, last)
             first = last
 
     def shortest_distances(self, reach: float) -> np.ndarray:
@@ -377,11 +378,6 @@ class Frames(Sequence[Frame]):
             half = len(self) // 2
             yield from self[:half]._faults()
             yield from ((half + row, text) for row, text in self[half:]._faults())
-
-
-def elements_of(frames: Iterable[Frame]) -> tuple[str, ...]:
-    """Chemical symbols that occur in `frames`, sorted by atomic number."""
-    return Frames.of(frames).elements
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

@@ -18,7 +18,6 @@ __all__ = [
     "are_isolated_atoms",
     "energies_beyond_composition",
     "fit_reference_energies",
-    "is_isolated_atom",
 ]
 
 FROM_ISOLATED_ATOMS = "isolated atoms"
@@ -41,13 +40,8 @@ class ReferenceEnergies:
     provenance: dict[str, str]
 
 
-def is_isolated_atom(frame: Frame) -> bool:
-    """Whether the frame is one atom without images within 6 Å (a one-atom unit cell of a crystal is not)."""
-    return frame.n_atoms == 1 and bool(are_isolated_atoms([frame])[0])
-
-
 def are_isolated_atoms(frames: Sequence[Frame]) -> np.ndarray:
-    """[B] bool, which frames `is_isolated_atom` is true of."""
+    """[B] bool, which frames are one atom without images within 6 Å (a one-atom unit cell of a crystal is not)."""
     frames = Frames.of(frames)
     isolated: np.ndarray = frames.counts == 1
     if isolated.any():

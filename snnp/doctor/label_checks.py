@@ -59,8 +59,8 @@ _AS_NEAR, _MIXED = 1.5, 0.3
 _CANDIDATES = 50
 
 
-def _plural(n: int, noun: str = "frame") -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+def _frames(n: int) -> str:
+    return "1 frame" if n == 1 else f"{n:,} frames"
 
 
 def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
@@ -80,7 +80,7 @@ def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
             Finding(
                 "stress" if found.quantity == "stress" else "units",
                 "error" if found.certain else "warning",
-                f"{found.file} ({splits}, {_plural(len(mine))}): {found.message}",
+                f"{found.file} ({splits}, {_frames(len(mine))}): {found.message}",
                 "Labels in different units cannot be learned together: forces are minus the derivative of the energy.",
                 found.cure[0].upper() + found.cure[1:] + ".",
                 survey.names(np.sort(mine)),
@@ -112,7 +112,7 @@ def check_completeness(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "completeness",
             "error",
-            f"{_plural(int(zero.sum()))} have forces of exactly zero where no symmetry makes them so",
+            f"{_frames(zero.sum())} have forces of exactly zero where no symmetry makes them so",
             "Zeros were written in place of missing forces: a model would learn that these structures are at rest.",
             "Take the force column away from these frames, or compute their forces.",
             survey.names(zero),
@@ -140,7 +140,7 @@ def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         yield Finding(
             "force sign",
             "error",
-            f"forces of {_plural(int(opposite.sum()))} point against those of all others "
+            f"forces of {_frames(opposite.sum())} point against those of all others "
             f"(correlation with a model of the whole set down to {np.nanmin(correlation):.2f}, "
             f"usually {np.nanmedian(correlation):.2f})",
             "These forces have the wrong sign: gradients were stored in place of forces.",
@@ -153,7 +153,7 @@ def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         yield Finding(
             "force direction",
             "warning",
-            f"forces of {_plural(int(odd.sum()))} have little to do with those of all others",
+            f"forces of {_frames(odd.sum())} have little to do with those of all others",
             "The structure is of another kind, or forces belong to another structure or order of atoms.",
             "Recompute one of these frames; look whether atoms and forces are in the same order.",
             survey.names(odd, -np.nan_to_num(correlation)),
@@ -179,7 +179,7 @@ def _force_units(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
             yield Finding(
                 "force units",
                 "error",
-                f"forces of {_plural(int(bad.sum()))} are {factor:.3g} times as large as a model of the whole set "
+                f"forces of {_frames(bad.sum())} are {factor:.3g} times as large as a model of the whole set "
                 f"expects: they seem to be in {unit}",
                 "Frames in another unit spoil the fit of all others, in proportion to the factor squared.",
                 f"Divide the forces of these frames by {factor:.6g}; then look at their energies too.",
@@ -232,7 +232,7 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
             yield Finding(
                 "energy units",
                 "error",
-                f"energies of {_plural(int(hit.sum()))} are off by up to {size[hit].max():.3g} eV/atom, "
+                f"energies of {_frames(hit.sum())} are off by up to {size[hit].max():.3g} eV/atom, "
                 f"but fit if they are {said}",
                 "Frames in another unit spoil the fit of all others.",
                 f"In these frames {cure}; then look at their forces too.",
@@ -243,7 +243,7 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         yield Finding(
             "energy outliers",
             "warning",
-            f"energies of {_plural(int(rest.sum()))} lie up to {size[rest].max():.3g} eV/atom away from what their "
+            f"energies of {_frames(rest.sum())} lie up to {size[rest].max():.3g} eV/atom away from what their "
             f"composition and structure lead one to expect (typical deviation {sigma:.2g})",
             "A failed or unconverged calculation, another magnetic state, or matter far from the rest of the set.",
             "Look at the worst frames first; keep them if they are meant, remove or recompute them if not.",
@@ -263,7 +263,7 @@ def check_force_sums(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "force sums",
             "warning",
-            f"forces of {_plural(int(pushed.sum()))} do not sum to zero "
+            f"forces of {_frames(pushed.sum())} do not sum to zero "
             f"(up to {survey.net_force[pushed].max():.3g} eV/Å per atom)",
             "An external field, atoms held fixed or left out, a coarse grid, or damaged columns; no potential can "
             "learn a net force.",
@@ -275,7 +275,7 @@ def check_force_sums(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "torques",
             "warning",
-            f"forces of {_plural(int(turned.sum()))} would turn the molecule "
+            f"forces of {_frames(turned.sum())} would turn the molecule "
             f"(up to {survey.torque[turned].max():.2f} of the largest possible torque)",
             "Positions and forces are in different orientations or orders of atoms, or there is an external field.",
             "Take positions and forces from the same block of the output (programs may reorient molecules).",

@@ -7,10 +7,9 @@
 Nothing that is fetched is ever run or unpickled; every file is compared with the sha256 in the repository's manifest.
 """
 
-from snnp.hub.client import RemoteRepository, list_repositories
+from snnp.hub.client import list_repositories
 from snnp.hub.manifest import (
     MANIFEST_FILE,
-    FileEntry,
     Manifest,
     make_manifest,
     parse_manifest,
@@ -19,19 +18,14 @@ from snnp.hub.manifest import (
     write_manifest,
 )
 from snnp.hub.mirror import add_to_mirror
-from snnp.hub.names import Kind, Reference, parse_reference
-from snnp.hub.resolver import Resolved, load_model, load_pinned, resolve
+from snnp.hub.names import parse_reference
+from snnp.hub.resolver import load_model, load_pinned, resolve
 from snnp.hub.upload import Publication, publish
 
 __all__ = [
     "MANIFEST_FILE",
-    "FileEntry",
-    "Kind",
     "Manifest",
     "Publication",
-    "Reference",
-    "RemoteRepository",
-    "Resolved",
     "add_to_mirror",
     "list_repositories",
     "load_model",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Literal
 
 from snnp.errors import HubError, InputError
 
-__all__ = ["KINDS", "Kind", "Reference", "check_file_name", "check_revision", "is_commit", "parse_reference"]
+__all__ = ["Kind", "Reference", "check_file_name", "check_repository", "is_commit", "parse_reference"]
 
 Kind = Literal["model", "dataset"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
@@ -61,8 +60,15 @@ def parse_reference(text: str, revision: str | None = None) -> Reference | None:
         raise InputError(f"{text!r} names one revision and revision={revision!r} another; give one of them.")
     wanted = inner if at else revision
     if wanted is not None:
-        check_revision(wanted)
+        _check_revision(wanted)
     return Reference(repository, wanted)
+
+
+def check_repository(text: str) -> None:
+    """Refuse what is not `org/name`."""
+    reference = parse_reference(text)
+    if reference is None or reference.revision is not None:
+        raise InputError(f"{text!r} is no name of a repository; give org/name.")
 
 
 def is_commit(text: str) -> bool:
@@ -70,7 +76,7 @@ def is_commit(text: str) -> bool:
     return _COMMIT.fullmatch(text) is not None
 
 
-def check_revision(revision: str) -> None:
+def _check_revision(revision: str) -> None:
     """Refuse what is no branch, tag or commit."""
     if not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > _LONGEST:
         raise InputError(

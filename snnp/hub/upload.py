@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from snnp.errors import HubError, InputError
+from snnp.errors import HubError
 from snnp.hub.client import upload
 from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_verified
-from snnp.hub.names import Kind, parse_reference
+from snnp.hub.names import Kind, check_repository
 from snnp.text import one_line
 
 __all__ = ["Publication", "publish"]
@@ -20,10 +20,6 @@ _LARGEST_CARD = 1_000_000  # bytes
 class Publication:
     """What was uploaded, or would be: `commit` and `address` are None after a dry run."""
 
-    repository: str
-    kind: Kind
-    folder: Path
-    manifest: Manifest
     files: dict[str, int]  # name and size in bytes, the manifest included
     commit: str | None = None
     address: str | None = None
@@ -52,19 +48,17 @@ def publish(
         HubError: if the folder is not what its manifest says, has no card with a licence, or the Hub refuses.
         InputError: for an unfit name.
     """
-    reference = parse_reference(repository)
-    if reference is None or reference.revision is not None:
-        raise InputError(f"{repository!r} is no name of a repository; give org/name.")
+    check_repository(repository)
     folder = Path(folder)
     manifest = read_verified(folder, kind, cure="write the manifest again", quick=False)
     _check_card(folder, manifest)
     files = {name: entry.bytes for name, entry in manifest.files.items()}
     files[MANIFEST_FILE] = (folder / MANIFEST_FILE).stat().st_size
     if dry_run:
-        return Publication(repository, kind, folder, manifest, files)
+        return Publication(files)
     summary = message or f"Publish {kind} with snnp"
     commit, address = upload(folder, list(files), repository, kind, private=private, message=summary)
-    return Publication(repository, kind, folder, manifest, files, commit, address)
+    return Publication(files, commit, address)
 
 
 def _check_card(folder: Path, manifest: Manifest) -> None:

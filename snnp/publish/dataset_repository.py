@@ -15,7 +15,7 @@ from snnp.data.read import dataset_files, load_dataset
 from snnp.data.recipes import finish
 from snnp.data.storage.parquet import ParquetSource
 from snnp.errors import HubError, InputError
-from snnp.hub.names import parse_reference
+from snnp.hub.names import check_repository
 from snnp.report import Report
 
 __all__ = ["describe_folder", "errors_in_words", "licence_id", "publish_dataset"]
@@ -71,9 +71,7 @@ def publish_dataset(
             Hub refuses.
         InputError: for an unfit name or statement.
     """
-    reference = parse_reference(repository)
-    if reference is None or reference.revision is not None:
-        raise InputError(f"{repository!r} is no name of a repository; give org/name.")
+    check_repository(repository)
     folder = Path(folder)
     description = describe_folder(folder, repository.partition("/")[2], about)
     _check(folder, description)

@@ -19,7 +19,7 @@ from snnp.errors import HubError, InputError
 from snnp.files import scratch_folder, write_atomically
 from snnp.hub.client import hub_library
 from snnp.hub.manifest import check_inside, fingerprint
-from snnp.hub.names import parse_reference
+from snnp.hub.names import check_repository, parse_reference
 from snnp.models import SplineNNP
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
@@ -71,8 +71,7 @@ def publish_model(
         HubError: if something that users must know is not stated, the doctor finds errors, or the Hub refuses.
         InputError: for an unfit name, or a folder that is not empty.
     """
-    if parse_reference(repository) is None or "@" in repository:
-        raise InputError(f"{repository!r} is no name of a repository; give org/name.")
+    check_repository(repository)
     kept = Path(folder) if folder is not None else None
     if kept is not None and kept.is_dir() and any(kept.iterdir()):
         raise InputError(f"{kept} is not empty; name a new folder.")

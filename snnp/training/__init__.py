@@ -1,13 +1,12 @@
 """Training to energies, forces and stresses, and evaluation against reference data."""
 
 from snnp.training.config import DataConfig, LossConfig, OptimiserConfig, TrainConfig, load_config
-from snnp.training.evaluation import Evaluation, evaluate
+from snnp.training.evaluation import evaluate
 from snnp.training.loop import Progress
 from snnp.training.run import RunResult, resume, train
 
 __all__ = [
     "DataConfig",
-    "Evaluation",
     "LossConfig",
     "OptimiserConfig",
     "Progress",

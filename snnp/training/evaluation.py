@@ -94,7 +94,6 @@ class Evaluation:
         elements: force errors in eV/Å per chemical symbol.
         groups: the same as `total` for each group (`config_type`) of the data; empty if the data name none.
         energies, forces, stresses: the numbers behind it, for parity plots.
-        group_of_frame: label of each frame, "" where it has none.
     """
 
     model: str
@@ -105,7 +104,6 @@ class Evaluation:
     energies: Comparison
     forces: Comparison
     stresses: Comparison
-    group_of_frame: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: errors with their units in the names at the top level, then `elements` and `groups`.
@@ -155,7 +153,6 @@ def evaluate(
     compared = _compare(frames, *_compute(model, frames, batch_atoms, progress))
     energies, forces, stresses = compared
     files = dict.fromkeys(source.rpartition("#")[0] or source for source in frames.sources)
-    labels = tuple(group or "" for group in frames.groups)
     return Evaluation(
         model=model_name or str(model.metadata.get("name", type(model).__name__)),
         data=data_name or ", ".join(files),
@@ -166,13 +163,12 @@ def evaluate(
             if (errors := forces.errors(forces.number == number)) is not None
         },
         groups={
-            label: _errors(frames, compared, np.array([one == label for one in labels]))
-            for label in sorted(set(labels) - {""})
+            label: _errors(frames, compared, np.array([group == label for group in frames.groups]))
+            for label in sorted({group for group in frames.groups if group})
         },
         energies=energies,
         forces=forces,
         stresses=stresses,
-        group_of_frame=labels,
     )
 
 

@@ -98,8 +98,3 @@ class HIPNNConfig(FamilyConfig):
                     yield from dense(f"blocks.{n}.layers.{k}.{name}", width, width)
         for k, n_in in enumerate(self.widths):
             yield from dense(f"readouts.{k}", n_in, 1, bias=k > 0)
-
-    @property
-    def n_components(self) -> int:
-        """C: components of all tensors up to `l_max`."""
-        return (self.l_max + 1) ** 2

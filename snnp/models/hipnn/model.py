@@ -73,11 +73,6 @@ class HIPNN(Potential):
         self.reset(seed)
         _keep_freed_memory()
 
-    @property
-    def n_orders(self) -> int:
-        """Hierarchical terms: one per interaction layer, and the atom's own."""
-        return self.config.n_interactions + 1
-
     @torch.no_grad()
     def reset(self, seed: int) -> None:
         """Draw the initial weights; the terms of the energy start small, that of the bare atom at zero."""
@@ -99,7 +94,7 @@ class HIPNN(Potential):
         return [readout for readout in self.readouts if isinstance(readout, nn.Linear)]
 
     def energy_terms(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
-        """[N, n_orders] hierarchical terms of the energies in eV without E0; differentiable like `atomic_energies`."""
+        """[N, n_interactions + 1] hierarchical terms of the energies in eV without E0, differentiable."""
         species = self.species(structure)
         everyone = torch.arange(structure.n_atoms, device=vectors.device)
         shell = make_shell((neighbours.i, neighbours.j, vectors), species, everyone, self.cutoff)
@@ -171,7 +166,7 @@ class HIPNN(Potential):
     # The hierarchy.
 
     def hierarchical_energies(self, structure: Structure) -> Tensor:
-        """[N, n_orders] float64 terms of each atom's energy in eV; rows sum to `energies`.
+        """[N, n_interactions + 1] float64 terms of each atom's energy in eV; rows sum to `energies`.
 
         Order 0 holds all that is no term of the network: E0 (less the energy of the atom alone, where E0 is that) and
         the repulsion.
@@ -195,7 +190,7 @@ class HIPNN(Potential):
 
 
 def hierarchicality(terms: Tensor) -> Tensor:
-    """`R_i = sum_n E_n² / (E_n² + E_(n-1)²)` [N] of hierarchical terms [N, n_orders]; differentiable.
+    """`R_i = sum_n E_n² / (E_n² + E_(n-1)²)` [N] of hierarchical terms [N, n_interactions + 1]; differentiable.
 
     Small where each order is a small correction to the one before. As a regulariser its mean is added to the loss; as
     a sign of uncertainty it is compared between structures or atoms (Lubbers and others 2018).
