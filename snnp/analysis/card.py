@@ -63,15 +63,7 @@ def _table(
 
 
 def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
-    """What the training data cover, as JSON values: beyond it a model extrapolates.
-
-    Arguments:
-        frames: the training set; isolated atoms count for nothing here.
-        model: its E0 are taken from the energies, its cutoff limits the distances looked at.
-
-    Raises:
-        DataError: if there is no frame with neighbours.
-    """
+    """What the training data cover, isolated atoms aside, as JSON values: beyond it a model extrapolates."""
     frames = Frames.of(frames)
     frames = frames.take(~are_isolated_atoms(frames))
     if not len(frames):
@@ -109,14 +101,9 @@ def _volumes(frames: Frames, model: Potential) -> dict[str, Any]:
 
 
 def card_markdown(name: str, model: Potential) -> str:
-    """The card as Markdown.
+    """The card as Markdown; `name` is that under which the model is loaded.
 
-    Arguments:
-        name: under which the model is loaded.
-        model: with its metadata.
-
-    Raises:
-        DataError: if they are not of the form that docs/format.md gives.
+    Raises `DataError` for metadata that are not of the form that docs/format.md gives.
     """
     about = stated(model.metadata)
     try:

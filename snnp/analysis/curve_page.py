@@ -35,15 +35,12 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     """Write the page of a model and return its path.
 
     Arguments:
-        model: a `SplineNNP`.
         path: `.png`, `.pdf` or `.svg`; replaced atomically.
-        title: usually the model's name.
         structures: whose distances and angles are drawn behind the curves; without them, a model of one element shows
             the neighbour shells of its crystal.
 
     Raises:
-        InputError: for another kind of model or another suffix.
-        OSError: if the file cannot be written.
+        InputError: for a model that is no `SplineNNP`, or another suffix.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
@@ -116,14 +113,7 @@ def _tidy(panel: Axes, letter: str) -> None:
 
 
 class _Page:
-    """The panels of one page.
-
-    Arguments:
-        curves: the functions.
-        seen: distances and angles that occur, or None.
-        shells: neighbour distances in the crystal of each element; empty arrays where unknown.
-        closest: Å, shortest distance that matters for the scales.
-    """
+    """The panels of one page; scales are for distances (Å) beyond the `closest`."""
 
     def __init__(self, curves: Curves, seen: Occurrence | None, shells: list[np.ndarray], closest: float) -> None:
         self._curves, self._seen, self._shells, self._closest = curves, seen, shells, closest

@@ -91,15 +91,9 @@ class StabilityRun:
 
 
 def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
-    """The ground-state crystal of an element as a nearly cubic supercell of about `n_atoms` atoms.
+    """The ground-state crystal of an element as a nearly cubic supercell of at least 0.9 `n_atoms` atoms.
 
-    Arguments:
-        element: chemical symbol.
-        lattice_constant: Å, of the conventional cell.
-        n_atoms: the smallest cell with at least 90 % of them is taken.
-
-    Raises:
-        InputError: if the ground state of the element is not a known cubic one.
+    `lattice_constant` is that of the conventional cell, Å. Refuses elements without a known cubic ground state.
     """
     if element not in GROUND_STATES:
         raise InputError(f"no cubic ground state of {element!r} is known; there are {', '.join(GROUND_STATES)}.")
@@ -112,11 +106,7 @@ def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
 
 
 def melting_point(element: str) -> float:
-    """K, measured.
-
-    Raises:
-        InputError: if none is known here.
-    """
+    """K, measured; refuses elements of which none is known here."""
     if element not in _MELTING_POINTS:
         raise InputError(f"no melting point of {element!r} is known; there are those of {', '.join(_MELTING_POINTS)}.")
     return _MELTING_POINTS[element]
@@ -140,18 +130,12 @@ def stability_test(
     """Equilibrate and run at constant energy ("nve"), then run hot with a thermostat ("langevin").
 
     Arguments:
-        model: a potential.
         atoms: a crystal or molecule at rest; the cell stays as it is.
         settings: temperature of the run at constant energy, steps of each of the two runs, time step, precision, seed.
-        engine: runs the dynamics, such as `snnp_ase.md.run_md`.
-        hot_k: K, of the Langevin run.
-        equilibration_ps: ps, of a Langevin run before that at constant energy.
+        hot_k: K, of the Langevin run; equilibration_ps: ps, of one before the run at constant energy.
 
     Returns:
         `{"nve": ..., "langevin": ...}`; if equilibration already fails, "nve" reports that.
-
-    Raises:
-        InputError: if the structure cannot be computed even before it moves.
     """
     plain = settings.model_copy(update={"equilibrate": 0, "friction_per_ps": 1.0, "ensemble": "nvt"})
     # A strong thermostat: what counts is that the potential energy has its share when the run begins.
@@ -174,19 +158,10 @@ def watch_run(
     sites: Atoms | None = None,
     report: Report | None = None,
 ) -> tuple[StabilityRun, Atoms | None]:
-    """Run molecular dynamics under supervision.
+    """Run molecular dynamics under supervision, without the files that the settings name.
 
-    Arguments:
-        model, atoms, settings: as for `snnp.sampling.run_md`; files named in the settings are not written.
-        engine: runs it.
-        sites: the crystal from whose sites displacements are measured; by default `atoms`.
-        report: is called with every sample.
-
-    Returns:
-        What was seen, and the final atoms with momenta (None if the run blew up).
-
-    Raises:
-        InputError: if the structure cannot be computed even before it moves.
+    Displacements are from the `sites` of a crystal, by default `atoms`. Refuses what cannot be computed even before it
+    moves; returns what was seen, and the final atoms with momenta (None if the run blew up).
     """
     model.compute(Structure.from_ase(atoms))  # what is wrong with the input must not count as a blown-up run
     samples: list[Sample] = []

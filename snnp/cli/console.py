@@ -47,15 +47,6 @@ _LONGEST_CELL = 5000  # characters
 _PLAIN_WIDTH = 160  # columns where the output is a file or a pipe, so that no cell is cut
 
 
-_QUANTITIES = (
-    ("energy MAE", "energy_mae_mev_per_atom"),
-    ("RMSE", "energy_rmse_mev_per_atom"),
-    ("max (meV/atom)", "energy_max_mev_per_atom"),
-    ("force MAE", "force_mae_ev_per_angstrom"),
-    ("RMSE", "force_rmse_ev_per_angstrom"),
-    ("max (eV/Å)", "force_max_ev_per_angstrom"),
-)
-_STRESS = ("stress MAE (GPa)", "stress_mae_gpa")
 _PROPERTIES = {
     "a (Å)": "lattice_constant_angstrom",
     "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
@@ -191,13 +182,15 @@ def _print_below(title: str | None, table: Table) -> None:
 
 def print_errors(parts: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """One row of errors per part of some data (train, test, or groups); `GroupErrors.to_dict` says what a row holds."""
+    from snnp.training.evaluation import ERROR_COLUMNS
+
     has_stress = any(part.get("stress_mae_gpa") is not None for part in parts.values())
-    quantities = [*_QUANTITIES, _STRESS] if has_stress else _QUANTITIES
+    quantities = ERROR_COLUMNS if has_stress else ERROR_COLUMNS[:-1]
     rows = []
     for name, part in parts.items():
         counts = [str(part.get(count, "–")) for count in ("n_structures", "n_atoms")]
-        rows.append([name, *counts, *(number(part.get(key)) for _, key in quantities)])
-    print_table(["", "structures", "atoms", *(label for label, _ in quantities)], rows, title=title)
+        rows.append([name, *counts, *(number(part.get(key)) for _, key, _ in quantities)])
+    print_table(["", "structures", "atoms", *(label for label, *_ in quantities)], rows, title=title)
 
 
 def print_properties(crystals: Iterable[Mapping[str, Any]]) -> None:

@@ -239,15 +239,9 @@ def _joint(pairs: _Pairs) -> Slope | None:
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Labels of one file that are in other units than they should be.
+    """Labels of one file ("forces", "stress" or "energy") that do not fit, by a factor: what was seen, and the cure.
 
-    Arguments:
-        file: whose labels they are.
-        quantity: "forces", "stress" or "energy".
-        message: what was seen, and what it may mean.
-        cure: what to do.
-        certain: whether a sound file could not look like this.
-        factor: by which the labels do not fit.
+    `certain`: a sound file could not look like this.
     """
 
     file: str

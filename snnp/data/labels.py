@@ -234,7 +234,6 @@ def choose_names(
     """The one name per quantity that is used for a file.
 
     Arguments:
-        file: named in errors.
         shapes: which names occur together, and in how many frames.
         single_atoms: whether it holds single atoms only, which need no forces.
         keys: names that are prescribed.

@@ -62,10 +62,7 @@ _INTEGERS = ("atomic_numbers.list.element", "nsites")
 def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method: str, software: str) -> int:
     """Write frames with the split that they belong to, whole or not at all, and return their number.
 
-    Arguments:
-        pieces: split, and frames.
-        path: ends in .parquet, .xyz or .extxyz.
-        method, software: level of theory, which parquet must have, and program that computed the labels.
+    `path` ends in .parquet, which must have a `method` (level of theory), .xyz or .extxyz.
     """
     path, rows = Path(path), 0
     if path.suffix.lower() == ".parquet":
@@ -225,12 +222,7 @@ def _formulas(frames: Frames) -> list[str]:
 
 @contextmanager
 def parquet_writer(path: str | Path, method: str, software: str) -> Iterator[ParquetWriter]:
-    """Write frames into one parquet file; it appears whole when the `with` block ends, or not at all.
-
-    Arguments:
-        path: of the file.
-        method: level of theory, such as "DFT-PBE"; one for the whole file.
-        software: program that computed the labels.
+    """Write frames of one level of theory into a parquet file; it appears whole when the `with` block ends, or never.
 
     Frames of one split should come together: `load_dataset(..., split=...)` then skips the rest without looking at it.
 

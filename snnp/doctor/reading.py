@@ -27,16 +27,8 @@ def read_set(
     Splits are those of a dataset; for files, the word "train", "valid" or "test" in a file's name. `train=FILE` sets
     the split of a file. Files that speak of no split are "all", or "other" beside files that do.
 
-    Arguments:
-        keys: names of the labels in files, where they are unusual.
-        part: of a dataset with several levels of theory.
-
-    Returns:
-        Frames by split, and a finding for those that cannot be read (NaN, wrong shapes, flat cells).
-
-    Raises:
-        DataError: if a source does not exist or cannot be read at all.
-        HubError: for a dataset's name that cannot be fetched.
+    Returns frames by split, and a finding for those that cannot be read (NaN, wrong shapes, flat cells). Refuses
+    sources that do not exist, or cannot be read at all.
     """
     named = [_split_of(str(source)) for source in sources]
     files = [(split, file) for split, source in named for file in _files(source)]

@@ -60,16 +60,13 @@ def publish_dataset(
 
     Arguments:
         folder: made by a recipe, or with parquet files from `snnp convert`.
-        repository: `org/name`.
-        private: whether a new repository is visible to its owner only.
-        dry_run: do everything but the upload.
+        repository, private, dry_run: see `snnp.hub.publish`.
         about: statements: title, summary, origin, licence, citation, ...; they replace those in the folder's manifest.
         accept_findings: publish in spite of errors that the doctor finds.
 
     Raises:
         HubError: without a licence that allows it, if something is not stated, if the doctor finds errors, or if the
             Hub refuses.
-        InputError: for an unfit name or statement.
     """
     check_repository(repository)
     folder = Path(folder)

@@ -57,9 +57,7 @@ def publish_model(
 
     Arguments:
         source: bundled name, model folder or run folder.
-        repository: `org/name`.
-        private: whether a new repository is visible to its owner only.
-        dry_run: do everything but the upload.
+        repository, private, dry_run: see `snnp.hub.publish`.
         about: statements that replace those of the model's metadata (licence, dataset, level_of_theory, ...).
         folder: where the files are put together; by default a temporary folder that is removed in the end.
         show: called with the files and the doctor's report before anything is uploaded.

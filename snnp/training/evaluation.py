@@ -16,7 +16,18 @@ from snnp.errors import DataError
 from snnp.models.potential import Potential
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["Comparison", "Errors", "Evaluation", "GroupErrors", "evaluate"]
+__all__ = ["ERROR_COLUMNS", "Comparison", "Errors", "Evaluation", "GroupErrors", "evaluate"]
+
+ERROR_COLUMNS = (
+    ("energy MAE", "energy_mae_mev_per_atom", 2),
+    ("RMSE", "energy_rmse_mev_per_atom", 2),
+    ("max (meV/atom)", "energy_max_mev_per_atom", 2),
+    ("force MAE", "force_mae_ev_per_angstrom", 4),
+    ("RMSE", "force_rmse_ev_per_angstrom", 4),
+    ("max (eV/Å)", "force_max_ev_per_angstrom", 4),
+    ("stress MAE (GPa)", "stress_mae_gpa", 3),
+)
+"""Of tables of errors: heading, key of `GroupErrors.to_dict`, decimals."""
 
 _MEV_PER_EV = 1000.0
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy

@@ -13,7 +13,7 @@ from snnp.errors import DataError
 from snnp.files import write_atomically
 from snnp.report import Table, fixed, new_figure, plain_ticks, save_figure, shortened, tidy
 from snnp.text import markdown
-from snnp.training.evaluation import Comparison, Errors, Evaluation, GroupErrors
+from snnp.training.evaluation import ERROR_COLUMNS, Comparison, Evaluation, GroupErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,12 +194,11 @@ def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
 
 def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> str:
     """A summary in Markdown: the errors of each set, of its groups and elements, and the details as a list."""
-    energy, force = ("energy MAE", "RMSE", "max (meV/atom)"), ("force MAE", "RMSE", "max (eV/Å)")
-    columns = ("structures", "atoms", *energy, *force, "stress MAE (GPa)")
+    columns = ("structures", "atoms", *(heading for heading, *_ in ERROR_COLUMNS))
     sets = [[name, *_cells(each.total)] for name, each in evaluations.items()]
     groups = [[name, k, *_cells(mine)] for name, each in evaluations.items() for k, mine in each.groups.items()]
     elements = [
-        [name, symbol, *_three(errors, 4)]
+        [name, symbol, *(fixed(size, 4) for size in (errors.mae, errors.rmse, errors.max))]
         for name, each in evaluations.items()
         for symbol, errors in each.elements.items()
         if len(each.elements) > 1
@@ -217,12 +216,8 @@ def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str
 
 
 def _cells(errors: GroupErrors) -> list[str]:
-    counts = [str(errors.n_structures), str(errors.n_atoms)]
-    return counts + _three(errors.energy, 2) + _three(errors.forces, 4) + _three(errors.stress, 3)[:1]
-
-
-def _three(errors: Errors | None, digits: int) -> list[str]:
-    return [fixed(getattr(errors, kind, None), digits) for kind in ("mae", "rmse", "max")]
+    values = errors.to_dict()
+    return [*map(str, (errors.n_structures, errors.n_atoms)), *(fixed(values[key], n) for _, key, n in ERROR_COLUMNS)]
 
 
 def _plain(value: Any) -> str:

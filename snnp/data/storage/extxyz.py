@@ -92,8 +92,6 @@ def read_xyz(
     """Read a file of extended XYZ (also .gz, .bz2, .xz), 2,048 frames at a time, or say where what is not understood.
 
     Arguments:
-        path: the file.
-        keys: names and units of energy, forces, stress and group, where they are unusual.
         label: stands before "#index" in the sources; None: the name of the file.
         labelled: whether there must be energies.
         extras: whether what is no label is kept.
