@@ -47,7 +47,7 @@ from huggingface_hub import constants
 
 import snnp.publish.model_repository
 import snnp.training.loop
-import snnp.training.report
+import snnp.training.summary
 import snnp_ase.md  # noqa: F401
 import snnp_openmm.md  # noqa: F401
 from snnp.cli.main import app
@@ -104,7 +104,7 @@ def _be_the_command(arguments: list[str], folder: Path, output: Path) -> None:
         tempfile.tempdir = str(folder.with_suffix(".tmp"))
         os.makedirs(tempfile.tempdir, exist_ok=True)
         snnp.training.loop._SAVE_EVERY_SECONDS = 0.0  # each epoch: an epoch here takes milliseconds
-        snnp.training.report.plot_parity = snnp.training.report.plot_loss = lambda *_: None  # seconds
+        snnp.training.summary.plot_parity = snnp.training.summary.plot_loss = lambda *_: None  # seconds
         snnp.publish.model_repository._pictures = lambda *_: []
         snnp.publish.model_repository._examine = lambda model, name: Report(name, "model", (), ())  # minutes
         _COMMAND(arguments)

@@ -17,7 +17,7 @@ from snnp.errors import DataError, UnknownElementError
 from snnp.models import AngularConfig, NetworkConfig, RadialConfig, SplineNNP, SplineNNPConfig
 from snnp.structure import Structure
 from snnp.training.evaluation import Evaluation, evaluate
-from snnp.training.report import plot_loss, plot_parity, summary_markdown, write_report
+from snnp.training.summary import plot_loss, plot_parity, summary_markdown, write_report
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 

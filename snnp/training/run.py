@@ -26,7 +26,7 @@ from snnp.training.config import TrainConfig, load_config
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
 from snnp.training.problem import Problem, build_model, check_data, load_problem, resolve, standardise
-from snnp.training.report import REPORT_FILES, write_report
+from snnp.training.summary import REPORT_FILES, write_report
 
 __all__ = ["RunResult", "resume", "train"]
 
