@@ -14,7 +14,7 @@ from torch import Tensor
 from snnp.errors import InputError
 from snnp.structure import Structure
 
-__all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors", "shortest_distances"]
+__all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors", "shortest_distances", "unordered_pairs"]
 
 _FARTHEST = 1e9  # Å
 _MOST_NEIGHBOURS = 25_000  # of an atom: those within 30 Å in diamond are 20,000; far more do not fit into memory
@@ -155,6 +155,13 @@ def pair_vectors(structure: Structure, neighbours: Neighbours) -> Tensor:
             return vectors + shift @ cell[0]
         vectors = vectors + torch.einsum("pa,pab->pb", shift, cell[owner])
     return vectors
+
+
+def unordered_pairs(n_elements: int) -> Tensor:
+    """[Z, Z] int64, number of each unordered pair of elements: (0, 0), (0, 1), ..., (1, 1), ..."""
+    a, b = torch.meshgrid(torch.arange(n_elements), torch.arange(n_elements), indexing="ij")
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    return low * n_elements - low * (low - 1) // 2 + (high - low)
 
 
 def shortest_distances(structure: Structure, reach: float) -> Tensor:

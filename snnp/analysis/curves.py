@@ -28,7 +28,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor
 
-from snnp.analysis.surroundings import Environment, all_groups, environment, group_of
+from snnp.analysis.surroundings import Environment, all_groups, environment
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.models.repulsion import Repulsion
@@ -181,7 +181,7 @@ def _pair_energies(
         unordered = int(model.unordered[a, b])
         total = _repulsion(model, a, b, distance)
         for centre, other in ((a, b), (b, a)) if not model.readout.sums_features else ():
-            group, g = group_of(model.config.filters, centre, other, z), mean[unordered if len(mean) > 1 else 0]
+            group, g = int(model.radial_group[centre, other]), mean[unordered if len(mean) > 1 else 0]
             total = total + gradient[centre, :n_radial] @ radial[group]
             total = total + (gradient[centre, n_radial:] * reach[centre] * g) @ shape[group]
         if phi is not None:
@@ -196,7 +196,7 @@ def _three_body(model: SplineNNP, shape: Tensor, angular: Tensor, gradient: Tens
     varying = angular - _mean_over_directions(angular)[..., None] if in_ev else angular
     maps = []
     for centre, other in enumerate(typical.partner):
-        f = shape[group_of(model.config.filters, centre, other, model.config.n_elements)]
+        f = shape[int(model.radial_group[centre, other])]
         g = varying[int(model.unordered[other, other]) if len(angular) > 1 else 0]
         weights = gradient[centre, model.config.radial.n_filters :] if in_ev else torch.ones(len(f)).double()
         maps.append(torch.einsum("t,tn,tm->nm", weights, f**2, g))

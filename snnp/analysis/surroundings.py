@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure
 
-__all__ = ["Environment", "Occurrence", "all_groups", "crystal_shells", "environment", "group_of", "occurrence"]
-
-_Species = TypeVar("_Species", int, Tensor)
+__all__ = ["Environment", "Occurrence", "all_groups", "crystal_shells", "environment", "occurrence"]
 
 _N_BINS = 160
 _MAX_ATOMS = 400  # enough for smooth averages, few enough for all angles
@@ -149,7 +146,7 @@ def _features_and_reach(
     device, lengths = model.device, vectors.norm(dim=1)
     moved = (row.to(device), j.to(device), vectors.to(device, model.dtype))
     geometry = model.geometry(moved, species.to(device), centre.to(device))
-    group = group_of(model.config.filters, species[centre[row]], species[j], model.config.n_elements)
+    group = model.radial_group.cpu()[species[centre[row]], species[j]]
     values = all_groups(model.f, lengths)[group, :, torch.arange(len(j))]
     sums = torch.zeros(len(centre), model.config.angular.n_filters, dtype=torch.float64)
     sums.index_add_(0, row, values * (lengths < model.config.angular_cutoff)[:, None])
@@ -185,10 +182,3 @@ def all_groups(splines: SplineSet, x: Tensor) -> Tensor:
     group = torch.arange(n_groups, device=parameter.device)[:, None].expand_as(where)
     values, _ = splines(where, group)
     return values.transpose(1, 2).detach().double().cpu()
-
-
-def group_of(filters: str, centre: _Species, neighbour: _Species, n_elements: int) -> _Species:
-    """Group of filters that a centre uses for a neighbour; numbers or tensors of species."""
-    if filters == "shared":
-        return 0 * neighbour
-    return neighbour if filters == "element" else centre * n_elements + neighbour

@@ -25,7 +25,7 @@ from torch import Tensor
 from snnp.data import Frame, Frames
 from snnp.errors import DataError
 from snnp.harmonics import Harmonics
-from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
+from snnp.neighbours import Neighbours, neighbour_list, pair_vectors, unordered_pairs
 from snnp.structure import Structure
 
 __all__ = [
@@ -184,9 +184,7 @@ def species_of(numbers: Tensor, elements: Sequence[int]) -> Tensor:
 def pair_kinds(numbers: Tensor, neighbours: Neighbours, elements: Sequence[int]) -> Tensor:
     """[P] pair of elements, in the order of `combinations_with_replacement`."""
     species = species_of(numbers, elements)
-    a, b = species[neighbours.i], species[neighbours.j]
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    return low * len(elements) - low * (low - 1) // 2 + high - low
+    return unordered_pairs(len(elements))[species[neighbours.i], species[neighbours.j]]
 
 
 def _closest(structure: Structure, neighbours: Neighbours, vectors: Tensor, elements: tuple[int, ...]) -> np.ndarray:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from snnp.exact import ExactModule
 from snnp.models.config import AngularReach, FormConfig, Reach
+from snnp.neighbours import unordered_pairs
 
 __all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig"]
 
@@ -113,11 +114,11 @@ class AEV(ExactModule):
     def columns(self, present: list[int], n_elements: int) -> Tensor:
         """Where the terms of the elements `present` (ascending) stand in the vector of all elements."""
         n_radial, n_angular = len(self.radial_shifts), len(self.angular_shifts) * self.half_sections.shape[1]
+        pairs = unordered_pairs(n_elements)
         blocks = [torch.arange(s * n_radial, (s + 1) * n_radial) for s in present]
         for k, low in enumerate(present):
             for high in present[k:]:
-                pair = low * n_elements - low * (low - 1) // 2 + (high - low)
-                start = n_elements * n_radial + pair * n_angular
+                start = n_elements * n_radial + int(pairs[low, high]) * n_angular
                 blocks.append(torch.arange(start, start + n_angular))
         return torch.cat(blocks)
 

@@ -28,7 +28,7 @@ from snnp.models.spline.compiled import Compiled
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.readout import Readout, array_of, table_of
 from snnp.models.spline.three_body import Back, Moments, RadialSums, TripleSums, sum_triples
-from snnp.neighbours import Neighbours, pair_vectors
+from snnp.neighbours import Neighbours, pair_vectors, unordered_pairs
 from snnp.splines import End, SplineSet, legendre_projection
 from snnp.structure import Structure
 
@@ -82,12 +82,18 @@ class SplineNNP(Potential):
         self.harmonics = Harmonics(config.angular.degree)
         projection = legendre_projection(config.grid("angle")[0], config.angular.degree)
         self.register_constant("projection", projection)
-        self.register_buffer("unordered", _unordered(config.n_elements), persistent=False)
+        z = config.n_elements
+        neighbour = torch.arange(z).expand(z, z)
+        groups = {"shared": 0 * neighbour, "element": neighbour, "pair": neighbour.T * z + neighbour}
+        # Of filters for each centre and neighbour; of functions of unordered pairs.
+        self.register_buffer("radial_group", groups[config.filters].clone(), persistent=False)
+        self.register_buffer("unordered", unordered_pairs(z), persistent=False)
         self.double()
         self.reset(seed)
         self._compiled = Compiled()
 
     projection: Tensor
+    radial_group: Tensor
     unordered: Tensor
 
     @property
@@ -323,10 +329,7 @@ class SplineNNP(Potential):
 
     def _group(self, shell: Shell, species: Tensor) -> Tensor | None:
         """[n, J] group of radial functions that each pair uses; None where one group serves all."""
-        if self.config.filters == "shared":
-            return None
-        by_centre = self.config.filters == "pair"
-        return shell.channel + (species[:, None] * self.config.n_elements if by_centre else 0)
+        return None if self.config.filters == "shared" else self.radial_group[species[:, None], shell.channel]
 
     # The contract.
 
@@ -344,13 +347,11 @@ class SplineNNP(Potential):
     @torch.no_grad()
     def kernel_parameters(self) -> SplineParameters:
         """The present parameters as kernels read them; it does not follow later changes of the model."""
-        config, z = self.config, self.config.n_elements
-        centre, neighbour = np.meshgrid(np.arange(z), np.arange(z), indexing="ij")
-        groups = {"shared": 0 * centre, "element": neighbour, "pair": centre * z + neighbour}
+        config = self.config
         reach = self.cutoff if config.ends == "free" else config.angular_cutoff
         projection, pairs = self.exact("projection").cpu().numpy(), self.unordered.cpu().numpy()
         legendre = array_of(self.g.free)[..., : projection.shape[1]] @ projection.T  # [groups, F, L + 1]
-        chosen = pairs if config.angular.elements == "pair" and z > 1 else np.zeros((1, 1), dtype=np.int64)
+        chosen = pairs if config.angular.elements == "pair" else np.zeros((1, 1), dtype=np.int64)
         return SplineParameters(
             numbers=np.array([atomic_numbers[symbol] for symbol in self.elements], dtype=np.int32),
             reference=array_of(self.energy_offsets()),
@@ -358,7 +359,7 @@ class SplineNNP(Potential):
             angular_cutoff=reach if self.has_three_body else 0.0,
             rho=table_of(self.rho),
             f=table_of(self.f),
-            radial_group=groups[config.filters].astype(np.int32),
+            radial_group=self.radial_group.cpu().numpy().astype(np.int32),
             phi=None if self.phi is None else table_of(self.phi),
             pair_group=pairs.astype(np.int32),
             evaluator=config.angular.evaluator,
@@ -396,13 +397,6 @@ class SplineNNP(Potential):
             energies.append(energy)
             pieces += [shell.pair_gradients(gradient) for shell, gradient in gradients]
         return torch.cat(energies), join_gradients(pieces)
-
-
-def _unordered(n_elements: int) -> Tensor:
-    """[Z, Z] number of each unordered pair of elements: (0,0), (0,1), ..., (1,1), ..."""
-    a, b = torch.meshgrid(torch.arange(n_elements), torch.arange(n_elements), indexing="ij")
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    return low * n_elements - low * (low - 1) // 2 + (high - low)
 
 
 def _bumps(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -113,14 +113,12 @@ class ScriptedSplineNNP(ScriptedPotential):
     pair_of: Tensor
 
     def __init__(self, model: SplineNNP, forces: bool) -> None:
-        config, z = model.config, model.config.n_elements
+        config = model.config
         legendre = config.angular.evaluator == "legendre"
         super().__init__(model, forces, (256, 4096 if legendre else 512))
         self.n_radial = config.radial.n_filters
         self.angular_cutoff = config.angular_cutoff if config.ends == "smooth" else model.cutoff
-        centre, neighbour = torch.meshgrid(torch.arange(z), torch.arange(z), indexing="ij")
-        groups = {"shared": 0 * centre, "element": neighbour, "pair": centre * z + neighbour}
-        self.register_buffer("group_of", groups[config.filters].to(model.device))
+        self.register_buffer("group_of", model.radial_group.clone())
         self.register_buffer("pair_of", model.unordered.clone())
         self.rho, self.f = _free(model.rho), _free(model.f)
         self.phi = None if model.phi is None else _free(model.phi)
