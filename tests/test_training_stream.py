@@ -82,8 +82,7 @@ def streamed(tree: dict[str, Any]) -> tuple[Problem, StreamedBatches, Any]:
     model = build_model(resolve(config, problem), problem)
     assert problem.stream is not None
     backend = choose_backend(model, torch.float64)
-    others = problem.compressed_frames
-    return problem, StreamedBatches(backend, model, problem.stream, problem.inside, *others), model
+    return problem, StreamedBatches(backend, model, problem.stream, problem.inside, problem.compressed), model
 
 
 def test_losses_and_gradients_are_those_of_data_in_memory(data: Path) -> None:
@@ -150,11 +149,18 @@ def test_a_run_resumes_to_the_bit(data: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_compressed_structures_come_along_once_in_an_epoch(data: Path) -> None:
-    problem, pieces, _ = streamed(settings(data, compression={"share": 0.2, "levels": 2}))
-    seen = [source for _, batch in pieces.epoch([0, 0], 12) for source in batch.sources if "compressed" in source]
+    problem, pieces, model = streamed(settings(data, compression={"share": 0.2, "levels": 2}))
+    batches = [batch for _, batch in pieces.epoch([0, 0], 12)]
+    seen = [source for batch in batches for source in batch.sources if "compressed" in source]
     assert sorted(seen) == sorted(each.frame.source for each in problem.compressed)
-    tolerances = [float(value) for _, batch in pieces.epoch([0, 0], 12) for value in batch.tolerance if value > 0.0]
-    assert sorted(tolerances) == pytest.approx(sorted(each.tolerance for each in problem.compressed))
+    memory = prepare(pieces.backend, model, problem.split.train, problem.compressed).everything
+    row_of = {source: row for row, source in enumerate(memory.sources)}
+    for batch in batches:
+        rows = [row_of[source] for source in batch.sources]
+        assert torch.equal(batch.push, memory.push[rows])
+        assert torch.equal(batch.limits, memory.limits[rows])
+        # Steps on the data are the same with and without them.
+        assert len({"compressed" in source for source in batch.sources}) == 1
 
 
 def test_the_sample_knows_what_a_few_frames_would_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

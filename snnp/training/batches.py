@@ -15,6 +15,7 @@ from snnp.models.potential import Potential
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.training.backends import Backend, Batch
+from snnp.training.compressed import CompressedFrame
 
 __all__ = ["Batches", "Inside", "StreamedBatches", "grouped", "prepare"]
 
@@ -56,7 +57,8 @@ class Batches:
             energy=everything.energy[chosen],
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
-            tolerance=everything.tolerance[chosen],
+            push=everything.push[chosen],
+            limits=everything.limits[chosen],
             sources=[everything.sources[frame] for frame in frames] if everything.sources else (),
         )
 
@@ -66,8 +68,17 @@ class Batches:
         return ((k / len(groups), self.batch(group)) for k, group in enumerate(groups))
 
     def groups(self, order: Iterable[int], batch_atoms: int) -> list[list[int]]:
-        """Frames in the given order, so many together that they hold at most `batch_atoms` atoms (at least one)."""
-        return grouped(np.diff(self.starts), order, batch_atoms)
+        """Frames in the given order, so many together that they hold at most `batch_atoms` atoms (at least one).
+
+        Compressed ones are among themselves, evenly spread: steps on the data are the same with and without them.
+        """
+        order, counts = np.asarray(order), np.diff(self.starts)
+        beyond = self.everything.push.any(dim=2).any(dim=1).cpu().numpy()[order]
+        if not beyond.any():
+            return grouped(counts, order, batch_atoms)
+        parts = [grouped(counts, order[where], batch_atoms) for where in (~beyond, beyond)]
+        placed = [((k + 0.5) / len(part), group) for part in parts for k, group in enumerate(part)]
+        return [group for _, group in sorted(placed)]
 
 
 @dataclass(frozen=True)
@@ -77,32 +88,29 @@ class StreamedBatches:
     Arguments:
         model: fixes the form, in float64 on the CPU; none that is trained.
         dataset: the rows of the training part. inside: which of its frames are learned.
-        others: frames that are learned beside them, a share with each piece; tolerance: of these, see `Batch`.
+        compressed: structures that are learned beside them, a share with each piece.
     """
 
     backend: Backend
     model: Potential
     dataset: Dataset
     inside: Inside
-    others: Frames
-    tolerance: np.ndarray
+    compressed: Sequence[CompressedFrame]
 
     def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
         """See `Batches`."""
         done, total = 0, len(self.dataset)
         random = np.random.default_rng([*seed, 1])
-        others = random.permutation(len(self.others))
+        others = random.permutation(len(self.compressed))
         for frames in self.dataset.chunks(shuffle=seed, buffer=_ROW_GROUPS):
             for rows in frames.pieces(max(_PIECE_ATOMS, 20 * batch_atoms)):
                 n = rows.stop - rows.start
                 piece, share = frames[rows].checked(), n / total
                 piece = piece.take(self.inside(piece))
                 mine = others[len(others) * done // total : len(others) * (done + n) // total]
-                learned = Frames.concatenate([piece, self.others.take(mine)])
-                if len(learned):
-                    tolerance = np.concatenate([np.zeros(len(piece)), self.tolerance[mine]])
-                    prepared = prepare(self.backend, self.model, learned, tolerance)
-                    groups = prepared.groups(random.permutation(len(learned)), batch_atoms)
+                if len(piece) + len(mine):
+                    prepared = prepare(self.backend, self.model, piece, [self.compressed[k] for k in mine])
+                    groups = prepared.groups(random.permutation(prepared.n_frames), batch_atoms)
                     for k, group in enumerate(groups):
                         yield done / total + share * k / len(groups), prepared.batch(group)
                 done += n
@@ -122,7 +130,7 @@ def grouped(counts: np.ndarray, order: Iterable[int], most: int) -> list[list[in
 
 @torch.no_grad()
 def prepare(
-    backend: Backend, model: Potential, frames: Sequence[Frame], tolerance: Sequence[float] | np.ndarray | None = None
+    backend: Backend, model: Potential, frames: Sequence[Frame], compressed: Sequence[CompressedFrame] = ()
 ) -> Batches:
     """Compute everything that training needs of the frames, in float64, and store it in the backend's type.
 
@@ -130,18 +138,19 @@ def prepare(
         backend: made for the form of the model.
         model: fixes cutoffs, grids, E0 and repulsion; its parameters are not used. It must be in float64 on the CPU.
         frames: labelled structures.
-        tolerance: eV/atom per frame, see `Batch`; none by default.
+        compressed: structures beyond the data, which come after the frames.
     """
     frames = Frames.of(frames)
+    if compressed:
+        frames = Frames.concatenate([frames, Frames.of(each.frame for each in compressed)])
     structure = frames.structure()
     counts = structure.atoms_per_structure
     volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
-    allowed = torch.zeros_like(volume) if tolerance is None else torch.as_tensor(tolerance, dtype=torch.float64)
     geometry = backend.prepare(model, structure)
     owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
-    numbers = (volume, *_labels(model, frames, structure), allowed)
-    volume, energy, forces, stress, allowed = (value.to(backend.device, backend.dtype) for value in numbers)
-    everything = Batch(geometry, owner, counts_there, volume, energy, forces, stress, allowed, frames.sources)
+    numbers = (volume, *_labels(model, frames, structure), *_works(model, structure, volume, compressed))
+    volume, energy, forces, stress, push, limits = (value.to(backend.device, backend.dtype) for value in numbers)
+    everything = Batch(geometry, owner, counts_there, volume, energy, forces, stress, push, limits, frames.sources)
     return Batches(backend, everything, frames.starts)
 
 
@@ -158,3 +167,21 @@ def _labels(model: Potential, frames: Frames, structure: Structure) -> tuple[Ten
         forces = forces - sum_forces(pairs, structure.n_atoms)
         stress = stress - sum_stress(pairs, structure)
     return energy.index_add(0, structure.structure_of_atom, -known), forces, stress
+
+
+def _works(
+    model: Potential, structure: Structure, volume: Tensor, compressed: Sequence[CompressedFrame]
+) -> tuple[Tensor, Tensor]:
+    """`push` and `limits` (the repulsion's work taken off) of a batch whose last structures are the compressed ones."""
+    push = torch.zeros(structure.n_structures, 3, 3, dtype=torch.float64)
+    limits = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).repeat(structure.n_structures, 1)
+    for k, each in enumerate(compressed, structure.n_structures - len(compressed)):
+        push[k] = torch.from_numpy(-each.way) * volume[k] / (each.frame.n_atoms * each.work)
+        limits[k] = torch.tensor([each.least, each.most])
+    if model.repulsion is not None and compressed:
+        lists = neighbour_list(structure, model.repulsion.outer)
+        pairs = model.repulsion_energies(structure, pair_vectors(structure, lists), lists)[1]
+        owner = structure.structure_of_atom[pairs.i]
+        of_pair = torch.einsum("pa,pab,pb->p", pairs.vectors, push[owner], pairs.gradients) / volume[owner]
+        limits = limits.index_add(0, owner, -of_pair[:, None].expand(-1, 2))
+    return push, limits

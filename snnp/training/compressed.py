@@ -7,7 +7,8 @@ the data's edge inwards until nuclei repel each other, labelled by the pair pote
 
 with phi a cubic spline fitted to energies, forces and stresses. From the innermost distance d that the data support, it
 continues inwards with log(-phi') linear in r up to the screened nuclear repulsion (`snnp.models.repulsion`), which
-begins at 0.6 of the shortest distance of the data. Labels have a tolerance: within it nothing is asked of the model.
+begins at 0.6 of the shortest distance of the data. The label is no energy but the work that further compression costs,
+and within a factor of two of it nothing is asked of the model: an energy that rises everywhere has no hole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from snnp.splines import bspline_weights
 from snnp.structure import Structure
 
 __all__ = [
-    *("LEAST_TOLERANCE", "MOST_ELEMENTS", "CompressedFrame", "CompressionConfig", "PairWall"),
+    *("MOST_ELEMENTS", "CompressedFrame", "CompressionConfig", "PairWall"),
     *("compressed_frames", "fit_wall"),
 ]
 
@@ -50,11 +51,12 @@ _NUCLEI = 0.6
 """Of the shortest distance: within it only nuclei act, as in the repulsion of the models."""
 _FIRST = 0.95
 """Of the volume at the data's edge: where compressed structures begin."""
-LEAST_TOLERANCE = 0.02
-"""eV/atom."""
 MOST_ELEMENTS = 25
 """The fit of all their pairs takes a minute and 1.4 GB; time grows with the sixth, memory with the fourth power."""
-_MOST_KINDS, _MOST_SQUEEZED, _FEWEST_CRYSTALS = 6, 400, 40
+_MOST_KINDS, _MOST_SQUEEZED, _FEWEST_CRYSTALS = 6, 400, 120
+_ALL = np.eye(3) / 3.0
+_TOUCHING, _CLOSEST = 0.9, 0.3
+"""Of the sum of covalent radii: between which two atoms alone are pushed together."""
 _LEAST_WORK, _LEAST_SHARE = 0.5, 0.3
 """What compression costs at least: eV per atom and unit of -ln V, and a share of what that volume costs all around."""
 _DENSE = 0.05
@@ -66,9 +68,9 @@ _AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 
 class CompressionConfig(BaseModel):
     """Compressed structures in training.
 
-    `share`: their atoms, of those of the data. `volume`, `length`: how far they go, in fractions of the volume at the
-    data's edge, along all directions or along one. `tolerance`: of their energy above the data's.
-    `levels`: steps of each crystal on its way inwards.
+    `share`: atoms of squeezed frames, of those of the data. `volume`, `length`: how far they go, in fractions of the
+    volume at the data's edge, along all directions or along one. `tolerance`: the share of its work of compression that
+    a model may lack beside the wall, or the wall beside a model. `levels`: steps of crystals and dimers on their way.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,60 +78,63 @@ class CompressionConfig(BaseModel):
     share: float = Field(0.15, ge=0.0, le=1.0)
     volume: float = Field(0.15, gt=0.0, lt=0.9)
     length: float = Field(0.35, gt=0.0, lt=0.9)
-    tolerance: float = Field(0.05, ge=0.0)
-    levels: int = Field(12, ge=2, le=100)
+    tolerance: float = Field(0.5, ge=0.0, lt=1.0)
+    levels: int = Field(24, ge=2, le=100)
 
 
 @dataclass(frozen=True)
 class CompressedFrame:
-    """A structure with the energy of the wall, and by how much (eV/atom) a model may differ from it at no cost."""
+    """A structure, and what it must cost to compress it further.
+
+    `way` [3, 3]: the strain per unit of ln V, of trace one. `work`: -dE/dlnV along it, of the wall, eV per atom; a
+    model's may lie between `least` and `most` times that.
+    """
 
     frame: Frame
-    tolerance: float
+    way: Array
+    work: float
+    least: float
+    most: float
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """phi of one pair of elements: its values on a grid of distances, linear between, nuclear within the first."""
+    """phi' of one pair of elements: on a grid of distances, linear between, nuclear within the first; the wall begins
+    at `start`."""
 
     r: Array
-    phi: Array
+    slopes: Array
     numbers: tuple[int, int]
+    start: float
 
     def __call__(self, distance: Array) -> Array:
-        shift = self.phi[0] - _nuclear(self.r[:1], self.numbers)[0]
-        inside = _nuclear(np.clip(distance, 0.05, self.r[0]), self.numbers)[0] + shift
-        return np.where(distance < self.r[0], inside, np.interp(distance, self.r, self.phi, right=0.0))
+        outside = np.interp(distance, self.r, self.slopes, right=0.0)
+        return np.where(distance < self.r[0], _nuclear(distance.clip(0.05, self.r[0]), self.numbers), outside)
 
 
 @dataclass(frozen=True)
 class PairWall:
     """A pair potential that is right in the mean on the data, and repels like nuclei within them.
 
-    Arguments:
-        zeros: eV per atomic number; curves: phi per pair of atomic numbers (the smaller first).
-        error: eV/atom, its root-mean-square error on the energies of the data.
+    `curves`: phi' in eV/Å per pair of atomic numbers (the smaller first).
     """
 
-    zeros: dict[int, float]
     curves: dict[tuple[int, int], _Curve]
-    error: float
 
-    def energy(self, structure: Structure) -> float:
-        """eV, of one structure."""
-        pair, distance, _, _ = _pairs(structure)
-        total = sum(self.zeros[number] for number in structure.numbers.tolist())
+    def work(self, structure: Structure, way: Array) -> float:
+        """-dE/dlnV of one structure along a strain [3, 3] of trace one, eV per atom."""
+        pair, distance, _, unit = _pairs(structure)
+        stretch, total = np.einsum("pa,ab,pb->p", unit, way, unit) * distance, 0.0
         for key in {tuple(row) for row in pair.tolist()}:
             mine = (pair == key).all(axis=1)
-            total += 0.5 * float(self.curves[key](distance[mine]).sum())
-        return total
+            total -= 0.5 * float(self.curves[key](distance[mine]) @ stretch[mine])
+        return total / structure.n_atoms
 
 
-def _nuclear(r: Array, numbers: tuple[int, int]) -> tuple[Array, Array]:
-    """Screened nuclear repulsion, not switched off, and its slope, eV and eV/Å."""
+def _nuclear(r: Array, numbers: tuple[int, int]) -> Array:
+    """Slope of the screened nuclear repulsion, not switched off, eV/Å."""
     zi, zj = torch.tensor(numbers, dtype=torch.float64)
-    halves = Repulsion(2.0 * _REACH, 3.0 * _REACH)(torch.from_numpy(r), zi, zj)
-    return 2.0 * halves[0].numpy(), 2.0 * halves[1].numpy()
+    return np.asarray(2.0 * Repulsion(2.0 * _REACH, 3.0 * _REACH)(torch.from_numpy(r), zi, zj)[1].numpy())
 
 
 _Found = tuple[NDArray[np.int64], Array, NDArray[np.int64], Array]
@@ -157,10 +162,7 @@ def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
     # Rank-deficient where one composition leaves the zeros open: the solution of smallest norm.
     solution = linalg.lstsq(normal, matrix.T @ values, cond=1e-12, lapack_driver="gelsy", overwrite_a=True)[0]
     coefficients = solution[len(elements) :].reshape(-1, _INTERVALS)
-    curves = {key: basis.curve(k, coefficients[k]) for k, key in enumerate(basis.keys)}
-    wall = PairWall(dict(zip(elements, solution[: len(elements)].tolist(), strict=True)), curves, 0.0)
-    errors = [(wall.energy(f.structure) - (f.energy or 0.0)) / f.n_atoms for f in frames]
-    return replace(wall, error=float(np.sqrt(np.mean(np.square(errors)))))
+    return PairWall({key: basis.curve(k, coefficients[k]) for k, key in enumerate(basis.keys)})
 
 
 def _sample(frames: Sequence[Frame], n_atoms: int, seed: int) -> list[Frame]:
@@ -198,7 +200,7 @@ class _Basis:
         start, shortest = np.empty(len(keys)), np.empty(len(keys))
         for k, (a, b) in enumerate(keys):
             own = np.sort(distances[index == k])
-            touching = 0.9 * float(covalent_radii[a] + covalent_radii[b])  # where nothing is known of a pair
+            touching = _TOUCHING * float(covalent_radii[a] + covalent_radii[b])  # where nothing is known of a pair
             # The innermost that the data support: two percent of what would be one neighbour per atom lie within.
             rank = max(4, (counts[a] + counts[b] * (a != b)) // 50)
             start[k] = own[rank] if len(own) > rank else min(touching, _REACH - 1.0)
@@ -235,16 +237,14 @@ class _Basis:
         """The spline of a pair of elements, with its wall within `start`."""
         r = np.linspace(self.start[k], _REACH, 400)
         columns = slice(len(self.elements) + k * _INTERVALS, len(self.elements) + (k + 1) * _INTERVALS)
-        phi, slopes = (each[:, columns] @ coefficients for each in self(r, np.full(len(r), k)))
+        slopes = self(r, np.full(len(r), k))[1][:, columns] @ coefficients
         inner = min(_NUCLEI * self.shortest[k], 0.9 * self.start[k])
-        nuclear = -_nuclear(np.array([inner, self.start[k]]), self.keys[k])[1]
+        nuclear = -_nuclear(np.array([inner, self.start[k]]), self.keys[k])
         # Where the fit does not repel at its own beginning, a tenth of the nuclear repulsion does.
         steep = max(-float(slopes[0]), 0.1 * float(nuclear[1]))
         within = np.linspace(inner, self.start[k], 200)
-        slope = -np.exp(np.interp(within, [inner, self.start[k]], np.log([nuclear[0], steep])))
-        rise = np.concatenate([[0.0], np.cumsum(0.5 * (slope[1:] + slope[:-1]) * np.diff(within))])
-        inside = (rise - rise[-1] + phi[0])[:-1]
-        return _Curve(np.concatenate([within[:-1], r]), np.concatenate([inside, phi]), self.keys[k])
+        wall = -np.exp(np.interp(within, [inner, self.start[k]], np.log([nuclear[0], steep])))
+        return _Curve(np.concatenate([within, r[1:]]), np.concatenate([wall, slopes[1:]]), self.keys[k], self.start[k])
 
 
 def _index(pair: NDArray[np.int64], elements: list[int]) -> NDArray[np.int64]:
@@ -279,8 +279,8 @@ def compressed_frames(
 ) -> list[CompressedFrame]:
     """Structures beyond the data's edge, labelled by the wall.
 
-    Frames of the data, squeezed along all directions or one, take the difference of the wall's energies from their own
-    energy; crystals (fcc, bcc, diamond, simple cubic) of the same elements have the wall's energy as it is.
+    They are frames of the data, squeezed along all directions or one; crystals (fcc, bcc, diamond, simple cubic) of the
+    same elements; and all pairs of elements alone, those that never meet in the data too.
 
     Arguments:
         frames: training data. seed: of what is drawn.
@@ -292,31 +292,29 @@ def compressed_frames(
     if not kinds:
         return []
     known = [_Kind.of(members) for members in kinds.values()]
-    rng = np.random.default_rng([seed, 2])
-    return [*_squeezed(known, wall, settings, rng), *_crystals(known, wall, settings, rng)]
+    make = _Maker(wall, settings, np.random.default_rng([seed, 2]))
+    return [*make.squeezed(known), *make.crystals(known), *make.dimers()]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Frames of the same elements: all, those that are not mostly vacuum, the data's edge (Å³ per atom, infinite where
-    some are not periodic), the lowest energy (eV/atom), and the least tolerance (eV/atom)."""
+    """Frames of the same elements: all, those that are not mostly vacuum, the data's edge (Å³ per atom, infinite
+    where some are not periodic), and what compression costs at least."""
 
     frames: tuple[Frame, ...]
     dense: tuple[Frame, ...]
     edge: float
-    lowest: float
-    tolerance: float
+    least: float
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> _Kind:
         volumes = np.array([_per_atom(frame) for frame in frames])
         dense = [frame for frame, volume in zip(frames, volumes, strict=True) if volume <= 1.05 * np.median(volumes)]
-        energies = [(frame.energy or 0.0) / frame.n_atoms for frame in frames]
-        # What is bound by a few meV needs a tolerance of less.
-        least = max(min(LEAST_TOLERANCE, 0.2 * (max(energies) - min(energies))), 1e-4)
         inner = [_per_atom(frame) for frame in dense]
         edge = float(np.quantile(inner, _DENSE)) if np.isfinite(volumes).all() else np.inf
-        return cls(tuple(frames), tuple(dense), edge, min(energies), least)
+        energies = [(frame.energy or 0.0) / frame.n_atoms for frame in frames]
+        # What is bound by a few meV is not pushed by an eV.
+        return cls(tuple(frames), tuple(dense), edge, min(_LEAST_WORK, 10.0 * (max(energies) - min(energies))))
 
 
 def _per_atom(frame: Frame) -> float:
@@ -324,85 +322,100 @@ def _per_atom(frame: Frame) -> float:
     return float(frame.structure.volume()[0]) / frame.n_atoms if bool(frame.structure.pbc.all()) else np.inf
 
 
-def _squeezed(
-    kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
-) -> list[CompressedFrame]:
-    """Frames of the data brought from their volume to one beyond the data's edge."""
-    wanted = settings.share * sum(frame.n_atoms for kind in kinds for frame in kind.frames)
-    weights = np.array([len(kind.frames) for kind in kinds]) / sum(len(kind.frames) for kind in kinds)
-    found: list[CompressedFrame] = []
-    total = 0
-    while total < wanted and len(found) < _MOST_SQUEEZED:
-        kind = kinds[int(rng.choice(len(kinds), p=weights))]
-        base = kind.dense[int(rng.integers(len(kind.dense)))]
-        along = _direction(rng) if rng.random() < 0.5 else None
-        # Even in the logarithm of the volume; one direction alone is not squeezed as far as all three.
-        smallest = settings.volume if along is None else settings.length
-        ratio = float(np.exp(rng.uniform(np.log(smallest), np.log(_FIRST))))
-        if np.isfinite(kind.edge):
-            ratio *= kind.edge / _per_atom(base)
-        structure = _deformed(base.structure, ratio, along)
-        rise = _rise(base.structure, wall, np.geomspace(1.0, ratio, settings.levels)[1:], along)[-1]
-        tolerance = kind.tolerance + settings.tolerance * abs(rise) / base.n_atoms
-        source = f"compressed:{base.source}:{len(found)}"
-        frame = Frame(structure, (base.energy or 0.0) + rise, None, None, "compressed", source)
-        found.append(CompressedFrame(frame, tolerance))
-        total += base.n_atoms
-    return found
-
-
 def _direction(rng: np.random.Generator) -> Array:
     vector = rng.standard_normal(3)
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def _deformed(structure: Structure, ratio: float, along: Array | None) -> Structure:
-    """Volume times `ratio`, by lengths along all directions or along one."""
-    gradient = ratio ** (1.0 / 3.0) * np.eye(3) if along is None else np.eye(3) + (ratio - 1.0) * np.outer(along, along)
+def _strained(structure: Structure, gradient: Array) -> Structure:
     strain = torch.from_numpy(gradient)
     return replace(structure, positions=structure.positions @ strain, cell=structure.cell @ strain)
 
 
-def _rise(structure: Structure, wall: PairWall, ratios: Array, along: Array | None) -> Array:
-    """[n] eV, by how much the wall's energy is above that of the structure at each of the falling `ratios`.
-
-    Pairs alone let open crystals slide into denser ones along some paths; here every step of compression costs energy.
-    """
-
-    def steps(direction: Array | None) -> Array:
-        energies = (wall.energy(_deformed(structure, float(r), direction)) for r in ratios)
-        return np.diff([wall.energy(structure), *energies])
-
-    least = _LEAST_WORK * structure.n_atoms * -np.diff(np.log([1.0, *ratios]))
-    if along is not None:
-        least = np.maximum(least, _LEAST_SHARE * steps(None))
-    return np.cumsum(np.maximum(steps(along), least))
+def _deformed(structure: Structure, ratio: float, along: Array | None) -> Structure:
+    """Volume times `ratio`, by lengths along all directions or along one."""
+    one = ratio ** (1.0 / 3.0) * np.eye(3)
+    return _strained(structure, one if along is None else np.eye(3) + (ratio - 1.0) * np.outer(along, along))
 
 
-def _crystals(
-    kinds: Sequence[_Kind], wall: PairWall, settings: CompressionConfig, rng: np.random.Generator
-) -> list[CompressedFrame]:
-    """Simple crystals of the elements of the frames, at fractions of the volume at the data's edge."""
-    kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
-    found: list[CompressedFrame] = []
-    # Of many combinations of elements, each crystal draws one.
-    for n in range(min(len(kinds), _MOST_KINDS)):
-        for lattice, along in product(_LATTICES, (None, *_AXES, _direction(rng))):
-            kind = kinds[n if len(kinds) <= _MOST_KINDS else int(rng.integers(len(kinds)))]
-            drawn = kind.frames[int(rng.integers(len(kind.frames)))].structure.numbers.numpy()
-            crystal = Structure.from_ase(_crystal(lattice, kind.edge, rng.choice(drawn, 2)))
-            ratios = np.geomspace(_FIRST, settings.volume if along is None else settings.length, settings.levels)
-            rises = _rise(crystal, wall, ratios, along)
-            for ratio, energy in zip(ratios, rises + wall.energy(crystal), strict=True):
-                above = max(energy / crystal.n_atoms - kind.lowest, 0.0)
-                # How far the pair potential is off matters near the data, where the potential knows better.
-                tolerance = kind.tolerance + wall.error * float(np.exp(-above)) + settings.tolerance * above
-                structure, source = _deformed(crystal, float(ratio), along), f"compressed:{lattice}:{len(found)}"
-                frame = Frame(structure, float(energy), None, None, "compressed", source)
-                found.append(CompressedFrame(frame, tolerance))
-    # Dense crystals have hundreds of neighbours per atom: of few data there are few of them, too.
-    most = max(_FEWEST_CRYSTALS, 2 * sum(len(kind.frames) for kind in kinds))
-    return [found[k] for k in sorted(rng.permutation(len(found))[:most])]
+@dataclass(frozen=True)
+class _Maker:
+    """What draws compressed structures and labels them."""
+
+    wall: PairWall
+    settings: CompressionConfig
+    rng: np.random.Generator
+
+    def labelled(
+        self, base: Structure, ratio: float, along: Array | None, least: float, source: str
+    ) -> CompressedFrame:
+        """A structure at `ratio` of its volume.
+
+        Pairs alone let open crystals slide into denser ones along some paths; here all compression costs something.
+        """
+        structure, way = _deformed(base, ratio, along), _ALL if along is None else np.outer(along, along)
+        # Just beyond the data's edge the model may know better.
+        work = max(self.wall.work(structure, way), least * min(1.0, -2.0 * float(np.log(ratio))), 1e-3)
+        if along is not None:
+            work = max(work, _LEAST_SHARE * self.wall.work(_deformed(base, ratio, None), _ALL))
+        return self._asking(structure, way, work, source)
+
+    def _asking(self, structure: Structure, way: Array, work: float, source: str) -> CompressedFrame:
+        frame = Frame(structure, None, None, None, "compressed", f"compressed:{source}")
+        least = 1.0 - self.settings.tolerance
+        return CompressedFrame(frame, way, work, least, 1.0 / least)
+
+    def squeezed(self, kinds: Sequence[_Kind]) -> list[CompressedFrame]:
+        """Frames of the data brought from their volume to one beyond the data's edge."""
+        settings, rng = self.settings, self.rng
+        wanted = settings.share * sum(frame.n_atoms for kind in kinds for frame in kind.frames)
+        weights = np.array([len(kind.frames) for kind in kinds]) / sum(len(kind.frames) for kind in kinds)
+        found: list[CompressedFrame] = []
+        total = 0
+        while total < wanted and len(found) < _MOST_SQUEEZED:
+            kind = kinds[int(rng.choice(len(kinds), p=weights))]
+            base = kind.dense[int(rng.integers(len(kind.dense)))]
+            along = _direction(rng) if rng.random() < 0.5 else None
+            # Even in the logarithm of the volume; one direction alone is not squeezed as far as all three.
+            smallest = settings.volume if along is None else settings.length
+            ratio = float(np.exp(rng.uniform(np.log(smallest), np.log(_FIRST))))
+            if np.isfinite(kind.edge):
+                ratio *= kind.edge / _per_atom(base)
+            found.append(self.labelled(base.structure, ratio, along, kind.least, f"{base.source}:{len(found)}"))
+            total += base.n_atoms
+        return found
+
+    def crystals(self, kinds: Sequence[_Kind]) -> list[CompressedFrame]:
+        """Simple crystals of the elements of the frames, at fractions of the volume at the data's edge."""
+        settings, rng = self.settings, self.rng
+        kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
+        found: list[CompressedFrame] = []
+        # Of many combinations of elements, each crystal draws one.
+        for n in range(min(len(kinds), _MOST_KINDS)):
+            for lattice, along in product(_LATTICES, (None, *_AXES, _direction(rng))):
+                kind = kinds[n if len(kinds) <= _MOST_KINDS else int(rng.integers(len(kinds)))]
+                drawn = kind.frames[int(rng.integers(len(kind.frames)))].structure.numbers.numpy()
+                crystal = Structure.from_ase(_crystal(lattice, kind.edge, rng.choice(drawn, 2)))
+                smallest = settings.volume if along is None else settings.length
+                # One at random in each of so many steps of ln V: no two paths leave the same gaps.
+                steps = (np.arange(settings.levels) + rng.random(settings.levels)) / settings.levels
+                for ratio in _FIRST * (smallest / _FIRST) ** steps:
+                    found.append(self.labelled(crystal, float(ratio), along, kind.least, f"{lattice}:{len(found)}"))
+        # Dense crystals have hundreds of neighbours per atom: of few data there are few of them, too.
+        most = max(_FEWEST_CRYSTALS, 2 * sum(len(kind.frames) for kind in kinds))
+        return [found[k] for k in sorted(rng.permutation(len(found))[:most])]
+
+    def dimers(self) -> list[CompressedFrame]:
+        """Two atoms alone, from where the wall takes over, or where they touch, inwards."""
+        found: list[CompressedFrame] = []
+        for (a, b), curve in self.wall.curves.items():
+            contact = float(covalent_radii[a] + covalent_radii[b])
+            for r in np.geomspace(
+                min(0.97 * curve.start, _TOUCHING * contact), _CLOSEST * contact, self.settings.levels
+            ):
+                dimer = Structure.from_ase(Atoms([a, b], [[0.0, 0.0, 0.0], [float(r), 0.0, 0.0]]))
+                found.append(self._asking(dimer, _ALL, self.wall.work(dimer, _ALL), f"dimer:{len(found)}"))
+        return [found[k] for k in sorted(self.rng.permutation(len(found))[:_MOST_SQUEEZED])]
 
 
 def _crystal(lattice: str, volume: float, numbers: NDArray[np.int64]) -> Atoms:

@@ -86,7 +86,9 @@ class Training:
             loss = Loss.at(config.loss, progress)
             state.optimiser.zero_grad(set_to_none=True)
             # Prediction, loss, and the gradient of the loss in all parameters.
-            value = float(backend.backward(state.model, batch, loss, forces=loss.needs_forces))
+            value = float(
+                backend.backward(state.model, batch, loss, forces=loss.needs_forces or bool(batch.push.any()))
+            )
             torch.nn.utils.clip_grad_norm_(state.parameters, config.optimiser.gradient_clip)
             rate = _learning_rate(config.optimiser, counters.step, progress)
             for parameters in state.optimiser.param_groups:

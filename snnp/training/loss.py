@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from snnp.training.backends import Batch, Predicted, Residuals
-from snnp.training.compressed import LEAST_TOLERANCE
 from snnp.training.config import LossConfig
 
 __all__ = ["Loss"]
 
-_TOLERANT_WEIGHT = 0.1
-"""Of a frame with a tolerance, beside one of the data."""
+_WORK_WEIGHT, _WORK_DELTA = 0.2, 0.1
+"""Of the work of compression outside of its limits, in units of its label."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,14 @@ class Loss:
 
     @property
     def needs_forces(self) -> bool:
-        """Whether energies alone are not enough."""
+        """Whether data ask for more than energies; compressed structures do in any case."""
         return self.force > 0.0 or self.stress > 0.0
 
     @torch.no_grad()
     def __call__(self, predicted: Predicted, batch: Batch) -> Residuals:
         """The loss and what it asks of the prediction."""
         config, counts = self.config, batch.counts
-        value, to_energy = _mean(
-            predicted.energy / counts, batch.energy / counts, config.shape, config.energy_delta, batch.tolerance
-        )
+        value, to_energy = _mean(predicted.energy / counts, batch.energy / counts, config.shape, config.energy_delta)
         value, to_energy = self.energy * value, to_energy * (self.energy / counts)
         to_forces = to_stress = None
         if self.force > 0.0:
@@ -67,30 +64,35 @@ class Loss:
         if self.stress > 0.0:
             mean, to_stress = _mean(predicted.stress, batch.stress, config.shape, config.stress_delta)
             value, to_stress = value + self.stress * mean, self.stress * to_stress
+        if bool(batch.push.any()):
+            cost, to_work = _work(predicted.stress, batch)
+            value, to_stress = value + cost, to_work if to_stress is None else to_stress + to_work
         return Residuals(value, to_energy, to_forces, to_stress, config.hierarchicality_weight)
 
 
-def _mean(
-    found: Tensor, label: Tensor, shape: str, delta: float, tolerance: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean of l(found - label) where there is a label, zero if there is none, and its derivative by `found`.
-
-    Huber is scaled to x² near zero. Errors within a tolerance cost nothing, and those beyond it are measured by it: a
-    structure of a hundred eV/atom must not drown those that are known to a meV.
-    """
+def _mean(found: Tensor, label: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:
+    """Mean of l(found - label) where there is a label, zero if there is none, and its derivative by `found`."""
     known = ~label.isnan()
     # A NaN that was found beside a label stays one, and stops the training.
-    errors = torch.where(known, found - label, 0.0)
-    weight, scale = known.to(errors.dtype), torch.ones_like(errors)
-    if tolerance is not None:
-        errors = errors - errors.clamp(-tolerance, tolerance)
-        tolerant = tolerance > 0.0
-        scale = torch.where(tolerant, (LEAST_TOLERANCE / tolerance).clamp_max(1.0), scale)
-        weight = torch.where(tolerant, _TOLERANT_WEIGHT * weight, weight)
-        errors = errors * scale
-    weight = weight / weight.sum().clamp_min(1e-6)
+    values, slopes = _penalty(torch.where(known, found - label, 0.0), shape, delta)
+    count = known.sum().clamp_min(1)
+    return values.sum() / count, slopes / count
+
+
+def _work(stress: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of compressed structures: what work outside of its limits costs, and its derivative by stresses [B, 3, 3].
+
+    By Huber's function in units of the label, so that a structure of a hundred eV/atom pulls no more than another.
+    """
+    found = (stress * batch.push).sum(dim=(1, 2))
+    values, slopes = _penalty(found - found.clamp(*batch.limits.unbind(dim=1)), "huber", _WORK_DELTA)
+    scale = _WORK_WEIGHT / len(found)
+    return scale * values.sum(), scale * slopes[:, None, None] * batch.push
+
+
+def _penalty(errors: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:
+    """l(errors) and its derivative; Huber is scaled to x² near zero."""
     if shape == "mse":
-        return (weight * errors * errors).sum(), 2.0 * weight * scale * errors
+        return errors.square(), 2.0 * errors
     size = errors.abs()
-    values = torch.where(size < delta, size.square(), delta * (2.0 * size - delta))
-    return (weight * values).sum(), 2.0 * weight * scale * errors.clamp(-delta, delta)
+    return torch.where(size < delta, size.square(), delta * (2.0 * size - delta)), 2.0 * errors.clamp(-delta, delta)

@@ -57,12 +57,6 @@ class Problem:
     stream: Dataset | None = None
     inside: Inside = lambda frames: np.ones(len(frames), dtype=bool)
 
-    @property
-    def compressed_frames(self) -> tuple[Frames, np.ndarray]:
-        """The compressed structures and their tolerances [n] in eV/atom."""
-        frames, tolerance = ([getattr(each, name) for each in self.compressed] for name in ("frame", "tolerance"))
-        return Frames.of(frames), np.array(tolerance, dtype=np.float64)
-
 
 def _expand(path: str) -> str:
     expanded = os.path.expanduser(os.path.expandvars(path))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from snnp.data import Frames, save_split
+from snnp.data import save_split
 from snnp.errors import ConfigError
 from snnp.files import hold, write_atomically
 from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
@@ -135,13 +135,13 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     dtype = getattr(torch, config.dtype)
     model = build_model(config, problem)
     backend = choose_backend(model, dtype, config.device, config.displacement)
-    compressed, tolerance = problem.compressed_frames
     train = problem.split.train
-    sample = prepare(backend, model, Frames.concatenate([train, compressed]), [*[0.0] * len(train), *tolerance])
+    sample = prepare(backend, model, train, problem.compressed)
     valid = prepare(backend, model, problem.split.valid or train)
     data: Batches | StreamedBatches = sample
     if problem.stream is not None:
-        data = StreamedBatches(backend, copy.deepcopy(model), problem.stream, problem.inside, compressed, tolerance)
+        stream, inside = problem.stream, problem.inside
+        data = StreamedBatches(backend, copy.deepcopy(model), stream, inside, problem.compressed)
     model.to(dtype=dtype, device=config.device)
     standardise(model, sample, len(train))
     del sample  # which a stream does not need any more

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snnp.models.gradients import PairGradients, sum_forces, sum_stress
+from snnp.models.gradients import PairGradients, sum_forces
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
@@ -96,8 +96,11 @@ class PairsBackend(TorchBackend):
         else:
             energies, found = model._energies_and_pair_gradients(structure, neighbours)
             energies = model.above_isolated(energies, model.species(structure))
-        forces_found, stress = sum_forces(found, structure.n_atoms), sum_stress(found, structure)
-        return Predicted(batch.per_frame(energies), forces_found, stress, penalty)
+        # Of molecules, too: they have no stress, but compression works on them.
+        strain = batch.volume.new_zeros(len(batch.counts), 3, 3)
+        strain = strain.index_add(0, batch.owner[found.i], found.vectors[:, :, None] * found.gradients[:, None, :])
+        forces_found = sum_forces(found, structure.n_atoms)
+        return Predicted(batch.per_frame(energies), forces_found, batch.symmetric(strain), penalty)
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
         """See `Backend`."""
