@@ -26,6 +26,7 @@ from snnp.text import UNSEEN, one_line, printable
 __all__ = [
     "Update",
     "fail",
+    "flat",
     "number",
     "print_errors",
     "print_json",
@@ -149,19 +150,20 @@ def print_result(values: Mapping[str, Any], as_json: bool = False, title: str | 
     """Print what a command found as JSON, or as names and values, without those that are None."""
     if as_json:
         print_json(values)
-    else:
-        print_pairs(_flat(values), title)
+        return
+    shown = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
+    print_pairs({name.replace("_", " "): text for name, text in flat(shown).items()}, title)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as `a.b: text`."""
-    flat: dict[str, str] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as `a.b: text`, keys and numbers as they are written in files, without those that are None."""
+    found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[f"{prefix}{key}"] = _in_words(value)
-    return flat
+            found[f"{prefix}{key}"] = _in_words(value)
+    return found
 
 
 def _in_words(value: Any) -> str:
@@ -169,7 +171,7 @@ def _in_words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(_in_words, value))
-    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _print_below(title: str | None, table: Table) -> None:

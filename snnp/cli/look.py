@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from snnp.cli.console import (
+    flat,
     number,
     print_errors,
     print_json,
     print_pairs,
     print_properties,
-    print_result,
     print_table,
     progress_bar,
     say,
@@ -89,12 +89,12 @@ def info_command(model: Model, as_json: Json = False) -> None:
         print_json(details)
         return
     metadata, config = details.pop("metadata"), details.pop("config")
-    print_result(details, title=details["name"])
-    print_result(config, title="\nForm")
+    print_pairs(flat(details), title=details["name"])
+    print_pairs(flat(config), title="\nForm")
     known = stated(metadata)
     errors, metrics, properties = (known.pop(key, {}) for key in ("errors", "metrics", "properties"))
     if known:
-        print_result(known, title="\nProvenance")
+        print_pairs(flat(known), title="\nProvenance")
     if metrics:
         parts = {"all": metrics, **metrics.get("groups", {}), **metrics.get("pure_elements", {})}
         print_errors(parts, title=f"\nErrors on {metrics.get('data', 'test data')}")

@@ -201,6 +201,8 @@ def test_info_says_everything(run: Path) -> None:
     text = run_snnp("info", run).stdout
     for words in ("SplineNNP", "sha256", "training_data", "force MAE", "angular.degree"):
         assert words in text
+    size = result["files"]["model.safetensors"]["bytes"]
+    assert f"bytes {size}" in " ".join(text.split())  # as files have it: 12345, not 12,345
 
 
 def test_ls_lists_the_bundled_models() -> None:
