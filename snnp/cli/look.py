@@ -266,12 +266,11 @@ def plot_command(
     from snnp.analysis.curve_page import draw_page
     from snnp.data import read_frames
     from snnp.hub import load_model
-    from snnp.structure import Structure
 
     potential = load_model(model)
     prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
     seen = None
     if data is not None:
-        seen = Structure.concatenate([frame.structure for frame in read_frames(data)])
+        seen = read_frames(data).structure()
     path = draw_page(potential, out, title=Path(model).name, structures=seen)
     print_pairs({"written to": str(path)})

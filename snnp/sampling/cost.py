@@ -31,11 +31,7 @@ _RUNS = 3  # of an engine
 def measure_cost(model: Potential, atoms: Atoms, repeats: int) -> dict[str, Any]:
     """Time energy and forces of atoms that move a little from call to call.
 
-    Returns:
-        `n_atoms`; `cpu_us_per_atom` (all threads together) and `wall_us_per_atom`, medians over the repeats.
-
-    Raises:
-        InputError: for fewer than one repeat, and for what the model refuses.
+    Returns `n_atoms`; `cpu_us_per_atom` (all threads together) and `wall_us_per_atom`, medians over the repeats.
     """
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, got {repeats}.")
@@ -60,15 +56,8 @@ def measure_engine(model: Potential, atoms: Atoms, engine: str, steps: int = 100
 
     Both begin without a neighbour list, keep it with the same skin, and see the same atoms move as far.
 
-    Arguments:
-        steps: of 1 fs in each of three runs.
-
-    Returns:
-        `n_atoms`, `steps`; medians `ENGINE_us_per_atom` and `model_us_per_atom` per step; `overhead_us_per_step` and
-        `overhead_percent`, the medians of what a step costs beyond the model call.
-
-    Raises:
-        InputError: for fewer than one step, an unknown engine, and what it refuses.
+    Returns `n_atoms`, `steps` (of 1 fs, in each of three runs); medians `ENGINE_us_per_atom` and `model_us_per_atom`
+    per step; `overhead_us_per_step` and `overhead_percent`, the medians of what a step costs beyond the model call.
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")
@@ -102,10 +91,6 @@ def usual_atoms(model: Potential, specification: str | None, n_atoms: int) -> tu
     """Atoms to measure with, and their name: as specified, else molecules or a crystal that suits the model.
 
     Crystals are shaken; without a size they have about `n_atoms` atoms.
-
-    Raises:
-        InputError: for fewer than one atom, a specification that `build_structure` does not understand, or a model that
-            no crystal suits.
     """
     if n_atoms < 1:
         raise InputError(f"the number of atoms must be at least 1, got {n_atoms}.")

@@ -141,17 +141,7 @@ class NativeDynamics:
 
 
 class NativeGpuDynamics:
-    """An engine for `snnp.sampling.drive`; its device is the kernel's.
-
-    Arguments:
-        kernel: the model on its device; the CPU under Triton's interpreter.
-        species: [N] index of each atom's element in the model.
-        start: atoms with momenta, at step `start.step`.
-        settings: ensemble, time step, thermostat and barostat.
-
-    Raises:
-        InputError: for overlapping atoms, positions that are not finite, or a flat cell.
-    """
+    """An engine for `snnp.sampling.drive`; its device is the kernel's. `species` [N] index the model's elements."""
 
     name = "native"
 
@@ -228,9 +218,6 @@ def make_engine(
     """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host.
 
     The barostat on the device knows one scale: an anisotropic one takes the host path.
-
-    Raises:
-        SnnpError: for a bad structure.
     """
     if not isinstance(kernel, GpuKernel) or (settings.ensemble == "npt" and settings.barostat == "anisotropic"):
         return NativeDynamics(potential, start, settings)

@@ -29,10 +29,6 @@ class RadialDistribution:
 
     Fully periodic structures give `g(r) = n(r) V / (N_a N_b 4 pi r² dr)`, which goes to one at large distance. Others
     have no density, so the curve is the number of neighbours of the second element per atom of the first and per Å.
-
-    Arguments:
-        reach: Å, largest distance.
-        width: Å, of a bin.
     """
 
     def __init__(self, reach: float = 8.0, width: float = 0.05) -> None:
@@ -83,13 +79,7 @@ def plot_run(
 ) -> None:
     """Write a PNG with three panels: temperature, energy change per atom, radial distribution.
 
-    Arguments:
-        path: the file, replaced atomically.
-        samples: of the whole run.
-        rdf: gathered over the second half; may be empty.
-        settings: ensemble and targets are drawn as guides.
-        atoms: for the formula in the title and the energy per atom.
-        equilibration: first steps, which are shaded and left out of the mean and the drift.
+    The first `equilibration` steps are shaded, and left out of the mean and the drift.
     """
     column = columns(samples)
     figure = new_figure(11.5, 3.6)

@@ -82,9 +82,7 @@ def _tail(path: Path, n_bytes: int) -> str:
 class _Appended:
     """A file that grows by frames or rows, each written whole or not at all.
 
-    Arguments:
-        path: the file; replaced unless resuming.
-        mark: where it stood at the checkpoint to resume from, to which it is cut back, or None for a new file.
+    `mark`: where it stood at the checkpoint to resume from, to which it is cut back; None for a new file.
     """
 
     def __init__(self, path: Path, mark: FileMark | None) -> None:
@@ -137,12 +135,7 @@ class _Appended:
 
 
 class LogWriter(_Appended):
-    """Writes samples to a CSV file whose columns are the fields of `Sample`; empty where a quantity does not exist.
-
-    Arguments:
-        path: the file; replaced unless resuming.
-        mark: where the file stood at the checkpoint to resume from, or None for a new file.
-    """
+    """Writes samples to a CSV file whose columns are the fields of `Sample`; empty where a quantity does not exist."""
 
     def __init__(self, path: Path, mark: FileMark | None = None) -> None:
         super().__init__(path, mark)
@@ -184,13 +177,9 @@ class TrajectoryWriter(_Appended, ABC):
         self._dt_fs = settings.dt_fs
 
     def write(self, snapshot: Snapshot, step: int, time_fs: float | None = None) -> None:
-        """Append one frame and hand it to the operating system.
+        """Append one frame and hand it to the operating system; its time is by default that of `step` steps.
 
-        Arguments:
-            time_fs: the time of the frame; by default `step` steps.
-
-        Raises:
-            OSError: names the file, which then ends with the frame before.
+        Where that fails, the file ends with the frame before.
         """
         with self._appending():
             self._write(snapshot, step, step * self._dt_fs if time_fs is None else time_fs)
@@ -339,11 +328,8 @@ def open_trajectory(
     """Open a trajectory file for the atoms; the suffix chooses the format.
 
     Arguments:
-        path: the file; replaced unless resuming.
-        atoms: the structure at the start.
-        settings: time step and interval go into the header of DCD and XTC.
         mark: where the file stood at the checkpoint to resume from, or None for a new file.
-        next_step: the step of the next frame.
+        next_step: the step of the next frame; it goes into the header of DCD and XTC.
 
     Raises:
         InputError: an unknown suffix, or a file shorter than at the checkpoint.

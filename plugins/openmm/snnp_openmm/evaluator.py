@@ -40,17 +40,8 @@ class Evaluator:
     It keeps a neighbour list with a skin between calls, and the last result: OpenMM asks again at the same positions
     for reporters, minimisers and barostats. Several contexts and threads may use it; one each is faster.
 
-    It pickles as the name or the content of its model (see `ModelSource`), the atomic numbers and the periodicity.
-
-    Arguments:
-        source: where the model comes from.
-        numbers: [N] atomic numbers, in the order in which OpenMM hands over positions.
-        pbc: periodic directions.
-        skin: Å, of the neighbour list.
-
-    Raises:
-        UnknownElementError: if the model does not know one of the elements.
-        ModelFileError: if the model cannot be loaded.
+    It pickles as the name or the content of its model (see `ModelSource`), the atomic numbers [N] (in the order in
+    which OpenMM hands over positions) and the periodicity.
     """
 
     def __init__(
