@@ -271,8 +271,8 @@ def repulsion(chunks: Iterable[Frames], cutoff: float = 3.0) -> float:
     found = []
     for frames in chunks:
         frames = frames.take(frames.has_forces)
-        for first in range(0, len(frames), 256):
-            batch = frames[first : first + 256]
+        for piece in frames.pieces(np.inf, 256):
+            batch = frames[piece]
             structure = batch.structure()
             neighbours = neighbour_list(structure, cutoff)
             vectors = pair_vectors(structure, neighbours).numpy()

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
-from snnp.errors import InputError, UnknownElementError
+from snnp.errors import InputError
 from snnp.files import write_atomically
 from snnp.models.ensemble import Ensemble
 from snnp.models.families import FAMILIES, family_of
@@ -238,20 +237,6 @@ class _AnyForces(_Exported):
         return self.evaluate(numbers, positions, cell, pbc)
 
 
-def _checked_numbers(model: Potential, numbers: Sequence[int]) -> Tensor:
-    """Atomic numbers as a buffer, all known to the model."""
-    fixed = torch.as_tensor([int(number) for number in numbers], dtype=torch.int64)
-    known = {atomic_numbers[symbol] for symbol in model.elements}
-    for number in fixed.tolist():
-        if number not in known:
-            symbol = chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"atomic number {number}"
-            raise UnknownElementError(
-                f"this model knows {', '.join(model.elements)} but numbers holds {symbol}; "
-                f"use a model trained with {symbol}, or remove these atoms."
-            )
-    return fixed.to(model.device)
-
-
 @contextmanager
 def _without_deprecation() -> Iterator[None]:
     """TorchScript is deprecated since torch 2.13, but the one format that openmm-torch reads."""
@@ -275,7 +260,9 @@ def scripted_module(
             raise InputError(f"{name} must be {' or '.join(repr(each) for each in known)}, got {value!r}.")
     if numbers is None and periodic:
         raise InputError("periodic=True needs numbers; without numbers, periodicity is the argument pbc of each call.")
-    fixed = None if numbers is None else _checked_numbers(model, numbers)
+    fixed = None if numbers is None else torch.as_tensor([int(n) for n in numbers], device=model.device).long()
+    if fixed is not None:
+        model.check_elements(fixed.cpu().numpy(), "numbers")
     kinds = {(False, False): _Molecule, (False, True): _MoleculeForces, (True, False): _Box, (True, True): _BoxForces}
     kind = kinds[periodic, forces] if numbers is not None else (_AnyForces if forces else _Any)
     module = kind(model, forces, (_LENGTHS[length_unit], _ENERGIES[energy_unit]), fixed).eval()

@@ -210,13 +210,13 @@ class Potential(ExactModule, ABC):
             self.check_elements(structure.numbers.cpu().numpy())
         return species
 
-    def check_elements(self, numbers: np.ndarray) -> None:
+    def check_elements(self, numbers: np.ndarray, where: str = "the structure") -> None:
         """Raise `UnknownElementError` for the first of the atomic numbers [N] that the potential does not know."""
         for number in numbers.tolist():
-            symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else str(number)
+            symbol = chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"atomic number {number}"
             if symbol not in self.elements:
                 raise UnknownElementError(
-                    f"this model knows {', '.join(self.elements)} but the structure holds {symbol}; "
+                    f"this model knows {', '.join(self.elements)} but {where} holds {symbol}; "
                     f"use a model trained with {symbol}, or remove these atoms."
                 )
 
