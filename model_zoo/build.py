@@ -1,8 +1,9 @@
-"""Build bundled models: train by the recipe, measure, and write the model folder with its card.
+"""Build bundled models: train by the recipe, or read published networks; measure, and write the folder with its card.
 
 python model_zoo/build.py snnp-si    # train (or take runs/snnp-si where it is finished), measure, write
 python model_zoo/build.py snnp-si --allow-holes    # write it even if its energy falls under compression
 python model_zoo/build.py snnp-si --speed    # only time the model as it is, and rewrite its card
+python model_zoo/build.py ani-1ccx --allow-holes    # read published networks, measure, and write them
 python model_zoo/build.py --table    # docs/models.md from the models as they are
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -23,7 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from ase import Atoms
+from ase.build import molecule
 
 from snnp.analysis.card import card_markdown, training_range
 from snnp.analysis.compression import compression_scan, holes_in_words
@@ -34,9 +38,11 @@ from snnp.doctor.short_distances import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
 from snnp.kernels.cpu.library import instruction_set
+from snnp.models.ani.import_neurochem import read_neurochem
 from snnp.models.potential import Potential
 from snnp.models.store import dump_model, load_model, save_model
 from snnp.neighbours import neighbour_list
+from snnp.report import Finding
 from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
 from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, train
@@ -50,6 +56,9 @@ RUNS = ZOO.parent / "runs"
 TABLE_PAGE = ZOO.parent / "docs" / "models.md"
 
 MAX_BYTES = 1_000_000
+CEILINGS = {
+    "ani-1ccx": 11_000_000
+}  # published as eight networks of 326,660 numbers each: to shrink them would change them
 HOT_FRACTION = 0.8  # of the melting point
 HOT_MOLECULE_K = 600.0
 CRYSTAL_ATOMS, CRYSTAL_ATOMS_OF_MANY = 100, 60  # of one element; of each where a model knows several
@@ -83,6 +92,8 @@ def build(
 ) -> Path:
     """Train by `zoo/name/recipe.yaml` unless the run is finished, measure, and write config, weights and card.
 
+    A recipe with `neurochem` trains nothing: it names published networks and their checksum.
+
     Arguments:
         name: of the model and its folder.
         zoo: folder of the bundled models.
@@ -94,6 +105,8 @@ def build(
         SnnpError: for a bad recipe or data, a run of another recipe, a model that is too large, or one with a hole.
     """
     folder, effort = zoo / name, effort or Effort()
+    if (recipe := _recipe_of_import(folder)) is not None:
+        return _build_imported(name, folder, recipe, effort, allow_holes=allow_holes)
     run = run or RUNS / name
     _train(load_config(folder / "recipe.yaml"), run)
     # The run's copy has everything resolved; what only describes the model may have been corrected since.
@@ -118,15 +131,7 @@ def build(
     systems = _systems(
         model, problem, {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
     )
-    _tell(name, "compression")
-    scan = compression_scan(model, {label: system.atoms for label, system in systems.items()})
-    model.metadata["compression"] = [each.to_dict() for each in scan]
-    holes = holes_in_words(model.metadata["compression"])
-    holes += [finding.message for finding in check_dimers(dimer_curves(model)) if finding.severity == "error"]
-    if holes and not allow_holes:
-        raise ConfigError(
-            f"{name} implodes ({'; '.join(holes)}); train it on compressed structures, or write it with --allow-holes."
-        )
+    _check_compression(name, model, systems, allow_holes=allow_holes)
     model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, next(iter(systems)), next(iter(systems.values())), properties, effort)
@@ -134,15 +139,73 @@ def build(
     return _write(name, model, folder)
 
 
+def _recipe_of_import(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a model that is read from published networks; None of one that is trained."""
+    path = folder / "recipe.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return tree if isinstance(tree, dict) and "neurochem" in tree else None
+
+
+def _build_imported(name: str, folder: Path, recipe: dict[str, Any], effort: Effort, *, allow_holes: bool) -> Path:
+    """Read the networks, see that they are those of the recipe, measure, and write config, weights and card."""
+    origin = dict(recipe["neurochem"])
+    place, expected = Path(os.path.expandvars(origin.pop("folder"))), origin.pop("files_sha256")
+    systems = _one_molecule(molecule(origin.pop("molecule")))
+    model = read_neurochem(place)
+    source = model.metadata["source"]
+    if source["files_sha256"] != expected:
+        raise ConfigError(
+            f"{place} holds other networks than recipe.yaml names (sha256 {source['files_sha256'][:12]}…, expected "
+            f"{expected[:12]}…); take commit {origin['commit']} of {origin['repository']}."
+        )
+    torch.set_num_threads(1)
+    about = dict(recipe["metadata"])
+    about["reference_energies_from"] = dict.fromkeys(model.elements, about["reference_energies_from"])
+    model.metadata = about | {"name": name, "source": source | origin}
+    found = _check_compression(name, model, systems, allow_holes=allow_holes)
+    doctor = f"`snnp doctor model {name}` finds"
+    model.metadata["limits"] = [*about["limits"], *(f"{doctor} ({each.severity}): {each.message}" for each in found)]
+    model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
+    _tell(name, "speed")
+    model.metadata["speed"] = _speed(model, *next(iter(systems.items())), {}, effort)
+    model.metadata["built"] = _provenance(name, effort)
+    model.metadata["built"]["command"] += " --allow-holes" if allow_holes else ""
+    return _write(name, model, folder)
+
+
+def _check_compression(
+    name: str, model: Potential, systems: Mapping[str, System], *, allow_holes: bool
+) -> list[Finding]:
+    """Note in the metadata what compression does to the model; refuse one that falls into a hole.
+
+    Returns what the doctor says of pairs of atoms alone.
+    """
+    _tell(name, "compression")
+    scan = compression_scan(model, {label: system.atoms for label, system in systems.items()})
+    model.metadata["compression"] = [each.to_dict() for each in scan]
+    pairs = list(check_dimers(dimer_curves(model)))
+    holes = holes_in_words(model.metadata["compression"])
+    holes += [finding.message for finding in pairs if finding.severity == "error"]
+    if holes and not allow_holes:
+        raise ConfigError(
+            f"{name} implodes ({'; '.join(holes)}); train it on compressed structures, or write it with --allow-holes."
+        )
+    return pairs
+
+
 def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path:
     """Measure the speed of a built model anew, after a change of what evaluates it; nothing else of it changes."""
     folder, effort = zoo / name, effort or Effort()
     torch.set_num_threads(1)
     model = load_model(folder)
-    properties, label = model.metadata["properties"], next(iter(model.metadata["stability"]))
+    properties, label = model.metadata.get("properties", {}), next(iter(model.metadata["stability"]))
     system = None
     if label not in properties:
-        system = _systems(model, load_problem(load_config(folder / "recipe.yaml")), {})[label]
+        recipe = _recipe_of_import(folder)
+        if recipe is None:
+            system = _systems(model, load_problem(load_config(folder / "recipe.yaml")), {})[label]
+        else:
+            system = _one_molecule(molecule(recipe["neurochem"]["molecule"]))[label]
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, label, system, properties, effort)
     return _write(name, model, folder)
@@ -217,14 +280,18 @@ def _systems(model: Potential, problem: Problem, lattice_constants: Mapping[str,
     if not lattice_constants:
         known = [frame for frame in problem.split.train if frame.energy is not None and frame.n_atoms > 1]
         atoms = min(known, key=lambda frame: frame.energy or 0.0).structure.to_ase()[0]
-        formula = atoms.get_chemical_formula()
-        return {formula: System(f"one free molecule {formula}", atoms, HOT_MOLECULE_K, None)}
+        return _one_molecule(atoms)
     systems, n_atoms = {}, CRYSTAL_ATOMS if len(lattice_constants) == 1 else CRYSTAL_ATOMS_OF_MANY
     for symbol, length in lattice_constants.items():
         atoms, melting = crystal(symbol, length, n_atoms), melting_point(symbol)
         text = f"{len(atoms)} {symbol} atoms (perfect crystal, a = {length:.3f} Å)"
         systems[symbol] = System(text, atoms, HOT_FRACTION * melting, melting)
     return systems
+
+
+def _one_molecule(atoms: Atoms) -> dict[str, System]:
+    formula = atoms.get_chemical_formula()
+    return {formula: System(f"one free molecule {formula}", atoms, HOT_MOLECULE_K, None)}
 
 
 def _stability(name: str, model: Potential, system: System, effort: Effort) -> dict[str, Any]:
@@ -302,8 +369,8 @@ def _write(name: str, model: Potential, folder: Path) -> Path:
     card = card_markdown(name, model).encode()
     text, weights = dump_model(model)
     size = len(text.encode()) + len(weights) + len(card)
-    if size > MAX_BYTES:
-        raise ConfigError(f"{name} takes {size:,} bytes, more than {MAX_BYTES:,}; make the model smaller.")
+    if size > (most := CEILINGS.get(name, MAX_BYTES)):
+        raise ConfigError(f"{name} takes {size:,} bytes, more than {most:,}; make the model smaller.")
     save_model(model, folder)
     write_atomically(folder / "README.md", card)
     _tell(name, f"written to {folder} ({size:,} bytes)")

@@ -342,6 +342,40 @@ def test_ani_1ccx_is_torchanis(ani_1ccx: tuple[Path, Ensemble], snnp_data: Path)
         _require_torchani(model, folder, atoms)
 
 
+# eV, in float64; docs/ani.md gives the first of each.
+@pytest.mark.parametrize(
+    ("name", "files_sha256", "energies"),
+    [
+        (
+            "ani-1x",
+            "35fa37fb35fbd7fc0e357e0c2918bbf68d8edabf5dfc44f452e615a0f4528373",
+            {"CH3CH2OH": -4217.496692, "CH3CONH2": -5691.472341},
+        ),
+        (
+            "ani-2x",
+            "32757c8d61de5ce40912da4091574ee8863a808df0652ad2b4964cf8b505792a",
+            {"CH3CH2OH": -4217.499214, "CH3SH": -11936.604573, "CH3Cl": -13607.777056, "C2F4": -12936.290496},
+        ),
+    ],
+)
+def test_ani_1x_and_2x_are_torchanis(
+    name: str, files_sha256: str, energies: dict[str, float], snnp_data: Path, repository: Path
+) -> None:
+    folder = snnp_data / f"{name}-weights" / f"{name}_8x"
+    model = read_neurochem(folder)
+    assert isinstance(model, Ensemble)
+    page = (repository / "docs" / "ani.md").read_text(encoding="utf-8")
+    assert model.metadata["source"]["files_sha256"] == files_sha256
+    assert f"| {name}_8x | `{files_sha256}` | {model.n_parameters:,} |" in page
+    for symbols, energy in energies.items():
+        moved = molecule(symbols)
+        moved.rattle(0.05, seed=0)  # forces of the size that tolerances are relative to
+        _require_torchani(model, folder, moved)
+        found = copy.deepcopy(model).double().compute(Structure.from_ase(molecule(symbols)))
+        assert float(found.energy[0]) == pytest.approx(energy, abs=2e-6)
+    assert f"{energies['CH3CH2OH']:.4f} eV" in page
+
+
 def test_ani_al_is_torchanis(ani_al: tuple[Path, Ensemble]) -> None:
     """A crystal with a vacancy, and a slab; cells are wider than twice the cutoff, which torchani needs."""
     folder, model = ani_al

@@ -1,6 +1,7 @@
 """The card of a model: everything a user should know before trusting it, written from what its file states.
 
-`metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`):
+`metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`,
+and `accuracy`: errors that were measured elsewhere):
 `metrics` (`Evaluation.to_dict()` on the test data), `training`, `training_range`, `properties`
 (`CubicProperties.to_dict()` per element), `compression` (`Compression.to_dict()` of each way), `stability`
 (`StabilityRun.to_dict()` per system), `speed` and `built`.
@@ -23,6 +24,7 @@ from snnp.data.frames import Frame, Frames
 from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
 from snnp.models.config import FamilyConfig
+from snnp.models.ensemble import Ensemble
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.report import Table, fixed, sentence
@@ -129,20 +131,36 @@ def card_markdown(name: str, model: Potential) -> str:
 
 
 def _overview(model: Potential) -> str:
+    about = stated(model.metadata)
     rows = {
         "elements": ", ".join(model.elements),
         "parameters": f"{model.n_parameters:,}",
         "cutoff": f"{model.cutoff:g} Å",
-        "form": model.config.summary if isinstance(model.config, FamilyConfig) else type(model).__name__,
+        "form": _form(model),
         "precision": str(model.dtype).removeprefix("torch."),
         "units": "eV, Å, eV/Å, eV/Å³",
-        "licence of the data": str(stated(model.metadata).get("licence", "not stated")),
+        "licence" if _imported(about) else "licence of the data": str(about.get("licence", "not stated")),
     }
     return Table.of("", rows).markdown()
 
 
+def _form(model: Potential) -> str:
+    if isinstance(model, Ensemble):
+        forms = Counter(_form(member) for member in model.potentials)
+        return "ensemble of " + "; ".join(f"{count} × {form}" for form, count in forms.items())
+    return model.config.summary if isinstance(model.config, FamilyConfig) else type(model).__name__
+
+
+def _imported(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where the networks of another program came from; empty for a model that was trained here."""
+    source = about.get("source")
+    return source if isinstance(source, dict) and "files_sha256" in source else {}
+
+
 def _use(name: str, model: Potential) -> str:
-    element, free = model.elements[0], stated(model.metadata).get("training_range", {}).get("periodic") == "none"
+    about, element = stated(model.metadata), model.elements[0]
+    ways = {scan["way"] for scan in about.get("compression", [])}
+    free = about.get("training_range", {}).get("periodic") == "none" or ways == {"scaled"}
     built = f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
     lines = [
         "import ase.io" if free else "import ase.build",
@@ -183,14 +201,15 @@ def _errors(about: Mapping[str, Any]) -> str:
     else:
         rows = {name: part for name, part in about.get("errors", {}).items() if "n_structures" in part}
         metrics, which = {}, ""
+    elsewhere = "".join(f"- {sentence(line)}\n" for line in about.get("accuracy", []))
     if not rows:
-        return ""
+        return f"## Errors\n\n{elsewhere}" if elsewhere else ""
     named = [([label, str(part["n_structures"])], part) for label, part in rows.items()]
     text = f"## Errors\n\n{which}Energies per structure, forces over all components, stresses over six components.\n\n"
     text += _table(["", "structures"], _ERRORS, named)
     if len(metrics.get("elements", {})) > 1 and not metrics.get("pure_elements"):
         text += "\n" + _table(["element"], _FORCES, [([each], part) for each, part in metrics["elements"].items()])
-    return text
+    return f"{text}\n{elsewhere}" if elsewhere else text
 
 
 def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
@@ -309,10 +328,18 @@ def _making(about: Mapping[str, Any]) -> str:
             f"Trained for {training['epochs']} epochs in {training['minutes']:.0f} minutes on {training['threads']} "
             f"thread; weights of epoch {training['best_epoch']}."
         )
+    if source := _imported(about):
+        place = f" of {markdown(source['repository'])}" if "repository" in source else ""
+        place += f", commit {code(source['commit'])}, {code(source.get('path', '.'))}" if "commit" in source else ""
+        lines.append(
+            f"Imported from files of {markdown(source.get('format', 'another program'))}{place}; sha256 of all files "
+            f"read: {code(source['files_sha256'])}."
+        )
     if built := about.get("built"):
         versions = ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in built["versions"].items())
+        what = "Import, compression, stability and speed" if source else "Training and every number above"
         lines.append(
-            f"Training and every number above: {code(built['command'])} ({markdown(built['date'])}; "
+            f"{what}: {code(built['command'])} ({markdown(built['date'])}; "
             f"{markdown(built['cpu'])}; {versions}); the configuration is in `recipe.yaml`."
         )
     lines += _provenance(known)

@@ -61,7 +61,7 @@ _GROUP = TypeAdapter[Any](dict[str, Any])
 _TEXTS = TypeAdapter[Any](list[str])
 _FORMS: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(("built", "loaded_from", "provenance", "speed", "training", "training_range"), _GROUP),
-    **dict.fromkeys(("limits", "training_data"), _TEXTS),
+    **dict.fromkeys(("accuracy", "limits", "training_data"), _TEXTS),
     **dict.fromkeys(("errors", "stability"), TypeAdapter(_Rows)),
     **dict.fromkeys(("compression", "datasets"), TypeAdapter(list[dict[str, Any]])),
     "metrics": TypeAdapter(_Metrics),

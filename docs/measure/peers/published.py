@@ -9,7 +9,7 @@ from snnp.analysis.card import drift_in_words
 from snnp.errors import DataError
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
-from snnp.report import Table
+from snnp.report import Table, fixed
 
 __all__ = ["PUBLISHED_ERRORS", "comparison_page"]
 
@@ -40,17 +40,22 @@ _PUBLISHED_NOTES = """\
 """
 
 
+_MEASURED = ("metrics", "speed", "training", "stability")
+
+
 def comparison_page(models: Mapping[str, Potential]) -> str:
     """Markdown: the six-element benchmark, and all models with errors, size, speed, training and stability.
 
     Arguments:
-        models: by name; their metadata hold `metrics`, `speed`, `training` and `stability` (see `snnp.analysis.card`).
+        models: by name; their metadata hold `speed` and `stability`, and `metrics` and `training` unless a `source`
+            says that they were published by others (see `snnp.analysis.card`).
 
     Raises:
         DataError: names a model whose metadata lack one of these.
     """
     for name, model in models.items():
-        if lacking := [key for key in ("metrics", "speed", "training", "stability") if key not in model.metadata]:
+        needed = ("speed", "stability") if "source" in model.metadata else _MEASURED
+        if lacking := [key for key in needed if key not in model.metadata]:
             raise DataError(
                 f"the file of {name} states no {', '.join(lacking)}; run 'python model_zoo/build.py {name}'."
             )
@@ -68,7 +73,8 @@ _PAGE = """\
 # Accuracy, speed, stability
 
 Written by `python model_zoo/build.py --table` from what `python model_zoo/build.py NAME` measured for each
-[bundled model](zoo.md). All errors are mean absolute errors on data that no training saw.
+[bundled model](zoo.md). All errors are mean absolute errors on data that no training saw; models that others published
+were not measured on such data in these units (a dash), and their cards say what was.
 
 ## The six-element benchmark
 
@@ -98,8 +104,8 @@ def _benchmark_rows(models: Mapping[str, Potential]) -> list[list[str]]:
     own: dict[str, str] = {}
     rows = []
     for name, model in models.items():
-        metrics = model.metadata["metrics"]
-        if "mlearn/" not in metrics["data"]:
+        metrics = model.metadata.get("metrics", {})
+        if "mlearn/" not in metrics.get("data", ""):
             continue
         pure = metrics.get("pure_elements")
         if pure is None and isinstance(model, SplineNNP):
@@ -121,10 +127,10 @@ def _model_row(name: str, model: Potential) -> list[str]:
         f"`{name}`",
         " ".join(model.elements),
         f"{model.n_parameters:,}",
-        f"{about['metrics']['energy_mae_mev_per_atom']:.2f}",
-        f"{about['metrics']['force_mae_ev_per_angstrom']:.3f}",
-        f"{about['speed']['us_per_atom']:.1f}",
-        f"{about['training']['minutes']:.0f}",
+        fixed(about.get("metrics", {}).get("energy_mae_mev_per_atom"), 2),
+        fixed(about.get("metrics", {}).get("force_mae_ev_per_angstrom"), 3),
+        fixed(about["speed"]["us_per_atom"], 1),
+        fixed(about.get("training", {}).get("minutes"), 0),
         "yes" if all(run["survived"] for run in runs) else "no",
         "–" if worst is None else drift_in_words(worst),
     ]
