@@ -95,7 +95,7 @@ def test_missing_model() -> None:
 
 def test_wrong_model_name_has_near_matches() -> None:
     name = list_models()[0]
-    _check_error(_snnp("info", f"{name[:-1]}x"), f"'{name[:-1]}x'", "Did you mean", f"'{name}'")
+    _check_error(_snnp("info", f"{name[:-1]}q"), f"'{name[:-1]}q'", "Did you mean", f"'{name}'")
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
