@@ -116,9 +116,7 @@ def _finish(report: Report, folder: Path, strict: bool, as_json: bool) -> None:
 
 
 def _print(report: Report, folder: Path) -> None:
-    if report.findings:
-        rows = [[each.severity, each.check, each.message, each.cure] for each in report.findings]
-        print_table(["", "check", "found", "how to mend it"], rows, title=f"{report.subject}: {report.verdict}")
-    else:
-        print_table([], [], title=f"{report.subject}: {report.verdict}")
+    rows = [[each.severity, each.check, each.message, each.cure] for each in report.findings]
+    columns = ["", "check", "found", "how to mend it"] if rows else []
+    print_table(columns, rows, title=f"{report.subject}: {report.verdict}")
     say(f"More, with pictures and the names of frames: {folder / 'report.html'}")

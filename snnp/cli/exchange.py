@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,26 +23,6 @@ __all__ = [
 ]
 
 
-class ExportFormat(StrEnum):
-    """Kinds of files that other programs read."""
-
-    torchscript = "torchscript"
-
-
-class LengthUnit(StrEnum):
-    """Unit of positions and box vectors."""
-
-    nm = "nm"
-    angstrom = "angstrom"
-
-
-class EnergyUnit(StrEnum):
-    """Unit of the energy; forces are in this unit per unit of length."""
-
-    kj_per_mol = "kJ/mol"
-    ev = "eV"
-
-
 @command(
     "export",
     "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
@@ -53,11 +32,11 @@ class EnergyUnit(StrEnum):
 def export_command(
     model: Model,
     out: Path = typer.Argument(metavar="OUT", help="File to write, such as model.pt."),
-    file_format: ExportFormat = typer.Option(
-        ExportFormat.torchscript, "--format", help="A module that torch loads without snnp."
+    file_format: Literal["torchscript"] = typer.Option(
+        "torchscript", "--format", help="A module that torch loads without snnp."
     ),
-    unit: LengthUnit = typer.Option(LengthUnit.nm, help="Unit of positions and box vectors."),
-    energy_unit: EnergyUnit = typer.Option(EnergyUnit.kj_per_mol, help="Unit of the energy."),
+    unit: Literal["nm", "angstrom"] = typer.Option("nm", help="Unit of positions and box vectors."),
+    energy_unit: Literal["kJ/mol", "eV"] = typer.Option("kJ/mol", help="Unit of the energy."),
     structure: str | None = typer.Option(
         None, metavar="STRUCTURE", help="Fix atoms and periodicity to this structure's, as TorchForce needs it."
     ),
@@ -70,14 +49,11 @@ def export_command(
     from snnp.hub import load_pinned
     from snnp.models.export import export_torchscript
 
-    assert file_format is ExportFormat.torchscript
     potential, model = load_pinned(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
-    length: Literal["nm", "angstrom"] = "nm" if unit is LengthUnit.nm else "angstrom"
-    energy: Literal["kJ/mol", "eV"] = "eV" if energy_unit is EnergyUnit.ev else "kJ/mol"
     export_torchscript(
-        potential, out, length_unit=length, energy_unit=energy, numbers=numbers, periodic=periodic, forces=forces
+        potential, out, length_unit=unit, energy_unit=energy_unit, numbers=numbers, periodic=periodic, forces=forces
     )
     arguments = "numbers, positions, cell, pbc"
     if numbers is not None:
@@ -85,10 +61,10 @@ def export_command(
     report = {
         "model": model,
         "out": str(out),
-        "format": file_format.value,
+        "format": file_format,
         "call": f"module({arguments}) -> {'energy, forces' if forces else 'energy'}",
-        "length_unit": length,
-        "energy_unit": energy,
+        "length_unit": unit,
+        "energy_unit": energy_unit,
         "n_atoms": None if numbers is None else len(numbers),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "bytes": out.stat().st_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -124,12 +123,14 @@ def _summary(name: str) -> dict[str, Any]:
 def _details(name: str) -> dict[str, Any]:
     from snnp.analysis.properties import stated_properties
     from snnp.hub import load_model, resolve
+    from snnp.hub.manifest import fingerprint
+    from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 
     found = resolve(name)
     folder = found.folder
     model = load_model(found.pinned)
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    files = {path.name: _fingerprint(path) for path in (folder / "config.json", folder / "model.safetensors")}
+    stored = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    files = {name: fingerprint(folder / name).model_dump() for name in (CONFIG_FILE, WEIGHTS_FILE)}
     return {
         "name": name if name != str(folder) else folder.name,
         "source": found.source,
@@ -154,11 +155,6 @@ def _computed_by(model: Potential) -> str:
     """What evaluates this model on the CPU of this machine."""
     evaluator = model.evaluator()
     return "torch" if evaluator is None else f"native kernel ({evaluator.target})"
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @command(
@@ -241,7 +237,7 @@ def _array(tensor: Tensor | None) -> np.ndarray:
 
 def _as_json(frame: Atoms) -> dict[str, Any]:
     results = frame.calc.results
-    values = {
+    return {
         "formula": str(frame.symbols),
         "n_atoms": len(frame),
         "energy_ev": results["energy"],
@@ -250,7 +246,6 @@ def _as_json(frame: Atoms) -> dict[str, Any]:
         "forces_std_ev_per_angstrom": frame.arrays.get("forces_std"),
         "stress_ev_per_angstrom3": results.get("stress"),  # xx, yy, zz, yz, xz, xy
     }
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
 
 
 @command("plot", "snnp plot snnp-si curves.png", "snnp plot runs/mine curves.pdf --data train.xyz")

@@ -6,7 +6,6 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -223,7 +222,7 @@ def settings_options(
         if name in without:
             continue
         shape = shapes.get(name, {})
-        kind = shape.get("kind") or _kind(name, field.annotation)
+        kind = shape.get("kind") or _kind(field.annotation)
         metavar = shape.get("metavar", "N" if kind is int else None)
         default = shape.get("default", _in_words(field.default))
         text = f"{field.description}{'' if default is None else f'; default: {default}'}."
@@ -231,12 +230,10 @@ def settings_options(
         yield _option(name, kind, *words, metavar=metavar, text=text)
 
 
-def _kind(name: str, annotation: Any) -> Any:
-    """What typer takes for the type of a field: without None, and a choice as an enumeration."""
+def _kind(annotation: Any) -> Any:
+    """What typer takes for the type of a field: without None."""
     given = [each for each in get_args(annotation) if each is not type(None)]
-    if get_origin(annotation) is Literal:
-        return StrEnum(name.title(), {value: value for value in given})
-    return given[0] if given else annotation
+    return given[0] if given and get_origin(annotation) is not Literal else annotation
 
 
 def _in_words(default: Any) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -196,7 +195,6 @@ def _settings(options: dict[str, Any], engine: str | None) -> tuple[MDSettings, 
                 files[name] = None if plan[name] is None else files["checkpoint"].parent / Path(plan[name]).name
         before = found.settings | {name: plan[name] for name in ("steps", "checkpoint_interval") if name in plan}
     given = {name: value for name, value in options.items() if value is not None}
-    given |= {name: str(value) for name, value in given.items() if isinstance(value, StrEnum)}
     if "temperature_k" in given:
         given |= _temperatures(given["temperature_k"])
     default = "openmm" if importlib.util.find_spec("openmm") is not None else "ase"
