@@ -146,13 +146,13 @@ def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
     _print_below(title, table)
 
 
-def print_result(values: Mapping[str, Any], as_json: bool = False, title: str | None = None) -> None:
+def print_result(values: Mapping[str, Any], as_json: bool = False) -> None:
     """Print what a command found as JSON, or as names and values, without those that are None."""
     if as_json:
         print_json(values)
         return
     shown = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
-    print_pairs({name.replace("_", " "): text for name, text in flat(shown).items()}, title)
+    print_pairs({name.replace("_", " "): text for name, text in flat(shown).items()})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

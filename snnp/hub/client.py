@@ -77,13 +77,13 @@ def _checked_commit(commit: str) -> str:
     return commit
 
 
-def list_repositories(kind: Kind, *, owner: str | None = None, limit: int = 100) -> list[RemoteRepository]:
+def list_repositories(kind: Kind, *, owner: str | None = None) -> list[RemoteRepository]:
     """Repositories of snnp on the Hub: those that carry its tag."""
     listing = _listing(kind)
     # Without `expand` the Hub leaves commit and dates away.
     fields = ["sha", "private", "downloads", "lastModified"]
     with _explained(Reference("the listing"), kind):
-        found = _patiently(lambda: list(listing(filter="snnp", author=owner, limit=limit, expand=fields)))
+        found = _patiently(lambda: list(listing(filter="snnp", author=owner, limit=100, expand=fields)))
     return [
         RemoteRepository(
             name=str(each.id),
