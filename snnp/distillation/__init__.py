@@ -1,0 +1,3 @@
+"""Distillation: from any teacher to a fast student."""
+
+__all__: list[str] = []
