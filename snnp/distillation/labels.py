@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from snnp.data import Frames
-from snnp.data.extras import Extras, pack
+from snnp.data.storage.contents import Extras, pack
 from snnp.distillation.teachers import Answer, Identity, Teacher, TeacherProcess, WorkerDiedError
 from snnp.distillation.worker import MAGIC, read_message, unpack
 from snnp.distillation.worker import pack as pack_message
@@ -179,7 +179,7 @@ def _next_message(stream: Any, start: int) -> int | None:
 
 
 def _extras(labels: Arrays, source: str) -> str | None:
-    arrays = {name: labels[name] for name in ("energies", "forces_std") if name in labels}
+    arrays: Arrays = {name: labels[name] for name in ("energies", "forces_std") if name in labels}
     info = {"energy_std": float(labels["energy_std"])} if "energy_std" in labels else {}
     return pack(Extras(info, arrays), source)
 

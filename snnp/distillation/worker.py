@@ -18,7 +18,7 @@ import sys
 import time
 import zlib
 from contextlib import suppress
-from typing import Any, BinaryIO, Iterator  # noqa: UP035 (Python 3.8)
+from typing import IO, Any, Iterator  # noqa: UP035 (Python 3.8)
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
-def read_message(stream: BinaryIO) -> bytes | None:
+def read_message(stream: IO[bytes]) -> bytes | None:
     """The body of the next message; None where the stream ends, or holds no whole message."""
     head = stream.read(_HEAD.size)
     if len(head) < _HEAD.size:
@@ -80,8 +80,8 @@ def main() -> None:
         files: list[str] = []
         calculators = [_build(name, kwargs, files) for name, kwargs in wanted]
         hello: dict[str, Any] = {"kind": "ready", **_identity(wanted, calculators, files)}
-    except Exception as error:
-        hello = {"kind": "failed", "error": _said(error)}
+    except Exception as fault:
+        hello = {"kind": "failed", "error": _said(fault)}
     _send(answers, hello, {})
     while hello["kind"] == "ready":
         body = read_message(sys.stdin.buffer)
@@ -92,7 +92,7 @@ def main() -> None:
             _send(answers, {"row": row, "seconds": seconds, "error": error}, {} if isinstance(found, str) else found)
 
 
-def _send(stream: BinaryIO, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _send(stream: IO[bytes], header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     stream.write(pack(header, arrays))
     stream.flush()
 
@@ -136,9 +136,10 @@ def _identity(wanted: list[Any], calculators: list[Any], files: list[str]) -> di
 def _distribution(top: str) -> dict[str, str]:
     from importlib import metadata
 
-    names = getattr(metadata, "packages_distributions", dict)().get(top, [top])
+    listed: Any = getattr(metadata, "packages_distributions", dict)()  # since Python 3.10
+    names = listed.get(top, [top])
     try:
-        known = metadata.metadata(names[0])
+        known: Any = metadata.metadata(names[0])
     except metadata.PackageNotFoundError:
         return {"name": top, "version": "", "licence": ""}
     classified = [text.rpartition(" :: ")[2] for text in known.get_all("Classifier") or () if "License ::" in text]
@@ -188,8 +189,8 @@ def _label_all(calculators: list[Any], images: list[Any]) -> Iterator[tuple[int,
         start, found = time.perf_counter(), None
         try:
             found = together([atoms])[0] if together else _mean([_label(each, atoms) for each in calculators])
-        except Exception as error:
-            found = _said(error)
+        except Exception as fault:
+            found = _said(fault)
         yield row, time.perf_counter() - start, found
 
 
