@@ -1,0 +1,428 @@
+"""From a teacher to a student, in one call: structures, labels, students in rounds, and a report of what was lost.
+
+    RUN/distil.yaml      what was asked for
+    RUN/labels/          every label, as it came (see `snnp.distillation.labels`)
+    RUN/chosen-K.parquet structures of round K, before they are labelled
+    RUN/student-K/       the student whose dynamics gave those of round K + 1
+    RUN/labels.parquet   all labels as a dataset, with splits train and test; RUN/provenance.json: whose they are
+    RUN/student/         the last one, a run of training like any other
+    RUN/report.*         Markdown, HTML, JSON
+
+A stage whose files are there is not done again, so that a run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from snnp import training
+from snnp.data import Frames, load_dataset, read_frames, split_frames
+from snnp.data.write import ParquetWriter
+from snnp.distillation import verdict
+from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
+from snnp.distillation.labels import Labelling, LabelProgress, LabelStore, label
+from snnp.distillation.molecules import displaced, read_molecules
+from snnp.distillation.selection import choose
+from snnp.distillation.settings import DistilSettings
+from snnp.distillation.structures import SHARES, Crystal, crystals_from_scan, first_scan, pool, second_scan
+from snnp.distillation.teachers import Identity, Teacher
+from snnp.errors import ConfigError, InputError
+from snnp.files import hold, write_atomically
+from snnp.models.potential import Potential
+from snnp.models.store import load_model
+from snnp.report import Finding, Report, Table
+from snnp.training import Progress
+
+__all__ = ["DistilProgress", "DistilResult", "Plan", "distil", "plan"]
+
+_SETTINGS, _LABELS, _STUDENT, _REPORT = "distil.yaml", "labels.parquet", "student", "report"
+_STATIC_SHARE = 0.6  # of the budget, where there are rounds
+_POOL = 3  # structures made for each that is chosen
+_ROUND_EPOCHS = 0.25  # of those of the last student
+_STARTS = 16
+
+
+@dataclass(frozen=True)
+class DistilProgress:
+    """Which stage, how far it is (in its own units), and a note."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DistilResult:
+    """The run's folder, the student, the number of labels, and the report; accepted if that holds no errors."""
+
+    folder: Path
+    model: Potential
+    n_labels: int
+    report: Report
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every bar is reached."""
+        return not self.report.errors
+
+
+Reporter = Callable[[DistilProgress], None]
+
+
+def distil(
+    settings: DistilSettings, folder: str | Path, report: Reporter = lambda progress: None, *, resume: bool = False
+) -> DistilResult:
+    """Distil a teacher into a student; see `DistilSettings` for what can be chosen.
+
+    Arguments:
+        folder: of the run, new unless it is resumed.
+        report: is told what happens.
+        resume: go on with a run in this folder, which must have had the same settings (but for workers, threads, bars).
+
+    Raises:
+        ConfigError: for settings that do not fit, or a folder that holds another run.
+        InputError: for a teacher that does not start, or does not know the elements.
+        DataError: for a teacher that fails too often, or the labels of another one.
+        TrainingError, Interrupted: as `snnp.training.train` says.
+    """
+    folder = Path(folder)
+    _begin(settings, folder, resume)
+    start = time.monotonic()
+    teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
+    with hold([folder / _SETTINGS]), teacher.start(settings.threads) as process:
+        _check(settings, process.identity)
+        with LabelStore(folder / "labels", process.identity) as store:
+            run = _Run(settings, folder, teacher, process.identity, store, report)
+            labelled = run.all_labels()
+            student = run.train(_STUDENT, labelled, folder / _LABELS)
+            found = run.measure(student)
+            found_report = run.say(found, labelled, time.monotonic() - start)
+    return DistilResult(folder, student, len(labelled), found_report)
+
+
+def _begin(settings: DistilSettings, folder: Path, resume: bool) -> None:
+    settings.training(Path(_LABELS))  # what is wrong with the student is said before a teacher has worked for it
+    path = folder / _SETTINGS
+    if path.exists():
+        if not resume:
+            raise ConfigError(f"{folder} already holds a distillation; go on with it (resume), or name a new folder.")
+        before = DistilSettings.load(path)
+        free = {"workers", "threads", "bars", "most_failures", "reference"}
+        changed = [
+            name
+            for name in DistilSettings.model_fields
+            if name not in free and getattr(before, name) != getattr(settings, name)
+        ]
+        if changed:
+            raise ConfigError(f"{folder} was begun with another {', '.join(changed)}; name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.save(path)
+
+
+def _check(settings: DistilSettings, identity: Identity) -> None:
+    """Teacher, student and method must fit, before anything is computed."""
+    if missing := [symbol for symbol in settings.elements if identity.elements and symbol not in identity.elements]:
+        raise InputError(f"the teacher {identity.name} does not know {', '.join(missing)}.")
+    student = settings.training(Path(_LABELS)).model
+    if missing := [symbol for symbol in settings.elements if student.elements and symbol not in student.elements]:
+        raise ConfigError(f"student.model.elements lacks {', '.join(missing)}, which are to be distilled.")
+    if settings.method in ("ekd", "self") and identity.n_members < 2:
+        raise InputError(
+            f"method {settings.method} needs an ensemble, but {identity.name} is one model; name several teachers."
+        )
+
+
+@dataclass
+class _Run:
+    """A distillation at work."""
+
+    settings: DistilSettings
+    folder: Path
+    teacher: Teacher
+    identity: Identity
+    store: LabelStore
+    report: Reporter
+    crystals: list[Crystal] = field(default_factory=list)
+    molecules: list[Atoms] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
+
+    def all_labels(self) -> Frames:
+        """The structures that are asked for and those of every round, labelled."""
+        set_ = self.settings
+        parts = [self._seeds()] if set_.elements else []
+        rest, rounds = set_.budget - sum(map(len, parts)), 0 if set_.data else set_.rounds
+        static = round(_STATIC_SHARE * rest) if rounds else rest
+        parts.append(self._label("structures", self._kept(0, lambda: self._made(static, parts))))
+        for number, share in enumerate(_even(rest - static, rounds), start=1):
+            known = Frames.concatenate(parts)
+            chosen = self._kept(number, partial(self._explored, number, share, known))
+            parts.append(self._label(f"round {number}", chosen))
+        return Frames.concatenate(parts)
+
+    def _seeds(self) -> Frames:
+        """Perfect crystals in all volumes, and isolated atoms."""
+        first = first_scan(self.settings.elements)
+        self._check_budget(len(first))
+        labelled = self._label("crystals", first)
+        second = second_scan(labelled)
+        self._check_budget(len(first) + len(second))
+        second = self._label("crystals", second)
+        self.crystals = crystals_from_scan(second)
+        return Frames.concatenate([labelled, second])
+
+    def _check_budget(self, needed: int) -> None:
+        if self.settings.budget <= needed:
+            raise ConfigError(
+                f"a budget of {self.settings.budget} leaves nothing beside the {needed} labels of perfect crystals by "
+                "which volumes are found; raise it."
+            )
+
+    def _label(self, stage: str, frames: Frames) -> Frames:
+        def tell(now: LabelProgress) -> None:
+            left = "" if now.seconds_left is None else f"{now.seconds_left:.0f} s left"
+            self.report(DistilProgress(f"labels: {stage}", now.done, now.total, f"{left}, {now.failed} failed"))
+
+        set_ = self.settings
+        how = Labelling(set_.workers, set_.threads, set_.most_failures, tell)
+        done = label(frames, self.teacher, self.store, how)
+        self.failures += done.failures
+        return done.frames
+
+    def _kept(self, number: int, make: Callable[[], Frames]) -> Frames:
+        """Structures of a round: from their file, or made now and written there."""
+        path = self.folder / f"chosen-{number}.parquet"
+        if not path.exists():
+            with ParquetWriter(path, "none", "snnp") as writer:
+                frames = make()
+                writer.add(frames.named(frames.sources, frames.groups), "train")
+        return _all_frames(path)
+
+    def _made(self, number: int, parts: Sequence[Frames]) -> Frames:
+        """Structures before any student: of the elements, the molecules, or the data."""
+        set_ = self.settings
+        self.report(DistilProgress("structures", 0, number))
+        if set_.elements:
+            made = pool(self.crystals, _POOL * number, set_.seed)
+            return choose(made, number, SHARES, Frames.concatenate(list(parts)), set_.seed)
+        made = displaced(self._molecules(), _POOL * number, set_.seed) if set_.molecules else self._data()
+        groups = Counter(group or "" for group in made.groups)
+        return choose(made, number, groups, seed=set_.seed)
+
+    def _molecules(self) -> list[Atoms]:
+        self.molecules = self.molecules or read_molecules(self.settings.molecules)
+        return self.molecules
+
+    def _data(self) -> Frames:
+        frames = Frames.of(read_frames(list(self.settings.data)))
+        if self.settings.method == "ekd" and not frames.has_energy.all():
+            raise InputError("method ekd learns the energies of the data, but some frames have none; leave them out.")
+        return frames
+
+    def _explored(self, number: int, share: int, known: Frames) -> Frames:
+        """Structures to which the last student goes by itself."""
+        set_ = self.settings
+        student = self.train(f"{_STUDENT}-{number - 1}", known, self.folder / f"labels-{number - 1}.parquet")
+        if set_.elements:
+            starts = crystal_starts(self.crystals, _STARTS, set_.seed + number)
+        else:
+            starts = molecule_starts(self._molecules())
+
+        def tell(done: int, total: int, broken: int) -> None:
+            self.report(DistilProgress(f"dynamics: round {number}", done, total, f"{broken} blew up"))
+
+        frames, broken = explore(student, starts, set_.seed + 100 * number, f"round-{number}", tell)
+        self.broken.append(broken)
+        return choose(frames, share, Counter(group or "" for group in frames.groups), known, set_.seed + number)
+
+    def train(self, name: str, labelled: Frames, data: Path) -> Potential:
+        """The student of this name: finished before, continued, or trained now."""
+        run = self.folder / name
+        if (run / "summary.json").exists():
+            return load_model(run / "best")
+
+        def tell(now: Progress) -> None:
+            if now.message is None:
+                self.report(DistilProgress(f"training: {name}", now.epoch, now.epochs))
+
+        if (run / "config.yaml").exists():
+            return training.resume(run, tell).model
+        self._write(self._as_learned(labelled), data)
+        config = self.settings.training(data, 1.0 if name == _STUDENT else _ROUND_EPOCHS)
+        return training.train(config, run, tell, overwrite=True).model
+
+    def _as_learned(self, labelled: Frames) -> Frames:
+        """With energies of the data instead of the teachers', where the method says so."""
+        if self.settings.method != "ekd":
+            return labelled
+        data = self._data()
+        energy = dict(zip(data.sources, data.energy, strict=True))
+        known = np.array([energy[source] for source in labelled.sources])
+        nothing = np.zeros(len(labelled), dtype=bool)
+        return replace(labelled, energy=known, stress=np.full_like(labelled.stress, np.nan), has_stress=nothing)
+
+    def _write(self, labelled: Frames, path: Path) -> None:
+        """The dataset of labels, and beside it whose they are."""
+        split = split_frames(labelled, valid=0.0, test=self.settings.held_out, seed=self.settings.seed)
+        versions = ", ".join(f"{known['name']} {known['version']}" for known in self.identity.packages.values())
+        with ParquetWriter(path, self.identity.name, versions) as writer:
+            for part, frames in (("train", split.train), ("test", split.test)):
+                if len(frames):
+                    writer.add(frames, part)
+        said = {"teacher": self.identity.json(), "licence": self.identity.licence, "failures": self.failures}
+        text = json.dumps({**said, "kinds": Counter(labelled.groups)}, indent=1, default=str)
+        write_atomically(self.folder / "provenance.json", (text + "\n").encode())
+
+    def measure(self, student: Potential) -> verdict.Measured:
+        """Everything that the bars may ask for."""
+        found = verdict.Measured()
+        self.report(DistilProgress("report", 0, 5, "against the teacher"))
+        dataset = load_dataset(self.folder / _LABELS)
+        if "test" in dataset.splits:
+            verdict.against_teacher(found, student, _joined(dataset.select("test")))
+        if self.settings.reference:
+            self._against_reference(found, student)
+        self.report(DistilProgress("report", 2, 5, "crystals"))
+        if self.crystals:
+            with self.teacher.start(self.settings.threads) as process:
+                verdict.crystals_beside(found, student, self.crystals, process)
+        self.report(DistilProgress("report", 3, 5, "dynamics"))
+        atoms, hot = self._mover()
+        verdict.moving(found, student, atoms, hot, self.settings.seed)
+        self.report(DistilProgress("report", 4, 5, "speed"))
+        verdict.speed(found, student, atoms, self.store.seconds_per_atom())
+        self.report(DistilProgress("report", 5, 5))
+        return found
+
+    def _against_reference(self, found: verdict.Measured, student: Potential) -> None:
+        frames = Frames.of(read_frames(list(self.settings.reference)))
+        if unknown := set(frames.elements) - set(student.elements):
+            raise InputError(f"the reference data hold {', '.join(sorted(unknown))}, which the student does not know.")
+        labelled = self._label("reference", frames)
+        both = set(labelled.sources)
+        mine = frames.take([row for row in range(len(frames)) if frames.sources[row] in both])
+        verdict.against_reference(found, student, mine, labelled)
+
+    def _mover(self) -> tuple[Atoms, float]:
+        """What is set in motion, and how hot."""
+        if self.crystals:
+            crystal = self.crystals[0]
+            atoms = crystal.atoms.copy()
+            while len(atoms) < 60:
+                atoms = atoms.repeat([2 if k == int(np.argmin(atoms.cell.lengths())) else 1 for k in range(3)])
+            return atoms, verdict.HOT * crystal.temperature
+        if self.settings.molecules:
+            return max(self._molecules(), key=len), 500.0
+        frames = self._data()
+        return frames[int(np.argmax(frames.counts))].structure.to_ase()[0], 300.0
+
+    def say(self, found: verdict.Measured, labelled: Frames, seconds: float) -> Report:
+        """The report, written as three files."""
+        failed, passed = verdict.judge(found, self.settings.wanted_bars)
+        notes = list(found.notes)
+        if self.failures:
+            said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
+            notes.append(Finding("labels", "note", said + self.failures[0][1]))
+        kinds = Counter(str(group) for group in labelled.groups)
+        tables = [
+            Table.of(
+                "Teacher",
+                {
+                    "name": self.identity.name,
+                    "licence": self.identity.licence,
+                    "key": self.identity.key,
+                    "files": list(self.identity.files.values()),
+                },
+            ),
+            *found.tables,
+            Table.of("What was labelled", [{"kind": kind, "structures": n} for kind, n in sorted(kinds.items())]),
+            Table.of("Runs of the students that blew up", {f"round {k + 1}": n for k, n in enumerate(self.broken)}),
+        ]
+        tables = [table for table in tables if table.rows]
+        name = f"{self.folder.name}, a student of {self.identity.name}"
+        report = Report(name, "model", (*failed, *notes), tuple(passed), tables, seconds=seconds)
+        for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
+            write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
+        return report
+
+
+def _even(number: int, parts: int) -> list[int]:
+    """A number in parts that differ by one at most."""
+    return [number * (k + 1) // parts - number * k // parts for k in range(parts)]
+
+
+def _joined(dataset: Any) -> Frames:
+    return Frames.concatenate([chunk.checked() for chunk in dataset.chunks()])
+
+
+def _all_frames(path: Path) -> Frames:
+    return _joined(load_dataset(path))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a distillation would do.
+
+    Arguments:
+        teacher: its name.
+        labels: kind of structure -> number of labels.
+        n_atoms: of all labels together, about.
+        seconds_per_atom: of the teacher, measured on a few structures.
+        workers: processes at the same time.
+    """
+
+    teacher: str
+    labels: dict[str, int]
+    n_atoms: int
+    seconds_per_atom: float
+    workers: int
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the labels, about."""
+        return self.n_atoms * self.seconds_per_atom / self.workers
+
+
+def plan(settings: DistilSettings) -> Plan:
+    """Counts, cost and time of a distillation, from a few labels; nothing is written.
+
+    Raises:
+        ConfigError, InputError: as `distil` says.
+    """
+    settings.training(Path(_LABELS))
+    teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
+    with teacher.start(settings.threads) as process:
+        _check(settings, process.identity)
+        name, frames = process.identity.name, _first_structures(settings)
+        trial = frames.take(np.argsort(np.abs(frames.counts - np.median(frames.counts)))[:3])
+        answers = [*process.label(trial[:1]), *process.label(trial)]  # the first call warms up
+    worked = [answer for answer in answers[1:] if answer.error is None]
+    if not worked:
+        raise InputError(f"the teacher {name} fails on {trial.sources[0]}: {answers[-1].error}.")
+    atoms = sum(int(trial.counts[answer.row]) for answer in worked)
+    kinds = Counter((group or "data").split(" ")[0] for group in frames.groups)
+    missing = settings.budget - len(frames)
+    if missing > 0 and not settings.data:
+        kinds["dynamics of students, and what is chosen"] = missing
+    total = round(float(frames.counts.mean()) * max(len(frames), settings.budget if not settings.data else 0))
+    return Plan(name, dict(kinds), total, sum(a.seconds for a in worked) / atoms, settings.workers)
+
+
+def _first_structures(settings: DistilSettings) -> Frames:
+    if settings.elements:
+        return first_scan(settings.elements)
+    if settings.molecules:
+        return displaced(read_molecules(settings.molecules), settings.budget, settings.seed)
+    frames = Frames.of(read_frames(list(settings.data)))
+    return frames[: settings.budget]

@@ -1,0 +1,97 @@
+"""Where the student goes by itself: its own dynamics, whose frames the teacher labels next."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from snnp.analysis.stability import shortest_distance, time_step_for
+from snnp.data import Frames
+from snnp.data.read import read_images
+from snnp.distillation.structures import Crystal, frames_of, pool
+from snnp.errors import InputError
+from snnp.models.potential import Potential
+from snnp.sampling import MDSettings, run_md
+from snnp.structure import Structure
+
+__all__ = ["Start", "crystal_starts", "explore", "molecule_starts"]
+
+Start = tuple[str, Atoms, float]
+"""Kind, atoms, temperature in K."""
+
+_TEMPERATURES = (0.4, 0.8, 1.2, 2.0, 3.0)  # of that of the crystal, about that of melting
+_MOLECULE_TEMPERATURES = (300.0, 600.0, 1000.0)
+_PICOSECONDS, _FRAMES = 2.0, 25
+_CLOSEST = 0.5  # of the shortest distance at the start: closer frames are the student's mistakes, of which few suffice
+_MOST_BROKEN = 2
+
+
+def crystal_starts(crystals: Sequence[Crystal], number: int, seed: int) -> list[Start]:
+    """Crystals, their vacancies and surfaces, and random packings, at temperatures of the solid and the liquid."""
+    rng = np.random.default_rng([seed, 3])
+    starts = pool(crystals, 12 * number, seed + 1000)
+    kinds = {"strained": 0.3, "random": 0.4, "vacancy": 0.1, "surface": 0.2}
+    temperature = max(crystal.temperature for crystal in crystals[:2])
+    found: list[Start] = []
+    for kind, share in kinds.items():
+        rows = [row for row in range(len(starts)) if starts.groups[row] == kind and starts.counts[row] >= 8]
+        for k in rng.permutation(rows)[: max(1, round(share * number))].tolist():
+            atoms = starts[k].structure.to_ase()[0]
+            factor = _TEMPERATURES[int(rng.integers(len(_TEMPERATURES)))]
+            found.append((f"md {kind}", atoms, max(factor * temperature, 50.0)))
+    return found
+
+
+def molecule_starts(images: Sequence[Atoms]) -> list[Start]:
+    """Every molecule at three temperatures."""
+    return [("md molecule", atoms, kelvin) for atoms in images for kelvin in _MOLECULE_TEMPERATURES]
+
+
+def explore(
+    student: Potential,
+    starts: Sequence[Start],
+    seed: int,
+    name: str,
+    report: Callable[[int, int, int], None] = lambda done, total, broken: None,
+) -> tuple[Frames, int]:
+    """Frames of short runs of the student, and how many runs blew up.
+
+    Of a run that blew up the frames before that count, too, but for those in which atoms have fused: there the teacher
+    says best what is wrong.
+    """
+    images: list[tuple[str, Atoms]] = []
+    broken = 0
+    for done, (kind, atoms, kelvin) in enumerate(starts):
+        frames, survived = _run(student, atoms, kelvin, seed + done)
+        least = _CLOSEST * min(shortest_distance(Structure.from_ase(atoms), student.cutoff), student.cutoff)
+        good = [f for f in frames if shortest_distance(Structure.from_ase(f), student.cutoff) > least]
+        images += [(kind, frame) for frame in good]
+        broken += not survived
+        report(done + 1, len(starts), broken)
+    return frames_of(images, name), broken
+
+
+def _run(student: Potential, atoms: Atoms, kelvin: float, seed: int) -> tuple[list[Atoms], bool]:
+    dt = time_step_for(atoms)
+    steps = round(1000.0 * _PICOSECONDS / dt)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frames.extxyz"
+        settings = MDSettings(
+            temperature_k=kelvin,
+            friction_per_ps=10.0,
+            steps=steps,
+            dt_fs=dt,
+            seed=seed,
+            trajectory=path,
+            trajectory_interval=max(1, steps // _FRAMES),
+        )
+        try:
+            run_md(student, atoms, settings, engine="native")
+            survived = True
+        except InputError:
+            survived = False
+        return (read_images(path)[1:] if path.is_file() else []), survived

@@ -1,0 +1,156 @@
+"""What a distillation is asked to do: one typed value, written into the folder of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from snnp.errors import ConfigError, near_matches
+from snnp.training import TrainConfig, load_config
+
+__all__ = ["Bars", "DistilSettings"]
+
+
+class Bars(BaseModel):
+    """What a student must reach to be accepted; None asks for nothing, and what cannot be measured is not reached.
+
+    `force_mae`, `force_rmse` (eV/Å, at most) and `force_cosine` (at least): against the teacher on held-out structures.
+    `reference_force_ratio`: at most, the student's force MAE on reference data over the teacher's own there.
+    `lattice_constant`, `elastic`: at most, relative deviation from the teacher's lattice constants, and of elastic
+    constants relative to its bulk modulus. `nve_drift`: meV/atom/ns, at most. `hot_md`: whether a run at 1.5 times the
+    temperature of `Crystal.temperature` (molecules: 500 K) must not blow up. `speedup`: at least, over the teacher.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    force_mae: float | None = Field(None, gt=0.0)
+    force_rmse: float | None = Field(None, gt=0.0)
+    force_cosine: float | None = Field(0.95, le=1.0)
+    reference_force_ratio: float | None = Field(None, gt=0.0)
+    lattice_constant: float | None = Field(None, gt=0.0)
+    elastic: float | None = Field(None, gt=0.0)
+    nve_drift: float | None = Field(None, gt=0.0)
+    hot_md: bool = True
+    speedup: float | None = Field(None, gt=0.0)
+
+
+class DistilSettings(BaseModel):
+    """Everything that determines a distillation.
+
+    Arguments:
+        teachers: models of snnp, or ASE calculators as `module:callable`; see `Teacher.of`.
+        python, kwargs: interpreter and keyword arguments of calculators.
+        elements: symbols, whose structures are made; or
+        data: files or datasets whose structures are labelled; or
+        molecules: files of molecules, or SMILES, that are displaced and run.
+        budget: number of labels in all.
+        rounds: how often the student's own dynamics give more structures, a part of the budget each time.
+        method: "labels" learns the teacher's energies, forces and stresses; "ekd" the energies of the data, and the
+            teachers' mean forces; "self" the mean of several equal models.
+        student: a training configuration without `data`; everything has a default.
+        reference: reference data that are never trained on, to which student and teacher are compared.
+        held_out: fraction of the labels kept for the comparison with the teacher.
+        bars: see `Bars`.
+        workers, threads: processes of the teacher at the same time, and threads of each.
+        most_failures: fraction of structures on which the teacher may fail.
+        seed: of all that is drawn.
+
+    Raises:
+        ConfigError: names the key, and what was expected.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    python: str | None = None
+    kwargs: dict[str, JsonValue] | list[dict[str, JsonValue]] | None = None
+    elements: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    molecules: tuple[str, ...] = ()
+    budget: int = Field(400, ge=1)
+    rounds: int = Field(2, ge=0, le=20)
+    method: Literal["labels", "ekd", "self"] = "labels"
+    student: dict[str, JsonValue] = Field(default_factory=dict)
+    reference: tuple[str, ...] = ()
+    held_out: float = Field(0.1, gt=0.0, lt=0.9)
+    bars: Bars | None = None
+    workers: int = Field(1, ge=1, le=256)
+    threads: int = Field(1, ge=1)
+    most_failures: float = Field(0.1, ge=0.0, le=1.0)
+    seed: int = Field(0, ge=0)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(f"unknown key {key!r}.{near_matches(key, DistilSettings.model_fields)}") from None
+            said = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{key}: {said} (got {first['input']!r})." if key else f"{said}.") from None
+
+    @model_validator(mode="after")
+    def _check(self) -> DistilSettings:
+        given = [name for name in ("elements", "data", "molecules") if getattr(self, name)]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} were given" if given else "none was given"
+            raise ValueError(f"structures come from one of elements, data and molecules; {said}")
+        if self.method == "ekd" and not self.data:
+            raise ValueError("method ekd learns energies of reference data; name them with data=...")
+        return self
+
+    @property
+    def wanted_bars(self) -> Bars:
+        """Those that were set, or the usual ones of what is distilled."""
+        crystals = {"lattice_constant": 0.01, "elastic": 0.15} if self.elements else {}
+        return self.bars or Bars(nve_drift=None if self.data else 5.0, hot_md=not self.data, **crystals)
+
+    def training(self, data: Path, epochs: float = 1.0) -> TrainConfig:
+        """The configuration of a student's training on the parquet file of labels, or of a part of it.
+
+        Raises:
+            ConfigError: for keys that there are not, or data named beside the teacher's.
+        """
+        if "data" in self.student:
+            raise ConfigError("student.data: the data are the teacher's labels; leave this group away.")
+        tree: dict[str, Any] = {
+            "loss": {"energy_weight": 30.0, "energy_weight_end": 300.0, "stress_weight": 30.0},
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+        for key, value in self.student.items():
+            inner = tree.get(key)
+            tree[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+        # What lies beyond is no matter that holds together, and would be all that a squared error sees.
+        tree["data"] = {"train": [f"{data}:train"], "valid": 0.05, "max_energy": 12.0, "max_force": 30.0}
+        tree["metadata"] = {"description": f"distilled from {', '.join(self.teachers)}", **tree.get("metadata", {})}
+        config = load_config(tree)
+        fewer = config.optimiser.model_copy(update={"epochs": max(1, round(epochs * config.optimiser.epochs))})
+        return config.model_copy(update={"optimiser": fewer})
+
+    def save(self, path: Path) -> None:
+        """Write it as YAML."""
+        from snnp.files import write_atomically
+
+        write_atomically(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> DistilSettings:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: if it is missing or not understood.
+        """
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{path} cannot be read ({' '.join(str(error).split())}); is this a distillation?"
+            ) from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path} does not hold the settings of a distillation.")
+        return cls(**tree)

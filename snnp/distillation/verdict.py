@@ -1,0 +1,251 @@
+"""What was lost: the student beside its teacher, and whether it reaches the bars that were set before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from snnp.analysis.properties import CubicProperties, cubic_properties
+from snnp.analysis.stability import StabilityPlan, stability_test, time_step_for
+from snnp.data import Frames
+from snnp.distillation.settings import Bars
+from snnp.distillation.structures import Crystal, frames_of
+from snnp.distillation.teachers import TeacherProcess
+from snnp.errors import InputError
+from snnp.models.potential import Potential, Prediction
+from snnp.models.session import Session
+from snnp.report import Finding, Table
+from snnp.sampling.run import find_entry_point
+from snnp.structure import Structure
+from snnp.training.evaluation import Evaluation, evaluate
+
+__all__ = ["HOT", "Measured", "against_reference", "against_teacher", "crystals_beside", "judge", "moving", "speed"]
+
+_PICOSECONDS = 10.0
+HOT = 1.5
+"""Times the temperature of the crystal: how hot the student runs."""
+_CUBIC = ("fcc", "bcc", "diamond")
+_SPEED_ATOMS, _SPEED_CALLS = 500, 5
+
+
+@dataclass
+class Measured:
+    """Tables for people, and the numbers that bars are compared with."""
+
+    tables: list[Table] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    notes: list[Finding] = field(default_factory=list)
+
+
+def against_teacher(found: Measured, student: Potential, held_out: Frames) -> None:
+    """Errors on structures that were labelled and not learned, by kind."""
+    evaluation = evaluate(student, held_out, model_name="student", data_name="held out")
+    total = evaluation.total
+    if total.forces is not None:
+        found.numbers |= {"force_mae": total.forces.mae, "force_rmse": total.forces.rmse}
+        found.numbers["force_cosine"] = _cosine(evaluation.forces.model, evaluation.forces.reference)
+    kinds = {"all": total, **evaluation.groups}
+    rows = [_row(name, evaluation, errors.to_dict(), name) for name, errors in kinds.items()]
+    found.tables.append(Table.of("Student against teacher, structures held out", rows))
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+
+
+def _row(name: str, evaluation: Evaluation, errors: dict[str, Any], kind: str) -> dict[str, Any]:
+    frames = np.array([kind in ("all", group) for group in evaluation.group_of_frame])
+    mine = frames[evaluation.forces.frame]
+    return {
+        "": name,
+        "structures": errors["n_structures"],
+        "energy MAE (meV/atom)": errors["energy_mae_mev_per_atom"],
+        "force MAE (eV/Å)": errors["force_mae_ev_per_angstrom"],
+        "force RMSE (eV/Å)": errors["force_rmse_ev_per_angstrom"],
+        "force cosine": _cosine(evaluation.forces.model[mine], evaluation.forces.reference[mine]),
+        "stress MAE (GPa)": errors["stress_mae_gpa"],
+    }
+
+
+def against_reference(found: Measured, student: Potential, reference: Frames, labelled: Frames) -> None:
+    """Student and teacher on reference data: forces as they are, energies after a constant per element is fitted.
+
+    Arguments:
+        reference: with the labels of the reference.
+        labelled: the same structures, in the same order, with the teacher's labels.
+    """
+    structure = reference.structure()
+    owners = [reference[k : k + 1] for k in range(len(reference))]
+    said = [student.compute(each.structure()) for each in owners]
+    predictions = {
+        "student": (
+            np.array([float(each.energy[0]) for each in said]),
+            np.concatenate([each.forces.double().cpu().numpy() for each in said if each.forces is not None]),
+        ),
+        "teacher": (labelled.energy, labelled.forces),
+    }
+    rows = []
+    known = np.repeat(reference.has_forces, reference.counts)
+    for name, (energy, forces) in predictions.items():
+        errors = (forces - reference.forces)[known]
+        row: dict[str, Any] = {"": name, "structures": len(reference), "atoms": structure.n_atoms}
+        row["energy MAE (meV/atom)"] = _aligned_error(reference, energy)
+        row["force MAE (eV/Å)"] = float(np.abs(errors).mean()) if errors.size else None
+        row["force RMSE (eV/Å)"] = float(np.sqrt(np.square(errors).mean())) if errors.size else None
+        row["force cosine"] = _cosine(forces[known].ravel(), reference.forces[known].ravel()) if errors.size else None
+        rows.append(row)
+    found.tables.append(Table.of("Student and teacher against reference data", rows))
+    if rows[1]["force MAE (eV/Å)"]:
+        found.numbers["reference_force_ratio"] = rows[0]["force MAE (eV/Å)"] / rows[1]["force MAE (eV/Å)"]
+
+
+def _aligned_error(reference: Frames, energy: np.ndarray) -> float | None:
+    """MAE in meV/atom once the zeros of both, one per element, are brought together by least squares."""
+    rows = np.flatnonzero(reference.has_energy)
+    if len(rows) == 0:
+        return None
+    composition = reference.composition()[rows] / reference.counts[rows, None]
+    difference = (energy[rows] - reference.energy[rows]) / reference.counts[rows]
+    zeros = np.linalg.lstsq(composition, difference, rcond=1e-8)[0]
+    return float(1000.0 * np.abs(difference - composition @ zeros).mean())
+
+
+class _AsPotential:
+    """A teacher where the properties of crystals expect a potential."""
+
+    metadata: dict[str, Any] = {}  # noqa: RUF012 (never written)
+    isolated_atoms = ()
+
+    def __init__(self, process: TeacherProcess, elements: Sequence[str]) -> None:
+        self.process, self.reference_energies = process, dict.fromkeys(elements, 0.0)
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> _AsPotential:
+        return self
+
+    def double(self) -> _AsPotential:
+        """Teachers compute in the precision that they have."""
+        return self
+
+    def compute(self, structure: Structure, *, forces: bool = True, stress: bool = False) -> Prediction:
+        """Energy, forces and stress of one crystal."""
+        (atoms,) = structure.to_ase()
+        (answer,) = self.process.label(frames_of([("", atoms)], "crystal"))
+        if answer.error is not None or "stress" not in answer.labels:
+            raise InputError(answer.error or "the teacher gives no stress.")
+        energy, force, tensor = (torch.tensor(answer.labels[name]) for name in ("energy", "forces", "stress"))
+        return Prediction(energy[None], torch.zeros(len(atoms), dtype=torch.float64), force, tensor[None])
+
+
+def crystals_beside(found: Measured, student: Potential, crystals: Sequence[Crystal], process: TeacherProcess) -> None:
+    """Lattice and elastic constants of the lowest cubic crystal of each element, of student and teacher."""
+    teacher = cast("Potential", _AsPotential(process, student.elements))
+    rows, lattice, elastic = [], [], []
+    for element in student.elements:
+        pure = [c for c in crystals if set(c.atoms.symbols) == {element} and c.lattice in _CUBIC]
+        if not pure:
+            continue
+        guess = float(pure[0].atoms.cell.lengths()[0])
+        both: list[CubicProperties] = []
+        for name, model in (("teacher", teacher), ("student", student)):
+            try:
+                both.append(cubic_properties(model, element, pure[0].lattice, guess=guess))
+            except InputError as error:
+                said = f"{pure[0].name}: no properties from the {name}: {error}"
+                found.notes.append(Finding("crystals", "warning", said))
+                break
+            rows.append(
+                {
+                    "": f"{pure[0].name}, {name}",
+                    "a (Å)": both[-1].lattice_constant,
+                    "B (GPa)": both[-1].bulk_modulus,
+                    "C11 (GPa)": both[-1].c11,
+                    "C12 (GPa)": both[-1].c12,
+                    "C44 (GPa)": both[-1].c44,
+                }
+            )
+        if len(both) == 2:
+            of_teacher, of_student = both
+            lattice.append(abs(of_student.lattice_constant / of_teacher.lattice_constant - 1.0))
+            for constant in ("c11", "c12", "c44"):
+                difference = getattr(of_student, constant) - getattr(of_teacher, constant)
+                elastic.append(abs(difference) / of_teacher.bulk_modulus)
+        else:
+            lattice, elastic = [np.inf], [np.inf]
+    if rows:
+        found.tables.append(Table.of("Crystals at rest", rows))
+        found.numbers |= {"lattice_constant": max(lattice), "elastic": max(elastic)}
+
+
+def moving(found: Measured, student: Potential, atoms: Atoms, hot_k: float, seed: int) -> None:
+    """Drift of the energy at constant energy, and whether a hot run survives."""
+    plan = StabilityPlan(
+        hot_k=hot_k, temperature_k=min(300.0, hot_k), picoseconds=_PICOSECONDS, dt_fs=time_step_for(atoms), seed=seed
+    )
+    runs = stability_test(student, atoms, plan, find_entry_point("snnp.md_engines", "native"))
+    rows = [
+        {
+            "": f"{name}, {run.target_k:.0f} K",
+            "ps": run.picoseconds,
+            "atoms": run.n_atoms,
+            "survived": "yes" if run.survived else f"no: {run.failure}",
+            "drift (meV/atom/ns)": run.drift_mev_per_atom_per_ns,
+        }
+        for name, run in runs.items()
+    ]
+    found.tables.append(Table.of("Dynamics of the student", rows))
+    if runs["nve"].drift_mev_per_atom_per_ns is not None:
+        found.numbers["nve_drift"] = abs(runs["nve"].drift_mev_per_atom_per_ns)
+    found.numbers["hot_md"] = float(runs["langevin"].survived)
+
+
+def speed(found: Measured, student: Potential, atoms: Atoms, teacher_seconds: float | None) -> None:
+    """µs per atom and evaluation of energy and forces: the student's best of several calls, the teacher's median."""
+    while len(atoms) < _SPEED_ATOMS and atoms.pbc.all():
+        atoms = atoms.repeat([2 if k == int(np.argmin(atoms.cell.lengths())) else 1 for k in range(3)])
+    session, best = Session(student), np.inf
+    for _ in range(_SPEED_CALLS):
+        start = time.perf_counter()
+        session.evaluate(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        best = min(best, time.perf_counter() - start)
+    own, their = 1e6 * best / len(atoms), None if teacher_seconds is None else 1e6 * teacher_seconds
+    rows = [("student", own, len(atoms)), ("teacher, while labelling", their, None)]
+    found.tables.append(Table(("", "µs/atom", "atoms"), rows, "Speed"))
+    if their is not None:
+        found.numbers["speedup"] = their / own
+
+
+_BETTER_ABOVE = {"force_cosine", "speedup", "hot_md"}
+_UNITS = {"force_mae": " eV/Å", "force_rmse": " eV/Å", "nve_drift": " meV/atom/ns"}
+
+
+def judge(found: Measured, bars: Bars) -> tuple[list[Finding], list[str]]:
+    """Bars that are not reached, or were not measured, as errors; and the names of those that are."""
+    failed, passed = [], []
+    for name, wanted in bars.model_dump().items():
+        if wanted is None or wanted is False:
+            continue
+        value, above, unit = found.numbers.get(name), name in _BETTER_ABOVE, _UNITS.get(name, "")
+        if value is None:
+            message = f"{name} was to be {'at least' if above else 'at most'} {wanted:g}{unit}, and was not measured"
+            cure = "give what it is measured on, or take the bar away"
+            failed.append(Finding(name, "error", message, "Nothing is known of it; the student is not accepted.", cure))
+        elif (value >= wanted) if above else (value <= wanted):
+            passed.append(name)
+        else:
+            said = f"{value:.3g}{unit}, was to be {'at least' if above else 'at most'} {float(wanted):g}{unit}"
+            failed.append(
+                Finding(
+                    name,
+                    "error",
+                    f"{name} is {said}",
+                    "The student does not follow its teacher this far.",
+                    "raise the budget or the rounds, or choose a larger student",
+                )
+            )
+    return failed, passed
