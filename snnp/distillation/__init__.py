@@ -1,17 +1,26 @@
 """Distillation: from any teacher to a fast student.
 
-settings = DistilSettings(teachers=["ase.calculators.emt:EMT"], elements=["Cu"])
-result = distil(settings, "runs/copper")
-result.accepted, result.model
+    settings = DistilSettings(teachers=["ase.calculators.emt:EMT"], elements=["Cu"])
+    result = distil(settings, "runs/copper")
+    result.accepted, result.model
+
+The names below are loaded when they are first used: the command line reads `DistilSettings` and must not wait for torch.
 """
 
-from snnp.distillation.distil import DistilProgress, DistilResult, Plan, distil, plan
-from snnp.distillation.labels import Labelling, LabelStore, label
-from snnp.distillation.settings import Bars, DistilSettings
-from snnp.distillation.teachers import Identity, Models, Teacher
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snnp.distillation.labels import Crew, Labelling, LabelStore, label
+    from snnp.distillation.run import DistilProgress, DistilResult, Plan, distil, plan
+    from snnp.distillation.settings import Bars, DistilSettings
+    from snnp.distillation.teachers import Identity, Models, Teacher
 
 __all__ = [
     "Bars",
+    "Crew",
     "DistilProgress",
     "DistilResult",
     "DistilSettings",
@@ -25,3 +34,12 @@ __all__ = [
     "label",
     "plan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in ("settings", "teachers", "labels", "run"):
+            module = importlib.import_module(f"snnp.distillation.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'snnp.distillation' has no attribute {name!r}")

@@ -13,8 +13,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from snnp.distillation.worker import pack as pack_message
 from snnp.errors import DataError, InputError
 from snnp.files import hold, write_atomically
 
-__all__ = ["LabelProgress", "LabelStore", "Labelled", "Labelling", "label", "structure_keys"]
+__all__ = ["Crew", "LabelProgress", "LabelStore", "Labelled", "Labelling", "label", "structure_keys"]
 
 _FORMAT = "snnp-labels"
 _SYNC_SECONDS = 1.0  # a power failure costs at most so much; a kill costs nothing
@@ -194,18 +194,56 @@ class LabelProgress:
     seconds_left: float | None
 
 
+class Crew:
+    """The processes of one teacher, kept between calls of `label`: some take ten seconds to start.
+
+    Raises:
+        InputError: if the teacher does not start.
+    """
+
+    def __init__(self, teacher: Teacher, threads: int = 1) -> None:
+        self.teacher, self.threads = teacher, threads
+        self._idle = [teacher.start(threads)]
+        self.identity = self._idle[0].identity
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def hire(self) -> TeacherProcess:
+        """One that waits for work, or a new one.
+
+        Raises:
+            InputError: if its interpreter has become another one.
+        """
+        try:
+            return self._idle.pop()
+        except IndexError:
+            process = self.teacher.start(self.threads)
+        if process.identity.key != self.identity.key:
+            process.close()
+            raise InputError(f"the teacher is now {process.identity.name}, it was {self.identity.name}; start anew.")
+        return process
+
+    def dismiss(self, process: TeacherProcess) -> None:
+        """It has done its work, and waits for more."""
+        self._idle.append(process)
+
+
 @dataclass(frozen=True)
 class Labelling:
     """How labels are computed.
 
     Arguments:
-        workers: processes at the same time; threads: of each.
+        workers: processes at the same time.
         most_failures: fraction of failed frames beyond which it is given up.
         report: is told of every frame.
     """
 
     workers: int = 1
-    threads: int = 1
     most_failures: float = 0.1
     report: Callable[[LabelProgress], None] = lambda progress: None
 
@@ -218,7 +256,7 @@ class Labelled:
     failures: tuple[tuple[str, str], ...]
 
 
-def label(frames: Frames, teacher: Teacher, store: LabelStore, settings: Labelling = Labelling()) -> Labelled:
+def label(frames: Frames, crew: Crew, store: LabelStore, settings: Labelling = Labelling()) -> Labelled:
     """Labels of all frames: from the store, else from the teacher.
 
     Frames that failed are tried again when they are next asked for.
@@ -232,22 +270,23 @@ def label(frames: Frames, teacher: Teacher, store: LabelStore, settings: Labelli
     rows = sorted(wanted.values())
     failures: list[tuple[str, str]] = []
     start, done, atoms = time.monotonic(), 0, 0
-    for answer in _ask(frames, rows, teacher, store.identity, settings):
-        row, one = answer.row, frames[answer.row : answer.row + 1]
-        if (error := answer.error or _fault(answer.labels, one)) is None:
-            store.add(keys[row], one, answer.labels, answer.seconds)
-        else:
-            failures.append((frames.sources[row], error))
-        done, atoms = done + 1, atoms + int(frames.counts[row])
-        left = (time.monotonic() - start) * (int(frames.counts[rows].sum()) - atoms) / atoms
-        settings.report(LabelProgress(done, len(rows), len(failures), left))
-        if len(failures) > settings.most_failures * len(rows):
-            listed = "; ".join(f"{source}: {reason}" for source, reason in failures[:_SHOWN])
-            raise DataError(
-                f"the teacher failed on {len(failures)} of {done} structures (allowed are "
-                f"{settings.most_failures:.0%} of {len(rows)}): {listed}; mend the teacher or raise --most-failures. "
-                "What it has labelled is kept."
-            )
+    with closing(_ask(frames, rows, crew, settings)) as answers:
+        for answer in answers:
+            row, one = answer.row, frames[answer.row : answer.row + 1]
+            if (error := answer.error or _fault(answer.labels, one)) is None:
+                store.add(keys[row], one, answer.labels, answer.seconds)
+            else:
+                failures.append((frames.sources[row], error))
+            done, atoms = done + 1, atoms + int(frames.counts[row])
+            left = (time.monotonic() - start) * (int(frames.counts[rows].sum()) - atoms) / atoms
+            settings.report(LabelProgress(done, len(rows), len(failures), left))
+            if len(failures) > settings.most_failures * len(rows):
+                listed = "; ".join(f"{source}: {reason}" for source, reason in failures[:_SHOWN])
+                raise DataError(
+                    f"the teacher failed on {len(failures)} of {done} structures (allowed are "
+                    f"{settings.most_failures:.0%} of {len(rows)}): {listed}; mend the teacher, or raise "
+                    "most_failures. What it has labelled is kept."
+                )
     return Labelled(store.labelled(frames), tuple(failures))
 
 
@@ -278,9 +317,7 @@ def _chunks(frames: Frames, rows: list[int], workers: int) -> Iterator[list[int]
         yield chunk
 
 
-def _ask(
-    frames: Frames, rows: list[int], teacher: Teacher, identity: Identity, settings: Labelling
-) -> Iterator[Answer]:
+def _ask(frames: Frames, rows: list[int], crew: Crew, settings: Labelling) -> Generator[Answer]:
     """The answer for each row as it comes, from several processes; each is held by a thread that waits for it."""
     waiting: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
@@ -296,15 +333,14 @@ def _ask(
                 try:
                     chunk = waiting.get_nowait()
                 except queue.Empty:
-                    return
+                    break
                 if process is None:
-                    running.append(process := _start(teacher, identity, settings.threads))
+                    running.append(process := crew.hire())
                 process = _label_chunk(process, frames, chunk, answers, waiting)
+            if process is not None:
+                process.close() if stop.is_set() else crew.dismiss(process)
         except Exception as error:
             answers.put(error)
-        finally:
-            if process is not None:
-                process.close()
 
     # No more processes than chunks. What a dead one owes is asked of whoever is free, at last of its own thread.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(settings.workers, waiting.qsize()))]
@@ -316,20 +352,14 @@ def _ask(
             if isinstance(answer, Exception):
                 raise answer
             yield answer
-    finally:
+    except BaseException:
         stop.set()
-        for process in list(running):
+        for process in running:
             process.close()
+        raise
+    finally:
         for thread in threads:
             thread.join()
-
-
-def _start(teacher: Teacher, identity: Identity, threads: int) -> TeacherProcess:
-    process = teacher.start(threads)
-    if process.identity.key != identity.key:
-        process.close()
-        raise InputError(f"the teacher is now {process.identity.name}, it was {identity.name}; start anew.")
-    return process
 
 
 def _label_chunk(

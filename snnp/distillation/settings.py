@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from snnp.errors import ConfigError, near_matches
-from snnp.training import TrainConfig, load_config
+from snnp.files import write_atomically
+
+if TYPE_CHECKING:
+    from snnp.training import TrainConfig
 
 __all__ = ["Bars", "DistilSettings"]
 
@@ -38,25 +41,7 @@ class Bars(BaseModel):
 
 
 class DistilSettings(BaseModel):
-    """Everything that determines a distillation.
-
-    Arguments:
-        teachers: models of snnp, or ASE calculators as `module:callable`; see `Teacher.of`.
-        python, kwargs: interpreter and keyword arguments of calculators.
-        elements: symbols, whose structures are made; or
-        data: files or datasets whose structures are labelled; or
-        molecules: files of molecules, or SMILES, that are displaced and run.
-        budget: number of labels in all.
-        rounds: how often the student's own dynamics give more structures, a part of the budget each time.
-        method: "labels" learns the teacher's energies, forces and stresses; "ekd" the energies of the data, and the
-            teachers' mean forces; "self" the mean of several equal models.
-        student: a training configuration without `data`; everything has a default.
-        reference: reference data that are never trained on, to which student and teacher are compared.
-        held_out: fraction of the labels kept for the comparison with the teacher.
-        bars: see `Bars`.
-        workers, threads: processes of the teacher at the same time, and threads of each.
-        most_failures: fraction of structures on which the teacher may fail.
-        seed: of all that is drawn.
+    """Everything that determines a distillation; each field says what it is.
 
     Raises:
         ConfigError: names the key, and what was expected.
@@ -64,23 +49,33 @@ class DistilSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    teachers: tuple[str, ...] = Field(min_length=1)
-    python: str | None = None
-    kwargs: dict[str, JsonValue] | list[dict[str, JsonValue]] | None = None
-    elements: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    molecules: tuple[str, ...] = ()
-    budget: int = Field(400, ge=1)
-    rounds: int = Field(2, ge=0, le=20)
-    method: Literal["labels", "ekd", "self"] = "labels"
-    student: dict[str, JsonValue] = Field(default_factory=dict)
-    reference: tuple[str, ...] = ()
-    held_out: float = Field(0.1, gt=0.0, lt=0.9)
-    bars: Bars | None = None
-    workers: int = Field(1, ge=1, le=256)
-    threads: int = Field(1, ge=1)
-    most_failures: float = Field(0.1, ge=0.0, le=1.0)
-    seed: int = Field(0, ge=0)
+    teachers: tuple[str, ...] = Field(min_length=1, description="Models of snnp, or ASE calculators as module:callable")
+    python: str | None = Field(None, description="Interpreter in which calculators run; by default this one")
+    kwargs: dict[str, JsonValue] | list[dict[str, JsonValue]] | None = Field(
+        None, description="Keyword arguments of the calculators as JSON; a list gives each its own"
+    )
+    elements: tuple[str, ...] = Field((), description="Symbols, of which structures are made")
+    data: tuple[str, ...] = Field((), description="Files or datasets whose structures are labelled")
+    molecules: tuple[str, ...] = Field((), description="Files of molecules, or SMILES, that are displaced and run")
+    budget: int = Field(400, ge=1, description="Number of labels in all")
+    rounds: int = Field(2, ge=0, le=20, description="How often the student's own dynamics give more structures")
+    method: Literal["labels", "ekd", "self"] = Field(
+        "labels",
+        description="labels: energies, forces and stresses of the teacher; ekd: energies of the data, mean forces of "
+        "the teachers; self: the mean of several equal models",
+    )
+    student: dict[str, JsonValue] = Field(
+        default_factory=dict, description="A training configuration without data; everything has a default"
+    )
+    reference: tuple[str, ...] = Field(
+        (), description="Reference data, never trained on, to which student and teacher are compared"
+    )
+    held_out: float = Field(0.1, gt=0.0, lt=0.9, description="Fraction of labels kept for the comparison")
+    bars: Bars | None = Field(None, description="What the student must reach, such as force_cosine=0.98")
+    workers: int = Field(1, ge=1, le=256, description="Processes of the teacher at the same time")
+    threads: int = Field(1, ge=1, description="Threads of each")
+    most_failures: float = Field(0.1, ge=0.0, le=1.0, description="Fraction of structures on which a teacher may fail")
+    seed: int = Field(0, ge=0, description="Of all that is drawn")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -115,6 +110,8 @@ class DistilSettings(BaseModel):
         Raises:
             ConfigError: for keys that there are not, or data named beside the teacher's.
         """
+        from snnp.training import load_config
+
         if "data" in self.student:
             raise ConfigError("student.data: the data are the teacher's labels; leave this group away.")
         tree: dict[str, Any] = {
@@ -134,8 +131,6 @@ class DistilSettings(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write it as YAML."""
-        from snnp.files import write_atomically
-
         write_atomically(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).encode())
 
     @classmethod

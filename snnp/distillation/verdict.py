@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 
 from snnp.analysis.properties import CubicProperties, cubic_properties
-from snnp.analysis.stability import StabilityPlan, stability_test, time_step_for
+from snnp.analysis.stability import stability_test, time_step_for
 from snnp.data import Frames
 from snnp.distillation.settings import Bars
 from snnp.distillation.structures import Crystal, frames_of
@@ -21,6 +21,7 @@ from snnp.errors import InputError
 from snnp.models.potential import Potential, Prediction
 from snnp.models.session import Session
 from snnp.report import Finding, Table
+from snnp.sampling import MDSettings
 from snnp.sampling.run import find_entry_point
 from snnp.structure import Structure
 from snnp.training.evaluation import Evaluation, evaluate
@@ -184,10 +185,9 @@ def crystals_beside(found: Measured, student: Potential, crystals: Sequence[Crys
 
 def moving(found: Measured, student: Potential, atoms: Atoms, hot_k: float, seed: int) -> None:
     """Drift of the energy at constant energy, and whether a hot run survives."""
-    plan = StabilityPlan(
-        hot_k=hot_k, temperature_k=min(300.0, hot_k), picoseconds=_PICOSECONDS, dt_fs=time_step_for(atoms), seed=seed
-    )
-    runs = stability_test(student, atoms, plan, find_entry_point("snnp.md_engines", "native"))
+    dt = time_step_for(atoms)
+    settings = MDSettings(temperature_k=min(300.0, hot_k), steps=round(1000.0 * _PICOSECONDS / dt), dt_fs=dt, seed=seed)
+    runs = stability_test(student, atoms, settings, find_entry_point("snnp.md_engines", "native"), hot_k=hot_k)
     rows = [
         {
             "": f"{name}, {run.target_k:.0f} K",

@@ -27,10 +27,10 @@ from ase import Atoms
 
 from snnp import training
 from snnp.data import Frames, load_dataset, read_frames, split_frames
-from snnp.data.write import ParquetWriter
+from snnp.data.write import parquet_writer
 from snnp.distillation import verdict
 from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
-from snnp.distillation.labels import Labelling, LabelProgress, LabelStore, label
+from snnp.distillation.labels import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
 from snnp.distillation.settings import DistilSettings
@@ -100,10 +100,10 @@ def distil(
     _begin(settings, folder, resume)
     start = time.monotonic()
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
-    with hold([folder / _SETTINGS]), teacher.start(settings.threads) as process:
-        _check(settings, process.identity)
-        with LabelStore(folder / "labels", process.identity) as store:
-            run = _Run(settings, folder, teacher, process.identity, store, report)
+    with hold([folder / _SETTINGS]), Crew(teacher, settings.threads) as crew:
+        _check(settings, crew.identity)
+        with LabelStore(folder / "labels", crew.identity) as store:
+            run = _Run(settings, folder, crew, store, report)
             labelled = run.all_labels()
             student = run.train(_STUDENT, labelled, folder / _LABELS)
             found = run.measure(student)
@@ -149,8 +149,7 @@ class _Run:
 
     settings: DistilSettings
     folder: Path
-    teacher: Teacher
-    identity: Identity
+    crew: Crew
     store: LabelStore
     report: Reporter
     crystals: list[Crystal] = field(default_factory=list)
@@ -195,8 +194,8 @@ class _Run:
             self.report(DistilProgress(f"labels: {stage}", now.done, now.total, f"{left}, {now.failed} failed"))
 
         set_ = self.settings
-        how = Labelling(set_.workers, set_.threads, set_.most_failures, tell)
-        done = label(frames, self.teacher, self.store, how)
+        how = Labelling(set_.workers, set_.most_failures, tell)
+        done = label(frames, self.crew, self.store, how)
         self.failures += done.failures
         return done.frames
 
@@ -204,7 +203,7 @@ class _Run:
         """Structures of a round: from their file, or made now and written there."""
         path = self.folder / f"chosen-{number}.parquet"
         if not path.exists():
-            with ParquetWriter(path, "none", "snnp") as writer:
+            with parquet_writer(path, "none", "snnp") as writer:
                 frames = make()
                 writer.add(frames.named(frames.sources, frames.groups), "train")
         return _all_frames(path)
@@ -275,12 +274,12 @@ class _Run:
     def _write(self, labelled: Frames, path: Path) -> None:
         """The dataset of labels, and beside it whose they are."""
         split = split_frames(labelled, valid=0.0, test=self.settings.held_out, seed=self.settings.seed)
-        versions = ", ".join(f"{known['name']} {known['version']}" for known in self.identity.packages.values())
-        with ParquetWriter(path, self.identity.name, versions) as writer:
+        versions = ", ".join(f"{known['name']} {known['version']}" for known in self.crew.identity.packages.values())
+        with parquet_writer(path, self.crew.identity.name, versions) as writer:
             for part, frames in (("train", split.train), ("test", split.test)):
                 if len(frames):
                     writer.add(frames, part)
-        said = {"teacher": self.identity.json(), "licence": self.identity.licence, "failures": self.failures}
+        said = {"teacher": self.crew.identity.json(), "licence": self.crew.identity.licence, "failures": self.failures}
         text = json.dumps({**said, "kinds": Counter(labelled.groups)}, indent=1, default=str)
         write_atomically(self.folder / "provenance.json", (text + "\n").encode())
 
@@ -295,8 +294,9 @@ class _Run:
             self._against_reference(found, student)
         self.report(DistilProgress("report", 2, 5, "crystals"))
         if self.crystals:
-            with self.teacher.start(self.settings.threads) as process:
-                verdict.crystals_beside(found, student, self.crystals, process)
+            process = self.crew.hire()
+            verdict.crystals_beside(found, student, self.crystals, process)
+            self.crew.dismiss(process)
         self.report(DistilProgress("report", 3, 5, "dynamics"))
         atoms, hot = self._mover()
         verdict.moving(found, student, atoms, hot, self.settings.seed)
@@ -339,10 +339,10 @@ class _Run:
             Table.of(
                 "Teacher",
                 {
-                    "name": self.identity.name,
-                    "licence": self.identity.licence,
-                    "key": self.identity.key,
-                    "files": list(self.identity.files.values()),
+                    "name": self.crew.identity.name,
+                    "licence": self.crew.identity.licence,
+                    "key": self.crew.identity.key,
+                    "files": list(self.crew.identity.files.values()),
                 },
             ),
             *found.tables,
@@ -350,7 +350,7 @@ class _Run:
             Table.of("Runs of the students that blew up", {f"round {k + 1}": n for k, n in enumerate(self.broken)}),
         ]
         tables = [table for table in tables if table.rows]
-        name = f"{self.folder.name}, a student of {self.identity.name}"
+        name = f"{self.folder.name}, a student of {self.crew.identity.name}"
         report = Report(name, "model", (*failed, *notes), tuple(passed), tables, seconds=seconds)
         for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
             write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
