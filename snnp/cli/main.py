@@ -100,7 +100,9 @@ def _give_up(message: str, code: int, debug: bool) -> NoReturn:
     sys.exit(code)
 
 
-_ORDER = "ls info pull mirror convert describe train evaluate energy md relax export plot benchmark"  # in the help
+_ORDER = (
+    "ls info pull mirror convert describe train distill evaluate energy md relax export plot benchmark"  # in the help
+)
 app = typer.Typer(
     cls=_Commands,
     name="snnp",

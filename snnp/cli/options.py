@@ -102,6 +102,7 @@ _COMMANDS = {
     "benchmark": "bench speed timing perf",
     "convert": "transform",
     "describe": "inspect",
+    "distill": "distil teach student compress",
     "doctor": "check validate lint diagnose",
     "energy": "predict single_point singlepoint sp eval compute forces calculate infer",
     "evaluate": "test validate compare score errors",

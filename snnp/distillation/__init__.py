@@ -4,7 +4,7 @@
     result = distil(settings, "runs/copper")
     result.accepted, result.model
 
-The names below are loaded when they are first used: the command line reads `DistilSettings` and must not wait for torch.
+The names are loaded when they are first used: the command line reads `DistilSettings` and must not wait for torch.
 """
 
 from __future__ import annotations

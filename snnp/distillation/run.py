@@ -34,7 +34,15 @@ from snnp.distillation.labels import Crew, Labelling, LabelProgress, LabelStore,
 from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
 from snnp.distillation.settings import DistilSettings
-from snnp.distillation.structures import SHARES, Crystal, crystals_from_scan, first_scan, pool, second_scan
+from snnp.distillation.structures import (
+    SHARES,
+    Crystal,
+    crystals_from_scan,
+    first_scan,
+    guessed_crystals,
+    pool,
+    second_scan,
+)
 from snnp.distillation.teachers import Identity, Teacher
 from snnp.errors import ConfigError, InputError
 from snnp.files import hold, write_atomically
@@ -372,7 +380,7 @@ def _all_frames(path: Path) -> Frames:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a distillation would do.
+    """What a distillation would do; structures of students' dynamics are counted as if they were of the other kinds.
 
     Arguments:
         teacher: its name.
@@ -412,16 +420,14 @@ def plan(settings: DistilSettings) -> Plan:
         raise InputError(f"the teacher {name} fails on {trial.sources[0]}: {answers[-1].error}.")
     atoms = sum(int(trial.counts[answer.row]) for answer in worked)
     kinds = Counter((group or "data").split(" ")[0] for group in frames.groups)
-    missing = settings.budget - len(frames)
-    if missing > 0 and not settings.data:
-        kinds["dynamics of students, and what is chosen"] = missing
-    total = round(float(frames.counts.mean()) * max(len(frames), settings.budget if not settings.data else 0))
-    return Plan(name, dict(kinds), total, sum(a.seconds for a in worked) / atoms, settings.workers)
+    return Plan(name, kinds, int(frames.counts.sum()), sum(a.seconds for a in worked) / atoms, settings.workers)
 
 
 def _first_structures(settings: DistilSettings) -> Frames:
     if settings.elements:
-        return first_scan(settings.elements)
+        seeds = first_scan(settings.elements)
+        number = max(settings.budget - len(seeds), 1)
+        return Frames.concatenate([seeds, pool(guessed_crystals(settings.elements), number, settings.seed)])
     if settings.molecules:
         return displaced(read_molecules(settings.molecules), settings.budget, settings.seed)
     frames = Frames.of(read_frames(list(settings.data)))

@@ -27,22 +27,21 @@ from snnp.structure import Structure
 from snnp.units import BOLTZMANN_EV_PER_K
 
 __all__ = [
-    "COARSE",
-    "FINE",
     "SHARES",
     "Crystal",
     "crystals_from_scan",
     "first_scan",
     "frames_of",
+    "guessed_crystals",
     "pool",
     "second_scan",
 ]
 
 Random = np.random.Generator
 
-COARSE = tuple(np.geomspace(0.5, 1.7, 9).tolist())
+_COARSE = tuple(np.geomspace(0.5, 1.7, 9).tolist())
 """Volumes of the first scan, of the guess."""
-FINE = (0.94, 1.0, 1.06)
+_FINE = (0.94, 1.0, 1.06)
 """Volumes of the second scan, of the minimum of the first."""
 
 SHARES = {
@@ -178,9 +177,14 @@ def first_scan(elements: Sequence[str]) -> Frames:
         InputError: for what is no chemical symbol.
     """
     images = [(f"scan {name}", _scaled(atoms, ratio * atoms.get_volume() / len(atoms)))
-              for name, atoms in _prototypes(elements).items() for ratio in COARSE]  # fmt: skip
+              for name, atoms in _prototypes(elements).items() for ratio in _COARSE]  # fmt: skip
     atoms = [("isolated atom", Atoms(symbol)) for symbol in elements]
     return frames_of([*images, *atoms], "first")
+
+
+def guessed_crystals(elements: Sequence[str]) -> list[Crystal]:
+    """Crystals at guessed volumes, to count what would be made of them."""
+    return [Crystal(name, atoms, 0.0, 1.0) for name, atoms in _prototypes(elements).items()]
 
 
 def second_scan(first: Frames) -> Frames:
@@ -197,7 +201,7 @@ def second_scan(first: Frames) -> Frames:
             continue  # no crystal there: it falls apart, or collapses
         center = np.exp(_vertex(np.log(volume[k - 1 : k + 2]), energy[k - 1 : k + 2])[0])
         cell = _atoms_of(first, rows[k])
-        images += [(f"scan {name}", _scaled(cell, ratio * center)) for ratio in FINE]
+        images += [(f"scan {name}", _scaled(cell, ratio * center)) for ratio in _FINE]
     if not images:
         raise InputError(
             f"the teacher has no minimum of energy for any crystal of {', '.join(first.elements)}; does it know these?"
@@ -209,7 +213,7 @@ def crystals_from_scan(second: Frames) -> list[Crystal]:
     """Crystals at their minima, the lowest in energy first."""
     found = []
     for name, rows in _scans(second).items():
-        if len(rows) < len(FINE):
+        if len(rows) < len(_FINE):
             continue
         volume, energy = _curve(second, rows)
         where, depth, curvature = _vertex(np.log(volume), energy)
