@@ -110,6 +110,7 @@ def distil(
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
     with hold([folder / _SETTINGS]), Crew(teacher, settings.threads) as crew:
         _check(settings, crew.identity)
+        settings.save(folder / _SETTINGS)
         with LabelStore(folder / "labels", crew.identity) as store:
             run = _Run(settings, folder, crew, store, report)
             labelled = run.all_labels()
@@ -135,19 +136,28 @@ def _begin(settings: DistilSettings, folder: Path, resume: bool) -> None:
         if changed:
             raise ConfigError(f"{folder} was begun with another {', '.join(changed)}; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings.save(path)
 
 
 def _check(settings: DistilSettings, identity: Identity) -> None:
     """Teacher, student and method must fit, before anything is computed."""
     if missing := [symbol for symbol in settings.elements if identity.elements and symbol not in identity.elements]:
         raise InputError(f"the teacher {identity.name} does not know {', '.join(missing)}.")
+    if settings.elements:
+        _check_budget(settings.budget, len(first_scan(settings.elements)))
     student = settings.training(Path(_LABELS)).model
     if missing := [symbol for symbol in settings.elements if student.elements and symbol not in student.elements]:
         raise ConfigError(f"student.model.elements lacks {', '.join(missing)}, which are to be distilled.")
     if settings.method in ("ekd", "self") and identity.n_members < 2:
         raise InputError(
             f"method {settings.method} needs an ensemble, but {identity.name} is one model; name several teachers."
+        )
+
+
+def _check_budget(budget: int, needed: int) -> None:
+    if budget <= needed:
+        raise ConfigError(
+            f"a budget of {budget} leaves nothing beside the {needed} labels of perfect crystals by which volumes are "
+            "found; raise it."
         )
 
 
@@ -180,21 +190,12 @@ class _Run:
 
     def _seeds(self) -> Frames:
         """Perfect crystals in all volumes, and isolated atoms."""
-        first = first_scan(self.settings.elements)
-        self._check_budget(len(first))
-        labelled = self._label("crystals", first)
+        labelled = self._label("crystals", first_scan(self.settings.elements))
         second = second_scan(labelled)
-        self._check_budget(len(first) + len(second))
+        _check_budget(self.settings.budget, len(labelled) + len(second))
         second = self._label("crystals", second)
         self.crystals = crystals_from_scan(second)
         return Frames.concatenate([labelled, second])
-
-    def _check_budget(self, needed: int) -> None:
-        if self.settings.budget <= needed:
-            raise ConfigError(
-                f"a budget of {self.settings.budget} leaves nothing beside the {needed} labels of perfect crystals by "
-                "which volumes are found; raise it."
-            )
 
     def _label(self, stage: str, frames: Frames) -> Frames:
         def tell(now: LabelProgress) -> None:
@@ -303,8 +304,10 @@ class _Run:
         self.report(DistilProgress("report", 2, 5, "crystals"))
         if self.crystals:
             process = self.crew.hire()
-            verdict.crystals_beside(found, student, self.crystals, process)
-            self.crew.dismiss(process)
+            try:
+                verdict.crystals_beside(found, student, self.crystals, process)
+            finally:
+                self.crew.dismiss(process)
         self.report(DistilProgress("report", 3, 5, "dynamics"))
         atoms, hot = self._mover()
         verdict.moving(found, student, atoms, hot, self.settings.seed)

@@ -227,6 +227,7 @@ class TeacherProcess:
                 start_new_session=True,  # Ctrl-C is for the program that started it
             )
         except OSError as error:
+            self._printed.close()
             raise InputError(
                 f"the interpreter '{teacher.python}' cannot be started ({error.strerror}); name the python of the "
                 "environment that has the teacher, such as ENV/bin/python."

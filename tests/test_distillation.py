@@ -1,0 +1,262 @@
+"""From element symbols, data or molecules to a student, with small teachers; what is asked for wrongly is said."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from cli_runs import run_json
+from typer.testing import CliRunner
+
+from snnp.cli.main import app
+from snnp.data import Frames, load_dataset
+from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan, verdict
+from snnp.distillation.molecules import displaced, read_molecules
+from snnp.distillation.selection import choose
+from snnp.distillation.structures import SHARES, crystals_from_scan, first_scan, frames_of, pool, second_scan
+from snnp.errors import ConfigError, InputError, MissingDependencyError
+from snnp.models import SplineNNP, save_model, special_cases
+
+EMT_TEACHER = "ase.calculators.emt:EMT"
+SMALL: dict[str, Any] = {
+    "optimiser": {"epochs": 4},
+    "compression": None,
+    "model": {
+        "radial": {"n_filters": 4, "cutoff": 4.5},
+        "angular": {"n_filters": 4, "cutoff": 4.5, "degree": 2},
+        "network": {"hidden": [8]},
+    },
+}
+
+
+def _labelled(frames: Frames) -> Frames:
+    """By EMT in this process."""
+    energy = []
+    for frame in frames:
+        (atoms,) = frame.structure.to_ase()
+        atoms.calc = EMT()
+        energy.append(atoms.get_potential_energy())
+    return replace(frames, energy=np.array(energy), has_energy=np.ones(len(frames), dtype=bool))
+
+
+@pytest.fixture(scope="module")
+def scan() -> tuple[Frames, Frames]:
+    first = _labelled(first_scan(["Cu", "Ni"]))
+    return first, _labelled(second_scan(first))
+
+
+def test_volumes_are_those_of_the_teacher(scan: tuple[Frames, Frames]) -> None:
+    crystals = {crystal.name: crystal for crystal in crystals_from_scan(scan[1])}
+    assert {"fcc Cu", "bcc Cu", "hcp Ni", "L1_2 NiCu3", "L1_2 Ni3Cu", "L1_0 Ni2Cu2", "B2 NiCu"} <= {
+        name.replace("CuNi3", "Ni3Cu").replace("Cu3Ni", "NiCu3").replace("Cu2Ni2", "Ni2Cu2").replace("CuNi", "NiCu")
+        for name in crystals
+    }
+    # EMT's own lattice constants, by a minimum in steps of 1e-4 Å.
+    for name, symbol in (("fcc Cu", "Cu"), ("fcc Ni", "Ni")):
+        energies = {}
+        for a in np.arange(3.4, 3.7, 0.0025):
+            atoms = bulk(symbol, a=a)
+            atoms.calc = EMT()
+            energies[a] = atoms.get_potential_energy()
+        assert crystals[name].atoms.cell.lengths()[0] == pytest.approx(
+            min(energies, key=energies.__getitem__), abs=0.006
+        )
+    assert crystals["fcc Cu"].spacing == pytest.approx(3.59 / np.sqrt(2), abs=0.01)
+    assert 900 < crystals["fcc Cu"].temperature < 1700
+    assert [each.energy for each in crystals.values()] == sorted(each.energy for each in crystals.values())
+
+
+def test_a_pool_holds_all_kinds_and_is_the_same_for_the_same_seed(scan: tuple[Frames, Frames]) -> None:
+    crystals = crystals_from_scan(scan[1])
+    frames = pool(crystals, 120, seed=1)
+    kinds = Counter(frames.groups)
+    assert set(kinds) == {*SHARES, "dimer"}
+    assert kinds["dimer"] == 36
+    np.testing.assert_array_equal(frames.positions, pool(crystals, 120, seed=1).positions)
+    per_atom = np.abs(np.linalg.det(frames.cell)) / frames.counts
+    squeezed = np.array([kind == "squeezed" for kind in frames.groups])
+    assert per_atom[squeezed].min() < 0.75 * crystals[0].volume
+    assert set(frames.elements) == {"Cu", "Ni"}
+    for row in range(len(frames)):
+        (atoms,) = frames[row].structure.to_ase()
+        distances = atoms.get_all_distances(mic=bool(atoms.pbc.any())) + 9.0 * np.eye(len(atoms))
+        # Dimers begin at 0.62 of the spacing; of crystals at half their volume an atom's own image is the nearest.
+        assert distances.min() > 0.55 * crystals[0].spacing, frames.sources[row]
+
+
+def test_unknown_symbols_and_teachers_without_crystals() -> None:
+    with pytest.raises(InputError, match="'Xy' is no chemical symbol"):
+        first_scan(["Cu", "Xy"])
+    first = first_scan(["Cu"])
+    flat = replace(first, energy=np.zeros(len(first)), has_energy=np.ones(len(first), dtype=bool))
+    with pytest.raises(InputError, match="no minimum of energy for any crystal of Cu"):
+        second_scan(flat)
+
+
+def test_what_is_new_is_chosen_first() -> None:
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(20):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += rng.normal(0, 0.01, (4, 3))
+        images.append(("like", atoms))
+    images.append(("like", bulk("Cu", "bcc", a=2.5, cubic=True)))
+    frames = frames_of(images, "t")
+    chosen = choose(frames, 5, {"like": 1.0}, known=frames[:3])
+    assert len(chosen) == 5
+    assert "t/like#20" in chosen.sources
+    assert len(set(chosen.sources)) == 5
+    assert choose(frames, 50, {"like": 1.0}) is frames
+    other = frames_of([("rare", Atoms("Cu")), *images], "t")
+    assert "t/rare#0" in choose(other, 3, {"like": 1.0}).sources  # a kind without a share is always taken
+
+
+def test_molecules_move_along_soft_directions() -> None:
+    ethanol = molecule("CH3CH2OH")
+    frames = displaced([ethanol], 40, seed=0)
+    assert len(frames) == 40
+    lengths = [frame.structure.to_ase()[0].get_distance(0, 1) for frame in frames]
+    assert 0.01 < np.std(lengths) < 0.25
+    far = [frame.structure.to_ase()[0].get_distance(2, 6) for frame in frames]
+    assert np.std(far) > np.std(lengths)
+
+
+def test_smiles_need_rdkit_and_must_parse() -> None:
+    with pytest.raises((InputError, MissingDependencyError), match="C\\(C"):
+        read_molecules(["C(C"])
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short runs."""
+    monkeypatch.setattr(exploration, "_PICOSECONDS", 0.1)
+    monkeypatch.setattr("snnp.distillation.run._STARTS", 4)
+    monkeypatch.setattr(verdict, "_PICOSECONDS", 0.2)
+
+
+def test_from_symbols_to_a_student(quick: None, tmp_path: Path) -> None:
+    """Stopped while it labels and resumed, it is the run that was never stopped, and every bar is judged."""
+    asked: dict[str, Any] = {"teachers": [EMT_TEACHER], "elements": ["Cu"], "rounds": 1, "student": SMALL}
+    settings = DistilSettings(**asked, budget=90, bars=Bars(force_cosine=0.1, reference_force_ratio=2.0, hot_md=False))
+
+    class StopError(Exception):
+        pass
+
+    def stop(now: DistilProgress) -> None:
+        if now.stage == "labels: structures" and now.done == 5:
+            raise StopError
+
+    with pytest.raises(StopError):
+        distil(settings, tmp_path / "run", stop)
+    seen: list[DistilProgress] = []
+    with pytest.raises(ConfigError, match="already holds a distillation"):
+        distil(settings, tmp_path / "run")
+    with pytest.raises(ConfigError, match="another budget"):
+        distil(settings.model_copy(update={"budget": 91}), tmp_path / "run", resume=True)
+    result = distil(settings, tmp_path / "run", seen.append, resume=True)
+    totals = {now.stage: now.total for now in seen}
+    assert "labels: crystals" not in totals  # nothing is left of them
+    assert result.n_labels == 90
+    failed = [finding.check for finding in result.report.errors]
+    assert failed == ["reference_force_ratio"]  # set, and not measured
+    assert "force_cosine" in result.report.passed
+    assert not result.accepted
+    told = json.loads((tmp_path / "run/report.json").read_text())["facts"]
+    assert {"Teacher", "Crystals at rest", "Dynamics of the student", "Speed"} <= set(told)
+    said = json.loads((tmp_path / "run/provenance.json").read_text())
+    assert said["licence"].startswith("LGPL")
+    assert (tmp_path / "run/report.html").read_text().startswith("<!DOCTYPE html>")
+    # Again, with other bars: nothing but the report is new.
+    again = distil(
+        settings.model_copy(update={"bars": Bars(force_cosine=0.1, hot_md=False)}), tmp_path / "run", resume=True
+    )
+    assert again.accepted
+
+
+def test_energies_of_the_data_and_forces_of_an_ensemble(quick: None, tmp_path: Path) -> None:
+    names = []
+    for seed in (0, 1):
+        save_model(SplineNNP(special_cases.eam(("Cu",)), seed=seed), tmp_path / f"m{seed}")
+        names.append(str(tmp_path / f"m{seed}"))
+    frames = _labelled(frames_of([("a", bulk("Cu", cubic=True, a=a)) for a in np.linspace(3.4, 3.9, 12)], "t"))
+    images = []
+    for frame in frames:
+        (atoms,) = frame.structure.to_ase()
+        atoms.calc = SinglePointCalculator(atoms, energy=frame.energy)
+        images.append(atoms)
+    ase.io.write(tmp_path / "data.xyz", images, format="extxyz")
+    asked: dict[str, Any] = {"data": [str(tmp_path / "data.xyz")], "method": "ekd", "student": SMALL}
+    with pytest.raises(InputError, match="method ekd needs an ensemble"):
+        distil(DistilSettings(teachers=names[:1], **asked), tmp_path / "one")
+    settings = DistilSettings(teachers=names, **asked, bars=Bars(force_cosine=None, hot_md=False))
+    result = distil(settings, tmp_path / "run")
+    assert result.accepted
+    learned = {frame.source: frame for frame in load_dataset(tmp_path / "run/labels.parquet")}
+    assert sorted(frame.energy for frame in learned.values()) == pytest.approx(sorted(frames.energy))
+    assert all(frame.stress is None for frame in learned.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "one of elements, data and molecules; none was given"),
+        ({"elements": ["Cu"], "data": ["a.xyz"]}, "elements and data were given"),
+        ({"elements": ["Cu"], "method": "ekd"}, "method ekd learns energies of reference data"),
+        ({"elements": ["Cu"], "buget": 3}, r"unknown key 'buget'.* Did you mean 'budget'"),
+        ({"elements": ["Cu"], "budget": 0}, "budget: Input should be greater"),
+        ({"elements": ["Cu"], "bars": {"force_cosin": 1}}, "bars.force_cosin"),
+    ],
+)
+def test_settings_that_do_not_fit(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        DistilSettings(teachers=[EMT_TEACHER], **values)
+
+
+def test_what_does_not_fit_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    def run(**values: Any) -> None:
+        distil(DistilSettings(**{"teachers": [EMT_TEACHER], "elements": ["Cu"], **values}), tmp_path / "run")
+
+    with pytest.raises(InputError, match=r"snnp-cu .* does not know Al"):
+        run(teachers=["snnp-cu"], elements=["Cu", "Al"])
+    with pytest.raises(ConfigError, match=r"student.model.elements lacks Cu"):
+        run(student={"model": {"elements": ["Al"]}})
+    with pytest.raises(ConfigError, match=r"student.data"):
+        run(student={"data": {"train": "a"}})
+    with pytest.raises(ConfigError, match="leaves nothing beside the 46 labels"):
+        run(budget=20)
+    assert not (tmp_path / "run/labels/labels.bin").exists()
+
+
+def test_a_plan_counts_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = plan(DistilSettings(teachers=[EMT_TEACHER], elements=["Cu"], budget=200, workers=2))
+    assert sum(found.labels.values()) == pytest.approx(200, abs=15)
+    assert found.seconds == pytest.approx(found.n_atoms * found.seconds_per_atom / 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(json.dumps(SMALL))
+    words = ["distill", EMT_TEACHER, "--elements", "Cu", "Al", "--budget", "220", "--rounds", "0"]
+    planned = run_json(*words, "--dry-run")
+    assert planned["labels"]["dimer"] == 36
+    wrong = CliRunner().invoke(app, ["distill", EMT_TEACHER, "--elements", "Cu", "--kwargs", "{model"])
+    assert wrong.exit_code == 1
+    assert "--kwargs is not JSON" in wrong.stderr
+    bars = [word for name in ("elastic=9", "lattice_constant=9", "force_cosine=-1", "nve_drift=1e9")
+            for word in ("--bars", name)]  # fmt: skip
+    done = CliRunner().invoke(app, [*words, "--student", "small.yaml", "--out", "run", *bars])
+    assert done.exit_code in (0, 3), done.output
+    assert "Student against teacher" in done.stdout
+    assert CliRunner().invoke(app, ["distill", "--resume", "run", "--budget", "3"]).exit_code == 1
