@@ -234,9 +234,9 @@ _NOT_ACCEPTED = 3
 )
 @taking(settings_options(DistilSettings, _SHAPES, without=("teachers",)))
 def distill_command(
-    teachers: Annotated[
-        list[str] | None, typer.Argument(metavar="TEACHER...", help="Models of snnp, or calculators (module:callable).")
-    ] = None,
+    teachers: list[str] | None = typer.Argument(
+        None, metavar="TEACHER...", help="Models of snnp, or calculators (module:callable)."
+    ),
     out: Path | None = typer.Option(None, metavar="RUN", help="Folder of the run; default: runs/distilled."),
     resume: Path | None = typer.Option(None, metavar="RUN", help="Go on with the run in this folder."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be labelled, and how long that would take."),

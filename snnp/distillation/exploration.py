@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from snnp.analysis.stability import shortest_distance, time_step_for
+from snnp.analysis.stability import time_step_for
 from snnp.data import Frames
 from snnp.data.read import read_images
 from snnp.distillation.structures import Crystal, frames_of, pool
-from snnp.errors import InputError
+from snnp.errors import InputError, TrainingError
 from snnp.models.potential import Potential
+from snnp.neighbours import shortest_distances
 from snnp.sampling import MDSettings, run_md
 from snnp.structure import Structure
 
@@ -27,7 +28,6 @@ _TEMPERATURES = (0.4, 0.8, 1.2, 2.0, 3.0)  # of that of the crystal, about that 
 _MOLECULE_TEMPERATURES = (300.0, 600.0, 1000.0)
 _PICOSECONDS, _FRAMES = 2.0, 25
 _CLOSEST = 0.5  # of the shortest distance at the start: closer frames are the student's mistakes, of which few suffice
-_MOST_BROKEN = 2
 
 
 def crystal_starts(crystals: Sequence[Crystal], number: int, seed: int) -> list[Start]:
@@ -60,18 +60,23 @@ def explore(
 ) -> tuple[Frames, int]:
     """Frames of short runs of the student, and how many runs blew up.
 
-    Of a run that blew up the frames before that count, too, but for those in which atoms have fused: there the teacher
-    says best what is wrong.
+    What a run gave before it blew up counts, too: there the teacher can say what is wrong. Frames in which atoms have
+    fused are left out.
+
+    Raises:
+        TrainingError: if no frame is left.
     """
     images: list[tuple[str, Atoms]] = []
     broken = 0
     for done, (kind, atoms, kelvin) in enumerate(starts):
         frames, survived = _run(student, atoms, kelvin, seed + done)
-        least = _CLOSEST * min(shortest_distance(Structure.from_ase(atoms), student.cutoff), student.cutoff)
-        good = [f for f in frames if shortest_distance(Structure.from_ase(f), student.cutoff) > least]
-        images += [(kind, frame) for frame in good]
+        distances = shortest_distances(Structure.from_ase([atoms, *frames]), student.cutoff).clamp_max(student.cutoff)
+        fused = (distances[1:] < _CLOSEST * distances[0]).tolist()
+        images += [(kind, frame) for frame, bad in zip(frames, fused, strict=True) if not bad]
         broken += not survived
         report(done + 1, len(starts), broken)
+    if not images:
+        raise TrainingError(f"no run of the student gave a frame ({broken} blew up); raise the budget, or its epochs.")
     return frames_of(images, name), broken
 
 

@@ -357,7 +357,7 @@ class _Run:
                 },
             ),
             *found.tables,
-            Table.of("What was labelled", [{"kind": kind, "structures": n} for kind, n in sorted(kinds.items())]),
+            verdict.table("What was labelled", [{"kind": kind, "structures": n} for kind, n in sorted(kinds.items())]),
             Table.of("Runs of the students that blew up", {f"round {k + 1}": n for k, n in enumerate(self.broken)}),
         ]
         tables = [table for table in tables if table.rows]

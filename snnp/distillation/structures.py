@@ -20,9 +20,9 @@ from ase.data import atomic_numbers, covalent_radii, reference_states
 from ase.geometry import get_distances
 from numpy.typing import NDArray
 
-from snnp.analysis.stability import shortest_distance
 from snnp.data import Frame, Frames
 from snnp.errors import InputError
+from snnp.neighbours import shortest_distances
 from snnp.structure import Structure
 from snnp.units import BOLTZMANN_EV_PER_K
 
@@ -97,7 +97,7 @@ class Crystal:
     @property
     def spacing(self) -> float:
         """Å, between nearest neighbours."""
-        return shortest_distance(Structure.from_ase(self.atoms), 2.0 * self.volume ** (1.0 / 3.0))
+        return float(shortest_distances(Structure.from_ase(self.atoms), 2.0 * self.volume ** (1.0 / 3.0))[0])
 
     @property
     def temperature(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,7 +26,17 @@ from snnp.sampling.run import find_entry_point
 from snnp.structure import Structure
 from snnp.training.evaluation import Evaluation, evaluate
 
-__all__ = ["HOT", "Measured", "against_reference", "against_teacher", "crystals_beside", "judge", "moving", "speed"]
+__all__ = [
+    "HOT",
+    "Measured",
+    "against_reference",
+    "against_teacher",
+    "crystals_beside",
+    "judge",
+    "moving",
+    "speed",
+    "table",
+]
 
 _PICOSECONDS = 10.0
 HOT = 1.5
@@ -44,6 +54,11 @@ class Measured:
     notes: list[Finding] = field(default_factory=list)
 
 
+def table(title: str, records: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each of several records with the same names."""
+    return Table(list(records[0]), [list(each.values()) for each in records], title)
+
+
 def against_teacher(found: Measured, student: Potential, held_out: Frames) -> None:
     """Errors on structures that were labelled and not learned, by kind."""
     evaluation = evaluate(student, held_out, model_name="student", data_name="held out")
@@ -53,7 +68,7 @@ def against_teacher(found: Measured, student: Potential, held_out: Frames) -> No
         found.numbers["force_cosine"] = _cosine(evaluation.forces.model, evaluation.forces.reference)
     kinds = {"all": total, **evaluation.groups}
     rows = [_row(name, evaluation, errors.to_dict(), name) for name, errors in kinds.items()]
-    found.tables.append(Table.of("Student against teacher, structures held out", rows))
+    found.tables.append(table("Student against teacher, structures held out", rows))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -101,7 +116,7 @@ def against_reference(found: Measured, student: Potential, reference: Frames, la
         row["force RMSE (eV/Å)"] = float(np.sqrt(np.square(errors).mean())) if errors.size else None
         row["force cosine"] = _cosine(forces[known].ravel(), reference.forces[known].ravel()) if errors.size else None
         rows.append(row)
-    found.tables.append(Table.of("Student and teacher against reference data", rows))
+    found.tables.append(table("Student and teacher against reference data", rows))
     if rows[1]["force MAE (eV/Å)"]:
         found.numbers["reference_force_ratio"] = rows[0]["force MAE (eV/Å)"] / rows[1]["force MAE (eV/Å)"]
 
@@ -179,7 +194,7 @@ def crystals_beside(found: Measured, student: Potential, crystals: Sequence[Crys
         else:
             lattice, elastic = [np.inf], [np.inf]
     if rows:
-        found.tables.append(Table.of("Crystals at rest", rows))
+        found.tables.append(table("Crystals at rest", rows))
         found.numbers |= {"lattice_constant": max(lattice), "elastic": max(elastic)}
 
 
@@ -198,7 +213,7 @@ def moving(found: Measured, student: Potential, atoms: Atoms, hot_k: float, seed
         }
         for name, run in runs.items()
     ]
-    found.tables.append(Table.of("Dynamics of the student", rows))
+    found.tables.append(table("Dynamics of the student", rows))
     if runs["nve"].drift_mev_per_atom_per_ns is not None:
         found.numbers["nve_drift"] = abs(runs["nve"].drift_mev_per_atom_per_ns)
     found.numbers["hot_md"] = float(runs["langevin"].survived)
