@@ -265,3 +265,18 @@ def test_teachers_that_cannot_be(tmp_path: Path) -> None:
         Teacher.of([EMT_TEACHER, EMT_TEACHER], kwargs=[{}, {}, {}])
     with pytest.raises(InputError, match=r"snnp-cupper.*Did you mean"):
         Crew(Teacher.of(["snnp-cupper"]))
+
+
+def test_a_universal_potential_of_another_environment(tmp_path: Path) -> None:
+    python = os.environ.get("SNNP_SEVENN_PYTHON")
+    if python is None:
+        pytest.skip("SNNP_SEVENN_PYTHON is not set: it names the python of an environment with sevenn==0.13.0")
+    teacher = Teacher.of(["sevenn.calculator:SevenNetCalculator"], python=python, kwargs={"model": "7net-0"})
+    with Crew(teacher) as crew, LabelStore(tmp_path / "l", crew.identity) as store:
+        assert crew.identity.packages["sevenn"]["licence"].startswith("MIT")
+        assert any("checkpoint_sevennet_0" in name for name in crew.identity.files.values())
+        labelled = label(_crystals(2), crew, store).frames
+    for row, text in enumerate(labelled.extras):
+        energies = json.loads(str(text))["arrays"]["energies"]["ndarray"]
+        assert sum(energies) == pytest.approx(labelled.energy[row], abs=1e-4)
+    assert labelled.has_stress.all()

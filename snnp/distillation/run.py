@@ -268,6 +268,9 @@ class _Run:
             return training.resume(run, tell).model
         self._write(self._as_learned(labelled), data)
         config = self.settings.training(data, 1.0 if name == _STUDENT else _ROUND_EPOCHS)
+        who = self.crew.identity
+        origin = {**config.metadata, "teacher": who.name, "teacher_licence": who.licence, "teacher_key": who.key}
+        config = config.model_copy(update={"metadata": origin})
         return training.train(config, run, tell, overwrite=True).model
 
     def _as_learned(self, labelled: Frames) -> Frames:
