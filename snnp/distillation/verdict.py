@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ __all__ = [
 _PICOSECONDS = 10.0
 HOT = 1.5
 """Times the temperature of the crystal: how hot the student runs."""
+_NO_FORCE = 1e-3  # eV/Å
 _CUBIC = ("fcc", "bcc", "diamond")
 _SPEED_ATOMS, _SPEED_CALLS = 500, 5
 
@@ -67,17 +69,20 @@ def against_teacher(found: Measured, student: Potential, held_out: Frames) -> No
         found.numbers |= {"force_mae": total.forces.mae, "force_rmse": total.forces.rmse}
         found.numbers["force_cosine"] = _cosine(evaluation.forces.model, evaluation.forces.reference)
     kinds = {"all": total, **evaluation.groups}
-    rows = [_row(name, evaluation, errors.to_dict(), name) for name, errors in kinds.items()]
+    groups = np.array([group or "" for group in held_out.groups])[evaluation.forces.frame]
+    rows = [
+        _row(name, evaluation, errors.to_dict(), (groups == name) | (name == "all")) for name, errors in kinds.items()
+    ]
     found.tables.append(table("Student against teacher, structures held out", rows))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+    """Of the angle between two vectors; NaN where one is rounding, as forces are in perfect crystals."""
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    return float(a @ b / (lengths[0] * lengths[1])) if min(lengths) > _NO_FORCE else math.nan
 
 
-def _row(name: str, evaluation: Evaluation, errors: dict[str, Any], kind: str) -> dict[str, Any]:
-    frames = np.array([kind in ("all", group) for group in evaluation.group_of_frame])
-    mine = frames[evaluation.forces.frame]
+def _row(name: str, evaluation: Evaluation, errors: dict[str, Any], mine: np.ndarray) -> dict[str, Any]:
     return {
         "": name,
         "structures": errors["n_structures"],
@@ -251,7 +256,7 @@ def judge(found: Measured, bars: Bars) -> tuple[list[Finding], list[str]]:
             cure = "give what it is measured on, or take the bar away"
             failed.append(Finding(name, "error", message, "Nothing is known of it; the student is not accepted.", cure))
         elif (value >= wanted) if above else (value <= wanted):
-            passed.append(name)
+            passed.append(name)  # NaN is not reached
         else:
             said = f"{value:.3g}{unit}, was to be {'at least' if above else 'at most'} {float(wanted):g}{unit}"
             failed.append(
