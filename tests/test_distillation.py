@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from snnp.cli.main import app
 from snnp.data import Frames, load_dataset
 from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan, verdict
+from snnp.distillation.crystals import SHARES, crystals_from_scan, first_scan, frames_of, pool, second_scan
 from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
-from snnp.distillation.structures import SHARES, crystals_from_scan, first_scan, frames_of, pool, second_scan
 from snnp.errors import ConfigError, InputError, MissingDependencyError
 from snnp.models import SplineNNP, save_model, special_cases
 

@@ -19,7 +19,7 @@ from ase.calculators.emt import EMT
 from snnp.data import Frames, load_dataset
 from snnp.data.write import parquet_writer
 from snnp.distillation import Crew, Labelling, LabelStore, Teacher, label
-from snnp.distillation.structures import frames_of
+from snnp.distillation.crystals import frames_of
 from snnp.errors import DataError, InputError
 from snnp.models import Ensemble, SplineNNP, save_model, special_cases
 

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snnp.distillation.labels import Crew, Labelling, LabelStore, label
+    from snnp.distillation.label_store import Crew, Labelling, LabelStore, label
     from snnp.distillation.run import DistilProgress, DistilResult, Plan, distil, plan
     from snnp.distillation.settings import Bars, DistilSettings
     from snnp.distillation.teachers import Identity, Models, Teacher

@@ -12,7 +12,7 @@ from ase import Atoms
 from snnp.analysis.stability import time_step_for
 from snnp.data import Frames
 from snnp.data.read import read_images
-from snnp.distillation.structures import Crystal, frames_of, pool
+from snnp.distillation.crystals import Crystal, frames_of, pool
 from snnp.errors import InputError, TrainingError
 from snnp.models.potential import Potential
 from snnp.neighbours import shortest_distances

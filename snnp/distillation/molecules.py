@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import shortest_path
 
 from snnp.data import Frames
 from snnp.data.read import read_images
-from snnp.distillation.structures import frames_of
+from snnp.distillation.crystals import frames_of
 from snnp.errors import InputError, MissingDependencyError
 from snnp.units import BOLTZMANN_EV_PER_K
 

@@ -1,7 +1,7 @@
 """From a teacher to a student, in one call: structures, labels, students in rounds, and a report of what was lost.
 
     RUN/distil.yaml      what was asked for
-    RUN/labels/          every label, as it came (see `snnp.distillation.labels`)
+    RUN/labels/          every label, as it came (see `snnp.distillation.label_store`)
     RUN/chosen-K.parquet structures of round K, before they are labelled
     RUN/student-K/       the student whose dynamics gave those of round K + 1
     RUN/labels.parquet   all labels as a dataset, with splits train and test; RUN/provenance.json: whose they are
@@ -29,12 +29,7 @@ from snnp import training
 from snnp.data import Frames, load_dataset, read_frames, split_frames
 from snnp.data.write import parquet_writer
 from snnp.distillation import verdict
-from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
-from snnp.distillation.labels import Crew, Labelling, LabelProgress, LabelStore, label
-from snnp.distillation.molecules import displaced, read_molecules
-from snnp.distillation.selection import choose
-from snnp.distillation.settings import DistilSettings
-from snnp.distillation.structures import (
+from snnp.distillation.crystals import (
     SHARES,
     Crystal,
     crystals_from_scan,
@@ -43,6 +38,11 @@ from snnp.distillation.structures import (
     pool,
     second_scan,
 )
+from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
+from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
+from snnp.distillation.molecules import displaced, read_molecules
+from snnp.distillation.selection import choose
+from snnp.distillation.settings import DistilSettings
 from snnp.distillation.teachers import Identity, Teacher
 from snnp.errors import ConfigError, InputError
 from snnp.files import hold, write_atomically

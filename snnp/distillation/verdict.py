@@ -15,8 +15,8 @@ from ase import Atoms
 from snnp.analysis.properties import CubicProperties, cubic_properties
 from snnp.analysis.stability import stability_test, time_step_for
 from snnp.data import Frames
+from snnp.distillation.crystals import Crystal, frames_of
 from snnp.distillation.settings import Bars
-from snnp.distillation.structures import Crystal, frames_of
 from snnp.distillation.teachers import TeacherProcess
 from snnp.errors import InputError
 from snnp.models.potential import Potential, Prediction
