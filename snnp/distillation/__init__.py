@@ -38,7 +38,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for home in ("settings", "teachers", "labels", "run"):
+        for home in ("settings", "teachers", "label_store", "run"):
             module = importlib.import_module(f"snnp.distillation.{home}")
             if hasattr(module, name):
                 return getattr(module, name)
