@@ -121,3 +121,11 @@ def test_one_module_writes_tables_and_pages() -> None:
             text for text in texts if isinstance(text, str) and ("---|" in text or "| --" in text or "<t" in text)
         ]
         assert module == "snnp.report" or written == [], f"{module} writes a table"
+
+
+def test_pictures_of_the_architecture_name_files_that_are_there() -> None:
+    text = (REPOSITORY / "docs/architecture.py").read_text(encoding="utf-8")
+    named = [n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    files = [name for name in named if name.startswith(("snnp/", "plugins/"))]
+    assert len(files) > 20
+    assert [name for name in files if not (REPOSITORY / name).is_file()] == []
