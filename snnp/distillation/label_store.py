@@ -1,8 +1,8 @@
 """Labels that are never computed twice: an append-only store on disk, and the worker processes that fill it.
 
-teacher.json   whose labels these are; those of another teacher are refused
-labels.bin     one message (see `snnp.distillation.worker`) for each labelled structure, in the order in which they
-               came. A kill at any time leaves whole messages and at most a part of one, which is dropped.
+`teacher.json` says whose labels these are; those of another teacher are refused. `labels.bin` holds one message (see
+`snnp.distillation.worker`) for each labelled structure, in the order in which they came. A kill at any time leaves
+whole messages and at most a part of one, which is dropped.
 """
 
 from __future__ import annotations

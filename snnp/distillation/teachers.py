@@ -1,9 +1,10 @@
 """Teachers: functions from structures to labels, ASE calculators or models of snnp, run in processes of their own.
 
-Teacher.of(["snnp-cu"])                                        a model by name, folder, or org/name
-Teacher.of(["runs/a", "runs/b"])                               several: their mean, and their spread
-Teacher.of(["sevenn.calculator:SevenNetCalculator"],           any calculator, in the interpreter that has it
-           python="envs/sevenn/bin/python", kwargs={"model": "7net-0"})
+    Teacher.of(["snnp-cu"])                                  a model by name, folder, or org/name
+    Teacher.of(["runs/a", "runs/b"])                         several: their mean, and their spread
+    Teacher.of(["sevenn.calculator:SevenNetCalculator"], python="envs/sevenn/bin/python", kwargs={"model": "7net-0"})
+
+The last is any calculator, in the interpreter that has it.
 """
 
 from __future__ import annotations
