@@ -35,6 +35,12 @@ __all__ = [
 Severity = Literal["error", "warning", "note"]
 
 _MARKS: dict[Severity, str] = {"error": "✖", "warning": "▲", "note": "●"}  # worst first
+# What each kind of report is called: its title, the command that wrote it, and its format in JSON.
+_KINDS = {
+    "data": ("Data examined", "snnp doctor", "snnp-doctor"),
+    "model": ("Model examined", "snnp doctor", "snnp-doctor"),
+    "distillation": ("Distilled", "snnp distill", "snnp-distillation"),
+}
 _MOST_FRAMES, _SHOWN_FRAMES, _NAMED_FRAMES = 1000, 40, 5  # in JSON, on a page, on a line
 
 
@@ -89,9 +95,9 @@ class Finding:
             f'<section class="finding {self.severity}">',
             f'<p class="head">{_MARKS[self.severity]} {self.severity} · {escape(self.check)}</p>',
             f"<p>{escape(self.message)}</p>",
-            f'<p><span class="small">What it means</span><br>{escape(self.meaning)}</p>',
-            f'<p><span class="small">How to mend it</span><br>{escape(self.cure)}</p>',
         ]
+        for head, text in (("What it means", self.meaning), ("How to mend it", self.cure)):
+            lines += [f'<p><span class="small">{head}</span><br>{escape(text)}</p>'] if text else []
         if n := len(self.frames):
             shown = " ".join(f"<code>{escape(name)}</code>" for name in self.frames[:_SHOWN_FRAMES])
             more = f" and {n - _SHOWN_FRAMES:,} more" if n > _SHOWN_FRAMES else ""
@@ -185,8 +191,8 @@ class Report:
     """Everything that was found about one thing.
 
     Arguments:
-        subject: what was examined.
-        kind: "data" or "model".
+        subject: what was examined or made.
+        kind: what that is.
         findings: worst first.
         passed: names of the checks that found nothing.
         tables: numbers, each with a title.
@@ -195,7 +201,7 @@ class Report:
     """
 
     subject: str
-    kind: Literal["data", "model"]
+    kind: Literal["data", "model", "distillation"]
     findings: tuple[Finding, ...]
     passed: tuple[str, ...]
     tables: Sequence[Table] = ()
@@ -228,13 +234,13 @@ class Report:
 
     @property
     def _title(self) -> str:
-        return f"{self.kind.capitalize()} examined: {self.subject}"
+        return f"{_KINDS[self.kind][0]}: {self.subject}"
 
     def json(self) -> dict[str, Any]:
         """JSON values, without the pictures; NaN and infinities become None."""
         values: dict[str, Any] = jsonable(
             {
-                "format": "snnp-doctor",
+                "format": _KINDS[self.kind][2],
                 "kind": self.kind,
                 "subject": self.subject,
                 "verdict": self.verdict,
@@ -268,7 +274,7 @@ class Report:
         body = [
             f"<h1>{escape(self._title)}</h1>",
             f'<p class="verdict {tone}" style="color: var(--tone)">{escape(self.verdict)}</p>',
-            f'<p class="small">snnp doctor, {self.seconds:.1f} s</p>',
+            f'<p class="small">{_KINDS[self.kind][1]}, {self.seconds:.1f} s</p>',
         ]
         for title, parts in (("Findings", self.findings), ("Pictures", self.pictures)):
             body += [f"<h2>{title}</h2>", *(each.html() for each in parts)] if parts else []

@@ -175,7 +175,10 @@ def test_from_symbols_to_a_student(quick: None, tmp_path: Path) -> None:
     assert {"Teacher", "Crystals at rest", "Dynamics of the student", "Speed"} <= set(told)
     said = json.loads((tmp_path / "run/provenance.json").read_text())
     assert said["licence"].startswith("LGPL")
-    assert (tmp_path / "run/report.html").read_text().startswith("<!DOCTYPE html>")
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "Distilled: run, a student of" in page
+    assert "doctor" not in page
     # Again, with other bars: nothing but the report is new.
     again = distil(
         settings.model_copy(update={"bars": Bars(force_cosine=0.1, hot_md=False)}), tmp_path / "run", resume=True

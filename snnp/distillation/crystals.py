@@ -35,6 +35,7 @@ __all__ = [
     "guessed_crystals",
     "pool",
     "second_scan",
+    "supercell",
 ]
 
 Random = np.random.Generator
@@ -176,8 +177,11 @@ def first_scan(elements: Sequence[str]) -> Frames:
     Raises:
         InputError: for what is no chemical symbol.
     """
-    images = [(f"scan {name}", _scaled(atoms, ratio * atoms.get_volume() / len(atoms)))
-              for name, atoms in _prototypes(elements).items() for ratio in _COARSE]  # fmt: skip
+    images = [
+        (f"scan {name}", _scaled(atoms, ratio * atoms.get_volume() / len(atoms)))
+        for name, atoms in _prototypes(elements).items()
+        for ratio in _COARSE
+    ]
     atoms = [("isolated atom", Atoms(symbol)) for symbol in elements]
     return frames_of([*images, *atoms], "first")
 
@@ -276,10 +280,14 @@ def _in_solution(crystal: Crystal, crystals: Sequence[Crystal], elements: Sequen
     """With several elements, every other time: random elements on the sites of a supercell, at the mean volume."""
     if len(elements) == 1 or rng.random() < 0.5:
         return crystal
-    atoms = _supercell(crystal.atoms, 16)
+    atoms = supercell(crystal.atoms, 16)
     atoms.symbols[:] = rng.choice(elements, len(atoms), p=rng.dirichlet(np.ones(len(elements))))
-    volumes = {symbol: min((c for c in crystals if set(c.atoms.symbols) == {symbol}),
-                           key=lambda c: c.energy, default=crystal).volume for symbol in elements}  # fmt: skip
+    volumes = {
+        symbol: min(
+            (c for c in crystals if set(c.atoms.symbols) == {symbol}), key=lambda c: c.energy, default=crystal
+        ).volume
+        for symbol in elements
+    }
     volume = (
         np.mean([volumes[symbol] for symbol in atoms.symbols])
         * crystal.volume
@@ -288,7 +296,7 @@ def _in_solution(crystal: Crystal, crystals: Sequence[Crystal], elements: Sequen
     return Crystal(crystal.name, _scaled(atoms, float(volume)), crystal.energy, crystal.bulk_modulus)
 
 
-def _supercell(atoms: Atoms, n_atoms: float) -> Atoms:
+def supercell(atoms: Atoms, n_atoms: float) -> Atoms:
     """Repeated along its shorter vectors to about `n_atoms`."""
     repeats = np.ones(3, dtype=int)
     while len(atoms) * repeats.prod() < 0.7 * n_atoms:
@@ -317,14 +325,12 @@ def _deformed(atoms: Atoms, size: float, rng: Random) -> Atoms:
 
 def _strained(crystal: Crystal, rng: Random) -> Atoms:
     cell = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.85, 1.2))
-    return _shaken(
-        _deformed(_supercell(cell, rng.uniform(1, 32)), rng.uniform(0, 0.08), rng), rng.uniform(0, 0.04), rng
-    )
+    return _shaken(_deformed(supercell(cell, rng.uniform(1, 32)), rng.uniform(0, 0.08), rng), rng.uniform(0, 0.04), rng)
 
 
 def _rattled(crystal: Crystal, rng: Random) -> Atoms:
     cell = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.88, 1.25))
-    shaken = _shaken(_supercell(cell, rng.uniform(16, 40)), rng.uniform(0.02, 0.14), rng)
+    shaken = _shaken(supercell(cell, rng.uniform(16, 40)), rng.uniform(0.02, 0.14), rng)
     return _pushed_apart(shaken, rng.uniform(*_CLOSEST) * crystal.spacing)
 
 
@@ -332,18 +338,18 @@ def _squeezed(crystal: Crystal, rng: Random) -> Atoms:
     """Far from the minimum: half of the volume to twice as much."""
     ratio = rng.uniform(0.5, 0.85) if rng.random() < 0.6 else rng.uniform(1.25, 2.0)
     cell = _scaled(crystal.atoms, crystal.volume * ratio)
-    return _shaken(_deformed(_supercell(cell, rng.uniform(4, 24)), 0.03, rng), rng.uniform(0, 0.06), rng)
+    return _shaken(_deformed(supercell(cell, rng.uniform(4, 24)), 0.03, rng), rng.uniform(0, 0.06), rng)
 
 
 def _vacancy(crystal: Crystal, rng: Random) -> Atoms:
-    atoms = _supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(0.96, 1.06)), rng.uniform(24, 40))
+    atoms = supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(0.96, 1.06)), rng.uniform(24, 40))
     del atoms[rng.choice(len(atoms), int(rng.integers(1, 3)), replace=False).tolist()]
     return _shaken(atoms, rng.uniform(0, 0.06), rng)
 
 
 def _interstitial(crystal: Crystal, rng: Random) -> Atoms:
     """One atom more, in one of the larger holes."""
-    atoms = _supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(1.0, 1.1)), rng.uniform(20, 40))
+    atoms = supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(1.0, 1.1)), rng.uniform(20, 40))
     points = rng.random((60, 3)) @ atoms.cell.array
     nearest = get_distances(points, atoms.positions, cell=atoms.cell, pbc=True)[1].min(axis=1)
     point = points[rng.choice(np.argsort(nearest)[-10:])]
@@ -385,7 +391,7 @@ def _fault(crystal: Crystal, rng: Random) -> Atoms:
 
 def _cluster(crystal: Crystal, rng: Random) -> Atoms:
     """Atoms around a point of the crystal, alone."""
-    block = _supercell(crystal.atoms, 120)
+    block = supercell(crystal.atoms, 120)
     center = block.cell.array.sum(axis=0) / 2 + rng.normal(0, 1.0, 3)
     nearest = np.argsort(np.linalg.norm(block.positions - center, axis=1))[: int(rng.integers(3, 25))]
     found = Atoms(block.numbers[nearest], rng.uniform(0.92, 1.08) * block.positions[nearest])
@@ -394,7 +400,7 @@ def _cluster(crystal: Crystal, rng: Random) -> Atoms:
 
 def _random(crystal: Crystal, rng: Random) -> Atoms:
     """Atoms at random places, pushed apart until they hardly overlap: a liquid's disorder without any dynamics."""
-    cell = _supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(0.9, 1.35)), rng.uniform(16, 40))
+    cell = supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(0.9, 1.35)), rng.uniform(16, 40))
     cell.set_scaled_positions(rng.random((len(cell), 3)))
     return _pushed_apart(cell, rng.uniform(0.75, 0.92) * crystal.spacing)
 

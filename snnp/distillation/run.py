@@ -37,6 +37,7 @@ from snnp.distillation.crystals import (
     guessed_crystals,
     pool,
     second_scan,
+    supercell,
 )
 from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
@@ -58,6 +59,7 @@ _STATIC_SHARE = 0.6  # of the budget, where there are rounds
 _POOL = 3  # structures made for each that is chosen
 _ROUND_EPOCHS = 0.25  # of those of the last student
 _STARTS = 16
+_MOVING_ATOMS = 90
 
 
 @dataclass(frozen=True)
@@ -332,10 +334,7 @@ class _Run:
         """What is set in motion, and how hot."""
         if self.crystals:
             crystal = self.crystals[0]
-            atoms = crystal.atoms.copy()
-            while len(atoms) < 60:
-                atoms = atoms.repeat([2 if k == int(np.argmin(atoms.cell.lengths())) else 1 for k in range(3)])
-            return atoms, verdict.HOT * crystal.temperature
+            return supercell(crystal.atoms, _MOVING_ATOMS), verdict.HOT * crystal.temperature
         if self.settings.molecules:
             return max(self._molecules(), key=len), 500.0
         frames = self._data()
@@ -365,7 +364,7 @@ class _Run:
         ]
         tables = [table for table in tables if table.rows]
         name = f"{self.folder.name}, a student of {self.crew.identity.name}"
-        report = Report(name, "model", (*failed, *notes), tuple(passed), tables, seconds=seconds)
+        report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, seconds=seconds)
         for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
             write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
         return report
