@@ -24,7 +24,7 @@ from snnp.sampling import MDSettings
 from snnp.sampling.cost import measure_cost
 from snnp.sampling.run import find_entry_point
 from snnp.structure import Structure
-from snnp.training.evaluation import Evaluation, evaluate
+from snnp.training.evaluation import Comparison, Evaluation, evaluate
 
 __all__ = [
     "HOT",
@@ -100,38 +100,37 @@ def against_reference(found: Measured, student: Potential, reference: Frames, la
         reference: with the labels of the reference.
         labelled: the same structures, in the same order, with the teacher's labels.
     """
-    structure = reference.structure()
-    owners = [reference[k : k + 1] for k in range(len(reference))]
-    said = [student.compute(each.structure()) for each in owners]
+    own = evaluate(student, reference, model_name="student", data_name="reference")
+    known, rows = np.repeat(reference.has_forces, reference.counts), own.energies.frame
     predictions = {
-        "student": (
-            np.array([float(each.energy[0]) for each in said]),
-            np.concatenate([each.forces.double().cpu().numpy() for each in said if each.forces is not None]),
-        ),
-        "teacher": (labelled.energy, labelled.forces),
+        "student": (own.energies.model, own.forces.model),
+        "teacher": (labelled.energy[rows] / labelled.counts[rows], labelled.forces[known].ravel()),
     }
-    rows = []
-    known = np.repeat(reference.has_forces, reference.counts)
-    for name, (energy, forces) in predictions.items():
-        errors = (forces - reference.forces)[known]
-        row: dict[str, Any] = {"": name, "structures": len(reference), "atoms": structure.n_atoms}
-        row["energy MAE (meV/atom)"] = _aligned_error(reference, energy)
-        row["force MAE (eV/Å)"] = float(np.abs(errors).mean()) if errors.size else None
-        row["force RMSE (eV/Å)"] = float(np.sqrt(np.square(errors).mean())) if errors.size else None
-        row["force cosine"] = _cosine(forces[known].ravel(), reference.forces[known].ravel()) if errors.size else None
-        rows.append(row)
-    found.tables.append(table("Student and teacher against reference data", rows))
-    if rows[1]["force MAE (eV/Å)"]:
-        found.numbers["reference_force_ratio"] = rows[0]["force MAE (eV/Å)"] / rows[1]["force MAE (eV/Å)"]
-
-
-def _aligned_error(reference: Frames, energy: np.ndarray) -> float | None:
-    """MAE in meV/atom once the zeros of both, one per element, are brought together by least squares."""
-    rows = np.flatnonzero(reference.has_energy)
-    if len(rows) == 0:
-        return None
     composition = reference.composition()[rows] / reference.counts[rows, None]
-    difference = (energy[rows] - reference.energy[rows]) / reference.counts[rows]
+    records: list[dict[str, Any]] = []
+    for name, (energies, forces) in predictions.items():
+        errors = Comparison(own.forces.reference, forces, own.forces.frame, own.forces.number).errors()
+        records.append(
+            {
+                "": name,
+                "structures": len(reference),
+                "atoms": int(reference.counts.sum()),
+                "energy MAE (meV/atom)": _aligned_error(composition, energies - own.energies.reference),
+                "force MAE (eV/Å)": errors and errors.mae,
+                "force RMSE (eV/Å)": errors and errors.rmse,
+                "force cosine": errors and _cosine(forces, own.forces.reference),
+            }
+        )
+    found.tables.append(table("Student and teacher against reference data", records))
+    ours, theirs = (record["force MAE (eV/Å)"] for record in records)
+    if theirs:
+        found.numbers["reference_force_ratio"] = ours / theirs
+
+
+def _aligned_error(composition: np.ndarray, difference: np.ndarray) -> float | None:
+    """MAE in meV/atom of energies per atom once their zeros, one per element, are brought together by least squares."""
+    if len(difference) == 0:
+        return None
     zeros = np.linalg.lstsq(composition, difference, rcond=1e-8)[0]
     return float(1000.0 * np.abs(difference - composition @ zeros).mean())
 
