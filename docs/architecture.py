@@ -34,7 +34,7 @@ class Step:
 
 PICTURES: dict[str, tuple[str, list[Step]]] = {}
 PICTURES["positions"] = (
-    "Positions, from `snnp md` to the compiled kernel",
+    "Positions, from snnp md to the compiled kernel",
     [
         Step(
             "snnp/cli/simulate.py",

@@ -26,7 +26,8 @@ from snnp.models.families import FAMILIES, Family
 from snnp.testing import check_potential
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "add-a-family.md"
-CODE, LINE, *_ = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?:python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CODE, LINE, *_ = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

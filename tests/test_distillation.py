@@ -24,7 +24,7 @@ from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, expl
 from snnp.distillation.crystals import SHARES, crystals_from_scan, first_scan, frames_of, pool, second_scan
 from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
-from snnp.errors import ConfigError, InputError, MissingDependencyError
+from snnp.errors import ConfigError, DataError, InputError, MissingDependencyError
 from snnp.models import SplineNNP, save_model, special_cases
 
 EMT_TEACHER = "ase.calculators.emt:EMT"
@@ -237,6 +237,9 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(tmp_path: Path) -
         run(student={"data": {"train": "a"}})
     with pytest.raises(ConfigError, match="leaves nothing beside the 46 labels"):
         run(budget=20)
+    for missing in ({"reference": ["no.xyz"]}, {"elements": [], "data": ["no.xyz"]}):
+        with pytest.raises(DataError, match=r"no.xyz does not exist"):
+            run(**missing)
     assert not (tmp_path / "run/labels/labels.bin").exists()
 
 

@@ -103,10 +103,11 @@ def distil(
     Raises:
         ConfigError: for settings that do not fit, or a folder that holds another run.
         InputError: for a teacher that does not start, or does not know the elements.
-        DataError: for a teacher that fails too often, or the labels of another one.
+        DataError: for a teacher that fails too often, the labels of another one, or unusable data.
         TrainingError, Interrupted: as `snnp.training.train` says.
     """
     folder = Path(folder)
+    given = _Given.of(settings)
     _begin(settings, folder, resume)
     start = time.monotonic()
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
@@ -114,7 +115,7 @@ def distil(
         _check(settings, crew.identity)
         settings.save(folder / _SETTINGS)
         with LabelStore(folder / "labels", crew.identity) as store:
-            run = _Run(settings, folder, crew, store, report)
+            run = _Run(settings, folder, crew, store, report, given)
             labelled = run.all_labels()
             student = run.train(_STUDENT, labelled, folder / _LABELS)
             found = run.measure(student)
@@ -163,6 +164,25 @@ def _check_budget(budget: int, needed: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the settings name, read once and first: what is wrong with it is said before anything is computed."""
+
+    data: Frames | None
+    molecules: list[Atoms]
+    reference: Frames | None
+
+    @classmethod
+    def of(cls, settings: DistilSettings) -> _Given:
+        """Read all of it."""
+        data, reference = (
+            Frames.of(read_frames(list(names))) if names else None for names in (settings.data, settings.reference)
+        )
+        if settings.method == "ekd" and data is not None and not data.has_energy.all():
+            raise InputError("method ekd learns the energies of the data, but some frames have none; leave them out.")
+        return cls(data, read_molecules(settings.molecules) if settings.molecules else [], reference)
+
+
 @dataclass
 class _Run:
     """A distillation at work."""
@@ -172,8 +192,8 @@ class _Run:
     crew: Crew
     store: LabelStore
     report: Reporter
+    given: _Given
     crystals: list[Crystal] = field(default_factory=list)
-    molecules: list[Atoms] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)
 
@@ -226,19 +246,10 @@ class _Run:
         if set_.elements:
             made = pool(self.crystals, _POOL * number, set_.seed)
             return choose(made, number, SHARES, Frames.concatenate(list(parts)), set_.seed)
-        made = displaced(self._molecules(), _POOL * number, set_.seed) if set_.molecules else self._data()
+        molecules, data = self.given.molecules, self.given.data
+        made = displaced(molecules, _POOL * number, set_.seed) if data is None else data
         groups = Counter(group or "" for group in made.groups)
         return choose(made, number, groups, seed=set_.seed)
-
-    def _molecules(self) -> list[Atoms]:
-        self.molecules = self.molecules or read_molecules(self.settings.molecules)
-        return self.molecules
-
-    def _data(self) -> Frames:
-        frames = Frames.of(read_frames(list(self.settings.data)))
-        if self.settings.method == "ekd" and not frames.has_energy.all():
-            raise InputError("method ekd learns the energies of the data, but some frames have none; leave them out.")
-        return frames
 
     def _explored(self, number: int, share: int, known: Frames) -> Frames:
         """Structures to which the last student goes by itself."""
@@ -247,7 +258,7 @@ class _Run:
         if set_.elements:
             starts = crystal_starts(self.crystals, _STARTS, set_.seed + number)
         else:
-            starts = molecule_starts(self._molecules())
+            starts = molecule_starts(self.given.molecules)
 
         def tell(done: int, total: int, broken: int) -> None:
             self.report(DistilProgress(f"dynamics: round {number}", done, total, f"{broken} blew up"))
@@ -279,7 +290,8 @@ class _Run:
         """With energies of the data instead of the teachers', where the method says so."""
         if self.settings.method != "ekd":
             return labelled
-        data = self._data()
+        assert self.given.data is not None
+        data = self.given.data
         energy = dict(zip(data.sources, data.energy, strict=True))
         known = np.array([energy[source] for source in labelled.sources])
         nothing = np.zeros(len(labelled), dtype=bool)
@@ -304,8 +316,8 @@ class _Run:
         dataset = load_dataset(self.folder / _LABELS)
         if "test" in dataset.splits:
             verdict.against_teacher(found, student, _joined(dataset.select("test")))
-        if self.settings.reference:
-            self._against_reference(found, student)
+        if self.given.reference is not None:
+            self._against_reference(found, student, self.given.reference)
         self.report(DistilProgress("report", 2, 5, "crystals"))
         if self.crystals:
             process = self.crew.hire()
@@ -321,8 +333,7 @@ class _Run:
         self.report(DistilProgress("report", 5, 5))
         return found
 
-    def _against_reference(self, found: verdict.Measured, student: Potential) -> None:
-        frames = Frames.of(read_frames(list(self.settings.reference)))
+    def _against_reference(self, found: verdict.Measured, student: Potential, frames: Frames) -> None:
         if unknown := set(frames.elements) - set(student.elements):
             raise InputError(f"the reference data hold {', '.join(sorted(unknown))}, which the student does not know.")
         labelled = self._label("reference", frames)
@@ -335,9 +346,10 @@ class _Run:
         if self.crystals:
             crystal = self.crystals[0]
             return supercell(crystal.atoms, _MOVING_ATOMS), verdict.HOT * crystal.temperature
-        if self.settings.molecules:
-            return max(self._molecules(), key=len), 500.0
-        frames = self._data()
+        if self.given.molecules:
+            return max(self.given.molecules, key=len), 500.0
+        frames = self.given.data
+        assert frames is not None
         return frames[int(np.argmax(frames.counts))].structure.to_ase()[0], 300.0
 
     def say(self, found: verdict.Measured, labelled: Frames, seconds: float) -> Report:
