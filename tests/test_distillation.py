@@ -265,4 +265,9 @@ def test_the_command(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     done = CliRunner().invoke(app, [*words, "--student", "small.yaml", "--out", "run", *bars])
     assert done.exit_code in (0, 3), done.output
     assert "Student against teacher" in done.stdout
-    assert CliRunner().invoke(app, ["distill", "--resume", "run", "--budget", "3"]).exit_code == 1
+    refused = CliRunner().invoke(app, ["distill", "--resume", "run", "--budget", "3"])
+    assert refused.exit_code == 1
+    assert "only --reference, --bars, " in refused.stderr
+    again = CliRunner().invoke(app, ["distill", "--resume", "run", "--bars", "elastic=1e-9"])
+    assert again.exit_code == 3  # judged anew; what was computed is not computed again
+    assert "elastic is" in again.stderr

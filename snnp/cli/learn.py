@@ -35,7 +35,7 @@ from snnp.cli.options import (
     taking,
 )
 from snnp.cli.outputs import prepare_folder, readable
-from snnp.distillation.settings import DistilSettings
+from snnp.distillation.settings import CHANGEABLE, DistilSettings
 from snnp.errors import ConfigError, InputError
 from snnp.files import refuse_inputs
 from snnp.process import Interrupted
@@ -248,9 +248,11 @@ def distill_command(
 
     folder = resume or out or Path("runs/distilled")
     if resume is not None:
-        if teachers or out is not None or any(given.values()):
-            raise InputError("--resume goes on with a run as it was begun: leave everything else away.")
-        settings = DistilSettings.load(resume / "distil.yaml")
+        if teachers or out is not None or any(value for name, value in given.items() if name not in CHANGEABLE):
+            new = ", ".join(f"--{name.replace('_', '-')}" for name in CHANGEABLE)
+            raise InputError(f"--resume goes on with a run as it was begun: only {new} may be given anew.")
+        before = DistilSettings.load(resume / "distil.yaml")
+        settings = _with_bars({**before.model_dump(mode="json"), **_named(given)}, before)
     else:
         settings = _distil_settings(teachers or [], given)
     if dry_run:
@@ -280,7 +282,7 @@ def _distil_settings(teachers: list[str], given: dict[str, Any]) -> DistilSettin
     """The settings that the options say; symbols behind --elements A are read as arguments, and belong to it."""
     from ase.data import chemical_symbols
 
-    values = {name: value for name, value in given.items() if value not in (None, [])}
+    values = _named(given)
     if "elements" in values:
         more = [each for each in teachers if each in chemical_symbols and not Path(each).exists()]
         teachers = [each for each in teachers if each not in more]
@@ -292,11 +294,21 @@ def _distil_settings(teachers: list[str], given: dict[str, Any]) -> DistilSettin
             raise InputError(f'--kwargs is not JSON ({error}); write it as \'{{"model": "7net-0"}}\'.') from None
     if "student" in values:
         values["student"] = _tree(values["student"])
-    bars = dict(text.partition("=")[::2] for text in values.pop("bars", []))
-    settings = DistilSettings(teachers=teachers, **values)
-    if not bars:
-        return settings
-    return DistilSettings(teachers=teachers, **values, bars={**settings.wanted_bars.model_dump(), **bars})
+    values["teachers"] = teachers
+    return _with_bars(values, DistilSettings(**{**values, "bars": None}))
+
+
+def _named(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in given.items() if value not in (None, [])}
+
+
+def _with_bars(values: dict[str, Any], before: DistilSettings) -> DistilSettings:
+    """Settings whose bars, where they are NAME=VALUE, stand beside those of before."""
+    if isinstance(values.get("bars"), list):
+        new = dict(text.partition("=")[::2] for text in values["bars"])
+        values = {**values, "bars": {**before.wanted_bars.model_dump(), **new}}
+    return DistilSettings(**values)
 
 
 def _tree(path: Path) -> dict[str, Any]:

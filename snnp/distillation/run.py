@@ -43,7 +43,7 @@ from snnp.distillation.exploration import crystal_starts, explore, molecule_star
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
-from snnp.distillation.settings import DistilSettings
+from snnp.distillation.settings import CHANGEABLE, DistilSettings
 from snnp.distillation.teachers import Identity, Teacher
 from snnp.errors import ConfigError, InputError
 from snnp.files import hold, write_atomically
@@ -98,7 +98,7 @@ def distil(
     Arguments:
         folder: of the run, new unless it is resumed.
         report: is told what happens.
-        resume: go on with a run in this folder, which must have had the same settings (but for workers, threads, bars).
+        resume: go on with a run in this folder, which must have had the same settings (but for `CHANGEABLE`).
 
     Raises:
         ConfigError: for settings that do not fit, or a folder that holds another run.
@@ -130,11 +130,10 @@ def _begin(settings: DistilSettings, folder: Path, resume: bool) -> None:
         if not resume:
             raise ConfigError(f"{folder} already holds a distillation; go on with it (resume), or name a new folder.")
         before = DistilSettings.load(path)
-        free = {"workers", "threads", "bars", "most_failures", "reference"}
         changed = [
             name
             for name in DistilSettings.model_fields
-            if name not in free and getattr(before, name) != getattr(settings, name)
+            if name not in CHANGEABLE and getattr(before, name) != getattr(settings, name)
         ]
         if changed:
             raise ConfigError(f"{folder} was begun with another {', '.join(changed)}; name a new folder.")

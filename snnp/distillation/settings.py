@@ -40,6 +40,10 @@ class Bars(BaseModel):
     speedup: float | None = Field(None, gt=0.0)
 
 
+CHANGEABLE = ("reference", "bars", "workers", "threads", "most_failures")
+"""Settings that may be others when a run is resumed: they change neither structures nor labels nor student."""
+
+
 class DistilSettings(BaseModel):
     """Everything that determines a distillation; each field says what it is.
 
