@@ -109,6 +109,17 @@ def test_virial_is_minus_stress_times_volume(tmp_path: Path, computed: Atoms) ->
     np.testing.assert_allclose(frame.stress, stress, atol=1e-7)
 
 
+def test_labels_of_a_frame_may_be_changed_without_changing_the_set(tmp_path: Path, computed: Atoms) -> None:
+    write(tmp_path / "data.xyz", computed)
+    frames = read_frames(tmp_path / "data.xyz")
+    for label in (frames[0].forces, frames[0].stress):
+        assert label is not None
+        label *= 2.0
+    np.testing.assert_allclose(frames[0].forces, computed.get_forces(), atol=1e-7)
+    np.testing.assert_allclose(frames.forces, computed.get_forces(), atol=1e-7)
+    np.testing.assert_allclose(frames.stress[0], computed.get_stress(voigt=False), atol=1e-7)
+
+
 def test_six_stress_numbers_are_voigt(tmp_path: Path, computed: Atoms) -> None:
     computed.info["my_stress"] = computed.get_stress()
     write(tmp_path / "cu.xyz", computed, format="extxyz")

@@ -259,8 +259,8 @@ class Frames(Sequence[Frame]):
         return Frame(
             structure=self.structure(),
             energy=float(self.energy[0]) if self.has_energy[0] else None,
-            forces=self.forces if self.has_forces[0] else None,
-            stress=self.stress[0] if self.has_stress[0] else None,
+            forces=self.forces.copy() if self.has_forces[0] else None,
+            stress=self.stress[0].copy() if self.has_stress[0] else None,
             group=self.groups[0] if self.groups else None,
             source=self.sources[0] if self.sources else name,
         )
