@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -124,6 +125,29 @@ def test_loss_gradient_equals_finite_differences(data: Path) -> None:
             lower = float(value())
             parameter += 1e-5 * direction
         assert (upper - lower) / 2e-5 == pytest.approx(analytic, rel=1e-5, abs=1e-8)
+
+
+def test_frames_weigh_by_their_energy_above_the_lowest(data: Path) -> None:
+    problem = load_problem(load_config(settings(data)))
+    model = build_model(resolve(load_config(settings(data)), problem), problem)
+    backend, frames = choose_backend(model, torch.float64), problem.split.train[:3]
+    bound = frames.energy / frames.counts
+    expected = (0.1 / (0.1 + bound - bound.min())) ** 2
+    prepared = prepare(backend, model, frames, energy_scale=0.1)
+    batch = prepared.batch([0, 1, 2])
+    np.testing.assert_allclose(batch.weight, expected / expected.mean(), rtol=1e-12)
+    assert float(batch.weight.max()) > 1.05 * float(batch.weight.min())
+    assert prepare(backend, model, frames).batch([0, 1, 2]).weight.tolist() == [1.0, 1.0, 1.0]
+    # A weight is as if a frame were there so many times: in the loss, and in what it asks of the prediction.
+    loss = Loss.at(load_config(settings(data)).loss, 0.0)
+    once = replace(batch, weight=torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
+    with torch.no_grad():
+        found = loss(backend.predict(model, once), once)
+        alone = [replace(prepared.batch([k]), weight=torch.ones(1, dtype=torch.float64)) for k in (0, 1)]
+        first, second = (loss(backend.predict(model, each), each).value for each in alone)
+    torch.testing.assert_close(found.value, (2.0 * first + second) / 3.0)
+    assert found.to_forces is not None
+    assert not found.to_forces[batch.owner == 2].any()
 
 
 def test_missing_forces_are_ignored_and_not_zero(data: Path) -> None:

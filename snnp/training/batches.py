@@ -17,7 +17,7 @@ from snnp.structure import Structure
 from snnp.training.backends import Backend, Batch
 from snnp.training.compressed import CompressedFrame
 
-__all__ = ["Batches", "Inside", "StreamedBatches", "grouped", "prepare"]
+__all__ = ["Batches", "Inside", "StreamedBatches", "frame_weights", "grouped", "prepare"]
 
 _PIECE_ATOMS = 20_000
 """Of a stream, prepared at once: neighbours take some hundred times the memory of the frames."""
@@ -57,6 +57,7 @@ class Batches:
             energy=everything.energy[chosen],
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
+            weight=everything.weight[chosen],
             push=everything.push[chosen],
             limits=everything.limits[chosen],
             sources=[everything.sources[frame] for frame in frames] if everything.sources else (),
@@ -88,7 +89,7 @@ class StreamedBatches:
     Arguments:
         model: fixes the form, in float64 on the CPU; none that is trained.
         dataset: the rows of the training part. inside: which of its frames are learned.
-        compressed: structures that are learned beside them, a share with each piece.
+        compressed: structures that are learned beside them, a share with each piece. energy_scale: see `prepare`.
     """
 
     backend: Backend
@@ -96,6 +97,7 @@ class StreamedBatches:
     dataset: Dataset
     inside: Inside
     compressed: Sequence[CompressedFrame]
+    energy_scale: float | None = None
 
     def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
         """See `Batches`."""
@@ -109,7 +111,9 @@ class StreamedBatches:
                 piece = piece.take(self.inside(piece))
                 mine = others[len(others) * done // total : len(others) * (done + n) // total]
                 if len(piece) + len(mine):
-                    prepared = prepare(self.backend, self.model, piece, [self.compressed[k] for k in mine])
+                    prepared = prepare(
+                        self.backend, self.model, piece, [self.compressed[k] for k in mine], self.energy_scale
+                    )
                     groups = prepared.groups(random.permutation(prepared.n_frames), batch_atoms)
                     for k, group in enumerate(groups):
                         yield done / total + share * k / len(groups), prepared.batch(group)
@@ -130,7 +134,11 @@ def grouped(counts: np.ndarray, order: Iterable[int], most: int) -> list[list[in
 
 @torch.no_grad()
 def prepare(
-    backend: Backend, model: Potential, frames: Sequence[Frame], compressed: Sequence[CompressedFrame] = ()
+    backend: Backend,
+    model: Potential,
+    frames: Sequence[Frame],
+    compressed: Sequence[CompressedFrame] = (),
+    energy_scale: float | None = None,
 ) -> Batches:
     """Compute everything that training needs of the frames, in float64, and store it in the backend's type.
 
@@ -139,8 +147,10 @@ def prepare(
         model: fixes cutoffs, grids, E0 and repulsion; its parameters are not used. It must be in float64 on the CPU.
         frames: labelled structures.
         compressed: structures beyond the data, which come after the frames.
+        energy_scale: of `frame_weights`, in eV/atom; None weighs all frames alike.
     """
     frames = Frames.of(frames)
+    weight = torch.from_numpy(np.append(frame_weights(model, frames, energy_scale), np.ones(len(compressed))))
     if compressed:
         frames = Frames.concatenate([frames, Frames.of(each.frame for each in compressed)])
     structure = frames.structure()
@@ -148,10 +158,36 @@ def prepare(
     volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
     geometry = backend.prepare(model, structure)
     owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
-    numbers = (volume, *_labels(model, frames, structure), *_works(model, structure, volume, compressed))
-    volume, energy, forces, stress, push, limits = (value.to(backend.device, backend.dtype) for value in numbers)
-    everything = Batch(geometry, owner, counts_there, volume, energy, forces, stress, push, limits, frames.sources)
+    numbers = (volume, *_labels(model, frames, structure), weight, *_works(model, structure, volume, compressed))
+    volume, energy, forces, stress, weight, push, limits = (
+        value.to(backend.device, backend.dtype) for value in numbers
+    )
+    labels = (energy, forces, stress, weight, push, limits)
+    everything = Batch(geometry, owner, counts_there, volume, *labels, frames.sources)
     return Batches(backend, everything, frames.starts)
+
+
+def frame_weights(model: Potential, frames: Frames, scale: float | None) -> np.ndarray:
+    """[B] weights (scale / (scale + E))² of frames an energy E per atom above the lowest, one on average.
+
+    That of mixtures is counted from the line between the lowest frames of pure elements, where these are known. Frames
+    without energy, or below the line, count as lowest.
+
+    Arguments:
+        model: whose E0 are taken off.
+        frames: those of the training set, or a part that is like them.
+        scale: eV/atom, from where on weights fall; None: all are one.
+    """
+    if scale is None:
+        return np.ones(len(frames))
+    content = frames.composition() / frames.counts[:, None]
+    bound = frames.energy / frames.counts - content @ [model.reference_energies[s] for s in frames.elements]
+    known, pure = frames.has_energy & (frames.counts > 1), content == 1.0
+    overall = bound[known].min(initial=0.0)
+    lowest = [bound[known & of].min() if (known & of).any() else overall for of in pure.T]
+    above = np.where(frames.has_energy, bound - content @ lowest, 0.0).clip(min=0.0)
+    weight: np.ndarray = (scale / (scale + above)) ** 2
+    return weight / weight.mean()
 
 
 def _labels(model: Potential, frames: Frames, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:

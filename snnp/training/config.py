@@ -153,6 +153,8 @@ class LossConfig(_Config):
 
     Each weight runs geometrically from `*_weight` to `*_weight_end` (None: constant). `shape`: "mse" squares errors,
     "huber" grows linearly beyond `energy_delta`, `force_delta`, `stress_delta`, which serves the mean absolute error.
+    `energy_scale`: frames an energy E per atom above the lowest weigh (energy_scale / (energy_scale + E))² times as
+    much, in eV/atom; None weighs all alike.
     `hierarchicality_weight`: of HIP-NN's mean hierarchicality (see `snnp.models.hipnn`), which other families lack.
     """
 
@@ -166,6 +168,7 @@ class LossConfig(_Config):
     energy_delta: float = Field(0.003, gt=0.0)
     force_delta: float = Field(0.3, gt=0.0)
     stress_delta: float = Field(0.002, gt=0.0)
+    energy_scale: float | None = Field(None, gt=0.0)
     hierarchicality_weight: float = Field(0.0, ge=0.0)
 
 

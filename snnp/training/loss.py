@@ -1,6 +1,8 @@
 r"""The loss: weighted errors of energy per atom, forces and stress, ignoring labels that a frame lacks.
 
-L = w_E <l(dE / n)> + w_F <l(dF)> + w_S <l(dS)>,   l(x) = x² or Huber's function
+L = w_E <w l(dE / n)> + w_F <w l(dF)> + w_S <w l(dS)>,   l(x) = x² or Huber's function
+
+The weight w of each frame is one, or falls with its energy (see `frame_weights`).
 """
 
 from __future__ import annotations
@@ -55,14 +57,18 @@ class Loss:
     def __call__(self, predicted: Predicted, batch: Batch) -> Residuals:
         """The loss and what it asks of the prediction."""
         config, counts = self.config, batch.counts
-        value, to_energy = _mean(predicted.energy / counts, batch.energy / counts, config.shape, config.energy_delta)
+        of_frame, of_atom = batch.weight, batch.weight[batch.owner, None]
+        value, to_energy = _mean(
+            predicted.energy / counts, batch.energy / counts, of_frame, config.shape, config.energy_delta
+        )
         value, to_energy = self.energy * value, to_energy * (self.energy / counts)
         to_forces = to_stress = None
         if self.force > 0.0:
-            mean, to_forces = _mean(predicted.forces, batch.forces, config.shape, config.force_delta)
+            mean, to_forces = _mean(predicted.forces, batch.forces, of_atom, config.shape, config.force_delta)
             value, to_forces = value + self.force * mean, self.force * to_forces
         if self.stress > 0.0:
-            mean, to_stress = _mean(predicted.stress, batch.stress, config.shape, config.stress_delta)
+            of_frame = of_frame[:, None, None]
+            mean, to_stress = _mean(predicted.stress, batch.stress, of_frame, config.shape, config.stress_delta)
             value, to_stress = value + self.stress * mean, self.stress * to_stress
         if bool(batch.push.any()):
             cost, to_work = _work(predicted.stress, batch)
@@ -70,13 +76,13 @@ class Loss:
         return Residuals(value, to_energy, to_forces, to_stress, config.hierarchicality_weight)
 
 
-def _mean(found: Tensor, label: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:
-    """Mean of l(found - label) where there is a label, zero if there is none, and its derivative by `found`."""
+def _mean(found: Tensor, label: Tensor, weight: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:
+    """Mean of w l(found - label) where there is a label, zero if there is none, and its derivative by `found`."""
     known = ~label.isnan()
     # A NaN that was found beside a label stays one, and stops the training.
     values, slopes = _penalty(torch.where(known, found - label, 0.0), shape, delta)
     count = known.sum().clamp_min(1)
-    return values.sum() / count, slopes / count
+    return (weight * values).sum() / count, weight * slopes / count
 
 
 def _work(stress: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -136,12 +136,13 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     model = build_model(config, problem)
     backend = choose_backend(model, dtype, config.device, config.displacement)
     train = problem.split.train
-    sample = prepare(backend, model, train, problem.compressed)
+    sample = prepare(backend, model, train, problem.compressed, config.loss.energy_scale)
     valid = prepare(backend, model, problem.split.valid or train)
     data: Batches | StreamedBatches = sample
     if problem.stream is not None:
         stream, inside = problem.stream, problem.inside
-        data = StreamedBatches(backend, copy.deepcopy(model), stream, inside, problem.compressed)
+        form, scale = copy.deepcopy(model), config.loss.energy_scale
+        data = StreamedBatches(backend, form, stream, inside, problem.compressed, scale)
     model.to(dtype=dtype, device=config.device)
     standardise(model, sample, len(train))
     del sample  # which a stream does not need any more
@@ -157,8 +158,11 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
 def _must_stay(config: TrainConfig, problem: Problem) -> dict[str, Any]:
     """What a continued run must have in common with its beginning: everything but where it is computed."""
     values = config.model_dump(mode="json", exclude={"device", "threads"})
-    if not config.data.stream:  # of which runs of earlier versions do not know
+    # Runs of earlier versions do not know of these.
+    if not config.data.stream:
         del values["data"]["stream"]
+    if config.loss.energy_scale is None:
+        del values["loss"]["energy_scale"]
     return {**values, "reference_energies": problem.reference.energies}
 
 

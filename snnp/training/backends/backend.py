@@ -24,8 +24,9 @@ class Batch:
     `geometry` of the atoms is in the form of the backend that made it, with indices local to the batch. `owner` [n]
     frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
     have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
-    frame lacks is NaN. Of compressed structures (see `CompressedFrame`) the product of stress and `push` [B, 3, 3] is
-    the work of compression in units of its label, to lie between the two `limits` [B, 2]; others have neither.
+    frame lacks is NaN. `weight` [B] is that of the frame in the loss, one on average. Of compressed structures (see
+    `CompressedFrame`) the product of stress and `push` [B, 3, 3] is the work of compression in units of its label, to
+    lie between the two `limits` [B, 2]; others have neither.
     `sources` name the frames.
     """
 
@@ -36,6 +37,7 @@ class Batch:
     energy: Tensor
     forces: Tensor
     stress: Tensor
+    weight: Tensor
     push: Tensor
     limits: Tensor
     sources: Sequence[str] = ()
