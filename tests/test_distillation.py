@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from cli_runs import run_json
@@ -22,9 +22,8 @@ from snnp.cli.main import app
 from snnp.data import Frames, load_dataset
 from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan, verdict
 from snnp.distillation.crystals import SHARES, crystals_from_scan, first_scan, frames_of, pool, second_scan
-from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
-from snnp.errors import ConfigError, DataError, InputError, MissingDependencyError
+from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import SplineNNP, save_model, special_cases
 
 EMT_TEACHER = "ase.calculators.emt:EMT"
@@ -119,21 +118,6 @@ def test_what_is_new_is_chosen_first() -> None:
     assert choose(frames, 50, {"like": 1.0}) is frames
     other = frames_of([("rare", Atoms("Cu")), *images], "t")
     assert "t/rare#0" in choose(other, 3, {"like": 1.0}).sources  # a kind without a share is always taken
-
-
-def test_molecules_move_along_soft_directions() -> None:
-    ethanol = molecule("CH3CH2OH")
-    frames = displaced([ethanol], 40, seed=0)
-    assert len(frames) == 40
-    lengths = [frame.structure.to_ase()[0].get_distance(0, 1) for frame in frames]
-    assert 0.01 < np.std(lengths) < 0.25
-    far = [frame.structure.to_ase()[0].get_distance(2, 6) for frame in frames]
-    assert np.std(far) > np.std(lengths)
-
-
-def test_smiles_need_rdkit_and_must_parse() -> None:
-    with pytest.raises((InputError, MissingDependencyError), match="C\\(C"):
-        read_molecules(["C(C"])
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from ase import Atoms
 from snnp.analysis.stability import time_step_for
 from snnp.data import Frames
 from snnp.data.read import read_images
+from snnp.distillation.assemblies import MoleculePool
 from snnp.distillation.crystals import Crystal, frames_of, pool
 from snnp.errors import InputError, TrainingError
 from snnp.models.potential import Potential
@@ -25,8 +26,14 @@ Start = tuple[str, Atoms, float]
 """Kind, atoms, temperature in K."""
 
 _TEMPERATURES = (0.4, 0.8, 1.2, 2.0, 3.0)  # of that of the crystal, about that of melting
-_MOLECULE_TEMPERATURES = (300.0, 600.0, 1000.0)
-_PICOSECONDS, _FRAMES = 2.0, 25
+_MOLECULE_RUNS = {
+    "turned": (0.55, 150.0, 1500.0),
+    "dimer": (0.15, 100.0, 600.0),
+    "cluster": (0.12, 100.0, 500.0),
+    "liquid": (0.18, 200.0, 600.0),
+}
+"""Kind -> share of the runs, and temperatures (K) between which that of each is drawn."""
+_PICOSECONDS, _MOLECULE_PICOSECONDS, _FRAMES = 2.0, 1.0, 25
 _CLOSEST = 0.5  # of the shortest distance at the start: closer frames are the student's mistakes, of which few suffice
 
 
@@ -46,9 +53,15 @@ def crystal_starts(crystals: Sequence[Crystal], number: int, seed: int) -> list[
     return found
 
 
-def molecule_starts(images: Sequence[Atoms]) -> list[Start]:
-    """Every molecule at three temperatures."""
-    return [("md molecule", atoms, kelvin) for atoms in images for kelvin in _MOLECULE_TEMPERATURES]
+def molecule_starts(molecules: MoleculePool, number: int, seed: int) -> list[Start]:
+    """Molecules alone and together at many temperatures, as many as give twice the `number` of frames."""
+    rng = np.random.default_rng([seed, 5])
+    runs = max(len(_MOLECULE_RUNS), round(2.0 * number / _FRAMES))
+    found: list[Start] = []
+    for kind, (share, coldest, hottest) in _MOLECULE_RUNS.items():
+        for atoms in molecules.structures(kind, max(1, round(share * runs)), rng):
+            found.append((f"md {kind}", atoms, float(np.exp(rng.uniform(np.log(coldest), np.log(hottest))))))
+    return found
 
 
 def explore(
@@ -82,7 +95,8 @@ def explore(
 
 def _run(student: Potential, atoms: Atoms, kelvin: float, seed: int) -> tuple[list[Atoms], bool]:
     dt = time_step_for(atoms)
-    steps = round(1000.0 * _PICOSECONDS / dt)
+    # Free molecules are hot at once and know no slow motion that others do not have, too.
+    steps = round(1000.0 * (_PICOSECONDS if atoms.pbc.any() else _MOLECULE_PICOSECONDS) / dt)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frames.extxyz"
         settings = MDSettings(

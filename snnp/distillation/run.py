@@ -29,6 +29,7 @@ from snnp import training
 from snnp.data import Frames, load_dataset, read_frames, split_frames
 from snnp.data.write import parquet_writer
 from snnp.distillation import verdict
+from snnp.distillation.assemblies import MoleculePool
 from snnp.distillation.crystals import (
     SHARES,
     Crystal,
@@ -41,7 +42,6 @@ from snnp.distillation.crystals import (
 )
 from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
-from snnp.distillation.molecules import displaced, read_molecules
 from snnp.distillation.selection import choose
 from snnp.distillation.settings import CHANGEABLE, DistilSettings
 from snnp.distillation.teachers import Identity, Teacher
@@ -57,6 +57,7 @@ __all__ = ["DistilProgress", "DistilResult", "Plan", "distil", "plan"]
 _SETTINGS, _LABELS, _STUDENT, _REPORT = "distil.yaml", "labels.parquet", "student", "report"
 _STATIC_SHARE = 0.6  # of the budget, where there are rounds
 _POOL = 3  # structures made for each that is chosen
+_POOL_OF_MOLECULES = 1.25  # which are many, and all different
 _ROUND_EPOCHS = 0.25  # of those of the last student
 _STARTS = 16
 _MOVING_ATOMS = 90
@@ -168,7 +169,7 @@ class _Given:
     """What the settings name, read once and first: what is wrong with it is said before anything is computed."""
 
     data: Frames | None
-    molecules: list[Atoms]
+    molecules: MoleculePool | None
     reference: Frames | None
 
     @classmethod
@@ -179,7 +180,7 @@ class _Given:
         )
         if settings.method == "ekd" and data is not None and not data.has_energy.all():
             raise InputError("method ekd learns the energies of the data, but some frames have none; leave them out.")
-        return cls(data, read_molecules(settings.molecules) if settings.molecules else [], reference)
+        return cls(data, MoleculePool.of(settings.molecules, settings.apart) if settings.molecules else None, reference)
 
 
 @dataclass
@@ -245,8 +246,11 @@ class _Run:
         if set_.elements:
             made = pool(self.crystals, _POOL * number, set_.seed)
             return choose(made, number, SHARES, Frames.concatenate(list(parts)), set_.seed)
-        molecules, data = self.given.molecules, self.given.data
-        made = displaced(molecules, _POOL * number, set_.seed) if data is None else data
+        if self.given.molecules is not None:
+            made = self.given.molecules.frames(round(_POOL_OF_MOLECULES * number), set_.seed)
+        else:
+            assert self.given.data is not None
+            made = self.given.data
         groups = Counter(group or "" for group in made.groups)
         return choose(made, number, groups, seed=set_.seed)
 
@@ -257,7 +261,8 @@ class _Run:
         if set_.elements:
             starts = crystal_starts(self.crystals, _STARTS, set_.seed + number)
         else:
-            starts = molecule_starts(self.given.molecules)
+            assert self.given.molecules is not None
+            starts = molecule_starts(self.given.molecules, share, set_.seed + number)
 
         def tell(done: int, total: int, broken: int) -> None:
             self.report(DistilProgress(f"dynamics: round {number}", done, total, f"{broken} blew up"))
@@ -346,7 +351,7 @@ class _Run:
             crystal = self.crystals[0]
             return supercell(crystal.atoms, _MOVING_ATOMS), verdict.HOT * crystal.temperature
         if self.given.molecules:
-            return max(self.given.molecules, key=len), 500.0
+            return max(self.given.molecules.molecules, key=len), 500.0
         frames = self.given.data
         assert frames is not None
         return frames[int(np.argmax(frames.counts))].structure.to_ase()[0], 300.0
@@ -445,6 +450,6 @@ def _first_structures(settings: DistilSettings) -> Frames:
         number = max(settings.budget - len(seeds), 1)
         return Frames.concatenate([seeds, pool(guessed_crystals(settings.elements), number, settings.seed)])
     if settings.molecules:
-        return displaced(read_molecules(settings.molecules), settings.budget, settings.seed)
+        return MoleculePool.of(settings.molecules, settings.apart).frames(settings.budget, settings.seed)
     frames = Frames.of(read_frames(list(settings.data)))
     return frames[: settings.budget]

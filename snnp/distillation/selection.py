@@ -7,7 +7,7 @@ weighted with their elements, and the power spectrum of directions,
 
 as logarithms, each in units of its spread in the pool. Structures are taken one after the other: the one whose atoms
 are on average farthest from the nearest chosen atom (farthest-point sampling), then one at random, and so on. Extremes
-alone would leave out the ordinary.
+alone would leave out the ordinary. Of many structures it is done in portions, drawn at random.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["choose", "describe"]
 
 _CUTOFF, _N_GAUSSIANS, _DEGREE = 5.5, 8, 4  # Å
 _BATCH_ATOMS = 2000
+_MOST_FRAMES, _MOST_KNOWN = 1500, 300  # at once: every choice looks at all atoms of the pool
 _MOST_ENVIRONMENTS = 24  # of a chosen structure: more of the same cell say little more
 
 
@@ -78,6 +79,13 @@ def choose(
     """
     if len(frames) <= number:
         return frames
+    if (parts := -(-len(frames) // _MOST_FRAMES)) > 1:
+        order = np.random.default_rng([seed, 6]).permutation(len(frames))
+        chosen = []
+        for k in range(parts):
+            rows, asked = np.sort(order[k::parts]), number * (k + 1) // parts - number * k // parts
+            chosen.append(choose(frames.take(rows), asked, shares, _drawn(known, seed + k), seed + k))
+        return Frames.concatenate(chosen)
     groups = np.array([group or "" for group in frames.groups])
     features = describe(frames)
     seen = describe(known) if known is not None and len(known) else features[:0]
@@ -97,6 +105,13 @@ def choose(
         chosen.append(row)
         quota[kind] -= 1
     return frames.take(sorted(chosen))
+
+
+def _drawn(known: Frames | None, seed: int) -> Frames | None:
+    """Some of those that are known, if they are many."""
+    if known is None or len(known) <= _MOST_KNOWN:
+        return known
+    return known.take(np.sort(np.random.default_rng([seed, 7]).permutation(len(known))[:_MOST_KNOWN]))
 
 
 def _quotas(groups: NDArray[np.str_], shares: Mapping[str, float], number: int) -> dict[str, int]:

@@ -60,7 +60,14 @@ class DistilSettings(BaseModel):
     )
     elements: tuple[str, ...] = Field((), description="Symbols, of which structures are made")
     data: tuple[str, ...] = Field((), description="Files or datasets whose structures are labelled")
-    molecules: tuple[str, ...] = Field((), description="Files of molecules, or SMILES, that are displaced and run")
+    molecules: tuple[str, ...] = Field(
+        (),
+        description="Files of molecules, lists of SMILES (*.smi), SMILES, or g2: displaced, brought together and run",
+    )
+    apart: tuple[str, ...] = Field(
+        (),
+        description="Molecules and, as SMILES with a dot, pairs of them that are not sampled, such as those of a test",
+    )
     budget: int = Field(400, ge=1, description="Number of labels in all")
     rounds: int = Field(2, ge=0, le=20, description="How often the student's own dynamics give more structures")
     method: Literal["labels", "ekd", "self"] = Field(
@@ -98,6 +105,8 @@ class DistilSettings(BaseModel):
         if len(given) != 1:
             said = f"{' and '.join(given)} were given" if given else "none was given"
             raise ValueError(f"structures come from one of elements, data and molecules; {said}")
+        if self.apart and not self.molecules:
+            raise ValueError("apart keeps molecules out of what is sampled; it goes with molecules=...")
         if self.method == "ekd" and not self.data:
             raise ValueError("method ekd learns energies of reference data; name them with data=...")
         return self

@@ -1,0 +1,131 @@
+"""Structures made of molecules for distillation: displaced, turned about bonds, in pairs, clusters and liquids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.data import vdw_radii
+
+from snnp.distillation.assemblies import MOLECULE_SHARES, MoleculePool
+from snnp.distillation.exploration import molecule_starts
+from snnp.distillation.molecules import displaced, graph_key, read_molecules, turned
+from snnp.errors import InputError, MissingDependencyError
+
+WATER, ETHANOL, BUTANE = molecule("H2O"), molecule("CH3CH2OH"), molecule("trans-butane")
+needs_rdkit = pytest.mark.skipif(find_spec("rdkit") is None, reason="RDKit is not installed: pip install rdkit")
+
+
+def _apart(one: Atoms, other: Atoms) -> Atoms:
+    far = other.copy()
+    far.positions += [0.0, 50.0, 0.0]
+    return one + far
+
+
+def test_molecules_move_along_soft_directions() -> None:
+    rng = np.random.default_rng(0)
+    moved = [displaced(ETHANOL, rng) for _ in range(40)]
+    lengths = [atoms.get_distance(0, 1) for atoms in moved]
+    assert 0.01 < np.std(lengths) < 0.25
+    assert np.std([atoms.get_distance(2, 6) for atoms in moved]) > np.std(lengths)
+
+
+def test_bonds_turn_and_nothing_else_changes() -> None:
+    rng = np.random.default_rng(1)
+    found = [turned(BUTANE, rng) for _ in range(20)]
+    bonds = BUTANE.get_all_distances() < 1.7
+    for atoms in found:
+        np.testing.assert_allclose(atoms.get_all_distances()[bonds], BUTANE.get_all_distances()[bonds], atol=1e-9)
+        assert graph_key(atoms) == graph_key(BUTANE)
+    carbons = [k for k, z in enumerate(BUTANE.numbers) if z == 6]
+    ends = [max(atoms.get_distance(a, b) for a in carbons for b in carbons) for atoms in found]
+    assert max(ends) - min(ends) > 0.3  # trans and gauche
+    np.testing.assert_array_equal(turned(WATER, rng).positions, WATER.positions)
+
+
+def test_a_graph_is_the_same_however_it_lies_and_its_molecules_are_told_apart() -> None:
+    other = ETHANOL[[8, 3, 1, 0, 7, 2, 6, 5, 4]]
+    other.rotate(40, "x")
+    assert graph_key(other) == graph_key(ETHANOL)
+    assert graph_key(ETHANOL) != graph_key(molecule("CH3OCH3"))
+    assert graph_key(_apart(WATER, ETHANOL)) == graph_key(_apart(ETHANOL, WATER)) != graph_key(ETHANOL)
+
+
+def test_a_pool_has_all_kinds_and_not_what_is_kept_apart() -> None:
+    apart = frozenset([graph_key(ETHANOL), graph_key(_apart(WATER, WATER))])
+    pool = MoleculePool([WATER, ETHANOL, BUTANE], apart)
+    frames = pool.frames(120, seed=3)
+    assert set(Counter(frames.groups)) == set(MOLECULE_SHARES)
+    np.testing.assert_array_equal(frames.positions, pool.frames(120, seed=3).positions)
+    for frame in frames:
+        (atoms,) = frame.structure.to_ase()
+        if frame.group in ("molecule", "turned"):
+            assert atoms.get_chemical_formula() != "C2H6O"
+        if frame.group == "dimer":
+            assert atoms.get_chemical_formula() != "H4O2"
+        assert atoms.pbc.all() == (frame.group == "liquid")
+    assert set(MoleculePool([WATER], apart).structures("dimer", 5, np.random.default_rng(0))) == set()
+
+
+def test_pairs_touch_and_liquids_are_dense_without_overlap() -> None:
+    rng = np.random.default_rng(5)
+    closest = []
+    for atoms in MoleculePool([WATER]).structures("dimer", 40, rng):
+        reach = vdw_radii[atoms.numbers][:3, None] + vdw_radii[atoms.numbers][3:]
+        closest.append((atoms.get_all_distances()[:3, 3:] / reach).min())
+    assert 0.4 < min(closest) < 0.6
+    assert 1.1 < max(closest) < 1.3
+    for atoms in MoleculePool([WATER]).structures("liquid", 5, rng):
+        grams = atoms.get_masses().sum() / atoms.get_volume() * 1.66054
+        assert 0.6 < grams < 1.3
+        oxygens = atoms[atoms.numbers == 8].get_all_distances(mic=True)
+        assert oxygens[oxygens > 0].min() > 1.8
+
+
+def test_runs_begin_with_all_kinds() -> None:
+    starts = molecule_starts(MoleculePool([WATER, BUTANE]), 250, seed=0)
+    assert {kind for kind, _, _ in starts} == {"md turned", "md dimer", "md cluster", "md liquid"}
+    assert 15 <= len(starts) <= 25
+    assert all(100.0 <= kelvin <= 1500.0 for _, _, kelvin in starts)
+
+
+def test_smiles_need_rdkit_and_must_parse() -> None:
+    with pytest.raises((InputError, MissingDependencyError), match="C\\(C"):
+        read_molecules(["C(C"])
+
+
+def test_molecules_have_names(tmp_path: Path) -> None:
+    named = read_molecules(["g2"])
+    assert 80 < len(named) < 162
+    assert "H2O" in {atoms.get_chemical_formula() for atoms in named}
+    assert "CH3" not in {atoms.get_chemical_formula() for atoms in named}  # a radical
+
+
+@needs_rdkit
+def test_lists_of_smiles_and_pairs_with_a_dot(tmp_path: Path) -> None:
+    path = tmp_path / "few.smi"
+    path.write_text("# some\nO water\n\nCCO ethanol\n")
+    water, ethanol = read_molecules([str(path)])
+    assert graph_key(water) == graph_key(WATER)
+    assert graph_key(ethanol) == graph_key(ETHANOL)
+    assert graph_key(read_molecules(["O.CCO"])[0]) == graph_key(_apart(WATER, ETHANOL))
+    path.write_text("O\nC(C\n")
+    with pytest.raises(InputError, match="C\\(C"):
+        read_molecules([str(path)])
+
+
+@needs_rdkit
+def test_the_organic_list_holds_no_molecule_of_a_test() -> None:
+    """Those that make dimers and liquids are kept apart alone by their keys; others are not there at all."""
+    folder = Path(__file__).parent.parent / "datasets" / "organic-ani2x"
+    lines = (folder / "molecules.smi").read_text().splitlines()
+    chem = pytest.importorskip("rdkit.Chem")
+    known = {chem.CanonSmiles(line.split()[0], 0) for line in lines if not line.startswith("#")}
+    assert len(known) > 1400
+    for smiles in ("Nc1ncccc1OCc1ccccc1", "O=c1cccccc1O", "O=CC=CO"):
+        assert chem.CanonSmiles(smiles, 0) not in known
