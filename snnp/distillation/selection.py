@@ -81,11 +81,11 @@ def choose(
         return frames
     if (parts := -(-len(frames) // _MOST_FRAMES)) > 1:
         order = np.random.default_rng([seed, 6]).permutation(len(frames))
-        chosen = []
+        found: list[Frames] = []
         for k in range(parts):
             rows, asked = np.sort(order[k::parts]), number * (k + 1) // parts - number * k // parts
-            chosen.append(choose(frames.take(rows), asked, shares, _drawn(known, seed + k), seed + k))
-        return Frames.concatenate(chosen)
+            found.append(choose(frames.take(rows), asked, shares, _drawn(known, seed + k), seed + k))
+        return Frames.concatenate(found)
     groups = np.array([group or "" for group in frames.groups])
     features = describe(frames)
     seen = describe(known) if known is not None and len(known) else features[:0]
