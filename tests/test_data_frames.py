@@ -14,7 +14,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from snnp.data import Frame, Keys, read_frames
+from snnp.data import Frame, Keys, Units, read_frames
+from snnp.data.write import xyz_lines
 from snnp.errors import DataError
 from snnp.structure import Structure
 
@@ -259,3 +260,20 @@ def test_five_thousand_frames_are_all_read(tmp_path: Path) -> None:
     frames = read_frames(tmp_path / "many.xyz")
     assert len(frames) == 5000
     assert frames[4999].source == "many.xyz#4999"
+
+
+def test_energies_of_atoms_are_kept(tmp_path: Path, computed: Atoms) -> None:
+    """Under ASE's name, in any unit; a frame may lack them."""
+    of_atoms, plain = computed.get_potential_energies(), _copper(0.1)
+    plain.calc = SinglePointCalculator(plain, energy=-1.0, forces=np.zeros((4, 3)))
+    write(tmp_path / "cu.xyz", [computed, plain], format="extxyz")
+    frames = read_frames(tmp_path / "cu.xyz")
+    np.testing.assert_allclose(frames[0].energies, of_atoms, atol=1e-7)
+    assert frames[1].energies is None
+    (tmp_path / "again.xyz").write_text("".join(xyz_lines(frames)))
+    np.testing.assert_array_equal(read_frames(tmp_path / "again.xyz").energies, frames.energies)
+    larger = read_frames(tmp_path / "cu.xyz", Keys(units=Units("kcal/mol")))
+    assert larger.energies[0] / frames.energies[0] == pytest.approx(larger.energy[0] / frames.energy[0])
+    bad = _extxyz(tmp_path / "bad.xyz", "energy=-1.0", ":energies:R:2", ("1 2", "3 4"))
+    with pytest.raises(DataError, match=r"bad.xyz#0 .*energies.* are not one number for each atom"):
+        read_frames(bad)

@@ -45,11 +45,11 @@ SYSTEMS = ("crystals", "molecules")
 
 
 def labelled(atoms: Atoms) -> Frame:
-    """Energies, forces and stresses of ASE's effective medium theory."""
+    """Energies, of atoms too, forces and stresses of ASE's effective medium theory."""
     atoms.calc = EMT()
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
     stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
-    return Frame(Structure.from_ase(atoms), energy, forces, stress, None, "emt")
+    return Frame(Structure.from_ase(atoms), energy, forces, stress, None, "emt", atoms.get_potential_energies())
 
 
 def frames(system: str) -> list[Frame]:
@@ -72,7 +72,12 @@ def built(system: str, family: str, **loss_keys: float) -> tuple[TrainConfig, Po
     tree = {
         "data": {"train": ["-"]},
         "model": FAMILIES[family],
-        "loss": {"energy_weight": 3.0, "stress_weight": 20.0 if system == "crystals" else 0.0, **loss_keys},
+        "loss": {
+            "energy_weight": 3.0,
+            "stress_weight": 20.0 if system == "crystals" else 0.0,
+            "atomic_energy_weight": 2.0,
+            **loss_keys,
+        },
         "optimiser": {"force_training": "directional"},
         "dtype": "float64",
     }
@@ -225,7 +230,7 @@ def test_hierarchicality_enters_both_ways_alike() -> None:
     assert again == pytest.approx(value, rel=1e-6)
     assert relative(estimate, reference) < 1e-4
     model.zero_grad()
-    without = config.model_copy(update={"loss": LossConfig(energy_weight=3.0)})
+    without = config.model_copy(update={"loss": LossConfig(energy_weight=3.0, atomic_energy_weight=2.0)})
     smaller, other = exact(without, model, data)
     terms = model.energy_terms(*(getattr(data.everything.geometry, k) for k in ("structure", "vectors", "neighbours")))
     squares = terms.detach().square()

@@ -201,3 +201,16 @@ def test_bad_metrics(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,train_loss\n")
     with pytest.raises(DataError, match="holds no epochs"):
         plot_loss(tmp_path / "loss.png", tmp_path / "metrics.csv")
+
+
+def test_atomic_energies_are_compared_from_common_zeros(model: SplineNNP, frames: list[Frame]) -> None:
+    """Constants of elements are a convention; what else differs counts, in meV, where there are labels."""
+    assert "atomic_energy_mae_mev" not in evaluate(model, frames).to_dict()
+    said = [model.compute(frame.structure).energies.numpy() for frame in frames]
+    zeros = [np.where(frame.structure.numbers.numpy() == 1, 4.0, -7.0) for frame in frames]
+    labelled = [replace(frames[k], energies=said[k] + zeros[k]) for k in range(3)]
+    assert evaluate(model, [*labelled, frames[3]]).to_dict()["atomic_energy_mae_mev"] == pytest.approx(0.0, abs=1e-6)
+    energies = said[1] + zeros[1] + np.array([0.002, -0.002])
+    errors = evaluate(model, [labelled[0], replace(frames[1], energies=energies)]).total.atoms
+    assert errors is not None
+    assert (errors.n, errors.max) == (6, pytest.approx(2.0, abs=1e-6))

@@ -46,6 +46,7 @@ def emt_frames(n: int, seed: int = 0) -> list[Atoms]:
         atoms.rattle(0.05, rng=generator)
         atoms.calc = EMT()
         results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+        results["energies"] = atoms.get_potential_energies()
         atoms.calc = SinglePointCalculator(atoms, **results)
         atoms.info["group"] = "hot" if k % 2 else "cold"
         frames.append(atoms)
@@ -68,7 +69,7 @@ def settings(data: Path, **optimiser: object) -> dict[str, object]:
             "angular": {"n_filters": 4, "cutoff": 4.5, "intervals": 6, "degree": 3},
             "network": {"hidden": [8]},
         },
-        "loss": {"stress_weight": 10.0},
+        "loss": {"stress_weight": 10.0, "atomic_energy_weight": 5.0, "atomic_energy_weight_end": 1.0},
         "optimiser": {"epochs": 6, "batch_atoms": 32, **optimiser},
         "dtype": "float64",
         "threads": 1,
@@ -97,6 +98,9 @@ def test_prepared_prediction_equals_the_model(data: Path, evaluator: str) -> Non
         assert float(predicted.energy[row] - batch.energy[row]) == pytest.approx(float(error), abs=1e-9)
         residual = predicted.forces[start : start + n] - batch.forces[start : start + n]
         expected = reference.forces - torch.from_numpy(frames[k].forces)
+        torch.testing.assert_close(residual, expected, rtol=0, atol=1e-9)
+        residual = predicted.energies[start : start + n] - batch.energies[start : start + n]
+        expected = reference.energies - torch.from_numpy(frames[k].energies)
         torch.testing.assert_close(residual, expected, rtol=0, atol=1e-9)
         residual = predicted.stress[row] - batch.stress[row]
         expected = reference.stress[0] - torch.from_numpy(frames[k].stress)

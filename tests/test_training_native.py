@@ -85,7 +85,9 @@ def frames(elements: tuple[str, ...]) -> list[Frame]:
         stress = rng.normal(0.0, 0.01, (3, 3))
         structure = Structure.from_ase(atoms)
         made.append(
-            Frame(structure, energy=float(rng.normal()), forces=forces, stress=stress, source=str(k), group="g")
+            Frame(
+                structure, float(rng.normal()), forces, stress, "g", str(k), rng.normal(size=len(atoms)) if k else None
+            )
         )
     return made
 
@@ -105,7 +107,7 @@ def step(
     dtype: torch.dtype,
     *,
     native: bool,
-    weights: tuple[float, float, float] = (1.0, 1.0, 5.0),
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 5.0, 2.0),
     shape: Literal["mse", "huber"] = "mse",
 ) -> tuple[float, list[torch.Tensor]]:
     """Loss of a batch that skips frames and changes their order, and the gradients of all parameters."""
@@ -163,9 +165,11 @@ def test_gradients_are_torchs(form: str, dtype: torch.dtype, tolerance: float, t
             )
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.5, 0.0, 3.0), (0.0, 2.0, 0.0)])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.0, 0.0, 0.0), (0.5, 0.0, 3.0, 0.0), (0.0, 2.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)]
+)
 @pytest.mark.parametrize("shape", ["mse", "huber"])
-def test_parts_of_the_loss(weights: tuple[float, float, float], shape: Literal["mse", "huber"]) -> None:
+def test_parts_of_the_loss(weights: tuple[float, float, float, float], shape: Literal["mse", "huber"]) -> None:
     """Without forces or stresses in the loss the derivatives along them are not needed."""
     expected, found = (
         step("repulsion", torch.float64, native=native, weights=weights, shape=shape) for native in (False, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -12,12 +13,14 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from snnp.data import Frame, Frames, fit_reference_energies
 from snnp.errors import ConfigError
 from snnp.models.spline.model import SplineNNP
+from snnp.structure import Structure
 from snnp.training import TrainConfig, load_config
 from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.problem import build_model, load_problem, resolve, standardise
+from snnp.training.problem import atomic_zeros, build_model, load_problem, resolve, standardise
 
 MODEL = {
     "radial": {"n_filters": 2, "cutoff": 4.5, "intervals": 6},
@@ -130,3 +133,44 @@ def test_isolated_atoms_of_one_energy_all_fix_their_zero(tmp_path: Path) -> None
     problem = load_problem(load_config({"data": {"train": [str(tmp_path / "a.xyz")], "valid": 0.0}}))
     assert problem.reference.provenance == {"Li": "isolated atoms", "Al": "isolated atoms"}
     assert len(problem.split.train) == 6
+
+
+def _divided(images: list[Atoms], own: dict[str, float], seed: int = 0) -> Frames:
+    """Frames whose atoms have energies that sum to the frame's, counted from zeros of their own."""
+    frames = []
+    for k, atoms in enumerate(images):
+        of_atoms = np.random.default_rng([seed, k]).normal(0.0, 0.3, len(atoms))
+        zeros = np.array([own[symbol] for symbol in atoms.symbols])
+        energies = of_atoms + zeros
+        frames.append(Frame(Structure.from_ase(atoms), energies.sum(), None, None, None, f"a#{k}", energies))
+    return Frames.of(frames)
+
+
+def test_zeros_of_atomic_energies_go_with_those_of_the_energies() -> None:
+    own, shift = {"Li": -3.0, "Al": -5.0}, {"Li": 0.7, "Al": -0.4}
+    images = [bulk(symbol, "fcc", a=4.0, cubic=True) for symbol in ("Li", "Al")] + [_alloy(6.4), _alloy(6.5)]
+    frames = _divided(images, own)
+    e0 = fit_reference_energies(frames).energies
+    # One truth: where the teacher's energies of atoms sum to its energies, their zeros are E0.
+    assert atomic_zeros(frames, e0) == pytest.approx(e0, abs=1e-9)
+    # Another program has divided another energy: what is left sums to the labels.
+    other = replace(frames, energies=frames.energies + np.where(frames.numbers == 3, shift["Li"], shift["Al"]))
+    zeros = atomic_zeros(other, e0)
+    assert zeros == pytest.approx({symbol: e0[symbol] + shift[symbol] for symbol in e0}, abs=1e-9)
+    assert atomic_zeros(replace(frames, has_energies=np.zeros(4, dtype=bool)), e0) == {}
+
+
+def test_zeros_that_compositions_leave_open_are_near_the_atoms() -> None:
+    frames = _divided([_alloy(a) for a in (6.3, 6.4, 6.5)], {"Li": -1.0, "Al": -9.0})
+    e0 = fit_reference_energies(frames).energies
+    zeros = atomic_zeros(frames, e0)
+    assert e0["Li"] == pytest.approx(e0["Al"], abs=1e-9)  # the smallest that add up
+    assert zeros["Li"] + zeros["Al"] == pytest.approx(e0["Li"] + e0["Al"], abs=1e-9)
+    assert zeros["Al"] - zeros["Li"] == pytest.approx(-8.0, abs=0.3)
+
+
+def test_atomic_energies_that_nobody_labelled_are_not_learned_silently(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "a.xyz", _frames())
+    tree = {"data": {"train": [str(tmp_path / "a.xyz")], "valid": 0.0}, "loss": {"atomic_energy_weight": 1.0}}
+    with pytest.raises(ConfigError, match=r"no training frame has them .* set it to 0"):
+        load_problem(load_config(tree))

@@ -24,7 +24,7 @@ from snnp.structure import Structure
 __all__ = ["Frame", "Frames"]
 
 _Rows = np.ndarray | Sequence[np.ndarray]
-_PER_ATOM = ("numbers", "positions", "forces")
+_PER_ATOM = ("numbers", "positions", "forces", "energies")
 _TEXTS = ("sources", "groups", "extras")
 
 
@@ -39,6 +39,7 @@ class Frame:
         stress: [3, 3] eV/Å³, `dE/dstrain / V`, or None.
         group: kind of structure (`config_type`), or None.
         source: where it came from, as in "train.xyz#17"; unique within one data set.
+        energies: [N] eV of each atom, as a teacher divides the energy, or None.
 
     Raises:
         DataError: for wrong shapes, NaN or infinite numbers.
@@ -50,12 +51,13 @@ class Frame:
     stress: np.ndarray | None
     group: str | None
     source: str
+    energies: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = self.structure.n_atoms
         if self.structure.n_structures != 1 or n == 0:
             raise DataError(f"{self.source}: a frame holds one structure with atoms, got {n} atoms.")
-        expected = {"energy": (), "forces": (n, 3), "stress": (3, 3)}
+        expected = {"energy": (), "forces": (n, 3), "stress": (3, 3), "energies": (n,)}
         for name, shape in expected.items():
             value = getattr(self, name)
             if value is None:
@@ -89,7 +91,8 @@ class Frames(Sequence[Frame]):
         energy: [B] eV; NaN where `has_energy` is False.
         forces: [N, 3] eV/Å; NaN where `has_forces` is False.
         stress: [B, 3, 3] eV/Å³ in ASE's sign; NaN where `has_stress` is False.
-        has_energy, has_forces, has_stress: [B] bool, what is known of each frame.
+        energies: [N] eV of each atom, as a teacher divides the energy; NaN where `has_energies` is False.
+        has_energy, has_forces, has_stress, has_energies: [B] bool, what is known of each frame.
         sources: such as "train.xyz#17"; empty where text was not read.
         groups: kind of each frame, or None; empty likewise.
         extras: JSON of everything else that a frame says (see `snnp.data.storage.contents`), or None; empty likewise.
@@ -106,9 +109,11 @@ class Frames(Sequence[Frame]):
     energy: np.ndarray
     forces: np.ndarray
     stress: np.ndarray
+    energies: np.ndarray
     has_energy: np.ndarray
     has_forces: np.ndarray
     has_stress: np.ndarray
+    has_energies: np.ndarray
     sources: Sequence[str] = ()
     groups: Sequence[str | None] = ()
     extras: Sequence[str | None] = ()
@@ -116,8 +121,8 @@ class Frames(Sequence[Frame]):
     def __post_init__(self) -> None:
         b, n = len(self.counts), int(self.counts.sum())
         expected = {"numbers": (n,), "positions": (n, 3), "cell": (b, 3, 3), "pbc": (b, 3), "energy": (b,)}
-        expected |= {"forces": (n, 3), "stress": (b, 3, 3)}
-        expected |= dict.fromkeys(("has_energy", "has_forces", "has_stress"), (b,))
+        expected |= {"forces": (n, 3), "stress": (b, 3, 3), "energies": (n,)}
+        expected |= dict.fromkeys(("has_energy", "has_forces", "has_stress", "has_energies"), (b,))
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise DataError(
@@ -140,6 +145,7 @@ class Frames(Sequence[Frame]):
             energy=[row.energy for row in rows],
             forces=[row.forces for row in rows],
             stress=[row.stress for row in rows],
+            energies=[row.energies for row in rows],
             sources=[row.source for row in rows],
             groups=[row.group for row in rows],
         )
@@ -154,11 +160,15 @@ class Frames(Sequence[Frame]):
         energy: _Rows | Sequence[float | None],
         forces: _Rows | Sequence[np.ndarray | None],
         stress: _Rows | Sequence[np.ndarray | None],
+        energies: _Rows | Sequence[np.ndarray | None] | None = None,
         **texts: Sequence[str | None],
     ) -> Frames:
         """Frames of the values of each; None where a label is not known."""
-        known = [np.array([value is not None for value in label], dtype=bool) for label in (energy, forces, stress)]
         nothing, counts = np.full((3, 3), np.nan), [len(each) for each in numbers]
+        energies = [None] * len(counts) if energies is None else energies
+        labels = (energy, forces, stress, energies)
+        known = [np.array([value is not None for value in label], dtype=bool) for label in labels]
+        atoms = [np.full(n, np.nan) if each is None else each for n, each in zip(counts, energies, strict=True)]
         rows = [np.full((n, 3), np.nan) if each is None else each for n, each in zip(counts, forces, strict=True)]
         return Frames(
             counts=np.array(counts, dtype=np.int64),
@@ -169,9 +179,11 @@ class Frames(Sequence[Frame]):
             energy=np.array([np.nan if value is None else value for value in energy], dtype=np.float64),
             forces=np.concatenate([np.zeros((0, 3)), *rows]),
             stress=np.array([nothing if value is None else value for value in stress], np.float64).reshape(-1, 3, 3),
+            energies=np.concatenate([np.zeros(0), *atoms]).astype(np.float64),
             has_energy=known[0],
             has_forces=known[1],
             has_stress=known[2],
+            has_energies=known[3],
             **texts,  # type: ignore[arg-type]
         )
 
@@ -263,6 +275,7 @@ class Frames(Sequence[Frame]):
             stress=self.stress[0].copy() if self.has_stress[0] else None,
             group=self.groups[0] if self.groups else None,
             source=self.sources[0] if self.sources else name,
+            energies=self.energies.copy() if self.has_energies[0] else None,
         )
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Frames:
@@ -368,6 +381,7 @@ class Frames(Sequence[Frame]):
             self.structure().check()
             known = {"energy": self.has_energy, "forces": np.repeat(self.has_forces, self.counts)}
             known["stress"] = self.has_stress & self.has_volume
+            known["energies"] = np.repeat(self.has_energies, self.counts)
             for name, where in known.items():
                 if not np.isfinite(getattr(self, name)[where]).all():
                     raise DataError(_NOT_FINITE.format(name))

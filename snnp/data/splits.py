@@ -126,7 +126,8 @@ def _checksum(frame: Frame) -> str:
     structure = frame.structure
     tensors = (structure.numbers, structure.positions, structure.cell, structure.pbc)
     arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
-    labels = [np.array(value, dtype=float) for value in (frame.energy, frame.forces, frame.stress) if value is not None]
+    said = (frame.energy, frame.forces, frame.stress, frame.energies)
+    labels = [np.array(value, dtype=float) for value in said if value is not None]
     present = repr([value is not None for value in (frame.energy, frame.forces, frame.stress)])
     return hashlib.sha256(present.encode() + b"".join(array.tobytes() for array in arrays + labels)).hexdigest()[:16]
 

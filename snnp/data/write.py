@@ -8,6 +8,7 @@
 | `cell`, `cauchy_stress` | 3x3 float64 | rows are lattice vectors, Å; eV/Å³ in ASE's sign; stress may be null |
 | `pbc` | list of 3 bool | |
 | `energy` | float64 | total energy, eV; may be null |
+| `atomic_energies` | list of float64 | of each atom, as a teacher divides the energy, eV; may be null |
 | `method`, `software` | string | the same in the whole file: one level of theory |
 | `split` | string | "train", "valid", "test", ... |
 | `nsites`, `chemical_formula_hill`, `labels` | int32, string, list of string | for people who look and search |
@@ -55,6 +56,7 @@ _FLOATS = (
     "cell.list.element.list.element",
     "cauchy_stress.list.element.list.element",
     "energy",
+    "atomic_energies.list.element",
 )
 _INTEGERS = ("atomic_numbers.list.element", "nsites")
 
@@ -94,6 +96,7 @@ def xyz_lines(frames: Frames, said: set[str] | None = None) -> Iterator[str]:
         forces = labels.pop(extras.names.get("forces", "forces"), None)
         columns: list[tuple[str, np.ndarray]] = [("pos", one.positions)]
         columns += [] if forces is None else [(extras.names.get("forces", "forces"), forces)]
+        columns += [("energies", labels.pop("energies"))] if "energies" in labels else []
         columns += list(extras.arrays.items())
         comment = _comment(one, extras, labels, columns)
         if extras.info or extras.arrays or extras.names:
@@ -181,6 +184,7 @@ def _table(frames: Frames, splits: Sequence[str], method: str, software: str) ->
         "energy": pa.array(frames.energy, pa.float64(), mask=~frames.has_energy),
         "atomic_forces": _vectors(frames.counts, frames.forces, frames.has_forces),
         "cauchy_stress": _vectors(threes, frames.stress, frames.has_stress),
+        "atomic_energies": _lists(*_known(frames.counts, frames.energies, frames.has_energies)),
         "method": pa.array([method] * b, pa.string()),
         "software": pa.array([software] * b, pa.string()),
         "nsites": pa.array(frames.counts, pa.int32()),
@@ -192,20 +196,25 @@ def _table(frames: Frames, splits: Sequence[str], method: str, software: str) ->
 
 
 def _lists(counts: np.ndarray, values: Any, known: np.ndarray | None = None) -> Any:
-    """So many values for each frame; null where it is not known."""
+    """So many values (of Arrow or NumPy) for each frame; null where it is not known."""
     pa = arrow()
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
     mask = None if known is None or known.all() else pa.array(~known)
-    return pa.ListArray.from_arrays(offsets, values, mask=mask)
+    return pa.ListArray.from_arrays(offsets, pa.array(values), mask=mask)
 
 
 def _vectors(counts: np.ndarray, values: np.ndarray, known: np.ndarray | None = None) -> Any:
     """So many vectors for each frame; frames where they are not known take no room."""
     values = values.reshape(-1, 3)
     if known is not None:
-        values, counts = values[np.repeat(known, counts)], np.where(known, counts, 0)
+        counts, values, _ = _known(counts, values, known)
     triples = _lists(np.full(len(values), 3), arrow().array(np.ascontiguousarray(values).ravel()))
     return _lists(counts, triples, known)
+
+
+def _known(counts: np.ndarray, values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts and values without those of frames where they are not known."""
+    return np.where(known, counts, 0), values[np.repeat(known, counts)], known
 
 
 def _formulas(frames: Frames) -> list[str]:

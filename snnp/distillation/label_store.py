@@ -142,17 +142,22 @@ class LabelStore:
             self._synced = time.monotonic()
 
     def labelled(self, frames: Frames) -> Frames:
-        """Those of the frames that have labels, with them; per-atom energies and deviations as extras."""
+        """Those of the frames that have labels, with them; deviations as extras."""
         keys = structure_keys(frames)
         rows = [row for row, key in enumerate(keys) if key in self._labels]
         chosen, labels = frames.take(rows), [self._labels[keys[row]] for row in rows]
         has_stress = np.array(["stress" in each for each in labels], dtype=bool)
         nothing = np.full((3, 3), np.nan)
+        unknown = [np.full(n, np.nan) for n in chosen.counts]
         return replace(
             chosen,
             energy=np.array([float(each["energy"]) for each in labels]),
             forces=np.concatenate([np.zeros((0, 3)), *(each["forces"] for each in labels)]),
             stress=np.array([each.get("stress", nothing) for each in labels]).reshape(-1, 3, 3),
+            energies=np.concatenate(
+                [np.zeros(0), *(each.get("energies", rest) for each, rest in zip(labels, unknown, strict=True))]
+            ),
+            has_energies=np.array(["energies" in each for each in labels], dtype=bool),
             has_energy=np.ones(len(rows), dtype=bool),
             has_forces=np.ones(len(rows), dtype=bool),
             has_stress=has_stress & chosen.has_volume,
@@ -179,7 +184,7 @@ def _next_message(stream: Any, start: int) -> int | None:
 
 
 def _extras(labels: Arrays, source: str) -> str | None:
-    arrays: Arrays = {name: labels[name] for name in ("energies", "forces_std") if name in labels}
+    arrays: Arrays = {name: labels[name] for name in ("forces_std",) if name in labels}
     info = {"energy_std": float(labels["energy_std"])} if "energy_std" in labels else {}
     return pack(Extras(info, arrays), source)
 

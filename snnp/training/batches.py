@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ class Batches:
             energy=everything.energy[chosen],
             forces=everything.forces[rows],
             stress=everything.stress[chosen],
+            energies=everything.energies[rows],
             weight=everything.weight[chosen],
             push=everything.push[chosen],
             limits=everything.limits[chosen],
@@ -89,7 +90,8 @@ class StreamedBatches:
     Arguments:
         model: fixes the form, in float64 on the CPU; none that is trained.
         dataset: the rows of the training part. inside: which of its frames are learned.
-        compressed: structures that are learned beside them, a share with each piece. energy_scale: see `prepare`.
+        compressed: structures that are learned beside them, a share with each piece. energy_scale, zeros: see
+            `prepare`.
     """
 
     backend: Backend
@@ -98,6 +100,7 @@ class StreamedBatches:
     inside: Inside
     compressed: Sequence[CompressedFrame]
     energy_scale: float | None = None
+    zeros: Mapping[str, float] | None = None
 
     def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
         """See `Batches`."""
@@ -111,9 +114,8 @@ class StreamedBatches:
                 piece = piece.take(self.inside(piece))
                 mine = others[len(others) * done // total : len(others) * (done + n) // total]
                 if len(piece) + len(mine):
-                    prepared = prepare(
-                        self.backend, self.model, piece, [self.compressed[k] for k in mine], self.energy_scale
-                    )
+                    beyond = [self.compressed[k] for k in mine]
+                    prepared = prepare(self.backend, self.model, piece, beyond, self.energy_scale, self.zeros)
                     groups = prepared.groups(random.permutation(prepared.n_frames), batch_atoms)
                     for k, group in enumerate(groups):
                         yield done / total + share * k / len(groups), prepared.batch(group)
@@ -139,6 +141,7 @@ def prepare(
     frames: Sequence[Frame],
     compressed: Sequence[CompressedFrame] = (),
     energy_scale: float | None = None,
+    zeros: Mapping[str, float] | None = None,
 ) -> Batches:
     """Compute everything that training needs of the frames, in float64, and store it in the backend's type.
 
@@ -148,6 +151,7 @@ def prepare(
         frames: labelled structures.
         compressed: structures beyond the data, which come after the frames.
         energy_scale: of `frame_weights`, in eV/atom; None weighs all frames alike.
+        zeros: eV per element, taken off the labels of atomic energies; by default the model's E0.
     """
     frames = Frames.of(frames)
     weight = torch.from_numpy(np.append(frame_weights(model, frames, energy_scale), np.ones(len(compressed))))
@@ -158,12 +162,13 @@ def prepare(
     volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
     geometry = backend.prepare(model, structure)
     owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
-    numbers = (volume, *_labels(model, frames, structure), weight, *_works(model, structure, volume, compressed))
-    volume, energy, forces, stress, weight, push, limits = (
+    labels = _labels(model, frames, structure, zeros or model.reference_energies)
+    numbers = (volume, *labels, weight, *_works(model, structure, volume, compressed))
+    volume, energy, forces, stress, energies, weight, push, limits = (
         value.to(backend.device, backend.dtype) for value in numbers
     )
-    labels = (energy, forces, stress, weight, push, limits)
-    everything = Batch(geometry, owner, counts_there, volume, *labels, frames.sources)
+    known = (energy, forces, stress, energies, weight, push, limits)
+    everything = Batch(geometry, owner, counts_there, volume, *known, frames.sources)
     return Batches(backend, everything, frames.starts)
 
 
@@ -190,19 +195,26 @@ def frame_weights(model: Potential, frames: Frames, scale: float | None) -> np.n
     return weight / weight.mean()
 
 
-def _labels(model: Potential, frames: Frames, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies [B] (E0 and repulsion taken off), forces [n, 3], stress [B, 3, 3] in float64; NaN where missing."""
-    reference = torch.tensor([model.reference_energies[s] for s in model.elements], dtype=torch.float64)
-    known = reference[model.species(structure)]
+def _labels(
+    model: Potential, frames: Frames, structure: Structure, zeros: Mapping[str, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Energies [B], forces [n, 3], stress [B, 3, 3], energies of atoms [n] in float64; NaN where missing.
+
+    E0 (of atoms: their `zeros`) and repulsion are taken off.
+    """
+    kinds = (model.reference_energies, {**model.reference_energies, **zeros})
+    of_elements = torch.tensor([[kind[s] for s in model.elements] for kind in kinds], dtype=torch.float64)
+    known, zero = of_elements[:, model.species(structure)]
+    energies = torch.from_numpy(frames.energies.copy()) - zero
     energy, forces = torch.from_numpy(frames.energy.copy()), torch.from_numpy(frames.forces.copy())
     stress = torch.from_numpy(np.where(frames.has_volume[:, None, None], frames.stress, np.nan))
     if model.repulsion is not None:
         lists = neighbour_list(structure, model.repulsion.outer)
-        energies, pairs = model.repulsion_energies(structure, pair_vectors(structure, lists), lists)
-        known = known + energies
+        of_atoms, pairs = model.repulsion_energies(structure, pair_vectors(structure, lists), lists)
+        known, energies = known + of_atoms, energies - of_atoms
         forces = forces - sum_forces(pairs, structure.n_atoms)
         stress = stress - sum_stress(pairs, structure)
-    return energy.index_add(0, structure.structure_of_atom, -known), forces, stress
+    return energy.index_add(0, structure.structure_of_atom, -known), forces, stress, energies
 
 
 def _works(

@@ -50,6 +50,7 @@ _SYNONYMS = {
     "data.valid": "valid_file validation valid_fraction validation_fraction val val_file valid_set n_val valid_split",
     "dtype": "precision default_dtype",
     "device": "gpu cuda accelerator",
+    "loss.atomic_energy_weight": "w_atomic atomic_energies atom_ener atom_ener_weight start_pref_ae energies_weight",
     "loss.energy_weight": "w_energy energy energy_coeff energy_coefficient weight_energy energy_loss_weight",
     "loss.force_weight": "w_forces forces_weight forces forces_coeff weight_forces force_coefficient",
     "loss.stress_weight": "w_stress stress virial_weight weight_stress",
@@ -149,10 +150,11 @@ class DataConfig(_Config):
 
 
 class LossConfig(_Config):
-    """Weights of the errors: energy in eV/atom, forces in eV/Å, stress in eV/Å³.
+    """Weights of the errors: energy in eV/atom, forces in eV/Å, stress in eV/Å³, energies of single atoms in eV.
 
     Each weight runs geometrically from `*_weight` to `*_weight_end` (None: constant). `shape`: "mse" squares errors,
-    "huber" grows linearly beyond `energy_delta`, `force_delta`, `stress_delta`, which serves the mean absolute error.
+    "huber" grows linearly beyond `energy_delta`, `force_delta`, `stress_delta`, `atomic_energy_delta`, which serves the
+    mean absolute error. Energies of atoms are a teacher's; frames that lack them are learned without.
     `energy_scale`: frames an energy E per atom above the lowest weigh (energy_scale / (energy_scale + E))² times as
     much, in eV/atom; None weighs all alike.
     `hierarchicality_weight`: of HIP-NN's mean hierarchicality (see `snnp.models.hipnn`), which other families lack.
@@ -164,12 +166,20 @@ class LossConfig(_Config):
     force_weight_end: float | None = None
     stress_weight: float = Field(0.0, ge=0.0)
     stress_weight_end: float | None = None
+    atomic_energy_weight: float = Field(0.0, ge=0.0)
+    atomic_energy_weight_end: float | None = None
     shape: Literal["mse", "huber"] = "huber"
     energy_delta: float = Field(0.003, gt=0.0)
     force_delta: float = Field(0.3, gt=0.0)
     stress_delta: float = Field(0.002, gt=0.0)
+    atomic_energy_delta: float = Field(0.1, gt=0.0)
     energy_scale: float | None = Field(None, gt=0.0)
     hierarchicality_weight: float = Field(0.0, ge=0.0)
+
+    @property
+    def teaches_atoms(self) -> bool:
+        """Whether energies of atoms are learned at any time."""
+        return self.atomic_energy_weight > 0.0 or (self.atomic_energy_weight_end or 0.0) > 0.0
 
 
 class OptimiserConfig(_Config):

@@ -48,9 +48,10 @@ class Comparison:
     """Reference and model values of one quantity, number by number, with the frame that each came from.
 
     Arguments:
-        reference, model: [M] energies in eV/atom, force components in eV/Å, or stress components in GPa.
+        reference, model: [M] energies in eV/atom, force components in eV/Å, stress components in GPa, or energies of
+            atoms in eV.
         frame: [M] index of the frame.
-        number: [M] atomic number for forces, 0 for quantities of a whole structure.
+        number: [M] atomic number for quantities of atoms, 0 for those of a whole structure.
     """
 
     reference: np.ndarray
@@ -79,13 +80,18 @@ class GroupErrors:
     energy: Errors | None
     forces: Errors | None
     stress: Errors | None
+    atoms: Errors | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat JSON values such as `energy_mae_mev_per_atom`; None where the data lack a quantity."""
+        """Flat JSON values such as `energy_mae_mev_per_atom`; None where the data lack a quantity.
+
+        Those of atomic energies, `atomic_energy_mae_mev`, are left out then.
+        """
         named = (
             ("energy", "mev_per_atom", self.energy),
             ("force", "ev_per_angstrom", self.forces),
             ("stress", "gpa", self.stress),
+            *([] if self.atoms is None else [("atomic_energy", "mev", self.atoms)]),
         )
         values: dict[str, Any] = {}
         for quantity, unit, errors in named:
@@ -101,7 +107,8 @@ class Evaluation:
 
     Arguments:
         model, data: what was compared with what, for the reader.
-        total: all structures: energy in meV/atom, force components in eV/Å, stress components (six each) in GPa.
+        total: all structures: energy in meV/atom, force components in eV/Å, stress components (six each) in GPa, and
+            energies of atoms in meV, after the mean difference of each element: their zeros are a convention.
         elements: force errors in eV/Å per chemical symbol.
         groups: the same as `total` for each group (`config_type`) of the data; empty if the data name none.
         energies, forces, stresses: the numbers behind it, for parity plots.
@@ -162,7 +169,7 @@ def evaluate(
         raise DataError("there is nothing to evaluate on: no frames were given.")
     frames = Frames.of(frames)
     compared = _compare(frames, *_compute(model, frames, batch_atoms, progress))
-    energies, forces, stresses = compared
+    energies, forces, stresses, _ = compared
     files = dict.fromkeys(source.rpartition("#")[0] or source for source in frames.sources)
     return Evaluation(
         model=model_name or str(model.metadata.get("name", type(model).__name__)),
@@ -186,24 +193,27 @@ def evaluate(
 def _compute(
     model: Potential, frames: Frames, batch_atoms: int, progress: Callable[[int, int], None] | None
 ) -> tuple[np.ndarray, ...]:
-    """The model's energies [B], forces [N, 3] and stresses [B, 3, 3]; NaN where a batch has no reference."""
-    energy, forces, stress = (np.full_like(values, np.nan) for values in (frames.energy, frames.forces, frames.stress))
+    """The model's energies [B], forces [N, 3], stresses [B, 3, 3], energies of atoms [N]; NaN for what is not asked."""
+    asked_for = (frames.energy, frames.forces, frames.stress, frames.energies)
+    energy, forces, stress, of_atoms = (np.full_like(values, np.nan) for values in asked_for)
     for rows in frames.pieces(batch_atoms):
         batch, atoms = frames[rows], slice(frames.starts[rows.start], frames.starts[rows.stop])
         asked = bool(batch.has_forces.any()), bool(batch.has_stress.any())
         found = model.compute(batch.structure(), forces=asked[0], stress=asked[1])
-        energy[rows] = found.energy.cpu().numpy()
+        energy[rows], of_atoms[atoms] = found.energy.cpu().numpy(), found.energies.cpu().numpy()
         if found.forces is not None:
             forces[atoms] = found.forces.cpu().numpy()
         if found.stress is not None:
             stress[rows] = found.stress.cpu().numpy()
         if progress is not None:
             progress(rows.stop, len(frames))
-    return energy, forces, stress
+    return energy, forces, stress, of_atoms
 
 
-def _compare(frames: Frames, energy: np.ndarray, forces: np.ndarray, stress: np.ndarray) -> tuple[Comparison, ...]:
-    """Energies, forces and stresses beside those that are known."""
+def _compare(
+    frames: Frames, energy: np.ndarray, forces: np.ndarray, stress: np.ndarray, of_atoms: np.ndarray
+) -> tuple[Comparison, ...]:
+    """Energies, forces, stresses and energies of atoms beside those that are known."""
     rows, atoms = np.flatnonzero(frames.has_energy), np.flatnonzero(frames.has_forces[frames.owner])
     said, found = ((values / frames.counts)[rows] for values in (frames.energy, energy))
     energies = Comparison(said, found, rows, np.zeros_like(rows))
@@ -213,16 +223,22 @@ def _compare(frames: Frames, energy: np.ndarray, forces: np.ndarray, stress: np.
     rows = np.flatnonzero(frames.has_stress)
     said, found = (EV_PER_ANGSTROM3_IN_GPA * values[rows][:, *_VOIGT].ravel() for values in (frames.stress, stress))
     rows = rows.repeat(6)
-    return energies, of_forces, Comparison(said, found, rows, np.zeros_like(rows))
+    stresses = Comparison(said, found, rows, np.zeros_like(rows))
+    atoms = np.flatnonzero(frames.has_energies[frames.owner])
+    said, found, numbers = (values[atoms] for values in (frames.energies, of_atoms, frames.numbers.astype(np.int64)))
+    _, element = np.unique(numbers, return_inverse=True)
+    shift = np.bincount(element, weights=found - said) / np.bincount(element)
+    return energies, of_forces, stresses, Comparison(said, found - shift[element], frames.owner[atoms], numbers)
 
 
 def _errors(frames: Frames, compared: tuple[Comparison, ...], chosen: np.ndarray) -> GroupErrors:
     """Errors over the frames where `chosen` [number of frames] is true."""
-    energies, forces, stresses = compared
+    energies, forces, stresses, atoms = compared
     return GroupErrors(
         n_structures=int(chosen.sum()),
         n_atoms=int(frames.counts[chosen].sum()),
         energy=energies.errors(chosen[energies.frame], scale=_MEV_PER_EV),
         forces=forces.errors(chosen[forces.frame]),
         stress=stresses.errors(chosen[stresses.frame]),
+        atoms=atoms.errors(chosen[atoms.frame], scale=_MEV_PER_EV),
     )

@@ -1,8 +1,9 @@
-r"""The loss: weighted errors of energy per atom, forces and stress, ignoring labels that a frame lacks.
+r"""The loss: weighted errors of energy per atom, forces, stress, atomic energies, ignoring labels that a frame lacks.
 
-L = w_E <w l(dE / n)> + w_F <w l(dF)> + w_S <w l(dS)>,   l(x) = x² or Huber's function
+L = w_E <w l(dE / n)> + w_F <w l(dF)> + w_S <w l(dS)> + w_A <w l(dE_i)>,   l(x) = x² or Huber's function
 
-The weight w of each frame is one, or falls with its energy (see `frame_weights`).
+The weight w of each frame is one, or falls with its energy (see `frame_weights`). The last term, of a teacher's way
+to divide the energy among atoms, is that of Matin et al. 2025, doi 10.1039/D5DD00085H.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ _WORK_WEIGHT, _WORK_DELTA = 0.2, 0.1
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss at some moment of training, with the weights `energy`, `force` and `stress` of its three parts."""
+    """The loss at some moment of training, with the weights `energy`, `force`, `stress`, `atoms` of its four parts."""
 
     config: LossConfig
     energy: float
     force: float
     stress: float
+    atoms: float = 0.0
 
     @classmethod
     def at(cls, config: LossConfig, progress: float) -> Loss:
@@ -46,6 +48,7 @@ class Loss:
             between(config.energy_weight, config.energy_weight_end),
             between(config.force_weight, config.force_weight_end),
             between(config.stress_weight, config.stress_weight_end),
+            between(config.atomic_energy_weight, config.atomic_energy_weight_end),
         )
 
     @property
@@ -57,14 +60,18 @@ class Loss:
     def __call__(self, predicted: Predicted, batch: Batch) -> Residuals:
         """The loss and what it asks of the prediction."""
         config, counts = self.config, batch.counts
-        of_frame, of_atom = batch.weight, batch.weight[batch.owner, None]
+        of_frame, of_atom = batch.weight, batch.weight[batch.owner]
         value, to_energy = _mean(
             predicted.energy / counts, batch.energy / counts, of_frame, config.shape, config.energy_delta
         )
-        value, to_energy = self.energy * value, to_energy * (self.energy / counts)
+        value, to_energies = self.energy * value, (to_energy * (self.energy / counts))[batch.owner]
+        if self.atoms > 0.0:
+            delta = config.atomic_energy_delta
+            mean, to_atoms = _mean(predicted.energies, batch.energies, of_atom, config.shape, delta)
+            value, to_energies = value + self.atoms * mean, to_energies + self.atoms * to_atoms
         to_forces = to_stress = None
         if self.force > 0.0:
-            mean, to_forces = _mean(predicted.forces, batch.forces, of_atom, config.shape, config.force_delta)
+            mean, to_forces = _mean(predicted.forces, batch.forces, of_atom[:, None], config.shape, config.force_delta)
             value, to_forces = value + self.force * mean, self.force * to_forces
         if self.stress > 0.0:
             of_frame = of_frame[:, None, None]
@@ -73,7 +80,7 @@ class Loss:
         if bool(batch.push.any()):
             cost, to_work = _work(predicted.stress, batch)
             value, to_stress = value + cost, to_work if to_stress is None else to_stress + to_work
-        return Residuals(value, to_energy, to_forces, to_stress, config.hierarchicality_weight)
+        return Residuals(value, to_energies, to_forces, to_stress, config.hierarchicality_weight)
 
 
 def _mean(found: Tensor, label: Tensor, weight: Tensor, shape: str, delta: float) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from snnp.training.batches import Batches, Inside
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 
-__all__ = ["Problem", "build_model", "check_data", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "atomic_zeros", "build_model", "check_data", "load_problem", "resolve", "standardise"]
 
 
 _SAMPLE_ATOMS = 100_000
@@ -47,6 +47,7 @@ _SAMPLE_ATOMS = 100_000
 class Problem:
     """What is to be learned: the frames of each part, E0 with its provenance, and structures beyond the data.
 
+    `zeros`: eV per element, of the labels of atomic energies (see `atomic_zeros`).
     `stream`: the dataset whose rows are trained on, where `split.train` is only a sample of them; `inside` says which
     of its frames are within the limits.
     """
@@ -54,6 +55,7 @@ class Problem:
     split: Split
     reference: ReferenceEnergies
     compressed: tuple[CompressedFrame, ...] = ()
+    zeros: Mapping[str, float] = field(default_factory=dict)
     stream: Dataset | None = None
     inside: Inside = lambda frames: np.ones(len(frames), dtype=bool)
 
@@ -91,7 +93,7 @@ def _distinct(frames: Frames) -> Frames:
     One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
     """
     # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
-    per_atom = [np.round(values, 6) + 0.0 for values in (frames.positions, frames.forces)]
+    per_atom = [np.round(values, 6) + 0.0 for values in (frames.positions, frames.forces, frames.energies)]
     per_frame = [np.round(values, 6) + 0.0 for values in (frames.cell, frames.stress)]
     per_atom.append(frames.numbers)
     per_frame += [frames.pbc, frames.energy + 0.0]
@@ -209,9 +211,35 @@ def load_problem(
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = atoms.take(_made_of(atoms, split.train.elements))
     reference = fit_reference_energies(split.train, isolated)
-    problem = Problem(split, reference, stream=stream, inside=lambda frames: _inside(frames, config.data, floor))
+    zeros = atomic_zeros(split.train, reference.energies)
+    if config.loss.teaches_atoms and not zeros:
+        raise ConfigError(
+            "loss.atomic_energy_weight asks for energies of atoms, but no training frame has them (a column 'energies' "
+            "of extended XYZ, 'atomic_energies' of a dataset); set it to 0, or have a teacher label them."
+        )
+    problem = Problem(
+        split, reference, zeros=zeros, stream=stream, inside=lambda frames: _inside(frames, config.data, floor)
+    )
     check(problem)
     return replace(problem, compressed=_compressed(config, split.train))
+
+
+def atomic_zeros(frames: Frames, e0: Mapping[str, float]) -> dict[str, float]:
+    """Zeros of the labels of atomic energies, eV per element, that go with E0; none if there are no such labels.
+
+    A teacher counts the energies of atoms from zeros of its own. Least squares find those with which the rest sums to
+    the labels of energy without `e0` (eV per element); where compositions leave them open, those that are nearest to
+    the mean energy of an element's atoms.
+    """
+    frames = frames.take(frames.has_energies & frames.has_energy)
+    if not len(frames):
+        return {}
+    composition, element = frames.composition(), np.unique(frames.numbers, return_inverse=True)[1]
+    mean = np.bincount(element, weights=frames.energies) / composition.sum(axis=0)
+    rest = frames.energy - composition @ np.array([e0[symbol] for symbol in frames.elements])
+    surplus = frames.per_frame(frames.energies) - rest - composition @ mean
+    shift, *_ = np.linalg.lstsq(composition / frames.counts[:, None], surplus / frames.counts, rcond=1e-8)
+    return dict(zip(frames.elements, (mean + shift).tolist(), strict=True))
 
 
 def _compressed(config: TrainConfig, frames: Frames) -> tuple[CompressedFrame, ...]:

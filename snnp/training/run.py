@@ -136,13 +136,13 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     model = build_model(config, problem)
     backend = choose_backend(model, dtype, config.device, config.displacement)
     train = problem.split.train
-    sample = prepare(backend, model, train, problem.compressed, config.loss.energy_scale)
-    valid = prepare(backend, model, problem.split.valid or train)
+    sample = prepare(backend, model, train, problem.compressed, config.loss.energy_scale, problem.zeros)
+    valid = prepare(backend, model, problem.split.valid or train, zeros=problem.zeros)
     data: Batches | StreamedBatches = sample
     if problem.stream is not None:
         stream, inside = problem.stream, problem.inside
         form, scale = copy.deepcopy(model), config.loss.energy_scale
-        data = StreamedBatches(backend, form, stream, inside, problem.compressed, scale)
+        data = StreamedBatches(backend, form, stream, inside, problem.compressed, scale, problem.zeros)
     model.to(dtype=dtype, device=config.device)
     standardise(model, sample, len(train))
     del sample  # which a stream does not need any more
@@ -163,6 +163,8 @@ def _must_stay(config: TrainConfig, problem: Problem) -> dict[str, Any]:
         del values["data"]["stream"]
     if config.loss.energy_scale is None:
         del values["loss"]["energy_scale"]
+    if not config.loss.teaches_atoms:
+        values["loss"] = {key: value for key, value in values["loss"].items() if not key.startswith("atomic_energy")}
     return {**values, "reference_energies": problem.reference.energies}
 
 

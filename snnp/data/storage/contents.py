@@ -30,6 +30,7 @@ _DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "str"]
 )
 _MOST_CHARACTERS = 10_000_000
+_COLUMNS = ("cell", "pbc", "energy", "stress", "energies", "groups", "extras")
 _ATOMS = frozenset({"positions", "numbers", "pos", "species", "symbols", "Z"})
 
 
@@ -178,9 +179,13 @@ def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: boo
             info.pop(str(names["stress"]), None)
             renamed = {}
         group = info.get(str(names["group"]))
-        text = pack(Extras(info, one.arrays, renamed), one.where) if extras else None
-        rows.append((cell, pbc, energy, stress, None if group is None else str(group), text))
-    columns = dict(zip(("cell", "pbc", "energy", "stress", "groups", "extras"), zip(*rows, strict=True), strict=True))
+        arrays = dict(one.arrays)
+        energies = arrays.pop("energies", None)
+        if energies is not None and (energies.shape != (len(one.numbers),) or energies.dtype.kind not in "iuf"):
+            raise DataError(f"{one.where}: energies of atoms (column 'energies') are not one number for each atom.")
+        text = pack(Extras(info, arrays, renamed), one.where) if extras else None
+        rows.append((cell, pbc, energy, stress, energies, None if group is None else str(group), text))
+    columns = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True))
     frames = Frames.join(
         numbers=[one.numbers for one in said],
         positions=[one.positions for one in said],
@@ -214,6 +219,10 @@ def contents_of(one: Frames) -> tuple[dict[str, Any], Extras]:
     if group is not None and group not in map(str, extras.info.values()):  # a column of another program's parquet
         extras = replace(extras, info={**extras.info, "config_type": group})
     found: dict[str, Any] = {}
+    if one.has_energies[0]:
+        if "energies" in extras.arrays:
+            raise DataError(f"{where}: its metadata hold energies of the atoms beside those of the frame; remove them.")
+        found["energies"] = one.energies.copy()
     if one.has_energy[0]:
         found[extras.names.get("energy", "energy")] = float(one.energy[0])
     if one.has_forces[0]:
@@ -273,6 +282,7 @@ def in_usual_units(frames: Frames, units: Units, names: Mapping[str, str | None]
         positions=frames.positions * by["length"],
         cell=frames.cell * by["length"],
         energy=frames.energy * by["energy"],
+        energies=frames.energies * by["energy"],
         forces=frames.forces * by["forces"],
         stress=frames.stress * (by["virial"] / by["length"] ** 3 if virial else by["stress"]),
     )

@@ -28,7 +28,7 @@ __all__ = ["FORMAT_KEY", "MemorySource", "ParquetSource", "Source", "arrow", "pa
 FORMAT_KEY = b"snnp"
 _log = logging.getLogger(__name__)
 _TEXTS = ("configuration_id", "labels", "configuration_metadata")
-_NUMBERS = ("atomic_numbers", "positions", "cell", "pbc", "energy", "atomic_forces", "cauchy_stress")
+_NUMBERS = ("atomic_numbers", "positions", "cell", "pbc", "energy", "atomic_forces", "cauchy_stress", "atomic_energies")
 _CONSTANTS = ("split", "method", "software")
 _LABELS = {"energy": "energy", "forces": "atomic_forces", "stress": "cauchy_stress"}
 _NEEDED = {"atomic_numbers", "positions"}
@@ -149,7 +149,7 @@ class ParquetSource:
                     *(self.path, quantity, " or ".join(similar), column),
                 )
         depths = {"positions": 2, "cell": 2, "atomic_forces": 2, "cauchy_stress": 2, "atomic_numbers": 1, "pbc": 1}
-        depths["labels"] = 1
+        depths |= {"labels": 1, "atomic_energies": 1}
         lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         for name in set(self._schema.names) & {*_NUMBERS, *_TEXTS, *_CONSTANTS}:
             kind, depth = self._schema.field(name).type, depths.get(name, 0)
@@ -278,6 +278,7 @@ def _frames_of(table: Any, where: str) -> Frames:
     if not known.all() or not np.array_equal(sites, counts):
         raise DataError(f"{where}: positions and atomic_numbers have different lengths; the file is damaged.")
     forces, has_forces = _optional(table, "atomic_forces", counts, where)
+    energies, has_energies = _optional(table, "atomic_energies", counts, where)
     cell, has_cell = _optional(table, "cell", threes, where)
     stress, has_stress = _optional(table, "cauchy_stress", threes, where)
     energy, has_energy = np.full(len(counts), np.nan), np.zeros(len(counts), dtype=bool)
@@ -299,9 +300,11 @@ def _frames_of(table: Any, where: str) -> Frames:
         energy=energy,
         forces=forces,
         stress=stress.reshape(shape),
+        energies=energies,
         has_energy=has_energy,
         has_forces=has_forces,
         has_stress=has_stress,
+        has_energies=has_energies,
         **_texts(table),
     )
 
@@ -352,13 +355,16 @@ def _vectors(table: Any, name: str, where: str) -> tuple[np.ndarray, np.ndarray,
 
 
 def _optional(table: Any, name: str, counts: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """[sum of counts, 3] with NaN where a frame has none, and which frames have them."""
-    filled, known = np.full((int(counts.sum()), 3), np.nan), np.zeros(len(counts), dtype=bool)
+    """[sum of counts, 3] vectors, or [sum of counts] numbers of atoms, with NaN where a frame has none; which have."""
+    numbers = name == "atomic_energies"
+    filled = np.full((int(counts.sum()), 3)[: 1 if numbers else 2], np.nan)
+    known = np.zeros(len(counts), dtype=bool)
     if _has(table, name):
-        lengths, values, _ = _vectors(table, name, where)
+        lengths, values, _ = _lists(table[name], where) if numbers else _vectors(table, name, where)
         known = lengths > 0
         if not np.array_equal(lengths[known], counts[known]):
-            raise DataError(f"{where}: {name} has not one vector for each of {counts.sum():,}; the file is damaged.")
+            each = "number" if numbers else "vector"
+            raise DataError(f"{where}: {name} has not one {each} for each of {counts.sum():,}; the file is damaged.")
         if known.all():
             return values, known
         filled[np.repeat(known, counts)] = values

@@ -23,11 +23,10 @@ class Batch:
 
     `geometry` of the atoms is in the form of the backend that made it, with indices local to the batch. `owner` [n]
     frame of each atom, `counts` [B] atoms per frame, `volume` [B] Å³ (1 where a frame is not fully periodic). Labels
-    have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3]; what a
-    frame lacks is NaN. `weight` [B] is that of the frame in the loss, one on average. Of compressed structures (see
-    `CompressedFrame`) the product of stress and `push` [B, 3, 3] is the work of compression in units of its label, to
-    lie between the two `limits` [B, 2]; others have neither.
-    `sources` name the frames.
+    have E0 and the fixed repulsion taken off: `energy` [B], `forces` [n, 3], `stress` [B, 3, 3], `energies` [n] of each
+    atom; what a frame lacks is NaN. `weight` [B] is that of the frame in the loss, one on average. Of compressed
+    structures (see `CompressedFrame`) the product of stress and `push` [B, 3, 3] is the work of compression in units of
+    its label, to lie between the two `limits` [B, 2]; others have neither. `sources` name the frames.
     """
 
     geometry: Any
@@ -37,6 +36,7 @@ class Batch:
     energy: Tensor
     forces: Tensor
     stress: Tensor
+    energies: Tensor
     weight: Tensor
     push: Tensor
     limits: Tensor
@@ -53,30 +53,40 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Energy [B], forces [n, 3], stress [B, 3, 3] of a batch, without E0 and repulsion.
+    """Energy [B], energies of atoms [n], forces [n, 3], stress [B, 3, 3] of a batch, without E0 and repulsion.
 
     `penalty` [n]: what the family itself wants small, differentiable; None if it wants nothing.
     """
 
     energy: Tensor
+    energies: Tensor
     forces: Tensor
     stress: Tensor
     penalty: Tensor | None = None
 
     @classmethod
-    def energies_only(cls, batch: Batch, energy: Tensor, penalty: Tensor | None = None) -> Predicted:
-        """Forces and stresses that nobody asked for are NaN."""
-        forces, stress = (torch.full_like(label, torch.nan) for label in (batch.forces, batch.stress))
-        return cls(energy, forces, stress, penalty)
+    def of(
+        cls,
+        batch: Batch,
+        energies: Tensor,
+        forces: Tensor | None = None,
+        stress: Tensor | None = None,
+        penalty: Tensor | None = None,
+    ) -> Predicted:
+        """From the energies of atoms [n] in any type; forces and stresses that nobody asked for are NaN."""
+        forces = torch.full_like(batch.forces, torch.nan) if forces is None else forces
+        stress = torch.full_like(batch.stress, torch.nan) if stress is None else stress
+        energies = energies.to(batch.volume.dtype)
+        return cls(batch.per_frame(energies), energies, forces, stress, penalty)
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """The loss of a batch, and its derivatives by energies [B], forces [n, 3] and stresses [B, 3, 3]; those by forces
-    and stresses are None where they have no weight. The mean of a penalty, times its weight, comes on top of it."""
+    """The loss of a batch, and its derivatives by energies of atoms [n], forces [n, 3] and stresses [B, 3, 3]; those by
+    forces and stresses are None where they have no weight. The mean of a penalty, times its weight, comes on top."""
 
     value: Tensor
-    to_energy: Tensor
+    to_energies: Tensor
     to_forces: Tensor | None
     to_stress: Tensor | None
     penalty_weight: float = 0.0
@@ -139,8 +149,8 @@ class TorchBackend(ABC):
         """See `Backend`."""
         predicted = self.predict(model, batch, forces=forces)
         found = loss(predicted, batch)
-        outputs = (predicted.energy, predicted.forces, predicted.stress)
-        derivatives = (found.to_energy, found.to_forces, found.to_stress)
+        outputs = (predicted.energies, predicted.forces, predicted.stress)
+        derivatives = (found.to_energies, found.to_forces, found.to_stress)
         pairs = zip(outputs, derivatives, strict=True)
         roots = [(output, value) for output, value in pairs if value is not None and output.requires_grad]
         value = found.value

@@ -100,17 +100,17 @@ class CompiledBackend:
 
     def _predict(self, batch: Batch, forces: bool) -> Predicted:
         geometry: TrainingBatch = batch.geometry
-        n, dtype = len(batch.owner), batch.volume.dtype
+        n = len(batch.owner)
         found = self.kernel.predict(geometry, self.n_threads) if forces else None
         energies = self.kernel.energies(geometry, self.n_threads) if found is None else found[0]
         if self._n_alone:
             alone = np.where(self._isolated, energies[n:], 0.0)
             energies = energies[:n] - alone[self._species(geometry, n)]
-        energy = batch.per_frame(torch.from_numpy(energies))
+        of_atoms = torch.from_numpy(energies)
         if found is None:
-            return Predicted.energies_only(batch, energy)
-        virial = torch.from_numpy(found[2][: len(batch.counts)]).to(dtype)
-        return Predicted(energy, torch.from_numpy(found[1][:n]).to(dtype), batch.symmetric(virial))
+            return Predicted.of(batch, of_atoms)
+        virial = torch.from_numpy(found[2][: len(batch.counts)]).to(self.dtype)
+        return Predicted.of(batch, of_atoms, torch.from_numpy(found[1][:n]).to(self.dtype), batch.symmetric(virial))
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
         """See `Backend`."""
@@ -118,7 +118,7 @@ class CompiledBackend:
         found = loss(self._predict(batch, forces), batch)
         geometry: TrainingBatch = batch.geometry
         n, behind = len(batch.owner), len(geometry.rows) - len(batch.owner)
-        e, p, s = _double(found.to_energy[batch.owner]), None, None
+        e, p, s = _double(found.to_energies), None, None
         if behind:
             to_alone = np.bincount(self._species(geometry, n), weights=e, minlength=behind)
             e = np.concatenate([e, -to_alone * self._isolated])

@@ -85,7 +85,7 @@ class PairsBackend(TorchBackend):
         structure, neighbours, penalty = pairs.structure, pairs.neighbours, None
         if not forces:
             energies, penalty = model.energies_and_penalty(structure, pairs.vectors, neighbours)
-            return Predicted.energies_only(batch, batch.per_frame(energies), penalty)
+            return Predicted.of(batch, energies, penalty=penalty)
         if torch.is_grad_enabled():
             vectors = pairs.vectors.detach().requires_grad_()
             energies, penalty = model.energies_and_penalty(structure, vectors, neighbours)
@@ -100,7 +100,7 @@ class PairsBackend(TorchBackend):
         strain = batch.volume.new_zeros(len(batch.counts), 3, 3)
         strain = strain.index_add(0, batch.owner[found.i], found.vectors[:, :, None] * found.gradients[:, None, :])
         forces_found = sum_forces(found, structure.n_atoms)
-        return Predicted(batch.per_frame(energies), forces_found, batch.symmetric(strain), penalty)
+        return Predicted.of(batch, energies, forces_found, batch.symmetric(strain), penalty)
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
         """See `Backend`."""
@@ -113,13 +113,13 @@ class PairsBackend(TorchBackend):
         farthest = torch.zeros_like(batch.volume).scatter_reduce(0, owner, change.norm(dim=1), "amax")
         # Where nothing pulls (no force labels, or none missed) a structure stays where it is.
         change = torch.where(farthest > 0.0, displacement / farthest, 0.0)[owner, None] * change
-        slope = 0.5 * farthest / displacement
+        slope = (0.5 * farthest / displacement)[batch.owner]
         value = found.value
         for signs in ((1.0, -1.0),) if len(change) <= _JOINED_PAIRS else ((1.0,), (-1.0,)):
             copies = _displaced(pairs, [sign * change for sign in signs])
             energies, penalty = model.energies_and_penalty(copies.structure, copies.vectors, copies.neighbours)
-            factors = torch.cat([0.5 * found.to_energy + sign * slope for sign in signs])
-            part = (factors[copies.structure.structure_of_atom] * energies).sum()
+            factors = torch.cat([0.5 * found.to_energies + sign * slope for sign in signs])
+            part = (factors * energies).sum()
             if penalty is not None and found.penalty_weight > 0.0:
                 share = 0.5 * len(signs) * found.penalty_weight * penalty.mean()
                 part, value = part + share, value + share.detach()

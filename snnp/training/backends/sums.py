@@ -73,7 +73,7 @@ class SumsBackend(TorchBackend):
             # Sum over an atom's neighbours first: a product of small matrices instead of an outer product per pair.
             per_atom = (shell.unit * shell.distance[..., None]).transpose(1, 2) @ gradient
             strain = strain.index_add(0, batch.owner, per_atom.flatten(1))
-        return Predicted(batch.per_frame(energies), found, batch.symmetric(strain.unflatten(1, (3, 3))))
+        return Predicted.of(batch, energies, found, batch.symmetric(strain.unflatten(1, (3, 3))))
 
     def features(self, model: Potential, batch: Batch) -> Tensor:
         """See `Backend`."""
