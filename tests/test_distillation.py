@@ -21,14 +21,24 @@ from typer.testing import CliRunner
 from snnp.cli.main import app
 from snnp.data import Frames, load_dataset
 from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan, verdict
-from snnp.distillation.crystals import SHARES, crystals_from_scan, first_scan, frames_of, pool, second_scan
+from snnp.distillation.crystals import (
+    SHARES,
+    crystals_from_scan,
+    energy_scale,
+    first_scan,
+    frames_of,
+    pool,
+    second_scan,
+    within_reach,
+)
 from snnp.distillation.selection import choose
 from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import SplineNNP, save_model, special_cases
 
 EMT_TEACHER = "ase.calculators.emt:EMT"
 SMALL: dict[str, Any] = {
-    "optimiser": {"epochs": 4},
+    "optimiser": {"epochs": 8},
+    "loss": {"stress_weight": 30.0, "energy_scale": None},
     "compression": None,
     "model": {
         "radial": {"n_filters": 4, "cutoff": 4.5},
@@ -91,6 +101,31 @@ def test_a_pool_holds_all_kinds_and_is_the_same_for_the_same_seed(scan: tuple[Fr
         distances = atoms.get_all_distances(mic=bool(atoms.pbc.any())) + 9.0 * np.eye(len(atoms))
         # Dimers begin at 0.62 of the spacing; of crystals at half their volume an atom's own image is the nearest.
         assert distances.min() > 0.55 * crystals[0].spacing, frames.sources[row]
+
+
+def test_what_a_teacher_does_not_know_of_compression_is_not_taught(scan: tuple[Frames, Frames]) -> None:
+    """Energies that level off inwards are no labels: neither the scan nor squeezed crystals go there."""
+    first = scan[0]
+    assert len(within_reach(first)) == len(first)
+    volume = np.abs(np.linalg.det(first.cell)) / first.counts
+    rows = [row for row in range(len(first)) if first.groups[row] == "scan fcc Cu"]
+    edge = np.sort(volume[rows])[1]
+    energy = first.energy.copy()
+    innermost = rows[int(np.argmin(volume[rows]))]
+    energy[innermost] = energy[rows][np.argsort(volume[rows])[1]] + 0.001
+    soft = replace(first, energy=energy)
+    kept = within_reach(soft)
+    assert {*first.sources} - {*kept.sources} == {first.sources[innermost]}
+    crystals = {each.name: each for each in crystals_from_scan(scan[1], soft)}
+    assert crystals["fcc Cu"].least_volume == pytest.approx(edge)
+    assert 0.0 < crystals["fcc Ni"].least_volume < 0.6 * crystals["fcc Ni"].volume
+    assert 0.3 < energy_scale(list(crystals.values())) < 1.2
+    copper = pool([crystals["fcc Cu"]], 400, seed=0)
+    per_atom = np.abs(np.linalg.det(copper.cell)) / copper.counts
+    squeezed = np.array([kind == "squeezed" for kind in copper.groups])
+    assert per_atom[squeezed].min() > 0.9 * edge  # cells are deformed besides
+    elastic = np.array([kind == "elastic" for kind in copper.groups])
+    assert np.abs(per_atom[elastic] / crystals["fcc Cu"].volume - 1.0).max() < 0.08
 
 
 def test_unknown_symbols_and_teachers_without_crystals() -> None:

@@ -30,12 +30,14 @@ __all__ = [
     "SHARES",
     "Crystal",
     "crystals_from_scan",
+    "energy_scale",
     "first_scan",
     "frames_of",
     "guessed_crystals",
     "pool",
     "second_scan",
     "supercell",
+    "within_reach",
 ]
 
 Random = np.random.Generator
@@ -46,17 +48,21 @@ _FINE = (0.94, 1.0, 1.06)
 """Volumes of the second scan, of the minimum of the first."""
 
 SHARES = {
-    "strained": 0.20,
-    "rattled": 0.16,
-    "squeezed": 0.10,
+    "elastic": 0.18,
+    "strained": 0.12,
+    "rattled": 0.14,
+    "squeezed": 0.06,
     "vacancy": 0.10,
     "interstitial": 0.06,
     "surface": 0.12,
     "fault": 0.06,
-    "cluster": 0.06,
-    "random": 0.14,
+    "cluster": 0.05,
+    "random": 0.11,
 }
-"""Of the budget, by kind. Dimers, isolated atoms and the scans are few, and always taken."""
+"""Of the budget, by kind; elastic ones have few atoms and cost little.
+
+Dimers, isolated atoms and the scans are few, and always taken.
+"""
 
 _LATTICES = ("fcc", "bcc", "hcp", "diamond", "sc")
 _COMPOUNDS = ("B1", "B2", "L1_2", "L1_0")
@@ -67,6 +73,10 @@ _MOST_ATOMS = 64
 _MOST_PUSHES = 60
 _CLOSEST = (0.7, 0.85)  # of the spacing: no pair is closer where disorder is drawn, but where crystals are squeezed
 _BOLTZMANN_WIDTH, _LEAST_WEIGHT = 0.15, 0.08  # eV/atom above the lowest crystal; what even the highest gets
+_AT_REST = 0.05  # eV/atom above the lowest crystal: which of them are strained a little
+_SOFTER = 0.8  # of the work before: where it falls under compression, the teacher is not to be trusted
+_MARGIN = 1.08  # of the smallest volume that is trusted: deformed cells have closer pairs than perfect ones
+_SCALE = 6.0  # k T
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,14 @@ class Crystal:
         atoms: its conventional cell.
         energy: eV per atom.
         bulk_modulus: eV/Å³.
+        least_volume: Å³ per atom, down to which the teacher's work of compression rises.
     """
 
     name: str
     atoms: Atoms
     energy: float
     bulk_modulus: float
+    least_volume: float = 0.0
 
     @property
     def lattice(self) -> str:
@@ -213,9 +225,37 @@ def second_scan(first: Frames) -> Frames:
     return frames_of(images, "second")
 
 
-def crystals_from_scan(second: Frames) -> list[Crystal]:
-    """Crystals at their minima, the lowest in energy first."""
-    found = []
+def _least_volumes(first: Frames) -> dict[str, float]:
+    """Å³ per atom by prototype, down to which the work of compression -dE/dlnV rises inwards.
+
+    Universal potentials have seen little matter under high pressure; beyond, their energies level off or fall.
+    """
+    found = {}
+    for name, rows in _scans(first).items():
+        volume, energy = _curve(first, rows)
+        work = -np.diff(energy) / np.diff(np.log(volume))
+        least = int(np.argmin(energy))
+        while least > 0 and (least >= len(work) or work[least - 1] > _SOFTER * max(work[least], 0.0)):
+            least -= 1
+        found[name] = float(volume[least])
+    return found
+
+
+def within_reach(first: Frames) -> Frames:
+    """The first scan without what lies beyond the teacher's reach (see `Crystal.least_volume`)."""
+    least, scans = _least_volumes(first), _scans(first)
+    beyond = [row for name, rows in scans.items() for row in rows if _curve(first, [row])[0][0] < 0.999 * least[name]]
+    return first.take(np.setdiff1d(np.arange(len(first)), beyond))
+
+
+def energy_scale(crystals: Sequence[Crystal]) -> float:
+    """eV/atom above the lowest crystal from where on a student's errors weigh less: six times k T of about melting."""
+    return _SCALE * BOLTZMANN_EV_PER_K * max(crystal.temperature for crystal in crystals[:2])
+
+
+def crystals_from_scan(second: Frames, first: Frames | None = None) -> list[Crystal]:
+    """Crystals at their minima, the lowest in energy first; the labelled first scan tells their least volumes."""
+    found, least = [], _least_volumes(first) if first is not None else {}
     for name, rows in _scans(second).items():
         if len(rows) < len(_FINE):
             continue
@@ -224,7 +264,8 @@ def crystals_from_scan(second: Frames) -> list[Crystal]:
         if curvature > 0.0:
             v0 = float(np.exp(np.clip(where, np.log(volume[0]), np.log(volume[-1]))))
             # d²E/d(ln V)² = B V at the minimum.
-            found.append(Crystal(name, _scaled(_atoms_of(second, rows[0]), v0), depth, curvature / v0))
+            atoms = _scaled(_atoms_of(second, rows[0]), v0)
+            found.append(Crystal(name, atoms, depth, curvature / v0, least.get(name, 0.0)))
     if not found:
         raise InputError("no crystal of the teacher has a minimum of energy in volume; label more, or another teacher.")
     return sorted(found, key=lambda crystal: crystal.energy)
@@ -262,14 +303,17 @@ def pool(crystals: Sequence[Crystal], number: int, seed: int) -> Frames:
     Low crystals are used more often than high ones; with several elements half of the structures are random solutions.
     """
     rng = np.random.default_rng([seed, 1])
-    weights = np.exp(-np.array([each.energy - crystals[0].energy for each in crystals]) / _BOLTZMANN_WIDTH)
-    weights = (weights := weights + _LEAST_WEIGHT) / weights.sum()
+    above = np.array([each.energy - crystals[0].energy for each in crystals])
+    weights = (weights := np.exp(-above / _BOLTZMANN_WIDTH) + _LEAST_WEIGHT) / weights.sum()
+    at_rest = (at_rest := np.exp(-above / _AT_REST)) / at_rest.sum()
     elements = sorted({symbol for each in crystals for symbol in each.atoms.symbols})
     images = []
     for kind, share in SHARES.items():
         for _ in range(max(1, round(share * number))):
-            crystal = crystals[int(rng.choice(len(crystals), p=weights))]
-            images.append((kind, _MAKERS[kind](_in_solution(crystal, crystals, elements, rng), rng)))
+            crystal = crystals[int(rng.choice(len(crystals), p=at_rest if kind == "elastic" else weights))]
+            if kind != "elastic":
+                crystal = _in_solution(crystal, crystals, elements, rng)
+            images.append((kind, _MAKERS[kind](crystal, rng)))
     spacing = min(each.spacing for each in crystals)
     for pair in itertools.combinations_with_replacement(elements, 2):
         images += [("dimer", Atoms(list(pair), [[0, 0, 0], [0, 0, r * spacing]])) for r in _DIMER_LENGTHS]
@@ -293,7 +337,8 @@ def _in_solution(crystal: Crystal, crystals: Sequence[Crystal], elements: Sequen
         * crystal.volume
         / np.mean([volumes[symbol] for symbol in crystal.atoms.symbols])
     )
-    return Crystal(crystal.name, _scaled(atoms, float(volume)), crystal.energy, crystal.bulk_modulus)
+    least = crystal.least_volume * float(volume) / crystal.volume
+    return Crystal(crystal.name, _scaled(atoms, float(volume)), crystal.energy, crystal.bulk_modulus, least)
 
 
 def supercell(atoms: Atoms, n_atoms: float) -> Atoms:
@@ -323,6 +368,18 @@ def _deformed(atoms: Atoms, size: float, rng: Random) -> Atoms:
     return deformed
 
 
+def _elastic(crystal: Crystal, rng: Random) -> Atoms:
+    """One of the six strains by half a per cent to two, beside smaller ones; every other time the atoms move a little.
+
+    Elastic constants are differences of stresses of a few tenths of a GPa, which larger strains do not tell.
+    """
+    strain = 0.003 * rng.standard_normal((3, 3))
+    strain[tuple(rng.integers(3, size=2))] += rng.choice((-1.0, 1.0)) * rng.uniform(0.005, 0.02)
+    atoms = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.97, 1.03))
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
+    return _shaken(atoms, rng.uniform(0, 0.02) * rng.integers(2), rng)
+
+
 def _strained(crystal: Crystal, rng: Random) -> Atoms:
     cell = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.85, 1.2))
     return _shaken(_deformed(supercell(cell, rng.uniform(1, 32)), rng.uniform(0, 0.08), rng), rng.uniform(0, 0.04), rng)
@@ -335,8 +392,9 @@ def _rattled(crystal: Crystal, rng: Random) -> Atoms:
 
 
 def _squeezed(crystal: Crystal, rng: Random) -> Atoms:
-    """Far from the minimum: half of the volume to twice as much."""
-    ratio = rng.uniform(0.5, 0.85) if rng.random() < 0.6 else rng.uniform(1.25, 2.0)
+    """Far from the minimum: from half of the volume, where the teacher reaches so far, to twice as much."""
+    least = min(max(0.5, _MARGIN * crystal.least_volume / crystal.volume), 0.85)
+    ratio = rng.uniform(least, 0.85) if rng.random() < 0.6 else rng.uniform(1.25, 2.0)
     cell = _scaled(crystal.atoms, crystal.volume * ratio)
     return _shaken(_deformed(supercell(cell, rng.uniform(4, 24)), 0.03, rng), rng.uniform(0, 0.06), rng)
 
@@ -419,6 +477,7 @@ def _pushed_apart(atoms: Atoms, reach: float) -> Atoms:
 
 
 _MAKERS: dict[str, Callable[[Crystal, Random], Atoms]] = {
+    "elastic": _elastic,
     "strained": _strained,
     "rattled": _rattled,
     "squeezed": _squeezed,

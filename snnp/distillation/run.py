@@ -34,11 +34,13 @@ from snnp.distillation.crystals import (
     SHARES,
     Crystal,
     crystals_from_scan,
+    energy_scale,
     first_scan,
     guessed_crystals,
     pool,
     second_scan,
     supercell,
+    within_reach,
 )
 from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
@@ -216,8 +218,8 @@ class _Run:
         second = second_scan(labelled)
         _check_budget(self.settings.budget, len(labelled) + len(second))
         second = self._label("crystals", second)
-        self.crystals = crystals_from_scan(second)
-        return Frames.concatenate([labelled, second])
+        self.crystals = crystals_from_scan(second, labelled)
+        return Frames.concatenate([within_reach(labelled), second])
 
     def _label(self, stage: str, frames: Frames) -> Frames:
         def tell(now: LabelProgress) -> None:
@@ -284,7 +286,8 @@ class _Run:
         if (run / "config.yaml").exists():
             return training.resume(run, tell).model
         self._write(self._as_learned(labelled), data)
-        config = self.settings.training(data, 1.0 if name == _STUDENT else _ROUND_EPOCHS)
+        scale = energy_scale(self.crystals) if self.crystals else None
+        config = self.settings.training(data, 1.0 if name == _STUDENT else _ROUND_EPOCHS, scale)
         who = self.crew.identity
         origin = {**config.metadata, "teacher": who.name, "teacher_licence": who.licence, "teacher_key": who.key}
         config = config.model_copy(update={"metadata": origin})

@@ -117,8 +117,10 @@ class DistilSettings(BaseModel):
         crystals = {"lattice_constant": 0.01, "elastic": 0.15} if self.elements else {}
         return self.bars or Bars(nve_drift=None if self.data else 5.0, hot_md=not self.data, **crystals)
 
-    def training(self, data: Path, epochs: float = 1.0) -> TrainConfig:
-        """The configuration of a student's training on the parquet file of labels, or of a part of it.
+    def training(self, data: Path, epochs: float = 1.0, energy_scale: float | None = None) -> TrainConfig:
+        """The configuration of a student's training on the parquet file of labels, or of a part of its `epochs`.
+
+        `energy_scale` (eV/atom) is that of its loss, unless the settings name another.
 
         Raises:
             ConfigError: for keys that there are not, or data named beside the teacher's.
@@ -128,15 +130,19 @@ class DistilSettings(BaseModel):
         if "data" in self.student:
             raise ConfigError("student.data: the data are the teacher's labels; leave this group away.")
         tree: dict[str, Any] = {
-            "loss": {"energy_weight": 30.0, "energy_weight_end": 300.0, "stress_weight": 30.0},
+            "loss": {"energy_weight": 30.0, "energy_weight_end": 300.0, "stress_weight": 300.0},
             "seed": self.seed,
             "threads": self.threads,
         }
+        if energy_scale is not None:
+            tree["loss"]["energy_scale"] = round(energy_scale, 3)
         for key, value in self.student.items():
             inner = tree.get(key)
             tree[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
         # What lies beyond is no matter that holds together, and would be all that a squared error sees.
-        tree["data"] = {"train": [f"{data}:train"], "valid": 0.05, "max_energy": 12.0, "max_force": 30.0}
+        # Labels come in ASE's units; frames that were drawn are no trajectory, of which these could be doubted.
+        limits = {"max_energy": 12.0, "max_force": 30.0, "check_units": "off"}
+        tree["data"] = {"train": [f"{data}:train"], "valid": 0.05, **limits}
         tree["metadata"] = {"description": f"distilled from {', '.join(self.teachers)}", **tree.get("metadata", {})}
         config = load_config(tree)
         fewer = config.optimiser.model_copy(update={"epochs": max(1, round(epochs * config.optimiser.epochs))})
