@@ -189,6 +189,25 @@ def test_soap_beats_adam_on_a_correlated_problem() -> None:
     assert final(Soap, 0.1) < 0.1 * min(final(torch.optim.Adam, rate) for rate in (0.01, 0.03, 0.1, 0.3))
 
 
+def test_soap_gives_many_rows_a_basis_for_each_matrix() -> None:
+    """As if each were a parameter of its own; few rows share one."""
+
+    def steps(shape: tuple[int, ...], apart: bool) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(25)]
+        whole = torch.zeros(shape, dtype=torch.float64)
+        parameters = [each.clone() for each in whole] if apart else [whole]
+        optimiser = Soap([each.requires_grad_() for each in parameters], lr=0.1)
+        for gradient in gradients:
+            for parameter, own in zip(parameters, gradient if apart else [gradient], strict=True):
+                parameter.grad = own.clone()
+            optimiser.step()
+        return torch.stack(parameters).detach().reshape(shape)
+
+    torch.testing.assert_close(steps((4, 70, 5), apart=False), steps((4, 70, 5), apart=True))
+    assert not torch.allclose(steps((4, 7, 5), apart=False), steps((4, 7, 5), apart=True))
+
+
 @pytest.mark.parametrize("method", ["soap", "adamw"])
 def test_a_run_learns_and_leaves_a_complete_folder(data: Path, tmp_path: Path, method: str) -> None:
     events = []

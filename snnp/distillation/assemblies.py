@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from snnp.data import Frames
 from snnp.distillation.crystals import frames_of
-from snnp.distillation.molecules import displaced, graph_key, read_molecules, turned
+from snnp.distillation.molecules import displaced, graph_key, overlapping, read_molecules, turned
 
 __all__ = ["MOLECULE_SHARES", "MoleculePool"]
 
@@ -80,13 +80,15 @@ class MoleculePool:
         return frames_of(images, "pool")
 
     def structures(self, kind: str, number: int, rng: np.random.Generator) -> list[Atoms]:
-        """About `number` of one kind; none where all that could be made must not be."""
+        """About `number` of one kind, without those in which atoms overlap; none where nothing may be made."""
         if kind in ("molecule", "turned"):
             alone = self._alone()
             rows = np.resize(rng.permutation(alone), number).tolist() if alone else []
-            return [self._moved(k, rng, kind == "turned") for k in rows]
-        make = {"dimer": self._dimer, "cluster": self._cluster, "liquid": self._liquid}[kind]
-        return [atoms for _ in range(number) if (atoms := make(rng)) is not None]
+            made = [self._moved(k, rng, kind == "turned") for k in rows]
+        else:
+            make = {"dimer": self._dimer, "cluster": self._cluster, "liquid": self._liquid}[kind]
+            made = [atoms for _ in range(number) if (atoms := make(rng)) is not None]
+        return [atoms for atoms in made if not overlapping(atoms)]
 
     def _alone(self) -> list[int]:
         return [k for k, key in enumerate(self._keys) if key not in self.apart]

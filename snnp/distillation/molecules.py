@@ -28,7 +28,7 @@ from snnp.data.read import read_images
 from snnp.errors import InputError, MissingDependencyError
 from snnp.units import BOLTZMANN_EV_PER_K
 
-__all__ = ["displaced", "graph_key", "read_molecules", "turned"]
+__all__ = ["displaced", "graph_key", "overlapping", "read_molecules", "turned"]
 
 Random = np.random.Generator
 
@@ -39,6 +39,7 @@ _LOOSE = 0.05
 _BONDED = 1.25  # of the sum of covalent radii
 _COLDEST, _HOTTEST = 50.0, 2000.0  # K
 _MOST_TURNS = 3  # bonds turned at the same time
+_OVERLAP = 0.65  # of the sum of covalent radii
 _CLASH = 1.2  # of the sum of covalent radii, that atoms far apart in the graph must keep
 
 
@@ -149,6 +150,13 @@ def graph_key(atoms: Atoms) -> str:
     number, owner = connected_components(bonded)
     molecules = (_hash(sorted(labels[k] for k in np.flatnonzero(owner == n))) for n in range(number))
     return _hash(sorted(molecules))
+
+
+def overlapping(atoms: Atoms) -> bool:
+    """Whether two atoms are closer than 0.65 of their covalent radii, where no teacher knows anything."""
+    radii = covalent_radii[atoms.numbers]
+    distances = atoms.get_all_distances(mic=bool(atoms.pbc.any())) + np.diag(np.full(len(atoms), np.inf))
+    return bool((distances < _OVERLAP * (radii[:, None] + radii)).any())
 
 
 def _hash(texts: Sequence[str]) -> str:

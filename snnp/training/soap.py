@@ -18,13 +18,16 @@ from torch import Tensor
 
 __all__ = ["Soap"]
 
+_MOST_ROWS = 256
+"""Of one matrix: its preconditioner costs the third power, which for filters of pairs of elements is all of a step."""
+
 
 class Soap(torch.optim.Optimizer):
     """The optimiser; parameters of one effective dimension are stepped by plain Adam.
 
     Arguments:
         parameters: tensors, or groups of them as torch has them; leading axes of length one are ignored, further axes
-            are folded into the rows.
+            are folded into the rows, or, beyond 256 of these, number matrices that have preconditioners of their own.
         lr: learning rate; betas: decay of the first and second moments; shampoo_beta: decay of `G G^T`.
         refresh: steps between updates of the eigenbasis.
     """
@@ -61,13 +64,13 @@ class Soap(torch.optim.Optimizer):
         state = self.state[parameter]
         gradient = parameter.grad
         assert gradient is not None
-        matrix = gradient.reshape(-1, gradient.shape[-1]) if gradient.dim() > 1 else gradient[None]
-        rotates = min(matrix.shape) > 1
+        matrix = _as_matrices(gradient)
+        rotates = min(matrix.shape[-2:]) > 1
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["mean"], state["square"] = torch.zeros_like(matrix), torch.zeros_like(matrix)
             if rotates:
-                state["left"], state["right"] = matrix @ matrix.T, matrix.T @ matrix
+                state["left"], state["right"] = matrix @ matrix.mT, matrix.mT @ matrix
                 state["left_basis"], state["right_basis"] = _eigenbasis(state["left"]), _eigenbasis(state["right"])
         state["step"] += 1
         beta1, beta2 = group["betas"]
@@ -75,13 +78,13 @@ class Soap(torch.optim.Optimizer):
         rotated, mean = matrix, state["mean"]
         if rotates:
             left, right = state["left_basis"], state["right_basis"]
-            rotated, mean = left.T @ matrix @ right, left.T @ mean @ right
+            rotated, mean = left.mT @ matrix @ right, left.mT @ mean @ right
         state["square"].lerp_(rotated.square(), 1.0 - beta2)
         count = float(state["step"])
         scale = (1.0 - beta2**count) ** 0.5 / (1.0 - beta1**count)
         update = scale * mean / (state["square"].sqrt() + group["eps"])
         if rotates:
-            update = left @ update @ right.T
+            update = left @ update @ right.mT
             self._refresh(state, matrix, group, int(count))
         if group["weight_decay"]:
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
@@ -90,23 +93,33 @@ class Soap(torch.optim.Optimizer):
     @staticmethod
     def _refresh(state: dict[str, Tensor], matrix: Tensor, group: dict[str, Any], count: int) -> None:
         """Follow the preconditioner; every `refresh` steps turn the basis by one power iteration."""
-        state["left"].lerp_(matrix @ matrix.T, 1.0 - group["shampoo_beta"])
-        state["right"].lerp_(matrix.T @ matrix, 1.0 - group["shampoo_beta"])
+        state["left"].lerp_(matrix @ matrix.mT, 1.0 - group["shampoo_beta"])
+        state["right"].lerp_(matrix.mT @ matrix, 1.0 - group["shampoo_beta"])
         if count % group["refresh"]:
             return
-        for side, axis in (("left", 0), ("right", 1)):
+        for side, axis in (("left", -2), ("right", -1)):
             basis = state[f"{side}_basis"]
             moved = state[side] @ basis
             # Sorted by eigenvalue, so that the second moments move along with their directions.
-            order = (basis * moved).sum(dim=0).argsort(descending=True)
-            state["square"] = state["square"].index_select(axis, order)
-            state[f"{side}_basis"] = torch.linalg.qr(moved[:, order])[0].contiguous()
+            order = (basis * moved).sum(dim=-2).argsort(dim=-1, descending=True)
+            rows = order[..., :, None] if axis == -2 else order[..., None, :]
+            state["square"] = torch.take_along_dim(state["square"], rows, dim=axis)
+            sorted_ = torch.take_along_dim(moved, order[..., None, :], dim=-1)
+            state[f"{side}_basis"] = torch.linalg.qr(sorted_)[0].contiguous()
+
+
+def _as_matrices(gradient: Tensor) -> Tensor:
+    """[m, n], or [K, m, n] where one matrix would have too many rows."""
+    if gradient.dim() < 2:
+        return gradient[None]
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    return flat if gradient.dim() == 2 or len(flat) <= _MOST_ROWS else gradient.flatten(0, -3)
 
 
 def _eigenbasis(matrix: Tensor) -> Tensor:
-    """Eigenvectors of a symmetric matrix, largest eigenvalue first."""
-    jitter = 1e-30 + 1e-7 * float(matrix.diagonal().mean())
-    identity = torch.eye(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+    """Eigenvectors of symmetric matrices, largest eigenvalue first."""
+    jitter = 1e-30 + 1e-7 * matrix.diagonal(dim1=-2, dim2=-1).double().mean(dim=-1)[..., None, None]
+    identity = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device)
     _, vectors = torch.linalg.eigh(matrix.double() + jitter * identity)
     # Contiguous: a restored state then enters the same kernels, and a resumed run repeats every bit.
-    return vectors.flip(1).to(matrix.dtype).contiguous()
+    return vectors.flip(-1).to(matrix.dtype).contiguous()
