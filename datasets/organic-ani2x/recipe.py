@@ -1,0 +1,34 @@
+"""organic-ani2x: from RUN/labels.parquet of the distillation in `model_zoo/snnp-organic/distil.yaml` -> a part of it.
+
+    python datasets/organic-ani2x/recipe.py runs/snnp-organic-labels organic-ani2x
+
+Every frame that was held out, and of the others as many as fit, drawn at random, without energies of atoms and
+standard deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from snnp.data import Frames, load_dataset
+from snnp.data.description import Description
+from snnp.data.recipes import Piece, main
+
+_TRAINING_FRAMES = 4000
+
+
+def make(raw: Path, description: Description) -> Iterator[Piece]:
+    """Some of the labels of each split."""
+    dataset = load_dataset(raw / "labels.parquet")
+    for split in ("train", "test"):
+        chunks = [chunk.checked() for chunk in dataset.select(split).chunks()]
+        frames = Frames.concatenate(chunks)
+        chosen = np.random.default_rng(0).permutation(len(frames))[:_TRAINING_FRAMES]
+        yield Piece("ani-2x", split, frames.take(np.sort(chosen)))
+
+
+if __name__ == "__main__":
+    main(make)
