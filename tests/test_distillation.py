@@ -228,6 +228,43 @@ def test_energies_of_the_data_and_forces_of_an_ensemble(quick: None, tmp_path: P
     assert all(frame.stress is None for frame in learned.values())
 
 
+def test_an_ensemble_speaks_beside_the_data_and_not_for_them(quick: None, tmp_path: Path) -> None:
+    models = [SplineNNP(special_cases.eam(("Cu",)), seed=seed) for seed in (0, 1)]
+    for seed, model in enumerate(models):
+        save_model(model, tmp_path / f"m{seed}")
+    frames = _labelled(
+        frames_of([("a", bulk("Cu", cubic=True, a=a)) for a in np.linspace(3.4, 3.9, 12)] + [("b", Atoms("Cu"))], "t")
+    )
+    images = []
+    for frame in frames:
+        (atoms,) = frame.structure.to_ase()
+        forces = np.zeros((len(atoms), 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=frame.energy, forces=forces)
+        images.append(atoms)
+    ase.io.write(tmp_path / "data.xyz", images, format="extxyz")
+    settings = DistilSettings(
+        teachers=[str(tmp_path / "m0"), str(tmp_path / "m1")],
+        data=[str(tmp_path / "data.xyz")],
+        method="self",
+        budget=40,
+        student=SMALL,
+        bars=Bars(force_cosine=None, hot_md=False),
+    )
+    distil(settings, tmp_path / "run")
+    dataset = load_dataset(tmp_path / "run/labels.parquet")
+    learned = [frame for frame in dataset if frame.source.startswith("data.xyz")]
+    assert sorted(frame.energy or 0.0 for frame in learned) == pytest.approx(sorted(frames.energy))
+    copies = [frame for frame in dataset if not frame.source.startswith("data.xyz")]
+    assert len(learned) == 13
+    assert len(copies) == 27
+    for frame in copies:
+        assert frame.n_atoms == 4  # no copies of isolated atoms
+        both = [model.compute(frame.structure) for model in models]
+        mean = sum(np.asarray(each.forces.detach()) for each in both if each.forces is not None) / 2.0
+        assert frame.forces == pytest.approx(mean, abs=1e-4)
+    assert all(not frame.source.startswith("data.xyz") for frame in dataset.select("test"))
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -12,6 +12,7 @@ from ase import Atoms
 from snnp.analysis.stability import time_step_for
 from snnp.data import Frames
 from snnp.data.read import read_images
+from snnp.data.reference import are_isolated_atoms
 from snnp.distillation.assemblies import MoleculePool
 from snnp.distillation.crystals import Crystal, frames_of, pool
 from snnp.errors import InputError, TrainingError
@@ -20,7 +21,7 @@ from snnp.neighbours import shortest_distances
 from snnp.sampling import MDSettings, run_md
 from snnp.structure import Structure
 
-__all__ = ["Start", "crystal_starts", "explore", "molecule_starts"]
+__all__ = ["Start", "crystal_starts", "explore", "molecule_starts", "shaken_copies"]
 
 Start = tuple[str, Atoms, float]
 """Kind, atoms, temperature in K."""
@@ -34,6 +35,8 @@ _MOLECULE_RUNS = {
 }
 """Kind -> share of the runs, and temperatures (K) between which that of each is drawn."""
 _PICOSECONDS, _MOLECULE_PICOSECONDS, _FRAMES = 2.0, 1.0, 25
+_SHAKEN, _STRAINED = (0.005, 0.05), 0.04  # of the shortest distance; norm of the strain
+_REACH = 4.0  # Å, where there is none shorter
 _CLOSEST = 0.5  # of the shortest distance at the start: closer frames are the student's mistakes, of which few suffice
 
 
@@ -62,6 +65,30 @@ def molecule_starts(molecules: MoleculePool, number: int, seed: int) -> list[Sta
         for atoms in molecules.structures(kind, max(1, round(share * runs)), rng):
             found.append((f"md {kind}", atoms, float(np.exp(rng.uniform(np.log(coldest), np.log(hottest))))))
     return found
+
+
+def shaken_copies(data: Frames, number: int, seed: int) -> Frames:
+    """Copies of the frames, one frame after the other, strained (where periodic) and with all atoms displaced.
+
+    They lie so near that models which learned the data still agree about them, and so far that these models differ:
+    what several of them say there in the mean is what one of them can learn.
+    """
+    rng = np.random.default_rng([seed, 6])
+    data = data.take(~are_isolated_atoms(data))
+    spacings = shortest_distances(data.structure(), _REACH).clamp_max(_REACH).tolist()
+    images: list[tuple[str, Atoms]] = []
+    while len(images) < number and len(data):
+        row = len(images) % len(data)
+        (atoms,) = data[row].structure.to_ase()
+        if atoms.pbc.any():
+            strain = rng.standard_normal((3, 3))
+            strain = (strain + strain.T) * rng.uniform(0.0, _STRAINED) / np.linalg.norm(strain + strain.T)
+            strain[:, ~atoms.pbc] = strain[~atoms.pbc] = 0.0
+            atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
+        size = spacings[row] * np.exp(rng.uniform(*np.log(_SHAKEN)))
+        atoms.positions += size * rng.standard_normal(atoms.positions.shape)
+        images.append((f"shaken {data.groups[row] or ''}".strip(), atoms))
+    return frames_of(images, "copies")
 
 
 def explore(

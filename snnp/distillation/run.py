@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from numpy.typing import NDArray
 
 from snnp import training
 from snnp.data import Frames, load_dataset, read_frames, split_frames
@@ -42,7 +43,7 @@ from snnp.distillation.crystals import (
     supercell,
     within_reach,
 )
-from snnp.distillation.exploration import crystal_starts, explore, molecule_starts
+from snnp.distillation.exploration import crystal_starts, explore, molecule_starts, shaken_copies
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.selection import choose
 from snnp.distillation.settings import CHANGEABLE, DistilSettings
@@ -253,6 +254,8 @@ class _Run:
         else:
             assert self.given.data is not None
             made = self.given.data
+            if set_.method == "self" and number > len(made):
+                return Frames.concatenate([made, shaken_copies(made, number - len(made), set_.seed)])
         groups = Counter(group or "" for group in made.groups)
         return choose(made, number, groups, seed=set_.seed)
 
@@ -294,22 +297,32 @@ class _Run:
         return training.train(config, run, tell, overwrite=True).model
 
     def _as_learned(self, labelled: Frames) -> Frames:
-        """With energies of the data instead of the teachers', where the method says so."""
-        if self.settings.method != "ekd":
-            return labelled
-        assert self.given.data is not None
+        """With labels of the data instead of the teachers', where the method says so."""
         data = self.given.data
+        if data is None or self.settings.method not in ("self", "ekd"):
+            return labelled
+        if self.settings.method == "self":
+            own = data.take(self._own(data))
+            return Frames.concatenate([own, labelled.take(~np.isin(labelled.sources, own.sources))])
         energy = dict(zip(data.sources, data.energy, strict=True))
         known = np.array([energy[source] for source in labelled.sources])
         nothing = np.zeros(len(labelled), dtype=bool)
         return replace(labelled, energy=known, stress=np.full_like(labelled.stress, np.nan), has_stress=nothing)
 
+    def _own(self, data: Frames) -> NDArray[np.bool_]:
+        """[B] which frames of the data are learned with labels of their own: those with energies and forces, for an
+        ensemble that learned them cannot know better."""
+        own: NDArray[np.bool_] = data.has_energy & data.has_forces & (self.settings.method == "self")
+        return own
+
     def _write(self, labelled: Frames, path: Path) -> None:
         """The dataset of labels, and beside it whose they are."""
-        split = split_frames(labelled, valid=0.0, test=self.settings.held_out, seed=self.settings.seed)
+        data = self.given.data
+        own = np.isin(labelled.sources, [] if data is None else data.take(self._own(data)).sources)
+        split = split_frames(labelled.take(~own), valid=0.0, test=self.settings.held_out, seed=self.settings.seed)
         versions = ", ".join(f"{known['name']} {known['version']}" for known in self.crew.identity.packages.values())
         with parquet_writer(path, self.crew.identity.name, versions) as writer:
-            for part, frames in (("train", split.train), ("test", split.test)):
+            for part, frames in (("train", labelled.take(own)), ("train", split.train), ("test", split.test)):
                 if len(frames):
                     writer.add(frames, part)
         said = {"teacher": self.crew.identity.json(), "licence": self.crew.identity.licence, "failures": self.failures}

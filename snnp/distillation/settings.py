@@ -73,7 +73,8 @@ class DistilSettings(BaseModel):
     method: Literal["labels", "ekd", "self"] = Field(
         "labels",
         description="labels: energies, forces and stresses of the teacher; ekd: energies of the data, mean forces of "
-        "the teachers; self: the mean of several equal models",
+        "the teachers; self: the data, and beside them copies, shaken and strained, with the mean of several equal "
+        "models",
     )
     student: dict[str, JsonValue] = Field(
         default_factory=dict, description="A training configuration without data; everything has a default"
