@@ -35,11 +35,11 @@ __all__ = [
 Severity = Literal["error", "warning", "note"]
 
 _MARKS: dict[Severity, str] = {"error": "✖", "warning": "▲", "note": "●"}  # worst first
-# What each kind of report is called: its title, the command that wrote it, and its format in JSON.
+# What each kind of report is called: its title, the command that wrote it, its format in JSON, and what is passed.
 _KINDS = {
-    "data": ("Data examined", "snnp doctor", "snnp-doctor"),
-    "model": ("Model examined", "snnp doctor", "snnp-doctor"),
-    "distillation": ("Distilled", "snnp distill", "snnp-distillation"),
+    "data": ("Data examined", "snnp doctor", "snnp-doctor", "Checks that found nothing"),
+    "model": ("Model examined", "snnp doctor", "snnp-doctor", "Checks that found nothing"),
+    "distillation": ("Distilled", "snnp distill", "snnp-distillation", "Bars that are reached"),
 }
 _MOST_FRAMES, _SHOWN_FRAMES, _NAMED_FRAMES = 1000, 40, 5  # in JSON, on a page, on a line
 
@@ -141,7 +141,9 @@ class Table:
 
     def html(self) -> str:
         """A table that scrolls where it is too wide; without the title."""
-        head = "".join(f"<th>{escape(_heading(name))}</th>" for name in self.columns)
+        cells = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
+        kinds = [' class="number"' if any(map(_is_number, column)) else "" for column in cells]
+        head = "".join(f"<th{k}>{escape(_heading(name))}</th>" for k, name in zip(kinds, self.columns, strict=False))
         rows = ["".join(_html_cell(cell) for cell in row) for row in self.rows]
         lines = "".join(f"<tr>{line}</tr>" for line in ([head] if head else []) + rows)
         return f'<div class="scroll"><table>{lines}</table></div>'
@@ -225,7 +227,11 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: how many findings of which kind."""
+        """One line: how many findings of which kind; of a distillation, whether it is accepted."""
+        if self.kind == "distillation":
+            n, failed = len(self.passed) + len(self.errors), len(self.errors)
+            words = f"not accepted: {failed} of {n} bars not reached" if failed else f"accepted: all {n} bars reached"
+            return words + (f"; {len(self.warnings)} warnings" if self.warnings else "")
         if not self.findings:
             return f"nothing found in {len(self.passed)} checks"
         count = {kind: sum(each.severity == kind for each in self.findings) for kind in _MARKS}
@@ -280,7 +286,7 @@ class Report:
             body += [f"<h2>{title}</h2>", *(each.html() for each in parts)] if parts else []
         for table in self.tables:
             body += [f"<h2>{escape(table.title)}</h2>", table.html()]
-        body += ["<h2>Checks that found nothing</h2>", f"<p>{escape(', '.join(self.passed)) or 'none'}</p>"]
+        body += [f"<h2>{_KINDS[self.kind][3]}</h2>", f"<p>{escape(', '.join(self.passed)) or 'none'}</p>"]
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -311,7 +317,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; border-bottom: 1px solid var(--
 .good { --tone: var(--good); }
 table { border-collapse: collapse; font-size: .9rem; } .scroll { overflow-x: auto; }
 td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 0 0 1.6rem; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 """
 

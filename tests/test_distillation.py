@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from snnp.cli.main import app
 from snnp.data import Frames, load_dataset
-from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan, verdict
+from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan
 from snnp.distillation.crystals import (
     SHARES,
     crystals_from_scan,
@@ -32,6 +32,7 @@ from snnp.distillation.crystals import (
     within_reach,
 )
 from snnp.distillation.selection import choose
+from snnp.distillation.verdict import behaviour
 from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import SplineNNP, save_model, special_cases
 
@@ -160,7 +161,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and short runs."""
     monkeypatch.setattr(exploration, "_PICOSECONDS", 0.1)
     monkeypatch.setattr("snnp.distillation.run._STARTS", 4)
-    monkeypatch.setattr(verdict, "_PICOSECONDS", 0.2)
+    monkeypatch.setattr(behaviour, "_PICOSECONDS", 0.2)
 
 
 def test_from_symbols_to_a_student(quick: None, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from snnp.distillation.exploration import crystal_starts, explore, molecule_star
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.selection import choose
 from snnp.distillation.settings import CHANGEABLE, DistilSettings
-from snnp.distillation.teachers import Identity, Teacher
+from snnp.distillation.teachers import Identity, Teacher, TeacherProcess
 from snnp.errors import ConfigError, InputError
 from snnp.files import hold, write_atomically
 from snnp.models.potential import Potential
@@ -64,6 +64,7 @@ _POOL_OF_MOLECULES = 1.25  # which are many, and all different
 _ROUND_EPOCHS = 0.25  # of those of the last student
 _STARTS = 16
 _MOVING_ATOMS = 90
+_PART_ATOMS = 12  # that are doubled
 
 
 @dataclass(frozen=True)
@@ -338,20 +339,31 @@ class _Run:
             verdict.against_teacher(found, student, _joined(dataset.select("test")))
         if self.given.reference is not None:
             self._against_reference(found, student, self.given.reference)
-        self.report(DistilProgress("report", 2, 5, "crystals"))
-        if self.crystals:
-            process = self.crew.hire()
-            try:
-                verdict.crystals_beside(found, student, self.crystals, process)
-            finally:
-                self.crew.dismiss(process)
-        self.report(DistilProgress("report", 3, 5, "dynamics"))
+        self.report(DistilProgress("report", 2, 5, "beside the teacher"))
         atoms, hot = self._mover()
+        process = self.crew.hire()
+        try:
+            self._beside(found, student, atoms, process)
+        finally:
+            self.crew.dismiss(process)
+        self.report(DistilProgress("report", 3, 5, "dynamics"))
         verdict.moving(found, student, atoms, hot, self.settings.seed)
         self.report(DistilProgress("report", 4, 5, "speed"))
         verdict.speed(found, student, atoms, self.store.seconds_per_atom())
         self.report(DistilProgress("report", 5, 5))
         return found
+
+    def _beside(self, found: verdict.Measured, student: Potential, atoms: Atoms, process: TeacherProcess) -> None:
+        """What takes more of the teacher than its labels."""
+        seed = self.settings.seed
+        if self.crystals:
+            verdict.crystals_beside(found, student, self.crystals, process)
+            verdict.compounds_beside(found, student, self.crystals, process)
+            if self.settings.wanted_bars.rdf_overlap is not None:
+                verdict.liquid_beside(found, student, self.crystals, process, seed)
+        part = supercell(self.crystals[0].atoms, _PART_ATOMS) if self.crystals else atoms
+        verdict.extensivity(found, student, part, process, seed)
+        verdict.memory(found, self.folder / _STUDENT, atoms, process)
 
     def _against_reference(self, found: verdict.Measured, student: Potential, frames: Frames) -> None:
         if unknown := set(frames.elements) - set(student.elements):
@@ -374,13 +386,14 @@ class _Run:
 
     def say(self, found: verdict.Measured, labelled: Frames, seconds: float) -> Report:
         """The report, written as three files."""
-        failed, passed = verdict.judge(found, self.settings.wanted_bars)
+        failed, passed, bars = verdict.judge(found, self.settings.wanted_bars)
         notes = list(found.notes)
         if self.failures:
             said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
             notes.append(Finding("labels", "note", said + self.failures[0][1]))
-        kinds = Counter(str(group) for group in labelled.groups)
+        kinds = Counter(map(verdict.kind_of, labelled.groups))
         tables = [
+            bars,
             Table.of(
                 "Teacher",
                 {
@@ -396,7 +409,7 @@ class _Run:
         ]
         tables = [table for table in tables if table.rows]
         name = f"{self.folder.name}, a student of {self.crew.identity.name}"
-        report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, seconds=seconds)
+        report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, found.pictures, seconds)
         for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
             write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
         return report

@@ -22,9 +22,13 @@ class Bars(BaseModel):
 
     `force_mae`, `force_rmse` (eV/Å, at most) and `force_cosine` (at least): against the teacher on held-out structures.
     `reference_force_ratio`: at most, the student's force MAE on reference data over the teacher's own there.
-    `lattice_constant`, `elastic`: at most, relative deviation from the teacher's lattice constants, and of elastic
-    constants relative to its bulk modulus. `nve_drift`: meV/atom/ns, at most. `hot_md`: whether a run at 1.5 times the
-    temperature of `Crystal.temperature` (molecules: 500 K) must not blow up. `speedup`: at least, over the teacher.
+    `lattice_constant`, `elastic`: at most, relative deviation from the teacher's lattice constants (of compounds, too),
+    and of elastic constants relative to its bulk modulus. `formation_energy` (meV/atom), `bulk_modulus` (relative): at
+    most, deviations of compounds. `extensivity`: meV/atom, at most, by which a doubled cell or two parts far apart miss
+    the sum. `nve_drift`: meV/atom/ns, at most. `hot_md`: whether a run at 1.5 times the temperature of
+    `Crystal.temperature` (molecules: 500 K) must not blow up. `rdf_overlap`: at least, of the liquids' radial
+    distributions (elements only; the teacher runs for up to ten minutes, where this bar is set). `speedup`: at least,
+    over the teacher. `memory`: MB, at most, of a process with the student.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,9 +39,14 @@ class Bars(BaseModel):
     reference_force_ratio: float | None = Field(None, gt=0.0)
     lattice_constant: float | None = Field(None, gt=0.0)
     elastic: float | None = Field(None, gt=0.0)
+    formation_energy: float | None = Field(None, gt=0.0)
+    bulk_modulus: float | None = Field(None, gt=0.0)
+    extensivity: float | None = Field(None, gt=0.0)
     nve_drift: float | None = Field(None, gt=0.0)
     hot_md: bool = True
+    rdf_overlap: float | None = Field(None, gt=0.0, le=1.0)
     speedup: float | None = Field(None, gt=0.0)
+    memory: float | None = Field(None, gt=0.0)
 
 
 CHANGEABLE = ("reference", "bars", "workers", "threads", "most_failures")

@@ -195,12 +195,16 @@ class Models:
 
 @dataclass(frozen=True)
 class Answer:
-    """Labels of a frame (a row of those that were asked for), the seconds that it took, or why there are none."""
+    """Labels of a frame (a row of those that were asked for), the seconds that it took, or why there are none.
+
+    `peak_bytes` is the largest resident memory that the process had until then, where its system says so.
+    """
 
     row: int
     seconds: float
     labels: dict[str, np.ndarray]
     error: str | None
+    peak_bytes: int | None = None
 
 
 class WorkerDiedError(Exception):
@@ -268,7 +272,7 @@ class TeacherProcess:
             if body is None:
                 raise WorkerDiedError(self._last_words())
             header, labels = worker.unpack(body)
-            yield Answer(header["row"], header["seconds"], labels, header["error"])
+            yield Answer(header["row"], header["seconds"], labels, header["error"], header["peak_bytes"])
 
     def close(self) -> None:
         """End the process at once."""
