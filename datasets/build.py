@@ -2,6 +2,8 @@
 
 python datasets/build.py OUT [NAME...]     # raw files in $SNNP_DATA/NAME; counts go to NAME/manifest.json
 python datasets/build.py --cards           # README.md of every dataset from its manifest.json
+
+Datasets whose parquet files lie here are bundled: their manifest holds the checksum of every file, too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from snnp.data.description import Description, card, read_description
-from snnp.data.recipes import Make, build, from_xyz
+from snnp.data.read import dataset_files
+from snnp.data.recipes import Make, build, finish, from_xyz
 from snnp.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +41,10 @@ def names() -> list[str]:
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Manifest and card, from one source."""
+    """Manifest and card, from one source; of a bundled dataset with checksums, and counted anew."""
+    if dataset_files(folder):
+        finish(folder, description)
+        return
     write_atomically(folder / "manifest.json", (description.model_dump_json(indent=2) + "\n").encode())
     write_atomically(folder / "README.md", card(description).encode())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.util
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from snnp.errors import InputError
 
 __all__ = [
+    "bundled_folders",
     "hold",
     "naming",
     "refuse_existing",
@@ -38,6 +40,22 @@ _FULL = {
     errno.EFBIG: "the limit on the size of files is reached",
 }
 _swept: set[str] = set()
+
+
+def bundled_folders(kind: str, holding: str) -> dict[str, Path]:
+    """Name -> folder of what is part of the installation.
+
+    Arguments:
+        kind: "model_zoo" or "datasets": package data of the installation (`snnp_...`), else the repository's folder.
+        holding: files that a folder must hold, as a pattern.
+    """
+    spec = importlib.util.find_spec(f"snnp_{kind}")
+    installed = [] if spec is None else [Path(entry) for entry in spec.submodule_search_locations or ()]
+    found: dict[str, Path] = {}
+    for root in (*installed, Path(__file__).resolve().parents[1] / kind):
+        for path in sorted(root.glob(f"*/{holding}")):
+            found.setdefault(path.parent.name, path.parent)
+    return found
 
 
 def why_full(error: OSError) -> str | None:

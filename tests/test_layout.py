@@ -32,6 +32,7 @@ MAX_MODEL_BYTES = 1_000_000
 # are needed for the energies and the spread that were published. No other model may be larger than 1 MB.
 LARGER_MODELS = {"ani-1ccx": 11_000_000}
 MAX_ZOO_BYTES = 13_000_000  # of all together: what every wheel carries
+MAX_PARQUET_BYTES = 5_000_000  # of each bundled dataset; larger ones are built by recipe
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_ARGUMENTS = 8
@@ -39,6 +40,7 @@ MAX_ARGUMENTS = 8
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*REPOSITORY.glob("snnp/**/*.py"), *REPOSITORY.glob("plugins/**/*.py")])
 MODELS = sorted(entry for entry in (REPOSITORY / "model_zoo").iterdir() if entry.is_dir())
+DATASETS = sorted({path.parent for path in (REPOSITORY / "datasets").glob("*/*.parquet")})
 
 
 def _name(path: Path) -> str:
@@ -94,7 +96,7 @@ def test_datasets_folder_yields_to_a_real_package(tmp_path: Path) -> None:
 def test_packages_are_listed_in_pyproject() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     roots = {"snnp": "snnp", "snnp_ase": "plugins/ase/snnp_ase", "snnp_openmm": "plugins/openmm/snnp_openmm"}
-    on_disk = {"snnp_model_zoo"}
+    on_disk = {"snnp_datasets", "snnp_model_zoo"}
     for package, folder in roots.items():
         for init in (REPOSITORY / folder).rglob("__init__.py"):
             inner = init.parent.relative_to(REPOSITORY / folder).parts
@@ -135,6 +137,16 @@ def test_bundled_model_is_complete_and_small(folder: Path) -> None:
 
 def test_all_bundled_models_together_stay_small() -> None:
     assert sum(path.stat().st_size for folder in MODELS for path in folder.iterdir()) <= MAX_ZOO_BYTES
+
+
+def test_bundled_datasets_are_small_and_installed() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["snnp_datasets"]
+    packed = {path for pattern in patterns for path in (REPOSITORY / "datasets").glob(pattern)}
+    held = {path for folder in DATASETS for path in folder.iterdir()} | {REPOSITORY / "datasets/README.md"}
+    assert packed == held  # nothing of datasets without data
+    for folder in DATASETS:
+        assert all(path.stat().st_size <= MAX_PARQUET_BYTES for path in folder.glob("*.parquet"))
 
 
 def test_every_bundled_model_and_file_is_installed() -> None:

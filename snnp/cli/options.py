@@ -6,7 +6,6 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -15,6 +14,7 @@ from rich.markup import escape
 from typer.models import ArgumentInfo
 
 from snnp.errors import InputError
+from snnp.files import bundled_folders
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -161,9 +161,7 @@ def command_meant(word: str, known: Iterable[str]) -> list[str]:
 
 def _bundled_names(incomplete: str) -> list[str]:
     """Names for the shell's completion; looked up without torch, which takes longer than one waits for a Tab."""
-    spec = find_spec("snnp_model_zoo")
-    roots = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
-    return sorted(path.parent.name for root in roots for path in root.glob(f"{incomplete}*/config.json"))
+    return sorted(name for name in bundled_folders("model_zoo", "config.json") if name.startswith(incomplete))
 
 
 def _option_of(name: str) -> str:

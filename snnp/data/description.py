@@ -125,7 +125,10 @@ def read_description(path: str | Path) -> Description:
             raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
         if not content.strip():
             raise DataError(f"{path} is empty; expected the description of a dataset.")
-        return parse_description(json.loads(content), str(path))
+        tree = json.loads(content)
+        if isinstance(tree, dict) and tree.get("format") == "snnp-manifest":  # of a folder with its data
+            tree = (tree.get("about") or {}).get("dataset")
+        return parse_description(tree, str(path))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise

@@ -1,6 +1,7 @@
 """The way in for every file of structures, and for datasets in a folder, a mirror or on the Hub.
 
 read_frames(["train.xyz", "org/name:train"])        files and datasets, as training takes them
+load_dataset("aluminium-7net", split="train")       bundled
 load_dataset("org/name@v1.0", split="train")        from the Hub or a mirror
 load_dataset("folder", part="ccsdt", split="test")  one of several levels of theory
 read_any("train.xyz")                               a file of any format, some frames at a time
@@ -138,8 +139,8 @@ def load_dataset(
     """Open a dataset; nothing but its footer is read.
 
     Arguments:
-        name: `org/name[@revision]` on the Hub or in a mirror, a folder, a parquet file, or a file of extended XYZ
-            (which is read into memory).
+        name: a bundled dataset, `org/name[@revision]` on the Hub or in a mirror, a folder, a parquet file, or a file
+            of extended XYZ (which is read into memory).
         split: "train", "valid", "test", ...; None: all frames.
         part: which file, where a dataset has several, one for each level of theory; its name without ".parquet".
         revision: branch, tag or commit hash; may also follow the name after an @.
@@ -249,12 +250,14 @@ def dataset_records(sources: Iterable[str]) -> list[dict[str, str]]:
 
 def _named(text: str) -> tuple[str, str | None, str | None] | None:
     """Name, part and split of the dataset that a text `name:part/split` stands for; None for a file of its own."""
-    from snnp.hub import parse_reference
+    from snnp.hub import bundled_datasets, parse_reference
 
     match = None if Path(text).exists() else _SELECTION.fullmatch(text)
     name, part, split = (text, None, None) if match is None else match.groups()
     path = Path(name)
-    if path.exists():
+    if name in bundled_datasets():
+        is_file = False
+    elif path.exists():
         is_file = path.is_file() and path.suffix.lower() != ".parquet"
     else:  # what looks like the name of a file is missed as one
         is_file = is_xyz(path) or path.suffix.lower() == ".parquet" or parse_reference(name) is None

@@ -19,7 +19,7 @@ from snnp.hub.manifest import (
 )
 from snnp.hub.mirror import add_to_mirror
 from snnp.hub.names import parse_reference
-from snnp.hub.resolver import load_model, load_pinned, resolve
+from snnp.hub.resolver import bundled_datasets, load_model, load_pinned, resolve
 from snnp.hub.upload import Publication, publish
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Manifest",
     "Publication",
     "add_to_mirror",
+    "bundled_datasets",
     "list_repositories",
     "load_model",
     "load_pinned",

@@ -3,7 +3,7 @@
 Looked for in this order, the first that exists is taken; a revision, where one is named, rules out the first two,
 unless a folder has just that name:
 
-- a bundled model (`snnp-si`), in the installation;
+- a bundled model (`snnp-si`) or dataset (`aluminium-7net`), in the installation;
 - a folder or file (`runs/mine`), on this disk;
 - a repository (`org/name`, `org/name@v1.0`) in the mirror that `SNNP_MIRROR` names;
 - a repository on the Hub, in the cache of huggingface_hub, fetched if need be.
@@ -18,13 +18,15 @@ from typing import Literal
 import torch
 
 from snnp.errors import HubError, InputError, near_matches
+from snnp.files import bundled_folders
 from snnp.hub.client import fetch
+from snnp.hub.manifest import read_manifest, verify_folder
 from snnp.hub.mirror import find_in_mirror, mirror_folder
 from snnp.hub.names import Kind, parse_reference
 from snnp.models import store
 from snnp.models.potential import Potential
 
-__all__ = ["Resolved", "load_model", "load_pinned", "resolve"]
+__all__ = ["Resolved", "bundled_datasets", "load_model", "load_pinned", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,24 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
 def _find_here(text: str, kind: Kind) -> Resolved | None:
     if kind == "model" and text in store.list_models():
         return Resolved(store.model_folder(text), text, "bundled")
+    if kind == "dataset" and (folder := bundled_datasets().get(text)) is not None:
+        verify_folder(folder, read_manifest(folder, "dataset"), cure="install snnp again")
+        return Resolved(folder, text, "bundled")
     path = Path(text)
     if not path.exists():
         return None
     return Resolved(store.model_folder(path) if kind == "model" else path, text, "folder")
 
 
+def bundled_datasets() -> dict[str, Path]:
+    """Name -> folder of each dataset that is part of the installation; others have a recipe there, and no data."""
+    return bundled_folders("datasets", "*.parquet")
+
+
 def _missing_here(text: str) -> str:
     path = Path(text)
     siblings = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings += bundled_datasets()
     return f"there is no file or folder '{text}'.{near_matches(text, siblings)}"
 
 

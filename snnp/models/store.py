@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 
 from snnp.errors import InputError, ModelFileError, near_matches
-from snnp.files import write_atomically
+from snnp.files import bundled_folders, write_atomically
 from snnp.models.config import TensorShape
 from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.families import FAMILIES, family_of
@@ -190,20 +189,8 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
     return model.eval()
 
 
-def _zoo_roots() -> list[Path]:
-    """Where bundled models may lie: installed package data, or the repository's own folder."""
-    spec = importlib.util.find_spec("snnp_model_zoo")
-    installed = [] if spec is None else [Path(entry) for entry in spec.submodule_search_locations or ()]
-    return [*installed, Path(__file__).resolve().parents[2] / "model_zoo"]
-
-
 def _bundled() -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for root in filter(Path.is_dir, _zoo_roots()):
-        for path in sorted(root.iterdir()):
-            if (path / CONFIG_FILE).is_file():
-                found.setdefault(path.name, path)
-    return found
+    return bundled_folders("model_zoo", CONFIG_FILE)
 
 
 def list_models() -> list[str]:
