@@ -19,7 +19,7 @@ from cli_runs import run_json
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
-from snnp.data import Frames, load_dataset
+from snnp.data import Frames, load_dataset, read_frames
 from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan
 from snnp.distillation.crystals import (
     SHARES,
@@ -35,6 +35,7 @@ from snnp.distillation.selection import choose
 from snnp.distillation.verdict import behaviour
 from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import SplineNNP, save_model, special_cases
+from snnp.training import load_config
 
 EMT_TEACHER = "ase.calculators.emt:EMT"
 SMALL: dict[str, Any] = {
@@ -264,6 +265,58 @@ def test_an_ensemble_speaks_beside_the_data_and_not_for_them(quick: None, tmp_pa
         mean = sum(np.asarray(each.forces.detach()) for each in both if each.forces is not None) / 2.0
         assert frame.forces == pytest.approx(mean, abs=1e-4)
     assert all(not frame.source.startswith("data.xyz") for frame in dataset.select("test"))
+
+
+def test_how_a_teacher_divides_the_energy_beside_labels_of_the_data(quick: None, tmp_path: Path) -> None:
+    """Energies and forces of the data, energies of atoms of the teacher, and an equal student without the latter."""
+    images = []
+    for k in range(24):
+        atoms = bulk("Cu", cubic=True, a=3.45 + 0.02 * k)
+        atoms.rattle(0.1, seed=k)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy() - 7.0 * len(atoms), 1.1 * atoms.get_forces()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        images.append(atoms)
+    ase.io.write(tmp_path / "data.xyz", images[:20], format="extxyz")
+    ase.io.write(tmp_path / "reference.xyz", images[20:], format="extxyz")
+    settings = DistilSettings(
+        teachers=[EMT_TEACHER],
+        data=[str(tmp_path / "data.xyz")],
+        method="teacher-student",
+        student=SMALL,
+        reference=[str(tmp_path / "reference.xyz")],
+        bars=Bars(baseline_force_ratio=50.0, force_cosine=None, hot_md=False),
+    )
+    result = distil(settings, tmp_path / "run")
+    assert result.accepted
+    assert "baseline_force_ratio" in result.report.passed
+    learned = load_dataset(tmp_path / "run/labels.parquet").frames()
+    known = {frame.source: frame for frame in read_frames(tmp_path / "data.xyz")}
+    for frame in learned:
+        assert frame.energy == known[frame.source].energy
+        np.testing.assert_array_equal(frame.forces, known[frame.source].forces)
+        # The teacher's own, from its own zero.
+        assert frame.energies.sum() == pytest.approx(frame.energy + 7.0 * frame.n_atoms, abs=1e-5)
+    loss = {name: load_config(tmp_path / f"run/{name}/config.yaml").loss for name in ("student", "baseline")}
+    assert loss["student"].atomic_energy_weight > 0.0
+    assert not loss["baseline"].teaches_atoms
+    assert loss["baseline"].energy_weight == loss["student"].energy_weight
+    errors = json.loads((tmp_path / "run/student/summary.json").read_text())["errors"]["train"]
+    assert 0.0 < errors["atomic_energy_mae_mev"] < 500.0
+    assert "What the teacher is worth" in (tmp_path / "run/report.md").read_text()
+
+
+def test_a_teacher_without_energies_of_atoms_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from ase.calculators.emt import EMT\n\nclass Whole(EMT):\n    def calculate(self, *given):\n"
+    (tmp_path / "whole.py").write_text(
+        f"{text}        super().calculate(*given)\n        del self.results['energies']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    settings = DistilSettings(teachers=["whole:Whole"], elements=["Cu"], method="teacher-student")
+    for run in (plan, lambda asked: distil(asked, tmp_path / "run")):
+        with pytest.raises(InputError, match=r"energies of single atoms, of which Whole.* gives none"):
+            run(settings)
+    assert not (tmp_path / "run/labels/labels.bin").exists()
 
 
 @pytest.mark.parametrize(

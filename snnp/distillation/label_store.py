@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,15 @@ class Crew:
     def dismiss(self, process: TeacherProcess) -> None:
         """It has done its work, and waits for more."""
         self._idle.append(process)
+
+    @contextmanager
+    def at_work(self) -> Iterator[TeacherProcess]:
+        """One that waits for more afterwards."""
+        process = self.hire()
+        try:
+            yield process
+        finally:
+            self.dismiss(process)
 
 
 @dataclass(frozen=True)

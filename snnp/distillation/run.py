@@ -6,6 +6,7 @@
     RUN/student-K/       the student whose dynamics gave those of round K + 1
     RUN/labels.parquet   all labels as a dataset, with splits train and test; RUN/provenance.json: whose they are
     RUN/student/         the last one, a run of training like any other
+    RUN/baseline/        an equal one that learned the labels of the data, where a bar asks for it
     RUN/report.*         Markdown, HTML, JSON
 
 A stage whose files are there is not done again, so that a run that was killed goes on from there.
@@ -20,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -37,6 +37,7 @@ from snnp.distillation.crystals import (
     crystals_from_scan,
     energy_scale,
     first_scan,
+    frames_of,
     guessed_crystals,
     pool,
     second_scan,
@@ -47,7 +48,7 @@ from snnp.distillation.exploration import crystal_starts, explore, molecule_star
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.selection import choose
 from snnp.distillation.settings import CHANGEABLE, DistilSettings
-from snnp.distillation.teachers import Identity, Teacher, TeacherProcess
+from snnp.distillation.teachers import Teacher, TeacherProcess
 from snnp.errors import ConfigError, InputError
 from snnp.files import hold, write_atomically
 from snnp.models.potential import Potential
@@ -57,7 +58,7 @@ from snnp.training import Progress
 
 __all__ = ["DistilProgress", "DistilResult", "Plan", "distil", "plan"]
 
-_SETTINGS, _LABELS, _STUDENT, _REPORT = "distil.yaml", "labels.parquet", "student", "report"
+_SETTINGS, _LABELS, _REPORT, _STUDENT, _BASELINE = "distil.yaml", "labels.parquet", "report", "student", "baseline"
 _STATIC_SHARE = 0.6  # of the budget, where there are rounds
 _POOL = 3  # structures made for each that is chosen
 _POOL_OF_MOLECULES = 1.25  # which are many, and all different
@@ -117,13 +118,14 @@ def distil(
     start = time.monotonic()
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
     with hold([folder / _SETTINGS]), Crew(teacher, settings.threads) as crew:
-        _check(settings, crew.identity)
+        with crew.at_work() as process:
+            _check(settings, process, given.one(settings.elements))
         settings.save(folder / _SETTINGS)
         with LabelStore(folder / "labels", crew.identity) as store:
             run = _Run(settings, folder, crew, store, report, given)
             labelled = run.all_labels()
-            student = run.train(_STUDENT, labelled, folder / _LABELS)
-            found = run.measure(student)
+            student = run.train(_STUDENT, run.as_learned(labelled), folder / _LABELS)
+            found = run.measure(student, labelled)
             found_report = run.say(found, labelled, time.monotonic() - start)
     return DistilResult(folder, student, len(labelled), found_report)
 
@@ -145,8 +147,9 @@ def _begin(settings: DistilSettings, folder: Path, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _check(settings: DistilSettings, identity: Identity) -> None:
-    """Teacher, student and method must fit, before anything is computed."""
+def _check(settings: DistilSettings, process: TeacherProcess, frames: Frames) -> None:
+    """Teacher, student and method must fit, before anything is computed; what a teacher gives one frame shows."""
+    identity = process.identity
     if missing := [symbol for symbol in settings.elements if identity.elements and symbol not in identity.elements]:
         raise InputError(f"the teacher {identity.name} does not know {', '.join(missing)}.")
     if settings.elements:
@@ -157,6 +160,11 @@ def _check(settings: DistilSettings, identity: Identity) -> None:
     if settings.method in ("ekd", "self") and identity.n_members < 2:
         raise InputError(
             f"method {settings.method} needs an ensemble, but {identity.name} is one model; name several teachers."
+        )
+    if settings.method == "teacher-student" and process.lacks("energies", frames):
+        raise InputError(
+            f"method teacher-student learns energies of single atoms, of which {identity.name} gives none (no "
+            "'energies' among the calculator's results); take method labels, or another teacher."
         )
 
 
@@ -185,6 +193,25 @@ class _Given:
         if settings.method == "ekd" and data is not None and not data.has_energy.all():
             raise InputError("method ekd learns the energies of the data, but some frames have none; leave them out.")
         return cls(data, MoleculePool.of(settings.molecules, settings.apart) if settings.molecules else None, reference)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether all of the data have labels of their own."""
+        return self.data is not None and bool(self.data.has_energy.all())
+
+    def one(self, elements: Sequence[str]) -> Frames:
+        """A structure of those that will be labelled."""
+        if self.molecules is not None:
+            return frames_of([("", self.molecules.molecules[0])], "first")
+        return (first_scan(elements) if self.data is None else self.data)[:1]
+
+    def own(self, labelled: Frames) -> Frames:
+        """Those that are structures of the data, with labels of these in place of the teacher's but for atoms."""
+        assert self.data is not None
+        labelled = labelled.take(np.isin(labelled.sources, self.data.sources))
+        rows = {source: row for row, source in enumerate(self.data.sources)}
+        mine = self.data.take([rows[source] for source in labelled.sources])
+        return replace(mine, energies=labelled.energies, has_energies=labelled.has_energies)
 
 
 @dataclass
@@ -241,7 +268,7 @@ class _Run:
             with parquet_writer(path, "none", "snnp") as writer:
                 frames = make()
                 writer.add(frames.named(frames.sources, frames.groups), "train")
-        return _all_frames(path)
+        return load_dataset(path).frames()
 
     def _made(self, number: int, parts: Sequence[Frames]) -> Frames:
         """Structures before any student: of the elements, the molecules, or the data."""
@@ -263,7 +290,8 @@ class _Run:
     def _explored(self, number: int, share: int, known: Frames) -> Frames:
         """Structures to which the last student goes by itself."""
         set_ = self.settings
-        student = self.train(f"{_STUDENT}-{number - 1}", known, self.folder / f"labels-{number - 1}.parquet")
+        data, learned = self.folder / f"labels-{number - 1}.parquet", self.as_learned(known)
+        student = self.train(f"{_STUDENT}-{number - 1}", learned, data)
         if set_.elements:
             starts = crystal_starts(self.crystals, _STARTS, set_.seed + number)
         else:
@@ -277,8 +305,8 @@ class _Run:
         self.broken.append(broken)
         return choose(frames, share, Counter(group or "" for group in frames.groups), known, set_.seed + number)
 
-    def train(self, name: str, labelled: Frames, data: Path) -> Potential:
-        """The student of this name: finished before, continued, or trained now."""
+    def train(self, name: str, learned: Frames, data: Path) -> Potential:
+        """The student of this name: finished before, continued, or trained now on frames that are written to `data`."""
         run = self.folder / name
         if (run / "summary.json").exists():
             return load_model(run / "best")
@@ -289,26 +317,29 @@ class _Run:
 
         if (run / "config.yaml").exists():
             return training.resume(run, tell).model
-        self._write(self._as_learned(labelled), data)
+        self._write(learned, data)
         scale = energy_scale(self.crystals) if self.crystals else None
-        config = self.settings.training(data, 1.0 if name == _STUDENT else _ROUND_EPOCHS, scale)
+        config = self.settings.training(data, 1.0 if name in (_STUDENT, _BASELINE) else _ROUND_EPOCHS, scale)
         who = self.crew.identity
         origin = {**config.metadata, "teacher": who.name, "teacher_licence": who.licence, "teacher_key": who.key}
         config = config.model_copy(update={"metadata": origin})
+        if name == _BASELINE:
+            loss = config.loss.model_copy(update={"atomic_energy_weight": 0.0, "atomic_energy_weight_end": None})
+            config = config.model_copy(update={"loss": loss, "metadata": {"description": "learned without a teacher"}})
         return training.train(config, run, tell, overwrite=True).model
 
-    def _as_learned(self, labelled: Frames) -> Frames:
+    def as_learned(self, labelled: Frames) -> Frames:
         """With labels of the data instead of the teachers', where the method says so."""
         data = self.given.data
-        if data is None or self.settings.method not in ("self", "ekd"):
-            return labelled
-        if self.settings.method == "self":
+        if data is not None and self.settings.method == "self":
             own = data.take(self._own(data))
             return Frames.concatenate([own, labelled.take(~np.isin(labelled.sources, own.sources))])
-        energy = dict(zip(data.sources, data.energy, strict=True))
-        known = np.array([energy[source] for source in labelled.sources])
-        nothing = np.zeros(len(labelled), dtype=bool)
-        return replace(labelled, energy=known, stress=np.full_like(labelled.stress, np.nan), has_stress=nothing)
+        if self.settings.method == "teacher-student" and self.given.labelled:
+            return self.given.own(labelled)
+        if self.settings.method != "ekd":
+            return labelled
+        energy, nothing = self.given.own(labelled).energy, np.zeros(len(labelled), dtype=bool)
+        return replace(labelled, energy=energy, stress=np.full_like(labelled.stress, np.nan), has_stress=nothing)
 
     def _own(self, data: Frames) -> NDArray[np.bool_]:
         """[B] which frames of the data are learned with labels of their own: those with energies and forces, for an
@@ -322,7 +353,8 @@ class _Run:
         own = np.isin(labelled.sources, [] if data is None else data.take(self._own(data)).sources)
         split = split_frames(labelled.take(~own), valid=0.0, test=self.settings.held_out, seed=self.settings.seed)
         versions = ", ".join(f"{known['name']} {known['version']}" for known in self.crew.identity.packages.values())
-        with parquet_writer(path, self.crew.identity.name, versions) as writer:
+        method = "reference data" if path.stem == _BASELINE else self.crew.identity.name
+        with parquet_writer(path, method, versions) as writer:
             for part, frames in (("train", labelled.take(own)), ("train", split.train), ("test", split.test)):
                 if len(frames):
                     writer.add(frames, part)
@@ -330,22 +362,24 @@ class _Run:
         text = json.dumps({**said, "kinds": Counter(labelled.groups)}, indent=1, default=str)
         write_atomically(self.folder / "provenance.json", (text + "\n").encode())
 
-    def measure(self, student: Potential) -> verdict.Measured:
-        """Everything that the bars may ask for."""
+    def measure(self, student: Potential, labelled: Frames) -> verdict.Measured:
+        """Everything that the bars may ask for of a student of some frames with the teacher's labels."""
         found = verdict.Measured()
         self.report(DistilProgress("report", 0, 5, "against the teacher"))
         dataset = load_dataset(self.folder / _LABELS)
         if "test" in dataset.splits:
-            verdict.against_teacher(found, student, _joined(dataset.select("test")))
+            # With the teacher's labels, whatever was learned.
+            verdict.against_teacher(found, student, self.store.labelled(dataset.select("test").frames()))
         if self.given.reference is not None:
             self._against_reference(found, student, self.given.reference)
+            if self.settings.wanted_bars.baseline_force_ratio is not None and self.given.labelled:
+                data = self.folder / f"{_BASELINE}.parquet"
+                baseline = self.train(_BASELINE, self.given.own(labelled), data)
+                verdict.against_baseline(found, student, baseline, self.given.reference)
         self.report(DistilProgress("report", 2, 5, "beside the teacher"))
         atoms, hot = self._mover()
-        process = self.crew.hire()
-        try:
+        with self.crew.at_work() as process:
             self._beside(found, student, atoms, process)
-        finally:
-            self.crew.dismiss(process)
         self.report(DistilProgress("report", 3, 5, "dynamics"))
         verdict.moving(found, student, atoms, hot, self.settings.seed)
         self.report(DistilProgress("report", 4, 5, "speed"))
@@ -369,20 +403,16 @@ class _Run:
         if unknown := set(frames.elements) - set(student.elements):
             raise InputError(f"the reference data hold {', '.join(sorted(unknown))}, which the student does not know.")
         labelled = self._label("reference", frames)
-        both = set(labelled.sources)
-        mine = frames.take([row for row in range(len(frames)) if frames.sources[row] in both])
-        verdict.against_reference(found, student, mine, labelled)
+        verdict.against_reference(found, student, frames.take(np.isin(frames.sources, labelled.sources)), labelled)
 
     def _mover(self) -> tuple[Atoms, float]:
         """What is set in motion, and how hot."""
         if self.crystals:
-            crystal = self.crystals[0]
-            return supercell(crystal.atoms, _MOVING_ATOMS), verdict.HOT * crystal.temperature
+            return supercell(self.crystals[0].atoms, _MOVING_ATOMS), verdict.HOT * self.crystals[0].temperature
         if self.given.molecules:
             return max(self.given.molecules.molecules, key=len), 500.0
-        frames = self.given.data
-        assert frames is not None
-        return frames[int(np.argmax(frames.counts))].structure.to_ase()[0], 300.0
+        assert self.given.data is not None
+        return self.given.data[int(np.argmax(self.given.data.counts))].structure.to_ase()[0], 300.0
 
     def say(self, found: verdict.Measured, labelled: Frames, seconds: float) -> Report:
         """The report, written as three files."""
@@ -391,24 +421,17 @@ class _Run:
         if self.failures:
             said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
             notes.append(Finding("labels", "note", said + self.failures[0][1]))
-        kinds = Counter(map(verdict.kind_of, labelled.groups))
+        kinds, who = Counter(map(verdict.kind_of, labelled.groups)), self.crew.identity
+        teacher = {"name": who.name, "licence": who.licence, "key": who.key, "files": list(who.files.values())}
         tables = [
             bars,
-            Table.of(
-                "Teacher",
-                {
-                    "name": self.crew.identity.name,
-                    "licence": self.crew.identity.licence,
-                    "key": self.crew.identity.key,
-                    "files": list(self.crew.identity.files.values()),
-                },
-            ),
+            Table.of("Teacher", teacher),
             *found.tables,
             verdict.table("What was labelled", [{"kind": kind, "structures": n} for kind, n in sorted(kinds.items())]),
             Table.of("Runs of the students that blew up", {f"round {k + 1}": n for k, n in enumerate(self.broken)}),
         ]
         tables = [table for table in tables if table.rows]
-        name = f"{self.folder.name}, a student of {self.crew.identity.name}"
+        name = f"{self.folder.name}, a student of {who.name}"
         report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, found.pictures, seconds)
         for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
             write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
@@ -418,14 +441,6 @@ class _Run:
 def _even(number: int, parts: int) -> list[int]:
     """A number in parts that differ by one at most."""
     return [number * (k + 1) // parts - number * k // parts for k in range(parts)]
-
-
-def _joined(dataset: Any) -> Frames:
-    return Frames.concatenate([chunk.checked() for chunk in dataset.chunks()])
-
-
-def _all_frames(path: Path) -> Frames:
-    return _joined(load_dataset(path))
 
 
 @dataclass(frozen=True)
@@ -461,8 +476,8 @@ def plan(settings: DistilSettings) -> Plan:
     settings.training(Path(_LABELS))
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
     with teacher.start(settings.threads) as process:
-        _check(settings, process.identity)
         name, frames = process.identity.name, _first_structures(settings)
+        _check(settings, process, frames)
         trial = frames.take(np.argsort(np.abs(frames.counts - np.median(frames.counts)))[:3])
         answers = [*process.label(trial[:1]), *process.label(trial)]  # the first call warms up
     worked = [answer for answer in answers[1:] if answer.error is None]

@@ -274,6 +274,13 @@ class TeacherProcess:
             header, labels = worker.unpack(body)
             yield Answer(header["row"], header["seconds"], labels, header["error"], header["peak_bytes"])
 
+    def lacks(self, name: str, frames: Frames) -> bool:
+        """Whether the first of the frames is labelled without the label of this name; its labels are not kept."""
+        try:
+            return any(answer.error is None and name not in answer.labels for answer in self.label(frames[:1]))
+        except WorkerDiedError:
+            return False
+
     def close(self) -> None:
         """End the process at once."""
         self._process.kill()

@@ -10,6 +10,7 @@ from snnp.distillation.verdict.behaviour import (
 )
 from snnp.distillation.verdict.comparison import (
     Measured,
+    against_baseline,
     against_reference,
     against_teacher,
     judge,
@@ -22,6 +23,7 @@ from snnp.distillation.verdict.comparison import (
 __all__ = [
     "HOT",
     "Measured",
+    "against_baseline",
     "against_reference",
     "against_teacher",
     "compounds_beside",

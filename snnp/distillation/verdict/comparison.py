@@ -24,6 +24,7 @@ from snnp.training.evaluation import Comparison, Evaluation, evaluate
 
 __all__ = [
     "Measured",
+    "against_baseline",
     "against_reference",
     "against_teacher",
     "judge",
@@ -218,6 +219,18 @@ def against_reference(found: Measured, student: Potential, reference: Frames, la
     ours, theirs = (record["force MAE (eV/Å)"] for record in records)
     if theirs:
         found.numbers["reference_force_ratio"] = ours / theirs
+
+
+def against_baseline(found: Measured, student: Potential, baseline: Potential, reference: Frames) -> None:
+    """The student and an equal one that had no teacher, on reference data."""
+    named = {"student": student, "without a teacher": baseline}
+    errors = {name: evaluate(model, reference).total.to_dict() for name, model in named.items()}
+    columns = {"energy MAE (meV/atom)": "energy_mae_mev_per_atom", "force MAE (eV/Å)": "force_mae_ev_per_angstrom"}
+    rows = [{"": name, **{head: each[key] for head, key in columns.items()}} for name, each in errors.items()]
+    found.tables.append(table("What the teacher is worth, on reference data", rows))
+    ours, theirs = (each["force_mae_ev_per_angstrom"] for each in errors.values())
+    if theirs:
+        found.numbers["baseline_force_ratio"] = ours / theirs
 
 
 def _aligned_error(composition: np.ndarray, difference: np.ndarray) -> float | None:
