@@ -34,6 +34,7 @@ from snnp.analysis.compression import compression_scan, holes_in_words
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, Frames
+from snnp.distillation import DistilProgress, DistilSettings, distil
 from snnp.doctor.short_distances import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
@@ -92,7 +93,9 @@ def build(
 ) -> Path:
     """Train by `zoo/name/recipe.yaml` unless the run is finished, measure, and write config, weights and card.
 
-    A recipe with `neurochem` trains nothing: it names published networks and their checksum.
+    A recipe with `neurochem` trains nothing: it names published networks and their checksum. Where there is a
+    `distil.yaml` beside it, the labels that it asks for come first. `metadata.measured_on` names the molecule (of ASE's
+    g2 set) that dynamics and speed are measured on; else that is the one of lowest energy, or a crystal.
 
     Arguments:
         name: of the model and its folder.
@@ -108,6 +111,8 @@ def build(
     if (recipe := _recipe_of_import(folder)) is not None:
         return _build_imported(name, folder, recipe, effort, allow_holes=allow_holes)
     run = run or RUNS / name
+    if (asked := folder / "distil.yaml").is_file():
+        _label(DistilSettings.load(asked), RUNS / f"{name}-labels")
     _train(load_config(folder / "recipe.yaml"), run)
     # The run's copy has everything resolved; what only describes the model may have been corrected since.
     config, about = load_config(run / "config.yaml"), load_config(folder / "recipe.yaml").metadata
@@ -124,13 +129,13 @@ def build(
     model.metadata["training_range"] = training_range(problem.split.train, model)
     _tell(name, "errors on the test data")
     model.metadata["metrics"] = _metrics(model, problem, config)
-    crystals = model.metadata["training_range"]["periodic"] != "none"
+    named = model.metadata.pop("measured_on", None)
+    crystals = model.metadata["training_range"]["periodic"] != "none" and named is None
     _tell(name, "properties")
     properties = {found.element: found.to_dict() for found in model_properties(model)} if crystals else {}
     model.metadata["properties"] = properties
-    systems = _systems(
-        model, problem, {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
-    )
+    constants = {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
+    systems = _systems(model, problem, constants) if named is None else _one_molecule(molecule(named))
     _check_compression(name, model, systems, allow_holes=allow_holes)
     model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
     _tell(name, "speed")
@@ -203,7 +208,10 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
     if label not in properties:
         recipe = _recipe_of_import(folder)
         if recipe is None:
-            system = _systems(model, load_problem(load_config(folder / "recipe.yaml")), {})[label]
+            config = load_config(folder / "recipe.yaml")
+            named = config.metadata.get("measured_on")
+            systems = _one_molecule(molecule(named)) if named else _systems(model, load_problem(config), {})
+            system = systems[label]
         else:
             system = _one_molecule(molecule(recipe["neurochem"]["molecule"]))[label]
     _tell(name, "speed")
@@ -213,6 +221,17 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
 
 def _tell(name: str, what: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {name}: {what}", flush=True)
+
+
+def _label(settings: DistilSettings, run: Path) -> None:
+    """Have a teacher make the labels, unless they are there."""
+
+    def report(now: DistilProgress) -> None:
+        if now.done == now.total:
+            _tell(run.name, now.stage)
+
+    if not (run / "labels.parquet").is_file():
+        distil(settings, run, report, resume=(run / "distil.yaml").is_file())
 
 
 def _train(recipe: TrainConfig, run: Path) -> None:

@@ -15,9 +15,10 @@ from ase.build import bulk
 
 from snnp.data import Frame, Frames, fit_reference_energies
 from snnp.errors import ConfigError
+from snnp.models import Ensemble, save_model
 from snnp.models.spline.model import SplineNNP
 from snnp.structure import Structure
-from snnp.training import TrainConfig, load_config
+from snnp.training import TrainConfig, load_config, train
 from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
 from snnp.training.problem import atomic_zeros, build_model, load_problem, resolve, standardise
@@ -174,3 +175,23 @@ def test_atomic_energies_that_nobody_labelled_are_not_learned_silently(tmp_path:
     tree = {"data": {"train": [str(tmp_path / "a.xyz")], "valid": 0.0}, "loss": {"atomic_energy_weight": 1.0}}
     with pytest.raises(ConfigError, match=r"no training frame has them .* set it to 0"):
         load_problem(load_config(tree))
+
+
+def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
+    """Its weights, form and E0 are taken, whatever the data and the configuration say; an ensemble is refused."""
+    ase.io.write(tmp_path / "train.xyz", _frames())
+    data = {"train": [str(tmp_path / "train.xyz")], "valid": 0.0}
+    form = {**MODEL, "angular": {**MODEL["angular"], "evaluator": "legendre", "degree": 2}}
+    few = {"optimiser": {"epochs": 2}, "compression": None}
+    first = train(load_config({"data": data, "model": form, **few}), tmp_path / "first").model
+    ase.io.write(tmp_path / "train.xyz", _frames()[:4])
+    still = {"optimiser": {"epochs": 1, "learning_rate": 1e-12, "final_learning_rate": 1e-13}, "compression": None}
+    begun = {"data": data, "start": str(tmp_path / "first" / "best"), **still}
+    second = train(load_config(begun), tmp_path / "second").model
+    assert second.config == first.config
+    assert second.reference_energies == first.reference_energies
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    save_model(Ensemble([first, second]), tmp_path / "both")
+    with pytest.raises(ConfigError, match="both is an ensemble"):
+        train(load_config({**begun, "start": str(tmp_path / "both")}), tmp_path / "third")

@@ -234,6 +234,7 @@ class TrainConfig(_Config):
 
     That is: lower ends of filters and the repulsion of an s-NNP, the innermost sensitivity of a HIP-NN, the shifts of
     an ANI. The key `model.family` ("s-nnp", "hip-nn", "ani") chooses the family, and with it the other keys of `model`.
+    `start` names a model (a folder) whose form, E0 and weights training goes on from; `model` is then not looked at.
     """
 
     data: DataConfig
@@ -241,6 +242,7 @@ class TrainConfig(_Config):
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     compression: CompressionConfig | None = CompressionConfig()
+    start: str | None = None
     ranges: Literal["auto", "given"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"

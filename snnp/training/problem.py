@@ -30,13 +30,15 @@ from snnp.data.consistency import by_file, suspicions
 from snnp.data.read import as_dataset
 from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
 from snnp.errors import ConfigError, DataError
+from snnp.models.config import FamilyConfig
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
+from snnp.models.store import load_model
 from snnp.training.batches import Batches, Inside
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
 
-__all__ = ["Problem", "atomic_zeros", "build_model", "check_data", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "atomic_zeros", "begun", "build_model", "check_data", "load_problem", "resolve", "standardise"]
 
 
 _SAMPLE_ATOMS = 100_000
@@ -211,6 +213,9 @@ def load_problem(
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = atoms.take(_made_of(atoms, split.train.elements))
     reference = fit_reference_energies(split.train, isolated)
+    if config.start is not None:
+        energies = begun(config).reference_energies
+        reference = ReferenceEnergies(energies, dict.fromkeys(energies, f"as in {config.start}"))
     zeros = atomic_zeros(split.train, reference.energies)
     if config.loss.teaches_atoms and not zeros:
         raise ConfigError(
@@ -276,6 +281,8 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
         ConfigError: if the model's elements do not cover the data.
     """
     found = problem.split.train.elements
+    if config.start is not None:
+        config = config.model_copy(update={"model": begun(config).config, "ranges": "given"})
     elements = config.model.elements or found
     if missing := [symbol for symbol in found if symbol not in elements]:
         raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
@@ -285,6 +292,20 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     chosen = "exact" if config.displacement is None else "directional"
     optimiser = config.optimiser.model_copy(update={"force_training": chosen})
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
+
+
+def begun(config: TrainConfig) -> Potential:
+    """The model that training goes on from.
+
+    Raises:
+        ConfigError: if it is an ensemble, which is no model that can be trained.
+        ModelError: if it cannot be read.
+    """
+    assert config.start is not None
+    model = load_model(_expand(config.start))
+    if not isinstance(model.config, FamilyConfig):
+        raise ConfigError(f"start: {config.start} is an ensemble; name one model.")
+    return model
 
 
 def _lowest_energy(problem: Problem) -> float:

@@ -25,7 +25,7 @@ from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
-from snnp.training.problem import Problem, build_model, check_data, load_problem, resolve, standardise
+from snnp.training.problem import Problem, begun, build_model, check_data, load_problem, resolve, standardise
 from snnp.training.summary import REPORT_FILES, write_report
 
 __all__ = ["RunResult", "resume", "train"]
@@ -144,7 +144,10 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
         form, scale = copy.deepcopy(model), config.loss.energy_scale
         data = StreamedBatches(backend, form, stream, inside, problem.compressed, scale, problem.zeros)
     model.to(dtype=dtype, device=config.device)
-    standardise(model, sample, len(train))
+    if config.start is None:
+        standardise(model, sample, len(train))
+    else:
+        model.load_state_dict(begun(config).state_dict())
     del sample  # which a stream does not need any more
     state = TrainState(model, make_optimiser(model, config.optimiser), _must_stay(config, problem))
     resumed = load_state(state, folder)
