@@ -30,7 +30,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from snnp.analysis.card import card_markdown, training_range
-from snnp.analysis.compression import compression_scan, holes_in_words
+from snnp.analysis.compression import compression_scan, holes_in_words, lattice_constants
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import crystal, melting_point, stability_test, time_step_for
 from snnp.data import Frame, Frames
@@ -50,6 +50,9 @@ from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, 
 from snnp.training.problem import Problem, load_problem
 from snnp_ase.md import run_md
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # where this module is loaded by its path
+import distilled
+
 __all__ = ["build", "main"]
 
 ZOO = Path(__file__).resolve().parent
@@ -60,7 +63,7 @@ MAX_BYTES = 1_000_000
 CEILINGS = {
     "ani-1ccx": 11_000_000
 }  # published as eight networks of 326,660 numbers each: to shrink them would change them
-HOT_FRACTION = 0.8  # of the melting point
+HOT_FRACTION, HOT_DISTILLED = 0.8, 1.2  # of the melting point; liquids are among the labels of a teacher
 HOT_MOLECULE_K = 600.0
 CRYSTAL_ATOMS, CRYSTAL_ATOMS_OF_MANY = 100, 60  # of one element; of each where a model knows several
 SPEED_ATOMS = 1000
@@ -110,14 +113,21 @@ def build(
     folder, effort = zoo / name, effort or Effort()
     if (recipe := _recipe_of_import(folder)) is not None:
         return _build_imported(name, folder, recipe, effort, allow_holes=allow_holes)
-    run = run or RUNS / name
-    if (asked := folder / "distil.yaml").is_file():
-        _label(DistilSettings.load(asked), RUNS / f"{name}-labels")
-    _train(load_config(folder / "recipe.yaml"), run)
+    run, recipe = run or RUNS / name, distilled.recipe_of(folder)
+    whole = run  # of a distillation, of which the training is a part
+    if recipe is not None:
+        run = distilled.run_of(recipe, whole, lambda stage: _tell(name, stage))
+    else:
+        if (asked := folder / "distil.yaml").is_file():
+            _label(DistilSettings.load(asked), RUNS / f"{name}-labels")
+        _train(load_config(folder / "recipe.yaml"), run)
     # The run's copy has everything resolved; what only describes the model may have been corrected since.
-    config, about = load_config(run / "config.yaml"), load_config(folder / "recipe.yaml").metadata
-    model = load_model(run / "best")
+    config, model = load_config(run / "config.yaml"), load_model(run / "best")
     problem = load_problem(config, run / "split.json")
+    if recipe is not None:
+        about = distilled.about(recipe, model, len(problem.split.train) + len(problem.split.valid))
+    else:
+        about = load_config(folder / "recipe.yaml").metadata
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     model.metadata |= about | {"name": name}
@@ -128,18 +138,31 @@ def build(
     }
     model.metadata["training_range"] = training_range(problem.split.train, model)
     _tell(name, "errors on the test data")
-    model.metadata["metrics"] = _metrics(model, problem, config)
+    if recipe is not None:
+        said = "structures that the teacher labelled and the student did not learn"
+        model.metadata["metrics"] = evaluate(model, distilled.held_out(whole), data_name=said).to_dict()
+    else:
+        model.metadata["metrics"] = _metrics(model, problem, config)
     named = model.metadata.pop("measured_on", None)
     crystals = model.metadata["training_range"]["periodic"] != "none" and named is None
     _tell(name, "properties")
     properties = {found.element: found.to_dict() for found in model_properties(model)} if crystals else {}
     model.metadata["properties"] = properties
-    constants = {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
-    systems = _systems(model, problem, constants) if named is None else _one_molecule(molecule(named))
+    lengths = {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
+    hot = HOT_FRACTION
+    if recipe is not None:
+        lengths, hot = lattice_constants(model) | lengths, HOT_DISTILLED
+    systems = _systems(model, problem, lengths, hot) if named is None else _one_molecule(molecule(named))
     _check_compression(name, model, systems, allow_holes=allow_holes)
+    if recipe is not None:
+        _tell(name, "beside the teacher")
+        found = distilled.beside_the_teacher(recipe, whole, model, lengths)
+        for symbol, row in found["references"].items():
+            properties[symbol]["references"] = {"teacher": row, **properties[symbol]["references"]}
+        model.metadata |= {key: found[key] for key in ("accuracy", "defects")}
     model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
     _tell(name, "speed")
-    model.metadata["speed"] = _speed(model, next(iter(systems)), next(iter(systems.values())), properties, effort)
+    model.metadata["speed"] = _speed(model, *next(iter(systems.items())), lengths, effort)
     model.metadata["built"] = _provenance(name, effort)
     return _write(name, model, folder)
 
@@ -204,8 +227,11 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
     torch.set_num_threads(1)
     model = load_model(folder)
     properties, label = model.metadata.get("properties", {}), next(iter(model.metadata["stability"]))
+    lengths = {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
+    if label in model.elements:
+        lengths = lattice_constants(model) | lengths
     system = None
-    if label not in properties:
+    if label not in lengths:
         recipe = _recipe_of_import(folder)
         if recipe is None:
             config = load_config(folder / "recipe.yaml")
@@ -215,7 +241,7 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
         else:
             system = _one_molecule(molecule(recipe["neurochem"]["molecule"]))[label]
     _tell(name, "speed")
-    model.metadata["speed"] = _speed(model, label, system, properties, effort)
+    model.metadata["speed"] = _speed(model, label, system, lengths, effort)
     return _write(name, model, folder)
 
 
@@ -294,17 +320,19 @@ def _metrics(model: Potential, problem: Problem, config: TrainConfig) -> dict[st
     return metrics
 
 
-def _systems(model: Potential, problem: Problem, lattice_constants: Mapping[str, float]) -> dict[str, System]:
+def _systems(
+    model: Potential, problem: Problem, lengths: Mapping[str, float], hot: float = HOT_FRACTION
+) -> dict[str, System]:
     """A perfect crystal of each element, or the molecule of lowest energy in the training data."""
-    if not lattice_constants:
+    if not lengths:
         known = [frame for frame in problem.split.train if frame.energy is not None and frame.n_atoms > 1]
         atoms = min(known, key=lambda frame: frame.energy or 0.0).structure.to_ase()[0]
         return _one_molecule(atoms)
-    systems, n_atoms = {}, CRYSTAL_ATOMS if len(lattice_constants) == 1 else CRYSTAL_ATOMS_OF_MANY
-    for symbol, length in lattice_constants.items():
+    systems, n_atoms = {}, CRYSTAL_ATOMS if len(lengths) == 1 else CRYSTAL_ATOMS_OF_MANY
+    for symbol, length in lengths.items():
         atoms, melting = crystal(symbol, length, n_atoms), melting_point(symbol)
         text = f"{len(atoms)} {symbol} atoms (perfect crystal, a = {length:.3f} Å)"
-        systems[symbol] = System(text, atoms, HOT_FRACTION * melting, melting)
+        systems[symbol] = System(text, atoms, hot * melting, melting)
     return systems
 
 
@@ -324,14 +352,14 @@ def _stability(name: str, model: Potential, system: System, effort: Effort) -> d
 
 
 def _speed(
-    model: Potential, label: str, system: System | None, properties: Mapping[str, Mapping[str, Any]], effort: Effort
+    model: Potential, label: str, system: System | None, lengths: Mapping[str, float], effort: Effort
 ) -> dict[str, Any]:
     """CPU time for energy and forces of about 1000 atoms, one thread, with the neighbour list kept.
 
-    `system` may be None where `label` is an element with properties.
+    `system` may be None where `label` is an element whose lattice constant is among the `lengths`.
     """
-    if label in properties:
-        atoms = crystal(label, properties[label]["lattice_constant_angstrom"], SPEED_ATOMS)
+    if label in lengths:
+        atoms = crystal(label, lengths[label], SPEED_ATOMS)
         structure, text = _shaken(atoms), f"{len(atoms)} {label} atoms"
     else:
         assert system is not None

@@ -357,3 +357,38 @@ def test_dollars_of_paths_begin_no_formula() -> None:
     model = _model(("Cu",))
     model.metadata = {"metrics": {"data": "$SNNP_DATA/a.xyz, $SNNP_DATA/b.xyz", "n_structures": 2}}
     assert r"On \$SNNP_DATA/a.xyz, \$SNNP_DATA/b.xyz, never" in card_markdown("copper", model)
+
+
+def test_a_distillation_is_a_recipe_of_one_line(
+    build_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Effective medium theory teaches copper: the card has its rows, defects, held-out errors."""
+    teacher = {
+        "title": "EMT",
+        "settings": {"teachers": ["ase.calculators.emt:EMT"], "budget": 90, "rounds": 0},
+        "level_of_theory": "none",
+        "citation": "nobody",
+    }
+    monkeypatch.setitem(build_module.distilled.TEACHERS, "emt", teacher)
+    monkeypatch.setattr("snnp.distillation.verdict._PICOSECONDS", 0.2, raising=False)
+    student = {key: RECIPE[key] for key in ("model", "threads", "compression")}
+    student |= {"optimiser": {"epochs": 40, "learning_rate": 0.05}, "loss": {"energy_scale": None}}
+    monkeypatch.setattr(build_module.distilled, "_STUDENT", student)
+    (tmp_path / "cu").mkdir()
+    (tmp_path / "cu" / "recipe.yaml").write_text("distil: {teacher: emt, elements: [Cu]}\n")
+    command = ["cu", "--zoo", str(tmp_path), "--run", str(tmp_path / "run"), "--quick", "--allow-holes"]
+    assert build_module.main(command) == 0
+    about, card = load_model(tmp_path / "cu").metadata, (tmp_path / "cu" / "README.md").read_text()
+    assert card.startswith("# cu\n\ns-NNP for copper, distilled from EMT: solids, liquid, defects, surfaces.\n")
+    assert about["metrics"]["n_structures"] == 9
+    assert about["properties"]["Cu"]["references"]["teacher"]["lattice_constant_angstrom"] == pytest.approx(
+        3.59, abs=0.01
+    )
+    defects = about["defects"]["Cu"]
+    assert set(defects["student"]) == set(defects["teacher"]) == {"vacancy", "(111)", "(100)", "(110)"}
+    assert 0.8 < defects["teacher"]["vacancy"] < 1.4
+    assert 0.8 < defects["teacher"]["(111)"] < defects["teacher"]["(110)"] < 2.0
+    assert "- Cu, vacancy (relaxed): " in card
+    assert "The Langevin run is at 1.2 of the melting point" in card
+    (tmp_path / "cu" / "recipe.yaml").write_text("distil: {teacher: nobody, elements: [Cu]}\n")
+    assert build_module.main(command) == 1

@@ -195,9 +195,12 @@ def test_units_are_needed(hub: HubServer, silent: Path) -> None:
         publish_model(silent, "org/silent", about=STATEMENTS)
 
 
-def test_model_without_a_known_licence_is_refused(hub: HubServer) -> None:
+def test_model_without_a_known_licence_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    model = load_model("snnp-al")
+    model.metadata["licence"] = "none stated upstream (both data sets)"
+    save_model(model, tmp_path / "al")
     with pytest.raises(HubError, match=r"'none stated upstream .*' is none that the Hub knows"):
-        publish_model("snnp-al", "org/al")
+        publish_model(tmp_path / "al", "org/al")
 
 
 @pytest.mark.parametrize("name", ["snnp-cu", "snnp-3bpa", "snnp-shared6"])

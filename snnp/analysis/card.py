@@ -254,7 +254,10 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
     text = f"## Stability\n\nMolecular dynamics in {markdown(run['dtype'])} of {systems}. "
     text += "The NVE run follows equilibration at its temperature; its drift is the slope of the total energy."
     if any("melting_point_k" in system for system in stability.values()):
-        text += f" The Langevin run is at 0.8 of the melting point ({MELTING_POINTS_SOURCE})."
+        share = next(
+            s["langevin"]["target_k"] / s["melting_point_k"] for s in stability.values() if "melting_point_k" in s
+        )
+        text += f" The Langevin run is at {share:.1f} of the melting point ({MELTING_POINTS_SOURCE})."
     return f"{text}\n\n{Table(columns, rows, n_text=4).markdown()}"
 
 

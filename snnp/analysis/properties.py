@@ -65,6 +65,7 @@ _KITTEL = "lattice constant and cohesive energy: C. Kittel, Introduction to Soli
 _SIMMONS_WANG = (
     f"{_KITTEL}; elastic constants at 300 K: G. Simmons, H. Wang, Single Crystal Elastic Constants (MIT Press, 1971)"
 )
+_KNOWN = f"{_SIMMONS_WANG}, as recalled and not compared with the printed tables"
 _MCSKIMIN = (
     f"{_KITTEL}; elastic constants at 298 K: H. J. McSkimin, P. Andreatch, J. Appl. Phys. 35, 2161 (1964) and "
     "34, 651 (1963)"
@@ -89,6 +90,13 @@ _PUBLISHED: tuple[tuple[Any, ...], ...] = (
     ("Mo", "DFT", _ZUO, 3.168, None, 472.0, 158.0, 106.0),
     ("Si", "experiment", _MCSKIMIN, 5.431, 4.63, 165.8, 63.9, 79.6),
     ("Si", "DFT", _ZUO, 5.469, None, 156.0, 65.0, 76.0),
+    ("Ag", "experiment", _KNOWN, 4.09, 2.95, 124.0, 93.4, 46.1),
+    ("Au", "experiment", _KNOWN, 4.08, 3.81, 192.3, 163.1, 42.0),
+    ("Pd", "experiment", _KNOWN, 3.89, 3.89, 227.1, 176.0, 71.7),
+    ("Pt", "experiment", _KNOWN, 3.92, 5.84, 346.7, 250.7, 76.5),
+    ("W", "experiment", _KNOWN, 3.16, 8.90, 522.4, 204.4, 160.8),
+    ("Ta", "experiment", _KNOWN, 3.30, 8.10, 260.2, 154.5, 82.6),
+    ("Nb", "experiment", _KNOWN, 3.30, 7.57, 246.5, 134.5, 28.7),
     ("Ge", "experiment", _MCSKIMIN, 5.658, 3.85, 128.5, 48.3, 66.8),
     ("Ge", "DFT", _ZUO, None, None, 116.0, 48.0, 58.0),
 )

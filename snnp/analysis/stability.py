@@ -17,7 +17,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from ase.data import covalent_radii
+from ase.data import atomic_numbers, covalent_radii, reference_states
 from ase.geometry import find_mic
 from ase.md.velocitydistribution import Stationary
 
@@ -39,7 +39,10 @@ MDEngine = Callable[[Potential, Atoms, MDSettings, Report | None], MDResult]
 """What the entry points `snnp.md_engines` give."""
 
 # K, at atmospheric pressure.
-_MELTING_POINTS = {"Li": 454.0, "Al": 933.0, "Si": 1687.0, "Ni": 1728.0, "Cu": 1358.0, "Ge": 1211.0, "Mo": 2896.0}
+_MELTING_POINTS = {
+    **{"Li": 454.0, "Al": 933.0, "Si": 1687.0, "Ni": 1728.0, "Cu": 1358.0, "Ge": 1211.0, "Mo": 2896.0, "Ag": 1235.0},
+    **{"Au": 1337.0, "Pd": 1828.0, "Pt": 2041.0, "W": 3695.0, "Ta": 3290.0, "Nb": 2750.0, "Mg": 923.0, "Ti": 1941.0},
+}
 MELTING_POINTS_SOURCE = "CRC Handbook of Chemistry and Physics, 97th ed. (2016), section 4"
 """Of `melting_point`."""
 
@@ -93,15 +96,18 @@ class StabilityRun:
 def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
     """The ground-state crystal of an element as a nearly cubic supercell of at least 0.9 `n_atoms` atoms.
 
-    `lattice_constant` is that of the conventional cell, Å. Refuses elements without a known cubic ground state.
+    `lattice_constant` is that of the conventional cell, Å; hcp crystals have the measured c/a. Refuses elements without
+    a known ground state that is cubic or hcp.
     """
-    if element not in GROUND_STATES:
+    state: Any = (reference_states[atomic_numbers[element]] if element in atomic_numbers else None) or {}
+    if element not in GROUND_STATES and state.get("symmetry") != "hcp":
         raise InputError(f"no cubic ground state of {element!r} is known; there are {', '.join(GROUND_STATES)}.")
-    cell = bulk(element, GROUND_STATES[element], a=lattice_constant, cubic=True)
-    repeats = [1, 1, 1]
-    while len(cell) * repeats[0] * repeats[1] * repeats[2] < 0.9 * n_atoms:
-        repeats[repeats.index(min(repeats))] += 1
-    atoms: Atoms = cell.repeat(repeats)
+    lattice = GROUND_STATES.get(element, "hcp")
+    cell = bulk(element, lattice, a=lattice_constant, **{"orthorhombic" if lattice == "hcp" else "cubic": True})
+    repeats = np.ones(3, dtype=int)
+    while len(cell) * repeats.prod() < 0.9 * n_atoms:
+        repeats[int(np.argmin(repeats * cell.cell.lengths().round(6)))] += 1
+    atoms: Atoms = cell.repeat(repeats.tolist())
     return atoms
 
 

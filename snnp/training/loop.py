@@ -111,8 +111,9 @@ class Training:
         for group in valid.groups(np.arange(valid.n_frames), max(self.config.optimiser.batch_atoms, 512)):
             batch = valid.batch(group)
             predicted = valid.backend.predict(state.model, batch)
-            energy_errors.append((predicted.energy - batch.energy) / batch.counts)
-            force_errors.append((predicted.forces - batch.forces).flatten())
+            # Weighed as in the loss: what matters little there must not decide here.
+            energy_errors.append(batch.weight * (predicted.energy - batch.energy) / batch.counts)
+            force_errors.append((batch.weight[batch.owner, None] * (predicted.forces - batch.forces)).flatten())
         energy = 1000.0 * float(torch.cat(energy_errors).abs().nanmean())
         force = float(torch.cat(force_errors).abs().nanmean())
         # One number to choose by: forces in meV/Å and energies in meV/atom differ by about a factor of ten in MAE.

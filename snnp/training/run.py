@@ -136,12 +136,13 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     model = build_model(config, problem)
     backend = choose_backend(model, dtype, config.device, config.displacement)
     train = problem.split.train
-    sample = prepare(backend, model, train, problem.compressed, config.loss.energy_scale, problem.zeros)
-    valid = prepare(backend, model, problem.split.valid or train, zeros=problem.zeros)
+    scale = config.loss.energy_scale
+    sample = prepare(backend, model, train, problem.compressed, scale, problem.zeros)
+    valid = prepare(backend, model, problem.split.valid or train, (), scale, problem.zeros)
     data: Batches | StreamedBatches = sample
     if problem.stream is not None:
         stream, inside = problem.stream, problem.inside
-        form, scale = copy.deepcopy(model), config.loss.energy_scale
+        form = copy.deepcopy(model)
         data = StreamedBatches(backend, form, stream, inside, problem.compressed, scale, problem.zeros)
     model.to(dtype=dtype, device=config.device)
     if config.start is None:

@@ -1,0 +1,26 @@
+"""aluminium-7net: RUN/labels.parquet of the distillation in `model_zoo/snnp-al/recipe.yaml` -> parquet, as it is.
+
+    python datasets/aluminium-7net/recipe.py runs/snnp-al aluminium-7net
+
+All labels but the energies of atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from snnp.data import Frames, load_dataset
+from snnp.data.description import Description
+from snnp.data.recipes import Piece, main
+
+
+def make(raw: Path, description: Description) -> Iterator[Piece]:
+    """The labels of each split."""
+    dataset = load_dataset(raw / "labels.parquet")
+    for split in ("train", "test"):
+        yield Piece("7net-l3i5", split, Frames.concatenate([each.checked() for each in dataset.select(split).chunks()]))
+
+
+if __name__ == "__main__":
+    main(make)

@@ -1,0 +1,275 @@
+"""Bundled models that a teacher made: a line of a recipe becomes a distillation, and what it found goes into the card.
+
+    distil: {teacher: 7net-0, elements: [Ag]}
+
+`teacher` is one of `TEACHERS`; all other keys are those of `snnp.distillation.DistilSettings`. The interpreter that has
+the teacher is that of the environment variable SNNP_TEACHER_PYTHON, `reference` may name files below $SNNP_DATA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from ase import Atoms
+from ase.build import bulk, surface
+from ase.calculators.calculator import Calculator, all_changes
+from ase.data import atomic_names, atomic_numbers, reference_states
+from ase.optimize import FIRE
+
+from snnp.analysis.properties import GROUND_STATES
+from snnp.data import Frames, load_dataset, read_frames
+from snnp.data.write import parquet_writer
+from snnp.distillation import DistilProgress, DistilSettings, distil
+from snnp.distillation.crystals import frames_of
+from snnp.distillation.teachers import Teacher, TeacherProcess
+from snnp.errors import ConfigError
+from snnp.models.potential import Potential
+from snnp.structure import Structure
+
+__all__ = ["about", "beside_the_teacher", "held_out", "recipe_of", "run_of"]
+
+_SEVENNET = "sevenn.calculator:SevenNetCalculator"
+TEACHERS: dict[str, dict[str, Any]] = {
+    "7net-0": {
+        "title": "SevenNet-0 (11 July 2024)",
+        "settings": {"teachers": [_SEVENNET], "kwargs": {"model": "7net-0", "device": "cpu"}},
+        "level_of_theory": "that of the teacher: PBE of the Materials Project (MPtrj)",
+        "citation": "Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024), doi 10.1021/acs.jctc.4c00190",
+    },
+}
+TEACHERS["7net-l3i5"] = TEACHERS["7net-0"] | {
+    "title": "SevenNet-l3i5",
+    "settings": {"teachers": [_SEVENNET], "kwargs": {"model": "7net-l3i5", "device": "cpu"}},
+}
+
+_STUDENT: dict[str, Any] = {
+    "model": {
+        "radial": {"n_filters": 16, "cutoff": 6.0},
+        "angular": {"n_filters": 16, "cutoff": 5.5, "degree": 4},
+        "network": {"hidden": [32, 32]},
+    },
+    "optimiser": {"epochs": 250},
+    "compression": {"share": 0.5, "levels": 36},
+}
+_REFERENCE_FRAMES = 40
+_PLANES = {"fcc": ("111", "100", "110"), "bcc": ("110", "100", "111"), "diamond": ("111", "110"), "hcp": ("001", "100")}
+_THICKNESS, _VACUUM = 16.0, 8.0  # Å
+_SITES = {"fcc": 3, "bcc": 4, "diamond": 2}  # conventional cells along each edge, around a vacancy
+_STEPS, _FORCE = 60, 0.02  # of a relaxation; eV/Å
+_J_PER_M2 = 16.02177  # eV/Å²
+_VACANCIES = {
+    **{"Al": 0.67, "Cu": 1.28, "Ni": 1.79, "Ag": 1.11, "Au": 0.93, "Pd": 1.85, "Pt": 1.35, "W": 3.67, "Ta": 2.8},
+    **{"Nb": 2.65, "Mg": 0.79, "Ti": 1.27},
+}
+"""eV, measured; as recalled from P. Ehrhart, Landolt-Börnstein III/25 (1991), and not compared with the tables."""
+_SURFACES = {
+    **{"Al": 1.14, "Cu": 1.79, "Ni": 2.38, "Ag": 1.25, "Au": 1.51, "Pd": 2.00, "Pt": 2.49, "W": 3.27, "Ta": 2.90},
+    **{"Nb": 2.66, "Mg": 0.79, "Ti": 1.99},
+}
+"""J/m², measured, of no face in particular; as recalled from W. R. Tyson, W. A. Miller, Surf. Sci. 62, 267 (1977)."""
+
+
+def recipe_of(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a model that is distilled; None of another."""
+    path = folder / "recipe.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return tree if isinstance(tree, dict) and "distil" in tree else None
+
+
+def _teacher(recipe: dict[str, Any]) -> dict[str, Any]:
+    name = recipe["distil"].get("teacher")
+    if name not in TEACHERS:
+        raise ConfigError(f"distil.teacher must be one of {', '.join(TEACHERS)}, got {name!r}.")
+    return TEACHERS[name]
+
+
+def _settings(recipe: dict[str, Any], run: Path) -> DistilSettings:
+    asked = {key: value for key, value in recipe["distil"].items() if key != "teacher"}
+    if names := asked.pop("reference", ()):
+        asked["reference"] = [str(_some(names, asked["elements"], run / "reference.parquet"))]
+    tree = {"python": os.environ.get("SNNP_TEACHER_PYTHON"), "student": _STUDENT} | _teacher(recipe)["settings"]
+    return DistilSettings(**tree | asked)
+
+
+def _some(names: str | Sequence[str], elements: Sequence[str], path: Path) -> Path:
+    """Frames of these elements alone, few enough for a slow teacher, written once."""
+    if not path.exists():
+        listed = [os.path.expandvars(name) for name in ([names] if isinstance(names, str) else names)]
+        frames = Frames.of(read_frames(listed))
+        others = [symbol not in elements for symbol in frames.elements]
+        rows = np.flatnonzero(frames.composition()[:, others].sum(axis=1) == 0)
+        drawn = np.random.default_rng(0).permutation(rows)[:_REFERENCE_FRAMES]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with parquet_writer(path, ", ".join(Path(name).parent.name for name in listed), "snnp") as writer:
+            writer.add(frames.take(np.sort(drawn)), "train")
+    return path
+
+
+def run_of(recipe: dict[str, Any], run: Path, tell: Callable[[str], None]) -> Path:
+    """The folder of the student's training, distilled into `run` unless that is finished."""
+    settings, stages = _settings(recipe, run), list[str]()
+
+    def report(now: DistilProgress) -> None:
+        if now.stage not in stages:
+            stages.append(now.stage)
+            tell(now.stage)
+
+    if not (run / "report.json").is_file() or DistilSettings.load(run / "distil.yaml") != settings:
+        distil(settings, run, report, resume=(run / "distil.yaml").is_file())
+    return run / "student"
+
+
+def about(recipe: dict[str, Any], model: Potential, n_labels: int) -> dict[str, Any]:
+    """What the card says of a distilled model, unless the recipe says otherwise."""
+    teacher, names = _teacher(recipe), [atomic_names[atomic_numbers[s]].lower() for s in model.elements]
+    return {
+        "description": f"s-NNP for {' and '.join(names)}, distilled from {teacher['title']}: solids, liquid, defects, "
+        "surfaces",
+        "dataset": f"{n_labels} structures made from the symbols of the elements, labelled by the teacher "
+        f"{model.metadata['teacher']}",
+        "licence": "MIT",
+        "level_of_theory": teacher["level_of_theory"],
+        "citation": f"the teacher: {teacher['citation']}",
+        "limits": ["What its teacher does not know it does not know either: see the rows of the teacher"],
+    } | recipe.get("metadata", {})
+
+
+def held_out(run: Path) -> Frames:
+    """Structures that the teacher labelled and the student did not learn."""
+    return Frames.concatenate(
+        [chunk.checked() for chunk in load_dataset(run / "labels.parquet").select("test").chunks()]
+    )
+
+
+class _Labels(Calculator):
+    """Energies and forces of a function of atoms, for ASE's optimisers."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, function: Callable[[Atoms], tuple[float, np.ndarray]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def calculate(
+        self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), changes: Sequence[str] = all_changes
+    ) -> None:
+        super().calculate(atoms, properties, changes)
+        energy, forces = self.function(self.atoms)
+        self.results = {"energy": energy, "forces": forces}
+
+
+def _of_model(model: Potential) -> Callable[[Atoms], tuple[float, np.ndarray]]:
+    def found(atoms: Atoms) -> tuple[float, np.ndarray]:
+        prediction = model.compute(Structure.from_ase(atoms))
+        assert prediction.forces is not None
+        return float(prediction.energy[0]), prediction.forces.double().numpy()
+
+    return found
+
+
+def _of_teacher(process: TeacherProcess) -> Callable[[Atoms], tuple[float, np.ndarray]]:
+    def found(atoms: Atoms) -> tuple[float, np.ndarray]:
+        (answer,) = process.label(frames_of([("", atoms)], "defect"))
+        if answer.error is not None:
+            raise ConfigError(f"the teacher fails on a defect: {answer.error}")
+        return float(answer.labels["energy"]), np.asarray(answer.labels["forces"])
+
+    return found
+
+
+def _relaxed(atoms: Atoms, function: Callable[[Atoms], tuple[float, np.ndarray]]) -> float:
+    atoms = atoms.copy()
+    atoms.calc = _Labels(function)
+    FIRE(atoms, logfile=None).run(fmax=_FORCE, steps=_STEPS)
+    return float(atoms.get_potential_energy())
+
+
+def _defects(symbol: str, a: float, function: Callable[[Atoms], tuple[float, np.ndarray]]) -> dict[str, float]:
+    """Energy of a vacancy (eV) and of surfaces (J/m²), relaxed in a fixed cell."""
+    lattice = _lattice(symbol)
+    kind = {"orthorhombic": True} if lattice == "hcp" else {"cubic": True}
+    cell = bulk(symbol, lattice, a=a, **kind)
+    per_atom = function(cell)[0] / len(cell)
+    block = cell.repeat((4, 2, 3) if lattice == "hcp" else _SITES[lattice])
+    del block[0]
+    found = {"vacancy": _relaxed(block, function) - len(block) * per_atom}
+    primitive = bulk(symbol, "hcp", a=a) if lattice == "hcp" else cell
+    for plane in _PLANES[lattice]:
+        layers = 1
+        while np.ptp(surface(primitive, [int(k) for k in plane], layers).positions[:, 2]) < _THICKNESS:
+            layers += 1
+        slab = surface(primitive, [int(k) for k in plane], layers, vacuum=_VACUUM)
+        slab.pbc = True
+        area = float(np.linalg.norm(np.cross(*slab.cell.array[:2])))
+        found[f"({plane})"] = (_relaxed(slab, function) - len(slab) * per_atom) / (2.0 * area) * _J_PER_M2
+    return found
+
+
+def _lattice(symbol: str) -> str:
+    return GROUND_STATES.get(symbol) or str((reference_states[atomic_numbers[symbol]] or {}).get("symmetry"))
+
+
+def beside_the_teacher(
+    recipe: dict[str, Any], run: Path, model: Potential, lengths: dict[str, float]
+) -> dict[str, Any]:
+    """Crystals and defects of pure elements by student and teacher: rows of properties, and lines for the card.
+
+    Arguments:
+        run: folder of the distillation, whose report has crystals and reference data.
+        lengths: lattice constants of the student by symbol, Å.
+    """
+    settings, facts = _settings(recipe, run), json.loads((run / "report.json").read_text(encoding="utf-8"))["facts"]
+    rows = {symbol: row for symbol in lengths if (row := _crystal_of_teacher(recipe, symbol, facts))}
+    lines, numbers = _against_reference(recipe, facts), dict[str, Any]()
+    with Teacher.of(settings.teachers, settings.python, settings.kwargs).start(1) as process:
+        for symbol, length in lengths.items():
+            theirs = rows.get(symbol, {}).get("lattice_constant_angstrom", length)
+            own = _defects(symbol, length, _of_model(model))
+            their = _defects(symbol, theirs, _of_teacher(process))
+            numbers[symbol] = {"student": own, "teacher": their}
+            lines += _in_words(symbol, own, their)
+    return {"references": rows, "accuracy": lines, "defects": numbers}
+
+
+def _crystal_of_teacher(recipe: dict[str, Any], symbol: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """The row of the report as values for the card; empty where the ground state is not cubic."""
+    name = f"{GROUND_STATES.get(symbol)} {symbol}, teacher"
+    for row in facts.get("Crystals at rest", []):
+        if row[""] == name:
+            constants = {f"{key.lower()}_gpa": row[f"{key} (GPa)"] for key in ("C11", "C12", "C44")}
+            return {
+                "source": f"{_teacher(recipe)['title']}, by the same measurement",
+                "lattice_constant_angstrom": row["a (Å)"],
+                "cohesive_energy_ev_per_atom": None,
+                "bulk_modulus_gpa": row["B (GPa)"],
+                **constants,
+            }
+    return {}
+
+
+def _against_reference(recipe: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    rows = {row[""]: row for row in facts.get("Student and teacher against reference data", [])}
+    if not rows:
+        return []
+    student, teacher = (rows[name]["force MAE (eV/Å)"] for name in ("student", "teacher"))
+    names = recipe["distil"]["reference"]
+    which = " and ".join(Path(name).parent.name for name in ([names] if isinstance(names, str) else names))
+    return [
+        f"Against DFT ({rows['student']['structures']} frames of {which}, of which none was learned): force MAE "
+        f"{student:.3f} eV/Å, the teacher's {teacher:.3f}"
+    ]
+
+
+def _in_words(symbol: str, own: dict[str, float], their: dict[str, float]) -> list[str]:
+    measured = f"; measured {_VACANCIES[symbol]:g}" if symbol in _VACANCIES else ""
+    vacancy = f"{symbol}, vacancy (relaxed): {own['vacancy']:.2f} eV, the teacher {their['vacancy']:.2f}{measured}"
+    planes = [name for name in own if name != "vacancy"]
+    faces = ", ".join(f"{name} {own[name]:.2f} ({their[name]:.2f})" for name in planes)
+    measured = f"; measured, of no face in particular, {_SURFACES[symbol]:g}" if symbol in _SURFACES else ""
+    return [vacancy, f"{symbol}, surfaces (relaxed; in brackets the teacher's): {faces} J/m²{measured}"]
