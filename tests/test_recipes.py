@@ -64,7 +64,7 @@ def test_manifest_and_card(name: str) -> None:
     assert description.name == name
     text = (DATASETS / name / "README.md").read_text(encoding="utf-8")
     if name in BUNDLED:
-        assert text == header(description) + "\n" + card(description, recipe=False)
+        assert text == header(description) + "\n" + card(description, recipe=(DATASETS / name / "recipe.py").is_file())
     else:
         assert text == card(description)
         assert (DATASETS / name / "recipe.py").is_file()
