@@ -26,7 +26,7 @@ __all__ = ["choose", "describe"]
 
 _CUTOFF, _N_GAUSSIANS, _DEGREE = 5.5, 8, 4  # Å
 _BATCH_ATOMS = 2000
-_MOST_FRAMES, _MOST_KNOWN = 1500, 300  # at once: every choice looks at all atoms of the pool
+_MOST_FRAMES, _MOST_KNOWN = 500, 100  # at once: every choice looks at all atoms of the pool
 _MOST_ENVIRONMENTS = 24  # of a chosen structure: more of the same cell say little more
 
 
@@ -139,8 +139,10 @@ class _Sampler:
         """Atoms [n, D] are known from now on."""
         for first in range(0, len(environments), _MOST_ENVIRONMENTS):
             each = environments[first : first + _MOST_ENVIRONMENTS]
-            to_each = self.squares[:, None] - 2.0 * self.features @ each.T + np.square(each).sum(axis=1)
-            np.minimum(self.distance, to_each.min(axis=1), out=self.distance)
+            # The atoms of the pool side by side, so that the smallest of few rows is found at the speed of memory.
+            to_each = (-2.0 * each) @ self.features.T
+            to_each += np.square(each).sum(axis=1)[:, None]
+            np.minimum(self.distance, to_each.min(axis=0) + self.squares, out=self.distance)
 
     def take(self, row: int) -> None:
         """Choose a frame."""
