@@ -23,9 +23,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from peers.published import comparison_page
 
 from snnp import training
-from snnp.analysis.card import card_markdown, training_range
+from snnp.analysis.card import card_markdown
 from snnp.data import Frame
-from snnp.errors import DataError
+from snnp.errors import ConfigError, DataError
 from snnp.models.config import RepulsionConfig
 from snnp.models.hipnn.model import HIPNN, HIPNNConfig
 from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
@@ -128,13 +128,14 @@ def test_elastic_constants_are_those_of_a_pair_potential(built: Path) -> None:
     assert copper["references"]["experiment"]["c11_gpa"] == 168.4
 
 
-def test_compression_is_recorded_and_stated(built: Path, zoo: Path) -> None:
+def test_compression_is_recorded_and_stated(build_module: ModuleType, built: Path, zoo: Path) -> None:
     model = load_model(built)
     scan = model.metadata["compression"]
     assert [each["way"] for each in scan] == ["hydrostatic", "[100]", "[110]", "[111]"]
     assert all(each["hole"] is None for each in scan)
     cells = ase.io.read(zoo / "cells.xyz", index=":")
-    seen = training_range([Frame(Structure.from_ase(atoms), -1.0, None, None, None, "cells") for atoms in cells], model)
+    frames = [Frame(Structure.from_ase(atoms), -1.0, None, None, None, "cells") for atoms in cells]
+    seen = build_module.training_range(frames, model)
     volumes = [atoms.get_volume() / len(atoms) for atoms in cells]
     assert seen["volume_a3_per_atom"] == pytest.approx([min(volumes), max(volumes)])
     equilibrium = model.metadata["properties"]["Cu"]["lattice_constant_angstrom"] ** 3 / 4.0
@@ -267,7 +268,7 @@ def _model(elements: tuple[str, ...], **zero: float) -> SplineNNP:
     return SplineNNP(config, zero)
 
 
-def test_training_range_counts_energies_from_the_reference() -> None:
+def test_training_range_counts_energies_from_the_reference(build_module: ModuleType) -> None:
     model = _model(("H", "O"), H=-1.0, O=-10.0)
     frames = [
         _frame("H2", -3.0, False, 0.8),  # -0.5 eV/atom
@@ -275,7 +276,7 @@ def test_training_range_counts_energies_from_the_reference() -> None:
         _frame("O2", None, False, 1.3),
         _frame("O", -10.0, False, 0.0),  # an isolated atom is no neighbourhood
     ]
-    seen = training_range(frames, model)
+    seen = build_module.training_range(frames, model)
     assert seen["n_frames"] == 3
     assert seen["n_energies"] == 2
     assert seen["energy_span_ev_per_atom"] == pytest.approx(1.0)
@@ -283,7 +284,13 @@ def test_training_range_counts_energies_from_the_reference() -> None:
     assert seen["largest_force_ev_per_angstrom"] == 0.5
     assert (seen["periodic"], seen["mixed"], seen["formula"]) == ("some", True, None)
     with pytest.raises(DataError, match="isolated atoms"):
-        training_range(frames[-1:], model)
+        build_module.training_range(frames[-1:], model)
+
+
+def test_a_melting_point_that_is_not_known(build_module: ModuleType) -> None:
+    assert build_module.MELTING_POINTS["Al"] == pytest.approx(933.47, abs=1.0)
+    with pytest.raises(ConfigError, match="no melting point of Xe"):
+        build_module._systems(_model(("H", "O")), None, {"Xe": 6.0})
 
 
 @pytest.mark.parametrize(
@@ -298,9 +305,11 @@ def test_training_range_counts_energies_from_the_reference() -> None:
         ([_frame("H2", None, False, 0.7)], ["closer than 0.70 Å; inside 0.9 Å"], ["span"]),
     ],
 )
-def test_limits_follow_from_the_training_data(frames: list[Frame], expected: list[str], unexpected: list[str]) -> None:
+def test_limits_follow_from_the_training_data(
+    build_module: ModuleType, frames: list[Frame], expected: list[str], unexpected: list[str]
+) -> None:
     model = _model(("H", "O"))
-    model.metadata = {"training_range": training_range(frames, model), "limits": ["Not for medical use"]}
+    model.metadata = {"training_range": build_module.training_range(frames, model), "limits": ["Not for medical use"]}
     card = card_markdown("water", model)
     for text in (*expected, "- Not for medical use.\n", "Interactions end at 4 Å"):
         assert text in card

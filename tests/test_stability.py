@@ -9,7 +9,6 @@ from ase import Atoms
 
 from snnp.analysis.stability import (
     crystal,
-    melting_point,
     stability_test,
     time_step_for,
     watch_run,
@@ -145,10 +144,7 @@ def test_supercells_are_nearly_cubic_and_of_the_size_asked_for(element: str, n_a
     assert atoms.get_volume() / len(atoms) == pytest.approx(4.0**3 / {"Ni": 4, "Mo": 2, "Si": 8}[element])
 
 
-def test_crystals_and_melting_points_that_are_not_known() -> None:
-    assert melting_point("Al") == pytest.approx(933.47, abs=1.0)
-    with pytest.raises(InputError, match="no melting point of 'Xe'"):
-        melting_point("Xe")
+def test_crystals_that_are_not_known() -> None:
     with pytest.raises(InputError, match="no cubic ground state of 'Zn'"):
         crystal("Zn", 4.0)
 

@@ -11,17 +11,11 @@ What is missing is left out of the card.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from ase.formula import Formula
-
-from snnp.analysis.compression import equilibrium_volumes, holes_in_words
+from snnp.analysis.compression import holes_in_words
 from snnp.analysis.properties import GROUND_STATES, stated_properties
-from snnp.analysis.stability import MELTING_POINTS_SOURCE
-from snnp.data.frames import Frame, Frames
-from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
 from snnp.models.config import FamilyConfig
 from snnp.models.ensemble import Ensemble
@@ -30,7 +24,9 @@ from snnp.models.potential import Potential
 from snnp.report import Table, fixed, sentence
 from snnp.text import code, markdown
 
-__all__ = ["card_markdown", "drift_in_words", "training_range"]
+__all__ = ["card_markdown", "drift_in_words"]
+
+_MELTING_POINTS = "CRC Handbook of Chemistry and Physics, 97th ed. (2016), section 4"  # of model_zoo/build.py
 
 # Columns of tables: heading, key of the metadata, decimals.
 _FORCES = (
@@ -64,44 +60,6 @@ def _table(
     return Table([*names, *(heading for heading, *_ in columns)], cells, n_text=n_text).markdown()
 
 
-def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
-    """What the training data cover, isolated atoms aside, as JSON values: beyond it a model extrapolates."""
-    frames = Frames.of(frames)
-    frames = frames.take(~are_isolated_atoms(frames))
-    if not len(frames):
-        raise DataError("the training set holds no frame with more than isolated atoms; there is nothing to describe.")
-    counts, elements, periodic = frames.composition(), frames.elements, frames.pbc.any(axis=1)
-    zero = counts @ [model.reference_energies[symbol] for symbol in elements]
-    energies = ((frames.energy - zero) / frames.counts)[frames.has_energy]
-    forces = np.abs(frames.forces[np.repeat(frames.has_forces, frames.counts)])
-    formula = Formula.from_dict(dict(zip(elements, counts[0].tolist(), strict=True))).format("hill")
-    return {
-        "n_frames": len(frames),
-        "n_atoms": len(frames.numbers),
-        "n_energies": len(energies),
-        "groups": dict(sorted(Counter(group for group in frames.groups if group).items())),
-        "shortest_distance_angstrom": float(frames.shortest_distances(model.cutoff).min()),
-        "energy_span_ev_per_atom": float(np.ptp(energies)) if len(energies) else None,
-        "largest_force_ev_per_angstrom": float(forces.max()) if len(forces) else None,
-        "periodic": "all" if periodic.all() else "some" if periodic.any() else "none",
-        "mixed": bool(((counts > 0).sum(axis=1) > 1).any()),
-        "formula": formula if (counts == counts[0]).all() else None,
-        **_volumes(frames.take(frames.has_volume), model),
-    }
-
-
-def _volumes(frames: Frames, model: Potential) -> dict[str, Any]:
-    """Volumes of crystals, in Å³/atom, and the smallest relative to the model's own crystals."""
-    if not len(frames):
-        return {"volume_a3_per_atom": None, "smallest_v_over_v0": None}
-    volumes, known, counts = frames.volume, equilibrium_volumes(model), frames.composition()
-    rest = np.array([known.get(symbol, 0.0) for symbol in frames.elements])
-    complete = ~counts[:, rest == 0.0].any(axis=1)
-    ratios, each = volumes[complete] / (counts[complete] @ rest), volumes / frames.counts
-    smallest = float(ratios.min()) if len(ratios) else None
-    return {"volume_a3_per_atom": [float(each.min()), float(each.max())], "smallest_v_over_v0": smallest}
-
-
 def card_markdown(name: str, model: Potential) -> str:
     """The card as Markdown; `name` is that under which the model is loaded.
 
@@ -111,14 +69,14 @@ def card_markdown(name: str, model: Potential) -> str:
     try:
         parts = [
             f"# {name}\n\n{sentence(about.get('description', 's-NNP'))}\n",
-            _overview(model),
-            _use(name, model),
-            _data(model),
+            _overview(model, about),
+            _use(name, model, about),
+            _data(model, about),
             _errors(about),
             _properties(stated_properties(model)) if about.get("properties") else "",
             _stability(about["stability"]) if "stability" in about else "",
             _speed(about["speed"]) if "speed" in about else "",
-            _limits(model),
+            _limits(model, about),
             f"## Citation\n\n{sentence(about['citation'])}\n" if "citation" in about else "",
             _making(about),
         ]
@@ -130,8 +88,7 @@ def card_markdown(name: str, model: Potential) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _overview(model: Potential) -> str:
-    about = stated(model.metadata)
+def _overview(model: Potential, about: Mapping[str, Any]) -> str:
     rows = {
         "elements": ", ".join(model.elements),
         "parameters": f"{model.n_parameters:,}",
@@ -157,25 +114,28 @@ def _imported(about: Mapping[str, Any]) -> Mapping[str, Any]:
     return source if isinstance(source, dict) and "files_sha256" in source else {}
 
 
-def _use(name: str, model: Potential) -> str:
-    about, element = stated(model.metadata), model.elements[0]
-    ways = {scan["way"] for scan in about.get("compression", [])}
-    free = about.get("training_range", {}).get("periodic") == "none" or ways == {"scaled"}
-    built = f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
-    lines = [
-        "import ase.io" if free else "import ase.build",
-        "from snnp_ase import SNNPCalculator",
-        "",
-        'atoms = ase.io.read("molecule.xyz")' if free else f'atoms = ase.build.bulk("{element}", cubic=True)',
-        f'atoms.calc = SNNPCalculator("{name}")',
-        "print(atoms.get_potential_energy(), atoms.get_forces())",
-    ]
-    shell = f"snnp md {name} {'molecule.xyz' if free else built} --temperature 300 --steps 1000"
-    return "\n".join(["## Use", "", "```python", *lines, "```", "", f"Or from the shell: `{shell}`.", ""])
+def _use(name: str, model: Potential, about: Mapping[str, Any]) -> str:
+    element, ways = model.elements[0], {scan["way"] for scan in about.get("compression", [])}
+    module, made = "ase.build", f'ase.build.bulk("{element}", cubic=True)'
+    file = f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
+    if about.get("training_range", {}).get("periodic") == "none" or ways == {"scaled"}:
+        module, made, file = "ase.io", 'ase.io.read("molecule.xyz")', "molecule.xyz"
+    return f"""## Use
+
+```python
+import {module}
+from snnp_ase import SNNPCalculator
+
+atoms = {made}
+atoms.calc = SNNPCalculator("{name}")
+print(atoms.get_potential_energy(), atoms.get_forces())
+```
+
+Or from the shell: `snnp md {name} {file} --temperature 300 --steps 1000`.
+"""
 
 
-def _data(model: Potential) -> str:
-    about = stated(model.metadata)
+def _data(model: Potential, about: Mapping[str, Any]) -> str:
     lines = [f"- Data set: {sentence(about['dataset'])}" if "dataset" in about else ""]
     lines.append(f"- Level of theory: {sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
     if seen := about.get("training_range"):
@@ -257,7 +217,7 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
         share = next(
             s["langevin"]["target_k"] / s["melting_point_k"] for s in stability.values() if "melting_point_k" in s
         )
-        text += f" The Langevin run is at {share:.1f} of the melting point ({MELTING_POINTS_SOURCE})."
+        text += f" The Langevin run is at {share:.1f} of the melting point ({_MELTING_POINTS})."
     return f"{text}\n\n{Table(columns, rows, n_text=4).markdown()}"
 
 
@@ -277,8 +237,7 @@ def _speed(speed: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(model: Potential) -> str:
-    about = stated(model.metadata)
+def _limits(model: Potential, about: Mapping[str, Any]) -> str:
     repulsion = model.repulsion
     lines = [str(line) for line in about.get("limits", [])]
     if seen := about.get("training_range"):
@@ -312,19 +271,8 @@ def _limits(model: Potential) -> str:
     return "## Limits\n\n" + "\n".join(f"- {sentence(line)}" for line in lines) + "\n"
 
 
-def _provenance(known: Mapping[str, Any]) -> Iterator[str]:
-    """Data with their commits or checksums, the split, the command: what it takes to make the model again."""
-    sets = []
-    for each in known.get("datasets", []):
-        kind = "commit" if each.get("commit") else "sha256"
-        sets.append(code(each["name"]) + (f" ({kind} {code(each[kind])})" if each.get(kind) else ""))
-    if sets:
-        yield f"Data: {', '.join(sets)}."
-    if "split_sha256" in known:
-        yield f"Split: sha256 {code(known['split_sha256'])}."
-
-
 def _making(about: Mapping[str, Any]) -> str:
+    """Data with their commits or checksums, the split, the command: what it takes to make the model again."""
     lines, known = [], about.get("provenance") or {}
     if training := about.get("training"):
         lines.append(
@@ -345,7 +293,12 @@ def _making(about: Mapping[str, Any]) -> str:
             f"{what}: {code(built['command'])} ({markdown(built['date'])}; "
             f"{markdown(built['cpu'])}; {versions}); the configuration is in `recipe.yaml`."
         )
-    lines += _provenance(known)
+    sets = []
+    for each in known.get("datasets", []):
+        kind = "commit" if each.get("commit") else "sha256"
+        sets.append(code(each["name"]) + (f" ({kind} {code(each[kind])})" if each.get(kind) else ""))
+    lines += [f"Data: {', '.join(sets)}."] if sets else []
+    lines += [f"Split: sha256 {code(known['split_sha256'])}."] if "split_sha256" in known else []
     if "built" not in about and "command" in known:
         lines.append(f"Command: {code(known['command'])}.")
     return "## How it was made\n\n" + " ".join(lines) + "\n" if lines else ""

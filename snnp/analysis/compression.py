@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,17 @@ class Hole:
     """Where the energy falls under compression.
 
     Arguments:
-        ratio: V/V0 at the top of the barrier.
-        barrier: eV/atom, of its top above the equilibrium.
-        pressure: GPa, the largest on the way there: what it takes to push the atoms over. NaN for molecules.
-        bottom: eV/atom, of the lowest point behind it relative to the equilibrium; negative in a hole that is deeper.
-        bottom_ratio: V/V0 there.
+        v_over_v0: at the top of the barrier, whose height above the equilibrium is `barrier_ev_per_atom`.
+        pressure_gpa: the largest on the way there: what it takes to push the atoms over. None for molecules.
+        bottom_ev_per_atom: of the lowest point behind it relative to the equilibrium; negative in a hole that is
+            deeper. bottom_v_over_v0: where that is.
     """
 
-    ratio: float
-    barrier: float
-    pressure: float
-    bottom: float
-    bottom_ratio: float
+    v_over_v0: float
+    barrier_ev_per_atom: float
+    pressure_gpa: float | None
+    bottom_ev_per_atom: float
+    bottom_v_over_v0: float
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,12 @@ class Compression:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values with units in their names."""
-        hole = self.hole
         return {
             "system": self.system,
             "way": self.way,
             "down_to_v_over_v0": float(self.ratio[-1]),
             "energy_at_end_ev_per_atom": float(self.energy[-1]),
-            "hole": hole
-            and {
-                "v_over_v0": hole.ratio,
-                "barrier_ev_per_atom": hole.barrier,
-                "pressure_gpa": hole.pressure if np.isfinite(hole.pressure) else None,
-                "bottom_ev_per_atom": hole.bottom,
-                "bottom_v_over_v0": hole.bottom_ratio,
-            },
+            "hole": self.hole and asdict(self.hole),
         }
 
 
@@ -97,38 +88,35 @@ def lattice_constants(model: Potential) -> dict[str, float]:
 
     The minimum of the energy downhill from the measured constant, or the measured one if there is none within 25 %.
     """
-    constants = {symbol: _measured(symbol) for symbol in _solids(model)}
-    return {symbol: a * _rest(model, _crystal(symbol)) for symbol, a in constants.items()}
+    return {symbol: _measured(symbol)["a"] * _rest(model, crystal) for symbol, crystal in _solids(model).items()}
 
 
 def equilibrium_volumes(model: Potential) -> dict[str, float]:
     """Å³ per atom of the crystals of `lattice_constants`."""
-    cells = {symbol: _crystal(symbol, a) for symbol, a in lattice_constants(model).items()}
-    return {symbol: atoms.get_volume() / len(atoms) for symbol, atoms in cells.items()}
+    return {
+        symbol: crystal.get_volume() / len(crystal) * _rest(model, crystal) ** 3
+        for symbol, crystal in _solids(model).items()
+    }
 
 
-def _solids(model: Potential) -> list[str]:
-    """Elements with a crystal to look at. Models of molecules have none, and carbon beside hydrogen is in molecules."""
+def _solids(model: Potential) -> dict[str, Atoms]:
+    """Primitive cells as measured, by element; none for models of molecules, and carbon beside hydrogen is in those."""
     seen = model.metadata.get("training_range")
     if isinstance(seen, dict) and seen.get("periodic") == "none":
-        return []
-    known = [symbol for symbol in model.elements if _structure(symbol) in _WAYS]
-    return [symbol for symbol in known if symbol != "C" or "H" not in model.elements]
+        return {}
+    known = {symbol: structure for symbol in model.elements if (structure := _structure(symbol)) in _WAYS}
+    if "H" in model.elements:
+        known.pop("C", None)
+    return {symbol: bulk(symbol, structure, a=_measured(symbol)["a"]) for symbol, structure in known.items()}
+
+
+def _measured(symbol: str) -> dict[str, Any]:
+    """ASE's `symmetry`, and `a` in Å, of an element's crystal; empty where it knows none."""
+    return reference_states[atomic_numbers[symbol]] or {}
 
 
 def _structure(symbol: str) -> str:
-    state: Any = reference_states[atomic_numbers[symbol]] or {}
-    return GROUND_STATES.get(symbol) or str(state.get("symmetry"))
-
-
-def _measured(symbol: str) -> float:
-    state: Any = reference_states[atomic_numbers[symbol]]
-    return float(state["a"])
-
-
-def _crystal(symbol: str, a: float | None = None) -> Atoms:
-    """The primitive cell; by default with the measured lattice constant."""
-    return bulk(symbol, _structure(symbol), a=a or _measured(symbol))
+    return GROUND_STATES.get(symbol) or str(_measured(symbol).get("symmetry"))
 
 
 def _rest(model: Potential, atoms: Atoms) -> float:
@@ -161,9 +149,9 @@ def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None
         others: molecules or crystals, such as that of lowest energy in the training data.
     """
     exact = copy.deepcopy(model).double()
-    systems = {f"{_structure(symbol)} {symbol}": _crystal(symbol) for symbol in _solids(exact)} or dict(others or {})
+    solids = {f"{_structure(symbol)} {symbol}": crystal for symbol, crystal in _solids(exact).items()}
     result = []
-    for name, atoms in systems.items():
+    for name, atoms in (solids or others or {}).items():
         rest, solid = _strained(atoms, _rest(exact, atoms) * np.eye(3)), bool(atoms.pbc.all())
         ratio = np.arange(1.0, _HYDROSTATIC - 0.5 * _STEP, -_STEP)
         result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, None))
@@ -208,7 +196,8 @@ def _hole(ratio: np.ndarray, energy: np.ndarray, pressure: np.ndarray) -> Hole |
     top = int(energy[: falls[0]].argmax())
     bottom = top + int(energy[top:].argmin())
     most = float(pressure[: top + 1].max())
-    return Hole(float(ratio[top]), float(energy[top]), most, float(energy[bottom]), float(ratio[bottom]))
+    push = most if np.isfinite(most) else None
+    return Hole(float(ratio[top]), float(energy[top]), push, float(energy[bottom]), float(ratio[bottom]))
 
 
 def holes_in_words(scan: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -153,19 +153,17 @@ def _with_units(values: CubicProperties | ReferenceValues) -> dict[str, Any]:
 
 
 def model_properties(model: Potential) -> list[CubicProperties]:
-    """Properties of each element of the model whose ground state is known to be cubic, in the order of its elements.
-
-    Raises:
-        InputError: if the model has no stable crystal of an element near its true lattice constant.
-    """
+    """`cubic_properties` of each element of the model whose ground state is known to be cubic, in its order."""
     return [cubic_properties(model, element) for element in model.elements if element in GROUND_STATES]
 
 
 def stated_properties(model: Potential) -> dict[str, dict[str, Any]]:
     """`properties` of the metadata by element, without numbers that are called cohesive energies and are none."""
-    crystals = dict(stated(model.metadata).get("properties", {}))
-    fitted = {symbol: crystal for symbol, crystal in crystals.items() if not _counts_from_atoms(model, symbol)}
-    return crystals | {symbol: {**crystal, "cohesive_energy_ev_per_atom": None} for symbol, crystal in fitted.items()}
+    crystals = stated(model.metadata).get("properties", {})
+    none = {"cohesive_energy_ev_per_atom": None}
+    return {
+        symbol: each if _counts_from_atoms(model, symbol) else {**each, **none} for symbol, each in crystals.items()
+    }
 
 
 def _counts_from_atoms(model: Potential, element: str) -> bool:
@@ -182,8 +180,6 @@ def cubic_properties(
     Everything is evaluated in float64, whatever the type of the model.
 
     Arguments:
-        model: a potential that knows the element.
-        element: chemical symbol.
         structure: "fcc", "bcc" or "diamond"; by default the ground state.
         guess: lattice constant in Å where the search starts; by default the measured one.
 
@@ -194,25 +190,15 @@ def cubic_properties(
     structure = structure or GROUND_STATES.get(element)
     if structure not in _ATOMS_PER_CELL:
         known = ", ".join(_ATOMS_PER_CELL)
-        near = near_matches(str(structure), _ATOMS_PER_CELL)
-        raise InputError(f"structure of {element} must be one of {known}, got {structure!r}.{near}")
+        hint = near_matches(str(structure), _ATOMS_PER_CELL)
+        raise InputError(f"structure of {element} must be one of {known}, got {structure!r}.{hint}")
     exact = copy.deepcopy(model).double()
-    start = guess or _measured_lattice_constant(element, structure)
-    a = _lattice_constant(exact, element, structure, start)
+    a = _lattice_constant(exact, element, structure, guess or _measured_lattice_constant(element, structure))
     crystal = _crystal(element, structure, a)
     c11, c12, c44 = _elastic_constants(exact, crystal, element)
     energy = float(exact.compute(crystal, forces=False).energy[0]) / crystal.n_atoms
-    return CubicProperties(
-        element=element,
-        structure=structure,
-        lattice_constant=a,
-        energy_per_atom=energy,
-        cohesive_energy=exact.reference_energies[element] - energy if _counts_from_atoms(exact, element) else None,
-        bulk_modulus=(c11 + 2.0 * c12) / 3.0,
-        c11=c11,
-        c12=c12,
-        c44=c44,
-    )
+    cohesive = exact.reference_energies[element] - energy if _counts_from_atoms(exact, element) else None
+    return CubicProperties(element, structure, a, energy, cohesive, (c11 + 2.0 * c12) / 3.0, c11, c12, c44)
 
 
 def _measured_lattice_constant(element: str, structure: str) -> float:

@@ -31,20 +31,11 @@ from snnp.sampling.snapshot import Sample, columns
 from snnp.structure import Structure
 
 __all__ = [
-    *("MELTING_POINTS_SOURCE", "MDEngine", "StabilityRun", "crystal", "melting_point"),
-    *("stability_test", "time_step_for", "watch_run"),
+    *("MDEngine", "StabilityRun", "crystal", "stability_test", "time_step_for", "watch_run"),
 ]
 
 MDEngine = Callable[[Potential, Atoms, MDSettings, Report | None], MDResult]
 """What the entry points `snnp.md_engines` give."""
-
-# K, at atmospheric pressure.
-_MELTING_POINTS = {
-    **{"Li": 454.0, "Al": 933.0, "Si": 1687.0, "Ni": 1728.0, "Cu": 1358.0, "Ge": 1211.0, "Mo": 2896.0, "Ag": 1235.0},
-    **{"Au": 1337.0, "Pd": 1828.0, "Pt": 2041.0, "W": 3695.0, "Ta": 3290.0, "Nb": 2750.0, "Mg": 923.0, "Ti": 1941.0},
-}
-MELTING_POINTS_SOURCE = "CRC Handbook of Chemistry and Physics, 97th ed. (2016), section 4"
-"""Of `melting_point`."""
 
 _HOTTEST = 3.0  # times the target: equipartition after a step into an unphysical hole goes far beyond, noise never does
 _FUSED = 0.6  # of the shortest distance at the start; thermal motion up to the melting point stays above 0.7
@@ -111,13 +102,6 @@ def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
     return atoms
 
 
-def melting_point(element: str) -> float:
-    """K, measured; refuses elements of which none is known here."""
-    if element not in _MELTING_POINTS:
-        raise InputError(f"no melting point of {element!r} is known; there are those of {', '.join(_MELTING_POINTS)}.")
-    return _MELTING_POINTS[element]
-
-
 def time_step_for(atoms: Atoms) -> float:
     """A time step in fs that resolves the fastest vibration: 0.5 with hydrogen, 1 with light atoms, else 2."""
     lightest = float(atoms.get_masses().min())
@@ -170,6 +154,35 @@ def watch_run(
     moves; returns what was seen, and the final atoms with momenta (None if the run blew up).
     """
     model.compute(Structure.from_ase(atoms))  # what is wrong with the input must not count as a blown-up run
+    result, failure, samples, frames = _watched(model, atoms, settings, engine, report)
+    distances = [float(shortest_distances(Structure.from_ase(frame), model.cutoff)) for frame in (atoms, *frames)]
+    if min(distances) < _FUSED * distances[0]:
+        failure = failure or f"two atoms came as close as {min(distances):.2f} Å (at the start {distances[0]:.2f} Å)"
+    failure = failure or _broken_bond(frames, atoms)
+    temperature = columns(samples)["temperature_k"]
+    slope, error = _drift(samples, len(atoms)) if settings.ensemble == "nve" and failure is None else (None, None)
+    run = StabilityRun(
+        ensemble=settings.ensemble,
+        target_k=settings.temperature_k,
+        picoseconds=samples[-1].time_ps if samples else 0.0,
+        dt_fs=settings.dt_fs,
+        dtype=settings.dtype,
+        n_atoms=len(atoms),
+        failure=failure,
+        mean_temperature_k=float(temperature[len(temperature) // 2 :].mean()) if samples else None,
+        max_temperature_k=float(temperature.max()) if samples else None,
+        shortest_distance_angstrom=min(distances),
+        rms_displacement_angstrom=_rms_displacement(frames, sites or atoms),
+        drift_mev_per_atom_per_ns=slope,
+        drift_error=error,
+    )
+    return run, None if result is None or failure else result.final
+
+
+def _watched(
+    model: Potential, atoms: Atoms, settings: MDSettings, engine: MDEngine, report: Report | None
+) -> tuple[MDResult | None, str | None, list[Sample], list[Atoms]]:
+    """The result, or why there is none, with the samples and frames up to there."""
     samples: list[Sample] = []
 
     def look(progress: MDProgress) -> None:
@@ -195,13 +208,7 @@ def watch_run(
             if not path.is_file():  # it never began
                 raise
             failure = str(error)
-        frames = list(ase.io.iread(path))
-    distances = [float(shortest_distances(Structure.from_ase(frame), model.cutoff)) for frame in (atoms, *frames)]
-    if min(distances) < _FUSED * distances[0]:
-        failure = failure or f"two atoms came as close as {min(distances):.2f} Å (at the start {distances[0]:.2f} Å)"
-    failure = failure or _broken_bond(frames, atoms)
-    run = _summary(settings, samples, failure, frames, sites or atoms, min(distances))
-    return run, None if result is None or failure else result.final
+        return result, failure, samples, list(ase.io.iread(path))
 
 
 def _broken_bond(frames: Sequence[Atoms], start: Atoms) -> str | None:
@@ -228,33 +235,6 @@ def _rms_displacement(frames: Sequence[Atoms], sites: Atoms) -> float | None:
         displacement, _ = find_mic(frame.positions - sites.positions, sites.cell)
         squares.append(np.square(displacement - displacement.mean(axis=0)).sum(axis=1).mean())
     return float(np.sqrt(np.mean(squares)))
-
-
-def _summary(
-    settings: MDSettings,
-    samples: Sequence[Sample],
-    failure: str | None,
-    frames: Sequence[Atoms],
-    sites: Atoms,
-    closest: float,
-) -> StabilityRun:
-    temperature = columns(samples)["temperature_k"]
-    slope, error = _drift(samples, len(sites)) if settings.ensemble == "nve" and failure is None else (None, None)
-    return StabilityRun(
-        ensemble=settings.ensemble,
-        target_k=settings.temperature_k,
-        picoseconds=samples[-1].time_ps if samples else 0.0,
-        dt_fs=settings.dt_fs,
-        dtype=settings.dtype,
-        n_atoms=len(sites),
-        failure=failure,
-        mean_temperature_k=float(temperature[len(temperature) // 2 :].mean()) if samples else None,
-        max_temperature_k=float(temperature.max()) if samples else None,
-        shortest_distance_angstrom=closest,
-        rms_displacement_angstrom=_rms_displacement(frames, sites),
-        drift_mev_per_atom_per_ns=slope,
-        drift_error=error,
-    )
 
 
 def _drift(samples: Sequence[Sample], n_atoms: int) -> tuple[float | None, float | None]:

@@ -42,8 +42,7 @@ class Occurrence:
 def occurrence(structure: Structure, cutoff: float) -> Occurrence:
     """Count the distances up to `cutoff` (Å), and the angles between neighbours up to 1.3 times the nearest distance.
 
-    Raises:
-        InputError: if no two atoms are closer than the cutoff.
+    Raises `InputError` if no two atoms are closer than the cutoff.
     """
     neighbours = neighbour_list(structure, cutoff)
     lengths = pair_vectors(structure, neighbours).norm(dim=1)
@@ -81,11 +80,9 @@ def _angles(vectors: Tensor) -> np.ndarray:
 
 def crystal_shells(symbol: str, cutoff: float) -> np.ndarray:
     """Distances (Å) of the neighbour shells of an element's crystal at room temperature; empty where ASE knows none."""
-    crystal = _crystal(symbol)
-    if crystal is None:
+    if (crystal := _crystal(symbol)) is None:
         return np.zeros(0)
-    lengths = pair_vectors(crystal, neighbour_list(crystal, cutoff)).norm(dim=1).numpy()
-    return np.unique(lengths.round(2))
+    return np.unique(pair_vectors(crystal, neighbour_list(crystal, cutoff)).norm(dim=1).numpy().round(2))
 
 
 @dataclass(frozen=True)

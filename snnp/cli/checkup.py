@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_table, say
-from snnp.cli.options import LABELS, Json, Model, Overwrite, examples, keys_given, taking
+from snnp.cli.options import LABELS, Json, Model, Overwrite, examples, group, keys_given, taking
 from snnp.cli.outputs import prepare_output
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
 
-__all__ = ["data_command", "doctor_app", "model_command"]
+__all__ = ["doctor_app"]
 
 _FOUND = 3
 _PAGES = ("report.html", "report.json")
@@ -27,11 +27,12 @@ _Out = Annotated[
 ]
 _Strict = Annotated[bool, typer.Option("--strict", help="Warnings count as errors for the exit code.")]
 
-doctor_app = typer.Typer(
-    help="Examine a data set or a model before it is used or published.",
-    epilog=examples("snnp doctor data train.xyz test.xyz", "snnp doctor model runs/mine"),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+_CODES = ("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",)
+
+doctor_app = group(
+    "Examine a data set or a model before it is used or published.",
+    "snnp doctor data train.xyz test.xyz",
+    "snnp doctor model runs/mine",
 )
 
 
@@ -41,7 +42,7 @@ doctor_app = typer.Typer(
         "snnp doctor data train.xyz test.xyz",
         "snnp doctor data train=a.xyz test=b.xyz --out report",
         "snnp doctor data org/name --json",
-        after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
+        after=_CODES,
     ),
 )
 @taking(LABELS)
@@ -70,12 +71,7 @@ def data_command(
 
 
 @doctor_app.command(
-    "model",
-    epilog=examples(
-        "snnp doctor model snnp-si",
-        "snnp doctor model runs/mine --strict",
-        after=("Exit code: 0 without errors, 3 with errors (--strict: or warnings), 1 if nothing could be examined.",),
-    ),
+    "model", epilog=examples("snnp doctor model snnp-si", "snnp doctor model runs/mine --strict", after=_CODES)
 )
 def model_command(
     model: Model, out: _Out = None, overwrite: Overwrite = False, strict: _Strict = False, as_json: Json = False
@@ -110,13 +106,9 @@ def _finish(report: Report, folder: Path, strict: bool, as_json: bool) -> None:
     if as_json:
         print_json(report.json())
     else:
-        _print(report, folder)
+        rows = [[each.severity, each.check, each.message, each.cure] for each in report.findings]
+        columns = ["", "check", "found", "how to mend it"] if rows else []
+        print_table(columns, rows, title=f"{report.subject}: {report.verdict}")
+        say(f"More, with pictures and the names of frames: {folder / 'report.html'}")
     if report.errors or (strict and report.warnings):
         raise typer.Exit(_FOUND)
-
-
-def _print(report: Report, folder: Path) -> None:
-    rows = [[each.severity, each.check, each.message, each.cure] for each in report.findings]
-    columns = ["", "check", "found", "how to mend it"] if rows else []
-    print_table(columns, rows, title=f"{report.subject}: {report.verdict}")
-    say(f"More, with pictures and the names of frames: {folder / 'report.html'}")

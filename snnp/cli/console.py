@@ -24,21 +24,8 @@ from rich.text import Text
 from snnp.text import UNSEEN, one_line, printable
 
 __all__ = [
-    "Update",
-    "fail",
-    "flat",
-    "number",
-    "print_errors",
-    "print_json",
-    "print_pairs",
-    "print_properties",
-    "print_result",
-    "print_table",
-    "print_trace",
-    "progress_bar",
-    "say",
-    "tolerate_encoding",
-    "warn",
+    *("Update", "fail", "flat", "number", "print_errors", "print_json", "print_pairs", "print_properties"),
+    *("print_result", "print_table", "print_trace", "progress_bar", "say", "tolerate_encoding", "warn"),
 ]
 
 Update = Callable[..., None]
@@ -46,22 +33,13 @@ Update = Callable[..., None]
 
 _LONGEST_CELL = 5000  # characters
 _PLAIN_WIDTH = 160  # columns where the output is a file or a pipe, so that no cell is cut
-
-
 _PROPERTIES = {
     "a (Å)": "lattice_constant_angstrom",
     "E coh (eV/atom)": "cohesive_energy_ev_per_atom",
     "B (GPa)": "bulk_modulus_gpa",
-    "C11 (GPa)": "c11_gpa",
-    "C12 (GPa)": "c12_gpa",
-    "C44 (GPa)": "c44_gpa",
+    **{f"{name} (GPa)": f"{name.lower()}_gpa" for name in ("C11", "C12", "C44")},
 }
-
 _STDERR = Console(stderr=True, highlight=False)  # one for all, so that messages and a running bar do not mix
-
-
-def _stdout() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
 def tolerate_encoding() -> None:
@@ -114,26 +92,26 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{max(decimals, 0)}f}"
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Print a table to stdout; columns whose cells are numbers are set right."""
-    cells = [list(row) for row in rows]
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """Print a table of text and numbers to stdout; columns whose cells are numbers are set right."""
+    cells = [[_in_cell(each) for each in row] for row in rows]
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        numeric = all(_is_number(row[index]) for row in cells)
+        numeric = all(row[index] == "–" or row[index].lstrip("+-")[:1].isdigit() for row in cells)
         table.add_column(Text(printable(column)), justify="right" if numeric and cells else "left", overflow="fold")
     for row in cells:
         table.add_row(*(_shown(cell) for cell in row))
     _print_below(title, table)
 
 
+def _in_cell(value: str | float | None) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else number(value)
+
+
 def _shown(cell: str) -> Text:
     """A cell as it may be printed; what no person reads to the end is cut (--json has it whole)."""
     text = printable(cell)
     return Text(text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…")
-
-
-def _is_number(cell: str) -> bool:
-    return bool(cell) and (cell == "–" or cell.lstrip("+-")[:1].isdigit())
 
 
 def print_pairs(pairs: Mapping[str, str], title: str | None = None) -> None:
@@ -150,9 +128,9 @@ def print_result(values: Mapping[str, Any], as_json: bool = False) -> None:
     """Print what a command found as JSON, or as names and values, without those that are None."""
     if as_json:
         print_json(values)
-        return
-    shown = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
-    print_pairs({name.replace("_", " "): text for name, text in flat(shown).items()})
+    else:
+        shown = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
+        print_pairs({name.replace("_", " "): text for name, text in flat(shown).items()})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -176,7 +154,7 @@ def _in_words(value: Any) -> str:
 
 def _print_below(title: str | None, table: Table) -> None:
     # Not the table's own title: that is wrapped to the width of the table.
-    console = _stdout()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     if title is not None:
         console.print(Text(printable(title), style="bold"), soft_wrap=True)
     console.print(table)

@@ -10,17 +10,11 @@ from typing import Any, Literal
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_result, print_table, say
-from snnp.cli.options import LABELS, Dtype, Json, Model, Overwrite, command, examples, keys_given, taking
+from snnp.cli.options import LABELS, Dtype, Json, Model, Overwrite, command, examples, group, keys_given, taking
 from snnp.cli.outputs import input_files, prepare_output, readable
 from snnp.errors import InputError
 
-__all__ = [
-    "convert_command",
-    "describe_command",
-    "export_command",
-    "import_app",
-    "neurochem_command",
-]
+__all__ = ["import_app"]
 
 
 @command(
@@ -85,11 +79,9 @@ def _fixed_atoms(structure: str) -> tuple[list[int], bool]:
     return atoms.numbers.tolist(), bool(atoms.pbc.all())
 
 
-import_app = typer.Typer(
-    help="Read a potential trained with another program and write it as a model folder.",
-    epilog=examples("snnp import neurochem ani-1ccx_8x models/ani-1ccx"),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+import_app = group(
+    "Read a potential trained with another program and write it as a model folder.",
+    "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
 )
 
 
@@ -164,15 +156,12 @@ def convert_command(
     splits: dict[str, list[str | Path]] = {}
     for source in sources:
         split, equals, path = source.partition("=")
-        if equals and split.isidentifier() and not Path(source).exists():
-            splits.setdefault(split, []).append(path)
-        else:
-            splits.setdefault("train", []).append(source)
+        named = equals and split.isidentifier() and not Path(source).exists()
+        splits.setdefault(split if named else "train", []).append(path if named else source)
     if Path(target).suffix.lower() == ".parquet" and not method.strip():
         raise InputError("a dataset needs its level of theory; give it with --method, such as --method DFT-PBE.")
-    prepare_output(
-        Path(target), overwrite=overwrite, inputs=[Path(file) for group in splits.values() for file in group]
-    )
+    inputs = [Path(file) for files in splits.values() for file in files]
+    prepare_output(Path(target), overwrite=overwrite, inputs=inputs)
     start = time.perf_counter()
     with readable(*sources):
         frames = convert(
@@ -184,13 +173,8 @@ def convert_command(
             labelled=not unlabelled,
             workers=workers or len(os.sched_getaffinity(0)),
         )
-    report = {
-        "out": target,
-        "frames": frames,
-        "bytes": Path(target).stat().st_size,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-    print_result(report, as_json)
+    seconds = round(time.perf_counter() - start, 3)
+    print_result({"out": target, "frames": frames, "bytes": Path(target).stat().st_size, "seconds": seconds}, as_json)
 
 
 @command("describe", "snnp describe org/name", "snnp describe copper.parquet --json")
@@ -219,12 +203,11 @@ def describe_command(
     print_pairs({**place.record(), **{key: str(value) for key, value in shown.items() if value}})
     columns = ["part", "level of theory", "software", "frames", "atoms", "energies", "forces", "stresses"]
     rows = [
-        [key, part.method, part.software, f"{part.frames or 0:,}", f"{part.atoms or 0:,}"]
-        + [f"{number:,}" for number in (part.energies, part.forces, part.stresses)]
+        [key, part.method, part.software, part.frames or 0, part.atoms or 0, part.energies, part.forces, part.stresses]
         for key, part in parts.items()
     ]
     print_table(columns, rows, title="\nParts")
-    splits = [[key, split, f"{number:,}"] for key, part in parts.items() for split, number in part.splits.items()]
+    splits = [[key, split, number] for key, part in parts.items() for split, number in part.splits.items()]
     if splits:
         print_table(["part", "split", "frames"], splits, title="\nSplits")
     say("Elements: " + " ".join(sorted({symbol for part in parts.values() for symbol in part.elements})))

@@ -69,6 +69,7 @@ def evaluate_command(
     **labels: Any,
 ) -> None:
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
+    from snnp.analysis.properties import model_properties
     from snnp.data import read_frames
     from snnp.hub import load_pinned
 
@@ -81,7 +82,7 @@ def evaluate_command(
             frames = read_frames(data, keys_given(labels))
         report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
     if properties:
-        report["properties"] = _properties(potential)
+        report["properties"] = [crystal.to_dict() for crystal in model_properties(potential)]
     if as_json:
         print_json(report)
         return
@@ -107,18 +108,9 @@ def _compare(potential: Potential, frames: Frames, model: str, data: str) -> dic
 def _print_comparison(report: dict[str, Any]) -> None:
     print_errors({"all": report, **report["groups"]}, title=f"{report['model']} against {report['data']}")
     if len(report["elements"]) > 1:
-        kinds = ("mae", "rmse", "max")
-        elements = [
-            [symbol, *(number(errors[f"force_{kind}_ev_per_angstrom"]) for kind in kinds)]
-            for symbol, errors in report["elements"].items()
-        ]
+        keys = [f"force_{kind}_ev_per_angstrom" for kind in ("mae", "rmse", "max")]
+        elements = [[symbol, *(number(part[key]) for key in keys)] for symbol, part in report["elements"].items()]
         print_table(["element", "force MAE", "RMSE", "max (eV/Å)"], elements, title="\nForces by element")
-
-
-def _properties(potential: Potential) -> list[dict[str, Any]]:
-    from snnp.analysis.properties import model_properties
-
-    return [crystal.to_dict() for crystal in model_properties(potential)]
 
 
 @command(

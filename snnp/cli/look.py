@@ -26,18 +26,11 @@ from snnp.cli.share import print_remote
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     from ase import Atoms
-    from torch import Tensor
 
     from snnp.models.potential import Potential
 
-__all__ = [
-    "energy_command",
-    "info_command",
-    "list_command",
-    "plot_command",
-]
+__all__: list[str] = []
 
 
 @command("ls", "snnp ls", "snnp ls --json", "snnp ls --remote", "snnp ls --remote --owner org")
@@ -59,23 +52,17 @@ def list_command(
         print_json(models)
         return
     columns = ["model", "elements", "parameters", "cutoff (Å)", "energy MAE (meV/atom)", "force MAE (eV/Å)", "µs/atom"]
+    keys = ("energy_mae_mev_per_atom", "force_mae_ev_per_angstrom", "us_per_atom")
     rows = [
-        [
-            model["name"],
-            " ".join(model["elements"]),
-            f"{model['n_parameters']:,}",
-            f"{model['cutoff_angstrom']:g}",
-            number(model["energy_mae_mev_per_atom"]),
-            number(model["force_mae_ev_per_angstrom"]),
-            number(model["us_per_atom"]),
-        ]
-        for model in models
+        [each["name"], " ".join(each["elements"]), each["n_parameters"], f"{each['cutoff_angstrom']:g}"]
+        + [number(each[key]) for key in keys]
+        for each in models
     ]
-    if not rows:
+    if rows:
+        print_table(columns, rows)
+        say("Errors are on data that the model was not trained on; 'snnp info MODEL' says which.")
+    else:
         say("No models are bundled with this installation; train one with 'snnp train', or reinstall snnp.")
-        return
-    print_table(columns, rows)
-    say("Errors are on data that the model was not trained on; 'snnp info MODEL' says which.")
 
 
 @command("info", "snnp info snnp-si", "snnp info runs/mine --json", "snnp info org/name@v1.0")
@@ -127,8 +114,8 @@ def _details(name: str) -> dict[str, Any]:
     from snnp.models.formats import CONFIG_FILE, WEIGHTS_FILE
 
     found = resolve(name)
-    folder = found.folder
-    model = load_model(found.pinned)
+    folder, model = found.folder, load_model(found.pinned)
+    evaluator = model.evaluator()
     stored = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     files = {name: fingerprint(folder / name).model_dump() for name in (CONFIG_FILE, WEIGHTS_FILE)}
     return {
@@ -140,7 +127,7 @@ def _details(name: str) -> dict[str, Any]:
         "cutoff_angstrom": model.cutoff,
         "n_parameters": model.n_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "computed_by": _computed_by(model),
+        "computed_by": "torch" if evaluator is None else f"native kernel ({evaluator.target})",  # on this CPU
         "reference_energies_ev": model.reference_energies,
         "isolated_atoms": list(model.isolated_atoms),
         "format_version": stored["format_version"],
@@ -149,12 +136,6 @@ def _details(name: str) -> dict[str, Any]:
         "config": stored["config"],
         "metadata": model.metadata | ({"properties": stated} if (stated := stated_properties(model)) else {}),
     }
-
-
-def _computed_by(model: Potential) -> str:
-    """What evaluates this model on the CPU of this machine."""
-    evaluator = model.evaluator()
-    return "torch" if evaluator is None else f"native kernel ({evaluator.target})"
 
 
 @command(
@@ -175,16 +156,18 @@ def energy_command(
     as_json: Json = False,
 ) -> None:
     """Compute energy, forces and stress of every structure of a file; an ensemble adds its spread."""
+    from snnp.data.read import read_images
     from snnp.hub import load_pinned
+    from snnp.sampling import build_structure
 
     if out is not None:
         if out.suffix.lower() not in (".xyz", ".extxyz"):
             raise InputError(f"--out {out}: the results are extended XYZ; give a name that ends in .xyz or .extxyz.")
         prepare_output(out, overwrite=overwrite, inputs=input_files(model, structures))
     potential, model = load_pinned(model, dtype=dtype, device=device)
-    frames = _all_frames(structures)
+    frames = read_images(structures) if Path(structures).is_file() else [build_structure(structures)]
+    done: list[Atoms] = []
     with progress_bar("computing", len(frames)) as update:
-        done = []
         for frame in frames:
             done.append(_single_point(potential, frame))
             update(len(done))
@@ -200,39 +183,29 @@ def energy_command(
         print_pairs({"structures": f"{len(done):,}", "written to": str(out)})
 
 
-def _all_frames(text: str) -> list[Atoms]:
-    """Every structure of a file, or the one that a specification names."""
-    from snnp.data.read import read_images
-    from snnp.sampling import build_structure
-
-    return read_images(text) if Path(text).is_file() else [build_structure(text)]
-
-
 def _single_point(potential: Potential, atoms: Atoms) -> Atoms:
     """The structure with what the model says about it, in place of what it carried under the same names."""
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.stress import full_3x3_to_voigt_6_stress
 
-    periodic = bool(atoms.pbc.all())
-    found = potential.compute(atoms, stress=periodic)
-    results: dict[str, Any] = {"energy": float(found.energy), "forces": _array(found.forces)}
-    if periodic:
-        results["stress"] = full_3x3_to_voigt_6_stress(_array(found.stress)[0])
+    found = potential.compute(atoms, stress=bool(atoms.pbc.all()))
+    arrays = {
+        name: tensor.detach().cpu().double().numpy()
+        for name in ("forces", "stress", "forces_std")
+        if (tensor := getattr(found, name)) is not None
+    }
     frame: Atoms = atoms.copy()
     for name in ("energy", "forces", "stress", "free_energy", "energy_std", "forces_std"):
         frame.info.pop(name, None)
         frame.arrays.pop(name, None)
     if found.energy_std is not None:
         frame.info["energy_std"] = float(found.energy_std)
-    if found.forces_std is not None:
-        frame.arrays["forces_std"] = _array(found.forces_std)
-    frame.calc = SinglePointCalculator(frame, **results)
+    if "forces_std" in arrays:
+        frame.arrays["forces_std"] = arrays.pop("forces_std")
+    if "stress" in arrays:
+        arrays["stress"] = full_3x3_to_voigt_6_stress(arrays["stress"][0])
+    frame.calc = SinglePointCalculator(frame, energy=float(found.energy), **arrays)
     return frame
-
-
-def _array(tensor: Tensor | None) -> np.ndarray:
-    assert tensor is not None
-    return tensor.detach().cpu().double().numpy()
 
 
 def _as_json(frame: Atoms) -> dict[str, Any]:
@@ -264,8 +237,5 @@ def plot_command(
 
     potential = load_model(model)
     prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
-    seen = None
-    if data is not None:
-        seen = read_frames(data).structure()
-    path = draw_page(potential, out, title=Path(model).name, structures=seen)
-    print_pairs({"written to": str(path)})
+    seen = None if data is None else read_frames(data).structure()
+    print_pairs({"written to": str(draw_page(potential, out, title=Path(model).name, structures=seen))})

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, cast
@@ -100,9 +101,7 @@ def _give_up(message: str, code: int, debug: bool) -> NoReturn:
     sys.exit(code)
 
 
-_ORDER = (
-    "ls info pull mirror convert describe train distill evaluate energy md relax export plot benchmark"  # in the help
-)
+_HELP_ORDER = "ls info pull mirror convert describe train distill evaluate energy md relax export plot benchmark"
 app = typer.Typer(
     cls=_Commands,
     name="snnp",
@@ -120,7 +119,7 @@ app = typer.Typer(
 app.add_typer(share.publish_app, name="publish")
 app.add_typer(checkup.doctor_app, name="doctor")
 app.add_typer(exchange.import_app, name="import")
-for _name in sorted(COMMANDS, key=_ORDER.split().index):
+for _name in sorted(COMMANDS, key=_HELP_ORDER.split().index):
     _command, _examples = COMMANDS[_name]
     app.command(_name, epilog=_examples)(_command)
 
@@ -136,7 +135,9 @@ def _version_command(as_json: Json = False) -> None:
 
     found: dict[str, str | None] = {"snnp": version("snnp"), "python": platform.python_version()}
     for package in ("torch", "numpy", "ase", "vesin", "openmm", "openmmml", "triton"):
-        found[package] = _version_of(package)
+        found[package] = None
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     found |= {"kernel": instruction_set(), "threads": str(torch.get_num_threads()), "gpu": gpu}
     found["platform"] = platform.platform()
@@ -144,13 +145,6 @@ def _version_command(as_json: Json = False) -> None:
         print_json(found)
     else:
         print_pairs({name: value or "none" for name, value in found.items()})
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _print_version(wanted: bool) -> None:
@@ -175,8 +169,8 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     """Last resort for an error that snnp does not know: one line here, everything with --debug."""
     if "--debug" in sys.argv[1:]:
         print_trace(error.with_traceback(trace))
-        return
-    fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
+    else:
+        fail(f"{kind.__name__}: {error} (unexpected: please report it with the traceback that --debug shows).")
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

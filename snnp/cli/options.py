@@ -22,25 +22,9 @@ if TYPE_CHECKING:
     from snnp.data import Keys
 
 __all__ = [
-    "COMMANDS",
-    "LABELS",
-    "Data",
-    "Device",
-    "Dtype",
-    "Json",
-    "Model",
-    "Overwrite",
-    "StructureSpec",
-    "Threads",
-    "command",
-    "command_meant",
-    "examples",
-    "keys_given",
-    "options_meant",
-    "set_threads",
-    "settings_options",
-    "taking",
-    "with_options",
+    *("COMMANDS", "LABELS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads"),
+    *("command", "command_meant", "examples", "group", "keys_given", "options_meant", "set_threads"),
+    *("settings_options", "taking", "with_options"),
 ]
 
 _OPTION_OF = {
@@ -124,6 +108,11 @@ def examples(*commands: str, after: tuple[str, ...] = ()) -> str:
     return "\n\n".join(escape(line) for line in lines)
 
 
+def group(about: str, *shown: str) -> typer.Typer:
+    """A group of commands, which shows its help where none is named."""
+    return typer.Typer(help=about, epilog=examples(*shown), no_args_is_help=True, pretty_exceptions_enable=False)
+
+
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {}
 """The commands by name, each with its examples; the modules of commands fill it."""
 
@@ -164,10 +153,6 @@ def _bundled_names(incomplete: str) -> list[str]:
     return sorted(name for name in bundled_folders("model_zoo", "config.json") if name.startswith(incomplete))
 
 
-def _option_of(name: str) -> str:
-    return _OPTION_OF.get(name, f"--{name.replace('_', '-')}")
-
-
 def with_options(message: str) -> str:
     """The message of an error with options in place of the arguments and fields that they set."""
     message = _SETTING.sub(lambda match: _option_of(match[1]), message)
@@ -179,9 +164,9 @@ def set_threads(number: int | None) -> None:
     """Let the models take so many threads; None leaves it to torch."""
     import torch
 
-    if number is not None and number < 1:
-        raise InputError(f"--threads must be at least 1, got {number}.")
     if number is not None:
+        if number < 1:
+            raise InputError(f"--threads must be at least 1, got {number}.")
         torch.set_num_threads(number)
 
 
@@ -197,6 +182,10 @@ def taking(options: Iterable[inspect.Parameter]) -> Callable[[_Command], _Comman
         return command
 
     return decorate
+
+
+def _option_of(name: str) -> str:
+    return _OPTION_OF.get(name, f"--{name.replace('_', '-')}")
 
 
 def _option(name: str, kind: Any, *words: str, metavar: str | None, text: str) -> inspect.Parameter:
@@ -221,25 +210,15 @@ def settings_options(
         if name in without:
             continue
         shape = shapes.get(name, {})
-        kind = shape.get("kind") or _kind(field.annotation)
+        given = [each for each in get_args(field.annotation) if each is not type(None)]  # typer takes it without None
+        own = given[0] if given and get_origin(field.annotation) is not Literal else field.annotation
+        kind = shape.get("kind") or own
         metavar = shape.get("metavar", "N" if kind is int else None)
-        default = shape.get("default", _in_words(field.default))
-        text = f"{field.description}{'' if default is None else f'; default: {default}'}."
-        words = [_option_of(name), *([shape["short"]] if "short" in shape else [])]
-        yield _option(name, kind, *words, metavar=metavar, text=text)
-
-
-def _kind(annotation: Any) -> Any:
-    """What typer takes for the type of a field: without None."""
-    given = [each for each in get_args(annotation) if each is not type(None)]
-    return given[0] if given and get_origin(annotation) is not Literal else annotation
-
-
-def _in_words(default: Any) -> str | None:
-    """A default, where it is worth a word."""
-    if default is None or isinstance(default, bool):
-        return None
-    return f"{default:g}" if isinstance(default, float) else str(default)
+        default = shape.get("default", field.default)
+        words = f"{default:g}" if isinstance(default, float) else str(default)
+        text = f"{field.description}{'' if default is None or isinstance(default, bool) else f'; default: {words}'}."
+        names = [_option_of(name), *([shape["short"]] if "short" in shape else [])]
+        yield _option(name, kind, *names, metavar=metavar, text=text)
 
 
 Model = Annotated[

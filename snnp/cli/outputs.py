@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_format", "input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
 
-
 _MISFITS = ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError
 
 
@@ -50,12 +49,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def prepare_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Make the folder of an output file, and refuse one that cannot be written, or must not be replaced.
-
-    Arguments:
-        overwrite: whether the user has asked to replace what is there.
-        inputs: files that are read, which are never replaced.
-    """
+    """Make the folder of an output file, and refuse one that cannot be written, or not replaced (never `inputs`)."""
     prepare_folder(path.parent)
     if path.is_dir():
         raise InputError(f"cannot write '{path}': it is a folder; choose the name of a file.")
@@ -85,11 +79,7 @@ def check_format(path: Path, atoms: Atoms) -> None:
 def write_structure(
     path: Path, atoms: Atoms | list[Atoms], file_format: str | None = None, *, shown: Path | None = None
 ) -> None:
-    """Write structures in the format named, or that the name of the file stands for.
-
-    Arguments:
-        shown: the name of the file in messages, if another.
-    """
+    """Write structures in the format named, or that the name of the file stands for; messages say `shown` if given."""
     import ase.io
     from ase.io.formats import UnknownFileTypeError
 

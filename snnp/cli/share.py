@@ -11,21 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_result, print_table, say, warn
-from snnp.cli.options import Json, command, examples
+from snnp.cli.options import Json, command, examples, group
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
     from snnp.doctor import Report
     from snnp.hub import Publication
 
-__all__ = [
-    "mirror_command",
-    "print_remote",
-    "publish_app",
-    "publish_dataset_command",
-    "publish_model_command",
-    "pull_command",
-]
+__all__ = ["print_remote", "publish_app"]
 
 _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositories: org/name or org/name@REVISION.")]
 _IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
@@ -33,12 +26,7 @@ _Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository
 _Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
 
-publish_app = typer.Typer(
-    help="Publish a model or a dataset on the Hub.",
-    epilog=examples("snnp publish model runs/mine org/name --dry-run"),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+publish_app = group("Publish a model or a dataset on the Hub.", "snnp publish model runs/mine org/name --dry-run")
 
 
 @command("pull", "snnp pull org/name", "snnp pull org/name@v1.0", "snnp pull --dataset org/name --json")
@@ -70,30 +58,21 @@ def mirror_command(
     """Copy models or datasets into a plain folder, for machines without internet."""
     from snnp.hub import add_to_mirror
 
-    found: list[tuple[dict[str, Any], Path]] = []
-    for name in names:
-        place, commit = add_to_mirror(folder, name, "dataset" if dataset else "model")
-        found.append(({"name": name, "commit": commit}, place))
-    _report(found, as_json)
+    added = [add_to_mirror(folder, name, "dataset" if dataset else "model") for name in names]
+    _report([({"name": n, "commit": commit}, at) for n, (at, commit) in zip(names, added, strict=True)], as_json)
     if not as_json:
         say(f"On the other machine: export SNNP_MIRROR={folder}, wherever the folder is there.")
 
 
 def _report(found: Sequence[tuple[Mapping[str, Any], Path]], as_json: bool) -> None:
     """What each repository is, and the folder in which it lies."""
-    values = [
-        {
-            **about,
-            "folder": str(folder),
-            "bytes": sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()),
-        }
-        for about, folder in found
-    ]
+    sizes = [sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()) for _, folder in found]
+    values = [{**each, "folder": str(at), "bytes": size} for (each, at), size in zip(found, sizes, strict=True)]
     if as_json:
         print_json(values)
-        return
-    for each in values:
-        print_result(each, as_json=False)
+    else:
+        for each in values:
+            print_result(each)
 
 
 @publish_app.command(
@@ -166,7 +145,7 @@ def publish_dataset_command(
 
 
 def _print_files(repository: str, files: Mapping[str, int]) -> None:
-    print_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in files.items()], title=repository)
+    print_table(["file", "bytes"], list(files.items()), title=repository)
 
 
 def _print_published(repository: str, done: Publication, as_json: bool, *, shown: bool = False, **more: str) -> None:
@@ -211,14 +190,7 @@ def print_remote(owner: str | None, as_json: bool) -> None:
 
     found = [*list_repositories("model", owner=owner), *list_repositories("dataset", owner=owner)]
     rows = [
-        [
-            each.name,
-            each.kind,
-            "yes" if each.private else "",
-            str(each.downloads),
-            each.modified or "–",
-            each.commit or "–",
-        ]
+        [each.name, each.kind, "yes" if each.private else "", str(each.downloads), each.modified, each.commit]
         for each in found
     ]
     if as_json:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from snnp.models.potential import Potential
     from snnp.sampling import MDProgress, MDResult, RelaxProgress, RelaxResult
 
-__all__ = ["md_command", "relax_command"]
+__all__: list[str] = []
 
 _MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
 """eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
@@ -93,9 +93,12 @@ def md_command(
 ) -> None:
     """Run molecular dynamics: writes a trajectory, a log, a checkpoint and a picture, and says how fast it was."""
     import torch
+    from ase.constraints import FixAtoms
 
     from snnp.hub import load_pinned
     from snnp.sampling import build_structure
+    from snnp.sampling.checkpoint import brings_momenta
+    from snnp.sampling.thermostats import held_atoms
 
     settings, engine = _settings(given, engine)
     if (given["pressure_gpa"] or given["barostat"]) and settings.ensemble != "npt":
@@ -108,19 +111,24 @@ def md_command(
     potential, pinned = load_pinned(model, device=settings.device or place)
     _prepare_outputs(settings, input_files(model, structure, topology), given["checkpoint"] is None)
     atoms = build_structure(structure, file_format=file_format, topology=topology)
-    _say_velocities(atoms, settings)
+    if brings_momenta(atoms) and not settings.new_velocities and not settings.resume:
+        say(
+            f"The structure brings velocities ({atoms.get_temperature():.0f} K); it starts with them, not with new "
+            f"ones at {settings.temperature_k:g} K, which --new-velocities draws."
+        )
     if minimise and not settings.resume:
-        atoms = _minimised(potential, atoms, settings.fix)
+        atoms.set_constraint(FixAtoms(mask=held_atoms(atoms, settings.fix)))
+        relaxed = _relaxed(potential, atoms, fmax=_MINIMISE_FMAX, steps=_MINIMISE_STEPS)
+        atoms = relaxed.atoms
+        if not relaxed.converged:
+            warn(f"not relaxed after {relaxed.steps} steps: {relaxed.max_force_ev_per_angstrom:.3g} eV/Å are left.")
     again = {**given, "engine": engine, "topology": topology, "file_format": file_format, "threads": threads}
-    result = _simulate(potential, atoms, settings, engine, ["snnp", "md", model, structure, *_said(again)])
+    said = [word for name, option in _AGAIN.items() if again[name] is not None for word in (option, str(again[name]))]
+    result = _simulate(potential, atoms, settings, engine, ["snnp", "md", model, structure, *said, "--resume"])
     if as_json:
         print_json({"model": pinned, "structure": structure, **result.to_json()})
     else:
         _print_md(result, settings)
-
-
-def _said(given: dict[str, Any]) -> list[str]:
-    return [word for name, option in _AGAIN.items() if given[name] is not None for word in (option, str(given[name]))]
 
 
 def _simulate(model: Potential, atoms: Atoms, settings: MDSettings, engine: str, command: list[str]) -> MDResult:
@@ -138,7 +146,7 @@ def _simulate(model: Potential, atoms: Atoms, settings: MDSettings, engine: str,
         except Interrupted as stop:
             say(f"Interrupted: {stop.where}.")
             if settings.checkpoint is not None:
-                say(f"Go on with: {shlex.join([*command, '--resume'])}")
+                say(f"Go on with: {shlex.join(command)}")
             raise typer.Exit(128 + stop.signum) from None
 
 
@@ -148,23 +156,8 @@ def _temperatures(text: str) -> dict[str, float | None]:
     try:
         return {"temperature_k": float(first), "temperature_end_k": float(last) if colon else None}
     except ValueError:
-        raise InputError(
-            f"--temperature '{text}' is not understood; give K, such as 300, or a ramp 3000:300."
-        ) from None
-
-
-def _minimised(model: Potential, atoms: Atoms, fix: str | None) -> Atoms:
-    """The atoms at the nearest minimum; held ones where they were."""
-    from ase.constraints import FixAtoms
-
-    from snnp.sampling.thermostats import held_atoms
-
-    start = atoms.copy()
-    start.set_constraint(FixAtoms(mask=held_atoms(atoms, fix)))
-    result = _relaxed(model, start, fmax=_MINIMISE_FMAX, steps=_MINIMISE_STEPS)
-    if not result.converged:
-        warn(f"not relaxed after {result.steps} steps: {result.max_force_ev_per_angstrom:.3g} eV/Å are left.")
-    return result.atoms
+        message = f"--temperature '{text}' is not understood; give K, such as 300, or a ramp 3000:300."
+        raise InputError(message) from None
 
 
 def _relaxed(model: Potential, atoms: Atoms, *, steps: int, **more: Any) -> RelaxResult:
@@ -212,20 +205,18 @@ def _outputs(given: dict[str, Any]) -> dict[str, Path | None]:
 
 
 def _prepare_outputs(settings: MDSettings, inputs: list[Path], checkpoint_is_companion: bool) -> None:
-    """Refuse outputs that cannot be written or are somebody's, before anything is computed."""
+    """Refuse outputs that cannot be written or are somebody's, before anything is computed.
+
+    Whose the companions of another trajectory are --overwrite does not say.
+    """
+    from snnp.sampling.checkpoint import read_checkpoint
     from snnp.sampling.run import output_files
 
     for path in output_files(settings).values():
         prepare_output(path, overwrite=settings.overwrite or settings.resume, inputs=inputs)
-    replaces = settings.overwrite and not settings.resume and checkpoint_is_companion
-    if replaces and settings.checkpoint is not None:
-        _refuse_companion(settings.checkpoint, settings)
-
-
-def _refuse_companion(checkpoint: Path, settings: MDSettings) -> None:
-    """Refuse to replace the companions of another trajectory, which --overwrite does not name."""
-    from snnp.sampling.checkpoint import read_checkpoint
-
+    checkpoint = settings.checkpoint
+    if checkpoint is None or not checkpoint_is_companion or settings.resume or not settings.overwrite:
+        return
     try:
         other = read_checkpoint(checkpoint).record.plan.get("trajectory")
     except InputError:  # none, or one that is of no use to anybody
@@ -235,16 +226,6 @@ def _refuse_companion(checkpoint: Path, settings: MDSettings) -> None:
         raise InputError(
             f"'{checkpoint}' belongs to the run that wrote '{other}'; give this run a trajectory of another name, or "
             "name its --log, --plot and --checkpoint."
-        )
-
-
-def _say_velocities(atoms: Atoms, settings: MDSettings) -> None:
-    from snnp.sampling.checkpoint import brings_momenta
-
-    if brings_momenta(atoms) and not settings.new_velocities and not settings.resume:
-        say(
-            f"The structure brings velocities ({atoms.get_temperature():.0f} K); it starts with them, not with new "
-            f"ones at {settings.temperature_k:g} K, which --new-velocities draws."
         )
 
 
@@ -307,8 +288,8 @@ def relax_command(
     if out is not None:
         prepare_output(out, overwrite=overwrite, inputs=inputs)
         check_format(out, atoms)
-    cell = bool(cell or pressure)
-    result = _relaxed(potential, atoms, fmax=fmax, cell=cell, steps=steps, pressure_gpa=pressure)
+    how = {"fmax": fmax, "cell": bool(cell or pressure), "pressure_gpa": pressure}
+    result = _relaxed(potential, atoms, steps=steps, **how)
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:
@@ -322,7 +303,6 @@ def relax_command(
 
 
 def _print_relaxed(result: RelaxResult, out: Path | None) -> None:
-    values: dict[str, Any] = result.to_json()
     pairs = {
         "relaxed": f"{'yes' if result.converged else 'no'}, {result.steps} steps",
         "energy": f"{result.energy_ev:.6f} eV (started at {result.initial_energy_ev:.6f} eV)",
@@ -331,9 +311,7 @@ def _print_relaxed(result: RelaxResult, out: Path | None) -> None:
     if result.max_stress_gpa is not None:
         beyond = f" beyond the pressure of {result.pressure_gpa:g} GPa" if result.pressure_gpa else ""
         pairs["largest stress"] = f"{number(result.max_stress_gpa)} GPa{beyond}"
-        pairs["volume"] = f"{number(values['volume_a3'] / values['n_atoms'], 5)} Å³/atom"
-    if out is not None:
-        pairs["written to"] = str(out)
-    else:
+        pairs["volume"] = f"{number(result.atoms.get_volume() / len(result.atoms), 5)} Å³/atom"
+    if out is None:
         say("Give --out FILE to keep the relaxed structure.")
-    print_pairs(pairs)
+    print_pairs(pairs if out is None else {**pairs, "written to": str(out)})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
-from snnp.cli.console import number, print_json, print_result, print_table, progress_bar, say
+from snnp.cli.console import print_json, print_result, print_table, progress_bar, say
 from snnp.cli.options import Device, Dtype, Json, Threads, command, set_threads
 from snnp.errors import InputError
 
@@ -77,9 +75,5 @@ def benchmark_command(
         print_json({"repeats": repeats, "rows": rows})
         return
     keys = ("case", "structure", "n_atoms", "cpu_us_per_atom", "wall_us_per_atom", "parameters", "path")
-    print_table(_COLUMNS, [[_shown(row[key]) for key in keys] for row in rows])
+    print_table(_COLUMNS, [[row[key] for key in keys] for row in rows])
     say("CPU time, all threads together, hardly depends on what else the machine does; 'snnp version' describes it.")
-
-
-def _shown(value: Any) -> str:
-    return number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -261,7 +261,7 @@ def _compression(scan: Sequence[Compression]) -> Figure:
             finite = np.isfinite(each.energy)
             panel.plot(each.ratio[finite], each.energy[finite], color=colour, lw=1.2, label=each.way)
             if each.hole is not None:
-                panel.plot(each.hole.ratio, each.hole.barrier, "v", color=colour, ms=5)
+                panel.plot(each.hole.v_over_v0, each.hole.barrier_ev_per_atom, "v", color=colour, ms=5)
         seen = np.concatenate([each.energy[np.isfinite(each.energy)] for each in mine])
         _energy_panel(panel, system, float(seen.min(initial=0.0)), float(seen.max(initial=1.0)))
     handles, labels = panels[0].get_legend_handles_labels()

@@ -6,9 +6,7 @@ import io
 import json
 import logging
 import math
-import zipfile
-import zlib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -39,22 +37,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "snnp-md-checkpoint"
-_VERSION = 1
-_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What numpy and zipfile raise for damaged archives, encrypted and oddly packed ones, and arrays larger than memory."""
+_FORMAT, _VERSION = "snnp-md-checkpoint", 1
 _UNCHANGEABLE = ("ensemble", "thermostat", "fix", "dtype")
 """Settings that a checkpoint's own numbers depend on: degrees of freedom, and which momenta are zero, among them."""
 
@@ -89,18 +72,22 @@ class RunRecord:
     """What a run was asked for, beside the settings that define it.
 
     Arguments:
-        model: name of the model; empty for one that had none.
-        model_sha256: `snnp.models.store.fingerprint` of it; empty in checkpoints of early versions, too.
-        plan: further settings that a resumed run takes over: steps, intervals, names of the files.
+        model, model_sha256: name and `snnp.models.store.fingerprint` of the model, empty where it is not known.
+        plan: `MDSettings.plan()`.
         clock: a step, and the time in fs then: later times follow from the time step.
         changes: settings that were changed on resuming, as `{"step": ..., "setting": ..., "before": ..., "now": ...}`.
     """
 
-    model: str = ""
-    model_sha256: str = ""
-    plan: dict[str, Any] = field(default_factory=dict)
-    clock: tuple[Count, FiniteFloat] = (0, 0.0)
-    changes: list[dict[str, Any]] = field(default_factory=list)
+    model: str
+    model_sha256: str
+    plan: dict[str, Any]
+    clock: tuple[Count, FiniteFloat]
+    changes: list[dict[str, Any]]
+
+    @classmethod
+    def empty(cls) -> RunRecord:
+        """That of early checkpoints, which held none."""
+        return cls("", "", {}, (0, 0.0), [])
 
     def time_fs(self, step: int, dt_fs: float) -> float:
         """The time at a step in fs."""
@@ -109,16 +96,13 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after `step` steps.
+    """The state of a run by an engine after `step` steps.
 
     Arguments:
-        engine: name of the engine that wrote it.
-        step: number of steps done.
         atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity, and a FixAtoms constraint of held ones.
         state: the engine's own variables; empty at the start of a fresh run.
         settings: `MDSettings.defining()` of the run, with the number of its equilibration steps.
         files: how far the trajectory and the log had been written, by `"trajectory"` and `"log"`.
-        record: model and plan of the run.
     """
 
     engine: str
@@ -127,7 +111,7 @@ class Checkpoint:
     state: EngineState
     settings: dict[str, Any]
     files: dict[str, FileMark]
-    record: RunRecord = field(default_factory=RunRecord)
+    record: RunRecord = field(default_factory=RunRecord.empty)
 
     @property
     def equilibration(self) -> int:
@@ -143,27 +127,23 @@ def starting_point(
     Velocities are drawn from the Maxwell-Boltzmann distribution at `settings.temperature_k`, and the total momentum is
     taken out, unless the structure brings momenta of its own and no `settings.new_velocities` are asked for.
 
-    Arguments:
-        potential: the model; a checkpoint of another one is refused.
-
     Raises:
         InputError: the structure is empty or constrained, or the checkpoint is missing, damaged, or of another
-            structure, model or engine.
+            structure, model (where a `potential` is given) or engine.
         ConfigError: the settings are not those the checkpoint was written with, or `npt` without a periodic cell.
     """
     if len(structure) == 0:
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
     held = held_atoms(structure, settings.fix)
     check_box(structure, settings, int(held.sum()))
-    record = RunRecord(plan=settings.plan())
-    if potential is not None:
-        record = replace(record, model=potential.name, model_sha256=fingerprint(potential))
+    model = ("", "") if potential is None else (potential.name, fingerprint(potential))
+    record = RunRecord(*model, settings.plan(), (0, 0.0), [])
     if settings.resume:
         assert settings.checkpoint is not None
-        checkpoint = read_checkpoint(settings.checkpoint)
-        _check_same_run(checkpoint, structure, settings, engine)
-        _check_same_model(checkpoint, record, settings)
-        checkpoint = _continued(checkpoint, record, settings)
+        before = read_checkpoint(settings.checkpoint)
+        _check_same_run(before, structure, settings, engine)
+        _check_same_model(before, record, settings)
+        checkpoint = _continued(before, record, settings)
         if (wrong := np.flatnonzero(held_atoms(checkpoint.atoms, None) != held)).size:
             was, now = ("free", "fixed") if held[wrong[0]] else ("fixed", "free")
             raise InputError(
@@ -173,7 +153,7 @@ def starting_point(
         return checkpoint
     atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
     atoms.set_masses(structure.get_masses())
-    _hold(atoms, held)
+    atoms.set_constraint(FixAtoms(mask=held) if held.any() else None)
     brought = brings_momenta(structure) and not settings.new_velocities
     # Those of held atoms stay zero.
     atoms.set_momenta(structure.get_momenta() if brought else _thermal_momenta(atoms, settings))
@@ -186,22 +166,12 @@ def brings_momenta(structure: Atoms) -> bool:
     return bool(structure.has("momenta") and np.any(structure.get_momenta()))
 
 
-def _hold(atoms: Atoms, held: np.ndarray) -> None:
-    atoms.set_constraint(FixAtoms(mask=held) if held.any() else None)
-
-
 def _thermal_momenta(atoms: Atoms, settings: MDSettings) -> np.ndarray:
     """[N, 3] momenta in ASE's units, sqrt(amu eV); without a total momentum where there is more than one atom."""
     masses = atoms.get_masses()
     normal = np.random.default_rng(settings.seed).standard_normal((len(masses), 3))
     momenta = normal * np.sqrt(masses * BOLTZMANN_EV_PER_K * settings.temperature_k)[:, None]
     return without_drift(momenta, masses) if len(masses) > 1 and not atoms.constraints else momenta
-
-
-def _whole(record: Any) -> Any:
-    if missing := {each.name for each in fields(RunRecord)} - set(record):
-        raise ValueError(f"the record lacks {', '.join(sorted(missing))}")
-    return record
 
 
 @dataclass(frozen=True)
@@ -214,7 +184,7 @@ class _Header:
     values: dict[str, Any]
     files: dict[str, tuple[Count, Count]]
     tails: dict[str, str] = field(default_factory=dict)
-    record: Annotated[RunRecord, BeforeValidator(_whole)] | None = None
+    record: RunRecord = field(default_factory=RunRecord.empty)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -263,7 +233,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         stored = json.loads(str(arrays.pop("header")))
         if stored["format"] == _FORMAT and stored["format_version"] <= _VERSION:
             return _from_file(TypeAdapter(_Header).validate_python(stored), arrays)
-    except _DAMAGE as error:
+    except Exception as error:  # numpy and zipfile raise whatever they trip over in damaged archives
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else " ".join(str(error).split())
         raise InputError(
             f"'{path}' is not a readable checkpoint ({reason}); put a good one back, or start again without resume."
@@ -275,19 +245,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _from_file(header: _Header, arrays: dict[str, np.ndarray]) -> Checkpoint:
-    """Raises any of `_DAMAGE`."""
+    """Raises whatever is wrong."""
     atoms = _read_atoms(arrays)
     own = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
-    found = Checkpoint(
-        engine=header.engine,
-        step=header.step,
-        atoms=atoms,
-        state=EngineState(own, header.values),
-        settings={**header.settings, "dt_fs": float(header.settings["dt_fs"])},
-        files={name: FileMark(*written, header.tails.get(name, "")) for name, written in header.files.items()},
-        record=header.record or RunRecord(),
-    )
-    _check_state(found.state, len(atoms))
+    state = EngineState(own, header.values)
+    _check_state(state, len(atoms))
+    settings = {**header.settings, "dt_fs": float(header.settings["dt_fs"])}
+    files = {name: FileMark(*written, header.tails.get(name, "")) for name, written in header.files.items()}
+    found = Checkpoint(header.engine, header.step, atoms, state, settings, files, header.record)
     _count(found.equilibration)
     return found
 
@@ -313,7 +278,7 @@ def _read_atoms(arrays: dict[str, np.ndarray]) -> Atoms:
     if held.shape != (n,) or held.dtype != bool:
         raise ValueError("held does not say of each atom whether it stays where it is")
     atoms = Atoms(numbers, values["positions"], cell=values["cell"], pbc=arrays["pbc"], masses=values["masses"])
-    _hold(atoms, held)
+    atoms.set_constraint(FixAtoms(mask=held) if held.any() else None)
     atoms.set_momenta(values["momenta"])
     return atoms
 

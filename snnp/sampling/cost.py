@@ -56,17 +56,13 @@ def measure_engine(model: Potential, atoms: Atoms, engine: str, steps: int = 100
 
     Both begin without a neighbour list, keep it with the same skin, and see the same atoms move as far.
 
-    Returns `n_atoms`, `steps` (of 1 fs, in each of three runs); medians `ENGINE_us_per_atom` and `model_us_per_atom`
-    per step; `overhead_us_per_step` and `overhead_percent`, the medians of what a step costs beyond the model call.
+    Returns `n_atoms`, `steps` (of 1 fs, in each of three runs), and medians: `ENGINE_us_per_atom` and
+    `model_us_per_atom` per step, `overhead_us_per_step` and `overhead_percent` of what a step costs beyond the call.
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")
-    settings = MDSettings(
-        ensemble="nve",
-        steps=steps,
-        log_interval=steps,
-        dtype="float64" if model.dtype == torch.float64 else "float32",
-    )
+    dtype = "float64" if model.dtype == torch.float64 else "float32"
+    settings = MDSettings(ensemble="nve", steps=steps, log_interval=steps, dtype=dtype)
     seconds = np.zeros((_RUNS + 1, 2))
     for k in range(_RUNS + 1):
         result = run_md(model, atoms, settings, engine=engine)
@@ -119,11 +115,7 @@ def sized(specification: str, n_atoms: int) -> str:
 
 
 def usual_crystal(model: Potential) -> str:
-    """Specification, without a size, of the crystal of a model's first metal or semiconductor.
-
-    Raises:
-        InputError: if no element of the model has a cubic crystal.
-    """
+    """Specification, without a size, of the crystal of a model's first cubic metal or semiconductor."""
     for symbol in model.elements:
         state = reference_states[atomic_numbers[symbol]]
         if state is not None and state["symmetry"] in ("fcc", "bcc", "diamond"):

@@ -2,7 +2,7 @@
 
 `nve` is velocity Verlet. The thermostat acts between two half drifts: Langevin friction and noise are then the BAOAB
 splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34). `npt` begins each step with a move of stochastic
-cell rescaling (Bernetti and Bussi, J. Chem. Phys. 153, 114107 (2020)), as `snnp.sampling.thermostats.box_move` has it.
+cell rescaling (Bernetti and Bussi, J. Chem. Phys. 153, 114107 (2020)).
 
 Where a GPU kernel covers the model, `snnp.kernels.gpu.dynamics` does the same on the device: positions, lists, forces,
 thermostat and barostat stay there, in one captured graph per step, and the host looks at them when something is to be
@@ -11,7 +11,6 @@ written. The noise is another: Philox numbers that depend on seed, step and atom
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -29,51 +28,39 @@ from snnp.sampling.run import Engine, MDResult, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import (
-    bath,
-    box_move,
+    ASE_FS,
+    Ensemble,
     conserves_momentum,
     degrees_of_freedom,
     held_atoms,
-    velocity_factor,
     without_drift,
 )
 from snnp.structure import Structure
-from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
+from snnp.units import GPA_IN_EV_PER_ANGSTROM3
 
 __all__ = ["NativeDynamics", "NativeGpuDynamics", "make_engine", "run_md"]
 
 Array = NDArray[np.float64]
 
-_FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
-"""1 fs in ASE's unit of time, Å sqrt(amu/eV): in it momenta over masses are velocities without a factor."""
-
 
 class NativeDynamics:
-    """An engine for `snnp.sampling.drive`.
-
-    Arguments:
-        potential: in the precision and on the device of the run.
-        start: atoms with momenta, and the random numbers where a run is resumed.
-        settings: ensemble, time step, thermostat and barostat.
-    """
+    """An engine for `snnp.sampling.drive`; `potential`: in the precision and on the device of the run."""
 
     name = "native"
 
     def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
-        self._settings, self._atoms = settings, start.atoms.copy()
+        self._atoms = start.atoms.copy()
         self._periodic = bool(self._atoms.pbc.all())
         self._session = Session(potential)
-        self._rng = np.random.default_rng([settings.seed, 1])  # not the stream of the initial velocities
+        self._ensemble = Ensemble(start.atoms, settings, start.step, start.equilibration)
         if "rng" in start.state.values:
-            self._rng.bit_generator.state = start.state.values["rng"]
+            self._ensemble.rng.bit_generator.state = start.state.values["rng"]
         self._positions: Array = self._atoms.positions.copy()
         self._momenta: Array = self._atoms.get_momenta()
         self._cell: Array = self._atoms.cell.array.copy()
         self._masses: Array = self._atoms.get_masses()[:, None]
         self._moves = ~held_atoms(start.atoms, None)[:, None]
-        self._step, self._equilibration = start.step, start.equilibration
-        self._n_freedom = degrees_of_freedom(start.atoms, settings)
-        self._dt = settings.dt_fs * _FS
+        self._dt = settings.dt_fs * ASE_FS
         self._now = self._evaluate()
 
     def _evaluate(self) -> Evaluation:
@@ -82,48 +69,32 @@ class NativeDynamics:
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps; raises `InputError` if atoms have come too close or flown apart."""
-        half, drift = 0.5 * self._dt * self._moves, self._dt / self._masses
+        half, drift, ensemble = 0.5 * self._dt * self._moves, self._dt / self._masses, self._ensemble
         for _ in range(n_steps):
-            if self._settings.ensemble == "npt":
-                self._move_box()
+            if ensemble.moves_box:  # with the stress of now; the forces, which only kick momenta, may wait for theirs
+                assert self._now.stress is not None
+                move = ensemble.box_move(self._cell, self._now.stress)
+                self._cell, self._positions = self._cell @ move, self._positions @ move
             self._momenta += half * self._now.forces
             self._positions += 0.5 * drift * self._momenta
             self._thermostat()
             self._positions += 0.5 * drift * self._momenta
             self._now = self._evaluate()
             self._momenta += half * self._now.forces
-            self._step += 1
-            if self._step == self._equilibration and conserves_momentum(self._atoms, self._settings):
+            ensemble.step += 1
+            if ensemble.step == ensemble.equilibration and ensemble.keeps_momentum:
                 self._momenta = without_drift(self._momenta, self._masses[:, 0])
 
     def _thermostat(self) -> None:
         """Exact solution of friction and noise over one step."""
-        kind, friction, _ = bath(self._settings, self._step, self._equilibration)
-        kt, keep = self._kt(), math.exp(-friction * 1e-3 * self._settings.dt_fs)
-        if kind == "langevin":
-            noise = np.sqrt((1.0 - keep**2) * kt * self._masses) * self._moves
+        ensemble, bath = self._ensemble, self._ensemble.bath
+        if bath.kind == "langevin":
+            keep = ensemble.keep(bath.friction_per_ps)
+            noise = np.sqrt((1.0 - keep**2) * bath.kt * self._masses) * self._moves
             self._momenta *= keep
-            self._momenta += noise * self._rng.standard_normal(self._momenta.shape)
-        elif kind == "bussi":
-            kinetic = 0.5 * float((self._momenta**2 / self._masses).sum())
-            self._momenta *= velocity_factor(kinetic, self._n_freedom, kt, keep, self._rng)
-
-    def _kt(self) -> float:
-        return BOLTZMANN_EV_PER_K * self._settings.temperature_at(self._step)
-
-    def _move_box(self) -> None:
-        """A move of the barostat, with the stress of now; the forces, which only kick momenta, may wait for theirs."""
-        assert self._now.stress is not None
-        move = box_move(
-            self._cell,
-            self._now.stress,
-            self._settings,
-            self._rng,
-            n_atoms=len(self._atoms),
-            step=self._step,
-            equilibration=self._equilibration,
-        )
-        self._cell, self._positions = self._cell @ move, self._positions @ move
+            self._momenta += noise * ensemble.rng.standard_normal(self._momenta.shape)
+        elif bath.kind == "bussi":
+            self._momenta *= ensemble.factor(0.5 * float((self._momenta**2 / self._masses).sum()))
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -137,7 +108,7 @@ class NativeDynamics:
         """The random numbers; the neighbour list is built anew, as in a resumed run, so that both agree to the bit."""
         self._session.forget()
         self._now = self._evaluate()
-        return EngineState(values={"rng": self._rng.bit_generator.state})
+        return EngineState(values={"rng": self._ensemble.rng.bit_generator.state})
 
 
 class NativeGpuDynamics:
@@ -158,7 +129,7 @@ class NativeGpuDynamics:
             pbc=torch.from_numpy(atoms.pbc),
             held=torch.from_numpy(held_atoms(atoms, None)),
         )
-        velocities = torch.from_numpy(atoms.get_velocities() * _FS)
+        velocities = torch.from_numpy(atoms.get_velocities() * ASE_FS)
         return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
 
     def advance(self, n_steps: int) -> None:
@@ -181,7 +152,7 @@ class NativeGpuDynamics:
         seen, atoms = self._dynamics.observe(), self._start.atoms.copy()
         atoms.set_cell(seen.cell.cpu().numpy())
         atoms.positions = seen.positions.cpu().numpy()
-        atoms.set_velocities(seen.velocities.cpu().numpy() / _FS)
+        atoms.set_velocities(seen.velocities.cpu().numpy() / ASE_FS)
         stress = seen.virial.cpu().numpy() / atoms.get_volume() if bool(atoms.pbc.all()) else None
         return Snapshot(atoms, float(seen.energies.sum()), seen.forces.cpu().double().numpy(), stress)
 
@@ -198,15 +169,15 @@ class NativeGpuDynamics:
     def _integrator(self, atoms: Atoms, step: int) -> Integrator:
         """How to go on from a step, up to the end of the equilibration or of the run."""
         settings, barostat = self._settings, None
-        kind, friction, rate = bath(settings, step, self._start.equilibration)
+        bath = Ensemble(atoms, settings, step, self._start.equilibration).bath
         if settings.ensemble == "npt":
-            barostat = Barostat(settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, rate)
+            barostat = Barostat(settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, bath.barostat_rate)
         return Integrator(
             dt_fs=settings.dt_fs,
             temperature_k=settings.temperature_k,
             heating_k=settings.temperature_at(1) - settings.temperature_k,
-            friction_per_ps=0.0 if kind == "none" else friction,
-            n_freedom=degrees_of_freedom(atoms, settings) if kind == "bussi" else 0,
+            friction_per_ps=0.0 if bath.kind == "none" else bath.friction_per_ps,
+            n_freedom=degrees_of_freedom(atoms, settings) if bath.kind == "bussi" else 0,
             seed=settings.seed,
             barostat=barostat,
         )
@@ -229,9 +200,9 @@ def run_md(
     model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
 ) -> MDResult:
     """Run molecular dynamics with the embedded engine; see `snnp.sampling.run_md`."""
-    return run_engine(_make, NativeDynamics.name, model, structure, settings, report)
 
+    def make(potential: Potential, start: Checkpoint, settings: MDSettings) -> Engine:
+        evaluator = potential.evaluator()
+        return make_engine(potential, None if evaluator is None else evaluator.kernel, start, settings)
 
-def _make(potential: Potential, start: Checkpoint, settings: MDSettings) -> Engine:
-    evaluator = potential.evaluator()
-    return make_engine(potential, None if evaluator is None else evaluator.kernel, start, settings)
+    return run_engine(make, NativeDynamics.name, model, structure, settings, report)

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from snnp.neighbours import neighbour_list, pair_vectors
-from snnp.report import new_figure, save_figure
+from snnp.report import new_figure, save_figure, tidy
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, columns, energy_drift
 from snnp.structure import Structure
@@ -34,9 +34,7 @@ class RadialDistribution:
     def __init__(self, reach: float = 8.0, width: float = 0.05) -> None:
         self.reach = reach
         self.edges = np.linspace(0.0, reach, round(reach / width) + 1)
-        self.last_step = -1
-        self.n_added = 0
-        self.normalised = True
+        self.last_step, self.n_added, self.normalised = -1, 0, True
         self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(self.edges) - 1))
 
     @property
@@ -54,12 +52,11 @@ class RadialDistribution:
         shells = 4.0 / 3.0 * np.pi * np.diff(self.edges**3)
         for a, b in combinations_with_replacement(np.unique(atoms.numbers).tolist(), 2):
             counts, _ = np.histogram(distances[(first == a) & (second == b)], self.edges)
-            per_atom = counts / np.count_nonzero(atoms.numbers == a)
+            curve = counts / np.count_nonzero(atoms.numbers == a)
             if self.normalised:
-                density = np.count_nonzero(atoms.numbers == b) / atoms.get_volume()
-                curve = per_atom / (shells * density)
+                curve /= shells * np.count_nonzero(atoms.numbers == b) / atoms.get_volume()
             else:
-                curve = per_atom / np.diff(self.edges)
+                curve /= np.diff(self.edges)
             self._sums[f"{chemical_symbols[a]}-{chemical_symbols[b]}"] += curve
         self.n_added += 1
         self.last_step = step
@@ -81,10 +78,8 @@ def plot_run(
 
     The first `equilibration` steps are shaded, and left out of the mean and the drift.
     """
-    column = columns(samples)
-    figure = new_figure(11.5, 3.6)
-    panels = figure.subplots(1, 3)
-    counted = column["step"] >= equilibration
+    column, figure = columns(samples), new_figure(11.5, 3.6)
+    counted, panels = column["step"] >= equilibration, figure.subplots(1, 3)
     _draw_temperature(panels[0], column, counted, settings)
     _draw_energy(panels[1], column, counted, settings, len(atoms))
     _draw_radial(panels[2], rdf)
@@ -94,8 +89,7 @@ def plot_run(
             end = min(equilibration * settings.dt_fs / 1000.0, column["time_ps"][-1])
             panel.axvspan(0.0, end, color=_GUIDE, alpha=0.15, linewidth=0.0)
     for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
+        tidy(panel)
         panel.title.set_fontsize(10)
     formula = str(atoms.symbols.formula.convert("hill")).translate(_SUBSCRIPTS)
     title = f"{formula}  {settings.ensemble.upper()}"
@@ -105,9 +99,9 @@ def plot_run(
     save_figure(figure, path)
 
 
-def _marker(column: dict[str, np.ndarray]) -> str:
-    """A line of few points would hardly be seen, of one not at all."""
-    return "." if len(column["time_ps"]) < 10 else ""
+def _draw_line(panel: Any, time: np.ndarray, values: np.ndarray, **how: Any) -> None:
+    """Of few points a line would hardly be seen, of one not at all: they are marked."""
+    panel.plot(time, values, linewidth=0.9, marker="." if len(time) < 10 else "", **how)
 
 
 def _target(settings: MDSettings) -> str:
@@ -117,7 +111,7 @@ def _target(settings: MDSettings) -> str:
 
 def _draw_temperature(panel: Any, column: dict[str, np.ndarray], counted: np.ndarray, settings: MDSettings) -> None:
     time, temperature, steps = column["time_ps"], column["temperature_k"], column["step"]
-    panel.plot(time, temperature, color=_LINE, linewidth=0.9, marker=_marker(column))
+    _draw_line(panel, time, temperature, color=_LINE)
     labels, guide = [], np.array([settings.temperature_at(int(step)) for step in steps])
     if settings.ensemble != "nve":
         labels.append(f"target {_target(settings)}")
@@ -141,7 +135,7 @@ def _draw_energy(
         curves = [("total_energy_ev", "total" if drift is None else f"total, drift {drift:.2g} meV/atom/ns", _LINE)]
     for name, label, color in curves:
         change = (column[name] - column[name][0]) * 1000.0 / n_atoms
-        panel.plot(column["time_ps"], change, color=color, linewidth=0.9, marker=_marker(column), label=label)
+        _draw_line(panel, column["time_ps"], change, color=color, label=label)
     panel.legend(fontsize=8, frameon=False)
     panel.set(xlabel="time (ps)", ylabel="energy since start (meV/atom)", title="Energy")
 

@@ -30,22 +30,10 @@ from snnp.sampling.thermostats import degrees_of_freedom
 from snnp.sampling.trajectory import LogWriter, TrajectoryWriter, check_mark, open_trajectory, read_log, topology_beside
 
 __all__ = [
-    "Engine",
-    "MDProgress",
-    "MDResult",
-    "RelaxProgress",
-    "RelaxResult",
-    "Report",
-    "available_engines",
-    "drive",
-    "find_entry_point",
-    "output_files",
-    "relax",
-    "run_engine",
-    "run_md",
+    *("Engine", "MDProgress", "MDResult", "RelaxProgress", "RelaxResult", "Report", "available_engines", "drive"),
+    *("find_entry_point", "output_files", "relax", "run_engine", "run_md"),
 ]
 
-_EXTRA_OF_ENGINE = {"openmm": "openmm"}
 _RDF_SAMPLES = 40
 _PATIENCE = 2_000_000
 """Steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop."""
@@ -86,12 +74,10 @@ class MDResult:
     """What a run gave.
 
     Arguments:
-        engine, ensemble: as asked for.
-        n_atoms: number of atoms.
         first_step, last_step: steps at which this call began and ended.
         seconds, ns_per_day: wall time of this call's steps, files included, and the speed that follows; None without.
         equilibration: the first steps, which no mean holds.
-        mean_temperature_k: mean over the samples of the log (resumed runs: of the whole log); None under a ramp.
+        mean_temperature_k: over the samples of the log (resumed runs: of the whole log); None under a ramp.
         temperature_std_k: their standard deviation; None for fewer than ten.
         drift_mev_per_atom_per_ns: see `energy_drift`; None unless `nve`.
         mean_pressure_gpa, mean_volume_a3: None where the structure is not periodic.
@@ -140,11 +126,8 @@ class RelaxResult:
     """What a relaxation gave.
 
     Arguments:
-        atoms: the relaxed structure.
         converged: whether all forces (and the stress, if the cell was relaxed) fell below the threshold.
-        steps: optimiser steps done.
-        energy_ev, initial_energy_ev: at the end and at the start.
-        max_force_ev_per_angstrom: largest force on an atom at the end.
+        energy_ev, initial_energy_ev, max_force_ev_per_angstrom: at the end, at the start, and on an atom at the end.
         max_stress_gpa: largest component of the stress at the end, beyond that of the pressure; None where not fully
             periodic.
         pressure_gpa: under which the cell was relaxed.
@@ -184,7 +167,6 @@ def run_md(
     Arguments:
         model: name, folder or potential.
         structure: the atoms to start from; unchanged.
-        settings: what to run.
         engine: `"ase"`, `"openmm"` or `"native"`.
         report: called at every sample.
 
@@ -246,8 +228,7 @@ def find_entry_point(group: str, name: str) -> Any:
     except MissingDependencyError:
         raise
     except ImportError as error:
-        extra = _EXTRA_OF_ENGINE.get(name)
-        cure = f"pip install 'snnp[{extra}]'" if extra else f"install '{error.name or name}'"
+        cure = "pip install 'snnp[openmm]'" if name == "openmm" else f"install '{error.name or name}'"
         raise MissingDependencyError(f"engine '{name}' cannot be imported ({error}); {cure}.") from error
 
 
@@ -265,11 +246,8 @@ def run_engine(
 
     Arguments:
         make: the engine at a starting point, for a potential in the precision and on the device of the settings.
-        name: of the engine. model, structure, settings, report: as for `run_md`.
+        name: of the engine.
         device: where the model runs if the settings do not say.
-
-    Raises:
-        SnnpError: for a bad model, structure or checkpoint, or a simulation that blew up.
     """
     potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
     start = starting_point(structure, settings, name, potential)
@@ -344,14 +322,13 @@ class _Recorder:
         self._limits = Limits.of(start.atoms, settings, self._n_freedom, least_energy)
         self._final = start.atoms
         self._saved: int | None = None  # the step of the last checkpoint
-        self._files = output_files(settings)
+        self._files, marks = output_files(settings), start.files
         for path in self._files.values():
             _make_parent(path)
         stack.enter_context(hold(self._files.values()))
         if not settings.overwrite:
             new = _new_files(self._files, start, settings.resume)
             refuse_existing(new, "choose another name, or ask for overwriting")
-        marks = start.files
         for name in marks.keys() & self._files.keys():
             check_mark(self._files[name], marks[name])  # of all, before any is cut
         self._log: LogWriter | None = None
@@ -372,10 +349,8 @@ class _Recorder:
         """The next step at which something is due."""
         settings = self._settings
         intervals = [settings.log_interval]
-        if settings.trajectory is not None:
-            intervals.append(settings.trajectory_interval)
-        if settings.checkpoint is not None:
-            intervals.append(settings.checkpoint_interval)
+        intervals += [] if settings.trajectory is None else [settings.trajectory_interval]
+        intervals += [] if settings.checkpoint is None else [settings.checkpoint_interval]
         return min([settings.steps, *((step // interval + 1) * interval for interval in intervals)])
 
     def record(self, engine: Engine, step: int) -> Sample | None:

@@ -15,7 +15,7 @@ from snnp.models.potential import Potential
 from snnp.sampling.settings import MDSettings
 from snnp.units import BOLTZMANN_EV_PER_K, EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["Limits", "Sample", "Snapshot", "columns", "cure", "energy_drift", "least_energy", "shorter_step"]
+__all__ = ["Limits", "Sample", "Snapshot", "columns", "cure", "energy_drift", "least_energy"]
 
 _FEWEST_SAMPLES, _SHORTEST_NS = 8, 0.08e-3
 """Of the part that is fitted: a slope per nanosecond says nothing after a few vibrations."""
@@ -109,7 +109,7 @@ def energy_drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
 class Limits:
     """What makes sense in one run: a lowest potential energy (eV, of all atoms, or None) and a highest temperature (K).
 
-    `step` is what a shorter time step would be, `cure` what to do about atoms that fly apart; see these functions.
+    `step` is what a shorter time step would be, or None, `cure` what to do about atoms that fly apart.
     """
 
     energy: float | None
@@ -125,7 +125,7 @@ class Limits:
         given = 2.0 * float(atoms.get_kinetic_energy()) / (n_freedom * BOLTZMANN_EV_PER_K)
         asked = max(settings.temperature_k, settings.temperature_end_k or 0.0, given)
         hottest = _HOTTER * (1.0 + _FEW / n_freedom) * asked + _WARMER_K
-        return cls(energy, hottest, len(atoms), shorter_step(atoms, settings.dt_fs), cure(atoms, settings))
+        return cls(energy, hottest, len(atoms), _shorter_step(atoms, settings.dt_fs), cure(atoms, settings))
 
     def check(self, sample: Sample, settings: MDSettings) -> None:
         """Raise `InputError` for a state that a sound run does not reach, with its likely cause and what to do."""
@@ -157,7 +157,7 @@ class Limits:
         raise InputError(f"the simulation blew up: at step {sample.step} ({state}) {why}.{kept}")
 
 
-def shorter_step(atoms: Atoms, dt_fs: float) -> str | None:
+def _shorter_step(atoms: Atoms, dt_fs: float) -> str | None:
     """The time step to take in place of one that is long for the lightest atom; None where it is short enough."""
     if np.any(atoms.numbers == 1):
         return f"0.5 fs, as there is hydrogen, instead of {dt_fs:g} fs" if dt_fs > 0.5 else None
@@ -166,7 +166,7 @@ def shorter_step(atoms: Atoms, dt_fs: float) -> str | None:
 
 def cure(atoms: Atoms, settings: MDSettings) -> str:
     """What to do about a run that blew up: a shorter step only where the step is long."""
-    step = shorter_step(atoms, settings.dt_fs)
+    step = _shorter_step(atoms, settings.dt_fs)
     if step is not None:
         return f"Use a time step of {step}, relax the structure first, or check the model."
     return (

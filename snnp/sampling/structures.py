@@ -69,7 +69,7 @@ def build_structure(
     if built and (file_format is not None or topology is not None):
         raise InputError(f"'{text}' is not a file; leave its format and topology away.")
     if built:
-        return _molecule(rest) if kind == "molecule" else _crystal(text, lattice_constant)
+        return _crystal(text, lattice_constant) if kind != "molecule" else _molecule(rest)
     if path.is_dir():
         raise InputError(f"'{path}' is a folder; name a structure file, or a specification such as {_EXAMPLES}.")
     if colon and path.parent == Path("."):
@@ -85,8 +85,7 @@ def build_structure(
 def structure_files(spec: str | Path, topology: str | Path | None = None) -> list[Path]:
     """The files that `build_structure` would read."""
     path = _file_and_index(str(spec))[0]
-    companion = topology_beside(path) if topology is None else Path(topology)
-    return [each for each in (path, companion) if each.is_file()]
+    return [each for each in (path, Path(topology or topology_beside(path))) if each.is_file()]
 
 
 def _file_and_index(text: str) -> tuple[Path, str]:
@@ -123,14 +122,11 @@ def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
     if not isinstance(atoms, Atoms):
         raise InputError(f"'{path}@{index}' names {len(atoms)} structures; name one, for example {path.name}@0.")
     _check_elements(atoms, path, file_format)
-    if np.array_equal(atoms.cell.cellpar(), _NO_BOX_IN_PDB) and _is_pdb(path, file_format):
+    is_pdb = file_format == "proteindatabank" or (file_format is None and path.suffix.lower() == ".pdb")
+    if is_pdb and np.array_equal(atoms.cell.cellpar(), _NO_BOX_IN_PDB):
         atoms.set_cell(None)
         atoms.pbc = False
     return atoms
-
-
-def _is_pdb(path: Path, file_format: str | None) -> bool:
-    return file_format == "proteindatabank" or (file_format is None and path.suffix.lower() == ".pdb")
 
 
 def _lammps_units(path: Path) -> str:
@@ -157,7 +153,7 @@ def _check_elements(atoms: Atoms, path: Path, file_format: str | None) -> None:
 
 def _from_dcd(path: Path, index: str, topology: str | Path | None) -> Atoms:
     """A frame of a DCD file with the elements of another file."""
-    companion = topology_beside(path) if topology is None else Path(topology)
+    companion = Path(topology or topology_beside(path))
     if not companion.is_file():
         raise InputError(f"'{path}' holds no elements; name a file that does with --topology (no '{companion}').")
     atoms = build_structure(companion)
@@ -188,10 +184,8 @@ def _crystal(text: str, lattice_constant: float | None) -> Atoms:
         raise InputError(
             f"'{symbol}' in '{text}' is not a chemical element.{near_matches(symbol, chemical_symbols[1:])}"
         )
-    repeats = _size(size, text)
-    lengths = _lengths(options, text)
-    a = lengths.get("a", lattice_constant)
-    c = lengths.get("c")
+    repeats, lengths = _size(size, text), _lengths(options, text)
+    a, c = lengths.get("a", lattice_constant), lengths.get("c")
     if a is None:
         state: dict[str, Any] | None = reference_states[atomic_numbers[symbol]]
         if state is None or state["symmetry"] != lattice or "a" not in state:

@@ -17,24 +17,17 @@ from numpy.typing import NDArray
 
 from snnp.errors import ConfigError, InputError, near_matches
 from snnp.sampling.settings import MDSettings
-from snnp.units import BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
+from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
 
 __all__ = [
-    "Bath",
-    "bath",
-    "box_move",
-    "check_box",
-    "conserves_momentum",
-    "degrees_of_freedom",
-    "held_atoms",
-    "new_volume",
-    "steps_per_move",
-    "velocity_factor",
-    "without_drift",
+    *("ASE_FS", "Bath", "Ensemble", "check_box", "conserves_momentum", "degrees_of_freedom"),
+    *("held_atoms", "new_volume", "velocity_factor", "without_drift"),
 ]
 
 Array = NDArray[np.float64]
 
+ASE_FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
+"""1 fs in ASE's unit of time, Å sqrt(amu/eV): in it momenta over masses are velocities without a factor."""
 _EQUILIBRATION_FRICTION = 50.0
 """1/ps, of the Langevin dynamics during equilibration: kinetic and potential energy have their share within 0.1 ps."""
 _HASTE, _FASTEST_FS = 10.0, 100.0
@@ -44,21 +37,80 @@ _MOVES_PER_BAROSTAT_TIME = 100
 
 
 class Bath(NamedTuple):
-    """The thermostat that acts in a step, its rate, and that of a barostat (`MDSettings.barostat_rate`)."""
+    """What acts in a step: the thermostat, its rate, that of the barostat (`MDSettings.barostat_rate`), and kT (eV)."""
 
     kind: Literal["none", "langevin", "bussi"]
     friction_per_ps: float
     barostat_rate: float
+    kt: float
 
 
-def bath(settings: MDSettings, step: int, equilibration: int) -> Bath:
-    """What acts in the step that begins at `step`: strong friction and a fast barostat during the equilibration."""
-    if step < equilibration:
-        friction = max(settings.friction_per_ps, _EQUILIBRATION_FRICTION)
-        haste = min(_HASTE, max(settings.barostat_time_fs / _FASTEST_FS, 1.0))
-        return Bath("langevin", friction, haste * settings.barostat_rate)
-    kind = "none" if settings.ensemble == "nve" else settings.thermostat
-    return Bath(kind, settings.friction_per_ps, settings.barostat_rate)
+class Ensemble:
+    """Thermostat and barostat of a run as it goes on, with the random numbers that they take.
+
+    Arguments:
+        atoms: of the run; their number and constraints matter.
+        step: number of steps done. equilibration: how many of the first are that.
+        costly_moves: whether a move of the box costs an evaluation of its own, and is made every few steps only.
+    """
+
+    def __init__(
+        self, atoms: Atoms, settings: MDSettings, step: int = 0, equilibration: int = 0, costly_moves: bool = False
+    ) -> None:
+        self.settings, self.step, self.equilibration = settings, step, equilibration
+        moves = settings.barostat_time_fs / (settings.dt_fs * _MOVES_PER_BAROSTAT_TIME)
+        self.every = max(1, round(moves)) if costly_moves else 1
+        self.rng = np.random.default_rng([settings.seed, 1])  # not the stream of the initial velocities
+        self._n_atoms, self._n_freedom = len(atoms), degrees_of_freedom(atoms, settings)
+        self.keeps_momentum = conserves_momentum(atoms, settings)
+
+    @property
+    def bath(self) -> Bath:
+        """What acts in the present step: strong friction and a fast barostat during the equilibration."""
+        settings = self.settings
+        kt = BOLTZMANN_EV_PER_K * settings.temperature_at(self.step)
+        if self.step < self.equilibration:
+            friction = max(settings.friction_per_ps, _EQUILIBRATION_FRICTION)
+            haste = min(_HASTE, max(settings.barostat_time_fs / _FASTEST_FS, 1.0))
+            return Bath("langevin", friction, haste * settings.barostat_rate, kt)
+        kind = "none" if settings.ensemble == "nve" else settings.thermostat
+        return Bath(kind, settings.friction_per_ps, settings.barostat_rate, kt)
+
+    @property
+    def moves_box(self) -> bool:
+        """Whether the present step begins with a move of the box."""
+        return self.settings.ensemble == "npt" and self.step % self.every == 0
+
+    def keep(self, friction_per_ps: float) -> float:
+        """What friction leaves of a momentum in one step."""
+        return math.exp(-friction_per_ps * 1e-3 * self.settings.dt_fs)
+
+    def factor(self, kinetic: float) -> float:
+        """By what `bussi` multiplies all velocities in the present step; kinetic: eV, without the total momentum's."""
+        bath = self.bath
+        return velocity_factor(kinetic, self._n_freedom, bath.kt, self.keep(bath.friction_per_ps), self.rng)
+
+    def box_move(self, cell: Array, stress: Array) -> Array:
+        """A move of the barostat: [3, 3], by which to multiply cell and positions (rows) from the right.
+
+        Momenta stay: fractional coordinates, volume and momenta are the independent variables of the ensemble, and
+        N kT / V is the kinetic part of the pressure that drives the volume. An anisotropic barostat moves one length at
+        a time.
+
+        Arguments:
+            cell: [3, 3] Å. stress: [3, 3] eV/Å³, of the potential energy, ASE's sign.
+        """
+        volume, bath = abs(float(np.linalg.det(cell))), self.bath
+        pressure = self.settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3
+        rate = bath.barostat_rate * self.every
+        if self.settings.barostat == "isotropic":
+            slope = pressure + float(np.trace(stress)) / 3.0
+            return np.cbrt(new_volume(volume, slope, self._n_atoms, bath.kt, rate, self.rng) / volume) * np.eye(3)
+        axis = cell[self.step // self.every % 3]
+        axis = axis / np.linalg.norm(axis)
+        slope = pressure + float(axis @ stress @ axis)
+        factor = new_volume(volume, slope, self._n_atoms, bath.kt, 3.0 * rate, self.rng) / volume
+        return np.asarray(np.eye(3) + (factor - 1.0) * np.outer(axis, axis))
 
 
 def velocity_factor(kinetic: float, n_freedom: int, kt: float, keep: float, rng: np.random.Generator) -> float:
@@ -100,45 +152,6 @@ def new_volume(volume: float, slope: float, n_atoms: int, kt: float, rate: float
     centre = math.sqrt(volume * math.exp(-decay) / scale)
     others = 2.0 * rng.standard_gamma(n_atoms + 0.5)
     return scale * ((rng.standard_normal() + centre) ** 2 + others)
-
-
-def steps_per_move(settings: MDSettings) -> int:
-    """Steps between moves of the box for engines in which a move costs an evaluation."""
-    return max(1, round(settings.barostat_time_fs / (settings.dt_fs * _MOVES_PER_BAROSTAT_TIME)))
-
-
-def box_move(
-    cell: Array,
-    stress: Array,
-    settings: MDSettings,
-    rng: np.random.Generator,
-    *,
-    n_atoms: int,
-    step: int,
-    equilibration: int,
-    every: int = 1,
-) -> Array:
-    """A move of the barostat: [3, 3], the matrix by which to multiply cell and positions (rows) from the right.
-
-    Momenta stay: fractional coordinates, volume and momenta are the independent variables of the ensemble, and N kT / V
-    is the kinetic part of the pressure that drives the volume. An anisotropic barostat moves one length at a time.
-
-    Arguments:
-        cell: [3, 3] Å. stress: [3, 3] eV/Å³, of the potential energy, ASE's sign.
-        settings, n_atoms, equilibration: of the run.
-        step: temperature, rate and axis follow from it.
-        every: steps since the last move.
-    """
-    volume, kt = abs(float(np.linalg.det(cell))), BOLTZMANN_EV_PER_K * settings.temperature_at(step)
-    pressure = settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3
-    rate = bath(settings, step, equilibration).barostat_rate * every
-    if settings.barostat == "isotropic":
-        slope = pressure + float(np.trace(stress)) / 3.0
-        return np.cbrt(new_volume(volume, slope, n_atoms, kt, rate, rng) / volume) * np.eye(3)
-    axis = cell[step // every % 3] / np.linalg.norm(cell[step // every % 3])
-    slope = pressure + float(axis @ stress @ axis)
-    factor = new_volume(volume, slope, n_atoms, kt, 3.0 * rate, rng) / volume
-    return np.asarray(np.eye(3) + (factor - 1.0) * np.outer(axis, axis))
 
 
 def check_box(structure: Atoms, settings: MDSettings, n_held: int) -> None:

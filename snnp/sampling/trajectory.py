@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, TextIO
 
 import numpy as np
 from ase import Atoms
@@ -35,13 +35,8 @@ from snnp.structure import clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 
 __all__ = [
-    "LogWriter",
-    "TrajectoryWriter",
-    "check_mark",
-    "open_trajectory",
-    "read_dcd_frame",
-    "read_log",
-    "topology_beside",
+    *("LogWriter", "TrajectoryWriter", "check_mark", "open_trajectory"),
+    *("read_dcd_frame", "read_log", "topology_beside"),
 ]
 
 _TAIL = 64
@@ -85,6 +80,8 @@ class _Appended:
     `mark`: where it stood at the checkpoint to resume from, to which it is cut back; None for a new file.
     """
 
+    _file: IO[Any] | None = None  # where it stays open
+
     def __init__(self, path: Path, mark: FileMark | None) -> None:
         self._path = path
         self._n_frames, self._n_bytes = (0, 0) if mark is None else (mark.n_frames, mark.n_bytes)
@@ -92,6 +89,11 @@ class _Appended:
             check_mark(path, mark)
             if path.is_file():
                 os.truncate(path, mark.n_bytes)
+
+    def _open(self, mark: FileMark | None) -> TextIO:
+        """The file as text, to go on at its end."""
+        self._file = open(self._path, "w" if mark is None else "a", newline="", encoding="utf-8")  # noqa: SIM115
+        return self._file
 
     @contextmanager
     def _appending(self) -> Iterator[None]:
@@ -132,6 +134,9 @@ class _Appended:
 
     def close(self) -> None:
         """Close the file, where it stays open."""
+        if self._file is not None:
+            with naming(self._path):  # after a full disk it tries once more to write
+                self._file.close()
 
 
 class LogWriter(_Appended):
@@ -139,7 +144,7 @@ class LogWriter(_Appended):
 
     def __init__(self, path: Path, mark: FileMark | None = None) -> None:
         super().__init__(path, mark)
-        self._file = open(path, "w" if mark is None else "a", newline="", encoding="utf-8")  # noqa: SIM115
+        self._text = self._open(mark)
         if mark is None:
             self._append(",".join(Sample._fields))
             self._n_frames = 0
@@ -151,13 +156,8 @@ class LogWriter(_Appended):
 
     def _append(self, line: str) -> None:
         with self._appending():
-            self._file.write(line + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        with naming(self._path):  # after a full disk it tries once more to write
-            self._file.close()
+            self._text.write(line + "\n")
+            self._text.flush()
 
 
 def read_log(path: Path) -> list[Sample]:
@@ -191,7 +191,7 @@ class TrajectoryWriter(_Appended, ABC):
 class _ExtXYZWriter(TrajectoryWriter):
     def __init__(self, path: Path, settings: MDSettings, mark: FileMark | None) -> None:
         super().__init__(path, settings, mark)
-        self._file = open(path, "w" if mark is None else "a", encoding="utf-8")  # noqa: SIM115
+        self._text = self._open(mark)
 
     def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None:
         atoms = snapshot.atoms.copy()
@@ -200,11 +200,8 @@ class _ExtXYZWriter(TrajectoryWriter):
             results["stress"] = snapshot.stress
         atoms.calc = SinglePointCalculator(atoms, **results)
         atoms.info = {"step": step, "time_fs": time_fs}
-        write_extxyz(self._file, [atoms])
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        write_extxyz(self._text, [atoms])
+        self._text.flush()
 
 
 class _OpenMMWriter(TrajectoryWriter):
@@ -287,9 +284,6 @@ class _DCDWriter(_OpenMMWriter):
         if self._n_bytes:
             self._set_header()
 
-    def close(self) -> None:
-        self._file.close()
-
 
 class _XTCWriter(_OpenMMWriter):
     def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
@@ -332,17 +326,13 @@ def open_trajectory(
         next_step: the step of the next frame; it goes into the header of DCD and XTC.
 
     Raises:
-        InputError: an unknown suffix, or a file shorter than at the checkpoint.
+        InputError: a file shorter than at the checkpoint.
         MissingDependencyError: `.dcd` and `.xtc` need OpenMM.
     """
     suffix = path.suffix.lower()
-    if suffix in (".xyz", ".extxyz"):
-        return _ExtXYZWriter(path, settings, mark)
-    if suffix == ".dcd":
-        return _DCDWriter(path, atoms, settings, mark, next_step)
-    if suffix == ".xtc":
-        return _XTCWriter(path, atoms, settings, mark, next_step)
-    raise InputError(f"trajectory '{path}' has no known suffix; use .extxyz, .xyz, .dcd or .xtc.")
+    if suffix in (".dcd", ".xtc"):
+        return (_DCDWriter if suffix == ".dcd" else _XTCWriter)(path, atoms, settings, mark, next_step)
+    return _ExtXYZWriter(path, settings, mark)
 
 
 def _vectors(box: np.ndarray) -> Any:
@@ -360,13 +350,11 @@ def topology_beside(trajectory: Path) -> Path:
 def read_dcd_frame(path: Path, index: int, n_atoms: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Positions [N, 3] and cell [3, 3] in Å of one frame; no cell where the file holds none.
 
-    Arguments:
-        path: CHARMM, NAMD, LAMMPS and OpenMM write such files, in either byte order.
-        index: of the frame; negative ones count from the end of what was written whole.
-        n_atoms: of the topology.
+    CHARMM, NAMD, LAMMPS and OpenMM write such files, in either byte order. Negative indices count from the end of what
+    was written whole.
 
     Raises:
-        InputError: not a DCD file, of other atoms, or without such a frame.
+        InputError: not a DCD file, not of `n_atoms`, or without such a frame.
     """
     with open(path, "rb") as file:
         try:

@@ -74,15 +74,15 @@ def test_barrier_and_depth_of_a_known_hole() -> None:
     top = int(np.where(x > 0.4, energy, -9.0).argmax())
     hole = scan["hydrostatic"].hole
     assert hole is not None
-    assert hole.ratio == pytest.approx(x[top], abs=0.01)
-    assert hole.barrier == pytest.approx(energy[top], abs=0.02)
-    assert hole.bottom == pytest.approx(energy.min(), abs=0.02)
-    assert hole.bottom_ratio == pytest.approx(x[energy.argmin()], abs=0.01)
+    assert hole.v_over_v0 == pytest.approx(x[top], abs=0.01)
+    assert hole.barrier_ev_per_atom == pytest.approx(energy[top], abs=0.02)
+    assert hole.bottom_ev_per_atom == pytest.approx(energy.min(), abs=0.02)
+    assert hole.bottom_v_over_v0 == pytest.approx(x[energy.argmin()], abs=0.01)
     for way in WAYS[1:]:  # which end at half the volume, on the slope of the same hole
         other = scan[way].hole
         assert other is not None
         assert other.ratio == pytest.approx(x[top], abs=0.01)
-        assert other.bottom_ratio == pytest.approx(0.5)
+        assert other.bottom_v_over_v0 == pytest.approx(0.5)
 
 
 def test_pressure_is_the_slope_of_the_energy() -> None:
@@ -91,8 +91,8 @@ def test_pressure_is_the_slope_of_the_energy() -> None:
     for way, each in _by_way(model).items():
         assert each.hole is not None, way
         slope = -np.gradient(each.energy, each.ratio * volume) * EV_PER_ANGSTROM3_IN_GPA
-        most = slope[each.ratio >= each.hole.ratio].max()
-        assert each.hole.pressure == pytest.approx(most, rel=0.02), way
+        most = slope[each.ratio >= each.hole.v_over_v0].max()
+        assert each.hole.pressure_gpa == pytest.approx(most, rel=0.02), way
 
 
 def test_a_sound_pair_potential_rises_all_the_way() -> None:
@@ -108,7 +108,7 @@ def test_numbers_that_are_none_are_a_hole() -> None:
 
     hole = _by_way(Breaks())["hydrostatic"].hole
     assert hole is not None
-    assert hole.ratio > 0.4
+    assert hole.v_over_v0 > 0.4
 
 
 def test_molecules_are_scaled_where_there_is_no_crystal() -> None:

@@ -20,7 +20,7 @@ from snnp.models.config import RepulsionConfig
 from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDProgress, MDResult, MDSettings, Sample, run_md
-from snnp.sampling.thermostats import box_move, degrees_of_freedom
+from snnp.sampling.thermostats import Ensemble, degrees_of_freedom
 from snnp.units import BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
 from snnp_ase import SNNPCalculator
 
@@ -182,9 +182,9 @@ def _moves(
     settings: MDSettings, cell: np.ndarray, stress: Callable[[np.ndarray], np.ndarray], n_atoms: int, n: int
 ) -> np.ndarray:
     """[n, 3] lengths of a rectangular cell under the barostat alone."""
-    rng, lengths = np.random.default_rng(3), []
-    for step in range(n):
-        cell = cell @ box_move(cell, stress(cell), settings, rng, n_atoms=n_atoms, step=step, equilibration=0)
+    ensemble, lengths = Ensemble(Atoms(f"H{n_atoms}"), settings), []
+    for ensemble.step in range(n):
+        cell = cell @ ensemble.box_move(cell, stress(cell))
         lengths.append(np.linalg.norm(cell, axis=1))
     return np.array(lengths)
 

@@ -45,7 +45,7 @@ def start() -> Atoms:
     model = Imploding()
     hole = compression_scan(model)[0].hole
     assert hole is not None
-    cell = bulk("Cu", a=lattice_constants(model)["Cu"] * (hole.ratio - 0.05) ** (1.0 / 3.0), cubic=True)
+    cell = bulk("Cu", a=lattice_constants(model)["Cu"] * (hole.v_over_v0 - 0.05) ** (1.0 / 3.0), cubic=True)
     return cell * (3, 3, 3)
 
 

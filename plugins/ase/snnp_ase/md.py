@@ -1,15 +1,13 @@
 """Molecular dynamics with ASE's integrators.
 
 `nve` is velocity Verlet; the Langevin thermostat is ASE's BAOAB splitting; `bussi` rescales the velocities after each
-step of velocity Verlet. `npt` moves the box every few steps with `snnp.sampling.thermostats.box_move`.
+step of velocity Verlet. `npt` moves the box every few steps, see `snnp.sampling.thermostats.Ensemble`.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import numpy as np
 from ase import Atoms
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.verlet import VelocityVerlet
@@ -19,32 +17,14 @@ from snnp.sampling.checkpoint import Checkpoint, EngineState
 from snnp.sampling.run import MDResult, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
-from snnp.sampling.thermostats import (
-    bath,
-    box_move,
-    conserves_momentum,
-    degrees_of_freedom,
-    steps_per_move,
-    velocity_factor,
-    without_drift,
-)
-from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
+from snnp.sampling.thermostats import ASE_FS, Ensemble, without_drift
 from snnp_ase.calculator import SNNPCalculator
 
 __all__ = ["ASEDynamics", "run_md"]
 
-_FS = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV)
-"""1 fs in ASE's unit of time, Å sqrt(amu/eV)."""
-
 
 class ASEDynamics:
-    """An engine for `snnp.sampling.drive`.
-
-    Arguments:
-        potential: in the precision and on the device of the run.
-        start: atoms with momenta, and the state of the thermostat where a run is resumed.
-        settings: ensemble, time step, thermostat and barostat.
-    """
+    """An engine for `snnp.sampling.drive`; `potential`: in the precision and on the device of the run."""
 
     name = "ase"
 
@@ -52,69 +32,43 @@ class ASEDynamics:
         self._settings = settings
         self._calculator = SNNPCalculator(potential)
         self._periodic = bool(start.atoms.pbc.all())
-        self._step, self._equilibration = start.step, start.equilibration
-        self._n_freedom = degrees_of_freedom(start.atoms, settings)
-        self._every = steps_per_move(settings)
-        self._rng = np.random.default_rng([settings.seed, 1])  # not the stream of the initial velocities
+        self._ensemble = Ensemble(start.atoms, settings, start.step, start.equilibration, costly_moves=True)
         if "rng" in start.state.values:
-            self._rng.bit_generator.state = start.state.values["rng"]
+            self._ensemble.rng.bit_generator.state = start.state.values["rng"]
         self._atoms: Atoms = start.atoms.copy()
         self._atoms.calc = self._calculator
         self._dynamics = self._begin()
 
     def _begin(self) -> VelocityVerlet | LangevinBAOAB:
         """The integrator for the atoms as they are and the thermostat of this step."""
-        dt, (kind, friction, _) = self._settings.dt_fs * _FS, bath(self._settings, self._step, self._equilibration)
-        if kind != "langevin":
+        dt, bath = self._settings.dt_fs * ASE_FS, self._ensemble.bath
+        if bath.kind != "langevin":
             return VelocityVerlet(self._atoms, dt)
-        temperature = self._settings.temperature_at(self._step)
-        return LangevinBAOAB(self._atoms, dt, rng=self._rng, temperature_K=temperature, T_tau=1000.0 / friction * _FS)
+        temperature, time = self._settings.temperature_at(self._ensemble.step), 1000.0 / bath.friction_per_ps * ASE_FS
+        return LangevinBAOAB(self._atoms, dt, rng=self._ensemble.rng, temperature_K=temperature, T_tau=time)
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps; the last one, and one before a move of the box, compute the stress with the forces."""
-        npt = self._settings.ensemble == "npt"
-        for k in range(n_steps):
-            if npt and self._step % self._every == 0:
-                self._move_box()
+        atoms, ensemble = self._atoms, self._ensemble
+        for left in reversed(range(n_steps)):
+            if ensemble.moves_box:
+                # BAOAB goes on with its old forces: they kick momenta, which do not know the box.
+                move = ensemble.box_move(atoms.cell.array, atoms.get_stress(voigt=False))
+                atoms.positions = atoms.positions @ move
+                atoms.set_cell(atoms.cell.array @ move)
             if isinstance(self._dynamics, LangevinBAOAB) and self._settings.temperature_end_k is not None:
-                self._dynamics.set_temperature(self._settings.temperature_at(self._step))
-            moves_next = npt and (self._step + 1) % self._every == 0
-            if self._periodic and (k == n_steps - 1 or moves_next):
+                self._dynamics.set_temperature(self._settings.temperature_at(ensemble.step))
+            moves_next = self._settings.ensemble == "npt" and (ensemble.step + 1) % ensemble.every == 0
+            if self._periodic and (left == 0 or moves_next):
                 self._calculator.expect_stress()
             self._dynamics.step()
-            self._rescale()
-            self._step += 1
-            if self._step == self._equilibration:
-                self._end_equilibration()
-
-    def _move_box(self) -> None:
-        """A move of the barostat. BAOAB goes on with its old forces: they kick momenta, which do not know the box."""
-        atoms = self._atoms
-        move = box_move(
-            atoms.cell.array,
-            atoms.get_stress(voigt=False),
-            self._settings,
-            self._rng,
-            n_atoms=len(atoms),
-            step=self._step,
-            equilibration=self._equilibration,
-            every=self._every,
-        )
-        atoms.positions = atoms.positions @ move
-        atoms.set_cell(atoms.cell.array @ move)
-
-    def _rescale(self) -> None:
-        kind, friction, _ = bath(self._settings, self._step, self._equilibration)
-        if kind == "bussi":
-            kt = BOLTZMANN_EV_PER_K * self._settings.temperature_at(self._step)
-            keep = math.exp(-friction * 1e-3 * self._settings.dt_fs)
-            factor = velocity_factor(self._atoms.get_kinetic_energy(), self._n_freedom, kt, keep, self._rng)
-            self._atoms.set_momenta(factor * self._atoms.get_momenta())
-
-    def _end_equilibration(self) -> None:
-        if conserves_momentum(self._atoms, self._settings):
-            self._atoms.set_momenta(without_drift(self._atoms.get_momenta(), self._atoms.get_masses()))
-        self._dynamics = self._begin()
+            if ensemble.bath.kind == "bussi":
+                atoms.set_momenta(ensemble.factor(atoms.get_kinetic_energy()) * atoms.get_momenta())
+            ensemble.step += 1
+            if ensemble.step == ensemble.equilibration:
+                if ensemble.keeps_momentum:
+                    atoms.set_momenta(without_drift(atoms.get_momenta(), atoms.get_masses()))
+                self._dynamics = self._begin()
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -134,7 +88,7 @@ class ASEDynamics:
         """
         self._calculator.reset()
         self._dynamics = self._begin()
-        return EngineState(values={"rng": self._rng.bit_generator.state})
+        return EngineState(values={"rng": self._ensemble.rng.bit_generator.state})
 
 
 def run_md(

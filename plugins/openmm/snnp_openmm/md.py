@@ -3,7 +3,7 @@
 `nve` is velocity Verlet. The Langevin thermostat is OpenMM's LangevinMiddleIntegrator, after whose steps the momenta of
 a snapshot lag its positions by half a step: temperatures from them are the accurate ones. `bussi` is an integrator of
 our own.
-`npt` moves the box every few steps with `snnp.sampling.thermostats.box_move`: OpenMM's MonteCarloBarostat proposes
+`npt` moves the box every few steps, see `snnp.sampling.thermostats.Ensemble`: OpenMM's MonteCarloBarostat proposes
 volumes that are not positive where they fluctuate much, and its steps cannot be resumed.
 
 Runs go on the GPU where the model does, otherwise on OpenMM's Reference platform, which computes in float64: with all
@@ -17,7 +17,6 @@ is exact.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from pathlib import Path
@@ -33,21 +32,8 @@ from snnp.sampling.checkpoint import Checkpoint, EngineState
 from snnp.sampling.run import MDResult, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
-from snnp.sampling.thermostats import (
-    bath,
-    box_move,
-    conserves_momentum,
-    degrees_of_freedom,
-    held_atoms,
-    steps_per_move,
-    without_drift,
-)
-from snnp.units import (
-    AMU_ANGSTROM2_PER_FS2_IN_EV,
-    BOLTZMANN_EV_PER_K,
-    EV_IN_KJ_PER_MOL,
-    NM_IN_ANGSTROM,
-)
+from snnp.sampling.thermostats import ASE_FS, Ensemble, degrees_of_freedom, held_atoms, without_drift
+from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 from snnp_openmm.evaluator import Evaluator
 from snnp_openmm.force import python_force
 from snnp_openmm.geometry import OpenMMGeometry, to_openmm
@@ -56,27 +42,19 @@ from snnp_openmm.source import ModelSource
 
 __all__ = ["OpenMMDynamics", "choose_platform", "run_md", "velocity_verlet"]
 
-logger = logging.getLogger(__name__)
-
 _PS_IN_FS = 1000.0
-_VELOCITY_UNIT = 1.0 / math.sqrt(AMU_ANGSTROM2_PER_FS2_IN_EV) * _PS_IN_FS / NM_IN_ANGSTROM
+_VELOCITY_UNIT = ASE_FS * _PS_IN_FS / NM_IN_ANGSTROM
 """ASE's unit of velocity, sqrt(eV/amu), in nm/ps."""
 
 
 class OpenMMDynamics:
-    """An engine for `snnp.sampling.drive`.
-
-    Arguments:
-        potential: in the precision and on the device of the run.
-        start: atoms with momenta, and OpenMM's own numbers where a run is resumed.
-        settings: ensemble, time step, thermostat and barostat.
-    """
+    """An engine for `snnp.sampling.drive`; `potential`: in the precision and on the device of the run."""
 
     name = "openmm"
 
     def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
-        self._settings, self._step, self._atoms = settings, start.step, start.atoms
-        self._equilibration, self._every = start.equilibration, steps_per_move(settings)
+        self._settings, self._atoms = settings, start.atoms
+        self._ensemble = Ensemble(start.atoms, settings, start.step, start.equilibration, costly_moves=True)
         self._geometry, velocities = _begin(start)
         self._evaluator = Evaluator(ModelSource(potential), start.atoms.numbers, self._geometry.pbc)
         self._has_stress = all(self._geometry.pbc)
@@ -98,27 +76,26 @@ class OpenMMDynamics:
     def _make_context(self) -> Any:
         """A context whose random numbers follow from the run's seed and the step, as do those of the barostat."""
         mm, settings, dt = openmm(), self._settings, self._settings.dt_fs / _PS_IN_FS
-        self._rng = np.random.default_rng([settings.seed, self._step, 1])
-        kind, friction, _ = bath(settings, self._step, self._equilibration)
-        if kind == "langevin":
-            integrator = mm.LangevinMiddleIntegrator(settings.temperature_at(self._step), friction, dt)
+        step, bath = self._ensemble.step, self._ensemble.bath
+        self._ensemble.rng = np.random.default_rng([settings.seed, step, 1])
+        if bath.kind == "langevin":
+            integrator = mm.LangevinMiddleIntegrator(settings.temperature_at(step), bath.friction_per_ps, dt)
         else:
-            integrator = velocity_verlet(dt, friction if kind == "bussi" else None)
-        integrator.setRandomNumberSeed(_seed(settings.seed, self._step, 0))
+            integrator = velocity_verlet(dt, bath.friction_per_ps if bath.kind == "bussi" else None)
+        integrator.setRandomNumberSeed(_seed(settings.seed, step, 0))
         context = mm.Context(self._system, integrator, self._platform)
-        if kind == "bussi":
+        if bath.kind == "bussi":
             _count_freedom(integrator, self._atoms, degrees_of_freedom(self._atoms, settings))
             self._heat(integrator)
         return context
 
     def _heat(self, integrator: Any) -> None:
         """Set the temperature of the thermostat."""
-        temperature = self._settings.temperature_at(self._step)
-        kind = bath(self._settings, self._step, self._equilibration).kind
-        if kind == "langevin":
-            integrator.setTemperature(temperature)
-        elif kind == "bussi":
-            integrator.setGlobalVariableByName("kT", BOLTZMANN_EV_PER_K * temperature * EV_IN_KJ_PER_MOL)
+        bath = self._ensemble.bath
+        if bath.kind == "langevin":
+            integrator.setTemperature(self._settings.temperature_at(self._ensemble.step))
+        elif bath.kind == "bussi":
+            integrator.setGlobalVariableByName("kT", bath.kt * EV_IN_KJ_PER_MOL)
 
     def _place(self, positions: np.ndarray, velocities: np.ndarray | None, box: np.ndarray | None) -> None:
         """Set positions (nm), velocities (nm/ps; None leaves them) and box (nm)."""
@@ -136,25 +113,26 @@ class OpenMMDynamics:
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps."""
-        end, settings = self._step + n_steps, self._settings
-        while self._step < end:
+        ensemble, ramp = self._ensemble, self._settings.temperature_end_k is not None
+        end = ensemble.step + n_steps
+        while ensemble.step < end:
             stop = end
-            if settings.ensemble == "npt":
-                if self._step % self._every == 0:
+            if self._settings.ensemble == "npt":
+                if ensemble.moves_box:
                     self._move_box()
-                stop = min(stop, (self._step // self._every + 1) * self._every)
-            if settings.temperature_end_k is not None:
+                stop = min(stop, (ensemble.step // ensemble.every + 1) * ensemble.every)
+            if ramp:
                 self._heat(self._context.getIntegrator())
-                stop = self._step + 1
-            if self._step < self._equilibration:
-                stop = min(stop, self._equilibration)
-            self._integrate(stop - self._step)
-            self._step = stop
-            if self._step == self._equilibration:
+                stop = ensemble.step + 1
+            if ensemble.step < ensemble.equilibration:
+                stop = min(stop, ensemble.equilibration)
+            self._integrate(stop - ensemble.step)
+            ensemble.step = stop
+            if stop == ensemble.equilibration:
                 self._end_equilibration()
 
     def _integrate(self, n_steps: int) -> None:
-        integrator, kind = self._context.getIntegrator(), bath(self._settings, self._step, self._equilibration).kind
+        integrator, kind = self._context.getIntegrator(), self._ensemble.bath.kind
         try:
             if kind != "langevin" and self._has_stress:
                 # These end with the forces at the new positions: the last step can bring the stress along.
@@ -177,21 +155,12 @@ class OpenMMDynamics:
         stress = self._evaluator.evaluate_state(state, stress=True).stress
         assert box is not None
         assert stress is not None
-        move = box_move(
-            box * NM_IN_ANGSTROM,
-            stress,
-            self._settings,
-            self._rng,
-            n_atoms=len(self._atoms),
-            step=self._step,
-            equilibration=self._equilibration,
-            every=self._every,
-        )
+        move = self._ensemble.box_move(box * NM_IN_ANGSTROM, stress)
         self._place(positions @ move, None, box @ move)
 
     def _end_equilibration(self) -> None:
         _, positions, velocities, box = self._now()
-        if conserves_momentum(self._atoms, self._settings):
+        if self._ensemble.keeps_momentum:
             masses = self._atoms.get_masses()
             velocities = without_drift(velocities * masses[:, None], masses) / masses[:, None]
         self._context = self._make_context()
