@@ -32,22 +32,19 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 
 def draw_page(model: Potential, path: str | Path, *, title: str = "", structures: Structure | None = None) -> Path:
-    """Write the page of a model and return its path.
+    """Write the page of a model, `.png`, `.pdf` or `.svg`, and return its path.
 
-    Arguments:
-        path: `.png`, `.pdf` or `.svg`; replaced atomically.
-        structures: whose distances and angles are drawn behind the curves; without them, a model of one element shows
-            the neighbour shells of its crystal.
-
-    Raises:
-        InputError: for a model that is no `SplineNNP`, or another suffix.
+    Distances and angles of the `structures` are drawn behind the curves; without them, a model of one element shows the
+    neighbour shells of its crystal. Raises `InputError` for a model that is no `SplineNNP`, or another suffix.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"'{path}' is not a picture that can be written; its name must end in {', '.join(_FORMATS)}.")
     seen = occurrence(structures, model.cutoff) if structures is not None else None
     shells = [crystal_shells(symbol, model.cutoff) for symbol in model.elements]
-    closest = _closest(seen, shells)
+    # The shortest distance worth looking at: seen in the data, or one that vibrations reach in a crystal.
+    near = min((0.88 * float(each[0]) for each in shells if len(each)), default=0.0)
+    closest = near if seen is None else seen.closest
     curves = curves_of(model, structures, closest)
     page = _Page(curves, seen, shells, closest)
     has_angles = curves.shape.shape[1] > 0
@@ -61,13 +58,6 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
     save_figure(figure, path)
     return path
-
-
-def _closest(seen: Occurrence | None, shells: list[np.ndarray]) -> float:
-    """Å, the shortest distance worth looking at: seen in the data, or one that vibrations reach in a crystal."""
-    if seen is not None:
-        return seen.closest
-    return min((0.88 * float(each[0]) for each in shells if len(each)), default=0.0)
 
 
 def stated_errors(metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -86,9 +76,8 @@ def stated_errors(metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def _headline(model: Potential, title: str) -> str:
-    elements = ", ".join(model.elements)
     facts = [title] if title else []
-    facts += [elements, f"{model.n_parameters:,} parameters", f"cutoff {model.cutoff:g} Å"]
+    facts += [", ".join(model.elements), f"{model.n_parameters:,} parameters", f"cutoff {model.cutoff:g} Å"]
     _, errors = stated_errors(model.metadata)
     for name, text in (
         ("energy_mae_mev_per_atom", "energy MAE {:.2g} meV/atom"),
@@ -118,9 +107,9 @@ class _Page:
     def __init__(self, curves: Curves, seen: Occurrence | None, shells: list[np.ndarray], closest: float) -> None:
         self._curves, self._seen, self._shells, self._closest = curves, seen, shells, closest
         # Filters by what they are worth.
-        n_radial, order = curves.radial.shape[1], np.argsort(-curves.worth, kind="stable").tolist()
-        self._radial_order = [k for k in order if k < n_radial]
-        self._angular_order = [k - n_radial for k in order if k >= n_radial]
+        n_radial, self._order = curves.radial.shape[1], np.argsort(-curves.worth, kind="stable").tolist()
+        self._radial_order = [k for k in self._order if k < n_radial]
+        self._angular_order = [k - n_radial for k in self._order if k >= n_radial]
 
     # Parts of panels.
 
@@ -199,8 +188,7 @@ class _Page:
 
     def worth(self, panel: Axes) -> None:
         """What each feature is worth: energy per standard deviation."""
-        n_radial = self._curves.radial.shape[1]
-        order = [int(k) for k in np.argsort(-self._curves.worth, kind="stable")[:_N_BARS]]
+        n_radial, order = self._curves.radial.shape[1], self._order[:_N_BARS]
         shades = dict.fromkeys(order, COLOURS[0])
         if len(self._curves.groups) == 1:
             shades = dict.fromkeys(order, GREY) | dict(zip(self._radial_order[:_N_HIGHLIGHTED], COLOURS, strict=False))

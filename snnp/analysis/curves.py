@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ase.data import atomic_numbers
+from scipy.integrate import simpson
 from torch import Tensor
 
 from snnp.analysis.surroundings import Environment, all_groups, environment
@@ -78,15 +79,11 @@ class Curves:
 
 
 def curves_of(model: Potential, structures: Structure | None = None, closest: float = 0.0) -> Curves:
-    """Evaluate all functions of a spline model.
+    """Evaluate all functions of a spline model; raises `InputError` for another.
 
     Arguments:
-        model: a `SplineNNP`.
         structures: give the typical environments; by default the elements' crystals do.
         closest: Å, shortest distance that occurs: shapes are scaled by their peak beyond it, axes begin a little below.
-
-    Raises:
-        InputError: if the model is not made of splines.
     """
     if not isinstance(model, SplineNNP):
         raise InputError(f"a {type(model).__name__} is not made of splines; curves can be drawn of a SplineNNP.")
@@ -111,6 +108,8 @@ def curves_of(model: Potential, structures: Structure | None = None, closest: fl
             radial = radial * mean[None, :n_radial, None]
             shape, angular = shape / peak[None, :, None], angular * (mean[n_radial:] * peak**2)[None, :, None]
         embedding = _embedding(model)
+    groups, angle_groups = _group_names(model)
+    partners = [model.elements[index] for index in typical.partner]
     return Curves(
         elements=model.elements,
         in_ev=in_ev,
@@ -120,14 +119,11 @@ def curves_of(model: Potential, structures: Structure | None = None, closest: fl
         radial=radial.numpy(),
         shape=shape.numpy(),
         angular=angular.numpy(),
-        groups=_group_names(model),
-        angle_groups=_angle_group_names(model),
+        groups=groups,
+        angle_groups=angle_groups,
         pair=pair,
         three_body=three_body.numpy(),
-        triples=tuple(
-            f"{model.elements[w]}–{symbol}–{model.elements[w]}"
-            for symbol, w in zip(model.elements, typical.partner, strict=True)
-        ),
+        triples=tuple(f"{usual}–{symbol}–{usual}" for symbol, usual in zip(model.elements, partners, strict=True)),
         nearest=typical.distance,
         worth=worth.numpy(),
         embedding=embedding,
@@ -144,28 +140,23 @@ def _angle_functions(model: SplineNNP, angle: Tensor) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _group_names(model: SplineNNP) -> tuple[str, ...]:
+def _group_names(model: SplineNNP) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of the groups of radial filters and of angles."""
+    elements, radial = model.elements, model.elements
     if model.config.n_groups("radial") == 1:
-        return ("",)
-    if model.config.filters == "element":
-        return model.elements
-    return tuple(f"{centre}→{other}" for centre in model.elements for other in model.elements)
-
-
-def _angle_group_names(model: SplineNNP) -> tuple[str, ...]:
-    if len(model.g.grids) == 1:
-        return ("",)
-    pairs = itertools.combinations_with_replacement(range(len(model.elements)), 2)
-    names = {int(model.unordered[a, b]): f"{model.elements[a]}–{model.elements[b]}" for a, b in pairs}
-    return tuple(names[group] for group in sorted(names))
+        radial = ("",)
+    elif model.config.filters != "element":
+        radial = tuple(f"{centre}→{other}" for centre in elements for other in elements)
+    pairs = itertools.combinations_with_replacement(range(len(elements)), 2)
+    names = {int(model.unordered[a, b]): f"{elements[a]}–{elements[b]}" for a, b in pairs}
+    angles = ("",) if len(model.g.grids) == 1 else tuple(names[group] for group in sorted(names))
+    return radial, angles
 
 
 def _mean_over_directions(angular: Tensor) -> Tensor:
-    """[H, T] mean of functions [H, T, m] of the angle (m odd) over the sphere, by Simpson's rule."""
-    theta = torch.linspace(0.0, torch.pi, angular.shape[2], dtype=torch.float64)
-    weights = torch.ones_like(theta)
-    weights[1:-1:2], weights[2:-1:2] = 4.0, 2.0
-    return angular @ (weights * torch.sin(theta)) * (float(theta[1]) / 6.0)
+    """[H, T] mean of functions [H, T, m] of the angle over the sphere."""
+    theta = np.linspace(0.0, np.pi, angular.shape[2])
+    return torch.from_numpy(0.5 * simpson(angular.numpy() * np.sin(theta), x=theta))
 
 
 def _pair_energies(
@@ -179,7 +170,10 @@ def _pair_energies(
     energies = {}
     for a, b in itertools.combinations_with_replacement(range(z), 2):
         unordered = int(model.unordered[a, b])
-        total = _repulsion(model, a, b, distance)
+        total = torch.zeros_like(distance)
+        if (fixed := model.config.repulsion) is not None:
+            charges = (torch.full_like(distance, atomic_numbers[model.elements[k]]) for k in (a, b))
+            total = 2.0 * Repulsion(fixed.inner, fixed.outer)(distance, *charges)[0]  # which gives each atom its half
         for centre, other in ((a, b), (b, a)) if not model.readout.sums_features else ():
             group, g = int(model.radial_group[centre, other]), mean[unordered if len(mean) > 1 else 0]
             total = total + gradient[centre, :n_radial] @ radial[group]
@@ -201,16 +195,6 @@ def _three_body(model: SplineNNP, shape: Tensor, angular: Tensor, gradient: Tens
         weights = gradient[centre, model.config.radial.n_filters :] if in_ev else torch.ones(len(f)).double()
         maps.append(torch.einsum("t,tn,tm->nm", weights, f**2, g))
     return torch.stack(maps)
-
-
-def _repulsion(model: SplineNNP, a: int, b: int, distance: Tensor) -> Tensor:
-    """[n] eV of the repulsion between two atoms at n distances."""
-    config = model.config.repulsion
-    if config is None:
-        return torch.zeros_like(distance)
-    charges = (torch.full_like(distance, atomic_numbers[model.elements[k]]) for k in (a, b))
-    halves: Tensor = Repulsion(config.inner, config.outer)(distance, *charges)[0]
-    return 2.0 * halves
 
 
 def _embedding(model: SplineNNP) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ase.build import bulk
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from snnp.errors import InputError
@@ -65,9 +66,7 @@ def occurrence(structure: Structure, cutoff: float) -> Occurrence:
 
 def _smooth(counts: np.ndarray) -> np.ndarray:
     """A Gaussian of 1.5 bins width over a histogram: shells of perfect crystals would dwarf everything else."""
-    offsets = np.arange(-5, 6)
-    weights = np.exp(-0.5 * (offsets / 1.5) ** 2)
-    return np.convolve(counts, weights / weights.sum(), mode="same")
+    return np.asarray(gaussian_filter1d(counts, 1.5, mode="constant", radius=5))
 
 
 def _angles(vectors: Tensor) -> np.ndarray:

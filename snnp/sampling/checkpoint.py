@@ -190,15 +190,10 @@ class _Header:
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; a kill leaves the old one or the new one, never a part."""
     atoms = checkpoint.atoms
-    header = _Header(
-        engine=checkpoint.engine,
-        step=checkpoint.step,
-        settings=checkpoint.settings,
-        values=checkpoint.state.values,
-        files={name: (mark.n_bytes, mark.n_frames) for name, mark in checkpoint.files.items()},
-        tails={name: mark.tail for name, mark in checkpoint.files.items()},
-        record=checkpoint.record,
-    )
+    files = {name: (mark.n_bytes, mark.n_frames) for name, mark in checkpoint.files.items()}
+    tails = {name: mark.tail for name, mark in checkpoint.files.items()}
+    values = checkpoint.state.values
+    header = _Header(checkpoint.engine, checkpoint.step, checkpoint.settings, values, files, tails, checkpoint.record)
     content = io.BytesIO()
     np.savez(
         content,
@@ -217,11 +212,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
-
-    Raises:
-        InputError: the file is missing, damaged, not a checkpoint, of a newer version, or holds numbers that are none.
-    """
+    """Read a checkpoint; `InputError` if it is missing, damaged, none, of a newer version, or holds no numbers."""
     if not path.is_file():
         raise InputError(
             f"no checkpoint '{path}' to resume from; run once without resume (with --overwrite, where files of a run "
@@ -312,7 +303,8 @@ def _check_same_run(checkpoint: Checkpoint, structure: Atoms, settings: MDSettin
     if not np.allclose(before.get_masses(), structure.get_masses(), rtol=1e-6):
         raise InputError(f"{where} has other masses than the structure; {same}.")
     if settings.ensemble != "npt" and not np.allclose(before.cell.array, structure.cell.array, rtol=0.0, atol=1e-6):
-        raise InputError(f"{where} has the cell {_cell_text(before)}, the structure {_cell_text(structure)}; {same}.")
+        was, now = (", ".join(f"{value:.4f}" for value in each.cell.cellpar()) for each in (before, structure))
+        raise InputError(f"{where} has the cell [{was}] (Å, degrees), the structure [{now}] (Å, degrees); {same}.")
     if checkpoint.step > settings.steps:
         raise ConfigError(
             f"{where} is at step {checkpoint.step}, beyond the last step {settings.steps} that is asked for; "
@@ -320,15 +312,12 @@ def _check_same_run(checkpoint: Checkpoint, structure: Atoms, settings: MDSettin
         )
 
 
-def _cell_text(atoms: Atoms) -> str:
-    return "[" + ", ".join(f"{value:.4f}" for value in atoms.cell.cellpar()) + "] (Å, degrees)"
-
-
 def _check_same_model(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> None:
     before = checkpoint.record
-    if not before.model_sha256 or not now.model_sha256:
-        if now.model_sha256:
-            _log.warning("'%s' does not say which model it was run with; see that it is the same.", settings.checkpoint)
+    if not now.model_sha256:
+        return
+    if not before.model_sha256:
+        _log.warning("'%s' does not say which model it was run with; see that it is the same.", settings.checkpoint)
         return
     same_dtype = checkpoint.settings.get("dtype") == settings.dtype  # else the settings say what differs
     if same_dtype and before.model_sha256 != now.model_sha256:

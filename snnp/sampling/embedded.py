@@ -121,14 +121,14 @@ class NativeGpuDynamics:
         self._dynamics = self._begin(start.atoms, start.step)
 
     def _begin(self, atoms: Atoms, step: int) -> GpuDynamics:
-        system = System(
-            positions=torch.from_numpy(atoms.positions),
-            species=self._species,
-            masses=torch.from_numpy(atoms.get_masses()),
-            cell=torch.from_numpy(atoms.cell.array),
-            pbc=torch.from_numpy(atoms.pbc),
-            held=torch.from_numpy(held_atoms(atoms, None)),
-        )
+        arrays = {
+            "positions": atoms.positions,
+            "masses": atoms.get_masses(),
+            "cell": atoms.cell.array,
+            "pbc": atoms.pbc,
+        }
+        tensors = {name: torch.from_numpy(each) for name, each in {**arrays, "held": held_atoms(atoms, None)}.items()}
+        system = System(species=self._species, **tensors)
         velocities = torch.from_numpy(atoms.get_velocities() * ASE_FS)
         return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
 

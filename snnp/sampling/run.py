@@ -144,14 +144,10 @@ class RelaxResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values, with the cell and the volume in place of the atoms."""
-        values = {name: value for name, value in vars(self).items() if name != "atoms"}
-        periodic = bool(self.atoms.pbc.all())
-        return {
-            **values,
-            "n_atoms": len(self.atoms),
-            "cell_angstrom": self.atoms.cell.array.tolist() if self.atoms.pbc.any() else None,
-            "volume_a3": float(self.atoms.get_volume()) if periodic else None,
-        }
+        values, atoms = {name: value for name, value in vars(self).items() if name != "atoms"}, self.atoms
+        cell = atoms.cell.array.tolist() if atoms.pbc.any() else None
+        volume = float(atoms.get_volume()) if atoms.pbc.all() else None
+        return {**values, "n_atoms": len(atoms), "cell_angstrom": cell, "volume_a3": volume}
 
 
 def run_md(
@@ -165,8 +161,7 @@ def run_md(
     """Run molecular dynamics with an engine found by name.
 
     Arguments:
-        model: name, folder or potential.
-        structure: the atoms to start from; unchanged.
+        model: name, folder or potential. structure: the atoms to start from; unchanged.
         engine: `"ase"`, `"openmm"` or `"native"`.
         report: called at every sample.
 
@@ -188,14 +183,12 @@ def relax(
     pressure_gpa: float = 0.0,
     report: Callable[[RelaxProgress], None] | None = None,
 ) -> RelaxResult:
-    """Relax positions, and the cell if asked, with FIRE in float64.
+    """Relax positions, and the cell if asked, with FIRE in float64, in at most so many steps.
 
     Arguments:
-        model: name, folder or potential.
-        atoms: the structure; unchanged.
+        model: name, folder or potential. atoms: unchanged.
         fmax: eV/Å, largest force at which the structure counts as relaxed.
         cell: relax the cell too (needs a fully periodic structure).
-        steps: at most so many.
         pressure_gpa: hydrostatic pressure on the cell; the enthalpy E + P V takes the place of the energy.
         report: called after every step.
 
@@ -213,11 +206,9 @@ def available_engines() -> list[str]:
 
 
 def find_entry_point(group: str, name: str) -> Any:
-    """Load what a plugin registered as `name` in an entry-point group.
+    """What a plugin registered as `name` in an entry-point group.
 
-    Raises:
-        InputError: nothing of that name is registered.
-        MissingDependencyError: it is, but a package it needs is missing.
+    Raises `InputError` for an unknown name, `MissingDependencyError` where a package that the plugin needs is missing.
     """
     found = {entry.name: entry for entry in entry_points(group=group)}
     if name not in found:
@@ -245,8 +236,7 @@ def run_engine(
     """What `run_md` of every engine does: load the model, find the starting point, make the engine, drive it.
 
     Arguments:
-        make: the engine at a starting point, for a potential in the precision and on the device of the settings.
-        name: of the engine.
+        make: makes the engine `name` at a starting point, for a potential in the precision of the settings.
         device: where the model runs if the settings do not say.
     """
     potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
@@ -265,13 +255,10 @@ def drive(
 ) -> MDResult:
     """Run an engine from its starting point to `settings.steps`, writing what the settings ask for.
 
-    Arguments:
-        least_energy: eV, see the function of that name; None if nothing is known.
-
     Raises:
-        InputError: the energy is not a number or falls below `least_energy`, or the temperature leaves all sense (the
-            run has blown up; see `Limits`), or an output is held by another run, exists and must not be
-            replaced, or is not that of the run to resume.
+        InputError: the energy is not a number or falls below `least_energy` (eV; see the function of that name), or the
+            temperature leaves all sense (the run has blown up; see `Limits`), or an output is held by another run,
+            exists and must not be replaced, or is not that of the run to resume.
         OSError: an output cannot be written; names it.
         Interrupted: at Ctrl-C or SIGTERM, once a checkpoint is written.
     """
@@ -324,7 +311,11 @@ class _Recorder:
         self._saved: int | None = None  # the step of the last checkpoint
         self._files, marks = output_files(settings), start.files
         for path in self._files.values():
-            _make_parent(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"cannot create the folder '{path.parent}' for '{path.name}': {error.strerror}."
+                raise InputError(reason) from error
         stack.enter_context(hold(self._files.values()))
         if not settings.overwrite:
             new = _new_files(self._files, start, settings.resume)
@@ -368,26 +359,22 @@ class _Recorder:
             self._samples.append(sample)
             if self._log is not None:
                 self._log.write(sample)
-            self._add_to_rdf(snapshot, step)
+            # The second half of the run, thinned: the first half may still remember the perfect crystal.
+            late = step >= max(settings.steps // 2, self._start.equilibration)
+            if settings.plot and late and step - self._rdf.last_step >= settings.steps // (2 * _RDF_SAMPLES):
+                self._rdf.add(snapshot.atoms, step)
         if settings.checkpoint is not None and (step % settings.checkpoint_interval == 0 or step == settings.steps):
             self._write_checkpoint(engine, snapshot, step, settings.checkpoint)
         return sample if sampled else None
 
-    def _add_to_rdf(self, snapshot: Snapshot, step: int) -> None:
-        # The second half of the run, thinned: the first half may still remember the perfect crystal.
-        if self._settings.plot is None or step < max(self._settings.steps // 2, self._start.equilibration):
-            return
-        if step - self._rdf.last_step >= self._settings.steps // (2 * _RDF_SAMPLES):
-            self._rdf.add(snapshot.atoms, step)
-
     def save(self, engine: Engine, step: int) -> str:
         """Write a checkpoint although none is due; says how far the run is, and from where it can go on."""
-        path = self._settings.checkpoint
+        path, where = self._settings.checkpoint, f"stopped at step {step} of {self._settings.steps}"
         if path is None:
-            return f"stopped at step {step} of {self._settings.steps}, without a checkpoint to go on from"
+            return f"{where}, without a checkpoint to go on from"
         if self._saved != step:
             self._write_checkpoint(engine, engine.snapshot(), step, path)
-        return f"stopped at step {step} of {self._settings.steps}; the state is in '{path}'"
+        return f"{where}; the state is in '{path}'"
 
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
         writers = {"trajectory": self._trajectory, "log": self._log}
@@ -438,19 +425,10 @@ def _new_files(outputs: dict[str, Path], start: Checkpoint, resumed: bool) -> li
     """Those outputs that are not the resumed run's own."""
     if not resumed:
         return list(outputs.values())
-    own = {*start.files, "checkpoint"}
-    if "trajectory" in own:
-        own.add("topology")
+    own = {*start.files, "checkpoint", *(["topology"] if "trajectory" in start.files else [])}
     if "plot" in outputs and start.record.plan.get("plot", outputs["plot"].name) == outputs["plot"].name:
         own.add("plot")
     return [path for name, path in outputs.items() if name not in own]
-
-
-def _make_parent(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create the folder '{path.parent}' for '{path.name}': {error.strerror}.") from error
 
 
 def _mean_or_none(values: np.ndarray) -> float | None:

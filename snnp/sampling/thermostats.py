@@ -116,14 +116,8 @@ class Ensemble:
 def velocity_factor(kinetic: float, n_freedom: int, kt: float, keep: float, rng: np.random.Generator) -> float:
     """By what stochastic velocity rescaling multiplies all velocities (Bussi, Donadio and Parrinello 2007, eq. A7).
 
-    Exact for the kinetic energy, whatever the time: it relaxes to, and samples, the distribution of `n_freedom` degrees
-    of freedom at `kt`.
-
-    Arguments:
-        kinetic: kinetic energy, eV.
-        n_freedom: degrees of freedom that share it.
-        kt: eV. keep: exp(-time / relaxation time).
-        rng: gives one normal and one gamma number.
+    Exact for the kinetic energy (eV), whatever the time: it relaxes to, and samples, the distribution of `n_freedom`
+    degrees of freedom at `kt` (eV). keep: exp(-time / relaxation time). rng: gives one normal and one gamma number.
     """
     if not kinetic > 0.0:
         return 1.0
@@ -143,8 +137,7 @@ def new_volume(volume: float, slope: float, n_atoms: int, kt: float, rate: float
     times a scale. It is drawn exactly, so that no volume is negative and the ideal gas is exact with any time step.
 
     Arguments:
-        volume: Å³. slope: P + dU/dV, eV/Å³. n_atoms: N.
-        kt: eV. rate: Å³/eV, with the time of the move in it.
+        volume: Å³. slope: P + dU/dV, eV/Å³. n_atoms: N. kt: eV. rate: Å³/eV, with the time of the move in it.
         rng: gives one normal and one gamma number.
     """
     decay = rate * slope

@@ -44,11 +44,7 @@ _TAIL = 64
 
 
 def check_mark(path: Path, mark: FileMark) -> None:
-    """See that a file is the one that stood at a mark.
-
-    Raises:
-        InputError: the file is missing, shorter than it was, or another one, so it is not that of the run.
-    """
+    """Raise `InputError` unless a file is the one that stood at a mark: neither missing, nor shorter, nor another."""
     if path.exists() and not path.is_file():
         return
     if _size(path) < mark.n_bytes:
@@ -116,9 +112,7 @@ class _Appended:
     def mark(self) -> FileMark:
         """Where the file stands now, safely on disk.
 
-        Raises:
-            InputError: somebody else has changed the file.
-            OSError: names the file; the disk may be full only now.
+        Raises `InputError` if somebody else has changed the file, `OSError` if the disk is full only now.
         """
         path = self._path
         if path.exists() and not path.is_file():
@@ -232,12 +226,15 @@ class _OpenMMWriter(TrajectoryWriter):
             text = io.StringIO()
             self._app.PDBFile.writeFile(self._topology, positions, text)  # bare numbers are Å here
             write_atomically(pdb, text.getvalue().encode())
+        self._begin(mark)
+
+    @abstractmethod
+    def _begin(self, mark: FileMark | None) -> None: ...
 
     def _write(self, snapshot: Snapshot, step: int, time_fs: float) -> None:
         positions, box = self._standard_orientation(snapshot.atoms)
-        vectors = None if box is None else _vectors(box)
         try:
-            self._write_model(positions / NM_IN_ANGSTROM, vectors)
+            self._write_model(positions / NM_IN_ANGSTROM, None if box is None else _vectors(box))
         except ValueError as error:
             raise InputError(f"'{self._path}' cannot hold step {step}: {error}; choose the suffix .extxyz.") from error
 
@@ -261,11 +258,10 @@ class _OpenMMWriter(TrajectoryWriter):
 
 
 class _DCDWriter(_OpenMMWriter):
-    def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
-        super().__init__(path, atoms, settings, mark, next_step)
+    def _begin(self, mark: FileMark | None) -> None:
         if mark is not None:
             self._set_header()
-        self._file = open(path, "w+b" if mark is None else "r+b")  # noqa: SIM115
+        self._file = open(self._path, "w+b" if mark is None else "r+b")  # noqa: SIM115
         self._dcd = self._app.DCDFile(self._file, self._topology, *self._clock, mark is not None)
 
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None:
@@ -286,11 +282,10 @@ class _DCDWriter(_OpenMMWriter):
 
 
 class _XTCWriter(_OpenMMWriter):
-    def __init__(self, path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None, next_step: int) -> None:
-        super().__init__(path, atoms, settings, mark, next_step)
+    def _begin(self, mark: FileMark | None) -> None:
         if mark is None:
-            path.write_bytes(b"")
-        self._xtc = self._app.XTCFile(str(path), self._topology, *self._clock, append=self._n_frames > 0)
+            self._path.write_bytes(b"")
+        self._xtc = self._app.XTCFile(str(self._path), self._topology, *self._clock, append=self._n_frames > 0)
 
     def _write_model(self, positions_nm: np.ndarray, box: Any) -> None:
         self._xtc.writeModel(positions_nm, periodicBoxVectors=box)
@@ -325,9 +320,7 @@ def open_trajectory(
         mark: where the file stood at the checkpoint to resume from, or None for a new file.
         next_step: the step of the next frame; it goes into the header of DCD and XTC.
 
-    Raises:
-        InputError: a file shorter than at the checkpoint.
-        MissingDependencyError: `.dcd` and `.xtc` need OpenMM.
+    Raises `InputError` for a file shorter than at the checkpoint, `MissingDependencyError` if OpenMM is missing.
     """
     suffix = path.suffix.lower()
     if suffix in (".dcd", ".xtc"):
@@ -351,10 +344,7 @@ def read_dcd_frame(path: Path, index: int, n_atoms: int) -> tuple[np.ndarray, np
     """Positions [N, 3] and cell [3, 3] in Å of one frame; no cell where the file holds none.
 
     CHARMM, NAMD, LAMMPS and OpenMM write such files, in either byte order. Negative indices count from the end of what
-    was written whole.
-
-    Raises:
-        InputError: not a DCD file, not of `n_atoms`, or without such a frame.
+    was written whole. Raises `InputError` for what is not a DCD file, not of `n_atoms`, or without such a frame.
     """
     with open(path, "rb") as file:
         try:

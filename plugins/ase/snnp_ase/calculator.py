@@ -68,14 +68,6 @@ class _Calculation(NamedTuple):
         cell = atoms.cell.array.copy()
         return _Calculation(self.first, self.numbers, atoms.positions.copy(), cell, self.pbc, {})
 
-    def as_atoms(self) -> Atoms | None:
-        """A copy of the atoms."""
-        if self.first is None:
-            return None
-        atoms = self.first.copy()
-        atoms.positions, atoms.cell = self.positions, self.cell
-        return atoms
-
 
 _NOTHING = _Calculation(None, np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros((3, 3)), np.zeros(3, bool), {})
 
@@ -132,7 +124,12 @@ class SNNPCalculator(Calculator):
     @property
     def atoms(self) -> Atoms | None:
         """A copy of the atoms of the last calculation."""
-        return self._known.as_atoms()
+        known = self._known
+        if known.first is None:
+            return None
+        atoms = known.first.copy()
+        atoms.positions, atoms.cell = known.positions, known.cell
+        return atoms
 
     @atoms.setter
     def atoms(self, atoms: Atoms | None) -> None:

@@ -31,12 +31,7 @@ def relax(
     report: Callable[[RelaxProgress], None] | None = None,
     pressure_gpa: float = 0.0,
 ) -> RelaxResult:
-    """Relax with FIRE in float64, the cell through `FrechetCellFilter`; see `snnp.sampling.relax`.
-
-    Raises:
-        InputError: for a bad structure or one that collapses, a threshold that is not positive, `cell` without full
-            periodicity, or a pressure that is not finite or has no cell to act on.
-    """
+    """Relax with FIRE in float64, the cell through `FrechetCellFilter`; see `snnp.sampling.relax`."""
     if not fmax > 0.0:
         raise InputError(f"fmax must be positive, got {fmax} eV/Å.")
     if len(atoms) == 0:
@@ -58,12 +53,12 @@ def relax(
     target: Any = FrechetCellFilter(relaxed, scalar_pressure=pressure) if cell else relaxed
     optimiser = FIRE(target, logfile=os.devnull)
 
-    def tell() -> None:
-        assert report is not None
-        report(RelaxProgress(optimiser.nsteps, float(relaxed.get_potential_energy()), _largest_force(relaxed)))
+    def now() -> RelaxProgress:
+        largest = float(np.linalg.norm(relaxed.get_forces(), axis=1).max())
+        return RelaxProgress(optimiser.nsteps, float(relaxed.get_potential_energy()), largest)
 
     if report is not None:
-        optimiser.attach(tell)
+        optimiser.attach(lambda: report(now()))
     try:
         converged = optimiser.run(fmax=fmax, steps=steps)
     except InputError as error:
@@ -72,15 +67,10 @@ def relax(
             f"the structure collapsed or flew apart after {optimiser.nsteps} steps of relaxation ({error}) Take a "
             "pressure nearer to zero, or check the model and the start."
         ) from error
-    energy = float(relaxed.get_potential_energy())
-    largest = _largest_force(relaxed)
-    stress = None
+    end, stress = now(), None
     if periodic:
         beyond = relaxed.get_stress(voigt=False) + pressure * np.eye(3)
         stress = float(np.abs(beyond).max()) * EV_PER_ANGSTROM3_IN_GPA
     relaxed.calc = None
-    return RelaxResult(relaxed, bool(converged), optimiser.nsteps, energy, initial, largest, stress, pressure_gpa)
-
-
-def _largest_force(atoms: Atoms) -> float:
-    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+    at_end = end.energy_ev, initial, end.max_force_ev_per_angstrom
+    return RelaxResult(relaxed, bool(converged), end.step, *at_end, stress, pressure_gpa)

@@ -49,10 +49,8 @@ class Evaluator:
     ) -> None:
         self.model = source.model
         self.error: BaseException | None = None
-        self._source, self._skin = source, skin
-        self._numbers = np.asarray(numbers).astype(np.int64)
-        self._pbc = np.array(pbc, dtype=bool)
-        self._expects_stress = False
+        self._source, self._skin, self._expects_stress = source, skin, False
+        self._numbers, self._pbc = np.asarray(numbers).astype(np.int64), np.array(pbc, dtype=bool)
         self.forget()
         # Elements are checked now: an error here keeps its type, one inside OpenMM does not.
         self.model.check_elements(self._numbers)
@@ -109,8 +107,7 @@ class Evaluator:
     def evaluate(self, positions: np.ndarray, cell: np.ndarray, *, stress: bool = False) -> Evaluation:
         """Evaluate the potential at positions [N, 3] and cell [3, 3], both in Å and float64.
 
-        Raises:
-            InputError: for positions that are not finite, overlapping atoms, or a result that is not finite.
+        Raises `InputError` for positions or a result that are not finite, and overlapping atoms.
         """
         last = self._last  # read once: another thread may replace it
         if last is not None and not np.array_equal(cell, last.cell):

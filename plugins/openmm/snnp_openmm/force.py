@@ -17,7 +17,7 @@ from snnp_openmm.evaluator import Evaluator
 from snnp_openmm.require import check_python_force, check_torch_engine, openmm
 from snnp_openmm.source import ModelSource
 
-__all__ = ["create_force", "create_system", "python_force", "subset_numbers"]
+__all__ = ["create_force", "create_system", "python_force"]
 
 
 def create_force(
@@ -63,10 +63,8 @@ def create_force(
     else:
         check_torch_engine()
     indices = None if atoms is None else _check_indices(atoms, topology.getNumAtoms())
-    numbers = subset_numbers(topology, indices)
-    boxed = topology.getPeriodicBoxVectors() is not None
-    use_box = boxed if periodic is None else bool(periodic)
-    source = ModelSource(model, dtype, device)
+    numbers, source = _numbers(topology, indices), ModelSource(model, dtype, device)
+    use_box = topology.getPeriodicBoxVectors() is not None if periodic is None else bool(periodic)
     if engine == "torch":
         return _torch_force(source.model, numbers, use_box)
     return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
@@ -81,10 +79,9 @@ def create_system(
     device: torch.device | str | None = None,
     engine: str = "python",
 ) -> Any:
-    """Create an `openmm.System` in which a potential is the only force.
+    """Create an `openmm.System` in which a potential is the only force; arguments and errors as in `create_force`.
 
-    Masses are those of the topology's elements (amu); the box is the topology's. The other arguments, and what is
-    raised, are as in `create_force`.
+    Masses are those of the topology's elements; the box is the topology's.
     """
     force = create_force(model, topology, periodic=periodic, dtype=dtype, device=device, engine=engine)
     system = openmm().System()
@@ -120,15 +117,10 @@ def _torch_force(model: Potential, numbers: np.ndarray, periodic: bool) -> Any:
     return force
 
 
-def subset_numbers(topology: Any, indices: Sequence[int] | None) -> np.ndarray:
-    """[N] atomic numbers of a topology's atoms at `indices` (None: all).
-
-    Raises:
-        InputError: names an atom without an element (a virtual site or an extra particle).
-    """
-    members = list(topology.atoms())
-    if indices is not None:
-        members = [members[index] for index in indices]
+def _numbers(topology: Any, indices: Sequence[int] | None) -> np.ndarray:
+    """[N] atomic numbers of a topology's atoms at `indices` (None: all); refuses virtual sites and extra particles."""
+    atoms = list(topology.atoms())
+    members = atoms if indices is None else [atoms[index] for index in indices]
     for atom in members:
         if atom.element is None:
             raise InputError(
@@ -143,8 +135,7 @@ def _check_indices(atoms: Iterable[int], n_atoms: int) -> list[int]:
     if not indices:
         # OpenMM reads an empty list as all particles.
         raise InputError("atoms is empty: name at least one atom, or leave atoms=None for all.")
-    outside = [index for index in indices if not 0 <= index < n_atoms]
-    if outside:
+    if outside := [index for index in indices if not 0 <= index < n_atoms]:
         raise InputError(f"atoms holds {outside[0]}, but the topology's atoms are numbered 0 to {n_atoms - 1}.")
     if len(set(indices)) < len(indices):
         repeated = Counter(indices).most_common(1)[0][0]

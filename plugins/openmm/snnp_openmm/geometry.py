@@ -11,7 +11,7 @@ from snnp.structure import Structure, clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 from snnp_openmm.require import openmm_app
 
-__all__ = ["OpenMMGeometry", "to_openmm", "topology_from_numbers"]
+__all__ = ["OpenMMGeometry", "to_openmm"]
 
 _VACUUM_ANGSTROM = 50.0
 """Room left around the atoms along an open direction, so that a platform that wraps atoms into the box moves none."""
@@ -30,8 +30,7 @@ class OpenMMGeometry:
         positions: [N, 3] nm.
         box: [3, 3] nm, rows are the reduced box vectors, or None where no direction is periodic.
         pbc: periodic directions of `box`.
-        rotation: [3, 3], proper rotation.
-        steps: [3, 3] integers, unimodular.
+        rotation: [3, 3], proper. steps: [3, 3] integers, unimodular.
     """
 
     topology: object
@@ -66,29 +65,20 @@ def to_openmm(atoms: Atoms) -> OpenMMGeometry:
     """
     Structure.from_ase(atoms).check()
     pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    if not any(pbc):
-        identity = np.eye(3)
-        positions = atoms.positions / NM_IN_ANGSTROM
-        topology = topology_from_numbers(atoms.numbers, None)
-        return OpenMMGeometry(topology, positions, None, pbc, identity, identity.astype(int))
-    cell = _close_open_directions(atoms)
-    steps, rotation = reduce_cell(cell)
-    box = clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)
-    positions = atoms.positions @ rotation / NM_IN_ANGSTROM
-    return OpenMMGeometry(topology_from_numbers(atoms.numbers, box), positions, box, pbc, rotation, steps)
-
-
-def topology_from_numbers(numbers: np.ndarray, box: np.ndarray | None) -> object:
-    """Build an `openmm.app.Topology` of one chain and one residue: [N] atomic numbers, [3, 3] box in nm or None."""
     app = openmm_app()
     topology = app.Topology()
     residue = topology.addResidue("SNNP", topology.addChain())
-    for number in numbers.tolist():
+    for number in atoms.numbers.tolist():
         element = app.Element.getByAtomicNumber(number)
         topology.addAtom(element.symbol, element, residue)
-    if box is not None:
-        topology.setPeriodicBoxVectors(box)
-    return topology
+    if not any(pbc):
+        identity = np.eye(3)
+        return OpenMMGeometry(topology, atoms.positions / NM_IN_ANGSTROM, None, pbc, identity, identity.astype(int))
+    cell = _close_open_directions(atoms)
+    steps, rotation = reduce_cell(cell)
+    box = clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)
+    topology.setPeriodicBoxVectors(box)
+    return OpenMMGeometry(topology, atoms.positions @ rotation / NM_IN_ANGSTROM, box, pbc, rotation, steps)
 
 
 def _close_open_directions(atoms: Atoms) -> np.ndarray:

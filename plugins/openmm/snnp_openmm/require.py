@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from contextlib import suppress
 from typing import Any
 
 from snnp.errors import MissingDependencyError
@@ -16,11 +17,7 @@ _WORKING = {"openmmtorch": "1.5", "torch": "2.9", "openmm": "8.4"}
 
 
 def openmm() -> Any:
-    """Return the module `openmm`.
-
-    Raises:
-        MissingDependencyError: if it cannot be imported.
-    """
+    """The module `openmm`; raises `MissingDependencyError` where it cannot be imported."""
     try:
         import openmm as module
     except ImportError as error:
@@ -29,7 +26,7 @@ def openmm() -> Any:
 
 
 def openmm_app() -> Any:
-    """Return the module `openmm.app`; raises as `openmm` does."""
+    """The module `openmm.app`; raises as `openmm` does."""
     openmm()
     import openmm.app as module
 
@@ -37,28 +34,18 @@ def openmm_app() -> Any:
 
 
 def check_python_force() -> None:
-    """Check that OpenMM has `PythonForce` with subsets of particles.
-
-    Raises:
-        MissingDependencyError: if OpenMM is missing or older than 8.6.
-    """
+    """Raise `MissingDependencyError` unless OpenMM has `PythonForce` with subsets of particles (8.6)."""
     version = openmm().__version__
     if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITH_SUBSETS:
         raise MissingDependencyError(f"OpenMM {version} is too old, PythonForce needs 8.6 or newer; {_CURE}.")
 
 
 def check_torch_engine() -> None:
-    """Refuse where openmm-torch is missing, or in a combination that crashes.
-
-    Raises:
-        MissingDependencyError: names what was found and what is needed.
-    """
-    found = {}
+    """Raise `MissingDependencyError` where openmm-torch is missing, or in a combination that crashes."""
+    found = dict.fromkeys(_WORKING, "missing")
     for name in _WORKING:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
     if all(f"{found[name]}.".startswith(f"{release}.") for name, release in _WORKING.items()):
         return
     need = ", ".join(f"{name} {release}.x" for name, release in _WORKING.items())

@@ -25,7 +25,7 @@ class ModelSource:
     pickled.
 
     Arguments:
-        model: name, folder, or potential. A potential is copied: later changes to it do not reach the force.
+        model: name, folder, or potential, which is copied: later changes to it do not reach the force.
         dtype: precision; None keeps the stored one.
         device: where to put the model; None is the CPU, or where the potential lies.
         weights_sha256: expected checksum of the weights, or None to accept any.
@@ -34,8 +34,6 @@ class ModelSource:
         HubError: if a repository on the Hub is missing, out of reach or damaged.
         ModelFileError: if the model is missing or damaged, or has other weights than expected.
         InputError: if `model` is none of the three, `dtype` is unknown, or torch cannot use `device`.
-
-    The attribute `model` is the potential, in the wanted precision, where it is wanted.
     """
 
     def __init__(
@@ -47,8 +45,7 @@ class ModelSource:
     ) -> None:
         if not isinstance(model, str | Path | Potential):
             raise InputError(f"model must be a name, a folder, or a Potential, got {type(model).__name__}.")
-        self._dtype = as_dtype(dtype)
-        self._device = None if device is None else str(device)
+        self._dtype, self._device = as_dtype(dtype), None if device is None else str(device)
         self._name: str | None = None
         self._digest: str | None = None
         found = None if isinstance(model, Potential) else resolve(model)
