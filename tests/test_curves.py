@@ -13,8 +13,7 @@ from ase.build import bulk, molecule
 from torch import Tensor
 
 from snnp.analysis.curve_page import draw_page, stated_errors
-from snnp.analysis.curves import Curves, curves_of
-from snnp.analysis.surroundings import crystal_shells, environment, occurrence
+from snnp.analysis.curves import Curves, Environment, Occurrence, crystal_shells
 from snnp.errors import InputError
 from snnp.models import (
     AngularConfig,
@@ -86,7 +85,7 @@ def _directions() -> tuple[Tensor, Tensor]:
 
 def test_radial_filters_are_worth_their_energy() -> None:
     model = _model()
-    curves = curves_of(model)
+    curves = Curves(model)
     h = _gradient(model, _features(model, _crystal_neighbours(model.cutoff)))
     values, _ = model.rho(torch.from_numpy(curves.distance))
     np.testing.assert_allclose(curves.radial[0], (h[:4] * values.detach()).T, atol=1e-8)
@@ -99,7 +98,7 @@ def test_pair_energy_is_what_one_more_neighbour_changes(evaluator: str) -> None:
     """The mean over all directions of h . (G with one more neighbour - G), for both ends of the pair."""
     angular = AngularConfig(n_filters=3, cutoff=4.0, degree=4, angle_intervals=3, evaluator=evaluator)
     model = _model(angular=angular)
-    curves = curves_of(model)
+    curves = Curves(model)
     neighbours = _crystal_neighbours(model.cutoff)
     before = _features(model, neighbours)
     h = _gradient(model, before)
@@ -119,7 +118,7 @@ def test_pair_energy_is_what_one_more_neighbour_changes(evaluator: str) -> None:
 @pytest.mark.parametrize("evaluator", ["legendre", "spline"])
 def test_three_body_functions_are_those_of_the_evaluator(evaluator: str) -> None:
     model = _model(angular=AngularConfig(n_filters=3, cutoff=4.0, degree=3, evaluator=evaluator))
-    curves = curves_of(model)
+    curves = Curves(model)
     h = _gradient(model, _features(model, _crystal_neighbours(model.cutoff)))[4:]
     n, m = 120, 70
     r, angle = float(curves.distance[n]), np.radians(curves.angle[m])
@@ -136,7 +135,7 @@ def test_three_body_functions_are_those_of_the_evaluator(evaluator: str) -> None
 
 def test_repulsion_is_that_of_a_dimer() -> None:
     model = SplineNNP(_config(repulsion=RepulsionConfig(inner=1.0, outer=2.2), network=None))
-    curves = curves_of(model)
+    curves = Curves(model)
     index = int(np.abs(curves.distance - 1.7).argmin())
     dimer = Atoms("Cu2", [[0.0, 0.0, 0.0], [curves.distance[index], 0.0, 0.0]])
     energy = float(model.compute(Structure.from_ase(dimer), forces=False).energy)
@@ -158,7 +157,7 @@ def test_embedded_models_keep_their_scale() -> None:
     assert model.phi is not None
     with torch.no_grad():
         model.phi.free.normal_()
-    curves = curves_of(model)
+    curves = Curves(model)
     x = torch.from_numpy(curves.distance)
     assert not curves.in_ev
     np.testing.assert_allclose(curves.pair["Cu", "Cu"], model.phi(x)[0][:, 0].detach(), atol=1e-12)
@@ -169,7 +168,7 @@ def test_embedded_models_keep_their_scale() -> None:
 
 def test_groups_are_named_and_paired() -> None:
     model = _model(elements=("Cu", "Ni"), filters="pair", angular=AngularConfig(n_filters=2, elements="pair"))
-    curves = curves_of(model)
+    curves = Curves(model)
     assert curves.groups == ("Cu→Cu", "Cu→Ni", "Ni→Cu", "Ni→Ni")
     assert curves.angle_groups == ("Cu–Cu", "Cu–Ni", "Ni–Ni")
     assert set(curves.pair) == {("Cu", "Cu"), ("Cu", "Ni"), ("Ni", "Ni")}
@@ -178,16 +177,16 @@ def test_groups_are_named_and_paired() -> None:
 def test_environment_knows_usual_neighbours() -> None:
     methane = Structure.from_ase(molecule("CH4"))
     model = _model(elements=("H", "C"), radial=RadialConfig(n_filters=4, lower=0.5))
-    seen = environment(model, methane)
+    seen = Environment(model, methane)
     assert seen.partner == (1, 0)
     assert seen.distance == pytest.approx([1.09, 1.09], abs=0.01)
-    everyone = environment(model)  # hydrogen has no crystal that ASE knows
+    everyone = Environment(model)  # hydrogen has no crystal that ASE knows
     assert everyone.where is None
     assert float(everyone.reach.abs().max()) == 0.0
 
 
 def test_occurrence_in_a_crystal() -> None:
-    seen = occurrence(Structure.from_ase(bulk("Cu", cubic=True).repeat(2)), 4.5)
+    seen = Occurrence(Structure.from_ase(bulk("Cu", cubic=True).repeat(2)), 4.5)
     assert seen.nearest == pytest.approx(3.61 / np.sqrt(2.0), abs=1e-6)
     peaks = seen.angle[seen.angle_density > 0.3]
     for expected in (60.0, 90.0, 120.0):
@@ -199,7 +198,7 @@ def test_occurrence_in_a_crystal() -> None:
 
 def test_occurrence_needs_pairs() -> None:
     with pytest.raises(InputError, match="nothing to count"):
-        occurrence(Structure.from_ase(Atoms("Cu")), 4.5)
+        Occurrence(Structure.from_ase(Atoms("Cu")), 4.5)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +232,7 @@ def test_refusals(tmp_path: Path) -> None:
             return torch.zeros(structure.n_atoms)
 
     with pytest.raises(InputError, match="not made of splines"):
-        curves_of(Nothing(("Cu",), {}, 4.0))
+        Curves(Nothing(("Cu",), {}, 4.0))
     with pytest.raises(InputError, match=r"must end in \.png"):
         draw_page(_model(), tmp_path / "page.jpeg")
 
@@ -247,7 +246,7 @@ def test_stated_errors_prefer_the_test_set() -> None:
 
 
 def test_curves_hold_arrays_of_one_shape() -> None:
-    curves: Curves = curves_of(_model(elements=("Cu", "Ni")))
+    curves = Curves(_model(elements=("Cu", "Ni")))
     n, m = len(curves.distance), len(curves.angle)
     assert curves.radial.shape == (2, 4, n)
     assert curves.shape.shape == (2, 3, n)

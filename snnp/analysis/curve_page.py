@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.data import atomic_numbers, reference_states
 
-from snnp.analysis.curves import Curves, curves_of
-from snnp.analysis.surroundings import Occurrence, crystal_shells, occurrence
+from snnp.analysis.curves import Curves, Occurrence, crystal_shells
 from snnp.errors import InputError
 from snnp.models.formats import stated
 from snnp.models.potential import Potential
@@ -40,12 +39,12 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"'{path}' is not a picture that can be written; its name must end in {', '.join(_FORMATS)}.")
-    seen = occurrence(structures, model.cutoff) if structures is not None else None
+    seen = None if structures is None else Occurrence(structures, model.cutoff)
     shells = [crystal_shells(symbol, model.cutoff) for symbol in model.elements]
     # The shortest distance worth looking at: seen in the data, or one that vibrations reach in a crystal.
     near = min((0.88 * float(each[0]) for each in shells if len(each)), default=0.0)
     closest = near if seen is None else seen.closest
-    curves = curves_of(model, structures, closest)
+    curves = Curves(model, structures, closest)
     page = _Page(curves, seen, shells, closest)
     has_angles = curves.shape.shape[1] > 0
     figure = new_figure(13.0, 8.2 if has_angles else 4.4)

@@ -41,9 +41,7 @@ from snnp.files import refuse_inputs
 from snnp.process import Interrupted
 
 if TYPE_CHECKING:
-    from snnp.data import Frames
     from snnp.distillation import DistilProgress, DistilResult, Plan
-    from snnp.models import Potential
     from snnp.training import Progress, RunResult
 
 __all__ = ["distill_command", "evaluate_command", "train_command"]
@@ -70,8 +68,9 @@ def evaluate_command(
 ) -> None:
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
     from snnp.analysis.properties import model_properties
-    from snnp.data import read_frames
+    from snnp.data import check_frames, read_frames
     from snnp.hub import load_pinned
+    from snnp.training.evaluation import evaluate
 
     if not data and not properties:
         raise InputError("nothing to evaluate: name a data file, or ask for --properties.")
@@ -80,7 +79,11 @@ def evaluate_command(
     if data:
         with readable(*data):
             frames = read_frames(data, keys_given(labels))
-        report |= _compare(potential, frames, model, ", ".join(str(path) for path in data))
+        for finding in check_frames(frames):
+            warn(str(finding))
+        names = ", ".join(map(str, data))
+        with progress_bar("evaluating", len(frames)) as update:
+            report |= evaluate(potential, frames, model_name=model, data_name=names, progress=update).to_dict()
     if properties:
         report["properties"] = [crystal.to_dict() for crystal in model_properties(potential)]
     if as_json:
@@ -92,17 +95,6 @@ def evaluate_command(
         print_properties(report["properties"])
         if not report["properties"]:
             say("None of the model's elements has a cubic crystal whose properties can be computed.")
-
-
-def _compare(potential: Potential, frames: Frames, model: str, data: str) -> dict[str, Any]:
-    from snnp.data import check_frames
-    from snnp.training.evaluation import evaluate
-
-    for finding in check_frames(frames):
-        warn(str(finding))
-    with progress_bar("evaluating", len(frames)) as update:
-        evaluation = evaluate(potential, frames, model_name=model, data_name=data, progress=update)
-    return evaluation.to_dict()
 
 
 def _print_comparison(report: dict[str, Any]) -> None:
@@ -189,12 +181,8 @@ def _print_run(result: RunResult, as_json: bool) -> None:
         print_json({"run": str(result.folder), "model": str(result.folder / "best"), **size, "errors": errors})
         return
     print_errors(errors, title=f"{result.folder}: {result.model.n_parameters:,} parameters")
-    pairs = {
-        "time": f"{number(result.seconds)} s",
-        "model": str(result.folder / "best"),
-        "pictures": ", ".join(str(path) for path in sorted(result.folder.glob("*.png"))),
-    }
-    print_pairs(pairs)
+    pictures = ", ".join(str(path) for path in sorted(result.folder.glob("*.png")))
+    print_pairs({"time": f"{number(result.seconds)} s", "model": str(result.folder / "best"), "pictures": pictures})
     say(f"Use it wherever a model is named: 'snnp md {result.folder} STRUCTURE'.")
 
 

@@ -1,4 +1,4 @@
-"""`snnp ls`, `info`, `energy` and `plot`: which models there are, all that is known about one, and what it says."""
+"""`snnp ls`, `info`, `energy`, `plot` and `benchmark`: which models there are, and all that one says and costs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from snnp.cli.console import (
     print_json,
     print_pairs,
     print_properties,
+    print_result,
     print_table,
     progress_bar,
     say,
 )
-from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, command
+from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Threads, command, set_threads
 from snnp.cli.outputs import input_files, prepare_output, write_structure
 from snnp.cli.share import print_remote
 from snnp.errors import InputError
@@ -74,10 +75,9 @@ def info_command(model: Model, as_json: Json = False) -> None:
     if as_json:
         print_json(details)
         return
-    metadata, config = details.pop("metadata"), details.pop("config")
+    known, config = stated(details.pop("metadata")), details.pop("config")
     print_pairs(flat(details), title=details["name"])
     print_pairs(flat(config), title="\nForm")
-    known = stated(metadata)
     errors, metrics, properties = (known.pop(key, {}) for key in ("errors", "metrics", "properties"))
     if known:
         print_pairs(flat(known), title="\nProvenance")
@@ -174,7 +174,7 @@ def energy_command(
     if out is not None:
         write_structure(out, done, "extxyz")
     if as_json:
-        print_json({"model": model, "data": structures, "out": out, "frames": [_as_json(frame) for frame in done]})
+        print_json({"model": model, "data": structures, "out": out, "frames": list(map(_as_json, done))})
     elif out is None:
         import ase.io
 
@@ -239,3 +239,70 @@ def plot_command(
     prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
     seen = None if data is None else read_frames(data).structure()
     print_pairs({"written to": str(draw_page(potential, out, title=Path(model).name, structures=seen))})
+
+
+@command(
+    "benchmark",
+    "snnp benchmark snnp-si runs/mine",
+    "snnp benchmark runs/mine --structure fcc:Al:10x10x10 --threads 2 --json",
+    "snnp benchmark snnp-al --engine openmm --structure fcc:Al:10x10x10",
+    after=("Beside LAMMPS, HIP-NN, ANI, MACE and NEP: docs/measure/compare.py in the source code of snnp.",),
+)
+def benchmark_command(
+    models: list[str] | None = typer.Argument(
+        None,
+        metavar="[MODEL...]",
+        help="Bundled models, model or run folders, names on the Hub; by default all bundled models.",
+    ),
+    structure: str | None = typer.Option(
+        None, metavar="STRUCTURE", help="For the models: fcc:Al:a=4.05 (any size), fcc:Al:4x4x4, or a file."
+    ),
+    atoms: int = typer.Option(4000, metavar="N", help="About how many atoms."),
+    threads: Threads = 1,
+    repeats: int = typer.Option(7, metavar="N", help="Repeats of 0.2 s; medians are reported."),
+    engine: str | None = typer.Option(
+        None, metavar="NAME", help="What an engine (ase, openmm, native) adds to a step instead."
+    ),
+    steps: int = typer.Option(50, "--steps", "-n", metavar="N", help="Steps to measure with --engine."),
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure energy and forces: time per atom on this machine, and what an engine adds to it."""
+    from snnp.hub import load_pinned
+    from snnp.models.store import list_models
+    from snnp.sampling.cost import measure_cost, measure_engine, usual_atoms
+
+    set_threads(threads)
+    if engine is not None and (models is None or len(models) != 1):
+        raise InputError("--engine measures one model; name it, for example: snnp benchmark snnp-si --engine openmm.")
+    names, rows = models or list_models(), []
+    with progress_bar("measuring", len(names)) as update:
+        for name in names:
+            model, pinned = load_pinned(name, dtype=dtype, device=device)
+            given, frame = usual_atoms(model, structure, atoms)
+            if engine is not None:
+                measured = measure_engine(model, frame, engine, steps)
+                print_result({"model": pinned, "structure": given, "engine": engine, **measured}, as_json)
+                return
+            evaluator = model.evaluator()
+            rows.append(
+                {
+                    "case": pinned,
+                    "structure": given,
+                    **measure_cost(model, frame, repeats),
+                    "parameters": model.n_parameters,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "path": "torch" if evaluator is None else evaluator.target,
+                    "threads": threads,
+                }
+            )
+            update(len(rows), note=name)
+    rows.sort(key=lambda row: row["cpu_us_per_atom"])
+    if as_json:
+        print_json({"repeats": repeats, "rows": rows})
+        return
+    columns = ("model", "structure", "atoms", "CPU µs/atom", "wall µs/atom", "parameters", "computed by")
+    keys = ("case", "structure", "n_atoms", "cpu_us_per_atom", "wall_us_per_atom", "parameters", "path")
+    print_table(columns, [[row[key] for key in keys] for row in rows])
+    say("CPU time, all threads together, hardly depends on what else the machine does; 'snnp version' describes it.")

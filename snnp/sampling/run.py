@@ -306,7 +306,7 @@ class _Recorder:
         self._n_freedom = degrees_of_freedom(start.atoms, settings)
         self._samples: list[Sample] = []
         self._rdf = RadialDistribution()
-        self._limits = Limits.of(start.atoms, settings, self._n_freedom, least_energy)
+        self._limits = Limits(start.atoms, settings, self._n_freedom, least_energy)
         self._final = start.atoms
         self._saved: int | None = None  # the step of the last checkpoint
         self._files, marks = output_files(settings), start.files
@@ -350,7 +350,7 @@ class _Recorder:
         snapshot = engine.snapshot()
         time_fs = self._start.record.time_fs(step, settings.dt_fs)
         sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)._replace(time_ps=time_fs / 1000.0)
-        self._limits.check(sample, settings)
+        self._limits.check(sample)
         self._final = snapshot.atoms
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
             self._trajectory.write(snapshot, step, time_fs)

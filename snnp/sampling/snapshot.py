@@ -105,54 +105,41 @@ def energy_drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
     return float(slope) * 1000.0 / n_atoms
 
 
-@dataclass(frozen=True)
 class Limits:
-    """What makes sense in one run: a lowest potential energy (eV, of all atoms, or None) and a highest temperature (K).
+    """What makes sense in a run that starts from `atoms` with momenta; energy: eV, the lowest of all atoms, or None."""
 
-    `step` is what a shorter time step would be, or None, `cure` what to do about atoms that fly apart.
-    """
-
-    energy: float | None
-    temperature: float
-    n_atoms: int
-    step: str | None
-    cure: str
-
-    @classmethod
-    def of(cls, atoms: Atoms, settings: MDSettings, n_freedom: int, energy: float | None) -> Limits:
-        """Limits of a run that starts from `atoms` with momenta."""
-        n_freedom = max(n_freedom, 1)
+    def __init__(self, atoms: Atoms, settings: MDSettings, n_freedom: int, energy: float | None) -> None:
+        self._atoms, self._settings, self._energy, n_freedom = atoms, settings, energy, max(n_freedom, 1)
         given = 2.0 * float(atoms.get_kinetic_energy()) / (n_freedom * BOLTZMANN_EV_PER_K)
         asked = max(settings.temperature_k, settings.temperature_end_k or 0.0, given)
-        hottest = _HOTTER * (1.0 + _FEW / n_freedom) * asked + _WARMER_K
-        return cls(energy, hottest, len(atoms), _shorter_step(atoms, settings.dt_fs), cure(atoms, settings))
+        self._temperature = _HOTTER * (1.0 + _FEW / n_freedom) * asked + _WARMER_K
 
-    def check(self, sample: Sample, settings: MDSettings) -> None:
+    def check(self, sample: Sample) -> None:
         """Raise `InputError` for a state that a sound run does not reach, with its likely cause and what to do."""
+        settings, n_atoms, lowest = self._settings, len(self._atoms), self._energy
         finite = math.isfinite(sample.total_energy_ev)
         if not finite or sample.temperature_k >= _HOTTEST_K:
             seen = f"temperature is {sample.temperature_k:.3g} K" if finite else f"energy is {sample.total_energy_ev}"
-            raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {self.cure}")
-        low = self.energy is not None and sample.potential_energy_ev < self.energy
-        if not low and sample.temperature_k <= self.temperature:
-            return
-        energy = sample.potential_energy_ev / self.n_atoms
-        state = f"T = {sample.temperature_k:.4g} K, potential energy {energy:.4g} eV/atom"
-        if low:
-            assert self.energy is not None
+            hint = cure(self._atoms, settings)
+            raise InputError(f"the simulation blew up: at step {sample.step} the {seen}. {hint}")
+        state = f"T = {sample.temperature_k:.4g} K, potential energy {sample.potential_energy_ev / n_atoms:.4g} eV/atom"
+        if lowest is not None and sample.potential_energy_ev < lowest:
             why = (
-                f"the energy is below {self.energy / self.n_atoms:.4g} eV/atom, far below any that the model was "
+                f"the energy is below {lowest / n_atoms:.4g} eV/atom, far below any that the model was "
                 "trained on: the atoms have fallen into a hole of the model, as happens where they are compressed or "
                 "come close to each other. 'snnp doctor model' shows where its holes are; take a model without, or "
                 "stay at lower pressure and temperature"
             )
-        else:
+        elif sample.temperature_k > self._temperature:
             why = (
-                f"more than {self.temperature:.4g} K make no sense in this run: the atoms have fallen into a hole of "
+                f"more than {self._temperature:.4g} K make no sense in this run: the atoms have fallen into a hole of "
                 "the model ('snnp doctor model' shows whether it has any), or the start was far from rest (relax it "
                 "first)"
             )
-            why += f", or the time step is too long (take {self.step})" if self.step else ""
+            step = _shorter_step(self._atoms, settings.dt_fs)
+            why += f", or the time step is too long (take {step})" if step else ""
+        else:
+            return
         kept = "" if settings.checkpoint is None else f" The last checkpoint before is in {settings.checkpoint}."
         raise InputError(f"the simulation blew up: at step {sample.step} ({state}) {why}.{kept}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from pathlib import Path
@@ -69,7 +70,12 @@ def build_structure(
     if built and (file_format is not None or topology is not None):
         raise InputError(f"'{text}' is not a file; leave its format and topology away.")
     if built:
-        return _crystal(text, lattice_constant) if kind != "molecule" else _molecule(rest)
+        if kind != "molecule":
+            return _crystal(text, lattice_constant)
+        if rest not in g2.names:
+            hint = near_matches(rest, g2.names)
+            raise InputError(f"no molecule '{rest}' in ASE's G2 set.{hint} Example: molecule:CH3CH2OH.")
+        return ase.build.molecule(rest)
     if path.is_dir():
         raise InputError(f"'{path}' is a folder; name a structure file, or a specification such as {_EXAMPLES}.")
     if colon and path.parent == Path("."):
@@ -166,24 +172,13 @@ def _from_dcd(path: Path, index: str, topology: str | Path | None) -> Atoms:
     return atoms
 
 
-def _molecule(name: str) -> Atoms:
-    if name not in g2.names:
-        raise InputError(
-            f"no molecule '{name}' in ASE's G2 set.{near_matches(name, g2.names)} Example: molecule:CH3CH2OH."
-        )
-    atoms: Atoms = ase.build.molecule(name)
-    return atoms
-
-
 def _crystal(text: str, lattice_constant: float | None) -> Atoms:
-    lattice, *parts = text.split(":")
-    if len(parts) < 2:
+    if text.count(":") < 2:
         raise InputError(f"'{text}' is not a crystal; write LATTICE:ELEMENT:SIZE, for example {_EXAMPLES}.")
-    symbol, size, *options = parts
+    lattice, symbol, size, *options = text.split(":")
     if symbol not in atomic_numbers or symbol == "X":
-        raise InputError(
-            f"'{symbol}' in '{text}' is not a chemical element.{near_matches(symbol, chemical_symbols[1:])}"
-        )
+        hint = near_matches(symbol, chemical_symbols[1:])
+        raise InputError(f"'{symbol}' in '{text}' is not a chemical element.{hint}")
     repeats, lengths = _size(size, text), _lengths(options, text)
     a, c = lengths.get("a", lattice_constant), lengths.get("c")
     if a is None:
@@ -198,7 +193,7 @@ def _crystal(text: str, lattice_constant: float | None) -> Atoms:
         raise InputError(f"'{text}' gives c, which only hcp has; leave it out.")
     else:
         unit = ase.build.bulk(symbol, lattice, a=a, cubic=True)
-    n_atoms = len(unit) * repeats[0] * repeats[1] * repeats[2]
+    n_atoms = len(unit) * math.prod(repeats)
     if n_atoms > _MOST_ATOMS:
         raise InputError(f"'{text}' has {n_atoms} atoms, more than {_MOST_ATOMS}; make it smaller.")
     atoms: Atoms = unit.repeat(repeats)

@@ -81,7 +81,7 @@ def test_barrier_and_depth_of_a_known_hole() -> None:
     for way in WAYS[1:]:  # which end at half the volume, on the slope of the same hole
         other = scan[way].hole
         assert other is not None
-        assert other.ratio == pytest.approx(x[top], abs=0.01)
+        assert other.v_over_v0 == pytest.approx(x[top], abs=0.01)
         assert other.bottom_v_over_v0 == pytest.approx(0.5)
 
 

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from snnp.errors import InputError
+from snnp.errors import InputError, MissingDependencyError
 from snnp.models.export import scripted_module
 from snnp.models.potential import Potential
 from snnp_openmm.evaluator import Evaluator
-from snnp_openmm.require import check_python_force, check_torch_engine, openmm
+from snnp_openmm.geometry import CURE, openmm
 from snnp_openmm.source import ModelSource
 
-__all__ = ["create_force", "create_system", "python_force"]
+__all__ = ["check_python_force", "create_force", "create_system", "python_force"]
+
+_FIRST_WITH_SUBSETS = (8, 6)
+_WORKING = {"openmmtorch": "1.5", "torch": "2.9", "openmm": "8.4"}
+"""Releases that work together; others end in a segmentation fault or fail at the first Context (tried 2026-11)."""
+
+
+def check_python_force() -> None:
+    """Raise `MissingDependencyError` unless OpenMM has `PythonForce` with subsets of particles (8.6)."""
+    version = openmm().__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITH_SUBSETS:
+        raise MissingDependencyError(f"OpenMM {version} is too old, PythonForce needs 8.6 or newer; {CURE}.")
+
+
+def _check_torch_engine() -> None:
+    """Raise `MissingDependencyError` where openmm-torch is missing, or in a combination that crashes."""
+    found = dict.fromkeys(_WORKING, "missing")
+    for name in _WORKING:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if all(f"{found[name]}.".startswith(f"{release}.") for name, release in _WORKING.items()):
+        return
+    need = ", ".join(f"{name} {release}.x" for name, release in _WORKING.items())
+    have = ", ".join(f"{name} {version}" for name, version in found.items())
+    raise MissingDependencyError(
+        f"engine 'torch' needs {need} together (other combinations crash); found {have}. "
+        "Use engine='python', which gives the same numbers, or an environment with those versions."
+    )
 
 
 def create_force(
@@ -61,7 +90,7 @@ def create_force(
     elif atoms is not None:
         raise InputError("engine 'torch' cannot be limited to some atoms; use engine='python' with atoms=...")
     else:
-        check_torch_engine()
+        _check_torch_engine()
     indices = None if atoms is None else _check_indices(atoms, topology.getNumAtoms())
     numbers, source = _numbers(topology, indices), ModelSource(model, dtype, device)
     use_box = topology.getPeriodicBoxVectors() is not None if periodic is None else bool(periodic)

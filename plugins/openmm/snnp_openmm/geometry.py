@@ -1,20 +1,34 @@
-"""Structures in OpenMM's terms: nanometres and a reduced, lower-triangular periodic box, and the way back."""
+"""OpenMM itself, and structures in its terms: nanometres and a reduced, lower-triangular periodic box; and back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
+from snnp.errors import MissingDependencyError
 from snnp.structure import Structure, clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
-from snnp_openmm.require import openmm_app
 
-__all__ = ["OpenMMGeometry", "to_openmm"]
+__all__ = ["CURE", "OpenMMGeometry", "openmm", "to_openmm"]
 
 _VACUUM_ANGSTROM = 50.0
 """Room left around the atoms along an open direction, so that a platform that wraps atoms into the box moves none."""
+
+
+CURE = "pip install 'snnp[openmm]' brings a version that works"
+
+
+def openmm() -> Any:
+    """The module `openmm`, with `openmm.app`; raises `MissingDependencyError` where it cannot be imported."""
+    try:
+        import openmm as module
+        import openmm.app
+    except ImportError as error:
+        raise MissingDependencyError(f"OpenMM is needed but cannot be imported ({error}); {CURE}.") from error
+    return module
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ def to_openmm(atoms: Atoms) -> OpenMMGeometry:
     """
     Structure.from_ase(atoms).check()
     pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    app = openmm_app()
+    app = openmm().app
     topology = app.Topology()
     residue = topology.addResidue("SNNP", topology.addChain())
     for number in atoms.numbers.tolist():

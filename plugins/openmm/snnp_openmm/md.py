@@ -35,9 +35,8 @@ from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import ASE_FS, Ensemble, degrees_of_freedom, held_atoms, without_drift
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 from snnp_openmm.evaluator import Evaluator
-from snnp_openmm.force import python_force
-from snnp_openmm.geometry import OpenMMGeometry, to_openmm
-from snnp_openmm.require import check_python_force, openmm
+from snnp_openmm.force import check_python_force, python_force
+from snnp_openmm.geometry import OpenMMGeometry, openmm, to_openmm
 from snnp_openmm.source import ModelSource
 
 __all__ = ["OpenMMDynamics", "choose_platform", "run_md", "velocity_verlet"]
@@ -58,20 +57,15 @@ class OpenMMDynamics:
         self._geometry, velocities = _begin(start)
         self._evaluator = Evaluator(ModelSource(potential), start.atoms.numbers, self._geometry.pbc)
         self._has_stress = all(self._geometry.pbc)
-        self._system = self._make_system()
+        self._system = openmm().System()
+        for mass in np.where(held_atoms(start.atoms, None), 0.0, start.atoms.get_masses()).tolist():
+            self._system.addParticle(mass)  # OpenMM holds what has no mass
+        if self._geometry.box is not None:
+            self._system.setDefaultPeriodicBoxVectors(*self._geometry.box)
+        self._system.addForce(python_force(self._evaluator))
         self._platform = choose_platform(potential.device)
         self._context = self._make_context()
         self._place(self._geometry.positions, velocities, self._geometry.box)
-
-    def _make_system(self) -> Any:
-        system = openmm().System()
-        held = held_atoms(self._atoms, None)
-        for mass in np.where(held, 0.0, self._atoms.get_masses()).tolist():  # OpenMM holds what has no mass
-            system.addParticle(mass)
-        if self._geometry.box is not None:
-            system.setDefaultPeriodicBoxVectors(*self._geometry.box)
-        system.addForce(python_force(self._evaluator))
-        return system
 
     def _make_context(self) -> Any:
         """A context whose random numbers follow from the run's seed and the step, as do those of the barostat."""
