@@ -103,7 +103,7 @@ def _overview(model: Potential, about: Mapping[str, Any]) -> str:
 
 def _form(model: Potential) -> str:
     if isinstance(model, Ensemble):
-        forms = Counter(_form(member) for member in model.potentials)
+        forms = Counter(map(_form, model.potentials))
         return "ensemble of " + "; ".join(f"{count} × {form}" for form, count in forms.items())
     return model.config.summary if isinstance(model.config, FamilyConfig) else type(model).__name__
 
@@ -136,19 +136,19 @@ Or from the shell: `snnp md {name} {file} --temperature 300 --steps 1000`.
 
 
 def _data(model: Potential, about: Mapping[str, Any]) -> str:
-    lines = [f"- Data set: {sentence(about['dataset'])}" if "dataset" in about else ""]
-    lines.append(f"- Level of theory: {sentence(about['level_of_theory'])}" if "level_of_theory" in about else "")
+    named = {"Data set": "dataset", "Level of theory": "level_of_theory"}
+    lines = [f"- {title}: {sentence(about[key])}" for title, key in named.items() if key in about]
     if seen := about.get("training_range"):
         groups = ", ".join(f"{markdown(group)} {count}" for group, count in seen["groups"].items())
-        named = f": {groups}" if groups else ""
-        lines.append(f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms{named}.")
+        text = f"- Trained on {seen['n_frames']} structures with {seen['n_atoms']:,} atoms"
+        lines.append(f"{text}: {groups}." if groups else f"{text}.")
     origin = about.get("reference_energies_from", {})
     zeros = ", ".join(
         f"{symbol} {energy:.6f} ({markdown(origin.get(symbol, 'unknown origin'))})"
         for symbol, energy in model.reference_energies.items()
     )
     lines.append(f"- E0 (eV per atom, added to the energy of each atom): {zeros}.")
-    return "## Data\n\n" + "\n".join(line for line in lines if line) + "\n"
+    return "## Data\n\n" + "\n".join(lines) + "\n"
 
 
 def _errors(about: Mapping[str, Any]) -> str:
@@ -191,22 +191,20 @@ def _properties(properties: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for label, system in stability.items():
-        for kind, title in (("nve", "NVE"), ("langevin", "Langevin")):
-            run = system[kind]
-            rows.append(
-                [
-                    label,
-                    f"{title} {run['target_k']:.0f} K",
-                    f"{run['picoseconds']:.3g} ps at {run['dt_fs']:g} fs",
-                    "stable" if run["survived"] else f"**blew up**: {run['failure']}",
-                    f"{fixed(run['mean_temperature_k'], 0)} / {fixed(run['max_temperature_k'], 0)}",
-                    fixed(run["shortest_distance_angstrom"], 2),
-                    fixed(run["rms_displacement_angstrom"], 2),
-                    drift_in_words(run),
-                ]
-            )
+    rows = [
+        [
+            label,
+            f"{title} {run['target_k']:.0f} K",
+            f"{run['picoseconds']:.3g} ps at {run['dt_fs']:g} fs",
+            "stable" if run["survived"] else f"**blew up**: {run['failure']}",
+            f"{fixed(run['mean_temperature_k'], 0)} / {fixed(run['max_temperature_k'], 0)}",
+            fixed(run["shortest_distance_angstrom"], 2),
+            fixed(run["rms_displacement_angstrom"], 2),
+            drift_in_words(run),
+        ]
+        for label, system in stability.items()
+        for title, run in (("NVE", system["nve"]), ("Langevin", system["langevin"]))
+    ]
     columns = ["system", "run", "length", "result", "mean / max T (K)", "shortest distance (Å)"]
     columns += ["rms displacement (Å)", "drift (meV/atom/ns)"]
     systems = "; ".join(dict.fromkeys(markdown(system["system"]) for system in stability.values()))
@@ -252,17 +250,16 @@ def _limits(model: Potential, about: Mapping[str, Any]) -> str:
             smallest, ratio = f"{volumes[0]:.2f} to {volumes[1]:.2f} Å³ per atom", seen["smallest_v_over_v0"]
             least = "" if ratio is None else f"; V/V0 is at least {ratio:.3f}, V0 being that of the crystals at rest"
             lines.append(f"Volumes of the training data reach from {smallest}{least}")
-        if seen["energy_span_ev_per_atom"] is not None:
-            lines.append(f"Energies of the training data span {seen['energy_span_ev_per_atom']:.2f} eV/atom")
-        if seen["largest_force_ev_per_angstrom"] is not None:
-            lines.append(f"Force components there reach {seen['largest_force_ev_per_angstrom']:.1f} eV/Å")
+        if (span := seen["energy_span_ev_per_atom"]) is not None:
+            lines.append(f"Energies of the training data span {span:.2f} eV/atom")
+        if (largest := seen["largest_force_ev_per_angstrom"]) is not None:
+            lines.append(f"Force components there reach {largest:.1f} eV/Å")
         if seen["formula"] is not None and seen["periodic"] == "none":
             lines.append(f"It knows one molecule, {seen['formula']}: others are extrapolation")
         if len(model.elements) > 1 and not seen["mixed"]:
             lines.append("The training data hold pure elements only: compounds and alloys are extrapolation")
         unseen = {"none": "periodic crystals or liquids", "all": "free molecules or clusters"}.get(seen["periodic"])
-        if unseen:
-            lines.append(f"The training data hold no {unseen}")
+        lines += [f"The training data hold no {unseen}"] if unseen else []
     if scan := about.get("compression"):
         ways = ", ".join(f"{each['system']} {each['way']} to V/V0 = {each['down_to_v_over_v0']:g}" for each in scan)
         holes = [f"**It implodes.** {words}" for words in holes_in_words(scan)]

@@ -135,10 +135,10 @@ class _Page:
         order = self._radial_order if symbol == "ρ" else self._angular_order
         if len(groups) == 1:
             for rank, index in reversed(list(enumerate(order))):
-                shown = rank < _N_HIGHLIGHTED
-                colour, width = (COLOURS[rank], 1.8) if shown else (GREY, 0.7)
-                label = _label(symbol, index) if shown else None
-                panel.plot(x, values[0, index], label=label, color=colour, linewidth=width)
+                if rank < _N_HIGHLIGHTED:
+                    panel.plot(x, values[0, index], label=_label(symbol, index), color=COLOURS[rank], linewidth=1.8)
+                else:
+                    panel.plot(x, values[0, index], color=GREY, linewidth=0.7)
         else:
             for group, (name, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
                 for rank, index in enumerate(order[:_N_HIGHLIGHTED]):

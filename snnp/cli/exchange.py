@@ -42,16 +42,23 @@ def export_command(
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
     from snnp.hub import load_pinned
     from snnp.models.export import export_torchscript
+    from snnp.sampling import build_structure
 
     potential, model = load_pinned(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
-    numbers, periodic = (None, False) if structure is None else _fixed_atoms(structure)
+    numbers, periodic, arguments = None, False, "numbers, positions, cell, pbc"
+    if structure is not None:
+        atoms = build_structure(structure)
+        numbers, periodic = atoms.numbers.tolist(), bool(atoms.pbc.all())
+        arguments = "positions, boxvectors" if periodic else "positions"
+        if atoms.pbc.any() and not periodic:
+            raise InputError(
+                f"'{structure}' is periodic in some directions only, which a module with fixed atoms cannot be; "
+                "leave --structure away and hand pbc to each call."
+            )
     export_torchscript(
         potential, out, length_unit=unit, energy_unit=energy_unit, numbers=numbers, periodic=periodic, forces=forces
     )
-    arguments = "numbers, positions, cell, pbc"
-    if numbers is not None:
-        arguments = "positions, boxvectors" if periodic else "positions"
     report = {
         "model": model,
         "out": str(out),
@@ -64,19 +71,6 @@ def export_command(
         "bytes": out.stat().st_size,
     }
     print_result(report, as_json)
-
-
-def _fixed_atoms(structure: str) -> tuple[list[int], bool]:
-    """Atomic numbers and periodicity of a structure."""
-    from snnp.sampling import build_structure
-
-    atoms = build_structure(structure)
-    if atoms.pbc.any() and not atoms.pbc.all():
-        raise InputError(
-            f"'{structure}' is periodic in some directions only, which a module with fixed atoms cannot be; "
-            "leave --structure away and hand pbc to each call."
-        )
-    return atoms.numbers.tolist(), bool(atoms.pbc.all())
 
 
 import_app = group(

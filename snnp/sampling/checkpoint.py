@@ -25,18 +25,11 @@ from snnp.sampling.thermostats import check_box, held_atoms, without_drift
 from snnp.units import BOLTZMANN_EV_PER_K
 
 __all__ = [
-    "Checkpoint",
-    "EngineState",
-    "FileMark",
-    "RunRecord",
-    "brings_momenta",
-    "read_checkpoint",
-    "starting_point",
-    "write_checkpoint",
+    *("Checkpoint", "EngineState", "FileMark", "RunRecord", "brings_momenta"),
+    *("read_checkpoint", "starting_point", "write_checkpoint"),
 ]
 
 _log = logging.getLogger(__name__)
-
 _FORMAT, _VERSION = "snnp-md-checkpoint", 1
 _UNCHANGEABLE = ("ensemble", "thermostat", "fix", "dtype")
 """Settings that a checkpoint's own numbers depend on: degrees of freedom, and which momenta are zero, among them."""
@@ -357,11 +350,10 @@ def _continued(checkpoint: Checkpoint, now: RunRecord, settings: MDSettings) -> 
         dt_before = checkpoint.settings.get("dt_fs", settings.dt_fs)
         clock = (checkpoint.step, record.time_fs(checkpoint.step, float(dt_before)))
         record = replace(record, clock=clock, changes=[*record.changes, *changes])
-        path, changed = settings.trajectory, {change["setting"] for change in changes}
-        one_clock = path is not None and path.suffix.lower() in (".dcd", ".xtc")  # they hold one step and interval
-        if "trajectory" in files and one_clock and changed & {"dt_fs", "trajectory_interval"}:
+        changed = {change["setting"] for change in changes}
+        if "trajectory" in files and settings.binary and changed & {"dt_fs", "trajectory_interval"}:
             raise ConfigError(
-                f"'{path}' holds one time step and one interval, which are to change; give the rest of the run another "
-                "trajectory and name the checkpoint (--trajectory, --checkpoint)."
+                f"'{settings.trajectory}' holds one time step and one interval, which are to change; give the rest of "
+                "the run another trajectory and name the checkpoint (--trajectory, --checkpoint)."
             )
     return replace(checkpoint, settings=defining, files=files, record=record)

@@ -11,8 +11,6 @@ written. The noise is another: Philox numbers that depend on seed, step and atom
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from ase import Atoms
@@ -24,7 +22,7 @@ from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.sampling.checkpoint import Checkpoint, EngineState
-from snnp.sampling.run import Engine, MDResult, Report, run_engine
+from snnp.sampling.run import Engine, MDResult, ModelLike, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import (
@@ -196,9 +194,7 @@ def make_engine(
     return NativeGpuDynamics(kernel, species, start, settings)
 
 
-def run_md(
-    model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
-) -> MDResult:
+def run_md(model: ModelLike, structure: Atoms, settings: MDSettings, report: Report | None = None) -> MDResult:
     """Run molecular dynamics with the embedded engine; see `snnp.sampling.run_md`."""
 
     def make(potential: Potential, start: Checkpoint, settings: MDSettings) -> Engine:

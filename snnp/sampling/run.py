@@ -30,8 +30,8 @@ from snnp.sampling.thermostats import degrees_of_freedom
 from snnp.sampling.trajectory import LogWriter, TrajectoryWriter, check_mark, open_trajectory, read_log, topology_beside
 
 __all__ = [
-    *("Engine", "MDProgress", "MDResult", "RelaxProgress", "RelaxResult", "Report", "available_engines", "drive"),
-    *("find_entry_point", "output_files", "relax", "run_engine", "run_md"),
+    *("Engine", "MDProgress", "MDResult", "ModelLike", "RelaxProgress", "RelaxResult", "Report", "available_engines"),
+    *("drive", "find_entry_point", "output_files", "relax", "run_engine", "run_md"),
 ]
 
 _RDF_SAMPLES = 40
@@ -66,6 +66,8 @@ class MDProgress:
     sample: Sample
 
 
+ModelLike = str | Path | Potential
+"""Name, folder or potential."""
 Report = Callable[[MDProgress], None]
 
 
@@ -151,17 +153,12 @@ class RelaxResult:
 
 
 def run_md(
-    model: str | Path | Potential,
-    structure: Atoms,
-    settings: MDSettings,
-    *,
-    engine: str = "ase",
-    report: Report | None = None,
+    model: ModelLike, structure: Atoms, settings: MDSettings, *, engine: str = "ase", report: Report | None = None
 ) -> MDResult:
     """Run molecular dynamics with an engine found by name.
 
     Arguments:
-        model: name, folder or potential. structure: the atoms to start from; unchanged.
+        structure: the atoms to start from; unchanged.
         engine: `"ase"`, `"openmm"` or `"native"`.
         report: called at every sample.
 
@@ -174,7 +171,7 @@ def run_md(
 
 
 def relax(
-    model: str | Path | Potential,
+    model: ModelLike,
     atoms: Atoms,
     *,
     fmax: float = 0.01,
@@ -186,7 +183,7 @@ def relax(
     """Relax positions, and the cell if asked, with FIRE in float64, in at most so many steps.
 
     Arguments:
-        model: name, folder or potential. atoms: unchanged.
+        atoms: unchanged.
         fmax: eV/Å, largest force at which the structure counts as relaxed.
         cell: relax the cell too (needs a fully periodic structure).
         pressure_gpa: hydrostatic pressure on the cell; the enthalpy E + P V takes the place of the energy.
@@ -226,7 +223,7 @@ def find_entry_point(group: str, name: str) -> Any:
 def run_engine(
     make: Callable[[Potential, Checkpoint, MDSettings], Engine],
     name: str,
-    model: str | Path | Potential,
+    model: ModelLike,
     structure: Atoms,
     settings: MDSettings,
     report: Report | None = None,
@@ -414,11 +411,9 @@ class _Recorder:
 
 
 def output_files(settings: MDSettings) -> dict[str, Path]:
-    """The files that a run writes, by name."""
-    files = {name: getattr(settings, name) for name in ("trajectory", "log", "plot", "checkpoint")}
-    if settings.trajectory is not None and settings.trajectory.suffix.lower() in (".dcd", ".xtc"):
-        files["topology"] = topology_beside(settings.trajectory)
-    return {name: path for name, path in files.items() if path is not None}
+    """The files that a run writes, by name, that of the topology beside a binary trajectory among them."""
+    files = settings.outputs
+    return files | {"topology": topology_beside(files["trajectory"])} if settings.binary else files
 
 
 def _new_files(outputs: dict[str, Path], start: Checkpoint, resumed: bool) -> list[Path]:

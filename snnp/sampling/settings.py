@@ -107,10 +107,20 @@ class MDSettings(BaseModel):
             raise ValueError(f"temperature_end_k asks for a ramp, but there {reason}")
         if self.equilibrate and self.temperature_k == 0.0:
             raise ValueError("equilibrate needs a positive temperature_k, got 0")
-        outputs = [path for path in (self.trajectory, self.log, self.plot, self.checkpoint) if path is not None]
-        if len({path.resolve() for path in outputs}) < len(outputs):
+        if len({path.resolve() for path in self.outputs.values()}) < len(self.outputs):
             raise ValueError("trajectory, log, plot and checkpoint must be different files")
         return self
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """The files that the run writes, by name."""
+        files = {name: getattr(self, name) for name in ("trajectory", "log", "plot", "checkpoint")}
+        return {name: path for name, path in files.items() if path is not None}
+
+    @property
+    def binary(self) -> bool:
+        """Whether the trajectory holds positions and cells alone, with one time step and interval for all."""
+        return self.trajectory is not None and self.trajectory.suffix.lower() in _FORMATS[2:]
 
     @property
     def barostat_rate(self) -> float:
@@ -125,12 +135,10 @@ class MDSettings(BaseModel):
 
     def equilibration(self, *, drawn: bool) -> int:
         """Steps that count as equilibration; drawn: whether the initial velocities were."""
-        if self.equilibrate is None:
-            span = _EQUILIBRATION_FS
-            if self.ensemble == "npt":
-                span = max(span, _EQUILIBRATION_OF_BOX * self.barostat_time_fs)
-            return round(span / self.dt_fs) if drawn and self.ensemble != "nve" else 0
-        return self.equilibrate
+        if self.equilibrate is not None:
+            return self.equilibrate
+        box = _EQUILIBRATION_OF_BOX * self.barostat_time_fs if self.ensemble == "npt" else 0.0
+        return round(max(_EQUILIBRATION_FS, box) / self.dt_fs) if drawn and self.ensemble != "nve" else 0
 
     def defining(self) -> dict[str, Any]:
         """The settings that must stay the same when a run is resumed, as JSON values."""
@@ -144,9 +152,9 @@ class MDSettings(BaseModel):
 
     def plan(self) -> dict[str, Any]:
         """What a resumed run takes over where it is not told otherwise, beside `defining`, as JSON values."""
-        files = {name: getattr(self, name) for name in ("trajectory", "log", "plot", "checkpoint")}
-        names = {name: None if path is None else path.name for name, path in files.items()}
-        return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **names}
+        names = {name: path.name for name, path in self.outputs.items()}
+        files = dict.fromkeys(("trajectory", "log", "plot", "checkpoint")) | names
+        return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **files}
 
 
 def _one_line(error: ValidationError) -> str:

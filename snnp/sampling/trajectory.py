@@ -322,10 +322,8 @@ def open_trajectory(
 
     Raises `InputError` for a file shorter than at the checkpoint, `MissingDependencyError` if OpenMM is missing.
     """
-    suffix = path.suffix.lower()
-    if suffix in (".dcd", ".xtc"):
-        return (_DCDWriter if suffix == ".dcd" else _XTCWriter)(path, atoms, settings, mark, next_step)
-    return _ExtXYZWriter(path, settings, mark)
+    binary = {".dcd": _DCDWriter, ".xtc": _XTCWriter}.get(path.suffix.lower())
+    return _ExtXYZWriter(path, settings, mark) if binary is None else binary(path, atoms, settings, mark, next_step)
 
 
 def _vectors(box: np.ndarray) -> Any:

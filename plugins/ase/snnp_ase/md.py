@@ -6,15 +6,13 @@ step of velocity Verlet. `npt` moves the box every few steps, see `snnp.sampling
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ase import Atoms
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.verlet import VelocityVerlet
 
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState
-from snnp.sampling.run import MDResult, Report, run_engine
+from snnp.sampling.run import MDResult, ModelLike, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import ASE_FS, Ensemble, without_drift
@@ -91,8 +89,6 @@ class ASEDynamics:
         return EngineState(values={"rng": self._ensemble.rng.bit_generator.state})
 
 
-def run_md(
-    model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
-) -> MDResult:
+def run_md(model: ModelLike, structure: Atoms, settings: MDSettings, report: Report | None = None) -> MDResult:
     """Run molecular dynamics with ASE; see `snnp.sampling.run_md`."""
     return run_engine(ASEDynamics, ASEDynamics.name, model, structure, settings, report)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
 from snnp.errors import InputError
-from snnp.models.potential import Potential
-from snnp.sampling.run import RelaxProgress, RelaxResult
+from snnp.sampling.run import ModelLike, RelaxProgress, RelaxResult
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA, GPA_IN_EV_PER_ANGSTROM3
 from snnp_ase.calculator import SNNPCalculator
 
@@ -23,7 +21,7 @@ __all__ = ["relax"]
 
 
 def relax(
-    model: str | Path | Potential,
+    model: ModelLike,
     atoms: Atoms,
     fmax: float = 0.01,
     cell: bool = False,

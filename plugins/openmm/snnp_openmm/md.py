@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from ase import Atoms
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.sampling.checkpoint import Checkpoint, EngineState
-from snnp.sampling.run import MDResult, Report, run_engine
+from snnp.sampling.run import MDResult, ModelLike, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
 from snnp.sampling.thermostats import ASE_FS, Ensemble, degrees_of_freedom, held_atoms, without_drift
@@ -188,14 +187,8 @@ class OpenMMDynamics:
         return EngineState(arrays)
 
 
-def run_md(
-    model: str | Path | Potential, structure: Atoms, settings: MDSettings, report: Report | None = None
-) -> MDResult:
-    """Run molecular dynamics with OpenMM; see `snnp.sampling.run_md`.
-
-    Raises:
-        MissingDependencyError: OpenMM is missing or too old.
-    """
+def run_md(model: ModelLike, structure: Atoms, settings: MDSettings, report: Report | None = None) -> MDResult:
+    """Run molecular dynamics with OpenMM; see `snnp.sampling.run_md`."""
     check_python_force()
     device = "cuda" if not isinstance(model, Potential) and torch.cuda.is_available() else None
     return run_engine(OpenMMDynamics, OpenMMDynamics.name, model, structure, settings, report, device=device)
