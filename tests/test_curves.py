@@ -178,7 +178,7 @@ def test_environment_knows_usual_neighbours() -> None:
     methane = Structure.from_ase(molecule("CH4"))
     model = _model(elements=("H", "C"), radial=RadialConfig(n_filters=4, lower=0.5))
     seen = Environment(model, methane)
-    assert seen.partner == (1, 0)
+    assert seen.partner == [1, 0]
     assert seen.distance == pytest.approx([1.09, 1.09], abs=0.01)
     everyone = Environment(model)  # hydrogen has no crystal that ASE knows
     assert everyone.where is None
