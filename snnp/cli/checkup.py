@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_table, say
-from snnp.cli.options import LABELS, Json, Model, Overwrite, examples, group, keys_given, taking
+from snnp.cli.options import Json, Model, Overwrite, command, group, keys_given, with_labels
 from snnp.cli.outputs import prepare_output
 
 if TYPE_CHECKING:
@@ -36,16 +36,15 @@ doctor_app = group(
 )
 
 
-@doctor_app.command(
+@command(
     "data",
-    epilog=examples(
-        "snnp doctor data train.xyz test.xyz",
-        "snnp doctor data train=a.xyz test=b.xyz --out report",
-        "snnp doctor data org/name --json",
-        after=_CODES,
-    ),
+    "snnp doctor data train.xyz test.xyz",
+    "snnp doctor data train=a.xyz test=b.xyz --out report",
+    "snnp doctor data org/name --json",
+    after=_CODES,
+    of=doctor_app,
 )
-@taking(LABELS)
+@with_labels
 def data_command(
     data: list[str] = typer.Argument(
         metavar="SET...",
@@ -70,9 +69,7 @@ def data_command(
     _finish(report, folder, strict, as_json)
 
 
-@doctor_app.command(
-    "model", epilog=examples("snnp doctor model snnp-si", "snnp doctor model runs/mine --strict", after=_CODES)
-)
+@command("model", "snnp doctor model snnp-si", "snnp doctor model runs/mine --strict", after=_CODES, of=doctor_app)
 def model_command(
     model: Model, out: _Out = None, overwrite: Overwrite = False, strict: _Strict = False, as_json: Json = False
 ) -> None:

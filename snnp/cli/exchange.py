@@ -10,7 +10,7 @@ from typing import Any, Literal
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_result, print_table, say
-from snnp.cli.options import LABELS, Dtype, Json, Model, Overwrite, command, examples, group, keys_given, taking
+from snnp.cli.options import Dtype, Json, Model, Overwrite, command, group, keys_given, with_labels
 from snnp.cli.outputs import input_files, prepare_output, readable
 from snnp.errors import InputError
 
@@ -79,15 +79,12 @@ import_app = group(
 )
 
 
-@import_app.command(
+@command(
     "neurochem",
-    epilog=examples(
-        "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
-        "snnp import neurochem ani-al/model/model-Al-75 models/ani-al --json",
-        after=(
-            "Where the published networks are, and what they can do: the page 'Published ANI networks' of the docs.",
-        ),
-    ),
+    "snnp import neurochem ani-1ccx_8x models/ani-1ccx",
+    "snnp import neurochem ani-al/model/model-Al-75 models/ani-al --json",
+    after=("Where the published networks are, and what they can do: the page 'Published ANI networks' of the docs.",),
+    of=import_app,
 )
 def neurochem_command(
     folder: Path = typer.Argument(metavar="FOLDER", help="Folder of NeuroChem's: *.params, sae_linfit.dat, networks/."),
@@ -127,7 +124,7 @@ def neurochem_command(
     "snnp convert train=a.xyz train=b.xyz.gz test=c.traj copper.parquet --method DFT-PBE",
     "snnp convert copper.parquet back.xyz",
 )
-@taking(LABELS)
+@with_labels
 def convert_command(
     files: list[str] = typer.Argument(
         metavar="[SPLIT=]FILE... OUT",

@@ -22,7 +22,6 @@ from snnp.cli.console import (
     warn,
 )
 from snnp.cli.options import (
-    LABELS,
     Data,
     Device,
     Dtype,
@@ -33,6 +32,7 @@ from snnp.cli.options import (
     keys_given,
     settings_options,
     taking,
+    with_labels,
 )
 from snnp.cli.outputs import prepare_folder, readable
 from snnp.distillation.settings import CHANGEABLE, DistilSettings
@@ -54,7 +54,7 @@ __all__ = ["distill_command", "evaluate_command", "train_command"]
     "snnp evaluate snnp-si a.xyz b.xyz --energy-key dft_energy --forces-key dft_forces",
     "snnp evaluate snnp-si --properties",
 )
-@taking(LABELS)
+@with_labels
 def evaluate_command(
     model: Model,
     data: Data = None,

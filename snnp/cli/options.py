@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from snnp.data import Keys
 
 __all__ = [
-    *("COMMANDS", "LABELS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads"),
+    *("COMMANDS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads"),
     *("command", "command_meant", "examples", "group", "keys_given", "options_meant", "set_threads"),
-    *("settings_options", "taking", "with_options"),
+    *("settings_options", "taking", "with_labels", "with_options"),
 ]
 
 _OPTION_OF = {
@@ -117,10 +117,14 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {}
 """The commands by name, each with its examples; the modules of commands fill it."""
 
 
-def command(name: str, *shown: str, after: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
-    """Enter a command, with examples to show below its help, and further lines."""
+def command(
+    name: str, *shown: str, after: tuple[str, ...] = (), of: typer.Typer | None = None
+) -> Callable[[_Command], _Command]:
+    """Enter a command, of a group if not of snnp, with examples to show below its help, and further lines."""
 
     def decorate(function: _Command) -> _Command:
+        if of is not None:
+            return of.command(name, epilog=examples(*shown, after=after))(function)
         COMMANDS[name] = function, examples(*shown, after=after)
         return function
 
@@ -249,7 +253,7 @@ StructureSpec = Annotated[
     ),
 ]
 _QUANTITIES = ("energy", "forces", "stress", "group")
-LABELS = (
+_LABELS = (
     *(
         _option(f"{name}_key", str, metavar="NAME", text="Name of this quantity in the files, where it is unusual.")
         for name in _QUANTITIES
@@ -262,11 +266,12 @@ LABELS = (
         "stress=-kbar (a minus turns the sign).",
     ),
 )
-"""Options that say how files name their labels, and in which units they are."""
+with_labels = taking(_LABELS)
+"""Lets a command take options that say how files name their labels, and in which units they are."""
 
 
 def keys_given(given: Mapping[str, Any]) -> Keys:
-    """What the options `LABELS` say."""
+    """What the options of `with_labels` say."""
     from snnp.data import keys_of
 
     energy, forces, stress, group = (given[f"{name}_key"] for name in _QUANTITIES)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import print_json, print_pairs, print_result, print_table, say, warn
-from snnp.cli.options import Json, command, examples, group
+from snnp.cli.options import Json, command, group
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,13 +75,12 @@ def _report(found: Sequence[tuple[Mapping[str, Any], Path]], as_json: bool) -> N
             print_result(each)
 
 
-@publish_app.command(
+@command(
     "model",
-    epilog=examples(
-        "snnp publish model runs/mine org/name --dry-run --folder look-at-this",
-        "snnp publish model runs/mine org/name --set licence=cc-by-4.0 --set level_of_theory='PBE, 520 eV'",
-        "snnp publish model snnp-cu org/copper --private",
-    ),
+    "snnp publish model runs/mine org/name --dry-run --folder look-at-this",
+    "snnp publish model runs/mine org/name --set licence=cc-by-4.0 --set level_of_theory='PBE, 520 eV'",
+    "snnp publish model snnp-cu org/copper --private",
+    of=publish_app,
 )
 def publish_model_command(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder or bundled name.")],
@@ -114,12 +113,11 @@ def publish_model_command(
         say(f"Anybody who may read it can now use 'snnp pull {repository}@{done.commit[:40]}'.")
 
 
-@publish_app.command(
+@command(
     "dataset",
-    epilog=examples(
-        "snnp publish dataset built/mlearn org/mlearn --dry-run",
-        "snnp publish dataset mine org/mine --set title=Copper --set summary='...' --set origin=own --set licence=mit",
-    ),
+    "snnp publish dataset built/mlearn org/mlearn --dry-run",
+    "snnp publish dataset mine org/mine --set title=Copper --set summary='...' --set origin=own --set licence=mit",
+    of=publish_app,
 )
 def publish_dataset_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With parquet files, of a recipe or convert.")],
