@@ -142,11 +142,9 @@ def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
 
 
 def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None) -> list[Compression]:
-    """Compress the crystals of the model's elements, or `others` (by name) where no such crystal is known; in float64.
+    """Compress the crystals of the model's elements, in float64, or `others` (by name) where no such crystal is known.
 
-    Arguments:
-        model: stays as it is.
-        others: molecules or crystals, such as that of lowest energy in the training data.
+    Those may be molecules or crystals, such as that of lowest energy in the training data.
     """
     exact = copy.deepcopy(model).double()
     solids = {f"{_structure(symbol)} {symbol}": crystal for symbol, crystal in _solids(exact).items()}
@@ -170,20 +168,20 @@ def _compressed(
     else:
         along = np.outer(direction, direction) / (direction @ direction)
         strains = np.eye(3) - (1.0 - ratio)[:, None, None] * along
-    energies, stresses, solid = [], [], bool(atoms.pbc.all())
-    for first in range(0, len(strains), _AT_ONCE):
-        cells = Structure.from_ase([_strained(atoms, strain) for strain in strains[first : first + _AT_ONCE]])
-        with torch.no_grad():
-            found = model.compute(cells, forces=False, stress=solid)
-        energies.append(found.energy.cpu().numpy() / len(atoms))
-        stresses.append(np.zeros(0) if found.stress is None else found.stress.cpu().numpy())
-    energy, pressure = np.concatenate(energies), np.full(len(ratio), np.nan)
-    energy = energy - energy[0]
+    solid = bool(atoms.pbc.all())
+    with torch.no_grad():
+        found = [
+            model.compute(Structure.from_ase([_strained(atoms, each) for each in some]), forces=False, stress=solid)
+            for some in np.array_split(strains, -(-len(strains) // _AT_ONCE))
+        ]
+    energy = np.concatenate([each.energy.cpu().numpy() for each in found]) / len(atoms)
+    energy, pressure = energy - energy[0], np.full(len(ratio), np.nan)
     if solid:
         # The push along the way: -dE/dV, by the stress along the change of the cell.
+        stress = np.concatenate([each.stress.cpu().numpy() for each in found if each.stress is not None])
         change = np.gradient(strains, axis=0) @ np.linalg.inv(strains)
         rate = np.trace(change, axis1=1, axis2=2)
-        pressure = -np.einsum("nab,nab->n", np.concatenate(stresses), change) / rate * EV_PER_ANGSTROM3_IN_GPA
+        pressure = -np.einsum("nab,nab->n", stress, change) / rate * EV_PER_ANGSTROM3_IN_GPA
     return Compression(*name, solid, ratio, energy, _hole(ratio, energy, pressure))
 
 

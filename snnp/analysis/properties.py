@@ -113,9 +113,8 @@ class CubicProperties:
     Arguments:
         element, structure: such as "Si", "diamond".
         lattice_constant: Å, of the conventional cell.
-        energy_per_atom: eV, E0 included.
-        cohesive_energy: eV/atom, E0 minus the energy per atom; None where E0 is not the energy of an isolated atom:
-            the difference from a fitted zero is no cohesive energy.
+        energy_per_atom: eV, E0 included. cohesive_energy: eV/atom, E0 minus that; None where E0 is not the energy of
+            an isolated atom: the difference from a fitted zero is no cohesive energy.
         bulk_modulus, c11, c12, c44: GPa.
     """
 
@@ -175,9 +174,7 @@ def _counts_from_atoms(model: Potential, element: str) -> bool:
 def cubic_properties(
     model: Potential, element: str, structure: str | None = None, *, guess: float | None = None
 ) -> CubicProperties:
-    """Compute lattice constant, cohesive energy and elastic constants of a cubic crystal of one element.
-
-    Everything is evaluated in float64, whatever the type of the model.
+    """Lattice constant, cohesive energy and elastic constants of a cubic crystal of one element, in float64.
 
     Arguments:
         structure: "fcc", "bcc" or "diamond"; by default the ground state.
@@ -262,8 +259,7 @@ def _slopes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Derivatives of the stress ([3, 3] GPa) and of the force on the last atom ([3] eV/Å).
 
-    Arguments:
-        strain: [3, 3], of cell and atoms; shift: [3], of the last atom in Å. One of them is given.
+    One is given: the strain [3, 3] of cell and atoms, or the shift [3] of the last atom in Å.
     """
     step, ends = (_DISPLACEMENT if strain is None else _STRAIN), []
     for size in (step, -step):

@@ -109,23 +109,13 @@ def time_step_for(atoms: Atoms) -> float:
 
 
 def stability_test(
-    model: Potential,
-    atoms: Atoms,
-    settings: MDSettings,
-    engine: MDEngine,
-    *,
-    hot_k: float,
-    equilibration_ps: float = 2.0,
+    model: Potential, atoms: Atoms, settings: MDSettings, engine: MDEngine, *, hot_k: float, equilibration_ps: float = 2
 ) -> dict[str, StabilityRun]:
     """Equilibrate and run at constant energy ("nve"), then run hot with a thermostat ("langevin").
 
-    Arguments:
-        atoms: a crystal or molecule at rest; the cell stays as it is.
-        settings: temperature of the run at constant energy, steps of each of the two runs, time step, precision, seed.
-        hot_k: K, of the Langevin run; equilibration_ps: ps, of one before the run at constant energy.
-
-    Returns:
-        `{"nve": ..., "langevin": ...}`; if equilibration already fails, "nve" reports that.
+    The `atoms` of a crystal or molecule are at rest; the cell stays as it is. The `settings` say the temperature of the
+    run at constant energy (which equilibration precedes), steps of each of the two runs, time step, precision and seed;
+    `hot_k` that of the Langevin run, K. If equilibration already fails, "nve" reports that.
     """
     plain = settings.model_copy(update={"equilibrate": 0, "friction_per_ps": 1.0, "ensemble": "nvt"})
     # A strong thermostat: what counts is that the potential energy has its share when the run begins.

@@ -203,12 +203,10 @@ def _option(name: str, kind: Any, *words: str, metavar: str | None, text: str) -
 def settings_options(
     settings: type[BaseModel], shapes: Mapping[str, Mapping[str, Any]], without: Iterable[str] = ()
 ) -> Iterator[inspect.Parameter]:
-    """The fields of settings as options: name, type, description and default are those of the field.
+    """The fields of settings as options, some left out: name, type, description and default are those of the field.
 
-    Arguments:
-        shapes: by field what differs: `kind` (in place of the field's type), `metavar`, `short` (a second word),
-            `default` (in words).
-        without: fields that are no option.
+    `shapes` say by field what differs: `kind` (in place of the type), `metavar`, `short` (a second word), `default` (in
+    words).
     """
     for name, field in settings.model_fields.items():
         if name in without:

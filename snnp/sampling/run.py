@@ -22,7 +22,7 @@ from snnp.files import hold, refuse_existing
 from snnp.hub import load_model
 from snnp.models.potential import Potential
 from snnp.process import Interrupted, stop_requests
-from snnp.sampling.checkpoint import Checkpoint, EngineState, starting_point, write_checkpoint
+from snnp.sampling.checkpoint import Checkpoint, EngineState, FileMark, starting_point, write_checkpoint
 from snnp.sampling.plots import RadialDistribution, plot_run
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Limits, Sample, Snapshot, columns, cure, energy_drift, least_energy
@@ -323,13 +323,11 @@ class _Recorder:
         if settings.log is not None:
             self._log = LogWriter(settings.log, marks.get("log"))
             stack.callback(self._log.close)
-            if "log" in marks:
-                self._samples = read_log(settings.log)
+            self._samples = read_log(settings.log) if "log" in marks else []
         self._trajectory: TrajectoryWriter | None = None
         if settings.trajectory is not None:
-            interval = settings.trajectory_interval
+            mark, interval = marks.get("trajectory"), settings.trajectory_interval
             next_step = (start.step // interval + 1) * interval if settings.resume else 0
-            mark = marks.get("trajectory")
             self._trajectory = open_trajectory(settings.trajectory, start.atoms, settings, mark, next_step)
             stack.callback(self._trajectory.close)
 
@@ -374,19 +372,19 @@ class _Recorder:
         return f"{where}; the state is in '{path}'"
 
     def _write_checkpoint(self, engine: Engine, snapshot: Snapshot, step: int, path: Path) -> None:
-        writers = {"trajectory": self._trajectory, "log": self._log}
-        marks = {name: writer.mark() for name, writer in writers.items() if writer is not None}
-        record = replace(self._start.record, plan=self._settings.plan())
+        marks, record = self._marks(), replace(self._start.record, plan=self._settings.plan())
         state, settings = engine.state(), self._start.settings
         write_checkpoint(path, Checkpoint(self._engine, step, snapshot.atoms, state, settings, marks, record))
         self._saved = step
 
+    def _marks(self) -> dict[str, FileMark]:
+        writers = {"trajectory": self._trajectory, "log": self._log}
+        return {name: writer.mark() for name, writer in writers.items() if writer is not None}
+
     def result(self, step: int, seconds: float) -> MDResult:
         """Make the picture and sum up."""
         settings, final = self._settings, self._final
-        for writer in (self._trajectory, self._log):
-            if writer is not None:
-                writer.mark()  # a full disk may show only when files are brought there
+        self._marks()  # a full disk may show only when files are brought there
         if settings.plot is not None:
             plot_run(settings.plot, self._samples, self._rdf, settings, final, self._start.equilibration)
         column = columns([sample for sample in self._samples if sample.step >= self._start.equilibration])

@@ -71,10 +71,7 @@ def _tail(path: Path, n_bytes: int) -> str:
 
 
 class _Appended:
-    """A file that grows by frames or rows, each written whole or not at all.
-
-    `mark`: where it stood at the checkpoint to resume from, to which it is cut back; None for a new file.
-    """
+    """A file that grows by frames or rows, each written whole or not at all; an old one is cut back to its mark."""
 
     _file: IO[Any] | None = None  # where it stays open
 
@@ -171,10 +168,7 @@ class TrajectoryWriter(_Appended, ABC):
         self._dt_fs = settings.dt_fs
 
     def write(self, snapshot: Snapshot, step: int, time_fs: float | None = None) -> None:
-        """Append one frame and hand it to the operating system; its time is by default that of `step` steps.
-
-        Where that fails, the file ends with the frame before.
-        """
+        """Append one frame, by default at the time of `step` steps; where that fails, the file ends with the last."""
         with self._appending():
             self._write(snapshot, step, step * self._dt_fs if time_fs is None else time_fs)
 
@@ -349,17 +343,17 @@ def read_dcd_frame(path: Path, index: int, n_atoms: int) -> tuple[np.ndarray, np
             order, first, has_cell, four = _read_header(file, path, n_atoms)
         except struct.error:
             raise InputError(f"'{path}' is cut short in its header; name a whole DCD file.") from None
-        block = 4 * n_atoms + 8
-        size = 56 * has_cell + block * (4 if four else 3)
-        n_frames = (os.fstat(file.fileno()).st_size - first) // size
-        if not -n_frames <= index < n_frames:
-            raise InputError(f"'{path}' has {n_frames} frames; there is no frame {index}.")
-        file.seek(first + size * (index % n_frames))
-        frame = file.read(size)
-    cell = _cell(struct.unpack(f"{order}6d", frame[4:52])) if has_cell else None
-    start = 56 * has_cell + 4
-    columns = [np.frombuffer(frame, f"{order}f4", n_atoms, start + k * block) for k in range(3)]
-    positions = np.stack(columns, axis=1).astype(float)
+    contents = ({"cell": ("f8", 6)} if has_cell else {}) | dict.fromkeys("xyzw" if four else "xyz", ("f4", n_atoms))
+    record: list[Any] = []
+    for name, (kind, n) in contents.items():  # each stands between its lengths
+        record += [(f"before {name}", "i4"), (name, f"{order}{kind}", (n,)), (f"behind {name}", "i4")]
+    frame = np.dtype(record)
+    n_frames = (path.stat().st_size - first) // frame.itemsize
+    if not -n_frames <= index < n_frames:
+        raise InputError(f"'{path}' has {n_frames} frames; there is no frame {index}.")
+    found = np.fromfile(path, frame, 1, offset=first + frame.itemsize * (index % n_frames))[0]
+    cell = _cell(found["cell"].tolist()) if has_cell else None
+    positions = np.stack([found[axis] for axis in "xyz"], axis=1).astype(float)
     if not np.isfinite(positions).all():
         raise InputError(f"frame {index} of '{path}' holds positions that are not finite; name another frame.")
     return positions, cell
@@ -383,7 +377,7 @@ def _read_header(file: BinaryIO, path: Path, n_atoms: int) -> tuple[str, int, bo
     return order, file.tell(), is_charmm and control[10] != 0, is_charmm and control[11] != 0
 
 
-def _cell(numbers: tuple[float, ...]) -> np.ndarray | None:
+def _cell(numbers: list[float]) -> np.ndarray | None:
     """[3, 3] Å from a, gamma, b, beta, alpha, c, angles in degrees or as cosines; None for all zeros."""
     a, gamma, b, beta, alpha, c = numbers
     if a == b == c == 0.0:

@@ -26,9 +26,7 @@ __all__ = ["SNNPCalculator"]
 class _Calculation(NamedTuple):
     """Atoms, and what is known about them. Nothing in it changes, so that threads may share a calculator.
 
-    Arguments:
-        first: complete copy of the first atoms of these numbers and periodicity; None: nothing was asked yet.
-        numbers, positions, cell, pbc: the arrays that the results belong to.
+    `first` is a complete copy of the first atoms of these numbers and periodicity, or None where nothing was asked yet.
     """
 
     first: Atoms | None
@@ -184,10 +182,7 @@ class SNNPCalculator(Calculator):
         return value.copy() if isinstance(value, np.ndarray) else value
 
     def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
+        self, atoms: Atoms | None = None, properties: list[str] | None = None, system_changes: list[str] = all_changes
     ) -> None:
         """Compute everything at once; the stress only where it is asked for or was for the step before."""
         known = self._known if atoms is None else _Calculation.of(atoms)
@@ -196,9 +191,7 @@ class SNNPCalculator(Calculator):
     def calculate_properties(self, atoms: Atoms, properties: list[str]) -> Properties:
         """ASE's entry for several properties; always those of the atoms given.
 
-        Raises:
-            ValueError: for a name that ASE does not know.
-            PropertyNotPresent: for a property that these atoms do not have.
+        Raises `ValueError` for a name that ASE does not know, `PropertyNotPresent` for what these atoms do not have.
         """
         known = self._evaluate(_Calculation.of(atoms), stress="stress" in properties)
         for name in properties:
@@ -213,12 +206,8 @@ class SNNPCalculator(Calculator):
         self._known = asked  # without results, should it fail
         stress, self._stress_expected = stress or self._stress_expected, False
         result = self._session.evaluate(asked.numbers, asked.positions, asked.cell, asked.pbc, stress=stress)
-        results = {
-            "energy": result.energy,
-            "free_energy": result.energy,
-            "energies": result.energies,
-            "forces": result.forces,
-        }
+        results = {"energy": result.energy, "free_energy": result.energy, "energies": result.energies}
+        results["forces"] = result.forces
         if result.stress is not None:
             results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
         self._known = done = _Calculation(*asked[:-1], results)  # `_replace` takes a microsecond longer

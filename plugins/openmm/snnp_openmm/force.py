@@ -61,9 +61,9 @@ def create_force(
 ) -> Any:
     """Create an OpenMM force that computes a potential for a topology or for some of its atoms.
 
-    The force is an `openmm.PythonForce`; it works on every platform and can be serialised. Its XML holds a Python
-    pickle (of the model's name or folder, or, for a potential in memory, of its text and bytes): **loading XML from
-    someone you do not trust can run their code**, as with any PythonForce.
+    The force is an `openmm.PythonForce` (or `openmmtorch.TorchForce`); it works on every platform and can be
+    serialised. Its XML holds a Python pickle (of the model's name or folder, or, for a potential in memory, of its text
+    and bytes): **loading XML from someone you do not trust can run their code**, as with any PythonForce.
 
     Arguments:
         model: name of a bundled model, folder, or potential (copied).
@@ -73,9 +73,6 @@ def create_force(
         dtype: "float32" or "float64", None for the model's own.
         device: where to evaluate the model; None for the CPU, or where a given potential lies.
         engine: "python" (PythonForce) or "torch" (TorchForce of openmm-torch, only where it is known to work).
-
-    Returns:
-        `openmm.PythonForce`, or `openmmtorch.TorchForce`.
 
     Raises:
         InputError: for wrong or repeated indices, atoms without an element, or an unknown engine.

@@ -75,7 +75,8 @@ class OpenMMDynamics:
             integrator = mm.LangevinMiddleIntegrator(settings.temperature_at(step), bath.friction_per_ps, dt)
         else:
             integrator = velocity_verlet(dt, bath.friction_per_ps if bath.kind == "bussi" else None)
-        integrator.setRandomNumberSeed(_seed(settings.seed, step, 0))
+        seed = int(np.random.SeedSequence([settings.seed, step, 0]).generate_state(1)[0])
+        integrator.setRandomNumberSeed(1 + seed % (2**31 - 2))  # zero would mean a random one
         context = mm.Context(self._system, integrator, self._platform)
         if bath.kind == "bussi":
             _count_freedom(integrator, self._atoms, degrees_of_freedom(self._atoms, settings))
@@ -176,9 +177,7 @@ class OpenMMDynamics:
         geometry = self._geometry
         _, positions, velocities, box = self._now()
         arrays = {"positions": positions, "velocities": velocities, "rotation": geometry.rotation}
-        arrays["steps"] = geometry.steps
-        if box is not None:
-            arrays["box"] = box
+        arrays |= {"steps": geometry.steps} | ({} if box is None else {"box": box})
         self._evaluator.forget()
         if self._settings.ensemble != "nve" and self._platform.getName() in ("Reference", "CPU"):
             self._context = self._make_context()
@@ -250,14 +249,8 @@ def choose_platform(device: torch.device) -> Any:
     """The platform named by OPENMM_DEFAULT_PLATFORM, else CUDA for a model on a GPU, else Reference."""
     mm = openmm()
     names = {mm.Platform.getPlatform(k).getName() for k in range(mm.Platform.getNumPlatforms())}
-    wanted = os.environ.get("OPENMM_DEFAULT_PLATFORM")
-    if wanted is None:
-        wanted = "CUDA" if device.type == "cuda" and "CUDA" in names else "Reference"
+    default = "CUDA" if device.type == "cuda" and "CUDA" in names else "Reference"
+    wanted = os.environ.get("OPENMM_DEFAULT_PLATFORM", default)
     if wanted not in names:
         raise InputError(f"OPENMM_DEFAULT_PLATFORM is {wanted!r}, but OpenMM offers {', '.join(sorted(names))}.")
     return mm.Platform.getPlatformByName(wanted)
-
-
-def _seed(seed: int, step: int, stream: int) -> int:
-    """A seed for OpenMM in [1, 2^31 - 2]; zero would mean a random one."""
-    return 1 + int(np.random.SeedSequence([seed, step, stream]).generate_state(1)[0]) % (2**31 - 2)

@@ -20,15 +20,10 @@ class SNNPPotentialImplFactory(MLPotentialImplFactory):
     def createImpl(  # noqa: N802 - openmmml's name
         self, name: str, model: Any = None, dtype: Any = None, device: Any = None, **unknown: Any
     ) -> SNNPPotentialImpl:
-        """Make the potential for `MLPotential("snnp", model=..., dtype=..., device=...)`.
+        """The potential for `MLPotential("snnp", model=..., dtype=..., device=...)`; as `snnp_openmm.create_force`.
 
-        Arguments:
-            name: "snnp"; any other name under which this factory was registered is taken as the model's name.
-            model: name of a bundled model, folder, or potential.
-            dtype, device: as in `snnp_openmm.create_force`.
-
-        Raises:
-            ConfigError: without a model, or for an argument that does not exist.
+        Any other name under which this factory was registered is taken as the model's. Raises `ConfigError` without a
+        model, or for an argument that does not exist.
         """
         from snnp.errors import ConfigError, near_matches
 
@@ -58,9 +53,6 @@ class SNNPPotentialImpl(MLPotentialImpl):
         `dtype` and `device` in `args` go before those of `MLPotential(...)`; openmmml passes the options of other parts
         along, so unknown ones are left alone. The force is periodic if the topology has a box or the System is
         periodic; with `interpolate=True` the System is empty and the topology decides.
-
-        Raises:
-            As `snnp_openmm.create_force`.
         """
         from snnp_openmm.force import create_force
 
