@@ -53,7 +53,12 @@ def draw_page(model: Potential, path: str | Path, *, title: str = "", structures
     drawn += [page.shapes, page.angles, page.three_body] if has_angles else []
     for draw, panel, letter in zip(drawn, panels.flat, "abcdef", strict=False):
         draw(panel)
-        _tidy(panel, letter)
+        tidy(panel)
+        panel.tick_params(colors=_INK)
+        panel.set_title(f"{letter}   {panel.get_title()}", loc="left", fontsize=10, color=_INK, fontweight="bold")
+        panel.set_title("", loc="center")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.label.set_fontsize(9)
     figure.suptitle(_headline(model, title), x=0.012, ha="left", fontsize=13, color=_INK)
     save_figure(figure, path)
     return path
@@ -65,13 +70,8 @@ def stated_errors(metadata: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     Bundled models state those of their cards (`metrics`), others those of their training run (`errors`).
     """
     known = stated(metadata)
-    if "metrics" in known:
-        return "test", known["metrics"]
-    errors = known.get("errors", {})
-    for name in ("test", "valid"):
-        if name in errors:
-            return name, errors[name]
-    return "", {}
+    errors = {"test": known["metrics"]} if "metrics" in known else known.get("errors", {})
+    return next(((name, errors[name]) for name in ("test", "valid") if name in errors), ("", {}))
 
 
 def _headline(model: Potential, title: str) -> str:
@@ -89,15 +89,6 @@ def _headline(model: Potential, title: str) -> str:
         line = f"{lines[-1]}   |   {fact}" if lines[-1] else fact
         lines[-1:] = [line] if len(line) <= _HEADLINE_CHARACTERS or not lines[-1] else [lines[-1], fact]
     return "\n".join(lines)
-
-
-def _tidy(panel: Axes, letter: str) -> None:
-    tidy(panel)
-    panel.tick_params(colors=_INK)
-    panel.set_title(f"{letter}   {panel.get_title()}", loc="left", fontsize=10, color=_INK, fontweight="bold")
-    panel.set_title("", loc="center")
-    panel.xaxis.label.set_fontsize(9)
-    panel.yaxis.label.set_fontsize(9)
 
 
 class _Page:

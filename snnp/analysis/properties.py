@@ -189,22 +189,19 @@ def cubic_properties(
         known = ", ".join(_ATOMS_PER_CELL)
         hint = near_matches(str(structure), _ATOMS_PER_CELL)
         raise InputError(f"structure of {element} must be one of {known}, got {structure!r}.{hint}")
+    if guess is None:  # ASE's value for the ground state; for another structure, the one of equal volume per atom
+        state: dict[str, Any] = reference_states[atomic_numbers[element]] or {} if element in atomic_numbers else {}
+        symmetry = str(state.get("symmetry"))
+        if symmetry not in _ATOMS_PER_CELL:
+            raise InputError(f"no cubic lattice constant of {element!r} is known to start from; give one as guess.")
+        guess = float(state["a"]) * (_ATOMS_PER_CELL[structure] / _ATOMS_PER_CELL[symmetry]) ** (1.0 / 3.0)
     exact = copy.deepcopy(model).double()
-    a = _lattice_constant(exact, element, structure, guess or _measured_lattice_constant(element, structure))
+    a = _lattice_constant(exact, element, structure, guess)
     crystal = _crystal(element, structure, a)
     c11, c12, c44 = _elastic_constants(exact, crystal, element)
     energy = float(exact.compute(crystal, forces=False).energy[0]) / crystal.n_atoms
     cohesive = exact.reference_energies[element] - energy if _counts_from_atoms(exact, element) else None
     return CubicProperties(element, structure, a, energy, cohesive, (c11 + 2.0 * c12) / 3.0, c11, c12, c44)
-
-
-def _measured_lattice_constant(element: str, structure: str) -> float:
-    """ASE's value for the ground state; for another structure, the one of equal volume per atom."""
-    state: dict[str, Any] = reference_states[atomic_numbers[element]] or {} if element in atomic_numbers else {}
-    symmetry = str(state.get("symmetry"))
-    if symmetry not in _ATOMS_PER_CELL:
-        raise InputError(f"no cubic lattice constant of {element!r} is known to start from; give one as guess.")
-    return float(state["a"]) * (_ATOMS_PER_CELL[structure] / _ATOMS_PER_CELL[symmetry]) ** (1.0 / 3.0)
 
 
 def _crystal(element: str, structure: str, a: float) -> Structure:

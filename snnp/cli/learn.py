@@ -160,18 +160,17 @@ def train_command(
                 refuse_inputs(folder / "config.yaml", [config])
                 result = training.train(loaded, folder, report, overwrite=overwrite)
         except KeyboardInterrupt as stop:
-            _say_interrupted(stop, folder)
+            if isinstance(stop, Interrupted):
+                say(f"The run was {stop.where}.")
+            again = shlex.join(["snnp", "train", "--resume", str(folder)])
+            begun = (folder / "config.yaml").is_file()
+            say(
+                f"Interrupted; '{again}' goes on from here."
+                if begun
+                else "Interrupted before the run began; start it again."
+            )
             raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None
     _print_run(result, as_json)
-
-
-def _say_interrupted(stop: KeyboardInterrupt, folder: Path) -> None:
-    if isinstance(stop, Interrupted):
-        say(f"The run was {stop.where}.")
-    if (folder / "config.yaml").is_file():
-        say(f"Interrupted; '{shlex.join(['snnp', 'train', '--resume', str(folder)])}' goes on from here.")
-    else:
-        say("Interrupted before the run began; start it again.")
 
 
 def _print_run(result: RunResult, as_json: bool) -> None:

@@ -216,7 +216,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             arrays = {name: archive[name] for name in archive.files}
         stored = json.loads(str(arrays.pop("header")))
         if stored["format"] == _FORMAT and stored["format_version"] <= _VERSION:
-            return _from_file(TypeAdapter(_Header).validate_python(stored), arrays)
+            header, atoms = TypeAdapter(_Header).validate_python(stored), _read_atoms(arrays)
+            own = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+            state = EngineState(own, header.values)
+            _check_state(state, len(atoms))
+            settings = {**header.settings, "dt_fs": float(header.settings["dt_fs"])}
+            files = {name: FileMark(*written, header.tails.get(name, "")) for name, written in header.files.items()}
+            found = Checkpoint(header.engine, header.step, atoms, state, settings, files, header.record)
+            _count(found.equilibration)
+            return found
     except Exception as error:  # numpy and zipfile raise whatever they trip over in damaged archives
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else " ".join(str(error).split())
         raise InputError(
@@ -226,19 +234,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         f"'{path}' is {stored['format']} version {stored['format_version']}, expected {_FORMAT} "
         f"up to version {_VERSION}; update snnp or name the right file."
     )
-
-
-def _from_file(header: _Header, arrays: dict[str, np.ndarray]) -> Checkpoint:
-    """Raises whatever is wrong."""
-    atoms = _read_atoms(arrays)
-    own = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
-    state = EngineState(own, header.values)
-    _check_state(state, len(atoms))
-    settings = {**header.settings, "dt_fs": float(header.settings["dt_fs"])}
-    files = {name: FileMark(*written, header.tails.get(name, "")) for name, written in header.files.items()}
-    found = Checkpoint(header.engine, header.step, atoms, state, settings, files, header.record)
-    _count(found.equilibration)
-    return found
 
 
 def _finite(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -92,7 +92,16 @@ class MDSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_one_line(error)) from None
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            said = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                said = f"unknown molecular dynamics setting '{key}'.{near_matches(key, MDSettings.model_fields)}"
+            elif key:
+                said = f"molecular dynamics setting '{key}': {said[0].lower()}{said[1:]}, got {first['input']!r}."
+            else:
+                said += "."
+            raise ConfigError(said) from None
 
     @model_validator(mode="after")
     def _check_together(self) -> MDSettings:
@@ -155,15 +164,3 @@ class MDSettings(BaseModel):
         names = {name: path.name for name, path in self.outputs.items()}
         files = dict.fromkeys(("trajectory", "log", "plot", "checkpoint")) | names
         return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **files}
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first of pydantic's findings as one sentence."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown molecular dynamics setting '{key}'.{near_matches(key, MDSettings.model_fields)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if not key:
-        return message + "."
-    return f"molecular dynamics setting '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}."

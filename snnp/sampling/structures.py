@@ -108,7 +108,11 @@ def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
             return read_atoms(path, int(index))
         except DataError as error:
             raise InputError(f"cannot read a structure from '{path}': {error}") from error
-    units: dict[str, Any] = {"units": _lammps_units(path)} if file_format == "lammps-data" else {}
+    units: dict[str, Any] = {}
+    if file_format == "lammps-data":  # those that `write_data` notes in the first line; metal where it notes none
+        with open(path, encoding="utf-8", errors="replace") as file:
+            found = re.search(r"units\s*=\s*(\w+)", file.readline(4096))
+        units = {"units": "metal" if found is None else found[1]}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of ASE about its own guesses; what matters is checked below
@@ -133,13 +137,6 @@ def _from_file(path: Path, index: str, file_format: str | None) -> Atoms:
         atoms.set_cell(None)
         atoms.pbc = False
     return atoms
-
-
-def _lammps_units(path: Path) -> str:
-    """The units that `write_data` notes in the first line; metal where it notes none."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        found = re.search(r"units\s*=\s*(\w+)", file.readline(4096))
-    return "metal" if found is None else found[1]
 
 
 def _check_elements(atoms: Atoms, path: Path, file_format: str | None) -> None:
