@@ -162,13 +162,10 @@ def train_command(
         except KeyboardInterrupt as stop:
             if isinstance(stop, Interrupted):
                 say(f"The run was {stop.where}.")
-            again = shlex.join(["snnp", "train", "--resume", str(folder)])
-            begun = (folder / "config.yaml").is_file()
-            say(
-                f"Interrupted; '{again}' goes on from here."
-                if begun
-                else "Interrupted before the run began; start it again."
-            )
+            if (folder / "config.yaml").is_file():
+                say(f"Interrupted; '{shlex.join(['snnp', 'train', '--resume', str(folder)])}' goes on from here.")
+            else:
+                say("Interrupted before the run began; start it again.")
             raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None
     _print_run(result, as_json)
 
