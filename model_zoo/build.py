@@ -16,8 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,17 +28,15 @@ import torch
 import yaml
 from ase import Atoms
 from ase.build import molecule
-from ase.formula import Formula
 
 from snnp.analysis.card import card_markdown
-from snnp.analysis.compression import compression_scan, equilibrium_volumes, holes_in_words, lattice_constants
+from snnp.analysis.compression import compression_scan, holes_in_words, lattice_constants
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import crystal, stability_test, time_step_for
 from snnp.data import Frame, Frames
-from snnp.data.reference import are_isolated_atoms
 from snnp.distillation import DistilProgress, DistilSettings, distil
 from snnp.doctor.short_distances import check_dimers, dimer_curves
-from snnp.errors import ConfigError, DataError, SnnpError
+from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
 from snnp.kernels.cpu.library import instruction_set
 from snnp.models.ani.import_neurochem import read_neurochem
@@ -55,6 +52,7 @@ from snnp_ase.md import run_md
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # where this module is loaded by its path
 import distilled
+from training_range import training_range
 
 __all__ = ["build", "main", "training_range"]
 
@@ -207,44 +205,6 @@ def _build_imported(name: str, folder: Path, recipe: dict[str, Any], effort: Eff
     model.metadata["built"] = _provenance(name, effort)
     model.metadata["built"]["command"] += " --allow-holes" if allow_holes else ""
     return _write(name, model, folder)
-
-
-def training_range(frames: Sequence[Frame], model: Potential) -> dict[str, Any]:
-    """What the training data cover, isolated atoms aside, as JSON values: beyond it a model extrapolates."""
-    frames = Frames.of(frames)
-    frames = frames.take(~are_isolated_atoms(frames))
-    if not len(frames):
-        raise DataError("the training set holds no frame with more than isolated atoms; there is nothing to describe.")
-    counts, elements, periodic = frames.composition(), frames.elements, frames.pbc.any(axis=1)
-    zero = counts @ [model.reference_energies[symbol] for symbol in elements]
-    energies = ((frames.energy - zero) / frames.counts)[frames.has_energy]
-    forces = np.abs(frames.forces[np.repeat(frames.has_forces, frames.counts)])
-    formula = Formula.from_dict(dict(zip(elements, counts[0].tolist(), strict=True))).format("hill")
-    return {
-        "n_frames": len(frames),
-        "n_atoms": len(frames.numbers),
-        "n_energies": len(energies),
-        "groups": dict(sorted(Counter(group for group in frames.groups if group).items())),
-        "shortest_distance_angstrom": float(frames.shortest_distances(model.cutoff).min()),
-        "energy_span_ev_per_atom": float(np.ptp(energies)) if len(energies) else None,
-        "largest_force_ev_per_angstrom": float(forces.max()) if len(forces) else None,
-        "periodic": "all" if periodic.all() else "some" if periodic.any() else "none",
-        "mixed": bool(((counts > 0).sum(axis=1) > 1).any()),
-        "formula": formula if (counts == counts[0]).all() else None,
-        **_volumes(frames.take(frames.has_volume), model),
-    }
-
-
-def _volumes(frames: Frames, model: Potential) -> dict[str, Any]:
-    """Volumes of crystals, in Å³/atom, and the smallest relative to the model's own crystals."""
-    if not len(frames):
-        return {"volume_a3_per_atom": None, "smallest_v_over_v0": None}
-    volumes, known, counts = frames.volume, equilibrium_volumes(model), frames.composition()
-    rest = np.array([known.get(symbol, 0.0) for symbol in frames.elements])
-    complete = ~counts[:, rest == 0.0].any(axis=1)
-    ratios, each = volumes[complete] / (counts[complete] @ rest), volumes / frames.counts
-    smallest = float(ratios.min()) if len(ratios) else None
-    return {"volume_a3_per_atom": [float(each.min()), float(each.max())], "smallest_v_over_v0": smallest}
 
 
 def _check_compression(
