@@ -145,8 +145,8 @@ def test_supercells_are_nearly_cubic_and_of_the_size_asked_for(element: str, n_a
 
 
 def test_crystals_that_are_not_known() -> None:
-    with pytest.raises(InputError, match="no cubic ground state of 'Zn'"):
-        crystal("Zn", 4.0)
+    with pytest.raises(InputError, match="no cubic ground state of 'Ga'"):
+        crystal("Ga", 4.0)
 
 
 def test_time_step_follows_the_lightest_atom() -> None:
