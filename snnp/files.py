@@ -10,6 +10,7 @@ import errno
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import stat
@@ -80,10 +81,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` with its ending; it takes the name when the block ends without error.
 
     Readers see the old content or the new, never a part. What is no ordinary file (`/dev/null`, a pipe) is written
-    straight.
-
-    Raises:
-        OSError: names the file; `why_full` tells a full disk.
+    straight. An `OSError` names the file; `why_full` tells a full disk.
     """
     path = Path(path)
     with naming(path):
@@ -110,17 +108,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder in `parent` for work on `name`; removed in the end, unless it was renamed."""
-    folder, handle = _make_partial(parent, name, _make_folder)
+
+    def make(*, dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
+        made = tempfile.mkdtemp(dir=dir, prefix=prefix, suffix=suffix)
+        return os.open(made, os.O_RDONLY), made
+
+    folder, handle = _make_partial(parent, name, make)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
-
-
-def _make_folder(*, dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
-    name = tempfile.mkdtemp(dir=dir, prefix=prefix, suffix=suffix)
-    return os.open(name, os.O_RDONLY), name
 
 
 def _make_partial(parent: Path, name: str, make: Callable[..., tuple[int, str]]) -> tuple[Path, int]:
@@ -142,9 +140,9 @@ def _sweep(parent: Path, ending: str) -> None:
     if key in _swept:
         return
     _swept.add(key)
-    with suppress(OSError), os.scandir(parent) as entries:
-        stale = [Path(entry.path) for entry in entries if _is_partial(entry.name, ending)]
-        for path in stale:
+    left = re.compile(f"{re.escape(_PARTIAL)}[^-]*{re.escape(ending)}", re.DOTALL)
+    with suppress(OSError):
+        for path in [parent / name for name in os.listdir(parent) if left.fullmatch(name)]:
             with suppress(OSError):
                 handle = os.open(path, os.O_RDONLY)
                 try:
@@ -157,35 +155,18 @@ def _sweep(parent: Path, ending: str) -> None:
                     os.close(handle)
 
 
-def _is_partial(name: str, ending: str) -> bool:
-    return name.startswith(_PARTIAL) and name.endswith(ending) and "-" not in name[len(_PARTIAL) : -len(ending)]
-
-
 @contextmanager
 def hold(paths: Iterable[Path]) -> Iterator[None]:
-    """Keep files to this process while the block runs; the lock ends with the process, however it ends.
-
-    Raises:
-        InputError: another run is writing one of them.
-    """
+    """Keep files to this process while the block runs, or it ends; `InputError` where another run is writing one."""
     with ExitStack() as stack:
         for path in paths:
             if path.is_file() or not path.exists():  # devices and pipes may be shared
-                stack.enter_context(_hold(path))
+                lock = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[-_LONGEST_NAME:])}{_LOCK}")
+                with naming(path):
+                    stack.callback(os.close, _lock(path, lock))
+                # Called first, while it is still held: nobody else has it open as the valid one.
+                stack.callback(lock.unlink, missing_ok=True)
         yield
-
-
-@contextmanager
-def _hold(path: Path) -> Iterator[None]:
-    name = os.fsdecode(os.fsencode(path.name)[-_LONGEST_NAME:])
-    lock = path.with_name(f".{name}{_LOCK}")
-    with naming(path):
-        handle = _lock(path, lock)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)  # while it is still held: nobody else has it open as the valid one
-        os.close(handle)
 
 
 def _lock(path: Path, lock: Path) -> int:
@@ -211,22 +192,14 @@ def _lock(path: Path, lock: Path) -> int:
 
 
 def refuse_existing(paths: Iterable[Path], cure: str) -> None:
-    """Refuse to replace files.
-
-    Raises:
-        InputError: names the first that exists, and the cure.
-    """
+    """Refuse to replace files: an `InputError` names the first that exists, and the cure."""
     for path in paths:
         if path.is_file():
             raise InputError(f"'{path}' exists already and would be replaced; {cure}.")
 
 
 def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write onto what is read, under whatever name.
-
-    Raises:
-        InputError: `path` is one of the inputs.
-    """
+    """Refuse to write onto what is read, under whatever name: `InputError` where `path` is one of the inputs."""
     for each in inputs:
         if path.exists() and each.exists() and os.path.samefile(path, each):
             raise InputError(f"'{path}' is the file that is read; choose another file to write to.")

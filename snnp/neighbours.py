@@ -179,8 +179,7 @@ class VerletList:
         cutoff: Å, pairs closer than this are always in the list.
         skin: Å, added to the cutoff when the list is built; zero rebuilds at every call.
 
-    Threads may share it: each call gets a list that is right for its structure. The attribute `n_builds` counts how
-    often the list was built.
+    Threads may share it: each call gets a list that is right for its structure. `n_builds` counts the lists.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
@@ -193,10 +192,7 @@ class VerletList:
         self._kept: tuple[Structure, Neighbours] | None = None
 
     def update(self, structure: Structure) -> Neighbours:
-        """Return a list valid for `structure`, building it only where needed.
-
-        A change of atoms, their order, the cell, the periodicity, or the device rebuilds.
-        """
+        """A list valid for `structure`; a change of atoms, their order, cell, periodicity or device rebuilds it."""
         kept = self._kept
         if kept is None or self._is_stale(kept[0], structure):
             # Cloned: callers may hand over views of arrays that they later change in place.

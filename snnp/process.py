@@ -32,11 +32,9 @@ _released = False
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that stopped because it was asked to.
+    """A run that stopped because it was asked to, by a signal: programs end with the code 128 + signum.
 
-    Arguments:
-        signum: the signal; programs end with the code 128 + signum.
-        where: how far the run was, and whether it can go on from there.
+    `where`: how far the run was, and whether it can go on from there.
     """
 
     def __init__(self, signum: int, where: str) -> None:

@@ -100,20 +100,16 @@ def end_map(n_intervals: int, lower: End, upper: End) -> Tensor:
         InputError: if no free parameter is left.
     """
     rows = torch.eye(n_intervals + 3, dtype=torch.float64)
-    for end, reverse in ((lower, False), (upper, True)):
-        if reverse:
-            rows = rows.flip(0).flip(1)
+    for end in (lower, upper):
         if end == "flat":
-            tied = rows[:3].sum(dim=0, keepdim=True)
-            rows = torch.cat([tied, rows[3:]])
+            rows = torch.cat([rows[:3].sum(dim=0, keepdim=True), rows[3:]])
         elif end == "zero":
             rows = rows[3:]
         elif end != "free":
             raise InputError(f"unknown spline end condition {end!r}; use free, flat, or zero.")
-        if reverse:
-            rows = rows.flip(0).flip(1)
         if rows.shape[0] < 2:
             raise InputError(f"{n_intervals} intervals are too few for the end conditions {lower!r}, {upper!r}.")
+        rows = rows.flip(0).flip(1)  # turned round, for the other end and back again
     return rows.contiguous()
 
 
@@ -170,9 +166,8 @@ class SplineSet(ExactModule):
         n_free = self.n_coefficients
         self.register_buffer("map", None, persistent=False)
         if (lower, upper) != ("free", "free"):  # else the map is the identity, whose size is the square of the knots
-            to_coefficients = end_map(n_max, lower, upper)
-            self.register_constant("map", to_coefficients)
-            n_free = to_coefficients.shape[0]
+            self.register_constant("map", end_map(n_max, lower, upper))
+            n_free = self.exact("map").shape[0]
         self.register_constant("lower", torch.tensor([g.lower for g in grids], dtype=torch.float64))
         self.register_constant("spacing", torch.tensor([g.spacing for g in grids], dtype=torch.float64))
         self.register_buffer("n_intervals", torch.tensor([g.n_intervals for g in grids]), persistent=False)

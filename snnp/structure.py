@@ -90,33 +90,25 @@ class Structure:
         frames = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         counts = [len(frame) for frame in frames]
 
-        def stack(rows: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-            return np.concatenate(rows) if rows else np.zeros(shape)
+        def stack(rows: list[Any], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.as_tensor(np.concatenate(rows) if rows else np.zeros(shape), dtype=dtype)
 
         return Structure(
-            numbers=torch.as_tensor(stack([frame.numbers for frame in frames], (0,)), dtype=torch.int64),
-            positions=torch.as_tensor(stack([frame.positions for frame in frames], (0, 3)), dtype=dtype),
-            cell=torch.as_tensor(stack([frame.cell.array[None] for frame in frames], (0, 3, 3)), dtype=dtype),
-            pbc=torch.as_tensor(stack([frame.pbc[None] for frame in frames], (0, 3)), dtype=torch.bool),
-            structure_of_atom=torch.repeat_interleave(
-                torch.arange(len(frames)), torch.tensor(counts, dtype=torch.int64)
-            ),
+            numbers=stack([frame.numbers for frame in frames], (0,), torch.int64),
+            positions=stack([frame.positions for frame in frames], (0, 3), dtype),
+            cell=stack([frame.cell.array[None] for frame in frames], (0, 3, 3), dtype),
+            pbc=stack([frame.pbc[None] for frame in frames], (0, 3), torch.bool),
+            structure_of_atom=torch.arange(len(frames)).repeat_interleave(torch.tensor(counts, dtype=torch.int64)),
         )
 
     def to_ase(self) -> list[Atoms]:
         """Return one `ase.Atoms` per structure."""
-        frames = []
-        for b in range(self.n_structures):
-            mine = self.structure_of_atom == b
-            frames.append(
-                Atoms(
-                    numbers=self.numbers[mine].cpu().numpy(),
-                    positions=self.positions[mine].detach().cpu().double().numpy(),
-                    cell=self.cell[b].detach().cpu().double().numpy(),
-                    pbc=self.pbc[b].cpu().numpy(),
-                )
-            )
-        return frames
+        fields = self.numbers, self.positions, self.cell, self.pbc, self.structure_of_atom
+        numbers, positions, cells, pbc, owner = (each.detach().cpu().numpy() for each in fields)
+        return [
+            Atoms(numbers[owner == b], positions[owner == b].astype(float), cell=cells[b].astype(float), pbc=pbc[b])
+            for b in range(self.n_structures)
+        ]
 
     @staticmethod
     def concatenate(structures: Sequence[Structure]) -> Structure:
@@ -199,11 +191,7 @@ StructureLike = Structure | Atoms | Sequence[Atoms]
 
 
 def as_structure(value: StructureLike) -> Structure:
-    """The batch that a value stands for.
-
-    Raises:
-        InputError: for anything else; names its type.
-    """
+    """The batch that a value stands for; an `InputError` names the type of anything else."""
     if isinstance(value, Structure):
         return value
     frames = [value] if isinstance(value, Atoms) else value

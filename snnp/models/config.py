@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     *("AngularReach", "Elements", "FamilyConfig", "ForceTraining", "FormConfig", "Layers", "Reach"),
-    *("RepulsionConfig", "TensorShape", "Width"),
+    *("RepulsionConfig", "TensorShape", "Width", "linear_tensors"),
 ]
 
 # Far beyond every potential that was ever published; what a file from elsewhere states above it is no potential.
@@ -45,17 +45,11 @@ class RepulsionConfig(FormConfig):
             raise ValueError("repulsion.outer must be larger than repulsion.inner")
         return self
 
-    def check_within(self, cutoff: float) -> None:
-        """Raise `ValueError` where the repulsion would reach farther than a model's cutoff (Å)."""
-        if self.outer > cutoff:
-            raise ValueError(f"repulsion.outer must not be larger than the cutoff, got {self.outer} and {cutoff} Å")
-
 
 class FamilyConfig(FormConfig):
     """What the configuration of every family says of its form.
 
-    `family`: its name. `penalises`: whether its potentials have a penalty of their own for training, see
-    `Potential.energies_and_penalty`.
+    `family`: its name. `penalises`: whether its potentials give a penalty to `Potential.energies_and_penalty`.
     """
 
     family: ClassVar[str]
@@ -63,6 +57,12 @@ class FamilyConfig(FormConfig):
 
     elements: Elements = ()
     repulsion: RepulsionConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_repulsion(self) -> Self:
+        if self.repulsion is not None and (outer := self.repulsion.outer) > self.reach:
+            raise ValueError(f"repulsion.outer must not be larger than the cutoff, got {outer} and {self.reach} Å")
+        return self
 
     @property
     @abstractmethod
@@ -91,3 +91,10 @@ class FamilyConfig(FormConfig):
         """The one that was asked for, or one that acts from 1.05 d inwards (Å) and is whole at 0.6 d."""
         outer = min(round(1.05 * shortest, 3), farthest)
         return self.repulsion or RepulsionConfig(inner=round(0.6 * shortest, 3), outer=outer)
+
+
+def linear_tensors(name: str, n_in: int, n_out: int, *, bias: bool = True) -> Iterator[TensorShape]:
+    """Those of `torch.nn.Linear`."""
+    yield f"{name}.weight", (n_out, n_in)
+    if bias:
+        yield f"{name}.bias", (n_out,)

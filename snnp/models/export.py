@@ -108,14 +108,13 @@ def find_pairs(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> t
 
 
 class _Mean(nn.Module):
-    """The mean of the members of an ensemble."""
+    """The mean of the members of an ensemble; arguments and results as of `ScriptedPotential`."""
 
     def __init__(self, model: Ensemble, forces: bool) -> None:
         super().__init__()
         self.members = nn.ModuleList(_twin(member, forces) for member in model.potentials)
 
     def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy [] float64 (eV) and pair gradients [P, 3] (eV/Å); arguments as in `ScriptedPotential`."""
         energy = torch.zeros([], dtype=torch.float64, device=vectors.device)
         gradients: list[Tensor] = []
         for member in self.members:
@@ -306,25 +305,11 @@ def export_torchscript(
         >>> from snnp.models import load_model
         >>> export_torchscript(load_model("snnp-si"), "si.pt", numbers=[14] * 64, periodic=True)  # doctest: +SKIP
     """
-    module = scripted_module(
-        model,
-        length_unit=length_unit,
-        energy_unit=energy_unit,
-        numbers=numbers,
-        periodic=periodic,
-        forces=forces,
-    )
-    description: dict[str, Any] = {
-        "format": "snnp-torchscript",
-        "elements": list(model.elements),
-        "cutoff_angstrom": model.cutoff,
-        "length_unit": length_unit,
-        "energy_unit": energy_unit,
-        "n_atoms": None if numbers is None else len(numbers),
-        "periodic": periodic if numbers is not None else None,
-        "forces": forces,
-        "metadata": model.metadata,
-    }
+    form: dict[str, Any] = {"length_unit": length_unit, "energy_unit": energy_unit, "forces": forces}
+    module = scripted_module(model, numbers=numbers, periodic=periodic, **form)
+    atoms = {"n_atoms": None, "periodic": None} if numbers is None else {"n_atoms": len(numbers), "periodic": periodic}
+    model_is = {"elements": list(model.elements), "cutoff_angstrom": model.cutoff, "metadata": model.metadata}
+    description = {"format": "snnp-torchscript", **model_is, **form, **atoms}
     buffer = io.BytesIO()
     with _without_deprecation():
         torch.jit.save(module, buffer, _extra_files={_DESCRIPTION: json.dumps(description)})

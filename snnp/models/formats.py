@@ -1,8 +1,7 @@
 """The two files of a model: `config.json` of any version, and the safetensors file of its weights. See docs/format.md.
 
 A safetensors file is 8 bytes (length N of the header, little-endian), N bytes of JSON (`name -> dtype, shape,
-data_offsets`), and the data (https://github.com/huggingface/safetensors#format). The header is looked at before
-anything reads the whole: what is there, and what is only claimed.
+data_offsets`), and the data (https://github.com/huggingface/safetensors#format).
 
 What cannot be used raises `ModelFileError`, which names the file, what is wrong with it, and the cure.
 """
@@ -10,12 +9,12 @@ What cannot be used raises `ModelFileError`, which names the file, what is wrong
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -26,7 +25,7 @@ from snnp.models.potential import Potential
 
 __all__ = [
     *("CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_numbers", "check_statements"),
-    *("first_fault", "read_bounded", "read_description", "read_header", "read_text", "read_weights", "stated"),
+    *("first_fault", "read_bounded", "read_description", "read_text", "read_weights", "stated"),
 ]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -71,8 +70,6 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
 
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 4_000_000  # forty thousand tensors; an ensemble of eight ANI networks has 45 kB
-_BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_TYPES = {"float32": "F32", "float64": "F64"}
 _FOREIGN = {b"\x80": "a pickle", b"PK": "a zip archive, as torch.save writes", b"\x93NUMPY": "a NumPy file"}
 _LARGEST = 1e9  # of any weight: products of four layers stay below the largest float32
 _DIVISORS = (".std", ".mu")  # what the names of weights end in by which something is divided
@@ -212,87 +209,44 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
 
 
-_Size = Annotated[int, Field(ge=0, le=2**48, strict=True)]
+def read_weights(
+    content: bytes, where: str, form: Iterable[TensorShape] | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """The tensors of a file, which may be anything at all; no more is allocated than it has bytes. Errors name `where`.
 
-
-class TensorEntry(BaseModel):
-    """Type, shape and place of one tensor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dtype: str
-    shape: tuple[_Size, ...] = Field(max_length=8)
-    data_offsets: tuple[_Size, _Size]
-
-
-_HEADER = TypeAdapter(dict[str, TensorEntry | dict[str, str]])
-
-
-def read_header(content: bytes, where: str = "model.safetensors") -> dict[str, TensorEntry]:
-    """The tensors that the content of a file, which may be anything at all, claims to hold; errors name `where`."""
+    Arguments:
+        form: names and shapes that it must hold, one after the other; read no farther than the file follows.
+        dtype: of all tensors of a form.
+    """
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-    n_data_bytes = len(content) - _LENGTH_BYTES - length
-    if len(content) < _LENGTH_BYTES or n_data_bytes < 0 or length > _MOST_HEADER_BYTES:
+    if len(content) < _LENGTH_BYTES or length > min(len(content) - _LENGTH_BYTES, _MOST_HEADER_BYTES):
         instead = f"it claims a header of {length:,} bytes in a file of {len(content):,}"
         for magic, what in _FOREIGN.items():
             if content.startswith(magic):
                 instead = f"it looks like {what}, which could run code when read"
         raise ModelFileError(f"{where} is no safetensors file: {instead}; do not use it.")
     try:
-        entries = _HEADER.validate_json(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    except ValidationError as error:
+        state = load(content)
+    except (AssertionError, LookupError, OverflowError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ModelFileError(
-            f"{where} is no safetensors file: its header is not valid ({error.errors()[0]['msg']}); fetch it again."
+            f"{where} is no safetensors file: its header is not valid or does not fit its data "
+            f"({' '.join(str(error).split())}); fetch it again, and do not use it if it stays so."
         ) from None
-    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorEntry)}
-    if len(tensors) != len(entries) - ("__metadata__" in entries) or "__metadata__" in tensors:
-        raise ModelFileError(f"{where} is no safetensors file: entries of its header are no tensors; fetch it again.")
-    end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
-        first, last = entry.data_offsets
-        size = math.prod(entry.shape) * _BYTES_OF.get(entry.dtype, 0)
-        if entry.dtype not in _BYTES_OF or first != end or last - first != size:
-            raise ModelFileError(
-                f"{where}: tensor {name[:60]!r} claims type {entry.dtype[:10]!r}, shape {list(entry.shape)} and bytes "
-                f"{first} to {last}, which do not fit together; fetch it again, and do not use it if it stays so."
-            )
-        end = last
-    if end != n_data_bytes:
-        raise ModelFileError(
-            f"{where} holds {n_data_bytes:,} bytes of data, its header claims {end:,}; fetch it again."
-        )
-    return tensors
-
-
-def read_weights(
-    content: bytes, where: str, form: Iterable[TensorShape] | None = None, dtype: str = "float32"
-) -> dict[str, Tensor]:
-    """The tensors of a file; of one form, if that is given: nothing is allocated before all sizes are known to be so.
-
-    Arguments:
-        form: names and shapes, one after the other; it is read no farther than the file follows.
-        dtype: of all tensors of a form, "float32" or "float64".
-    """
-    header = read_header(content, where)
-    names = set(header)
-    for name, shape in form or ():
+    if form is None:
+        return state
+    names = set(state)
+    for name, shape in form:
         if name not in names:
             raise ModelFileError(f"{where} lacks {name}, which the configuration asks for; fetch or save it again.")
         names.discard(name)
-        entry = header[name]
-        if entry.shape != shape or entry.dtype != _TYPES[dtype]:
+        if state[name].shape != shape or state[name].dtype != dtype:
             raise ModelFileError(
-                f"{where}: {name} has shape {list(entry.shape)} and type {entry.dtype}, the configuration asks for "
-                f"{list(shape)} and {_TYPES[dtype]}; fetch or save it again."
+                f"{where}: {name} has shape {list(state[name].shape)} and type {state[name].dtype}, the configuration "
+                f"asks for {list(shape)} and {dtype}; fetch or save it again."
             )
-    if form is not None and names:
+    if names:
         raise ModelFileError(f"{where} holds {min(names)[:60]!r}, for which the configuration has no place.")
-    try:
-        state = load(content)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelFileError(f"{where} cannot be read ({' '.join(str(error).split())}); fetch it again.") from None
-    if form is not None:
-        check_numbers(state, where)
+    check_numbers(state, where)
     return state
 
 

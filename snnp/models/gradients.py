@@ -3,11 +3,12 @@
 Dense rows turn sums over neighbours into batched matrix products, several times faster than scatter and gather.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: TorchScript, which compiles `dense_rows`, needs them as they are.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
 __all__ = [
-    *("SHORTEST_DISTANCE", "PairGradients", "Shell", "activate", "chunks", "join_gradients", "make_shell"),
-    *("refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"),
+    *("SHORTEST_DISTANCE", "DenseRows", "PairGradients", "Shell", "activate", "chunks", "dense_rows"),
+    *("join_gradients", "make_shell", "refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"),
 ]
 
 SHORTEST_DISTANCE = 0.1
@@ -46,8 +47,7 @@ def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return functional.softplus(x, 1.0, 40.0), torch.sigmoid(x)
 
 
-@dataclass(frozen=True)
-class PairGradients:
+class PairGradients(NamedTuple):
     """dE/dr_ij [Q, 3] of directed pairs i -> j ([Q] each) with their vectors [Q, 3]."""
 
     i: Tensor
@@ -58,8 +58,7 @@ class PairGradients:
 
 def join_gradients(parts: Sequence[PairGradients]) -> PairGradients:
     """Pairs of several, side by side."""
-    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in parts), strict=True)
-    return PairGradients(*(torch.cat(column) for column in columns))
+    return PairGradients(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:
@@ -86,18 +85,52 @@ def stress_of(virial: Tensor, structure: Structure) -> Tensor:
     return 0.5 * (virial + virial.mT) / volume[:, None, None] * periodic[:, None, None]
 
 
+class DenseRows(NamedTuple):
+    """Pairs of n atoms, padded to J columns.
+
+    `kept` [Q]: those of all pairs that are there, row by row. `j` [n, J] int64: neighbour; padding repeats the centre.
+    `channel` [n, J] int64: its species. `distance` [n, J] Å: padding lies at twice the cutoff. `unit` [n, J, 3]: unit
+    vectors from the centre. `mask` [n, J] bool: False in padding.
+    """
+
+    kept: Tensor
+    j: Tensor
+    channel: Tensor
+    distance: Tensor
+    unit: Tensor
+    mask: Tensor
+
+
+def dense_rows(
+    pairs: tuple[Tensor, Tensor, Tensor], species: Tensor, centre: Tensor, cutoff: float, n_columns: int | None = None
+) -> DenseRows:
+    """As `make_shell`, which it serves, and compiled by TorchScript, where overlaps are refused before."""
+    row, j, vectors = pairs
+    n_rows = centre.shape[0]
+    squares = vectors.detach().square().sum(dim=1)
+    if not torch.jit.is_scripting():
+        refuse_overlaps(squares, row, j, centre)
+    # index_select and flat indices throughout: several times faster than indexing with masks and pairs of indices.
+    kept = (squares < cutoff * cutoff).nonzero()[:, 0]
+    row, j, vectors = row.index_select(0, kept), j.index_select(0, kept), vectors.index_select(0, kept)
+    counts = torch.bincount(row, minlength=n_rows)
+    starts = counts.cumsum(0) - counts
+    column = torch.arange(row.shape[0], device=row.device) - starts.index_select(0, row)
+    width = (int(counts.max()) if row.shape[0] > 0 else 1) if n_columns is None else n_columns
+    slot = row * width + column
+    neighbour = centre.repeat_interleave(width).index_copy(0, slot, j)
+    mask = torch.zeros(n_rows * width, dtype=torch.bool, device=row.device).index_fill(0, slot, 1)
+    padding = torch.tensor([2.0 * cutoff, 0.0, 0.0], dtype=vectors.dtype, device=row.device).expand(n_rows * width, 3)
+    dense = padding.index_copy(0, slot, vectors).reshape(n_rows, width, 3)
+    distance = torch.linalg.vector_norm(dense, dim=-1)
+    channel = species.index_select(0, neighbour).reshape(n_rows, width)
+    neighbour, mask = neighbour.reshape(n_rows, width), mask.reshape(n_rows, width)
+    return DenseRows(kept, neighbour, channel, distance, dense / distance.unsqueeze(-1), mask)
+
+
 @dataclass(frozen=True)
 class Shell:
-    """Neighbours of n atoms (all of a structure, or some), padded to J columns.
-
-    Arguments:
-        centre: [n] int64, the atoms whose neighbours these are.
-        j: [n, J] int64, neighbour; padding repeats the centre.
-        channel: [n, J] int64, species of the neighbour; padding has the species of the centre.
-        distance: [n, J] Å; padding lies at twice the cutoff.
-        unit: [n, J, 3] unit vectors from the centre.
-        mask: [n, J] bool, False in padding.
-    """
+    """Neighbours of the atoms `centre` [n] (all of a structure, or some); the others as in `DenseRows`."""
 
     centre: Tensor
     j: Tensor
@@ -125,27 +158,7 @@ def make_shell(
     Raises:
         InputError: if two atoms are closer than 0.1 Å.
     """
-    row, j, vectors = pairs
-    n_rows = centre.shape[0]
-    squares = vectors.detach().square().sum(dim=1)
-    refuse_overlaps(squares, row, j, centre)
-    # index_select and flat indices throughout: several times faster than indexing with masks and pairs of indices.
-    kept = (squares < cutoff**2).nonzero()[:, 0]
-    row, j, vectors = row.index_select(0, kept), j.index_select(0, kept), vectors.index_select(0, kept)
-    counts = torch.bincount(row, minlength=n_rows)
-    starts = counts.cumsum(0) - counts
-    column = torch.arange(row.shape[0], device=row.device) - starts.index_select(0, row)
-    if n_columns is None:
-        n_columns = int(counts.max()) if row.shape[0] else 1
-    slot = row * n_columns + column
-    neighbour = centre.repeat_interleave(n_columns).index_copy(0, slot, j)
-    mask = torch.zeros(n_rows * n_columns, dtype=torch.bool, device=row.device).index_fill(0, slot, True)
-    padding = vectors.new_tensor([2.0 * cutoff, 0.0, 0.0]).expand(n_rows * n_columns, 3)
-    dense = padding.index_copy(0, slot, vectors).unflatten(0, (n_rows, n_columns))
-    distance = dense.norm(dim=-1)
-    channel = species.index_select(0, neighbour)
-    j, channel, mask = (each.unflatten(0, (n_rows, n_columns)) for each in (neighbour, channel, mask))
-    return Shell(centre, j, channel, distance, dense / distance[..., None], mask)
+    return Shell(centre, *dense_rows(pairs, species, centre, cutoff, n_columns)[1:])
 
 
 def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | None = None) -> None:
@@ -160,8 +173,12 @@ def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | No
         raise InputError(overlap_message(i, int(j[worst]), float(squares[worst].sqrt())))
 
 
-def chunks(neighbours: Neighbours, n_atoms: int, bounds: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Ranges of atoms between successive `bounds`, and of their pairs, whose arrays stay in the caches of a core."""
+def chunks(
+    neighbours: Neighbours, vectors: Tensor, n_atoms: int, bounds: Sequence[int]
+) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
+    """Atoms between successive `bounds`, and their pairs as `make_shell` takes them: what a core's caches hold."""
     ends = [0, *torch.bincount(neighbours.i, minlength=n_atoms).cumsum(0).tolist()]
     for first, last in pairwise(bounds):
-        yield slice(first, last), slice(ends[first], ends[last])
+        mine = slice(ends[first], ends[last])
+        centre = torch.arange(first, last, device=vectors.device)
+        yield centre, (neighbours.i[mine] - first, neighbours.j[mine], vectors[mine])

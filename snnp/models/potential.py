@@ -31,9 +31,14 @@ from snnp.models.repulsion import Repulsion
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure, StructureLike, as_structure
 
-__all__ = ["Evaluated", "Evaluator", "Potential", "Prediction", "Stepper"]
+__all__ = ["Evaluated", "Evaluator", "Potential", "Prediction", "Stepper", "versions"]
 
 _Array = NDArray[np.float64]
+
+
+def versions(tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    """What changes when a tensor does: all of torch's own ways to change one advance its counter or its place."""
+    return tuple([(tensor._version, tensor.data_ptr()) for tensor in tensors])
 
 
 @dataclass(frozen=True)
@@ -126,12 +131,12 @@ class Potential(ExactModule, ABC):
         reference_energies: E0 in eV per element, added to the energy of each atom.
         cutoff: Å, the largest distance at which atoms act on each other.
 
-    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.families`.
+    A family that is to be stored sets `config`, which fixes its form, and has a line in `snnp.models.families`. `name`:
+    under which it was loaded, for reports; empty for one made in memory.
     """
 
     config: BaseModel
     name: str = ""
-    """Under which it was loaded, for reports; empty for one made in memory."""
 
     def __init__(self, elements: tuple[str, ...], reference_energies: dict[str, float], cutoff: float) -> None:
         super().__init__()
@@ -148,7 +153,7 @@ class Potential(ExactModule, ABC):
         # Kept out of `_apply`'s float casts: a float32 E0 of -2000 eV would cost 0.1 meV.
         self._reference = torch.tensor(e0, dtype=torch.float64)
         self._isolated: tuple[str, ...] = ()
-        self._alone: tuple[list[Tensor], list[tuple[int, int]], Tensor] | None = None
+        self._alone: tuple[list[Tensor], tuple[tuple[int, int], ...], Tensor] | None = None
 
     species_of_number: Tensor
 
@@ -262,17 +267,12 @@ class Potential(ExactModule, ABC):
 
     def _energies_alone(self) -> Tensor:
         """[Z] of every element. A family may know a shorter way."""
-        z, device = len(self.elements), self.device
-        structure = Structure(
-            numbers=torch.tensor([atomic_numbers[symbol] for symbol in self.elements], device=device),
-            positions=torch.zeros(z, 3, dtype=torch.float64, device=device),
-            cell=torch.zeros(z, 3, 3, dtype=torch.float64, device=device),
-            pbc=torch.zeros(z, 3, dtype=torch.bool, device=device),
-            structure_of_atom=torch.arange(z, device=device),
-        )
-        none = torch.zeros(0, dtype=torch.int64, device=device)
+        numbers = torch.tensor([atomic_numbers[symbol] for symbol in self.elements], device=self.device)
+        zeros = torch.zeros(len(numbers), 3, 3, dtype=torch.float64, device=self.device)
+        order = torch.arange(len(numbers), device=self.device)
+        structure, none = Structure(numbers, zeros[:, 0], zeros, zeros[:, 0].bool(), order), numbers[:0]
         nobody = Neighbours(none, none, none.reshape(0, 3), self.cutoff)
-        return self.atomic_energies(structure, torch.zeros(0, 3, dtype=self.dtype, device=device), nobody)
+        return self.atomic_energies(structure, self._vectors(structure, nobody), nobody)
 
     def energy_offsets(self) -> Tensor:
         """[Z] float64 in eV: what stands beside energies of the family and the repulsion, E0 less `isolated_energies`.
@@ -282,11 +282,11 @@ class Potential(ExactModule, ABC):
         if not self._isolated:
             return self._reference
         known = self._alone
-        if known is None or known[1] != [(tensor._version, tensor.data_ptr()) for tensor in known[0]]:
+        if known is None or known[1] != versions(known[0]):
             tensors = [*self.parameters(), *self.buffers()]
             with torch.no_grad():
                 value = self.isolated_energies().double().cpu()
-            self._alone = known = tensors, [(tensor._version, tensor.data_ptr()) for tensor in tensors], value
+            self._alone = known = tensors, versions(tensors), value
         return self._reference - known[2]
 
     def repulsion_energies(
@@ -313,7 +313,7 @@ class Potential(ExactModule, ABC):
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
         """`atomic_energies` and their pair gradients; by default through automatic differentiation."""
-        vectors = pair_vectors(structure, neighbours).to(self.dtype).detach().requires_grad_()
+        vectors = self._vectors(structure, neighbours).detach().requires_grad_()
         with torch.enable_grad():
             energies = self.atomic_energies(structure, vectors, neighbours)
             # Zeros where no pair enters the energy (isolated atoms).
@@ -352,17 +352,19 @@ class Potential(ExactModule, ABC):
     def _compute(
         self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool, stress: bool
     ) -> Prediction:
-        evaluator = self.evaluator()
-        if evaluator is not None:
+        if (evaluator := self.evaluator()) is not None:
             found = evaluator.evaluate(structure, species, neighbours, forces=forces or stress)
             return self._prediction(structure, found, forces=forces, stress=stress)
         neighbours, pairs = neighbours.to(self.device), None
         if forces or stress:
             energies, pairs = self._energies_and_pair_gradients(structure, neighbours)
         else:
-            vectors = pair_vectors(structure, neighbours).to(self.dtype)
-            energies = self.atomic_energies(structure, vectors, neighbours)
+            energies = self.atomic_energies(structure, self._vectors(structure, neighbours), neighbours)
         return self._complete(structure, neighbours, energies, pairs, forces=forces, stress=stress)
+
+    def _vectors(self, structure: Structure, neighbours: Neighbours) -> Tensor:
+        """[P, 3] pair vectors in the potential's type."""
+        return pair_vectors(structure, neighbours).to(self.dtype)
 
     def compute_each(
         self,
@@ -393,8 +395,7 @@ class Potential(ExactModule, ABC):
     ) -> Prediction:
         """Add what does not come from the family to its energies [N] and pair gradients, and sum these."""
         if self.repulsion is not None:
-            vectors = pair_vectors(structure, neighbours).to(self.dtype)
-            extra, theirs = self.repulsion_energies(structure, vectors, neighbours)
+            extra, theirs = self.repulsion_energies(structure, self._vectors(structure, neighbours), neighbours)
             energies, pairs = energies + extra, None if pairs is None else join_gradients([pairs, theirs])
         energies = energies.double() + self.energy_offsets().to(self.device)[self.species(structure)]
         found = Evaluated(

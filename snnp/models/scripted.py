@@ -1,11 +1,9 @@
-"""What the TorchScript twins of all families share: chunks of atoms, rows of neighbours, gradients, E0, repulsion.
+"""What the TorchScript twins of all families share: chunks of atoms, gradients, E0, repulsion.
 
 A twin is the potential in the part of Python that TorchScript compiles: plain tensors, free of snnp when loaded, and
 everything that the parameters fix worked out once, at construction. Tests hold each equal to its potential.
 """
 # No `from __future__ import annotations` here: TorchScript needs the annotations themselves.
-
-from typing import NamedTuple
 
 import torch
 from ase.data import atomic_numbers
@@ -14,39 +12,10 @@ from torch import Tensor, nn
 from snnp.models.potential import Potential
 from snnp.models.repulsion import Repulsion
 
-__all__ = ["DensePairs", "ScriptedPotential", "make_dense"]
+__all__ = ["Pairs", "ScriptedPotential"]
 
+Pairs = tuple[Tensor, Tensor, Tensor]
 _ALL_ATOMS = 2**62
-
-
-class DensePairs(NamedTuple):
-    """Pairs of n atoms as padded rows: `row`, `column` [Q] say where the pairs `kept` (of P) are; see `Shell`."""
-
-    kept: Tensor
-    row: Tensor
-    column: Tensor
-    channel: Tensor
-    distance: Tensor
-    unit: Tensor
-    mask: Tensor
-
-
-def make_dense(row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor, cutoff: float) -> DensePairs:
-    """Rows of the pairs closer than `cutoff`; `row` [P] ascending, `channel` [P], `vectors` [P, 3], `species` [n]."""
-    kept = (vectors.detach().square().sum(dim=1) < cutoff * cutoff).nonzero()[:, 0]
-    row, channel, vectors = row[kept], channel[kept], vectors[kept]
-    n_rows = species.shape[0]
-    counts = torch.bincount(row, minlength=n_rows)
-    n_columns = max(int(counts.max()), 1) if n_rows > 0 else 1
-    column = torch.arange(row.shape[0], device=row.device) - (counts.cumsum(0) - counts)[row]
-    padding = torch.zeros([n_rows, n_columns, 3], dtype=vectors.dtype, device=vectors.device)
-    padding[:, :, 0] = 2.0 * cutoff
-    dense = padding.index_put([row, column], vectors)
-    channels = species[:, None].repeat(1, n_columns).index_put([row, column], channel)
-    mask = torch.zeros([n_rows, n_columns], dtype=vectors.dtype, device=vectors.device)
-    mask = mask.index_put([row, column], torch.ones_like(vectors[:, 0]))
-    distance = torch.linalg.vector_norm(dense, dim=-1)
-    return DensePairs(kept, row, column, channels, distance, dense / distance.unsqueeze(-1), mask)
 
 
 class ScriptedPotential(nn.Module):
@@ -72,26 +41,20 @@ class ScriptedPotential(nn.Module):
         found = model.repulsion
         self.repulsion = None if found is None else Repulsion(found.inner, found.outer)
 
-    def energies(self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
-        """Energies [n] of the family in eV, differentiable in the vectors.
-
-        Arguments:
-            row: [P] ascending, the centre of each pair among these atoms; j: [P] neighbour among all atoms; channel:
-            [P] its species; vectors: [P, 3] Å; species: [n] of the centres.
-        """
+    def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
+        """Energies [n] of the family in eV, differentiable in the vectors; arguments as of `make_shell`."""
         raise NotImplementedError
 
-    def evaluate(
-        self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, pairs: Pairs, species: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Energies [n], and pair gradients [P, 3] or zeros; by automatic differentiation unless overridden."""
+        row, j, vectors = pairs
         if not self.forces:
-            return self.energies(row, j, channel, vectors, species), torch.zeros_like(vectors)
+            return self.energies(pairs, species, centre), torch.zeros_like(vectors)
         # Whatever mode the caller is in. TorchScript knows this as a call, not as a context.
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
         vectors = vectors.detach().requires_grad_()
-        energies = self.energies(row, j, channel, vectors, species)
+        energies = self.energies((row, j, vectors), species, centre)
         gradients = torch.zeros_like(vectors)
         if energies.requires_grad:
             found = torch.autograd.grad([energies.sum()], [vectors], allow_unused=True)[0]
@@ -114,8 +77,8 @@ class ScriptedPotential(nn.Module):
         for first in range(0, n_atoms, chunk):
             last = min(first + chunk, n_atoms)
             end = int(ends[last - 1])
-            row, near = i[begin:end] - first, j[begin:end]
-            energies, part = self.evaluate(row, near, species[near], real[begin:end], species[first:last])
+            centre = torch.arange(first, last, device=i.device)
+            energies, part = self.evaluate((i[begin:end] - first, j[begin:end], real[begin:end]), species, centre)
             energy = energy + energies.double().sum()
             parts.append(part)
             begin = end

@@ -65,30 +65,24 @@ def _plan(name: Any, tree: Any, energies: Any, isolated: Any) -> _Planned:
     ):
         known = ", ".join(config.elements)
         raise InputError(f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {known}")
-    if family is None:
-        return _plan_ensemble(config, energies)
-
-    def build() -> Potential:
-        model = family.build(config, energies)
-        model.isolated_atoms = isolated
-        return model
-
-    return config.tensors(), build
-
-
-def _plan_ensemble(config: EnsembleConfig, energies: dict[str, float]) -> _Planned:
     members = []
-    for k, member in enumerate(config.members):
+    for k, member in enumerate(() if family else config.members):
         if member.family == Ensemble.__name__:
             raise InputError(f"member {k} is of unknown class 'Ensemble': an ensemble holds no ensembles")
         members.append(_plan(member.family, member.config, member.reference_energies, member.isolated_atoms))
 
     def build() -> Potential:
-        ensemble = Ensemble([make() for _, make in members])
-        if ensemble.reference_energies != energies:
-            ensemble.reference_energies = energies
-        return ensemble
+        if family is None:
+            ensemble = Ensemble([make() for _, make in members])
+            if ensemble.reference_energies != energies:
+                ensemble.reference_energies = energies
+            return ensemble
+        model = family.build(config, energies)
+        model.isolated_atoms = isolated
+        return model
 
+    if family is not None:
+        return config.tensors(), build
     return ((f"members.{k}.{name}", shape) for k, (each, _) in enumerate(members) for name, shape in each), build
 
 
@@ -133,12 +127,9 @@ def fingerprint(model: Potential) -> str:
 
 
 def save_model(model: Potential, folder: str | Path) -> Path:
-    """Write a model folder and return it.
+    """Write a model folder and return it; `OSError` if it cannot be written.
 
     Weights go first and the configuration, which holds their checksum, last: an interrupted save is noticed on loading.
-
-    Raises:
-        OSError: if the folder cannot be written.
     """
     text, weights = dump_model(model)
     folder = Path(folder)
@@ -149,11 +140,7 @@ def save_model(model: Potential, folder: str | Path) -> Path:
 
 
 def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
-    """Build a model from the two files of its folder; see `dump_model`.
-
-    Raises:
-        ModelFileError: names the file and what is wrong with it.
-    """
+    """Build a model from the two files of its folder; a `ModelFileError` names the file and what is wrong with it."""
     description = read_description(text, where)
     file = f"{where}/{WEIGHTS_FILE}"
     if not weights:
@@ -165,15 +152,15 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
     try:
-        dtype = description["dtype"]
-        if dtype not in ("float32", "float64"):
-            raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {dtype!r}")
+        if (said := description["dtype"]) not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {said!r}")
+        dtype = getattr(torch, said)
         parts = (description.get(key) for key in ("class", "config", "reference_energies", "isolated_atoms"))
         tensors, build = _plan(*parts)
         state = read_weights(weights, file, tensors, dtype)
         # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
         model = build()
-        model.to(getattr(torch, dtype))
+        model.to(dtype)
         model.load_state_dict(state)
         check_statements(description, model)
     except ModelFileError:
@@ -199,11 +186,7 @@ def list_models() -> list[str]:
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """The folder of a bundled model or of a path.
-
-    Raises:
-        ModelFileError: if there is neither; lists near matches.
-    """
+    """The folder of a bundled model or of a path; a `ModelFileError` lists near matches where there is neither."""
     bundled = _bundled()
     if str(name_or_path) in bundled:
         return bundled[str(name_or_path)]
@@ -222,11 +205,7 @@ def model_folder(name_or_path: str | Path) -> Path:
 
 
 def usable_device(name: torch.device | str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        InputError: if there is none, or if this PyTorch cannot use it.
-    """
+    """The device of that name; `InputError` if there is none, or if this PyTorch cannot use it."""
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
@@ -237,17 +216,13 @@ def usable_device(name: torch.device | str) -> torch.device:
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """`torch.float32` or `torch.float64` from itself or from its name; None stays None.
-
-    Raises:
-        InputError: for anything else.
-    """
+    """`torch.float32` or `torch.float64` from itself or its name; None stays None; `InputError` for anything else."""
     known = {"float32": torch.float32, "float64": torch.float64}
     found = known.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in known.values() and dtype is not None:
-        names = "torch.float32 or torch.float64" if found else "'float32' or 'float64'"
-        raise InputError(f"dtype must be {names}, got {found or repr(dtype)}.")
-    return found
+    if dtype is None or found in known.values():
+        return found
+    names = "torch.float32 or torch.float64" if found else "'float32' or 'float64'"
+    raise InputError(f"dtype must be {names}, got {found or repr(dtype)}.")
 
 
 def load_model(

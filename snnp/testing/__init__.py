@@ -113,19 +113,13 @@ def check_permutation(model: Potential, structures: list[Structure]) -> None:
         require_same("permutation", after, wanted)
 
 
-def _rotations() -> list[Tensor]:
-    """A rotation and a rotation with a mirror: energies know no handedness."""
-    q, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
-    q = q * torch.linalg.det(q).sign()
-    return [q, -q]
-
-
 @check
 def check_rotation(model: Potential, structures: list[Structure]) -> None:
     """Rotating or mirroring a structure keeps its energy and turns forces and stress."""
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
     for structure in structures:
         before = predict(model, structure)
-        for q in _rotations():
+        for q in (rotation, -rotation):  # one of them a mirror as well: energies know no handedness
             turned = replace(structure, positions=structure.positions @ q.T, cell=structure.cell @ q.T)
             wanted = Results(before.energy, before.energies, before.forces @ q.T, q @ before.stress @ q.T)
             require_same("rotation", predict(model, turned), wanted)
@@ -158,13 +152,6 @@ def check_conservation(model: Potential, structures: list[Structure]) -> None:
             require_close("conservation", "the relative torque (Å)", torque, torch.zeros_like(torque), 1e-8)
 
 
-def _heights(structure: Structure) -> list[float]:
-    """Extent (Å) of a single structure's cell, normal to the other periodic vectors; infinite where it is open."""
-    periodic = structure.pbc[0]
-    inverse = torch.linalg.pinv(structure.cell[0] * periodic[:, None])
-    return [1.0 / float(inverse[:, k].norm()) if periodic[k] else math.inf for k in range(3)]
-
-
 def _singles(structures: list[Structure]) -> list[Structure]:
     """The periodic ones, as far as they are no batches."""
     return [structure for structure in structures if structure.n_structures == 1 and bool(structure.pbc.any())]
@@ -174,7 +161,10 @@ def _singles(structures: list[Structure]) -> list[Structure]:
 def check_extensivity(model: Potential, structures: list[Structure]) -> None:
     """A supercell, large enough that no atom sees its own image, has the energies, forces and stress of its parts."""
     for structure in _singles(structures):
-        counts = [max(2, math.ceil(2.0 * model.cutoff / h)) if math.isfinite(h) else 1 for h in _heights(structure)]
+        periodic = structure.pbc[0]
+        # 1/Å, over the extent of the cell normal to the other periodic vectors.
+        heights = torch.linalg.pinv(structure.cell[0] * periodic[:, None]).norm(dim=0).tolist()
+        counts = [max(2, math.ceil(2.0 * model.cutoff * h)) if periodic[k] else 1 for k, h in enumerate(heights)]
         copies, part = math.prod(counts), predict(model, structure)
         wanted = Results(part.energy * copies, part.energies.repeat(copies), part.forces.repeat(copies, 1), part.stress)
         # ASE puts the copies one behind another.
@@ -190,8 +180,7 @@ def check_periodicity(model: Potential, structures: list[Structure]) -> None:
         wanted = predict(model, structure)
         periodic = structure.pbc[0].double()
         change = torch.tensor([[1.0, 0.0, 0.0], [2.0, 1.0, 0.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
-        among = periodic[:, None] * periodic[None, :]
-        change = torch.where(among.bool(), change, torch.eye(3, dtype=torch.float64))
+        change = torch.where(periodic.outer(periodic).bool(), change, torch.eye(3, dtype=torch.float64))
         skewed = replace(structure, cell=change @ structure.cell)
         require_same("periodicity (other lattice vectors)", predict(model, skewed), wanted)
         shift = torch.randint(-3, 4, (structure.n_atoms, 3), generator=generator).double() * periodic
@@ -213,8 +202,8 @@ def check_forces(model: Potential, structures: list[Structure]) -> None:
     for structure in structures:
         forces = present(model.compute(structure).forces, "forces", "forces")
         n = structure.n_atoms
-        steps = _STEP * torch.eye(3 * n, dtype=torch.float64).reshape(-1, 1, n, 3) * torch.tensor([[[1.0]], [[-1.0]]])
-        moved = [replace(structure, positions=structure.positions + step) for step in steps.flatten(0, 1)]
+        steps = _STEP * torch.eye(3 * n, dtype=torch.float64).reshape(-1, n, 3)
+        moved = [replace(structure, positions=structure.positions + s * step) for step in steps for s in (1.0, -1.0)]
         energies = _energies(model, moved).reshape(n, 3, 2, structure.n_structures).sum(dim=-1)
         wanted = (energies[..., 1] - energies[..., 0]) / (2.0 * _STEP)
         require_close("forces", "forces (eV/Å) against finite differences", forces, wanted, 1e-5)
@@ -225,13 +214,10 @@ def check_stress(model: Potential, structures: list[Structure]) -> None:
     """Stress is the derivative of the energy with strain, per volume; zero where there is no volume."""
     for structure in structures:
         stress = present(model.compute(structure, forces=False, stress=True).stress, "stress", "stress")
-        strained = []
-        for strain in torch.eye(9, dtype=torch.float64).reshape(9, 3, 3):
-            for step in (_STEP, -_STEP):
-                deform = torch.eye(3) + 0.5 * step * (strain + strain.T)
-                moved = structure.positions @ deform
-                strained.append(replace(structure, positions=moved, cell=structure.cell @ deform))
-        energies = _energies(model, strained).reshape(3, 3, 2, structure.n_structures)
+        strains = torch.eye(9, dtype=torch.float64).reshape(9, 3, 3)
+        deforms = [torch.eye(3) + 0.5 * step * (s + s.T) for s in strains for step in (_STEP, -_STEP)]
+        moved = [replace(structure, positions=structure.positions @ d, cell=structure.cell @ d) for d in deforms]
+        energies = _energies(model, moved).reshape(3, 3, 2, structure.n_structures)
         wanted = ((energies[:, :, 0] - energies[:, :, 1]) / (2.0 * _STEP)).permute(2, 0, 1)
         periodic = structure.pbc.all(dim=1)
         wanted = torch.where(periodic[:, None, None], wanted / structure.volume()[:, None, None], 0.0)
@@ -277,13 +263,11 @@ def _largest_jump(model: Potential, pair: tuple[int, int]) -> tuple[float, float
     """
     edges = torch.linspace(0.35 * model.cutoff, 1.05 * model.cutoff, 201, dtype=torch.float64)
     energies, forces = _energies_and_forces(model, pair, edges)
-    largest = float(forces.abs().max())
+    largest, jumps = float(forces.abs().max()), _changes(energies, forces)
     starts, width = edges[:-1], float(edges[1] - edges[0])
-    jumps = _changes(energies, forces)
     while width > 1e-8:
-        steepest = starts[jumps.topk(4).indices]
         width /= 16
-        parts = steepest[:, None] + width * torch.arange(17, dtype=torch.float64)
+        parts = starts[jumps.topk(4).indices, None] + width * torch.arange(17, dtype=torch.float64)
         energies, forces = _energies_and_forces(model, pair, parts.flatten())
         jumps = _changes(energies.reshape(-1, 17), forces.reshape(-1, 17, 9)).flatten()
         starts = parts[:, :-1].flatten()
@@ -333,9 +317,7 @@ def check_batch(model: Potential, structures: list[Structure]) -> None:
 def check_isolated_atoms(model: Potential, structures: list[Structure]) -> None:
     """An atom alone, in a large box, or beyond the cutoff of another has one energy and feels nothing.
 
-    The energy is E0 where the model says that this is an isolated atom's.
-
-    `structures` is not used.
+    The energy is E0 where the model says that this is an isolated atom's. `structures` is not used.
     """
     box = 3.0 * model.cutoff
     for symbol in model.elements:
@@ -359,10 +341,7 @@ def check_isolated_atoms(model: Potential, structures: list[Structure]) -> None:
 
 @check
 def check_empty(model: Potential, structures: list[Structure]) -> None:
-    """A batch without structures gives empty results; a structure without atoms has no energy.
-
-    `structures` is not used.
-    """
+    """A batch without structures gives empty results, one without atoms no energy; `structures` is not used."""
     nothing = predict(model, Structure.from_ase([]))
     mixed = predict(model, Structure.from_ase([Atoms(), Atoms(model.elements[0]), Atoms()]))
     for name, results, n, b in (("empty batch", nothing, 0, 0), ("empty structures", mixed, 1, 3)):
@@ -382,9 +361,8 @@ def check_unknown_element(model: Potential, structures: list[Structure]) -> None
         model.compute(Structure.from_ase(stranger))
     except UnknownElementError as error:
         require(symbol in str(error), "unknown element", f"the error does not name {symbol}: {error}")
-    else:
-        message = f"a structure with {symbol} was computed, but the model knows {model.elements}."
-        raise ContractError(f"unknown element: {message}")
+        return
+    require(False, "unknown element", f"a structure with {symbol} was computed, the model knows {model.elements}.")
 
 
 @check
@@ -433,9 +411,8 @@ def check_export(model: Potential, structures: list[Structure]) -> None:
     with torch.jit.optimized_execution(False):
         for structure in (each.to(device="cpu") for each in structures):
             wanted = predict(model, structure)
-            for b in range(structure.n_structures):
+            for b, (cell, pbc) in enumerate(zip(structure.cell, structure.pbc, strict=True)):
                 mine = structure.structure_of_atom == b
-                atoms = structure.numbers[mine], structure.positions[mine]
-                energy, forces = exported(*atoms, structure.cell[b], structure.pbc[b])
+                energy, forces = exported(structure.numbers[mine], structure.positions[mine], cell, pbc)
                 require_close("export", "energies (eV)", energy, wanted.energy[b], 1e-10)
                 require_close("export", "forces (eV/Å)", forces, wanted.forces[mine], 1e-10)

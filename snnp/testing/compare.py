@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,13 +34,8 @@ class Results(NamedTuple):
     stress: Tensor
 
 
-class Check(Protocol):
-    """A check: takes a potential, and structures of its elements in place of `example_structures`."""
-
-    __name__: str
-
-    def __call__(self, model: Potential, structures: Sequence[Structure] | None = None) -> None: ...
-
+Check = Callable[..., None]
+"""Takes a potential, and structures of its elements in place of `example_structures`."""
 
 CHECKS: dict[str, Check] = {}
 """Every check by name."""

@@ -110,11 +110,8 @@ class ListKeeper:
 
         2 d <= s (cutoff + skin) - cutoff.
 
-    Arguments:
-        cutoff: Å. skin: Å, zero rebuilds whenever something moves.
-
-    Threads may share it: each call gets a list that is right for its own arguments. The attribute `n_builds` counts how
-    often the list was built.
+    `cutoff` and `skin` in Å; a skin of zero rebuilds whenever something moves. Threads may share it: each call gets a
+    list that is right for its own arguments. `n_builds` counts how often one was built.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
@@ -126,11 +123,7 @@ class ListKeeper:
     def update(self, positions: Array, cell: Array, pbc: tuple[bool, bool, bool]) -> tuple[NeighbourRows, Array]:
         """The list and the translations of its images (both the same objects while nothing about them changed).
 
-        Arguments:
-            positions: [N, 3] contiguous float64, Å. cell: [3, 3] Å.
-
-        Raises:
-            InputError: for positions that are not finite, or a flat periodic cell.
+        Positions [N, 3], contiguous float64, and cell [3, 3] in Å; `InputError` where they are not finite or flat.
         """
         kept = self._kept  # read once: another thread may replace it meanwhile
         same_cell = kept is not None and bool((cell == kept.cell).all())
@@ -185,11 +178,9 @@ class PreparedCall:
 
     Arguments:
         packed: the model, from `pack_parameters`; starts at a multiple of 64, and is checked at every evaluation.
-        species: [N] int32, indices of elements.
-        neighbours: the list. images: `neighbours.images(cell)`.
+        species: [N] int32, indices of elements. neighbours: the list. images: `neighbours.images(cell)`.
         n_threads: parts of the work; results repeat to the bit for the same number.
-        structure: [N] int32, structure of each atom, or None for one.
-        n_structures: how many there are.
+        structure: [N] int32, which of `n_structures` each atom belongs to; None for one.
     """
 
     def __init__(

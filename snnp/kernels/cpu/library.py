@@ -110,8 +110,7 @@ def switched_off() -> Iterator[None]:
 def library() -> ctypes.CDLL | None:
     """The library, or None where it was not built, does not fit this machine, or is switched off.
 
-    Raises:
-        InputError: if the environment variable SNNP_KERNELS names something unknown.
+    `InputError` if the environment variable SNNP_KERNELS names something unknown.
     """
     return None if _switched_off else _loaded()
 

@@ -93,11 +93,7 @@ class Tables:
 class TrainingKernel:
     """The passes for one form of model.
 
-    Arguments:
-        parameters: the form. dtype: np.float32 or np.float64.
-
-    Attributes:
-        tables: the parameters; they must be written before a pass, in a copy of the kernel, too.
+    `tables` are the parameters; they must be written before a pass, in a copy of the kernel, too.
     """
 
     def __init__(self, parameters: SplineParameters, dtype: type[np.float32] | type[np.float64]) -> None:

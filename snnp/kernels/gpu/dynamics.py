@@ -118,10 +118,7 @@ class GpuDynamics:
     """Dynamics of one structure on the device of a kernel.
 
     Arguments:
-        kernel: the model on its device.
-        system: the start. velocities: [N, 3] Å/fs.
-        integrator: how to go on.
-        step: number of the start, on which the thermostat's noise depends.
+        system: the start. velocities: [N, 3] Å/fs. step: number of the start, on which the thermostat's noise depends.
 
     Raises:
         InputError: for overlapping atoms, positions that are not finite, a flat cell, or a barostat without a periodic
@@ -183,8 +180,7 @@ class GpuDynamics:
                 self._graph = graph
 
     def _make_box(self, start: Tensor) -> Box | None:
-        barostat = self.integrator.barostat
-        if barostat is None:
+        if (barostat := self.integrator.barostat) is None:
             return None
         volume, n = float(torch.linalg.det(self._start_cell).abs()), len(self._species)
         values = [volume, barostat.pressure, barostat.rate, self.list.reach, self.kernel.cutoff, n + 0.5]
@@ -193,7 +189,7 @@ class GpuDynamics:
 
     def _try_step(self) -> None:
         """One step that is taken back: kernels must be compiled before they are captured."""
-        before = self._kept()
+        before = [tensor.clone() for tensor in self._moving()]
         self._launch_step()
         self._restore(before)
         # Energies and virial, which are not kept, belong to that step, and the list perhaps too. Arrays must stay.
@@ -223,9 +219,6 @@ class GpuDynamics:
         state = self._state
         return state.positions, state.wraps, state.anchors, state.velocities, self._clock.step, self._clock.scale
 
-    def _kept(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self._moving()]
-
     def _restore(self, kept: list[Tensor]) -> None:
         for tensor, value in zip(self._moving(), kept, strict=True):
             tensor.copy_(value)
@@ -236,12 +229,8 @@ class GpuDynamics:
             self._atoms.images.copy_(self._box.start * self.list.scale[0])
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps; waits for the device once, at the end.
-
-        Raises:
-            InputError: if atoms overlap or fly apart.
-        """
-        before = self._kept()
+        """Go on by some steps; waits for the device once, at the end. `InputError` if atoms overlap or fly apart."""
+        before = [tensor.clone() for tensor in self._moving()]
         self._run(n_steps)
         # Too little room for a list: that part is computed again with more.
         while self.list.is_short(seen := self.list.read()):
@@ -261,15 +250,14 @@ class GpuDynamics:
 
     def observe(self) -> Observation:
         """The system now; copies, so that it can go on meanwhile."""
-        species = self._species.long()
-        cell = self._start_cell * self.list.scale[0]
+        state, work, cell = self._state, self._work, self._start_cell * self.list.scale[0]
         return Observation(
-            positions=self._state.positions + self._state.wraps.double() @ cell,
+            positions=state.positions + state.wraps.double() @ cell,
             cell=cell,
-            velocities=self._state.velocities.clone(),
-            forces=self._work.forces.clone(),
-            energies=self._work.energies.double() + self.kernel.reference[species],
-            virial=full_virial(self._work.virial.double().sum(dim=0)),
+            velocities=state.velocities.clone(),
+            forces=work.forces.clone(),
+            energies=work.energies.double() + self.kernel.reference[self._species.long()],
+            virial=full_virial(work.virial.double().sum(dim=0)),
         )
 
 

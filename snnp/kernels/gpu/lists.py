@@ -235,11 +235,7 @@ class CellList:
         self.scale[1] = self.scale[0]
 
     def build(self, state: State) -> None:
-        """Build the list now, with as much room as it takes; waits for the device.
-
-        Raises:
-            InputError: see `grow`.
-        """
+        """Build the list now, with as much room as it takes; waits for the device. Raises as `grow`."""
         while True:
             self.refresh(state)
             seen = self.read()

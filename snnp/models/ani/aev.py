@@ -235,7 +235,7 @@ def _plain_and_shifted(shifts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Block:
-    """`n_bins` bins of `length` triples each: `triples` of all, and `bins` in the list of filled bins."""
+    """Bins of `length` triples each: their `triples` among all, and their `bins` among the filled ones."""
 
     n_bins: int
     length: int
@@ -249,19 +249,12 @@ class _Block:
 
 @dataclass(frozen=True)
 class Triples:
-    """T triples of Q angular pairs, in blocks of bins.
+    """T triples of Q angular pairs, in blocks of bins."""
 
-    Arguments:
-        first, second: [T] the two pairs; Q in padding.
-        filled: [B] bins that are not empty, in the order of the blocks.
-        n_bins: by atom and then pair of elements.
-        blocks: what stands where.
-    """
-
-    first: Tensor
+    first: Tensor  # [T] the two pairs; Q in padding
     second: Tensor
-    filled: Tensor
-    n_bins: int
+    filled: Tensor  # [B] bins that are not empty, in the order of the blocks
+    n_bins: int  # by atom and then pair of elements
     blocks: tuple[_Block, ...]
 
     def products(self, shells: Tensor, powers: Tensor) -> Tensor:

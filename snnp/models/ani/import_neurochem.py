@@ -40,6 +40,11 @@ _DEEPEST = 3
 """Folders that may lie around the networks."""
 _TYPE = 1
 """The only kind of environment vector (TM) that the published networks use."""
+_CONSTANTS = {
+    **{"EtaR": ("radial", "eta"), "ShfR": ("radial", "shifts"), "Rcr": ("radial", "cutoff")},
+    **{"EtaA": ("angular", "eta"), "Zeta": ("angular", "zeta"), "Rca": ("angular", "cutoff")},
+    **{"ShfA": ("angular", "shifts"), "ShfZ": ("angular", "sections")},
+}
 
 
 class _Layer(NamedTuple):
@@ -190,23 +195,18 @@ def _read_params(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     if not elements or not set(elements) <= set(atomic_numbers) or len(set(elements)) < len(elements):
         raise ModelFileError(f"{path} names no elements: Atyp must be distinct chemical symbols.")
 
-    def several(key: str) -> list[float]:
+    aev: dict[str, dict[str, Any]] = {"radial": {}, "angular": {}}
+    for key, (part, name) in _CONSTANTS.items():
         if key not in entries:
             raise ModelFileError(f"{path}: {key} is missing; the file is not complete.")
         try:
-            return [_number(part) for part in entries[key]]
+            values = [_number(word) for word in entries[key]]
         except ValueError:
             raise ModelFileError(f"{path}: {key} must be numbers, got {', '.join(entries[key])}.") from None
-
-    def one(key: str) -> float:
-        values = several(key)
-        if len(values) != 1:
+        if name not in ("shifts", "sections") and len(values) != 1:
             raise ModelFileError(f"{path}: {key} has {len(values)} values; only one is supported.")
-        return values[0]
-
-    radial = {"eta": one("EtaR"), "shifts": several("ShfR"), "cutoff": one("Rcr")}
-    angular = {"eta": one("EtaA"), "zeta": one("Zeta"), "shifts": several("ShfA"), "sections": several("ShfZ")}
-    return elements, {"radial": radial, "angular": {**angular, "cutoff": one("Rca")}}
+        aev[part][name] = values if name in ("shifts", "sections") else values[0]
+    return elements, aev
 
 
 def _read_energies(path: Path, elements: tuple[str, ...]) -> dict[str, float]:

@@ -18,10 +18,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from snnp.models.ani.aev import AEV, AEVConfig
-from snnp.models.config import FamilyConfig, ForceTraining, Layers, TensorShape
+from snnp.models.config import FamilyConfig, ForceTraining, Layers, TensorShape, linear_tensors
 from snnp.models.gradients import PairGradients, activate, chunks, refuse_overlaps
 from snnp.models.potential import Potential, Prediction
-from snnp.neighbours import Neighbours, pair_vectors
+from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
 __all__ = ["ANI", "ANIConfig", "AtomicNetwork"]
@@ -54,8 +54,6 @@ class ANIConfig(FamilyConfig):
             raise ValueError("hidden needs at least one layer for each element")
         if isinstance(self.hidden, dict) and self.elements and set(self.hidden) != set(self.elements):
             raise ValueError(f"hidden must name exactly the elements {', '.join(self.elements)}")
-        if self.repulsion is not None:
-            self.repulsion.check_within(self.reach)
         return self
 
     def layers(self, symbol: str) -> tuple[int, ...]:
@@ -63,12 +61,11 @@ class ANIConfig(FamilyConfig):
         return self.hidden[symbol] if isinstance(self.hidden, dict) else self.hidden
 
     def tensors(self) -> Iterator[TensorShape]:
-        """The tensors that a model of this form stores, one after the other; nothing is allocated."""
+        """Layer by layer of each element."""
         length = self.aev.length(len(self.elements))
         for symbol in self.elements:
             for k, (n_in, n_out) in enumerate(pairwise([length, *self.layers(symbol), 1])):
-                yield f"networks.{symbol}.layers.{k}.weight", (n_out, n_in)
-                yield f"networks.{symbol}.layers.{k}.bias", (n_out,)
+                yield from linear_tensors(f"networks.{symbol}.layers.{k}", n_in, n_out)
 
     @property
     def reach(self) -> float:
@@ -94,19 +91,21 @@ class ANIConfig(FamilyConfig):
 
 
 class AtomicNetwork(nn.Module):
-    """The network of one element: `sizes` (D, hidden, ...), a linear layer to one number at the end."""
+    """The network of one element: `sizes` (D, hidden, ...), a linear layer to one number; TorchScript compiles it."""
 
     def __init__(self, sizes: tuple[int, ...], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise((*sizes, 1)))
 
-    def forward(self, features: Tensor, columns: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Energies [n], and what gives dE/dfeatures [n, D].
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies [n] of features [n, D]."""
+        for k, layer in enumerate(self.layers):
+            x = layer(x if k == 0 else activate(self.activation, x)[0])
+        return x[:, 0]
 
-        Arguments:
-            columns: of the first layer that belong to `features`; None for all.
-        """
+    def with_gradient(self, features: Tensor, columns: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Energies [n], and what gives dE/dfeatures [n, D]; of the `columns` of the first layer, None for all."""
         first, *others = (layer for layer in self.layers if isinstance(layer, nn.Linear))
         weights, slopes = [first.weight if columns is None else first.weight.index_select(1, columns)], []
         x = nn.functional.linear(features, weights[0], first.bias)
@@ -129,9 +128,7 @@ class ANI(Potential):
     """An ANI potential, one network.
 
     Arguments:
-        config: the form.
-        reference_energies: E0 in eV per element (missing ones are zero).
-        seed: for the initial weights.
+        reference_energies: E0 in eV per element (missing ones are zero). seed: for the initial weights.
 
     Example:
         >>> from ase.build import molecule
@@ -158,12 +155,10 @@ class ANI(Potential):
         """Draw small weights and zero biases."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.networks.parameters():
-            if parameter.ndim == 1:
-                parameter.zero_()
-            else:
-                scale = parameter.shape[1] ** -0.5
+            parameter.zero_()
+            if parameter.ndim > 1:
                 drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_(scale * drawn)
+                parameter.copy_(parameter.shape[1] ** -0.5 * drawn)
 
     def network(self, symbol: str) -> AtomicNetwork:
         """The network of an element."""
@@ -179,7 +174,7 @@ class ANI(Potential):
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
         """Analytic."""
-        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        vectors = self._vectors(structure, neighbours)
         energies, slopes = _evaluate([self], structure, vectors, neighbours, n_gradients=1)
         return energies[0], PairGradients(neighbours.i, neighbours.j, vectors, slopes[0])
 
@@ -200,15 +195,17 @@ class ANI(Potential):
         if len(alike) < len(potentials):
             return super().compute_each(potentials, structure, neighbours, forces=forces, stress=stress, apart=apart)
         neighbours = neighbours.to(self.device)
-        vectors = pair_vectors(structure, neighbours).to(self.dtype)
+        vectors = self._vectors(structure, neighbours)
         n_gradients = (len(alike) if apart else 1) if forces or stress else 0
         energies, slopes = _evaluate(alike, structure, vectors, neighbours, n_gradients=n_gradients)
-        found = []
-        for k, (model, mine) in enumerate(zip(alike, energies, strict=True)):
-            slope = slopes[k if apart else 0] if slopes else None
-            pairs = None if slope is None else PairGradients(neighbours.i, neighbours.j, vectors, slope)
-            found.append(model._complete(structure, neighbours, mine, pairs, forces=forces, stress=stress))
-        return found
+        pairs: list[PairGradients | None] = [None] * len(alike)
+        if slopes:
+            pairs = [PairGradients(neighbours.i, neighbours.j, vectors, slope) for slope in slopes]
+            pairs = pairs if apart else pairs * len(alike)
+        return [
+            model._complete(structure, neighbours, mine, theirs, forces=forces, stress=stress)
+            for model, mine, theirs in zip(alike, energies, pairs, strict=True)
+        ]
 
 
 def _evaluate(
@@ -231,15 +228,17 @@ def _evaluate(
         species = torch.searchsorted(torch.tensor(present, device=species.device), species)
     symbols = [first.elements[element] for element in present]
     energies, slopes = [], []
-    for atoms, pairs in chunks(neighbours, structure.n_atoms, _bounds(first, vectors, neighbours, structure.n_atoms)):
-        own, row = species[atoms], neighbours.i[pairs] - atoms.start
-        features, back = first.aev(row, species[neighbours.j[pairs]], vectors[pairs], (len(own), len(present)))
+    bounds = _bounds(first, vectors, neighbours, structure.n_atoms)
+    for atoms, (row, j, mine) in chunks(neighbours, vectors, structure.n_atoms, bounds):
+        own = species[atoms]
+        features, back = first.aev(row, species[j], mine, (len(own), len(present)))
         groups = [(own == element).nonzero()[:, 0] for element in range(len(present))]
         order = torch.cat(groups).argsort()
         inputs = [features.index_select(0, group) for group in groups]
         each, by_features = [], []
         for model in models:
-            evaluated = [model.network(symbol)(x, columns) for symbol, x in zip(symbols, inputs, strict=True)]
+            networks = [model.network(symbol) for symbol in symbols]
+            evaluated = [each.with_gradient(x, columns) for each, x in zip(networks, inputs, strict=True)]
             each.append(torch.cat([part for part, _ in evaluated])[order])
             if n_gradients:
                 by_features.append(torch.cat([gradient() for _, gradient in evaluated])[order])

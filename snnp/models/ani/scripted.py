@@ -8,27 +8,13 @@ from torch import Tensor, nn
 
 from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT, cosine_cutoff
 from snnp.models.ani.model import ANI
-from snnp.models.gradients import activate
-from snnp.models.scripted import ScriptedPotential, make_dense
+from snnp.models.gradients import dense_rows
+from snnp.models.scripted import Pairs, ScriptedPotential
 
 __all__ = ["ScriptedANI"]
 
 _CHUNK = 256
 """Atoms whose vectors are computed at once."""
-
-
-class _Network(nn.Module):
-    """The network of one element: features [n, D] to energies [n]."""
-
-    def __init__(self, layers: nn.ModuleList, activation: str) -> None:
-        super().__init__()
-        self.activation = activation
-        self.hidden, self.last = copy.deepcopy(layers[:-1]), copy.deepcopy(layers[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.hidden:
-            x = activate(self.activation, layer(x))[0]
-        return self.last(x)[:, 0]
 
 
 class ScriptedANI(ScriptedPotential):
@@ -47,24 +33,23 @@ class ScriptedANI(ScriptedPotential):
         self.angle_factor, self.least = ANGLE_FACTOR, LEAST_EXPONENT
         for name in ("radial_shifts", "angular_shifts", "half_sections"):
             self.register_buffer(name, getattr(model.aev, name).clone())
-        networks = (model.network(symbol) for symbol in model.elements)
-        self.networks = nn.ModuleList(_Network(each.layers, each.activation) for each in networks)
+        self.networks = nn.ModuleList(copy.deepcopy(model.network(symbol)) for symbol in model.elements)
 
     def exponential(self, exponent: Tensor) -> Tensor:
         """Clear of denormal numbers."""
         return torch.exp(exponent.clamp(min=self.least))
 
-    def features(self, row: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
-        """[n, D] of atoms `species` [n]; pairs as in `make_dense`."""
-        far = make_dense(row, channel, vectors, species, self.radial_cutoff)
+    def features(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
+        """[n, D]."""
+        far = dense_rows(pairs, species, centre, self.radial_cutoff)
         gaussians = self.exponential(-self.radial_eta * (far.distance.unsqueeze(-1) - self.radial_shifts).square())
         gaussians = gaussians * (0.25 * cosine_cutoff(far.distance, self.radial_cutoff) * far.mask).unsqueeze(-1)
         parts: list[Tensor] = []
         for a in range(self.n_elements):
             parts.append((gaussians * (far.channel == a).unsqueeze(-1)).sum(dim=1))
-        near = make_dense(row, channel, vectors, species, self.angular_cutoff)
+        near = dense_rows(pairs, species, centre, self.angular_cutoff)
         n_columns = near.distance.shape[1]
-        columns = torch.triu_indices(n_columns, n_columns, 1, device=vectors.device)
+        columns = torch.triu_indices(n_columns, n_columns, 1, device=centre.device)
         first, second = columns[0], columns[1]
         cosine = self.angle_factor * (near.unit @ near.unit.transpose(1, 2))[:, first, second]
         mean = 0.5 * (near.distance[:, first] + near.distance[:, second])
@@ -81,12 +66,12 @@ class ScriptedANI(ScriptedPotential):
                 parts.append(((shells * mine).transpose(1, 2) @ powers).flatten(1))
         return torch.cat(parts, dim=1)
 
-    def energies(self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
+    def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
         """As in `ScriptedPotential`."""
-        features = self.features(row, channel, vectors, species)
+        features = self.features(pairs, species, centre)
         total = torch.zeros_like(features[:, 0])
         for element, network in enumerate(self.networks):
-            mine = (species == element).nonzero()[:, 0]
+            mine = (species[centre] == element).nonzero()[:, 0]
             if mine.shape[0] > 0:
                 total = total.index_add(0, mine, network(features.index_select(0, mine)))
         return total

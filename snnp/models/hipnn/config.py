@@ -7,10 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from snnp.models.config import FamilyConfig, ForceTraining, Reach, TensorShape, Width
+from snnp.models.config import FamilyConfig, ForceTraining, Reach, TensorShape, Width, linear_tensors
 
 __all__ = ["HIPNNConfig"]
-
 
 _Layers = Annotated[int, Field(le=64)]
 
@@ -43,8 +42,6 @@ class HIPNNConfig(FamilyConfig):
     def _check(self) -> HIPNNConfig:
         if not self.lower < self.upper:
             raise ValueError(f"upper must be larger than lower, got {self.upper} and {self.lower} Å")
-        if self.repulsion is not None:
-            self.repulsion.check_within(self.cutoff)
         return self
 
     @property
@@ -75,13 +72,7 @@ class HIPNNConfig(FamilyConfig):
         return (len(self.elements), *(self.n_features for _ in range(self.n_interactions)))
 
     def tensors(self) -> Iterator[TensorShape]:
-        """The tensors that a model of this form stores, one after the other; nothing is allocated."""
-
-        def dense(name: str, n_in: int, n_out: int, *, bias: bool = True) -> Iterator[TensorShape]:
-            yield f"{name}.weight", (n_out, n_in)
-            if bias:
-                yield f"{name}.bias", (n_out,)
-
+        """Block by block, then the readouts."""
         width, radial = self.n_features, self.n_sensitivities
         for n, n_in in enumerate(self.widths[:-1]):
             interaction = f"blocks.{n}.interaction"
@@ -89,12 +80,12 @@ class HIPNNConfig(FamilyConfig):
             yield f"{interaction}.weights", (n_in, radial, width)
             if self.l_max:
                 yield f"{interaction}.scales", (self.l_max, width)
-            yield from dense(f"{interaction}.own", n_in, width)
-            yield from dense(f"blocks.{n}.residual.linear", width, width)
+            yield from linear_tensors(f"{interaction}.own", n_in, width)
+            yield from linear_tensors(f"blocks.{n}.residual.linear", width, width)
             if n_in != width:
-                yield from dense(f"blocks.{n}.residual.adjust", n_in, width, bias=False)
+                yield from linear_tensors(f"blocks.{n}.residual.adjust", n_in, width, bias=False)
             for k in range(self.n_atom_layers):
                 for name in ("linear", "residual.linear"):
-                    yield from dense(f"blocks.{n}.layers.{k}.{name}", width, width)
+                    yield from linear_tensors(f"blocks.{n}.layers.{k}.{name}", width, width)
         for k, n_in in enumerate(self.widths):
-            yield from dense(f"readouts.{k}", n_in, 1, bias=k > 0)
+            yield from linear_tensors(f"readouts.{k}", n_in, 1, bias=k > 0)

@@ -52,8 +52,7 @@ def import_hippynn(
     """
     where = "the state" if isinstance(source, Mapping) else str(source)
     state = _tensors(source, where)
-    prefix = next((name.removesuffix(_MARK) for name in state if name.endswith(_MARK)), None)
-    if prefix is None:
+    if (prefix := next((name.removesuffix(_MARK) for name in state if name.endswith(_MARK)), None)) is None:
         raise ModelFileError(
             f"the state holds no hippynn network: no tensor is named ...{_MARK}; give the state of a Hipnn, HipnnVec "
             "or HipnnQuad with resnet=True."
@@ -96,8 +95,7 @@ def _tensors(source: str | Path | Mapping[str, Any], where: str) -> dict[str, Te
 
 def _check_elements(state: Mapping[str, Tensor], config: HIPNNConfig) -> None:
     """The state of a whole graph says which element is which feature."""
-    table = next((value for name, value in state.items() if name.endswith("species_map")), None)
-    if table is None:
+    if (table := next((value for name, value in state.items() if name.endswith("species_map")), None)) is None:
         return
     if table.dim() != 1 or table.dtype.is_floating_point or table.dtype.is_complex:
         raise ModelFileError(

@@ -23,7 +23,7 @@ from snnp.models.gradients import PairGradients, chunks, join_gradients, make_sh
 from snnp.models.hipnn.config import HIPNNConfig
 from snnp.models.hipnn.layers import Block, PairGeometry, Tensors, dense
 from snnp.models.potential import Potential
-from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
+from snnp.neighbours import Neighbours, neighbour_list
 from snnp.structure import Structure
 
 __all__ = ["HIPNN", "hierarchicality"]
@@ -47,9 +47,7 @@ class HIPNN(Potential):
     """HIP-NN (`l_max` 0) or HIP-NN-TS (`l_max` 1 or 2).
 
     Arguments:
-        config: the form.
-        reference_energies: E0 in eV per element (missing ones are zero).
-        seed: for the initial weights.
+        reference_energies: E0 in eV per element (missing ones are zero). seed: for the initial weights.
 
     Example:
         >>> from ase.build import molecule
@@ -156,12 +154,11 @@ class HIPNN(Potential):
         n_pairs = _CHUNK_NUMBERS // max(config.n_features, config.n_sensitivities)
         n_pairs = n_pairs // 2 if config.l_max else n_pairs
         n_chunk = max(1, n_pairs * n_atoms // max(1, neighbours.n_pairs))
-        vectors, parts = pair_vectors(structure, neighbours).to(self.dtype), []
-        for atoms, mine in chunks(neighbours, n_atoms, [*range(0, max(n_atoms, 1), n_chunk), n_atoms]):
-            centre = torch.arange(atoms.start, atoms.stop, device=self.device)
-            pairs = (neighbours.i[mine] - atoms.start, neighbours.j[mine], vectors[mine])
-            parts.append(self.angles.geometry(make_shell(pairs, species, centre, self.cutoff), self.cutoff))
-        return parts
+        bounds = [*range(0, max(n_atoms, 1), n_chunk), n_atoms]
+        return [
+            self.angles.geometry(make_shell(pairs, species, centre, self.cutoff), self.cutoff)
+            for centre, pairs in chunks(neighbours, self._vectors(structure, neighbours), n_atoms, bounds)
+        ]
 
     # The hierarchy.
 
@@ -169,15 +166,12 @@ class HIPNN(Potential):
         """[N, n_interactions + 1] float64 terms of each atom's energy in eV; rows sum to `energies`.
 
         Order 0 holds all that is no term of the network: E0 (less the energy of the atom alone, where E0 is that) and
-        the repulsion.
-
-        Raises:
-            UnknownElementError, InputError: as `compute`.
+        the repulsion. Raises as `compute`.
         """
         structure = structure.to(device=self.device)
         neighbours = neighbour_list(structure, self.cutoff)
         with torch.no_grad():
-            vectors = pair_vectors(structure, neighbours).to(self.dtype)
+            vectors = self._vectors(structure, neighbours)
             terms = self.energy_terms(structure, vectors, neighbours).double()
             terms[:, 0] += self.energy_offsets().to(self.device)[self.species(structure)]
             if self.repulsion is not None:

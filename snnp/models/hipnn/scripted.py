@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from snnp.harmonics import Harmonics
-from snnp.models.gradients import activate
+from snnp.models.gradients import activate, dense_rows
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import HIPNN
-from snnp.models.scripted import ScriptedPotential, make_dense
+from snnp.models.scripted import Pairs, ScriptedPotential
 
 __all__ = ["ScriptedHIPNN"]
 
@@ -76,17 +76,14 @@ class ScriptedHIPNN(ScriptedPotential):
         # [Z, 1]: the first term of each element.
         self.register_buffer("bare", model.get_parameter("readouts.0.weight").detach().T.clone())
 
-    def energies(self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor) -> Tensor:
+    def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
         """As in `ScriptedPotential`."""
-        pairs = make_dense(row, channel, vectors, species, self.cutoff)
-        n_atoms, n_columns = pairs.distance.shape
-        everyone = torch.arange(n_atoms, device=j.device)[:, None].repeat(1, n_columns)
-        neighbour = everyone.index_put([pairs.row, pairs.column], j[pairs.kept])
-        cut = (torch.cos((0.5 * math.pi / self.cutoff) * pairs.distance) * pairs.mask).square()
-        directions = (self.harmonics(pairs.unit) * self.factors).transpose(1, 2)
-        z = torch.eye(self.bare.shape[0], dtype=vectors.dtype, device=vectors.device)[species]
+        rows = dense_rows(pairs, species, centre, self.cutoff)
+        cut = (torch.cos((0.5 * math.pi / self.cutoff) * rows.distance) * rows.mask).square()
+        directions = (self.harmonics(rows.unit) * self.factors).transpose(1, 2)
+        z = torch.eye(self.bare.shape[0], dtype=cut.dtype, device=cut.device)[species]
         total = self.bare[species]
         for block, readout in zip(self.blocks, self.readouts):  # noqa: B905  TorchScript knows no strict
-            z = block(z, neighbour, pairs.distance, cut, directions)
+            z = block(z, rows.j, rows.distance, cut, directions)
             total = total + readout(z)
         return total[:, 0]

@@ -20,7 +20,7 @@ from snnp.kernels.gpu import call as gpu
 from snnp.kernels.gpu.call import Atoms
 from snnp.kernels.gpu.lists import Rows, image_vectors, rows_of
 from snnp.kernels.parameters import SplineParameters
-from snnp.models.potential import Evaluated, Evaluator
+from snnp.models.potential import Evaluated, Evaluator, versions
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
@@ -31,10 +31,7 @@ _CPU_LIST, _GPU_ROWS = "packed for the CPU kernel", "rows for the GPU kernels"
 
 
 class Compiled:
-    """Keeps the evaluator of a model's parameters as they are; packed again when one of them has changed.
-
-    Changes are seen through torch's version counters, which all of torch's own ways to change a tensor advance.
-    """
+    """Keeps the evaluator of a model's parameters as they are; packed again when one of them has changed."""
 
     def __init__(self) -> None:
         # Tensors, their state when they were packed, and the evaluator: replaced together, as threads share a model.
@@ -53,10 +50,10 @@ class Compiled:
         device = known[0].device
         if not (library() is not None if device.type == "cpu" else device.type == "cuda" and gpu.available()):
             return None
-        if state != (zero, *((tensor._version, tensor.data_ptr()) for tensor in known)):
+        if state != (zero, versions(known)):
             # Parameters may have been replaced, not only changed. Changes during packing are packed at the next call.
             known = tensors()
-            state = (zero, *((tensor._version, tensor.data_ptr()) for tensor in known))
+            state = zero, versions(known)
             evaluator = _pack(parameters(), known[0])
             self._known = known, state, evaluator
         return evaluator

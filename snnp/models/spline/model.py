@@ -28,7 +28,7 @@ from snnp.models.spline.compiled import Compiled
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.readout import Readout, array_of, table_of
 from snnp.models.spline.three_body import Back, Moments, RadialSums, TripleSums, sum_triples
-from snnp.neighbours import Neighbours, pair_vectors, unordered_pairs
+from snnp.neighbours import Neighbours, unordered_pairs
 from snnp.splines import End, SplineSet, legendre_projection
 from snnp.structure import Structure
 
@@ -60,9 +60,7 @@ class SplineNNP(Potential):
     """The s-NNP; every special case (linear, EAM, s-MEAM, with or without skip) is a configuration of it.
 
     Arguments:
-        config: the form.
-        reference_energies: E0 in eV per element (missing ones are zero).
-        seed: for the initial filters and weights.
+        reference_energies: E0 in eV per element (missing ones are zero). seed: for the initial filters and weights.
     """
 
     config: SplineNNPConfig
@@ -195,23 +193,18 @@ class SplineNNP(Potential):
         over_triples = not self.uses_moments
         if over_triples and not (reused and self._shares_grids and len(self.g.grids) == 1):
             return Geometry(species, radial_shell, angular_shell, None, None)
-        radial = RadialSums.of(self.rho, radial_shell, self._radial_channels)
+        radial = RadialSums.of(self.rho, radial_shell, self._channels(self.phi is not None))
         angular: Moments | TripleSums | None = None
+        n_channels = self._channels(config.angular.elements == "pair")
         if over_triples:
-            angular = TripleSums.of(self.f, self.g, angular_shell, self._angular_channels)
+            angular = TripleSums.of(self.f, self.g, angular_shell, n_channels)
         elif self.has_three_body:
-            angular = Moments.of(self.f, self.harmonics, angular_shell, self._angular_channels)
+            angular = Moments.of(self.f, self.harmonics, angular_shell, n_channels)
         return Geometry(species, radial_shell, angular_shell, radial, angular)
 
-    @property
-    def _radial_channels(self) -> int:
-        apart = self.config.filters != "shared" or self.phi is not None
-        return self.config.n_elements if apart else 1
-
-    @property
-    def _angular_channels(self) -> int:
-        apart = self.config.filters != "shared" or self.config.angular.elements == "pair"
-        return self.config.n_elements if apart else 1
+    def _channels(self, apart: bool) -> int:
+        """E: how many kinds of neighbours filters, or what else acts on their pairs (`apart`), tell apart."""
+        return self.config.n_elements if apart or self.config.filters != "shared" else 1
 
     # Parameters in the layout of the evaluators.
 
@@ -226,7 +219,7 @@ class SplineNNP(Potential):
 
     def radial_filters(self) -> Tensor:
         """[C, F (+1), E K]: rho, and phi as the last row where there is a pair term."""
-        filters = self._per_channel(self.rho.free, self._radial_channels)
+        filters = self._per_channel(self.rho.free, self._channels(self.phi is not None))
         if self.phi is None:
             return filters
         z = self.config.n_elements
@@ -235,14 +228,12 @@ class SplineNNP(Potential):
 
     def angular_filters(self) -> Tensor:
         """[C, E', F, E K]: f per centre C; where g depends on elements E' = Z copies, each zero outside its channel."""
-        channels = self._angular_channels
+        channels = self._channels(self.config.angular.elements == "pair")
         filters = self._per_channel(self.f.free, channels)[:, None]
         if self.config.angular.elements == "shared" or channels == 1:
             return filters
-        own = torch.eye(channels, dtype=filters.dtype, device=filters.device).repeat_interleave(
-            self.f.free.shape[2], dim=1
-        )
-        return filters * own[None, :, None, :]
+        own = torch.eye(channels, dtype=filters.dtype, device=filters.device)
+        return filters * own.repeat_interleave(self.f.free.shape[2], dim=1)[None, :, None, :]
 
     def angle_coefficients(self) -> tuple[Tensor, Tensor]:
         """Legendre coefficients of g repeated over m [E', E', F, (L+1)²], and g(1) of equal elements [E', F]."""
@@ -265,10 +256,8 @@ class SplineNNP(Potential):
         radial, angular = pair_gradients(h)
         if pair_energies is not None:
             energies = energies + pair_energies
-        if angular is None:
-            return energies, [(geometry.radial_shell, radial)]
-        if geometry.angular_shell is geometry.radial_shell:
-            return energies, [(geometry.radial_shell, radial + angular)]
+        if angular is None or geometry.angular_shell is geometry.radial_shell:
+            return energies, [(geometry.radial_shell, radial if angular is None else radial + angular)]
         return energies, [(geometry.radial_shell, radial), (geometry.angular_shell, angular)]
 
     def features(self, geometry: Geometry) -> Tensor:
@@ -386,13 +375,11 @@ class SplineNNP(Potential):
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
         """Analytic, in chunks of atoms whose arrays fit into the cache."""
-        species, vectors = self.species(structure), pair_vectors(structure, neighbours).to(self.dtype)
+        species, vectors = self.species(structure), self._vectors(structure, neighbours)
         bounds = [*range(0, structure.n_atoms, _CHUNK_ATOMS), structure.n_atoms]
         energies, none = [vectors.new_zeros(0)], vectors[:0]
         pieces = [PairGradients(neighbours.i[:0], neighbours.j[:0], none, none)]
-        for atoms, mine in chunks(neighbours, structure.n_atoms, bounds):
-            centre = torch.arange(atoms.start, atoms.stop, device=self.device)
-            pairs = (neighbours.i[mine] - atoms.start, neighbours.j[mine], vectors[mine])
+        for centre, pairs in chunks(neighbours, vectors, structure.n_atoms, bounds):
             energy, gradients = self.evaluate(self.geometry(pairs, species, centre))
             energies.append(energy)
             pieces += [shell.pair_gradients(gradient) for shell, gradient in gradients]

@@ -9,7 +9,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from snnp.models.scripted import DensePairs, ScriptedPotential, make_dense
+from snnp.models.gradients import DenseRows, dense_rows
+from snnp.models.scripted import Pairs, ScriptedPotential
 from snnp.models.spline.model import SplineNNP
 from snnp.splines import SplineSet
 
@@ -33,7 +34,7 @@ class _Triples(nn.Module):
         self.g = _free(model.g)
         self.register_buffer("group_of", model.unordered.clone())
 
-    def features(self, f: Tensor, pairs: DensePairs) -> tuple[Tensor, list[Tensor]]:
+    def features(self, f: Tensor, pairs: DenseRows) -> tuple[Tensor, list[Tensor]]:
         """G3 [n, F], and what the gradient needs besides: f [n, J, F] is zero in padding."""
         cosine = (pairs.unit @ pairs.unit.transpose(1, 2)).clamp(-1.0, 1.0)
         group = pairs.channel
@@ -45,7 +46,7 @@ class _Triples(nn.Module):
         inner = (g * f[:, None, :, :]).sum(dim=2)
         return 0.5 * (f * inner).sum(dim=1), [inner, slope, cosine]
 
-    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: DensePairs) -> Tensor:
+    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: DenseRows) -> Tensor:
         """dE/dr_ij [n, J, 3] from h = dE/dG3 [n, F]."""
         inner, slope, cosine = state[0], state[1], state[2]
         h = h[:, None, :]
@@ -73,14 +74,14 @@ class _Moments(nn.Module):
         self.register_buffer("lowering", harmonics.lowering.permute(1, 0, 2).flatten(1).clone())
         self.harmonics = copy.deepcopy(harmonics)
 
-    def by_channel(self, f: Tensor, pairs: DensePairs) -> Tensor:
+    def by_channel(self, f: Tensor, pairs: DenseRows) -> Tensor:
         """[n, J, C F]: zero except in the channel of the neighbour."""
         if self.n_channels == 1:
             return f
         own = torch.arange(self.n_channels, device=f.device) == pairs.channel.unsqueeze(-1)
         return (own.to(f.dtype).unsqueeze(-1) * f.unsqueeze(-2)).flatten(-2)
 
-    def features(self, f: Tensor, pairs: DensePairs) -> tuple[Tensor, list[Tensor]]:
+    def features(self, f: Tensor, pairs: DenseRows) -> tuple[Tensor, list[Tensor]]:
         """G3 [n, F], and what the gradient needs besides: f [n, J, F] is zero in padding."""
         f = self.by_channel(f, pairs)
         y = self.harmonics(pairs.unit)
@@ -93,7 +94,7 @@ class _Moments(nn.Module):
         each = 0.5 * ((a * weighted).sum(dim=-1) - (f * f).sum(dim=1) * self.at_one)
         return each.reshape(-1, self.n_channels, self.n_filters).sum(dim=1), [f, y, weighted]
 
-    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: DensePairs) -> Tensor:
+    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: DenseRows) -> Tensor:
         """dE/dr_ij [n, J, 3] from h = dE/dG3 [n, F]."""
         f, y, weighted = state[0], state[1], state[2]
         h = h.repeat(1, self.n_channels)
@@ -125,34 +126,32 @@ class ScriptedSplineNNP(ScriptedPotential):
         self.angular = (_Moments if legendre else _Triples)(model) if model.has_three_body else None
         self.readout = copy.deepcopy(model.readout)
 
-    def evaluate(
-        self, row: Tensor, j: Tensor, channel: Tensor, vectors: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, pairs: Pairs, species: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """As in `ScriptedPotential`."""
-        pairs = make_dense(row, channel, vectors, species, self.cutoff)
-        group, inside = self.group_of[species[:, None], pairs.channel], pairs.mask.unsqueeze(-1)
-        value, slope = self.rho(pairs.distance, group)
+        far, own = dense_rows(pairs, species, centre, self.cutoff), species[centre]
+        group, inside = self.group_of[own[:, None], far.channel], far.mask.unsqueeze(-1)
+        value, slope = self.rho(far.distance, group)
         features = [(value * inside).sum(dim=1)]
-        near, f, f_slope, state = pairs, value, slope, [value]
+        near, f, f_slope, state = far, value, slope, [value]
         if self.angular is not None:
             if self.angular_cutoff < self.cutoff:
-                near = make_dense(row, channel, vectors, species, self.angular_cutoff)
-                group = self.group_of[species[:, None], near.channel]
+                near = dense_rows(pairs, species, centre, self.angular_cutoff)
+                group = self.group_of[own[:, None], near.channel]
             f, f_slope = self.f(near.distance, group)
             f, f_slope = f * near.mask.unsqueeze(-1), f_slope * near.mask.unsqueeze(-1)
             three_body, state = self.angular.features(f, near)
             features.append(three_body)
-        energies, h = self.readout(torch.cat(features, dim=1), species)
+        energies, h = self.readout(torch.cat(features, dim=1), own)
         radial = (slope * inside * h[:, None, : self.n_radial]).sum(dim=-1)
         if self.phi is not None:
-            value, slope = self.phi(pairs.distance, self.pair_of[species[:, None], pairs.channel])
+            value, slope = self.phi(far.distance, self.pair_of[own[:, None], far.channel])
             energies = energies + 0.5 * (value * inside).sum(dim=2).sum(dim=1)
             radial = radial + 0.5 * (slope * inside)[..., 0]
-        gradients = torch.zeros_like(vectors)
+        gradients = torch.zeros_like(pairs[2])
         if self.forces:
-            dense = radial.unsqueeze(-1) * pairs.unit
-            gradients = gradients.index_copy(0, pairs.kept, dense[pairs.row, pairs.column])
+            dense = radial.unsqueeze(-1) * far.unit
+            gradients = gradients.index_copy(0, far.kept, dense[far.mask])
             if self.angular is not None:
                 dense = self.angular.gradients(h[:, self.n_radial :], f, f_slope, state, near)
-                gradients = gradients.index_add(0, near.kept, dense[near.row, near.column])
+                gradients = gradients.index_add(0, near.kept, dense[near.mask])
         return energies, gradients

@@ -9,27 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from snnp.models.spline.config import (
-    AngularConfig,
-    EmbeddingConfig,
-    NetworkConfig,
-    RadialConfig,
-    SplineNNPConfig,
-)
+from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 
 __all__ = ["constrained", "eam", "linear", "s_meam", "s_nnp"]
 
 
 def _embedded_sum(elements: Sequence[str], radial: RadialConfig, angular: AngularConfig) -> SplineNNPConfig:
-    return SplineNNPConfig(
-        elements=tuple(elements),
-        radial=radial,
-        angular=angular,
-        pair_term=True,
-        network=None,
-        skip=False,
-        embedding=EmbeddingConfig(of="sum"),
-    )
+    form = SplineNNPConfig(elements=tuple(elements), radial=radial, angular=angular, pair_term=True, network=None)
+    return form.model_copy(update={"skip": False, "embedding": EmbeddingConfig(of="sum")})
 
 
 def eam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 6.0, intervals: int = 14) -> SplineNNPConfig:
