@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def _complete_cell(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cut
     return box
 
 
-def _all_pairs(positions: np.ndarray, starts: np.ndarray, cutoff: float) -> tuple[np.ndarray, ...]:
+def _all_pairs(positions: np.ndarray, starts: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of all structures of an open batch, (i, j, shift) sorted by i, from the distances of all atoms of each."""
     sizes = np.diff(starts)
     partners = np.repeat(sizes, sizes)
@@ -124,21 +125,18 @@ def neighbour_list(structure: Structure, cutoff: float) -> Neighbours:
     cells = structure.cell.detach().cpu().double().numpy()
     pbc = structure.pbc.cpu().numpy()
     starts = np.concatenate([[0], np.cumsum(structure.atoms_per_structure.cpu().numpy())])
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))]
     # A call of vesin costs as much as all pairs of a small molecule: a batch of those takes them all at once.
     small = structure.n_structures > 1 and np.diff(starts).max() <= _SMALL and not pbc.any()
     if small and np.abs(positions).max(initial=0.0) < _FARTHEST:
-        parts.append(_all_pairs(positions, starts, float(cutoff)))
-    for b in range(0 if parts else structure.n_structures):
-        first, last = int(starts[b]), int(starts[b + 1])
-        if last == first:
-            continue
-        i, j, shift = find_pairs(positions[first:last], cells[b], pbc[b], float(cutoff))
-        parts.append((i + first, j + first, shift.astype(np.int64)))
-    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
-    i, j, shift = (np.concatenate(columns) for columns in zip(*(parts or [empty]), strict=True))
-    device = structure.positions.device
-    i_t, j_t, shift_t = (torch.from_numpy(array).to(device) for array in (i, j, shift))
+        parts = [_all_pairs(positions, starts, float(cutoff))]
+    else:
+        for b, (first, last) in enumerate(pairwise(starts.tolist())):
+            if last > first:
+                i, j, shift = find_pairs(positions[first:last], cells[b], pbc[b], float(cutoff))
+                parts.append((i + first, j + first, shift.astype(np.int64)))
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    i_t, j_t, shift_t = (torch.from_numpy(column).to(structure.positions.device) for column in columns)
     return Neighbours(i_t, j_t, shift_t, float(cutoff))
 
 

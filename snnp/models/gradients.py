@@ -47,7 +47,8 @@ def activate(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return functional.softplus(x, 1.0, 40.0), torch.sigmoid(x)
 
 
-class PairGradients(NamedTuple):
+@dataclass(frozen=True)
+class PairGradients:
     """dE/dr_ij [Q, 3] of directed pairs i -> j ([Q] each) with their vectors [Q, 3]."""
 
     i: Tensor
@@ -58,7 +59,8 @@ class PairGradients(NamedTuple):
 
 def join_gradients(parts: Sequence[PairGradients]) -> PairGradients:
     """Pairs of several, side by side."""
-    return PairGradients(*map(torch.cat, zip(*parts, strict=True)))
+    columns = zip(*((p.i, p.j, p.vectors, p.gradients) for p in parts), strict=True)
+    return PairGradients(*(torch.cat(column) for column in columns))
 
 
 def sum_forces(pairs: PairGradients, n_atoms: int) -> Tensor:

@@ -83,7 +83,10 @@ class Session:
             return self._through_torch(numbers, positions, cell, pbc, stress)
         known, stepper = self._known, self._stepper
         if not (numbers.shape == known[0].shape and bool((numbers == known[0]).all())):
-            self._known = known = self._identify(numbers)
+            self.potential.check_elements(numbers)
+            index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
+            own = np.array(numbers)
+            self._known = known = own, np.array([index[number] for number in own.tolist()], dtype=np.int32)
         if stepper is None:
             self._stepper = stepper = evaluator.stepper(self.potential.cutoff, self.skin)
         positions = np.ascontiguousarray(positions, dtype=np.float64)
@@ -95,13 +98,6 @@ class Session:
             virial = virial / abs(np.linalg.det(cell))
             tensor = 0.5 * (virial + virial.T)
         return Evaluation(float(energies.sum()), energies, forces, tensor)
-
-    def _identify(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Check the elements: a copy of the numbers, and the index of each in the model."""
-        self.potential.check_elements(numbers)
-        index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
-        own = np.array(numbers)
-        return own, np.array([index[number] for number in own.tolist()], dtype=np.int32)
 
     def _through_torch(
         self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], stress: bool

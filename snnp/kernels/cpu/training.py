@@ -200,7 +200,13 @@ class TrainingKernel:
     def _run(self, task: int, batch: TrainingBatch, n_threads: int, **arrays: Array) -> None:
         lib = library()
         assert lib is not None
-        self._complete()
+        # The second copies.
+        for target, weight in zip(self._transposed, self.tables.weights, strict=True):
+            target[..., : weight.shape[1]] = weight.transpose(0, 2, 1)
+        if (embedding := self._parameters.readout.embedding) is not None:
+            rows = self.tables.embedding.transpose(0, 2, 1)
+            spacing, counts = 1.0 / embedding.inverse_spacing, embedding.n_intervals.astype(np.int64)
+            self._embedding[..., : rows.shape[1]] = spline_table(embedding.lower, spacing, counts, rows).coefficients
         columns: list[Array] = [batch.rows, batch.shift, batch.owner, *batch.pairs]
         passed = self._rows | arrays
         assert all(array.flags.c_contiguous for array in (*columns, *passed.values()))
@@ -209,12 +215,3 @@ class TrainingKernel:
         report = Report()
         if lib.snnp_train(task, *self._block, ctypes.byref(call), ctypes.byref(places), ctypes.byref(report)):
             raise InputError(status_message(report))
-
-    def _complete(self) -> None:
-        """Write the second copies."""
-        for target, weight in zip(self._transposed, self.tables.weights, strict=True):
-            target[..., : weight.shape[1]] = weight.transpose(0, 2, 1)
-        if (embedding := self._parameters.readout.embedding) is not None:
-            rows = self.tables.embedding.transpose(0, 2, 1)
-            spacing, counts = 1.0 / embedding.inverse_spacing, embedding.n_intervals.astype(np.int64)
-            self._embedding[..., : rows.shape[1]] = spline_table(embedding.lower, spacing, counts, rows).coefficients

@@ -222,15 +222,12 @@ def _spline_arrays(table: SplineTable | None, width: int, to: _Device) -> Spline
     return SplineArrays(to.real(lower), to.real(inverse_spacing), n_intervals, coefficients.shape[1], coefficients)
 
 
-def _racah(degree: int) -> Array:
-    """[(L+1)²] factors w with sum_m w_lm R_lm(u) R_lm(v) = P_l(u . v) for the harmonics of `_maths`."""
-    orders = [(n, abs(m)) for n in range(degree + 1) for m in range(-n, n + 1)]
-    return np.array([(2.0 if m else 1.0) * math.factorial(n - m) * math.factorial(n + m) for n, m in orders])
-
-
 def _tables(parameters: SplineParameters, form: Form, to: _Device) -> Tables:
+    # Factors w with sum_m w_lm R_lm(u) R_lm(v) = P_l(u . v) for the harmonics of `_maths`.
+    orders = [(n, abs(m)) for n in range(parameters.degree + 1) for m in range(-n, n + 1)]
+    racah = np.array([(2.0 if m else 1.0) * math.factorial(n - m) * math.factorial(n + m) for n, m in orders])
     repeated = np.repeat(parameters.legendre, 2 * np.arange(parameters.degree + 1) + 1, axis=-1)  # [C, C, F, (L+1)²]
-    legendre = (repeated * _racah(parameters.degree)).transpose(0, 3, 1, 2)
+    legendre = (repeated * racah).transpose(0, 3, 1, 2)
     legendre = _padded(legendre, form.channels, form.columns, form.channels, form.filters)
     length, *fits = parameters.screening
     cutoffs = (parameters.cutoff, parameters.angular_cutoff, *(parameters.repulsion or (0.0, 0.0)))
@@ -360,8 +357,7 @@ def refuse_overlaps(atoms: Atoms, rows: Rows, work: Work) -> None:
     """Raise `InputError` if an evaluation met atoms that overlap, or NaN positions. Waits for the device."""
     if not int(work.status):
         return
-    columns = torch.arange(rows.capacity, device=rows.length.device)
-    nearest, i, j = math.inf, 0, 0
+    columns, found = torch.arange(rows.capacity, device=rows.length.device), []
     # In parts: vectors of all pairs would take more memory than everything else.
     for first in range(0, rows.length.shape[0], _ROWS_AT_ONCE):
         part = slice(first, first + _ROWS_AT_ONCE)
@@ -370,9 +366,9 @@ def refuse_overlaps(atoms: Atoms, rows: Rows, work: Work) -> None:
         squares = vectors.square().sum(dim=-1).nan_to_num(nan=-1.0, posinf=math.inf)
         squares = squares.masked_fill(columns >= rows.length[part, None], math.inf)
         worst = int(squares.argmin())
-        if float(squares.flatten()[worst]) < nearest:
-            nearest, j = float(squares.flatten()[worst]), int(neighbour.flatten()[worst])
-            i = first + worst // rows.capacity
+        place = first + worst // rows.capacity, int(neighbour.flatten()[worst])
+        found.append((float(squares.flatten()[worst]), *place))
+    nearest, i, j = min(found)
     raise InputError(overlap_message(i, j, math.sqrt(nearest) if nearest >= 0.0 else math.nan))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -184,9 +185,8 @@ class CellList:
         width = 1 << max(int(capacity) - 1, 1).bit_length()
         n_cells = int(sizes.prod())
 
-        def whole(values: Tensor) -> Tensor:
-            return values.to(device=device, dtype=torch.int32)
-
+        zeros = partial(torch.zeros, dtype=torch.int32, device=device)
+        whole = partial(Tensor.to, device=device, dtype=torch.int32)
         return Grid(
             cell=self._box.flatten().to(device) * scale,
             inverse=inverse.flatten().to(device) / scale,
@@ -196,18 +196,17 @@ class CellList:
             images=whole(torch.where(self.pbc, torch.ceil(reach / sizes), 1.0)),
             periodic=whole(self.pbc),
             square=torch.tensor([self.reach**2], dtype=torch.float64, device=device),
-            home=torch.zeros(self._n_atoms, dtype=torch.int32, device=device),
-            filled=torch.zeros(n_cells, dtype=torch.int32, device=device),
-            members=torch.zeros(n_cells, width, dtype=torch.int32, device=device),
+            home=zeros(self._n_atoms),
+            filled=zeros(n_cells),
+            members=zeros(n_cells, width),
             capacity=width,
         )
 
     def _make_rows(self, capacity: int) -> Rows:
-        n, device = self._n_atoms, self.device
+        n, zeros = self._n_atoms, partial(torch.zeros, dtype=torch.int32, device=self.device)
         place = torch.int32 if n * capacity < 2**31 else torch.int64
-        length = torch.zeros(n, dtype=torch.int32, device=device)
-        neighbour, image = (torch.zeros(n, capacity, dtype=torch.int32, device=device) for _ in range(2))
-        return Rows(length, neighbour, image, torch.zeros(n, capacity, dtype=place, device=device), capacity)
+        reverse = zeros(n, capacity, dtype=place)
+        return Rows(zeros(n), zeros(n, capacity), zeros(n, capacity), reverse, capacity)
 
     @property
     def box(self) -> tuple[Tensor, Tensor]:
@@ -242,11 +241,10 @@ class CellList:
             self.flags[1:3] = 0
             if self.is_short(seen):
                 self.grow(state, seen)
-            # Rows cost memory on every atom: a generous first guess is taken back.
-            elif self.rows.capacity > 1.5 * _SLACK * seen.longest + 16:
-                self.rows = self._make_rows(max(int(_SLACK * seen.longest), 1))
-            else:
+            elif self.rows.capacity <= 1.5 * _SLACK * seen.longest + 16:
                 return
+            else:  # rows cost memory on every atom: a generous first guess is taken back
+                self.rows = self._make_rows(max(int(_SLACK * seen.longest), 1))
 
     def is_short(self, seen: Flags) -> bool:
         """Whether a list lacks neighbours for want of room."""

@@ -34,15 +34,6 @@ _CHUNK_NUMBERS = 2**18
 """V or F numbers for each pair of a chunk of atoms: for inference the arrays of a chunk (1 MB) stay in cache."""
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep what it frees: it would return the arrays of every call to the system and fault them in anew.
-
-    It keeps at least as much as the largest block of up to 32 MB that was ever freed. For batches of molecules this
-    halves the time of a call; untouched, the block itself takes no memory.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 class HIPNN(Potential):
     """HIP-NN (`l_max` 0) or HIP-NN-TS (`l_max` 1 or 2).
 
@@ -69,7 +60,9 @@ class HIPNN(Potential):
         self.readouts = nn.ModuleList(dense(n, 1, bias=k > 0) for k, n in enumerate(config.widths))
         self.double()
         self.reset(seed)
-        _keep_freed_memory()
+        # From now on glibc keeps as much as this block, of up to 32 MB, when it is freed, in place of returning the
+        # arrays of every call to the system: half the time of a batch of molecules. Untouched, it takes no memory.
+        torch.empty(31 * 2**20, dtype=torch.uint8)
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:

@@ -54,7 +54,7 @@ class Compiled:
             # Parameters may have been replaced, not only changed. Changes during packing are packed at the next call.
             known = tensors()
             state = zero, versions(known)
-            evaluator = _pack(parameters(), known[0])
+            evaluator = _evaluator(parameters(), known[0])
             self._known = known, state, evaluator
         return evaluator
 
@@ -66,7 +66,7 @@ class Compiled:
         return Compiled, ()
 
 
-def _pack(parameters: SplineParameters, like: Tensor) -> CpuEvaluator | GpuEvaluator | None:
+def _evaluator(parameters: SplineParameters, like: Tensor) -> CpuEvaluator | GpuEvaluator | None:
     single, on_cpu = like.dtype == torch.float32, like.device.type == "cpu"
     if on_cpu and supports(parameters):
         return CpuEvaluator(pack_parameters(parameters, np.float32 if single else np.float64))
@@ -119,29 +119,19 @@ class CpuEvaluator:
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """As the contract has it."""
-        rows = _packed_list(structure, neighbours)
+        owner = structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
+        # Kept with the list, because lists are used many times.
+        rows: NeighbourRows | None = neighbours.derived.get(_CPU_LIST)
+        if rows is None or len(rows.first) != structure.n_atoms + 1:
+            pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
+            neighbours.derived[_CPU_LIST] = rows = pack_pairs(pairs, structure.n_atoms, structure=owner)
         positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
         images = rows.images(structure.cell.detach().to(torch.float64).numpy())
-        elements, owner = species.to(torch.int32).contiguous().numpy(), _owner(structure)
-        threads = torch.get_num_threads()
+        elements, threads = species.to(torch.int32).contiguous().numpy(), torch.get_num_threads()
         call = PreparedCall(self.kernel, elements, rows, images, threads, owner, structure.n_structures)
         energies, per_atom, virial = call(positions, forces=forces)
         as_tensor = torch.from_numpy
         return Evaluated(as_tensor(energies), None if per_atom is None else as_tensor(per_atom), as_tensor(virial))
-
-
-def _owner(structure: Structure) -> NDArray[np.int32] | None:
-    return structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
-
-
-def _packed_list(structure: Structure, neighbours: Neighbours) -> NeighbourRows:
-    """The list in the kernel's layout; kept with the list, because lists are used many times."""
-    packed: NeighbourRows | None = neighbours.derived.get(_CPU_LIST)
-    if packed is None or len(packed.first) != structure.n_atoms + 1:
-        pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
-        packed = pack_pairs(pairs, structure.n_atoms, structure=_owner(structure))
-        neighbours.derived[_CPU_LIST] = packed
-    return packed
 
 
 class GpuEvaluator:
@@ -156,19 +146,12 @@ class GpuEvaluator:
         self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool = True
     ) -> Evaluated:
         """As the contract has it; forces come along."""
-        rows, reach = _rows(structure, neighbours)
+        owner, device = structure.structure_of_atom, structure.positions.device
+        # Kept with the list, because lists are used many times.
+        kept: tuple[Rows, tuple[int, int, int]] | None = neighbours.derived.get(_GPU_ROWS)
+        if kept is None or kept[0].length.device != device or kept[0].length.shape[0] != structure.n_atoms:
+            pairs = (neighbours.i.to(device), neighbours.j.to(device), neighbours.shift.to(device))
+            neighbours.derived[_GPU_ROWS] = kept = rows_of(pairs, structure.n_atoms, owner)
         positions = structure.positions.detach().to(torch.float64).contiguous()
-        images = image_vectors(reach, structure.cell)
-        atoms = Atoms(positions, species.to(torch.int32).contiguous(), images)
-        return Evaluated(*self.kernel.evaluate(atoms, rows, structure.structure_of_atom, structure.n_structures))
-
-
-def _rows(structure: Structure, neighbours: Neighbours) -> tuple[Rows, tuple[int, int, int]]:
-    """The list as rows on the device; kept with the list, because lists are used many times."""
-    device = structure.positions.device
-    kept: tuple[Rows, tuple[int, int, int]] | None = neighbours.derived.get(_GPU_ROWS)
-    if kept is None or kept[0].length.device != device or kept[0].length.shape[0] != structure.n_atoms:
-        pairs = (neighbours.i.to(device), neighbours.j.to(device), neighbours.shift.to(device))
-        kept = rows_of(pairs, structure.n_atoms, structure.structure_of_atom)
-        neighbours.derived[_GPU_ROWS] = kept
-    return kept
+        atoms = Atoms(positions, species.to(torch.int32).contiguous(), image_vectors(kept[1], structure.cell))
+        return Evaluated(*self.kernel.evaluate(atoms, kept[0], owner, structure.n_structures))

@@ -132,19 +132,16 @@ class SplineNNPConfig(FamilyConfig):
         if self.network is None and not self.skip and self.embedding is None:
             raise ValueError("without network, skip, and embedding no energy comes out: keep at least one")
         for kind in get_args(GridName):
-            if (grids := getattr(self.grids, kind)) is not None:
-                self._check_grids(kind, grids)
+            if (grids := getattr(self.grids, kind)) is None:
+                continue
+            if self.elements and len(grids) != self.n_groups(kind):
+                raise ValueError(f"grids.{kind} holds {len(grids)} grids for {self.n_groups(kind)} groups")
+            farthest, most = max(upper for _, upper, _ in grids), max(n for _, _, n in grids)
+            if farthest > _FARTHEST.get(kind, math.inf):
+                raise ValueError(f"grids.{kind} reaches {farthest:g} Å, more than the {_FARTHEST[kind]:g} Å allowed")
+            if kind in _FARTHEST and self.ends == "smooth" and most > _MOST_SMOOTH:
+                raise ValueError(f"grids.{kind} has {most} intervals; smooth ends allow {_MOST_SMOOTH}")
         return self
-
-    def _check_grids(self, kind: GridName, grids: tuple[_Grid, ...]) -> None:
-        """Grids that are written out must be as many as there are groups, and reach no farther than other cutoffs."""
-        if self.elements and len(grids) != self.n_groups(kind):
-            raise ValueError(f"grids.{kind} holds {len(grids)} grids for {self.n_groups(kind)} groups")
-        farthest, most = max(upper for _, upper, _ in grids), max(n for _, _, n in grids)
-        if farthest > _FARTHEST.get(kind, math.inf):
-            raise ValueError(f"grids.{kind} reaches {farthest:g} Å, more than the {_FARTHEST[kind]:g} Å allowed")
-        if kind in _FARTHEST and self.ends == "smooth" and most > _MOST_SMOOTH:
-            raise ValueError(f"grids.{kind} has {most} intervals; smooth ends allow {_MOST_SMOOTH}")
 
     @property
     def n_elements(self) -> int:

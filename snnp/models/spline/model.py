@@ -27,7 +27,7 @@ from snnp.models.repulsion import AMPLITUDES, DECAYS, SCREENING_LENGTH
 from snnp.models.spline.compiled import Compiled
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.readout import Readout, array_of, table_of
-from snnp.models.spline.three_body import Back, Moments, RadialSums, TripleSums, sum_triples
+from snnp.models.spline.three_body import Moments, RadialSums, TripleSums, sum_triples
 from snnp.neighbours import Neighbours, unordered_pairs
 from snnp.splines import End, SplineSet, legendre_projection
 from snnp.structure import Structure
@@ -274,8 +274,13 @@ class SplineNNP(Potential):
         rho = rho[geometry.species] if by_centre else rho[0]
         values = torch.einsum("nk,nfk->nf", sums.sums, rho) if by_centre else sums.sums @ rho.T
         features, back = values[:, :n_radial], None
-        if geometry.angular is not None:
-            three_body, back = self._three_body(geometry.angular, geometry)
+        if (angular := geometry.angular) is not None:
+            f, shell = self.angular_filters(), geometry.angular_shell
+            f = f[geometry.species] if f.shape[0] > 1 else f[0]
+            if isinstance(angular, TripleSums):
+                three_body, back = angular.features(shell, f.squeeze(-3), self.g.coefficients()[0])
+            else:
+                three_body, back = angular.features(shell, self.harmonics.lowering, f, *self.angle_coefficients())
             features = torch.cat([features, three_body], dim=1)
 
         def pair_gradients(h: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -287,13 +292,6 @@ class SplineNNP(Potential):
             return radial, None if back is None else back(h[:, n_radial:])
 
         return features, None if self.phi is None else 0.5 * values[:, n_radial], pair_gradients
-
-    def _three_body(self, angular: Moments | TripleSums, geometry: Geometry) -> tuple[Tensor, Back]:
-        filters = self.angular_filters()
-        filters = filters[geometry.species] if filters.shape[0] > 1 else filters[0]
-        if isinstance(angular, TripleSums):
-            return angular.features(geometry.angular_shell, filters.squeeze(-3), self.g.coefficients()[0])
-        return angular.features(geometry.angular_shell, self.harmonics.lowering, filters, *self.angle_coefficients())
 
     def _direct(self, geometry: Geometry) -> tuple[Tensor, Tensor | None, _PairGradients]:
         species, shell, inner = geometry.species, geometry.radial_shell, geometry.angular_shell

@@ -125,20 +125,16 @@ class Moments:
                 overlap = (strength @ outer.flatten(1)).unflatten(1, outer.shape[1:])
             else:
                 overlap = (flat * strength[..., None]).transpose(1, 2) @ flat
-            return self._pair_gradients(shell, lowering, moment, overlap)
+            weights = torch.cat([moment, 2.0 * overlap], dim=-1)  # W and V
+            radial = ((self.slopes @ weights) * self.targets).sum(dim=-1)
+            n_lower = lowering.shape[2]
+            lowered = moment @ lowering.permute(1, 0, 2).reshape(lowering.shape[1], -1)
+            tangent = (self.basis @ lowered).unflatten(-1, (3, n_lower))
+            tangent = (tangent * self.targets[..., None, :n_lower]).sum(dim=-1) / shell.distance[..., None]
+            along = radial - (tangent * shell.unit).sum(dim=-1)
+            return tangent + along[..., None] * shell.unit
 
         return features, back
-
-    def _pair_gradients(self, shell: Shell, lowering: Tensor, moment: Tensor, overlap: Tensor) -> Tensor:
-        """dE/dr_ij [n, J, 3] from W = dE/dM and V = dE/dS (symmetric), of the shapes of M and S."""
-        weights = torch.cat([moment, 2.0 * overlap], dim=-1)
-        radial = ((self.slopes @ weights) * self.targets).sum(dim=-1)
-        n_lower = lowering.shape[2]
-        lowered = moment @ lowering.permute(1, 0, 2).reshape(lowering.shape[1], -1)
-        tangent = (self.basis @ lowered).unflatten(-1, (3, n_lower))
-        tangent = (tangent * self.targets[..., None, :n_lower]).sum(dim=-1) / shell.distance[..., None]
-        along = radial - (tangent * shell.unit).sum(dim=-1)
-        return tangent + along[..., None] * shell.unit
 
 
 @dataclass(frozen=True)
