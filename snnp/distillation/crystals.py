@@ -68,6 +68,7 @@ _LATTICES = ("fcc", "bcc", "hcp", "diamond", "sc")
 _COMPOUNDS = ("B1", "B2", "L1_2", "L1_0")
 _PLANES = ((1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 1, 1))
 _HEXAGONAL_PLANES = ((0, 0, 1), (1, 0, 0), (1, 1, 0), (1, 0, 1))
+_DIRECTIONS = ((1, 0, 0), (1, 1, 0), (1, 1, 1))
 _DIMER_LENGTHS = np.linspace(0.62, 2.1, 12)  # of the distance of neighbours in the densest crystal
 _MOST_ATOMS = 64
 _MOST_PUSHES = 60
@@ -396,6 +397,11 @@ def _squeezed(crystal: Crystal, rng: Random) -> Atoms:
     least = min(max(0.5, _MARGIN * crystal.least_volume / crystal.volume), 0.85)
     ratio = rng.uniform(least, 0.85) if rng.random() < 0.6 else rng.uniform(1.25, 2.0)
     cell = _scaled(crystal.atoms, crystal.volume * ratio)
+    if ratio < 1.0 and rng.random() < 0.5:  # along one direction, as in a shock
+        way = rng.permutation(_DIRECTIONS[int(rng.integers(len(_DIRECTIONS)))]).astype(float)
+        along = (1.0 - ratio) * np.outer(way, way) / (way @ way)
+        cell = crystal.atoms.copy()
+        cell.set_cell(cell.cell.array @ (np.eye(3) - along), scale_atoms=True)
     return _shaken(_deformed(supercell(cell, rng.uniform(4, 24)), 0.03, rng), rng.uniform(0, 0.06), rng)
 
 
