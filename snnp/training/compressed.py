@@ -293,7 +293,10 @@ def compressed_frames(
         return []
     known = [_Kind.of(members) for members in kinds.values()]
     make = _Maker(wall, settings, np.random.default_rng([seed, 2]))
-    return [*make.squeezed(known), *make.crystals(known), *make.dimers()]
+    # Large data are seen few times: what must not be forgotten grows with them.
+    times = max(1, round(sum(len(kind.frames) for kind in known) / (10 * _MOST_SQUEEZED)))
+    squeezed = make.squeezed(known, times * _MOST_SQUEEZED)
+    return [*squeezed, *make.crystals(known), *(frame for _ in range(times) for frame in make.dimers())]
 
 
 @dataclass(frozen=True)
@@ -365,14 +368,14 @@ class _Maker:
         least = 1.0 - self.settings.tolerance
         return CompressedFrame(frame, way, work, least, 1.0 / least)
 
-    def squeezed(self, kinds: Sequence[_Kind]) -> list[CompressedFrame]:
-        """Frames of the data brought from their volume to one beyond the data's edge."""
+    def squeezed(self, kinds: Sequence[_Kind], most: int) -> list[CompressedFrame]:
+        """Frames of the data, so many at most, brought from their volume to one beyond the data's edge."""
         settings, rng = self.settings, self.rng
         wanted = settings.share * sum(frame.n_atoms for kind in kinds for frame in kind.frames)
         weights = np.array([len(kind.frames) for kind in kinds]) / sum(len(kind.frames) for kind in kinds)
         found: list[CompressedFrame] = []
         total = 0
-        while total < wanted and len(found) < _MOST_SQUEEZED:
+        while total < wanted and len(found) < most:
             kind = kinds[int(rng.choice(len(kinds), p=weights))]
             base = kind.dense[int(rng.integers(len(kind.dense)))]
             along = _direction(rng) if rng.random() < 0.5 else None
