@@ -58,9 +58,7 @@ class Finding:
         check: name of the check.
         severity: "error" must be mended before the model or data are used or published; "warning" should be looked
             at; "note" is good to know.
-        message: what was seen, with numbers and units.
-        meaning: what follows from it.
-        cure: how to mend it.
+        message: what was seen, with numbers and units. meaning: what follows from it. cure: how to mend it.
         frames: sources of the frames concerned, worst first; empty for a model, and where the whole set is concerned.
     """
 
@@ -111,8 +109,6 @@ class Table:
 
     Arguments:
         columns: what the cells of each row are; empty for rows of a name and its value.
-        rows: each as long as `columns`.
-        title: of the table.
         n_text: in Markdown, how many columns at the left hold text; the others are set right.
     """
 
@@ -193,13 +189,8 @@ class Report:
     """Everything that was found about one thing.
 
     Arguments:
-        subject: what was examined or made.
-        kind: what that is.
-        findings: worst first.
-        passed: names of the checks that found nothing.
-        tables: numbers, each with a title.
-        pictures: for the page.
-        seconds: how long it took.
+        subject: what was examined or made. kind: what that is. findings: worst first. passed: names of the checks that
+            found nothing. tables: numbers, each with a title. pictures: for the page. seconds: how long it took.
     """
 
     subject: str
@@ -294,8 +285,6 @@ class Report:
             + "\n".join(body)
             + "\n</body>\n</html>\n"
         )
-
-    to_html = html
 
 
 _STYLE = """
