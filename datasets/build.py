@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from snnp.data.description import Description, card, read_description
+from recipes import Make, build, from_xyz
+
+from snnp.data.description import Description, card, finish, read_description
 from snnp.data.read import dataset_files
-from snnp.data.recipes import Make, build, finish, from_xyz
 from snnp.files import write_atomically
 
 HERE = Path(__file__).resolve().parent

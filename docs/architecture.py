@@ -111,13 +111,13 @@ PICTURES["model"] = (
             "snnp/models/store.py", "config.json and model.safetensors, written whole or not at all", "a model folder"
         ),
         Step(
-            "snnp/publish/model_repository.py",
+            "snnp/publish.py",
             "what a model must state; the doctor examines it; the card",
             "folder with card and manifest of checksums",
             (("snnp/analysis/card.py", "errors, properties, stability, limits"),),
             "with",
         ),
-        Step("snnp/hub/upload.py", "one commit to the Hub", "org/name@commit"),
+        Step("snnp/hub/client.py", "one commit to the Hub", "org/name@commit"),
         Step(
             "snnp/hub/resolver.py",
             "one name: bundled, a folder, a mirror, the Hub; every file is checked",

@@ -15,6 +15,7 @@ import json
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "datasets"))
+from recipes import table
+
 from snnp.cli.main import app
-from snnp.data.description import read_description, table
+from snnp.data.description import read_description
 from snnp.models.config import FamilyConfig
 from snnp.models.families import FAMILIES
 from snnp.sampling.settings import MDSettings

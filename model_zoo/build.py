@@ -35,7 +35,7 @@ from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import crystal, stability_test, time_step_for
 from snnp.data import Frame, Frames
 from snnp.distillation import DistilProgress, DistilSettings, distil
-from snnp.doctor.short_distances import check_dimers, dimer_curves
+from snnp.doctor.trials import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
 from snnp.kernels.cpu.library import instruction_set

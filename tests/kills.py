@@ -45,7 +45,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from huggingface_hub import constants
 
-import snnp.publish.model_repository
+import snnp.publish
 import snnp.training.loop
 import snnp.training.summary
 import snnp_ase.md  # noqa: F401
@@ -105,8 +105,8 @@ def _be_the_command(arguments: list[str], folder: Path, output: Path) -> None:
         os.makedirs(tempfile.tempdir, exist_ok=True)
         snnp.training.loop._SAVE_EVERY_SECONDS = 0.0  # each epoch: an epoch here takes milliseconds
         snnp.training.summary.plot_parity = snnp.training.summary.plot_loss = lambda *_: None  # seconds
-        snnp.publish.model_repository._pictures = lambda *_: []
-        snnp.publish.model_repository._examine = lambda model, name: Report(name, "model", (), ())  # minutes
+        snnp.publish.draw_page = lambda *_, **__: None
+        snnp.publish.examine_model = lambda *_, subject, **__: Report(subject, "model", (), ())  # minutes
         _COMMAND(arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

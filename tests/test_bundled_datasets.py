@@ -12,8 +12,7 @@ from cli_runs import run_json
 
 from snnp import load_dataset, training
 from snnp.data import read_frames
-from snnp.data.description import Description, read_description
-from snnp.data.recipes import finish
+from snnp.data.description import Description, finish, read_description
 from snnp.data.write import parquet_writer
 from snnp.distillation.crystals import frames_of
 from snnp.errors import HubError

@@ -21,12 +21,14 @@ import snnp
 from snnp.cli.main import app
 from snnp.data import Dataset, convert, load_dataset, read_frames
 from snnp.data.frames import Frames
-from snnp.data.recipes import hdf5
 from snnp.data.storage.atoms import from_atoms, to_atoms
 from snnp.data.write import parquet_writer
 from snnp.errors import DataError, MissingDependencyError
 from snnp.training import load_config
 from snnp.training.problem import load_problem
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "datasets"))
+from recipes import hdf5
 
 SIZES = [4, 9, 3, 4, 4, 9]
 

@@ -21,7 +21,7 @@ from snnp.data.storage.atoms import from_atoms
 from snnp.data.storage.parquet import MemorySource
 from snnp.errors import DataError, HubError, InputError
 from snnp.hub import add_to_mirror, make_manifest, write_manifest
-from snnp.publish.dataset_repository import publish_dataset
+from snnp.publish import publish_dataset
 from snnp.training import load_config
 from snnp.training.problem import build_model, load_problem
 

@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from snnp.data import Frame, read_frames
 from snnp.doctor import DATA_CHECKS, Finding, Report, examine_data
-from snnp.doctor.duplicates import difference
+from snnp.doctor.coverage import difference
 from snnp.doctor.reading import read_set
 from snnp.errors import DataError
 from snnp.structure import Structure

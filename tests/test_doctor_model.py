@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 from snnp.doctor import MODEL_CHECKS, Finding, examine_model
 from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers, ordinary_structures
-from snnp.doctor.short_distances import check_dimers, dimer_curves
-from snnp.doctor.short_runs import Scaling, check_runs, check_scaling, measure_scaling, short_runs
+from snnp.doctor.trials import (
+    Scaling,
+    check_dimers,
+    check_runs,
+    check_scaling,
+    dimer_curves,
+    measure_scaling,
+    short_runs,
+)
 from snnp.models import Potential, SplineNNP
 from snnp.models.gradients import PairGradients
 from snnp.models.spline import special_cases

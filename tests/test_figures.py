@@ -22,8 +22,7 @@ from snnp.analysis.stability import StabilityRun
 from snnp.data import Frame
 from snnp.doctor import examine_data
 from snnp.doctor.pictures import model_pictures
-from snnp.doctor.short_distances import Dimer
-from snnp.doctor.short_runs import Run, Scaling
+from snnp.doctor.trials import Dimer, Run, Scaling
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
 from snnp.sampling import MDSettings, build_structure, run_md

@@ -22,10 +22,13 @@ import pytest
 import yaml
 from ase.build import bulk, molecule
 
-from snnp.data import load_dataset, read_frames, recipes
-from snnp.data.description import Description, card, header, parse_description, read_description, table
+sys.path.append(str(Path(__file__).resolve().parents[1] / "datasets"))
+import recipes
+from recipes import build, from_xyz, hdf5, repulsion, split_by, table
+
+from snnp.data import load_dataset, read_frames
+from snnp.data.description import Description, card, header, parse_description, read_description
 from snnp.data.frames import Frames
-from snnp.data.recipes import build, from_xyz, hdf5, repulsion, split_by
 from snnp.data.storage.extxyz import read_xyz
 from snnp.errors import DataError
 from snnp.hub import read_manifest, verify_folder

@@ -20,7 +20,7 @@ from snnp.analysis.card import card_markdown
 from snnp.analysis.curve_page import draw_page
 from snnp.cli.main import app
 from snnp.cli.options import with_options
-from snnp.data.description import Description, card, header, parse_description, read_description, table
+from snnp.data.description import Description, card, header, parse_description, read_description
 from snnp.errors import ConfigError, DataError, InputError, SnnpError
 from snnp.models import load_model
 from snnp.models.store import model_folder
@@ -28,11 +28,14 @@ from snnp.report import Finding, Report, Table
 from snnp.sampling import MDSettings
 from snnp.text import code, markdown, one_line, printable
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "datasets"))
+from recipes import table
+
 # Clears the screen, renames the window, turns writing round, colours; C0, C1, and Unicode's own.
 EVIL = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202ejpg.exe\u2066\x00\x7f\r[red]b[/red]\u2028c"
 SEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e\u2066]")
-MARKUP = "x | y `z [l](http://e.org) <b onclick=1>t</b> ![p](q) $1$ \\"
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+MARKUP = "x | y `z [l](http://e.org) <b onclick=1>t</b> ![p](q) $1$ \\"
 
 
 def _snnp(*arguments: object) -> Result:

@@ -6,6 +6,7 @@ Hartree, forces [B, n, 3] in Hartree/Å; NaN where a conformer was not computed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import numpy as np
 
 from snnp.data.description import Description
 from snnp.data.frames import Frames
-from snnp.data.recipes import Piece, hdf5, main, split_by
 from snnp.units import HARTREE_IN_EV
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all recipes share lies beside their folders
+from recipes import Piece, hdf5, main, split_by
 
 LEVELS = {
     "wb97x_dz": ("wb97x_dz.energy", "wb97x_dz.forces"),

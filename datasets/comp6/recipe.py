@@ -7,6 +7,7 @@ forces are gradients: along the rigid scans of S66x8 their integral is the energ
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from snnp.data.description import Description
 from snnp.data.frames import Frames
-from snnp.data.recipes import Piece, hdf5, main, numbers_of, repulsion
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all recipes share lies beside their folders
+from recipes import Piece, hdf5, main, numbers_of, repulsion
 
 NAMES = {"species", "coordinates", "energies", "forces"}
 

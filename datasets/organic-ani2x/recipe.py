@@ -8,6 +8,7 @@ standard deviations.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from snnp.data import Frames, load_dataset
 from snnp.data.description import Description
-from snnp.data.recipes import Piece, main
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all recipes share lies beside their folders
+from recipes import Piece, main
 
 _TRAINING_FRAMES = 4000
 

@@ -6,6 +6,7 @@ atom with symbol, coordinates in Å and Mulliken charge; frequencies; SMILES; In
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from ase import Atoms
 
 from snnp.data.description import Description
 from snnp.data.frames import Frames
-from snnp.data.recipes import Piece, main, split_by
 from snnp.data.storage.atoms import from_atoms
 from snnp.errors import DataError
 from snnp.units import HARTREE_IN_EV
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all recipes share lies beside their folders
+from recipes import Piece, main, split_by
 
 ARCHIVE = "dsgdb9nsd.xyz.tar.bz2"
 PROPERTIES = ("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")

@@ -133,7 +133,7 @@ def publish_dataset_command(
     as_json: Json = False,
 ) -> None:
     """Publish a dataset: licence and units checked, examined by the doctor, with card and checksums, in one commit."""
-    from snnp.publish.dataset_repository import publish_dataset
+    from snnp.publish import publish_dataset
 
     about = _statements(statements) if statements else None
     done = publish_dataset(

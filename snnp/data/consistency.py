@@ -1,13 +1,12 @@
 """Do energies, forces and stresses belong together, and are they in eV and Å? Asked of neighbouring frames in seconds.
 
-Between two frames of the same atoms the energy changes by the work of forces and stress (the trapezoid rule is exact
-where the energy is quadratic):
+Between two frames of the same atoms the energy changes by the work of forces and stress (exact where it is quadratic):
 
     E_b - E_a = k_F * -sum_i (F_a + F_b)_i / 2 . dx_i + k_S * V (S_a + S_b) / 2 : strain
 
-In one system of units k_F = k_S = 1. A factor that is clearly another is that of a unit, or of a sign, and is named.
-Where all labels are in the same wrong unit the factors are 1: then total energies of all electrons are compared with
-those of atoms, and the stiffness of matter with what is known.
+In one system of units k_F = k_S = 1; another factor is that of a unit, or of a sign, and is named. Where all labels are
+in the same wrong unit the factors are 1: then total energies of all electrons are compared with those of atoms, and the
+stiffness of matter with what is known.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,15 +47,11 @@ _HEAVIEST = 36  # beyond krypton relativity counts
 _LIGHT = {1: -0.5, 2: -2.9037, 3: -7.4781, 4: -14.6674}  # Hartree, non-relativistic atoms
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Changes of energy over works: the factor, the standard deviation of its logarithm, and how far to trust it.
+class Slope(NamedTuple):
+    """Changes of energy over works, between so many pairs of frames.
 
-    Arguments:
-        factor: 1 where both are in the same units.
-        error: from resampling the pairs.
-        explained: share of the changes of energy that the works explain; 1 for all of them.
-        pairs: number of pairs of frames.
+    `factor` is 1 where both are in the same units, `error` the standard deviation of its logarithm, and `explained` the
+    share of the changes of energy that the works explain.
     """
 
     factor: float
@@ -65,14 +60,11 @@ class Slope:
     pairs: int
 
 
-@dataclass(frozen=True)
-class Relation:
-    """What neighbouring frames say; None and NaN where they say nothing.
+class Relation(NamedTuple):
+    """What neighbouring frames say of the works of forces at constant cell, and of stresses; None and NaN for nothing.
 
-    Arguments:
-        forces, stress: of the works of forces at constant cell, and of stresses.
-        virial: of stresses taken for virials, `-stress * V`, which some files call stress.
-        stiffness: eV/Å², change of forces by displacement, usually.
+    `virial` is that of stresses taken for virials, `-stress * V`, which some files call stress; `stiffness` is the
+    usual change of forces by displacement in eV/Å².
     """
 
     forces: Slope | None
@@ -81,8 +73,7 @@ class Relation:
     stiffness: float
 
 
-@dataclass(frozen=True)
-class _Pairs:
+class _Pairs(NamedTuple):
     """[P] of P pairs of frames: change of energy, work of forces, of stresses, volume, stiffness, distance in Å."""
 
     energy: np.ndarray
@@ -104,7 +95,11 @@ def relation_of(frames: Sequence[Frame]) -> Relation:
     still: list[_Pairs] = []
     strained: list[_Pairs] = []
     for rows in sorted(groups.values(), key=len, reverse=True)[:_MOST_GROUPS]:
-        for pairs in _pairs(frames.take(_some(rows, int(frames.counts[rows[0]])))) if len(rows) > 1 else ():
+        most = int(np.clip(np.sqrt(_MOST_WORK / (3 * int(frames.counts[rows[0]]))), 2 * _RUN, _MOST_FRAMES))
+        if len(rows) > most:  # runs of consecutive frames, spread evenly
+            starts = np.linspace(0, len(rows) - _RUN, most // _RUN).astype(int)
+            rows = [rows[k] for k in np.unique(starts[:, None] + np.arange(_RUN))]
+        for pairs in _pairs(frames.take(rows)) if len(rows) > 1 else ():
             (strained if pairs.of_stress.any() else still).append(pairs)
     one = _joined(still)
     forces = None if one is None else _slope(one.energy, one.of_forces)
@@ -124,18 +119,9 @@ def _joined(found: list[_Pairs]) -> _Pairs | None:
     """The nearer half of all pairs: the farther apart, the less is the energy quadratic."""
     if not found:
         return None
-    columns = [np.concatenate([getattr(pairs, name) for pairs in found]) for name in _Pairs.__dataclass_fields__]
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     near = columns[-1] <= np.median(columns[-1])
     return _Pairs(*(column[near] for column in columns))
-
-
-def _some(rows: list[int], n_atoms: int) -> list[int]:
-    """Runs of consecutive frames, spread evenly."""
-    most = int(np.clip(np.sqrt(_MOST_WORK / (3 * n_atoms)), 2 * _RUN, _MOST_FRAMES))
-    if len(rows) <= most:
-        return rows
-    starts = np.linspace(0, len(rows) - _RUN, most // _RUN).astype(int)
-    return [rows[k] for k in np.unique(starts[:, None] + np.arange(_RUN))]
 
 
 def _pairs(group: Frames) -> Iterator[_Pairs]:
@@ -145,8 +131,11 @@ def _pairs(group: Frames) -> Iterator[_Pairs]:
     # Where nothing repeats a cell is only room, which differs where it was fitted around the atoms.
     cells = group.cell * group.pbc[:, :, None]
     periodic = bool(group.pbc[0].all())
-    if not group.pbc.any():
-        positions, forces = _aligned(positions, forces)
+    if not group.pbc.any():  # free molecules are centred, and turned onto the first one
+        positions = positions - positions.mean(axis=1, keepdims=True)
+        u, _, v = np.linalg.svd(np.einsum("bni,nj->bij", positions, positions[0]))
+        u[:, :, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(v))[:, None]
+        positions, forces = positions @ (u @ v), forces @ (u @ v)
     for a in range(len(group)):
         moves, strains = _moves(a, positions, cells, periodic)
         distance = np.sqrt((moves**2).sum(axis=2).mean(axis=1) + _STRAIN_LENGTH**2 * (strains**2).sum(axis=(1, 2)))
@@ -158,24 +147,14 @@ def _pairs(group: Frames) -> Iterator[_Pairs]:
             volume = 0.5 * (abs(np.linalg.det(cells[a])) + np.abs(np.linalg.det(cells[near])))
             of_forces = -0.5 * ((forces[a] + forces[near]) * moves[near]).sum(axis=(1, 2))
             of_stress = 0.5 * volume * ((stress[a] + stress[near]) * strains[near]).sum(axis=(1, 2))
-            if kind[strained].any():
-                good = np.isfinite(of_stress)
-            else:
-                good, of_stress = np.isfinite(of_forces), np.zeros(len(near))
+            if not kind[strained].any():
+                of_stress = np.zeros(len(near))
+            good = np.isfinite(of_stress if kind[strained].any() else of_forces)
             change = ((forces[a] - forces[near]) * moves[near]).sum(axis=(1, 2))
             stiffness = change / np.maximum((moves[near] ** 2).sum(axis=(1, 2)), _TINY)
             if good.any():
                 columns = (energy[near] - energy[a], of_forces, of_stress, volume, stiffness, distance[near])
                 yield _Pairs(*(column[good] for column in columns))
-
-
-def _aligned(positions: np.ndarray, forces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Free molecules, centred and turned onto the first one, and their forces."""
-    centred = positions - positions.mean(axis=1, keepdims=True)
-    u, _, v = np.linalg.svd(np.einsum("bni,nj->bij", centred, centred[0]))
-    u[:, :, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(v))[:, None]
-    turn = u @ v
-    return centred @ turn, forces @ turn
 
 
 def _moves(a: int, positions: np.ndarray, cells: np.ndarray, periodic: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -237,8 +216,7 @@ def _joint(pairs: _Pairs) -> Slope | None:
     return _slope(rest, works[:, 0]) if np.abs(rest).sum() > 0.2 * np.abs(changes).sum() else None
 
 
-@dataclass(frozen=True)
-class Suspicion:
+class Suspicion(NamedTuple):
     """Labels of one file ("forces", "stress" or "energy") that do not fit, by a factor: what was seen, and the cure.
 
     `certain`: a sound file could not look like this.
@@ -255,8 +233,7 @@ class Suspicion:
         return f"{self.file}: {self.message}; {self.cure}"
 
 
-@dataclass(frozen=True)
-class _Meaning:
+class _Meaning(NamedTuple):
     """What a factor means, the units to state, what forces are to be multiplied by, and how unusual it is."""
 
     factor: float
@@ -282,10 +259,11 @@ _FORCES = {
 def _meanings_of_forces() -> Iterator[_Meaning]:
     yield _Meaning(-1.0, "forces are gradients: they have the opposite sign", "forces: -eV/angstrom")
     for name, size in _FORCES.items():
-        unusual = _UNUSUAL.get(name.split("/")[0], 0.0)
-        yield _Meaning(1.0 / size, f"forces are in {name}", f"forces: {name}", 1.0 / size, unusual)
-        said = f"forces are gradients in {name} (minus the forces)"
-        yield _Meaning(-1.0 / size, said, f"forces: -{name}", 1.0 / size, unusual)
+        factor, unusual = 1.0 / size, _UNUSUAL.get(name.split("/")[0], 0.0)
+        yield _Meaning(factor, f"forces are in {name}", f"forces: {name}", factor, unusual)
+        yield _Meaning(
+            -factor, f"forces are gradients in {name} (minus the forces)", f"forces: -{name}", factor, unusual
+        )
     for name, size in _ENERGIES.items():
         said = f"energies are in {name} and forces in eV/Å"
         yield _Meaning(size, said, f"energy: {name}, forces: eV/angstrom", 1.0, _UNUSUAL.get(name, 0.0))
@@ -321,8 +299,7 @@ def rows_by_file(frames: Frames) -> dict[str, np.ndarray]:
     """Rows of the frames of each file that the sources name."""
     files: dict[str, list[int]] = defaultdict(list)
     for row, source in enumerate(frames.sources):
-        name, mark, _ = source.rpartition("#")
-        files[name if mark else "data"].append(row)
+        files[source.rpartition("#")[0] if "#" in source else "data"].append(row)
     return {name: np.array(rows) for name, rows in files.items()}
 
 
@@ -333,11 +310,7 @@ def by_file(frames: Sequence[Frame]) -> dict[str, Frames]:
 
 
 def suspicions(files: Mapping[str, Sequence[Frame]]) -> list[Suspicion]:
-    """Look for labels in wrong units, in each file by itself, and in files beside each other.
-
-    Arguments:
-        files: name -> its frames; of very many the largest are looked at.
-    """
+    """Look for labels in wrong units, in each file (name -> frames; of very many the largest) and beside each other."""
     largest = sorted(files, key=lambda name: len(files[name]), reverse=True)[:_MOST_FILES]
     known = {name: Frames.of(frames) for name, frames in files.items() if name in largest}
     found = [each for name, frames in known.items() for each in _of_one(name, frames)]
@@ -360,7 +333,11 @@ def _of_one(file: str, frames: Frames) -> Iterator[Suspicion]:
         said += "" if relation.forces is None else ", and forces fit to them"
         yield Suspicion(file, "energy", said, _statement(f"energy: {unit}"), True, electrons)
     else:
-        yield from _stiff(file, frames, relation)
+        limit = _MOST_STIFF if np.isin(frames.numbers, _SHORT_BONDS).any() else _MOST_STIFF_METAL
+        if relation.stiffness > limit:  # than any matter is: all labels are in a unit that makes large numbers
+            said = f"forces change by {relation.stiffness:.3g} eV/Å for each Å, known matter has less than {limit:.0f}"
+            cure = f"if all labels are in kcal/mol, {_statement('energy: kcal/mol')}; likewise kJ/mol"
+            yield Suspicion(file, "energy", said, cure, False, relation.stiffness / limit)
     stress = relation.stress
     if stress is None or not _is_off(stress, _OFF_STRESS):
         return
@@ -439,12 +416,3 @@ def _all_electrons(frames: Frames) -> float:
     if len(ratios) < _LEAST_PAIRS or np.ptp(np.quantile(ratios, [0.1, 0.9])) > 0.1 * abs(float(np.median(ratios))):
         return float("nan")
     return float(np.median(ratios))
-
-
-def _stiff(file: str, frames: Frames, relation: Relation) -> Iterator[Suspicion]:
-    """Matter that would be stiffer than any: its labels are in a unit that makes large numbers."""
-    limit = _MOST_STIFF if np.isin(frames.numbers, _SHORT_BONDS).any() else _MOST_STIFF_METAL
-    if relation.stiffness > limit:
-        said = f"forces change by {relation.stiffness:.3g} eV/Å for each Å, known matter has less than {limit:.0f}"
-        cure = "if all labels are in kcal/mol, " + _statement("energy: kcal/mol") + "; likewise kJ/mol"
-        yield Suspicion(file, "energy", said, cure, False, relation.stiffness / limit)

@@ -40,12 +40,8 @@ _BUFFER = 16  # row groups that are shuffled together: 131,072 small molecules
 class Batch:
     """B frames with N atoms in all, for a training step.
 
-    Arguments:
-        structure: the frames as one batch.
-        energy: [B] float64 eV; NaN where a frame has none, likewise below.
-        forces: [N, 3] eV/Å.
-        stress: [B, 3, 3] eV/Å³; NaN also where a frame is not fully periodic.
-        rows: [B] int64, which rows of the dataset these are.
+    `energy` is [B] eV in float64, `forces` [N, 3] eV/Å, `stress` [B, 3, 3] eV/Å³, NaN where a frame has none, and
+    stress also where it is not fully periodic; `rows` [B] says which rows of the dataset these are.
     """
 
     structure: Structure
@@ -59,13 +55,15 @@ class Dataset:
     """A view on the frames of a source, in any order; slices are views again.
 
     Arguments:
-        source: a `ParquetSource`, or frames in memory.
+        source: a `ParquetSource`, or frames in memory; `name` is that of the file, `method` the level of theory and
+            `software` the program that computed the labels, "" where the file does not say.
         rows: [n] int64, rows of the source.
         split: name of the split that these rows are, or None.
     """
 
     def __init__(self, source: Source, rows: np.ndarray, split: str | None = None) -> None:
         self._source, self._rows, self.split = source, rows, split
+        self.name, self.method, self.software = source.name, source.method, source.software
         self._starts = np.concatenate([[0], np.cumsum(source.sizes)])
 
     @cached_property
@@ -80,21 +78,6 @@ class Dataset:
     def __repr__(self) -> str:
         split = "" if self.split is None else f", split={self.split!r}"
         return f"Dataset({self._source.name!r}, {len(self):,} frames{split}, method={self.method!r})"
-
-    @property
-    def name(self) -> str:
-        """Name of the file, or of what was read."""
-        return self._source.name
-
-    @property
-    def method(self) -> str:
-        """Level of theory; "" if the file does not say."""
-        return self._source.method
-
-    @property
-    def software(self) -> str:
-        """Program that computed the labels; "" if the file does not say."""
-        return self._source.software
 
     @property
     def splits(self) -> dict[str, int]:
@@ -115,21 +98,16 @@ class Dataset:
             group = int(self._groups[index])
             row = int(self._rows[index] - self._starts[group])
             return self._source.chunk(group)[row : row + 1].checked()[0]
-        chosen = index if isinstance(index, slice) else np.asarray(index)
-        if isinstance(chosen, np.ndarray) and chosen.size == 0:
-            chosen = chosen.astype(np.int64)
-        return Dataset(self._source, self._rows[chosen], self.split)
+        if not isinstance(index, slice):
+            index = np.asarray(index, dtype=None if len(index) else np.int64)
+        return Dataset(self._source, self._rows[index], self.split)
 
     def __iter__(self) -> Iterator[Frame]:
         for frames in self.chunks():
             yield from frames.checked()
 
     def select(self, split: str) -> Dataset:
-        """The frames of a split.
-
-        Raises:
-            DataError: lists the splits that there are.
-        """
+        """The frames of a split; the error lists the splits that there are."""
         known = self._source.rows_of_splits()
         if split not in known:
             listing = ", ".join(f"{name} ({len(rows):,})" for name, rows in known.items() if name) or "none"
@@ -157,24 +135,31 @@ class Dataset:
         dtype: torch.dtype = torch.float64,
         buffer: int = _BUFFER,
     ) -> Iterator[Batch]:
-        """Batches of frames, read as they are needed.
+        """Batches of frames, read as they are needed; refuses NaN or infinite coordinates.
 
         Arguments:
             size: most frames in one.
             max_atoms: most atoms in one, except where a single frame has more; None: any number.
             shuffle: seed; the same seed gives the same batches, in memory or from a file. None: in order.
             dtype: of positions, cells and forces.
-            buffer: row groups that are shuffled together (their order is shuffled, too). What memory is needed grows
-                with it: two copies of so many row groups.
-
-        Raises:
-            DataError: for NaN or infinite coordinates.
+            buffer: row groups that are shuffled together (their order is shuffled, too), of which two copies are kept.
         """
         if size < 1 or buffer < 1 or (max_atoms is not None and max_atoms < 1):
             raise DataError(f"size={size}, buffer={buffer} and max_atoms={max_atoms} must be at least 1.")
         for frames, rows in self._pieces(shuffle, buffer, texts=False):
             for piece in frames.pieces(max_atoms or np.inf, size):
-                yield _batch(frames[piece], rows[piece], dtype)
+                batch = frames[piece]
+                structure = batch.structure(dtype)
+                structure.check()
+                stress = 0.5 * (batch.stress + batch.stress.transpose(0, 2, 1))
+                stress[~batch.has_volume] = np.nan
+                yield Batch(
+                    structure=structure,
+                    energy=torch.from_numpy(np.array(batch.energy)),
+                    forces=torch.from_numpy(np.array(batch.forces)).to(dtype),
+                    stress=torch.from_numpy(stress).to(dtype),
+                    rows=torch.from_numpy(rows[piece].astype(np.int64)),
+                )
 
     def _pieces(
         self, seed: int | Sequence[int] | None, buffer: int, texts: bool = True
@@ -202,21 +187,15 @@ class Dataset:
         return frames.take(rows)
 
     def frames(self) -> Frames:
-        """All frames in memory, fit for training.
-
-        Raises:
-            DataError: for NaN, or a structure that nothing can be computed of; names the frame.
-        """
+        """All frames in memory, fit for training; refuses what `Frames.checked` does."""
         return Frames.concatenate([frames.checked() for frames in self.chunks()])
 
     def in_memory(self) -> Dataset:
         """The same frames in the same groups, all unpacked: batches are the same, and come faster."""
         source = self._source
-        groups = {int(group): source.chunk(int(group)) for group in np.unique(self._groups)}
-        splits = source.rows_of_splits()
-        return Dataset(
-            MemorySource(groups, self.name, splits, self.method, self.software, source.sizes), self._rows, self.split
-        )
+        groups = {group: source.chunk(group) for group in np.unique(self._groups).tolist()}
+        about = (self.name, source.rows_of_splits(), self.method, self.software, source.sizes)
+        return Dataset(MemorySource(groups, *about), self._rows, self.split)
 
     def to_ase(self) -> list[Atoms]:
         """All frames as `ase.Atoms`, with everything that they say."""
@@ -243,25 +222,7 @@ class Dataset:
         return whole if np.array_equal(self._rows, np.arange(len(whole))) else whole.select(self._rows.tolist())
 
     def write(self, path: str | Path) -> Path:
-        """Write all frames as extended XYZ (.xyz, .extxyz) or parquet (.parquet); nothing is lost.
-
-        Raises:
-            DataError: for another ending.
-        """
+        """Write all frames as extended XYZ (.xyz, .extxyz) or parquet (.parquet); nothing is lost."""
         pieces = ((self.split or "train", frames) for frames in self.chunks())
         write_frames(pieces, path, self.method or "unknown", self.software)
         return Path(path)
-
-
-def _batch(frames: Frames, rows: np.ndarray, dtype: torch.dtype) -> Batch:
-    structure = frames.structure(dtype)
-    structure.check()
-    stress = 0.5 * (frames.stress + frames.stress.transpose(0, 2, 1))
-    stress[~frames.has_volume] = np.nan
-    return Batch(
-        structure=structure,
-        energy=torch.from_numpy(np.array(frames.energy)),
-        forces=torch.from_numpy(np.array(frames.forces)).to(dtype),
-        stress=torch.from_numpy(stress).to(dtype),
-        rows=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-    )

@@ -7,7 +7,6 @@ makes of them. In a folder that is published the same stands under "dataset" in 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from snnp.data.read import dataset_files, open_source
 from snnp.errors import DataError
+from snnp.files import write_atomically
+from snnp.hub import make_manifest, write_manifest
 from snnp.report import Markup, Table
 from snnp.text import code, markdown, one_line, printable
 
@@ -28,13 +29,15 @@ __all__ = [
     "card",
     "describe_part",
     "describe_parts",
+    "finish",
     "header",
     "parse_description",
     "read_description",
-    "table",
 ]
 
 _MOST_BYTES = 4_000_000
+# The Hub's names for how many rows there are.
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def _check_line(text: str) -> str:
@@ -82,6 +85,20 @@ class PartDescription(_Model):
     stresses: int = 0
     bytes: int | None = Field(None, ge=0)
 
+    @property
+    def atoms_in_one(self) -> str | None:
+        """Smallest to largest number of atoms, where it was counted."""
+        return None if self.sizes is None or self.frames is None else "–".join(map(str, sorted(set(self.sizes))))
+
+    @property
+    def labels(self) -> str | None:
+        """Which labels there are, with numbers where not all frames have them."""
+        if self.frames is None:
+            return None
+        numbers = {name: getattr(self, name) for name in ("energies", "forces", "stresses")}
+        found = [name if number == self.frames else f"{name} {number:,}" for name, number in numbers.items() if number]
+        return ", ".join(found) or "none"
+
 
 class Description(_Model):
     """A dataset.
@@ -117,24 +134,21 @@ class Description(_Model):
 
 def read_description(path: str | Path) -> Description:
     """Read a manifest; refuses what is none, and names the key that is wrong."""
-    path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with Path(path).open("rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
-        if not content.strip():
-            raise DataError(f"{path} is empty; expected the description of a dataset.")
-        tree = json.loads(content)
-        if isinstance(tree, dict) and tree.get("format") == "snnp-manifest":  # of a folder with its data
-            tree = (tree.get("about") or {}).get("dataset")
-        return parse_description(tree, str(path))
+        tree = json.loads(content) if len(content) <= _MOST_BYTES and content.strip() else None
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{path} cannot be read as a description of a dataset: {' '.join(str(error).split())}."
         ) from None
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
+    if not content.strip():
+        raise DataError(f"{path} is empty; expected the description of a dataset.")
+    if isinstance(tree, dict) and tree.get("format") == "snnp-manifest":  # of a folder with its data
+        tree = (tree.get("about") or {}).get("dataset")
+    return parse_description(tree, str(path))
 
 
 def parse_description(tree: Any, where: str) -> Description:
@@ -151,9 +165,9 @@ def parse_description(tree: Any, where: str) -> Description:
 
 
 def describe_part(path: Path, method: str = "", software: str = "", **more: Any) -> PartDescription:
-    """Count what a parquet file holds, or a file of extended XYZ.
+    """Count what a file of parquet or extended XYZ holds.
 
-    `method` and `software` go in place of what the file says; `more` are further fields, such as `files` and `note`.
+    `method` and `software` go in place of what it says; `more` are further fields, such as `files` and `note`.
     """
     source = open_source(path, labelled=False)
     atoms, sizes, elements, known = 0, set[int](), set[int](), np.zeros(3, dtype=np.int64)
@@ -184,9 +198,8 @@ def describe_parts(folder: Path, stated: dict[str, PartDescription] | None = Non
     counted = {}
     for name, path in dataset_files(folder).items():
         said = (stated or {}).get(name)
-        more = {} if said is None else {"note": said.note, "files": said.files}
-        method, software = ("", "") if said is None else (said.method, said.software)
-        counted[name] = describe_part(path, method, software, **more)
+        known = {} if said is None else said.model_dump(include={"method", "software", "note", "files"})
+        counted[name] = describe_part(path, **known)
     if not counted:
         raise DataError(f"{folder} holds no parquet files; make one with 'snnp convert' or a recipe.")
     return counted
@@ -200,76 +213,42 @@ def header(description: Description) -> str:
         "license": description.licence or "unknown",
         "pretty_name": description.title,
         "tags": ["snnp", "interatomic-potential", "molecular-dynamics", *elements],
-        "size_categories": [_size(frames)],
+        "size_categories": [next((name for most, name in _SIZES if frames < most), "1M<n<10M")],
         "configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in description.parts],
     }
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}---\n"
 
 
-def _size(frames: int) -> str:
-    """The Hub's names for how many rows there are."""
-    steps = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
-    return next((name for most, name in steps if frames < most), "1M<n<10M")
-
-
 def card(description: Description, *, recipe: bool = True) -> str:
-    """The text of a card, without its header.
-
-    Arguments:
-        description: with counts.
-        recipe: whether there is a recipe that builds the dataset from raw files.
-    """
+    """The text of a card, without its header; `recipe`: there is one that builds the dataset from raw files."""
     text = [f"# {description.name}: {markdown(description.title)}", "", markdown(description.summary), ""]
     licence = description.licence_note or description.licence or "none stated upstream"
     reason = description.why_not_redistributable()
     if reason is not None:
         licence += f" Recipe and checksums only: {reason}."
-    facts = [("Origin", description.origin), ("Licence", licence), ("Level of theory", _levels(description))]
+    levels = []
+    for name, part in description.parts.items():
+        level = part.method + (f" ({part.software})" if part.software else "") + (f"; {part.note}" if part.note else "")
+        levels.append(level if len(description.parts) == 1 else f"{code(name)}: {level}")
+    facts = [("Origin", description.origin), ("Licence", licence), ("Level of theory", "; ".join(levels))]
     facts += [("Conversions", description.conversions), ("Splits", description.splits)]
     text += [f"- **{name}.** {_sentence(value)}" for name, value in facts if value]
     text += [f"- {_sentence(note)}" for note in description.notes]
     if description.citation:
         text.append(f"- **Citation.** {_sentence('; '.join(description.citation))}")
-    text += ["", _parts_table(description), _raw_table(description) + _use(description, recipe)]
+    rows = []
+    for name, part in description.parts.items():
+        splits = ", ".join(f"{split} {n:,}" for split, n in part.splits.items()) or None
+        frames, elements = "counted when built" if part.frames is None else part.frames, " ".join(part.elements) or None
+        rows.append((Markup(code(name)), frames, part.atoms_in_one, elements, part.labels, splits))
+    columns = ("part", "frames", "atoms in one", "elements", "labels", "splits")
+    text += ["", Table(columns, rows, n_text=6).markdown(), _raw_table(description) + _use(description, recipe)]
     return "\n".join(text)
 
 
 def _sentence(text: str) -> str:
     text = markdown(text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _levels(description: Description) -> str:
-    parts = []
-    for name, part in description.parts.items():
-        level = part.method + (f" ({part.software})" if part.software else "") + (f"; {part.note}" if part.note else "")
-        parts.append(level if len(description.parts) == 1 else f"{code(name)}: {level}")
-    return "; ".join(parts)
-
-
-def _parts_table(description: Description) -> str:
-    rows = []
-    for name, part in description.parts.items():
-        frames = "counted when built" if part.frames is None else part.frames
-        splits = ", ".join(f"{split} {n:,}" for split, n in part.splits.items())
-        elements = " ".join(part.elements) or None
-        rows.append((Markup(code(name)), frames, _range(part), elements, _labels(part), splits or None))
-    return Table(("part", "frames", "atoms in one", "elements", "labels", "splits"), rows, n_text=6).markdown()
-
-
-def _range(part: PartDescription) -> str | None:
-    if part.sizes is None or part.frames is None:
-        return None
-    return str(part.sizes[0]) if part.sizes[0] == part.sizes[1] else f"{part.sizes[0]}–{part.sizes[1]}"
-
-
-def _labels(part: PartDescription) -> str | None:
-    """Which labels there are, with numbers where not all frames have them."""
-    if part.frames is None:
-        return None
-    numbers = {name: getattr(part, name) for name in ("energies", "forces", "stresses")}
-    found = [name if number == part.frames else f"{name} {number:,}" for name, number in numbers.items() if number]
-    return ", ".join(found) or "none"
 
 
 def _raw_table(description: Description) -> str:
@@ -292,22 +271,17 @@ def _use(description: Description, recipe: bool) -> str:
     return f"{steps}\n\nUnits: Å, eV, eV/Å, eV/Å³ (stress in ASE's sign).\n"
 
 
-def table(descriptions: Sequence[Description]) -> str:
-    """All datasets in one table: counts, levels of theory, licences, sizes."""
-    columns = ("dataset", "part", "frames", "atoms", "in one", "elements", "labels", "level of theory", "licence")
-    rows = []
-    for description in descriptions:
-        licence = description.licence or "none stated"
-        if description.why_not_redistributable() is not None:
-            licence += " (recipe only)"
-        for name, part in description.parts.items():
-            few = len(part.elements) <= 8
-            rows.append(
-                (
-                    *(Markup(code(description.name)), Markup(code(name))),
-                    *("not built here" if part.frames is None else part.frames, part.atoms, _range(part)),
-                    *(" ".join(part.elements) if few else f"{len(part.elements)} elements", _labels(part)),
-                    *(part.method, licence, None if part.bytes is None else f"{part.bytes / 1e6:.2f} MB"),
-                )
-            )
-    return Table((*columns, "parquet"), rows, n_text=10).markdown()
+def finish(folder: Path, description: Description, *, keep_card: bool = False) -> Description:
+    """Count the parquet files of a folder, and write its card and the manifest of its files.
+
+    `description` is what is known beside the counts; a `README.md` that is there stays as it is if `keep_card`.
+    """
+    counted = description.model_copy(update={"parts": describe_parts(folder, description.parts)})
+    text = card(counted, recipe=(folder / "recipe.py").is_file())
+    if not (keep_card and (folder / "README.md").is_file()):
+        write_atomically(folder / "README.md", (header(counted) + "\n" + text).encode())
+    about = {"dataset": json.loads(counted.model_dump_json())}
+    names = ["README.md", *(f"{name}.parquet" for name in counted.parts)]
+    names += sorted(path.name for path in folder.iterdir() if path.name == "recipe.py" or path.suffix == ".csv")
+    write_manifest(folder, make_manifest(folder, "dataset", names, about))
+    return counted

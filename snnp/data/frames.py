@@ -30,19 +30,13 @@ _TEXTS = ("sources", "groups", "extras")
 
 @dataclass(frozen=True)
 class Frame:
-    """One reference structure of N atoms with what is known about it.
+    """One reference structure of N atoms in float64 with what is known about it; refuses wrong shapes and NaN.
 
     Arguments:
-        structure: exactly one structure, float64.
-        energy: eV, or None.
-        forces: [N, 3] eV/Å, or None.
-        stress: [3, 3] eV/Å³, `dE/dstrain / V`, or None.
+        energy: eV, or None; forces: [N, 3] eV/Å, or None; stress: [3, 3] eV/Å³, `dE/dstrain / V`, or None.
         group: kind of structure (`config_type`), or None.
         source: where it came from, as in "train.xyz#17"; unique within one data set.
         energies: [N] eV of each atom, as a teacher divides the energy, or None.
-
-    Raises:
-        DataError: for wrong shapes, NaN or infinite numbers.
     """
 
     structure: Structure
@@ -57,14 +51,11 @@ class Frame:
         n = self.structure.n_atoms
         if self.structure.n_structures != 1 or n == 0:
             raise DataError(f"{self.source}: a frame holds one structure with atoms, got {n} atoms.")
-        expected = {"energy": (), "forces": (n, 3), "stress": (3, 3), "energies": (n,)}
-        for name, shape in expected.items():
+        for name, shape in {"energy": (), "forces": (n, 3), "stress": (3, 3), "energies": (n,)}.items():
             value = getattr(self, name)
-            if value is None:
-                continue
-            if np.shape(value) != shape:
+            if value is not None and np.shape(value) != shape:
                 raise DataError(f"{self.source}: {name} has shape {np.shape(value)}, expected {shape} for {n} atoms.")
-            if not np.isfinite(value).all():
+            if value is not None and not np.isfinite(value).all():
                 raise DataError(f"{self.source}: {_NOT_FINITE.format(name)}")
 
     @property
@@ -78,14 +69,12 @@ _NOT_FINITE = "{} holds NaN or infinite numbers; remove or recompute this frame.
 
 @dataclass(frozen=True, eq=False)
 class Frames(Sequence[Frame]):
-    """B frames with N atoms in all, with labels where there are any.
+    """B frames with N atoms in all, with labels where there are any; refuses shapes that do not agree.
 
     What a file holds is kept as it is, damage included; `checked` gives what can be learned from.
 
     Arguments:
-        counts: [B] int64, atoms per frame.
-        numbers: [N] int32, atomic numbers.
-        positions: [N, 3] Å.
+        counts: [B] int64, atoms per frame; numbers: [N] int32, atomic numbers; positions: [N, 3] Å.
         cell: [B, 3, 3] Å, rows are lattice vectors; zeros where there is none.
         pbc: [B, 3] bool.
         energy: [B] eV; NaN where `has_energy` is False.
@@ -96,9 +85,6 @@ class Frames(Sequence[Frame]):
         sources: such as "train.xyz#17"; empty where text was not read.
         groups: kind of each frame, or None; empty likewise.
         extras: JSON of everything else that a frame says (see `snnp.data.storage.contents`), or None; empty likewise.
-
-    Raises:
-        DataError: if the shapes do not agree.
     """
 
     counts: np.ndarray
@@ -195,14 +181,9 @@ class Frames(Sequence[Frame]):
         forces: np.ndarray | None = None,
         cell: np.ndarray | None = None,
     ) -> Frames:
-        """Frames of the same atoms, all with the same labels.
+        """Frames of the same atoms: numbers [n], positions [B, n, 3] Å, energy [B] eV, forces [B, n, 3] eV/Å.
 
-        Arguments:
-            numbers: [n] atomic numbers.
-            positions: [B, n, 3] Å.
-            energy: [B] eV.
-            forces: [B, n, 3] eV/Å.
-            cell: [B, 3, 3] Å of periodic frames; None: free molecules.
+        `cell` is [B, 3, 3] Å of periodic frames; None: free molecules.
         """
         nothing = [None] * len(positions)
         return Frames.join(
@@ -254,37 +235,30 @@ class Frames(Sequence[Frame]):
         """One frame; or those of a slice, without copies of the arrays."""
         if not isinstance(index, slice):
             row = range(len(self))[index]
-            return self[row : row + 1]._frame(f"#{row}")
+            one = self[row : row + 1]
+            return Frame(
+                structure=one.structure(),
+                energy=float(one.energy[0]) if one.has_energy[0] else None,
+                forces=one.forces.copy() if one.has_forces[0] else None,
+                stress=one.stress[0].copy() if one.has_stress[0] else None,
+                group=one.groups[0] if one.groups else None,
+                source=one.sources[0] if one.sources else f"#{row}",
+                energies=one.energies.copy() if one.has_energies[0] else None,
+            )
         first, last, step = index.indices(len(self))
         if step != 1:
             return self.take(np.arange(len(self))[index])
-        last = max(first, last)
-        atoms = slice(int(self.starts[first]), int(self.starts[last]))
-        chosen = {
-            name: getattr(self, name)[atoms if name in _PER_ATOM else slice(first, last)]
-            for name in Frames.__dataclass_fields__
-        }
-        return Frames(**chosen)
-
-    def _frame(self, name: str) -> Frame:
-        """The first of these."""
-        return Frame(
-            structure=self.structure(),
-            energy=float(self.energy[0]) if self.has_energy[0] else None,
-            forces=self.forces.copy() if self.has_forces[0] else None,
-            stress=self.stress[0].copy() if self.has_stress[0] else None,
-            group=self.groups[0] if self.groups else None,
-            source=self.sources[0] if self.sources else name,
-            energies=self.energies.copy() if self.has_energies[0] else None,
-        )
+        frames = slice(first, max(first, last))
+        atoms = slice(int(self.starts[frames.start]), int(self.starts[frames.stop]))
+        names = Frames.__dataclass_fields__
+        return Frames(**{name: getattr(self, name)[atoms if name in _PER_ATOM else frames] for name in names})
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Frames:
         """The frames of these rows, in this order, or those where a mask is True."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         counts = self.counts[rows]
-        first = np.cumsum(counts) - counts
-        atoms = np.repeat(self.starts[rows] - first, counts) + np.arange(int(counts.sum()))
+        atoms = np.repeat(self.starts[rows] - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         chosen: dict[str, Any] = {}
         for name in Frames.__dataclass_fields__:
             values = getattr(self, name)
@@ -358,11 +332,8 @@ class Frames(Sequence[Frame]):
     def checked(self, broken: list[str] | None = None) -> Frames:
         """What can be learned from: stresses are symmetric, and left out where a frame has no volume.
 
-        Arguments:
-            broken: gets one line for each frame that is refused, and the others are returned; None: raise.
-
-        Raises:
-            DataError: for NaN, or a structure that nothing can be computed of; names the frame.
+        Refused are NaN and structures that nothing can be computed of, with an error that names the frame; where
+        `broken` is given it gets a line for each of them, and the others are returned.
         """
         bad = []
         for row, text in self._faults():

@@ -14,16 +14,7 @@ from dataclasses import dataclass
 from snnp.errors import DataError, near_matches
 from snnp.units import ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS
 
-__all__ = [
-    "Keys",
-    "Names",
-    "Shape",
-    "Units",
-    "choose_names",
-    "keys_of",
-    "look_alikes",
-    "outranked",
-]
+__all__ = ["Keys", "Names", "Shape", "Units", "choose_names", "keys_of", "look_alikes", "outranked"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +28,7 @@ _LEVELS = frozenset(
         *("wb97xd", "wb97mv", "hse", "hse06", "hf", "mp2", "ccsd", "ccsdt", "rpa", "caspt2"),
     )
 )
+_RANKS = {"": 1, **dict.fromkeys(_REFERENCE, 0), **dict.fromkeys(_LEVELS, 2), "total": 3, "potential": 3, "free": 4}
 # Sizes, weights and parts of labels, which are none themselves.
 _NO_LABELS = re.compile(
     r"sigma|weight|mask|max|rms|mae|std|err|tol|cutoff|conv|constant|per_?atom|unit|field|kinetic|norm", re.IGNORECASE
@@ -55,16 +47,10 @@ _ATOMIC = {"energy": "Hartree", "length": "bohr"}
 
 @dataclass(frozen=True)
 class Units:
-    """Units of the numbers in a file. A minus sign in front turns the sign: forces of "-eV/angstrom" are gradients.
+    """Units of the numbers in a file; refuses what is no unit of a quantity, and names near matches.
 
-    Arguments:
-        energy: such as "eV", "kcal/mol", "Hartree"; also of virials.
-        length: such as "angstrom", "bohr", "nm".
-        forces: such as "kcal/mol/angstrom"; None: energy by length.
-        stress: such as "GPa", "-kbar", "eV/angstrom^3"; None: energy by length cubed.
-
-    Raises:
-        DataError: for what is no unit of the quantity; names near matches.
+    Such as "kcal/mol" (also of virials), "nm", "kcal/mol/angstrom", and "GPa" or "eV/angstrom^3"; None for forces and
+    stress: made of the others. A minus sign in front turns the sign: forces of "-eV/angstrom" are gradients.
     """
 
     energy: str = "eV"
@@ -87,11 +73,7 @@ class Units:
 
     @staticmethod
     def parse(given: object) -> Units:
-        """Units of a mapping, of a text such as "energy=kcal/mol,length=nm", or of one unit of energy; or "atomic".
-
-        Raises:
-            DataError: for unknown quantities or units.
-        """
+        """Units of a mapping, of a text such as "energy=kcal/mol,length=nm", or of one unit of energy; or "atomic"."""
         if isinstance(given, Units):
             return given
         if isinstance(given, str):
@@ -144,12 +126,8 @@ def _quotient(text: str, quantity: str, power: int) -> float:
 class Keys:
     """Names under which a file holds its labels, and their units; None takes the usual name that the file has.
 
-    Arguments:
-        energy: total energy per structure.
-        forces: per-atom column.
-        stress: in ASE's sign, 3x3, 9 or 6 (Voigt) numbers; a name that holds "virial" means `-stress * V`.
-        group: label of the kind of structure.
-        units: of all of them and of the coordinates.
+    Energies are total ones, stresses in ASE's sign, 3x3, 9 or 6 (Voigt) numbers; a name that holds "virial" means
+    `-stress * V`. `group` says of which kind a structure is; `units` are also those of the coordinates.
     """
 
     energy: str | None = None
@@ -182,21 +160,11 @@ def _rank(name: str) -> tuple[str, int] | None:
     match = _NAME.fullmatch(name) if len(name) <= _LONGEST_NAME else None
     if match is None:
         return None
-    core = match["core"].lower()
-    quantity = "energy" if core == "energy" else "forces" if core.startswith("force") else "stress"
+    quantity = {"e": "energy", "f": "forces"}.get(match["core"][0].lower(), "stress")
     words = [re.sub(r"[^a-z0-9]", "", word.lower()) for word in (match["before"], match["after"] or "")]
     words = [word for word in words if word and word != "tensor"]
-    if not words:
-        return quantity, 1
-    if len(words) > 1:
-        return None
-    if words[0] in _REFERENCE:
-        return quantity, 0
-    if words[0] in _LEVELS:
-        return quantity, 2
-    if quantity == "energy" and words[0] in ("total", "potential", "free"):
-        return quantity, 4 if words[0] == "free" else 3
-    return None
+    rank = _RANKS.get(" ".join(words))
+    return None if rank is None or (rank > 2 and quantity != "energy") else (quantity, rank)
 
 
 def _candidates(quantity: str, present: Iterable[str]) -> dict[str, int]:
@@ -212,35 +180,28 @@ def _option(quantity: str) -> str:
 def _choose(file: object, quantity: str, present: frozenset[str]) -> str | None:
     """The name that is meant, if any; refuses several."""
     ranks = _candidates(quantity, present)
-    if not ranks:
-        return None
-    best = min(ranks.values())
+    best = min(ranks.values(), default=0)
     names = sorted(name for name, rank in ranks.items() if rank == best)
-    rivals = sorted(name for name, rank in ranks.items() if best < rank == 2)
     if quantity == "stress":  # a virial is the same thing once more
         names = [name for name in names if "virial" not in name.lower()] or names
-    if len(names) > 1 or rivals:
-        several = [*names, *rivals]
+    several = [*names, *sorted(name for name, rank in ranks.items() if best < rank == 2)]
+    if len(several) > 1:
         raise DataError(
             f"{file} holds {quantity} under several names ({', '.join(several)}); say which is meant with "
             f"{_option(quantity)}, such as {several[-1]}."
         )
-    return names[0]
+    return several[0] if several else None
 
 
 def choose_names(
     file: object, shapes: Mapping[Shape, int], single_atoms: bool, keys: Keys = Keys(), *, labelled: bool = True
 ) -> Names:
-    """The one name per quantity that is used for a file.
+    """The one name per quantity that is used for a file, those of `keys` where they are prescribed.
 
-    Arguments:
-        shapes: which names occur together, and in how many frames.
-        single_atoms: whether it holds single atoms only, which need no forces.
-        keys: names that are prescribed.
-        labelled: whether there must be energies.
+    `shapes`: which names occur together, and in how many frames; `single_atoms`: it holds nothing else, and needs no
+    forces; `labelled`: there must be energies.
     """
-    info = frozenset().union(*(shape[0] for shape in shapes))
-    columns = frozenset().union(*(shape[1] for shape in shapes))
+    info, columns = (frozenset().union(*names) for names in zip(*shapes, strict=True))
     listing = ", ".join(sorted(info | columns)) or "none"
     names: Names = {"group": next((name for name in _GROUPS if name in info), None)}
     for quantity in ("energy", "forces", "stress", "group"):
@@ -270,11 +231,9 @@ def look_alikes(quantity: str, present: Iterable[str]) -> list[str]:
 
 def outranked(name: str, present: Iterable[str]) -> list[str]:
     """Those of the names that are present which a reader would take instead of a label's own, or not tell from it."""
-    rank = _rank(name)
-    if rank is None:
-        return []
-    found = _candidates(rank[0], present)
-    return sorted(other for other, its in found.items() if other != name and (its <= rank[1] or its == 2))
+    quantity, rank = _rank(name) or ("", 0)
+    found = _candidates(quantity, present)
+    return sorted(other for other, its in found.items() if other != name and (its <= rank or its == 2))
 
 
 def _warn(

@@ -35,17 +35,12 @@ _MEANINGS = {
 _CURE = "Compare one of the frames with the output of the reference calculation and convert or remove it."
 
 
-def _finding(kind: str, message: str, frames: tuple[str, ...] = ()) -> Finding:
-    return Finding(kind, "warning", message, _MEANINGS[kind], _CURE, frames)
-
-
 def check_frames(frames: Sequence[Frame]) -> list[Finding]:
     """Look for wrong units and damaged frames; an empty list means that nothing was suspicious.
 
-    The checks are "energy_outlier", "large_force", "typical_force", "short_distance", "long_distance", "large_stress".
-
-    Checked are energies per atom (after what the composition explains is taken out), force magnitudes, the
-    shortest distance of each frame and stresses. NaN never gets this far: `read_frames` refuses it.
+    The checks are "energy_outlier" (energies per atom, beyond what the composition explains), "large_force",
+    "typical_force", "short_distance" and "long_distance" (the shortest one of each frame), "large_stress". NaN never
+    gets this far: `read_frames` refuses it.
     """
     frames = Frames.of(frames)
     if not frames:
@@ -54,8 +49,12 @@ def check_frames(frames: Sequence[Frame]) -> list[Finding]:
     return [finding for check in checks for finding in check(frames)]
 
 
-def _worst_first(frames: Frames, badness: np.ndarray, bad: np.ndarray) -> tuple[str, ...]:
-    return tuple(frames.sources[row] for row in np.argsort(-badness) if bad[row])
+def _beyond(kind: str, frames: Frames, size: np.ndarray, limit: float, message: str) -> Iterator[Finding]:
+    """Frames of which a size [B] is beyond the limit, worst first."""
+    bad = size > limit
+    if bad.any():
+        named = tuple(frames.sources[row] for row in np.argsort(-size) if bad[row])
+        yield Finding(kind, "warning", f"{bad.sum()} frames have {message}", _MEANINGS[kind], _CURE, named)
 
 
 def _check_energies(frames: Frames) -> Iterator[Finding]:
@@ -64,14 +63,12 @@ def _check_energies(frames: Frames) -> Iterator[Finding]:
     if len(frames) < 3:
         return
     residual = energies_beyond_composition(frames, frames.has_energy)
-    bad = np.abs(residual) > _ENERGY_SPREAD
-    if bad.any():
-        message = (
-            f"{bad.sum()} frames have an energy per atom more than {_ENERGY_SPREAD} eV away from the rest "
-            f"(up to {residual[np.abs(residual).argmax()]:+.1f} eV/atom): another unit or zero of energy, "
-            "a failed calculation, or matter far from equilibrium"
-        )
-        yield _finding("energy_outlier", message, _worst_first(frames, np.abs(residual), bad))
+    message = (
+        f"an energy per atom more than {_ENERGY_SPREAD} eV away from the rest (up to "
+        f"{residual[np.abs(residual).argmax()]:+.1f} eV/atom): another unit or zero of energy, a failed calculation, "
+        "or matter far from equilibrium"
+    )
+    yield from _beyond("energy_outlier", frames, np.abs(residual), _ENERGY_SPREAD, message)
 
 
 def _check_forces(frames: Frames) -> Iterator[Finding]:
@@ -80,56 +77,43 @@ def _check_forces(frames: Frames) -> Iterator[Finding]:
         return
     norms = np.linalg.norm(frames.forces, axis=1)
     largest = frames.per_frame(norms, np.maximum)
-    bad = largest > _LARGEST_FORCE
-    if bad.any():
-        message = f"{bad.sum()} frames have forces above {_LARGEST_FORCE:.0f} eV/Å (up to {largest.max():.0f})"
-        yield _finding("large_force", message, _worst_first(frames, largest, bad))
+    message = f"forces above {_LARGEST_FORCE:.0f} eV/Å (up to {largest.max():.0f})"
+    yield from _beyond("large_force", frames, largest, _LARGEST_FORCE, message)
     # Perfect crystals have zero forces by symmetry: they say nothing about the unit.
     moving = norms[norms > 1e-6]
     typical = float(np.median(moving)) if moving.size else 1.0
     if typical < _SMALL_TYPICAL_FORCE:
         factor = HARTREE_IN_EV / BOHR_IN_ANGSTROM
-        message = f"forces are small (median {typical:.2g} eV/Å): if they are in Hartree/Bohr, multiply by {factor:.2f}"
-        yield _finding("typical_force", message)
+        said = f"forces are small (median {typical:.2g} eV/Å): if they are in Hartree/Bohr, multiply by {factor:.2f}"
     elif typical > _LARGE_TYPICAL_FORCE:
-        message = f"forces are large (median {typical:.3g} eV/Å): they may be in kcal/mol/Å or kJ/mol/Å, expected eV/Å"
-        yield _finding("typical_force", message)
+        said = f"forces are large (median {typical:.3g} eV/Å): they may be in kcal/mol/Å or kJ/mol/Å, expected eV/Å"
+    else:
+        return
+    yield Finding("typical_force", "warning", said, _MEANINGS["typical_force"], _CURE)
 
 
 def _check_distances(frames: Frames) -> Iterator[Finding]:
-    shortest = _shortest_distances(frames)
-    near = shortest < _SHORTEST
-    if near.any():
-        message = (
-            f"{near.sum()} frames have atoms closer than {_SHORTEST} Å (down to {shortest.min():.2f} Å): "
-            "positions may be in nm or fractional, or the cell is wrong"
-        )
-        yield _finding("short_distance", message, _worst_first(frames, -shortest, near))
-    # Lone atoms and pairs may be far apart on purpose (isolated atoms, dissociation curves).
-    far = (shortest > _FARTHEST) & (frames.counts > 2)
-    if far.any():
-        message = f"{far.sum()} frames have no two atoms closer than {_FARTHEST} Å: positions in another unit?"
-        yield _finding("long_distance", message, _worst_first(frames, shortest, far))
-
-
-def _shortest_distances(frames: Frames) -> np.ndarray:
-    """[B] shortest distance in each frame, Å; infinite where it is far beyond that of any matter."""
     # Of all arrangements close packing keeps atoms the farthest apart: 1.12 of the edge of a cube that holds one.
     # Within that a crystal has a pair in any case; lengths in nm would have all too many within a fixed distance.
     reach = np.fmin(_FARTHEST, 1.2 * np.cbrt(frames.volume / frames.counts))
     order, shortest = np.argsort(reach), np.empty(len(frames))
     for rows in np.split(order, range(_BATCH, len(order), _BATCH)):
         shortest[rows] = frames.take(rows).shortest_distances(float(reach[rows].max()))
-    return shortest
+    message = (
+        f"atoms closer than {_SHORTEST} Å (down to {shortest.min():.2f} Å): positions may be in nm or fractional, or "
+        "the cell is wrong"
+    )
+    yield from _beyond("short_distance", frames, -shortest, -_SHORTEST, message)
+    # Lone atoms and pairs may be far apart on purpose (isolated atoms, dissociation curves).
+    apart = np.where(frames.counts > 2, shortest, 0.0)
+    message = f"no two atoms closer than {_FARTHEST} Å: positions in another unit?"
+    yield from _beyond("long_distance", frames, apart, _FARTHEST, message)
 
 
 def _check_stresses(frames: Frames) -> Iterator[Finding]:
     largest = np.nan_to_num(np.abs(frames.stress).max(axis=(1, 2)))
-    bad = largest > _LARGEST_STRESS
-    if bad.any():
-        message = (
-            f"{bad.sum()} frames have stresses above {_LARGEST_STRESS} eV/Å³ "
-            f"({_LARGEST_STRESS * EV_PER_ANGSTROM3_IN_GPA:.0f} GPa), up to {largest.max():.3g}: they may be in GPa or "
-            "kbar, or virials in eV (name a key that holds 'virial')"
-        )
-        yield _finding("large_stress", message, _worst_first(frames, largest, bad))
+    message = (
+        f"stresses above {_LARGEST_STRESS} eV/Å³ ({_LARGEST_STRESS * EV_PER_ANGSTROM3_IN_GPA:.0f} GPa), up to "
+        f"{largest.max():.3g}: they may be in GPa or kbar, or virials in eV (name a key that holds 'virial')"
+    )
+    yield from _beyond("large_stress", frames, largest, _LARGEST_STRESS, message)

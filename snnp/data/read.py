@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -80,9 +81,9 @@ def read_any(
 
 
 def read_atoms(path: str | Path, index: int = -1) -> Atoms:
-    """One structure of extended XYZ, with what belongs to its atoms (momenta, constraints) but without results.
+    """One structure of a file that `holds_xyz`, with what belongs to its atoms (momenta, constraints), without results.
 
-    `path` is one for which `holds_xyz` is True, `index` that of the frame, from the end where negative.
+    `index` is that of the frame, from the end where negative.
     """
     _check_file(Path(path))
     (atoms,) = to_atoms(next(read_plain(path, index)))
@@ -139,11 +140,10 @@ def load_dataset(
     """Open a dataset; nothing but its footer is read.
 
     Arguments:
-        name: a bundled dataset, `org/name[@revision]` on the Hub or in a mirror, a folder, a parquet file, or a file
-            of extended XYZ (which is read into memory).
+        name: a bundled dataset, `org/name[@revision]` on the Hub or in a mirror (the revision may also be given apart),
+            a folder, a parquet file, or extended XYZ (which is read into memory).
         split: "train", "valid", "test", ...; None: all frames.
         part: which file, where a dataset has several, one for each level of theory; its name without ".parquet".
-        revision: branch, tag or commit hash; may also follow the name after an @.
 
     Raises:
         DataError: if there is no such split or part, or the file is damaged or hostile.
@@ -155,7 +155,14 @@ def load_dataset(
     place = resolve(name, "dataset", revision)
     path = place.folder
     if path.is_dir():
-        path = _choose(dataset_files(path), part, str(name))
+        files = dataset_files(path)
+        if not files:
+            raise DataError(f"{name} is a folder without parquet files; make one with 'snnp convert' or a recipe.")
+        if part is None and len(files) > 1:
+            raise DataError(f"{name} has several levels of theory, name one with part=...: {', '.join(files)}.")
+        if part is not None and part not in files:
+            raise DataError(f"{name} has no part {part!r}; it has: {', '.join(files)}.{near_matches(part, files)}")
+        path = files[part or next(iter(files))]
     elif part is not None and part != path.stem:
         raise DataError(f"{name} is one file, it has no part {part!r}.")
     source = open_source(path)
@@ -175,31 +182,15 @@ def dataset_files(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")}
 
 
-def _choose(files: dict[str, Path], part: str | None, name: str) -> Path:
-    if not files:
-        raise DataError(f"{name} is a folder without parquet files; make one with 'snnp convert' or a recipe.")
-    if part is None and len(files) == 1:
-        return next(iter(files.values()))
-    if part is None:
-        raise DataError(f"{name} has several levels of theory, name one with part=...: {', '.join(files)}.")
-    if part not in files:
-        raise DataError(f"{name} has no part {part!r}; it has: {', '.join(files)}.{near_matches(part, files)}")
-    return files[part]
-
-
 def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *, split: str | None = None) -> Frames:
     """Read frames from files and datasets: extended XYZ, whatever ASE reads, parquet, folders, names on the Hub.
 
     A dataset may be followed by `:split` or `:part/split`, as in `org/name:train` or `org/ani-1x:ccsdt_cbs/test`.
     Energies, forces, stresses and groups of files are found by their usual names (`REF_energy`, `energy`,
-    `dft_virial`, results of a calculator, `config_type`, ...) or by `keys`; within one file one name is used.
-    Any of them may be missing on some frames. Stresses of structures that are not fully periodic are left out: they
-    have no defined volume. The `source` of a frame is "name#index", with the folder before it where names repeat.
-
-    Arguments:
-        path: one or several.
-        keys: names and units of the labels in files, where they are unusual; those of datasets are fixed.
-        split: of datasets that name none and have it; None: all frames.
+    `dft_virial`, results of a calculator, `config_type`, ...) or by `keys`, with their units (those of datasets are
+    fixed); within one file one name is used. Any may be missing on some frames. Stresses of structures that are not
+    fully periodic are left out: they have no defined volume. The `source` of a frame is "name#index", with the folder
+    before it where names repeat. `split` is taken of datasets that name none and have it.
 
     Raises:
         DataError: as `load_dataset` says; and for a file that is missing, empty, unreadable, without energies or not
@@ -227,10 +218,7 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *,
 
 
 def as_dataset(text: str, split: str | None) -> Dataset | None:
-    """The dataset that a text `name:part/split` stands for; None for a file of its own.
-
-    `split` is taken where the text names none and the dataset has it.
-    """
+    """The dataset that a text `name:part/split` stands for, of `split` where it names none and has it; None: a file."""
     if (named := _named(text)) is None:
         return None
     name, part, wanted = named
@@ -275,39 +263,31 @@ def convert(
     labelled: bool = True,
     workers: int = 1,
 ) -> int:
-    """Write one file from several.
+    """Write one file from several, and return the number of frames; the error names the file that cannot be read.
 
     Arguments:
         files: split -> files of that split.
         target: .parquet, or .xyz, .extxyz.
-        method: level of theory; parquet must have it.
-        software: program that computed the labels.
+        method: level of theory; parquet must have it. `software` is the program that computed the labels.
         keys: names and units of the labels in the files, where they are unusual.
         labelled: whether there must be energies.
         workers: files that are read at the same time, each in a process of its own.
-
-    Returns:
-        The number of frames.
-
-    Raises:
-        DataError: names the file that cannot be read.
     """
     listed = [(split, Path(file)) for split, group in files.items() for file in group]
     if not listed:
         raise DataError("no file was given to convert; name at least one.")
     paths = [file for _, file in listed]
     labels = labels_of(paths)
-
-    def written(found: Iterable[Iterable[Frames]]) -> int:
+    with ExitStack() as stack:
+        found: Iterable[Iterable[Frames]]
+        if workers > 1 and len(paths) > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(paths))))
+            found = pool.map(partial(_read_whole, keys=keys, labelled=labelled), paths, labels)
+        else:
+            named = zip(paths, labels, strict=True)
+            found = (read_any(path, keys, label, labelled=labelled) for path, label in named)
         pieces = ((split, frames) for (split, _), each in zip(listed, found, strict=True) for frames in each)
         return write_frames(pieces, target, method, software)
-
-    if workers <= 1 or len(paths) == 1:
-        return written(
-            read_any(path, keys, label, labelled=labelled) for path, label in zip(paths, labels, strict=True)
-        )
-    with ProcessPoolExecutor(min(workers, len(paths))) as pool:
-        return written(pool.map(partial(_read_whole, keys=keys, labelled=labelled), paths, labels))
 
 
 def _read_whole(path: Path, label: str, *, keys: Keys, labelled: bool) -> list[Frames]:

@@ -29,12 +29,7 @@ _ISOLATION_DISTANCE = 6.0
 
 @dataclass(frozen=True)
 class ReferenceEnergies:
-    """E0 per element and how each was found.
-
-    Arguments:
-        energies: symbol -> eV.
-        provenance: symbol -> "isolated atoms" or "least squares".
-    """
+    """E0 per element (symbol -> eV), and how each was found (symbol -> "isolated atoms" or "least squares")."""
 
     energies: dict[str, float]
     provenance: dict[str, str]
@@ -57,24 +52,36 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame] | 
     the compositions do not determine them (one stoichiometry only), the solution of smallest norm is taken.
 
     Arguments:
-        frames: training structures; frames without an energy are ignored.
-        isolated: single-atom frames; None looks for isolated atoms among `frames`. Where an element occurs more than
-            once, the lowest energy (the ground state of the atom) counts.
-
-    Raises:
-        DataError: if nothing has an energy, or a frame of `isolated` is no isolated atom or has no energy.
+        frames: training structures; frames without an energy are ignored, but there must be one that has it.
+        isolated: single-atom frames with energies, of which the lowest counts (the ground state of the atom); None
+            looks for isolated atoms among `frames`.
     """
     frames = Frames.of(frames)
     if not frames.has_energy.any():
         raise DataError("reference energies need at least one frame with an energy, got none.")
     labelled = frames.take(frames.has_energy)
     atoms = labelled.take(are_isolated_atoms(labelled)) if isolated is None else Frames.of(isolated)
-    known = _energies_of_atoms(atoms)
-    fixed = {symbol: known[symbol] for symbol in frames.elements if symbol in known}
-    energies = _least_squares(frames, fixed)
+    known: dict[str, float] = {}
+    for frame, alone in zip(atoms, are_isolated_atoms(atoms), strict=True):
+        if not alone:
+            raise DataError(
+                f"{frame.source} was given as an isolated atom but holds {frame.n_atoms} atoms or has periodic images "
+                f"within {_ISOLATION_DISTANCE} Å; give one atom alone in a large box."
+            )
+        if frame.energy is None:
+            raise DataError(f"{frame.source} was given as an isolated atom but has no energy.")
+        symbol = frame.structure.symbols[0]
+        known[symbol] = min(frame.energy, known.get(symbol, np.inf))
+    free = [symbol not in known for symbol in frames.elements]
+    energies = np.array([known.get(symbol, 0.0) for symbol in frames.elements])
+    if any(free):
+        fractions = frames.composition()[frames.has_energy] / labelled.counts[:, None]
+        target = labelled.energy / labelled.counts - fractions @ energies
+        energies[free], *_ = np.linalg.lstsq(fractions[:, free], target, rcond=1e-8)
+    found = [FROM_LEAST_SQUARES if each else FROM_ISOLATED_ATOMS for each in free]
     return ReferenceEnergies(
-        energies=energies,
-        provenance={symbol: FROM_ISOLATED_ATOMS if symbol in fixed else FROM_LEAST_SQUARES for symbol in energies},
+        energies=dict(zip(frames.elements, energies.tolist(), strict=True)),
+        provenance=dict(zip(frames.elements, found, strict=True)),
     )
 
 
@@ -97,31 +104,3 @@ def energies_beyond_composition(frames: Frames, chosen: np.ndarray) -> np.ndarra
         weight = chosen / (size + 1e-3 + 0.1 * np.median(size[chosen]))
     result[chosen] = residual[chosen] - np.median(residual[chosen])
     return result
-
-
-def _energies_of_atoms(atoms: Frames) -> dict[str, float]:
-    """Lowest energy per element among single-atom frames."""
-    energies: dict[str, float] = {}
-    for frame, isolated in zip(atoms, are_isolated_atoms(atoms), strict=True):
-        if not isolated:
-            raise DataError(
-                f"{frame.source} was given as an isolated atom but holds {frame.n_atoms} atoms or has periodic images "
-                f"within {_ISOLATION_DISTANCE} Å; give one atom alone in a large box."
-            )
-        if frame.energy is None:
-            raise DataError(f"{frame.source} was given as an isolated atom but has no energy.")
-        symbol = frame.structure.symbols[0]
-        energies[symbol] = min(frame.energy, energies.get(symbol, np.inf))
-    return energies
-
-
-def _least_squares(frames: Frames, fixed: dict[str, float]) -> dict[str, float]:
-    """E0 of all elements: those that fit the energies per atom best, with those in `fixed` held where they are."""
-    labelled, counts = frames.has_energy, frames.counts[frames.has_energy]
-    fractions = frames.composition()[labelled] / counts[:, None]
-    free = [symbol not in fixed for symbol in frames.elements]
-    energies = np.array([fixed.get(symbol, 0.0) for symbol in frames.elements])
-    if any(free):
-        target = frames.energy[labelled] / counts - fractions @ energies
-        energies[free], *_ = np.linalg.lstsq(fractions[:, free], target, rcond=1e-8)
-    return dict(zip(frames.elements, energies.tolist(), strict=True))

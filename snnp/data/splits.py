@@ -36,15 +36,12 @@ def split_frames(frames: Sequence[Frame], valid: float = 0.1, test: float = 0.0,
     """Divide frames into train, valid and test, each group in proportion.
 
     The choice depends on the seed and on the frames' `source` and `group` only: neither on the order of the frames nor
-    on the versions of any library. Isolated atoms always train: they fix E0 and are no test of anything.
+    on the versions of any library. Isolated atoms always train: they fix E0 and are no test of anything. Repeated
+    sources are refused, and what would leave nothing to train on.
 
     Arguments:
-        frames: the data set; sources must be unique.
         valid, test: each a fraction of the frames in [0, 1), or a whole number of them.
         seed: another seed draws another split.
-
-    Raises:
-        DataError: for repeated sources, or if nothing would be left to train on.
     """
     frames = _unique(frames)
     pool: dict[str, list[str]] = {}
@@ -82,11 +79,10 @@ def save_split(split: Split, path: str | Path, *, checksums: bool = False) -> No
 
 
 def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
-    """Restore a split of `frames` from a file written by `save_split`.
+    """Restore a split of `frames` from a file written by `save_split`; frames that it does not name are of no part.
 
     Raises:
-        DataError: if the file is missing or no split, or names a frame that `frames` does not hold, or that has changed
-            since. Frames that the file does not name belong to no part.
+        DataError: for a missing file, one that is no split, or names a frame that is not there or has changed since.
     """
     frames = _unique(frames)
     try:
@@ -99,44 +95,38 @@ def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
     parts: dict[str, Frames] = {}
     for part in _PARTS:
         sources = content.get(part, [])
-        missing = [source for source in sources if source not in rows]
-        if missing:
+        if missing := [source for source in sources if source not in rows]:
             raise DataError(
                 f"{path} names {len(missing)} frames that the data does not hold, the first is '{missing[0]}'; "
                 "give the data files that the split was made from."
             )
-        parts[part] = frames.take([rows[source] for source in sources])
-        _check_unchanged(parts[part], content.get("checksums", {}).get(part), path)
+        found = parts[part] = frames.take([rows[source] for source in sources])
+        checksums = content.get("checksums", {}).get(part)
+        if checksums is None:  # early files have none
+            continue
+        changed = [frame.source for frame, known in zip(found, checksums, strict=False) if _checksum(frame) != known]
+        if changed or len(found) != len(checksums):
+            raise DataError(
+                f"{len(changed)} frames have changed since {path} was written, the first is "
+                f"'{(changed or ['none'])[0]}'; give the data files that the split was made from."
+            )
     return Split(**parts)
-
-
-def _check_unchanged(frames: Frames, checksums: list[str] | None, path: str | Path) -> None:
-    if checksums is None:  # early files have none
-        return
-    changed = [frame.source for frame, known in zip(frames, checksums, strict=False) if _checksum(frame) != known]
-    if changed or len(frames) != len(checksums):
-        raise DataError(
-            f"{len(changed)} frames have changed since {path} was written, the first is '{(changed or ['none'])[0]}'; "
-            "give the data files that the split was made from."
-        )
 
 
 def _checksum(frame: Frame) -> str:
     """Of all that a model can learn from a frame."""
-    structure = frame.structure
-    tensors = (structure.numbers, structure.positions, structure.cell, structure.pbc)
-    arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
-    said = (frame.energy, frame.forces, frame.stress, frame.energies)
-    labels = [np.array(value, dtype=float) for value in said if value is not None]
-    present = repr([value is not None for value in (frame.energy, frame.forces, frame.stress)])
-    return hashlib.sha256(present.encode() + b"".join(array.tobytes() for array in arrays + labels)).hexdigest()[:16]
+    structure, labels = frame.structure, (frame.energy, frame.forces, frame.stress, frame.energies)
+    arrays = [each.numpy() for each in (structure.numbers, structure.positions, structure.cell, structure.pbc)]
+    arrays += [np.array(value, dtype=float) for value in labels if value is not None]
+    present = repr([value is not None for value in labels[:3]])  # as in early files
+    return hashlib.sha256(present.encode() + b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def _unique(frames: Sequence[Frame]) -> Frames:
     frames = Frames.of(frames)
-    twice = next((source for source, number in Counter(frames.sources).items() if number > 1), None)
-    if twice is not None:
-        raise DataError(f"two frames have the source '{twice}'; read all files in one read_frames call.")
+    for source, number in Counter(frames.sources).items():
+        if number > 1:
+            raise DataError(f"two frames have the source '{source}'; read all files in one read_frames call.")
     return frames
 
 

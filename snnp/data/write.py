@@ -1,20 +1,7 @@
 """From `Frames` to files: extended XYZ that holds every digit, and parquet in the column names of ColabFit.
 
-| column | type | |
-|---|---|---|
-| `configuration_id` | string | unique in the file, such as "train.xyz#17" |
-| `atomic_numbers` | list of int32 | |
-| `positions`, `atomic_forces` | list of lists of float64 | Å, eV/Å; forces may be null |
-| `cell`, `cauchy_stress` | 3x3 float64 | rows are lattice vectors, Å; eV/Å³ in ASE's sign; stress may be null |
-| `pbc` | list of 3 bool | |
-| `energy` | float64 | total energy, eV; may be null |
-| `atomic_energies` | list of float64 | of each atom, as a teacher divides the energy, eV; may be null |
-| `method`, `software` | string | the same in the whole file: one level of theory |
-| `split` | string | "train", "valid", "test", ... |
-| `nsites`, `chemical_formula_hill`, `labels` | int32, string, list of string | for people who look and search |
-| `configuration_metadata` | string | JSON of all else, see `snnp.data.storage.contents` |
-
-Parquet is compressed with zstd. The metadata of the file says `snnp`: format version and units.
+The columns are those of docs/datasets.md. Parquet is compressed with zstd; the metadata of the file says `snnp`: format
+version and units.
 """
 
 from __future__ import annotations
@@ -50,14 +37,8 @@ _GROUP_ROWS = 8192
 _GROUP_ATOMS = 400_000  # 20 MB of positions and forces: what is unpacked to look at one frame
 _LEVEL = 3  # of zstd; 9 takes twice the time and is no smaller (measured on mlearn and qm22)
 # Bytes of the same place in all numbers come together: 1 to 6 % smaller than plain, read 10 to 20 % faster (same sets).
-_FLOATS = (
-    "positions.list.element.list.element",
-    "atomic_forces.list.element.list.element",
-    "cell.list.element.list.element",
-    "cauchy_stress.list.element.list.element",
-    "energy",
-    "atomic_energies.list.element",
-)
+_VECTORS = ("positions", "atomic_forces", "cell", "cauchy_stress")
+_FLOATS = (*(f"{name}.list.element.list.element" for name in _VECTORS), "energy", "atomic_energies.list.element")
 _INTEGERS = ("atomic_numbers.list.element", "nsites")
 
 
@@ -66,7 +47,7 @@ def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method:
 
     `path` ends in .parquet, which must have a `method` (level of theory), .xyz or .extxyz.
     """
-    path, rows = Path(path), 0
+    path = Path(path)
     if path.suffix.lower() == ".parquet":
         with parquet_writer(path, method, software) as writer:
             for split, frames in pieces:
@@ -75,8 +56,8 @@ def write_frames(pieces: Iterable[tuple[str, Frames]], path: str | Path, method:
     if path.suffix.lower() not in XYZ:
         raise DataError(f"{path} has no ending that is known here; use .parquet, .xyz or .extxyz.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    rows, said = 0, set[str]()
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        said: set[str] = set()
         for _, frames in pieces:
             stream.writelines(xyz_lines(frames, said))
             rows += len(frames)
@@ -137,9 +118,7 @@ def _say_rivals(extras: Extras, said: set[str], where: str) -> None:
 
 
 def _comment(one: Frames, extras: Extras, labels: dict[str, Any], columns: Iterable[tuple[str, np.ndarray]]) -> str:
-    pairs = []
-    if one.cell[0].any():
-        pairs.append(f'Lattice="{_matrix(one.cell[0].T)}"')
+    pairs = [f'Lattice="{_matrix(one.cell[0].T)}"'] if one.cell[0].any() else []
     kinds = {"f": "R", "i": "I", "u": "I", "b": "L", "U": "S"}
     fields = [f"{name}:{kinds[array.dtype.kind]}:{array[0].size}" for name, array in columns]
     pairs.append("Properties=" + ":".join(["species:S:1", *fields]))
@@ -177,14 +156,14 @@ def _table(frames: Frames, splits: Sequence[str], method: str, software: str) ->
     columns = {
         "configuration_id": pa.array(frames.sources, pa.string()),
         "split": pa.array(splits, pa.string()),
-        "atomic_numbers": _lists(frames.counts, pa.array(frames.numbers, pa.int32())),
-        "positions": _vectors(frames.counts, frames.positions),
-        "cell": _vectors(threes, frames.cell),
-        "pbc": _lists(threes, pa.array(frames.pbc.ravel())),
+        "atomic_numbers": _lists(frames.counts, frames.numbers.astype(np.int32)),
+        "positions": _lists(frames.counts, frames.positions),
+        "cell": _lists(threes, frames.cell.reshape(-1, 3)),
+        "pbc": _lists(threes, frames.pbc.ravel()),
         "energy": pa.array(frames.energy, pa.float64(), mask=~frames.has_energy),
-        "atomic_forces": _vectors(frames.counts, frames.forces, frames.has_forces),
-        "cauchy_stress": _vectors(threes, frames.stress, frames.has_stress),
-        "atomic_energies": _lists(*_known(frames.counts, frames.energies, frames.has_energies)),
+        "atomic_forces": _lists(frames.counts, frames.forces, frames.has_forces),
+        "cauchy_stress": _lists(threes, frames.stress.reshape(-1, 3), frames.has_stress),
+        "atomic_energies": _lists(frames.counts, frames.energies, frames.has_energies),
         "method": pa.array([method] * b, pa.string()),
         "software": pa.array([software] * b, pa.string()),
         "nsites": pa.array(frames.counts, pa.int32()),
@@ -195,36 +174,23 @@ def _table(frames: Frames, splits: Sequence[str], method: str, software: str) ->
     return pa.table(columns, metadata={FORMAT_KEY: json.dumps(_FORMAT).encode()})
 
 
-def _lists(counts: np.ndarray, values: Any, known: np.ndarray | None = None) -> Any:
-    """So many values (of Arrow or NumPy) for each frame; null where it is not known."""
+def _lists(counts: np.ndarray, values: np.ndarray, known: np.ndarray | None = None) -> Any:
+    """So many values or vectors for each frame; frames where they are not known are null, and take no room."""
     pa = arrow()
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    mask = None if known is None or known.all() else pa.array(~known)
-    return pa.ListArray.from_arrays(offsets, pa.array(values), mask=mask)
-
-
-def _vectors(counts: np.ndarray, values: np.ndarray, known: np.ndarray | None = None) -> Any:
-    """So many vectors for each frame; frames where they are not known take no room."""
-    values = values.reshape(-1, 3)
     if known is not None:
-        counts, values, _ = _known(counts, values, known)
-    triples = _lists(np.full(len(values), 3), arrow().array(np.ascontiguousarray(values).ravel()))
-    return _lists(counts, triples, known)
-
-
-def _known(counts: np.ndarray, values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts and values without those of frames where they are not known."""
-    return np.where(known, counts, 0), values[np.repeat(known, counts)], known
+        counts, values = np.where(known, counts, 0), values[np.repeat(known, counts)]
+    inner = pa.array(values) if values.ndim == 1 else _lists(np.full(len(values), 3), values.ravel())
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, inner, mask=None if known is None or known.all() else pa.array(~known))
 
 
 def _formulas(frames: Frames) -> list[str]:
-    """Formulas in Hill's order: carbon, hydrogen, then the others by letter; without carbon all by letter."""
+    """In Hill's order: carbon, hydrogen, then the others by letter; without carbon all by letter."""
     kinds, kind = np.unique(frames.composition(), axis=0, return_inverse=True)
     names = []
     for row in kinds.tolist():
         counts = {symbol: n for symbol, n in zip(frames.elements, row, strict=True) if n}
-        first = [symbol for symbol in ("C", "H") if "C" in counts and symbol in counts]
-        order = first + sorted(set(counts) - set(first))
+        order = sorted(counts, key=lambda symbol: ("C" not in counts or symbol not in ("C", "H"), symbol))
         names.append("".join(f"{symbol}{counts[symbol] if counts[symbol] > 1 else ''}" for symbol in order))
     return [names[k] for k in kind.ravel()]
 
@@ -312,7 +278,8 @@ class ParquetWriter:
         if len(np.unique(np.concatenate(self._ids))) == self.rows:
             return
         ids = parquet().read_table(self._path, columns=["configuration_id"])["configuration_id"]
-        counts = {one["values"]: one["counts"] for one in ids.value_counts().to_pylist()}
-        twice = next((one for one, number in counts.items() if number > 1), None)
-        if twice is not None:
-            raise DataError(f"two frames have the id {twice!r}; files of one name need labels that tell them apart.")
+        for one in ids.value_counts().to_pylist():
+            if one["counts"] > 1:
+                raise DataError(
+                    f"two frames have the id {one['values']!r}; files of one name need labels that tell them apart."
+                )

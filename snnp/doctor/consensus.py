@@ -5,10 +5,8 @@ r"""Whether the labels of a data set agree with one another: a quick linear mode
     rho_m(i) = sum_j exp(-r_ij / decay_m) w(r_ij),
 
 with bumps `B_k` in log r: pairs and an embedding of the density, as in a Finnis-Sinclair potential. It is no potential
-for use, but a fit takes a second and its forces point the right way (correlation with DFT forces 0.9 to 1 in metals,
-molecules, liquids and alloys). It is fitted robustly to energies and forces of some frames; then every frame is
-compared with it: direction and size of its forces, sign and size of its stress, and its energy. Frames with another
-sign, unit or zero of energy stand out.
+for use, but a fit takes a second and its forces point the right way (correlation with DFT forces 0.9 to 1). Fitted
+robustly to some frames, it is compared with all: those with another sign, unit or zero of energy stand out.
 """
 
 from __future__ import annotations
@@ -45,18 +43,16 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Consensus:
-    """How each of n frames compares with the common opinion; NaN where it cannot be compared.
+    """How each of n frames compares with the common opinion; [n], NaN where it cannot be compared.
 
     Arguments:
-        force_correlation: [n] between its forces and those of the model; force_ratio: [n] |forces| over the model's,
-            along them.
-        stress_correlation, stress_ratio: [n] likewise.
-        residual: [n] eV/atom, energy beyond composition and model.
-        composition_residual: [n] eV/atom, energy beyond the composition alone.
+        force_correlation: between its forces and those of the model; force_ratio: |forces| over those, along them.
+        stress_correlation, stress_ratio: likewise.
+        residual: eV/atom, energy beyond composition and model; composition_residual: beyond the composition alone.
         relative_misfit: of energies and forces together in one model, by the factor on forces that is tried; small
             where they belong together. Empty without energies or forces.
-        varied: [n] whether at least three atoms have forces of different size: fewer agree or disagree by chance.
-        comparable: [n] whether forces are large and varied enough to be compared.
+        varied: whether at least three atoms have forces of different size: fewer agree or disagree by chance.
+        comparable: whether forces are large and varied enough to be compared.
     """
 
     force_correlation: np.ndarray
@@ -70,21 +66,6 @@ class Consensus:
     comparable: np.ndarray
 
 
-# The terms of the model.
-
-
-def _bumps(r: Tensor) -> tuple[Tensor, Tensor]:
-    """[P, K] values and slopes at distances [P, 1]."""
-    off = (r.log() - torch.from_numpy(np.log(_CENTRES))) / _WIDTH
-    return _ended(torch.exp(-0.5 * off**2), -off / (_WIDTH * r), r)
-
-
-def _densities(r: Tensor) -> tuple[Tensor, Tensor]:
-    """[P, M] values and slopes at distances [P, 1]; one at a typical bond, so that all have like sizes."""
-    decays = torch.tensor(_DECAYS, dtype=r.dtype)
-    return _ended(torch.exp((_TYPICAL_BOND - r) / decays), -1.0 / decays, r)
-
-
 def _ended(value: Tensor, rate: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """Functions brought to zero at the cutoff, and their slopes; `rate` is the slope over the value as they come."""
     end = (1.0 - (r / CUTOFF) ** 2).clamp_min(0.0)
@@ -92,31 +73,26 @@ def _ended(value: Tensor, rate: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _linear_terms(structure: Structure, elements: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """In what the energy is linear, for a batch of structures in float64 with atoms of `elements` (atomic numbers).
-
-    Returns:
-        Energies [B, F] without E0, minus their derivatives by positions [N, 3, F], and those by strain [B, 9, F].
-    """
+    """In what the energy is linear: energies [B, F] without E0, forces [N, 3, F], strain derivatives [B, 9, F]."""
     neighbours = neighbour_list(structure, CUTOFF)
     i, j = neighbours.i, neighbours.j
     vectors = pair_vectors(structure, neighbours)
     r = vectors.norm(dim=1, keepdim=True)
     owner, n = structure.structure_of_atom, len(elements)
+    kind, n_kinds, factor = pair_kinds(structure.numbers, neighbours, elements), n * (n + 1) // 2, torch.ones_like(r)
     if n > _MOST_ELEMENTS:
         radii = torch.from_numpy(covalent_radii)[structure.numbers]
         kind, n_kinds, factor = torch.zeros_like(i), 1, _TYPICAL_BOND / (radii[i] + radii[j])[:, None]
-    else:
-        kind, n_kinds, factor = (
-            pair_kinds(structure.numbers, neighbours, elements),
-            n * (n + 1) // 2,
-            torch.ones_like(r),
-        )
-    value, slope = _bumps(r * factor)
+    scaled = r * factor
+    off = (scaled.log() - torch.from_numpy(np.log(_CENTRES))) / _WIDTH
+    value, slope = _ended(torch.exp(-0.5 * off**2), -off / (_WIDTH * scaled), scaled)
     pair_energy = torch.zeros(structure.n_structures * n_kinds, value.shape[1], dtype=r.dtype)
     pair_energy.index_add_(0, owner[i] * n_kinds + kind, 0.5 * value)
     pairs = _gradients(structure, (i, j, vectors), (kind, n_kinds), 0.5 * slope * factor)
 
-    part, part_slope = _densities(r)
+    # One at a typical bond, so that all have like sizes.
+    decays = torch.tensor(_DECAYS, dtype=r.dtype)
+    part, part_slope = _ended(torch.exp((_TYPICAL_BOND - r) / decays), -1.0 / decays, r)
     density = torch.zeros(structure.n_atoms, part.shape[1], dtype=r.dtype).index_add_(0, i, part)
     root = (density + 1e-3).sqrt()  # its slope stays finite where there is no neighbour
     outer = torch.cat([0.5 / root, 0.02 * density], dim=1)
@@ -147,9 +123,6 @@ def _gradients(
     )
 
 
-# The fit.
-
-
 @dataclass(frozen=True)
 class _Block:
     """Equations: rows [R, F], target [R], frame of each row [R], first weight of each frame [n] (zero: left out)."""
@@ -176,10 +149,7 @@ class _Block:
 
 
 def _robust_solution(blocks: Sequence[_Block], rounds: int = _ROUNDS) -> Tensor:
-    """[F] ridge solution; frames far off in a block count ever less in it.
-
-    Each block has the same say, whatever its size and unit.
-    """
+    """[F] ridge solution; each block has the same say, whatever its unit, and frames far off count ever less in it."""
     sizes = [b.rows.square().mean(dim=0) / b.target.square().mean().clamp_min(_TINY) for b in blocks]
     scale = torch.stack(sizes).sum(dim=0).sqrt().clamp_min(_TINY)
     weights = [block.weight for block in blocks]
@@ -205,15 +175,13 @@ def spread(values: np.ndarray) -> float:
 
 
 def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
-    """Fit the model and compare every frame with it.
-
-    Arguments:
-        factors: forces times each of these are tried against the energies.
-    """
+    """Fit the model and compare every frame with it; forces times each factor are tried against the energies."""
     # Atoms without neighbours lie far above bound matter by nature.
     bound = np.isfinite(survey.closest).any(axis=1)
     beyond = energies_beyond_composition(survey.frames, np.isfinite(survey.frames.energy) & bound)
-    moving = _moving(survey)
+    # Forces that are no noise: perfect crystals and relaxed structures have none.
+    rms = np.nan_to_num(survey.force_rms)
+    moving = rms > (max(_LEAST_FORCE, 0.1 * float(np.quantile(rms[rms > 0], 0.75))) if rms.any() else np.inf)
     chosen = _choose(survey, moving)
     blocks, width = _equations(survey, chosen, beyond, moving)
     nothing = torch.zeros(width, dtype=torch.float64)
@@ -244,16 +212,8 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     return Consensus(correlation, ratio, *of_stress, residual, beyond, misfit, varied, comparable)
 
 
-def _moving(survey: Survey) -> np.ndarray:
-    """[n] whether a frame has forces that are no noise: perfect crystals and relaxed structures have none."""
-    rms = np.nan_to_num(survey.force_rms)
-    least = max(_LEAST_FORCE, 0.1 * float(np.quantile(rms[rms > 0], 0.75))) if (rms > 0).any() else np.inf
-    moving: np.ndarray = rms > least
-    return moving
-
-
 def _varied(survey: Survey) -> np.ndarray:
-    """[n] whether at least three atoms have forces of different size."""
+    """See `Consensus`."""
     result = np.zeros(len(survey.frames), dtype=bool)
     norms, starts = np.linalg.norm(survey.frames.forces, axis=1), survey.frames.starts
     for k in np.flatnonzero(survey.frames.has_forces & (survey.frames.counts > 2)):

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from snnp.analysis.compression import Compression, compression_scan
 from snnp.data import Frame
-from snnp.doctor import coverage, duplicates, label_checks
+from snnp.doctor import coverage, label_checks, trials
 from snnp.doctor.consensus import consensus_of, spread
 from snnp.doctor.pictures import data_pictures, model_pictures
 from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers
-from snnp.doctor.short_distances import check_compression, check_dimers, dimer_curves
-from snnp.doctor.short_runs import (
-    Run,
-    Scaling,
-    check_runs,
-    check_scaling,
-    measure_scaling,
-    relaxed_molecule,
-    short_runs,
-)
-from snnp.doctor.survey import Survey, survey
+from snnp.doctor.survey import survey
 from snnp.models.potential import Potential
 from snnp.report import Finding, Report, Table
 
@@ -45,12 +33,7 @@ MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size sca
 """Names of all checks of models; a report lists those that found nothing."""
 
 _STATED = {"dataset": "data set", "level_of_theory": "level of theory", "licence": "licence"}
-_SEVERITIES = ("error", "warning", "note")
-
-
-def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Worst first, otherwise in their order."""
-    return tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity)))
+_RANK = {"error": 0, "warning": 1, "note": 2}
 
 
 def examine_data(
@@ -60,17 +43,11 @@ def examine_data(
     unreadable: Sequence[Finding] = (),
     pictures: bool = True,
 ) -> Report:
-    """Examine a data set.
+    """Examine a data set; raises `DataError` if there is no frame at all.
 
-    Arguments:
-        frames_by_split: the frames of each split by name, the one that is trained on first; a set without splits has
-            one entry of any name.
-        subject: the set's name for the report.
-        unreadable: what was found while reading (see `snnp.doctor.reading.read_set`).
-        pictures: draw them; they take about two seconds.
-
-    Raises:
-        DataError: if there is no frame at all.
+    `frames_by_split` begins with the split that is trained on; a set without splits has one entry of any name.
+    `subject` is its name for the report, `unreadable` what `snnp.doctor.reading.read_set` found; `pictures` take about
+    two seconds.
 
     Example:
         >>> report = examine_data({"train": read_frames("train.xyz"), "test": read_frames("test.xyz")})
@@ -80,22 +57,20 @@ def examine_data(
     begin = time.perf_counter()
     seen = survey(frames_by_split)
     units, wrong = label_checks.check_units(seen)
-    # What is in other units would be taken for the opinion of the set: the rest is examined without it.
-    sound = _without(seen, wrong)
+    sound = seen
+    if wrong.any() and not wrong.all():
+        # What is in other units would be taken for the opinion of the set: the rest is examined without it.
+        sound = survey({name: seen.frames.take(~wrong & (seen.split == name)) for name in seen.splits})
     consensus = consensus_of(sound, label_checks.FORCE_FACTORS)
-    clusters = duplicates.find_clusters(seen)
+    clusters = coverage.find_clusters(seen)
     findings = [*unreadable, *units, *label_checks.check_completeness(seen), *coverage.check_distances(seen)]
-    findings += label_checks.check_force_sums(sound)
-    findings += [*duplicates.check_duplicates(seen, clusters), *duplicates.check_leakage(seen, clusters)]
-    findings += coverage.check_coverage(seen)
+    findings += [*label_checks.check_force_sums(sound), *coverage.check_duplicates(seen, clusters)]
+    findings += [*coverage.check_leakage(seen, clusters), *coverage.check_coverage(seen)]
     if not wrong.all():
-        findings += label_checks.check_plausibility(sound)
-        findings += label_checks.check_forces(sound, consensus)
-        findings += label_checks.check_relation(sound, consensus)
-        if not any(each.check == "stress" for each in units):
-            findings += label_checks.check_stresses(sound, consensus)
-        findings += label_checks.check_energies(sound, consensus)
-        findings += label_checks.check_mixture(sound, consensus)
+        told = any(each.check == "stress" for each in units)
+        compared = [each for check in label_checks.COMPARED for each in check(sound, consensus)]
+        findings += [*label_checks.check_plausibility(sound)]
+        findings += [each for each in compared if not (told and each.check == "stress")]
     found = {finding.check for finding in findings}
     found |= {"plausibility", *_OF_SOUND_UNITS} if wrong.all() else set()
     labels = {
@@ -106,7 +81,7 @@ def examine_data(
     return Report(
         subject,
         "data",
-        _sorted(findings),
+        tuple(sorted(findings, key=lambda each: _RANK[each.severity])),
         passed=tuple(name for name in DATA_CHECKS if name not in found),
         tables=[*coverage.tables(seen), Table.of("Labels", labels)],
         pictures=data_pictures(sound, consensus) if pictures else (),
@@ -114,20 +89,10 @@ def examine_data(
     )
 
 
-def _without(seen: Survey, wrong: np.ndarray) -> Survey:
-    """The survey of the other frames; of all where none or all are wrong."""
-    if not wrong.any() or wrong.all():
-        return seen
-    return survey({name: seen.frames.take(~wrong & (seen.split == name)) for name in seen.splits})
-
-
 def examine_model(model: Potential, *, subject: str | None = None, pictures: bool = True) -> Report:
-    """Examine a potential of any family, on the CPU and in its own float type.
+    """Examine a potential of any family, on the CPU and in its own float type; it stays as it is.
 
-    Arguments:
-        model: stays as it is.
-        subject: its name for the report; by default that of its class.
-        pictures: draw them; they take about two seconds.
+    `subject` is its name for the report, by default that of its class; `pictures` take about two seconds.
 
     Example:
         >>> report = examine_model(load_model("snnp-si"))
@@ -151,19 +116,19 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
         # Nothing else can be said about a model whose every result is NaN.
         return Report(subject, "model", tuple(findings), (), tables, seconds=time.perf_counter() - begin)
     findings += check_contract(model)
-    dimers = dimer_curves(model)
-    findings += check_dimers(dimers)
-    scan = compression_scan(model, relaxed_molecule(model))
-    findings += check_compression(scan)
-    runs = short_runs(model)
-    findings += check_runs(runs)
-    scaling = measure_scaling(model)
-    findings += [*check_scaling(scaling), *_check_statements(model)]
+    dimers = trials.dimer_curves(model)
+    findings += trials.check_dimers(dimers)
+    scan = compression_scan(model, trials.relaxed_molecule(model))
+    findings += trials.check_compression(scan)
+    runs = trials.short_runs(model)
+    findings += trials.check_runs(runs)
+    scaling = trials.measure_scaling(model)
+    findings += [*trials.check_scaling(scaling), *_check_statements(model)]
     found = {finding.check for finding in findings}
     return Report(
         subject,
         "model",
-        _sorted(findings),
+        tuple(sorted(findings, key=lambda each: _RANK[each.severity])),
         passed=tuple(name for name in MODEL_CHECKS if name not in found),
         tables=[*tables, *_model_tables(scan, runs, scaling)],
         pictures=model_pictures(dimers, scan, runs, scaling) if pictures else (),
@@ -171,7 +136,7 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
     )
 
 
-def _model_tables(scan: list[Compression], runs: list[Run], scaling: Scaling) -> list[Table]:
+def _model_tables(scan: list[Compression], runs: list[trials.Run], scaling: trials.Scaling) -> list[Table]:
     compression = [
         (each.system, each.way, float(each.ratio[-1]), float(each.energy[-1]), "no" if each.hole else "yes")
         for each in scan
@@ -189,17 +154,14 @@ def _model_tables(scan: list[Compression], runs: list[Run], scaling: Scaling) ->
     ]
 
 
-def _check_statements(model: Potential) -> list[Finding]:
+def _check_statements(model: Potential) -> Iterator[Finding]:
     """What a user must know about a model and its metadata do not say."""
     missing = [words for key, words in _STATED.items() if not model.metadata.get(key)]
-    if not missing:
-        return []
-    return [
-        Finding(
+    if missing:
+        yield Finding(
             "statements",
             "note",
             f"the metadata do not state: {', '.join(missing)}",
             "Nobody else can judge what the model is good for, or may use it; `snnp publish` refuses it.",
             "Fill in `metadata` before `save_model`, or use --set when publishing.",
         )
-    ]

@@ -16,8 +16,7 @@ from snnp.report import Finding
 from snnp.units import BOHR_IN_ANGSTROM, ENERGY_UNITS, NM_IN_ANGSTROM, PRESSURE_UNITS
 
 __all__ = [
-    *("FORCE_FACTORS", "check_completeness", "check_energies", "check_force_sums", "check_forces", "check_mixture"),
-    *("check_plausibility", "check_relation", "check_stresses", "check_units"),
+    *("COMPARED", "FORCE_FACTORS", "check_completeness", "check_force_sums", "check_plausibility", "check_units"),
 ]
 
 # A number in the file is this factor times the number in eV (and Å).
@@ -66,9 +65,7 @@ def _frames(n: int) -> str:
 def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
     """Labels of each file against one another and against those of other files, by what neighbouring frames say.
 
-    Returns:
-        Findings that name file, split and factor; and [n] which frames are in files whose energies or forces are wrong
-        for sure.
+    Returns findings, and [n] which frames are in files whose energies or forces are wrong for sure.
     """
     findings, wrong = [], np.zeros(len(survey.frames), dtype=bool)
     files = rows_by_file(survey.frames)
@@ -102,12 +99,8 @@ def check_completeness(survey: Survey) -> Iterator[Finding]:
                 "If they exist upstream, check the name of the key; otherwise state it on the data set's card.",
                 () if none else survey.names(~present),
             )
-    zero = (
-        survey.frames.has_forces
-        & (survey.force_max < 1e-12)
-        & (survey.asymmetry > _ASYMMETRIC)
-        & (survey.frames.counts > 1)
-    )
+    zero = survey.frames.has_forces & (survey.frames.counts > 1)
+    zero &= (survey.force_max < 1e-12) & (survey.asymmetry > _ASYMMETRIC)
     if zero.any():
         yield Finding(
             "completeness",
@@ -216,9 +209,8 @@ def check_energies(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     size, sigma = np.abs(np.nan_to_num(residual)), max(spread(residual), 1e-4)
     far = size > max(_FAR * sigma, _LEAST_ENERGY)
     explained = np.zeros(len(far), dtype=bool)
-    hypotheses: list[tuple[str, str, float | np.ndarray]]
-    hypotheses = [(f"in {unit}", f"divide them by {one:.6g}", 1.0 / one) for unit, one in _ENERGY_UNITS.items()]
-    hypotheses += [
+    hypotheses: list[tuple[str, str, float | np.ndarray]] = [
+        *((f"in {unit}", f"divide them by {one:.6g}", 1.0 / one) for unit, one in _ENERGY_UNITS.items()),
         ("energies per atom, others per structure", "multiply them by the number of atoms", n_atoms),
         ("of the opposite sign", "multiply them by -1", -1.0),
     ]
@@ -286,15 +278,12 @@ def check_force_sums(survey: Survey) -> Iterator[Finding]:
 def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
     """Sign and unit of stresses, by what energies and forces say about the volume."""
     norm = np.nan_to_num(np.linalg.norm(survey.frames.stress, axis=(1, 2)))
-    correlation = consensus.stress_correlation
-    misfit = consensus.relative_misfit
+    correlation, misfit = consensus.stress_correlation, consensus.relative_misfit
     # Where forces fit better with another factor the model's stress has no meaning, and no sign.
     if (norm > 0).sum() < 10 or not misfit or min(misfit, key=lambda factor: misfit[factor]) != 1.0:
         return
     telling = (norm > np.median(norm[norm > 0])) & np.isfinite(correlation)
-    if telling.sum() < 5:
-        return
-    middle = float(np.median(correlation[telling]))
+    middle = float(np.median(correlation[telling])) if telling.sum() >= 5 else 0.0
     if abs(middle) < 0.8:
         return
     size = float(np.median(np.abs(consensus.stress_ratio[telling])))
@@ -312,9 +301,6 @@ def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         "virial, with the opposite sign, in GPa or kbar.",
         "Convert, or name a key that holds 'virial' where the file has virials in eV.",
     )
-
-
-# Mixed levels of theory: energies that fall into two heaps though the structures do not.
 
 
 class _Heaps(NamedTuple):
@@ -392,3 +378,7 @@ def _owners(survey: Survey, smaller: np.ndarray, larger: np.ndarray) -> str:
         if inside and "" not in inside and not inside & outside:
             return f"; the smaller heap is {what} {', '.join(sorted(inside)[:5])}"
     return ""
+
+
+COMPARED = (check_forces, check_relation, check_stresses, check_energies, check_mixture)
+"""Checks of a survey by its consensus."""

@@ -10,9 +10,8 @@ from ase.data import chemical_symbols
 
 from snnp.analysis.compression import Compression
 from snnp.doctor.consensus import Consensus
-from snnp.doctor.short_distances import Dimer
-from snnp.doctor.short_runs import Run, Scaling
 from snnp.doctor.survey import Survey
+from snnp.doctor.trials import Dimer, Run, Scaling
 from snnp.report import COLOURS, GREY, Figure, colours, new_figure, new_panels, plain_ticks, png, shortened
 
 if TYPE_CHECKING:
@@ -57,18 +56,16 @@ def _symlog(panel: Axes, low: float, high: float, linear: float = 1.0) -> None:
     panel.set_ylim(low, high)
 
 
-# Data.
-
-
 def _histograms(survey: Survey, consensus: Consensus) -> Figure:
     drawn, panels = new_panels(4, 4.5, 2.65, columns=2)
-    for panel, values, label, log in (
-        (panels[0], consensus.composition_residual, "energy beyond composition (eV/atom)", False),
-        (panels[1], consensus.residual, "energy beyond composition and model (eV/atom)", False),
-        (panels[2], survey.force_max, "largest force (eV/Å)", True),
-        (panels[3], survey.closest.min(axis=1, initial=np.inf), "shortest distance (Å)", False),
-    ):
-        _by_split(panel, survey, values, log)
+    drawings = {
+        "energy beyond composition (eV/atom)": consensus.composition_residual,
+        "energy beyond composition and model (eV/atom)": consensus.residual,
+        "largest force (eV/Å)": survey.force_max,
+        "shortest distance (Å)": survey.closest.min(axis=1, initial=np.inf),
+    }
+    for panel, (label, values) in zip(panels, drawings.items(), strict=True):
+        _by_split(panel, survey, values, log="force" in label)
         panel.set(xlabel=label, ylabel="frames")
     if len(survey.splits) > 1:
         handles = panels[3].get_legend_handles_labels()
@@ -153,11 +150,6 @@ def _draw_energies(panel: Axes, residual: np.ndarray, size: float) -> None:
         plain_ticks(panel.yaxis)
 
 
-def _count(n: int) -> str:
-    """A number of frames that fits into a small square."""
-    return str(n) if n < 10_000 else f"{n / 1e3:.0f}k" if n < 1_000_000 else f"{n / 1e6:.1f}M"
-
-
 def _coverage(survey: Survey) -> Figure:
     from matplotlib.colors import LogNorm
 
@@ -174,9 +166,10 @@ def _coverage(survey: Survey) -> Figure:
     panel.set_xticks(range(n), names, fontsize=8)
     panel.set_yticks(range(n), names, fontsize=8)
     if n <= _MOST_LABELS:
-        for (i, j), count in np.ndenumerate(table):
-            colour = "w" if 0 < count < most**0.5 else "k"
-            panel.text(j, i, _count(int(count)), ha="center", va="center", fontsize=7, color=colour)
+        for (i, j), met in np.ndenumerate(table):
+            fits = f"{met:.0f}" if met < 10_000 else f"{met / 1e3:.0f}k" if met < 1_000_000 else f"{met / 1e6:.1f}M"
+            colour = "w" if 0 < met < most**0.5 else "k"
+            panel.text(j, i, fits, ha="center", va="center", fontsize=7, color=colour)
     panel.set(xlabel="element", ylabel="element")
     plain_ticks(drawn.colorbar(image, ax=panel, label="frames").ax.yaxis)
     caption = "Frames in which two elements are within 5 Å of each other; white pairs never meet."
@@ -216,9 +209,6 @@ def _map(survey: Survey) -> Figure:
         "surroundings lie close together. Islands of one split are what another split has never seen."
     )
     return Figure("Map of environments", caption, png(drawn))
-
-
-# Models.
 
 
 def _energy_panel(panel: Axes, title: str, low: float, high: float) -> None:

@@ -30,7 +30,11 @@ def read_set(
     Returns frames by split, and a finding for those that cannot be read (NaN, wrong shapes, flat cells). Refuses
     sources that do not exist, or cannot be read at all.
     """
-    named = [_split_of(str(source)) for source in sources]
+    named: list[tuple[str | None, str]] = []
+    for text in map(str, sources):  # a path that holds "=" is taken as it is where it exists
+        name, sign, rest = text.partition("=")
+        given = bool(sign) and re.fullmatch(r"\w+", name) is not None and not Path(text).exists()
+        named.append((name, rest) if given else (None, text))
     files = [(split, file) for split, source in named for file in _files(source)]
     labels = dict(zip(files, labels_of([file for _, file in files]), strict=True)) if files else {}
     parts: dict[str, list[Frames]] = defaultdict(list)
@@ -48,15 +52,15 @@ def read_set(
         both = [*([frames[UNASSIGNED]] if UNASSIGNED in frames else []), frames.pop("all")]
         frames[UNASSIGNED] = Frames.concatenate(both)
     order = sorted(frames, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL))
-    return {name: frames[name] for name in order}, _findings(broken)
-
-
-def _split_of(text: str) -> tuple[str | None, str]:
-    """`train=FILE` -> "train", FILE; a path that holds "=" is taken as it is where it exists."""
-    name, sign, rest = text.partition("=")
-    if sign and re.fullmatch(r"\w+", name) and not Path(text).exists():
-        return name, rest
-    return None, text
+    unreadable = Finding(
+        "readable",
+        "error",
+        f"{len(broken):,} frames cannot be read; the first: {''.join(broken[:1])}",
+        "Training refuses the whole file because of them: NaN would spread to every parameter.",
+        "Remove these frames or recompute them (failed calculations often leave NaN behind).",
+        tuple(text.partition(": ")[0] for text in broken),
+    )
+    return {name: frames[name] for name in order}, [unreadable] if broken else []
 
 
 def _files(source: str) -> list[Path]:
@@ -76,18 +80,3 @@ def _split_in(name: str) -> str:
     """The split that a file's name speaks of, or "all"."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((_NAMES[word] for word in words if word in _NAMES), "all")
-
-
-def _findings(broken: list[str]) -> list[Finding]:
-    if not broken:
-        return []
-    return [
-        Finding(
-            "readable",
-            "error",
-            f"{len(broken):,} frames cannot be read; the first: {broken[0]}",
-            "Training refuses the whole file because of them: NaN would spread to every parameter.",
-            "Remove these frames or recompute them (failed calculations often leave NaN behind).",
-            tuple(text.partition(": ")[0] for text in broken),
-        )
-    ]

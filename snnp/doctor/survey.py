@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from snnp.data import Frame, Frames
@@ -29,7 +30,7 @@ from snnp.neighbours import Neighbours, neighbour_list, pair_vectors, unordered_
 from snnp.structure import Structure
 
 __all__ = [
-    *("BATCH_ATOMS", "CUTOFF", "UNASSIGNED", "Survey", "describe", "distances", "nearest", "pair_kinds", "species_of"),
+    *("BATCH_ATOMS", "CUTOFF", "UNASSIGNED", "Survey", "describe", "nearest", "pair_kinds", "species_of"),
     "survey",
 ]
 
@@ -47,22 +48,19 @@ _REACH = 4.5  # Å, of the fingerprints
 _CENTRES, _WIDTH = (1.0, 1.7, 2.4, 3.1), 0.7  # Å, of the radial functions
 _DEGREE = 2
 _N_FUNCTIONS = 24
-_CHUNK = 512
 
 
 @dataclass(frozen=True)
 class Survey:
-    """All n frames with Z elements and Q = Z (Z + 1) / 2 pairs of elements.
+    """All n frames, with Z elements (atomic numbers) and Q = Z (Z + 1) / 2 pairs of elements.
 
     Arguments:
         frames: of all splits, one after the other; split: [n] name of each one's.
-        elements: atomic numbers; pairs: [Q] of them.
         counts: [n, Z] atoms per element.
         closest: [n, Q] Å, shortest distance below 5 Å, else infinite.
         force_rms, force_max: [n] eV/Å; net_force: [n] eV/Å per atom; torque: [n] relative, NaN where periodic; all NaN
             without forces.
         asymmetry: [n] of the surroundings, largest over atoms; zero where all forces vanish by symmetry.
-        fingerprint: [n, D].
         atoms: [M, d] descriptors of some atoms, with the frame and atomic number of each [M].
     """
 
@@ -113,11 +111,7 @@ class Survey:
 
 
 def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
-    """Look at every frame once.
-
-    Raises:
-        DataError: if there are no frames, or one so dense that its neighbours would fill the memory.
-    """
+    """Look at every frame once; refuses no frames, and one so dense that its neighbours would fill the memory."""
     parts = {name: Frames.of(given) for name, given in frames_by_split.items()}
     frames = Frames.concatenate(list(parts.values()))
     if not len(frames):
@@ -129,15 +123,19 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
             "relative, or its cell is wrong; state the unit, such as --units length=nm, or remove the frame."
         )
     elements = tuple(np.unique(frames.numbers).tolist())
+    pairs = list(itertools.combinations_with_replacement(elements, 2))
     closest, fingerprint, asymmetry, sampled = [], [], [], []
     chosen = np.random.default_rng(0)
     for place in frames.pieces(BATCH_ATOMS):
         structure = frames[place].structure()
         neighbours = neighbour_list(structure, CUTOFF)
         vectors = pair_vectors(structure, neighbours)
-        closest.append(_closest(structure, neighbours, vectors, elements))
+        owner, n_pairs = structure.structure_of_atom, len(pairs)
+        kind = owner[neighbours.i] * n_pairs + pair_kinds(structure.numbers, neighbours, elements)
+        near = torch.full((structure.n_structures * n_pairs,), torch.inf, dtype=vectors.dtype)
+        near = near.scatter_reduce(0, kind, vectors.norm(dim=1), "amin")
+        closest.append(near.reshape(-1, n_pairs).numpy())
         described, lopsided = _descriptors(structure, neighbours, vectors)
-        owner = structure.structure_of_atom
         worst = torch.zeros(structure.n_structures, dtype=lopsided.dtype)
         asymmetry.append(worst.scatter_reduce(0, owner, lopsided, "amax").numpy())
         fingerprint.append(_summaries(described, structure).numpy())
@@ -147,7 +145,7 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
         frames,
         np.repeat(list(parts), [len(part) for part in parts.values()]),
         elements,
-        list(itertools.combinations_with_replacement(elements, 2)),
+        pairs,
         frames.composition(),
         np.concatenate(closest),
         **_force_statistics(frames),
@@ -158,7 +156,6 @@ def survey(frames_by_split: Mapping[str, Iterable[Frame]]) -> Survey:
 
 
 def _force_statistics(frames: Frames) -> dict[str, np.ndarray]:
-    """See `Survey`."""
     n, norms = frames.counts, np.linalg.norm(frames.forces, axis=1)
     arm = frames.positions - np.repeat(frames.per_frame(frames.positions) / n[:, None], n, axis=0)
     turn = np.linalg.norm(frames.per_frame(np.cross(arm, frames.forces)), axis=1)
@@ -187,17 +184,6 @@ def pair_kinds(numbers: Tensor, neighbours: Neighbours, elements: Sequence[int])
     return unordered_pairs(len(elements))[species[neighbours.i], species[neighbours.j]]
 
 
-def _closest(structure: Structure, neighbours: Neighbours, vectors: Tensor, elements: tuple[int, ...]) -> np.ndarray:
-    """[B, Q] shortest distance per pair of elements."""
-    n_kinds = len(elements) * (len(elements) + 1) // 2
-    place = structure.structure_of_atom[neighbours.i] * n_kinds + pair_kinds(structure.numbers, neighbours, elements)
-    found = torch.full((structure.n_structures * n_kinds,), torch.inf, dtype=vectors.dtype)
-    return found.scatter_reduce(0, place, vectors.norm(dim=1), "amin").reshape(-1, n_kinds).numpy()
-
-
-# Fingerprints.
-
-
 @lru_cache
 def _constants() -> tuple[Harmonics, Tensor, Tensor, Tensor, Tensor]:
     """Harmonics, element weights [Z], random matrix [d, D], element offsets [Z, D], and element marks [Z, 4]."""
@@ -209,11 +195,7 @@ def _constants() -> tuple[Harmonics, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _descriptors(structure: Structure, neighbours: Neighbours, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, d] descriptors of the atoms, and [N] how lopsided their surroundings are (zero in a centre of symmetry).
-
-    Arguments:
-        structure: in float64; neighbours: a list that reaches at least 4.5 Å; vectors: [P, 3] its pair vectors.
-    """
+    """[N, d] descriptors of the atoms, and [N] how lopsided their surroundings are (zero in a centre of symmetry)."""
     harmonics, weights, *_ = _constants()
     r = vectors.norm(dim=1)
     near = r < _REACH
@@ -246,17 +228,7 @@ def describe(structure: Structure) -> tuple[Tensor, Tensor]:
     return described, _summaries(described, structure)
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, m] distances between points [n, D] and [m, D], exact where they are tiny."""
-    mode = "donot_use_mm_for_euclid_dist"
-    result: np.ndarray = torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=mode).numpy()
-    return result
-
-
 def nearest(points: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """[n, k] distances and indices of the k nearest of `others` [m, D] to each of `points` [n, D], nearest first."""
-    parts = [
-        torch.from_numpy(distances(points[start : start + _CHUNK], others)).topk(k, dim=1, largest=False)
-        for start in range(0, len(points), _CHUNK)
-    ]
-    return np.concatenate([p.values.numpy() for p in parts]), np.concatenate([p.indices.numpy() for p in parts])
+    away, index = KDTree(others).query(points, k=range(1, k + 1))
+    return away, index

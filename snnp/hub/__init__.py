@@ -7,7 +7,7 @@
 Nothing that is fetched is ever run or unpickled; every file is compared with the sha256 in the repository's manifest.
 """
 
-from snnp.hub.client import list_repositories
+from snnp.hub.client import Publication, list_repositories, publish
 from snnp.hub.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -20,7 +20,6 @@ from snnp.hub.manifest import (
 from snnp.hub.mirror import add_to_mirror
 from snnp.hub.names import parse_reference
 from snnp.hub.resolver import bundled_datasets, load_model, load_pinned, resolve
-from snnp.hub.upload import Publication, publish
 
 __all__ = [
     "MANIFEST_FILE",

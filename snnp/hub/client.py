@@ -14,14 +14,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from snnp.errors import HubError, MissingDependencyError, SnnpError, near_matches
-from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_folder
-from snnp.hub.names import Kind, Reference, is_commit
+import yaml
 
-__all__ = ["RemoteRepository", "fetch", "hub_library", "list_repositories", "upload"]
+from snnp.errors import HubError, MissingDependencyError, SnnpError, near_matches
+from snnp.hub.manifest import MANIFEST_FILE, Manifest, read_manifest, read_verified, verify_folder
+from snnp.hub.names import Kind, Reference, check_repository, is_commit
+from snnp.text import one_line
+
+__all__ = ["Publication", "RemoteRepository", "fetch", "hub_library", "list_repositories", "publish"]
 
 _WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
 _TOKEN = re.compile(r"[!-~]{1,4096}")
+_CUT_SHORT = "Consistency check failed"  # of files with fewer bytes than were announced: huggingface_hub has no class
+_LARGEST_CARD = 1_000_000  # bytes
 _T = TypeVar("_T")
 
 
@@ -37,13 +42,20 @@ class RemoteRepository:
     modified: str | None
 
 
+@dataclass(frozen=True)
+class Publication:
+    """What was uploaded, or would be: `commit` and `address` are None after a dry run."""
+
+    files: dict[str, int]  # name and size in bytes, the manifest included
+    commit: str | None = None
+    address: str | None = None
+
+
 def fetch(reference: Reference, kind: Kind, *, force: bool = False) -> tuple[Path, str, Manifest]:
     """Bring a repository into the cache of huggingface_hub, unless it is there, and check every file of its manifest.
 
-    `force` downloads again, and reads again files that passed before.
-
-    Returns:
-        The folder in the cache, the commit hash, and the manifest. Files that it does not list are not fetched.
+    `force` downloads again, and reads again files that passed before. Returns the folder in the cache, the commit hash,
+    and the manifest; files that it does not list are not fetched.
     """
     library = hub_library()
     asked = {"repo_id": reference.repository, "repo_type": kind}
@@ -102,13 +114,36 @@ def _listing(kind: Kind) -> Any:
     return api.list_models if kind == "model" else api.list_datasets
 
 
-def upload(
-    folder: Path, names: list[str], repository: str, kind: Kind, *, private: bool, message: str
-) -> tuple[str, str]:
-    """Put files into a repository in one commit; files that snnp put there before and that are not among them go.
+def publish(
+    kind: Kind,
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    message: str | None = None,
+) -> Publication:
+    """Upload the files that a folder's manifest lists in one commit, which removes those that snnp put there before.
 
-    Returns the commit hash and the address of the commit; where it fails, what was there before is still there.
+    Arguments:
+        folder: with `manifest.json` (see `write_manifest`) and a card, `README.md`, that begins with a YAML header.
+        repository: `org/name`; made if it does not exist.
+        private: whether a new repository is visible to its owner only.
+        dry_run: check everything, upload nothing.
+        message: of the commit.
+
+    Raises:
+        HubError: if the folder is not what its manifest says, has no card with a licence, or the Hub refuses.
+        InputError: for an unfit name.
     """
+    check_repository(repository)
+    folder = Path(folder)
+    manifest = read_verified(folder, kind, cure="write the manifest again", quick=False)
+    _check_card(folder / "README.md", manifest)
+    files = {name: entry.bytes for name, entry in manifest.files.items()}
+    files[MANIFEST_FILE] = (folder / MANIFEST_FILE).stat().st_size
+    if dry_run:
+        return Publication(files)
     library = hub_library()
     api = library.HfApi()
     asked: dict[str, Any] = {"repo_id": repository, "repo_type": kind}
@@ -116,30 +151,40 @@ def upload(
         _patiently(lambda: api.create_repo(**asked, private=private, exist_ok=True))
         head = _patiently(lambda: api.repo_info(**asked)).sha
         present = set(_patiently(lambda: api.list_repo_files(**asked, revision=head)))
-        gone = _listed_before(repository, kind, head) & present - set(names) if MANIFEST_FILE in present else set()
+        gone: set[str] = set()
+        if MANIFEST_FILE in present:
+            before = library.hf_hub_download(**asked, filename=MANIFEST_FILE, revision=head)
+            with suppress(HubError):  # no manifest of ours
+                gone = set(read_manifest(Path(before).parent, kind).files) & present - set(files)
         # Fresh operations in each attempt: they carry state.
         commit = _patiently(
             lambda: api.create_commit(
                 **asked,
                 operations=[
-                    *(library.CommitOperationAdd(name, folder / name) for name in names),
+                    *(library.CommitOperationAdd(name, folder / name) for name in files),
                     *(library.CommitOperationDelete(name, is_folder=False) for name in sorted(gone)),
                 ],
-                commit_message=message,
+                commit_message=message or f"Publish {kind} with snnp",
                 parent_commit=head,
             )
         )
-    return _checked_commit(str(commit.oid)), str(commit.commit_url)
+    return Publication(files, _checked_commit(str(commit.oid)), str(commit.commit_url))
 
 
-def _listed_before(repository: str, kind: Kind, commit: str) -> set[str]:
-    """Files of the manifest that is in the repository now; none if that is no manifest of ours."""
-    library = hub_library()
-    path = library.hf_hub_download(repository, MANIFEST_FILE, repo_type=kind, revision=commit)
+def _check_card(card: Path, manifest: Manifest) -> None:
+    """A repository needs a card whose header names a licence: the Hub shows and filters by it."""
+    if card.name not in manifest.files:
+        raise HubError(f"{card.parent} has no README.md among its files; write a card first.")
+    if manifest.files[card.name].bytes > _LARGEST_CARD:
+        raise HubError(f"{card} has more than {_LARGEST_CARD:,} bytes, which no card has.")
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     try:
-        return set(read_manifest(Path(path).parent, kind).files)
-    except HubError:
-        return set()
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise HubError(f"the header of {card} is no YAML ({' '.join(str(error).split())}).") from None
+    licence = header.get("license") if isinstance(header, dict) else None
+    if not isinstance(licence, str) or licence.strip() != one_line(licence):
+        raise HubError(f"{card} names no licence in its YAML header (license: ...); add it to the card.")
 
 
 def hub_library() -> ModuleType:
@@ -176,16 +221,9 @@ def _patiently(call: Callable[[], _T]) -> _T:
     return call()
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> list[BaseException]:
     """An error, and the failures behind it: the last is that of the connection, where there is one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _root(error: BaseException) -> BaseException:
-    return list(_causes(error))[-1]
+    return [error, *(_causes(error.__cause__) if error.__cause__ is not None else ())]
 
 
 def _status(error: BaseException) -> int | None:
@@ -200,21 +238,21 @@ def _may_pass(error: BaseException) -> bool:
             return status in (408, 429) or status >= 500
         if isinstance(cause, hub_library().errors.HTTPError):
             return type(cause).__name__ in ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout")
-        if _is_cut_short(cause):
+        if isinstance(cause, OSError) and _CUT_SHORT in str(cause):
             return True
     return False
-
-
-def _is_cut_short(error: BaseException) -> bool:
-    """Whether a file came with fewer bytes than were announced; huggingface_hub has no class of its own for it."""
-    return isinstance(error, OSError) and "Consistency check failed" in str(error)
 
 
 @contextmanager
 def _explained(reference: Reference, kind: Kind, *, writing: bool = False) -> Iterator[None]:
     """Turn the errors of huggingface_hub into one line that says what to do."""
     errors = hub_library().errors
-    _check_token()
+    token = hub_library().get_token()
+    if token is not None and not _TOKEN.fullmatch(token):  # before an error of the connection shows it
+        raise HubError(
+            "the token of the Hub holds spaces, line breaks or letters that no token has; set HF_TOKEN again, or log "
+            "in with 'hf auth login'."
+        )
     try:
         yield
     except SnnpError:
@@ -233,14 +271,14 @@ def _explained(reference: Reference, kind: Kind, *, writing: bool = False) -> It
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(_out_of_reach(reference, kind, error)) from None
     except (RuntimeError, errors.XetDownloadError) as error:  # what is made of a failed transfer of one file
-        cause = _root(error)
+        cause = _causes(error)[-1]
         if not isinstance(cause, errors.HTTPError):
             raise HubError(f"the transfer of {reference} failed ({_line(cause)}); try again.") from None
         raise HubError(_refused(reference, cause, writing)) from None
     except errors.FileMetadataError as error:
         raise HubError(f"{_endpoint()} does not answer as a Hub does ({_line(error)}); check HF_ENDPOINT.") from None
     except OSError as error:
-        if not _is_cut_short(error):
+        if _CUT_SHORT not in str(error):
             raise
         raise HubError(f"{reference} could not be fetched whole ({_line(error)}); try again.") from None
     except Exception as error:  # whatever the library makes of pages and JSON that no Hub sends
@@ -248,16 +286,6 @@ def _explained(reference: Reference, kind: Kind, *, writing: bool = False) -> It
             f"{_endpoint()} does not answer as a Hub does: the login page of a network, a proxy or another program "
             f"stands in its place ({type(error).__name__}: {_line(error)}); check the connection and HF_ENDPOINT."
         ) from None
-
-
-def _check_token() -> None:
-    """Refuse a token that cannot be sent, before an error of the connection shows it."""
-    token = hub_library().get_token()
-    if token is not None and not _TOKEN.fullmatch(token):
-        raise HubError(
-            "the token of the Hub holds spaces, line breaks or letters that no token has; set HF_TOKEN again, or log "
-            "in with 'hf auth login'."
-        )
 
 
 def _line(error: BaseException) -> str:
@@ -283,7 +311,7 @@ def _refused(reference: Reference, error: BaseException, writing: bool) -> str:
 
 
 def _out_of_reach(reference: Reference, kind: Kind, error: BaseException) -> str:
-    errors, cause = hub_library().errors, _root(error)
+    errors, cause = hub_library().errors, _causes(error)[-1]
     if isinstance(cause, errors.OfflineModeIsEnabled) or hub_library().constants.is_offline_mode():
         reason = "HF_HUB_OFFLINE is set"
     elif (status := _status(cause)) is not None:

@@ -75,16 +75,10 @@ def fingerprint(path: Path) -> FileEntry:
 def make_manifest(
     folder: str | Path, kind: Kind, names: Iterable[str] | None = None, about: dict[str, JsonValue] | None = None
 ) -> Manifest:
-    """Describe the files of a folder.
+    """Describe the files of a folder; refuses an empty one, links, and what else a repository must not hold.
 
-    Arguments:
-        folder: of the model or dataset.
-        kind: "model" or "dataset".
-        names: files to list, relative to the folder, with slashes; None takes all but hidden ones and the manifest.
-        about: further JSON values to keep.
-
-    Raises:
-        HubError: for an empty folder, or a file that a repository must not hold, links among them.
+    `names` are files to list, relative to the folder, with slashes; None takes all but hidden ones and the manifest.
+    `about` are further JSON values to keep.
     """
     folder = Path(folder)
     if names is None:
@@ -175,36 +169,25 @@ def read_verified(folder: Path, kind: Kind, *, cure: str, quick: bool = True) ->
 
 
 def verify_folder(folder: str | Path, manifest: Manifest, *, cure: str = "fetch it again", quick: bool = True) -> None:
-    """Compare every file of a folder with its manifest.
+    """Compare every file of a folder with its manifest; refuses the first that is missing or differs, deletes nothing.
 
-    Arguments:
-        folder: with the files.
-        manifest: what they must be.
-        cure: what the error advises.
-        quick: large files that passed before and have not been touched since are not read again.
-
-    Raises:
-        HubError: names the first file that is missing or differs; nothing is deleted.
+    `cure` is what the error advises. Large files that passed before and have not been touched since are not read again
+    if `quick`.
     """
     for name, wanted in manifest.files.items():
         path = Path(folder) / name
         if not path.is_file():
             raise HubError(f"{path} is missing, which {MANIFEST_FILE} lists; {cure}.")
-        size = path.stat().st_size
-        if size != wanted.bytes:
-            raise HubError(
-                f"{path} has {size:,} bytes, {MANIFEST_FILE} says {wanted.bytes:,}: it is damaged or was changed; "
-                f"{cure}. Nothing was deleted."
-            )
-        stamp = _stamp(path, wanted.sha256)
-        if quick and stamp is not None and stamp.is_file():
-            continue
-        found = fingerprint(path).sha256
-        if found != wanted.sha256:
-            raise HubError(
-                f"{path} has sha256 {found[:12]}…, {MANIFEST_FILE} says {wanted.sha256[:12]}…: it is damaged or was "
-                f"changed; {cure}. Nothing was deleted."
-            )
+        size, stamp = path.stat().st_size, _stamp(path, wanted.sha256)
+        differs = "" if size == wanted.bytes else f"has {size:,} bytes, {MANIFEST_FILE} says {wanted.bytes:,}"
+        if not differs:
+            if quick and stamp is not None and stamp.is_file():
+                continue
+            found = fingerprint(path).sha256
+            if found != wanted.sha256:
+                differs = f"has sha256 {found[:12]}…, {MANIFEST_FILE} says {wanted.sha256[:12]}…"
+        if differs:
+            raise HubError(f"{path} {differs}: it is damaged or was changed; {cure}. Nothing was deleted.")
         if stamp is not None:
             with suppress(OSError):  # a home folder that cannot be written to, as on many compute nodes
                 stamp.parent.mkdir(parents=True, exist_ok=True)

@@ -54,19 +54,10 @@ def find_in_mirror(reference: Reference, kind: Kind) -> tuple[Path, str] | None:
 
 
 def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[Path, str]:
-    """Fetch a repository from the Hub and copy it into a mirror.
+    """Fetch a repository, `org/name[@revision]`, from the Hub and copy it into a mirror, which is made if need be.
 
-    Arguments:
-        mirror: the folder; made if need be.
-        name: `org/name[@revision]`.
-        kind: "model" or "dataset".
-
-    Returns:
-        The folder of the repository in the mirror, and its commit.
-
-    Raises:
-        HubError: as `fetch` does.
-        InputError: for a name that is none of a repository.
+    Returns the folder of the repository in the mirror, and its commit. Raises what `fetch` does, and `InputError` for a
+    name that is none of a repository.
     """
     reference = parse_reference(name)
     if reference is None:
@@ -77,7 +68,9 @@ def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[
     base = Path(mirror) / f"{kind}s" / reference.repository
     folder = base / commit
     base.mkdir(parents=True, exist_ok=True)
-    if not _is_whole(folder, kind):
+    try:
+        verify_folder(folder, read_manifest(folder, kind), quick=False)
+    except HubError:  # it is not there, or not whole
         _copy(source, folder, [MANIFEST_FILE, *manifest.files])
         verify_folder(folder, manifest, quick=False)
     revision = reference.revision or "main"
@@ -86,14 +79,6 @@ def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[
         note.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(note, f"{commit}\n".encode())
     return folder, commit
-
-
-def _is_whole(folder: Path, kind: Kind) -> bool:
-    try:
-        verify_folder(folder, read_manifest(folder, kind), quick=False)
-    except HubError:
-        return False
-    return True
 
 
 def _copy(source: Path, folder: Path, names: list[str]) -> None:

@@ -46,12 +46,8 @@ class Reference:
 def parse_reference(text: str, revision: str | None = None) -> Reference | None:
     """Read `org/name[@revision]`; None for what cannot be the name of a repository (paths, bundled names).
 
-    Arguments:
-        text: what the user gave.
-        revision: given apart from the name.
-
-    Raises:
-        InputError: for a revision that git would not accept, or two different ones.
+    `revision` is one that was given apart from the name; refused is another than that of the name, and what is no
+    branch, tag or commit.
     """
     repository, at, inner = text.partition("@")
     if not _REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
@@ -59,8 +55,10 @@ def parse_reference(text: str, revision: str | None = None) -> Reference | None:
     if at and revision is not None and inner != revision:
         raise InputError(f"{text!r} names one revision and revision={revision!r} another; give one of them.")
     wanted = inner if at else revision
-    if wanted is not None:
-        _check_revision(wanted)
+    if wanted is not None and (not _REVISION.fullmatch(wanted) or ".." in wanted or len(wanted) > _LONGEST):
+        raise InputError(
+            f"{wanted!r} is no revision; give a branch, a tag or a commit hash, as in org/name@main or org/name@v1.0."
+        )
     return Reference(repository, wanted)
 
 
@@ -74,14 +72,6 @@ def check_repository(text: str) -> None:
 def is_commit(text: str) -> bool:
     """Whether a text is a whole commit hash."""
     return _COMMIT.fullmatch(text) is not None
-
-
-def _check_revision(revision: str) -> None:
-    """Refuse what is no branch, tag or commit."""
-    if not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > _LONGEST:
-        raise InputError(
-            f"{revision!r} is no revision; give a branch, a tag or a commit hash, as in org/name@main or org/name@v1.0."
-        )
 
 
 def check_file_name(name: str, kind: Kind, where: str) -> None:

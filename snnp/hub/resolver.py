@@ -51,17 +51,12 @@ class Resolved:
 
 
 def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None, *, force: bool = False) -> Resolved:
-    """Find a model or dataset by name, fetch it if need be, and check it against its manifest.
+    """Find a model or dataset by a name as in the list above, fetch it if need be, and check it against its manifest.
 
-    Arguments:
-        name: as in the list above.
-        kind: "model" or "dataset".
-        revision: branch, tag or commit hash; may also follow the name after an @.
-        force: download again what is on the Hub.
+    `revision` is a branch, tag or commit hash, which may also follow the name after an @; `force` downloads again.
 
     Raises:
-        HubError: if it is missing, out of reach or damaged.
-        ModelFileError: for a model folder without a model.
+        HubError: if it is missing, out of reach or damaged; ModelFileError: for a model folder without a model.
         InputError: for a name that is neither, or a revision of something that has none.
 
     Example:
@@ -72,10 +67,15 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
     here = isinstance(name, Path) or (revision is None and Path(text).exists())  # whatever its name looks like
     reference = None if here else parse_reference(text, revision)
     revised = reference is not None and reference.revision is not None
-    if not revised and (local := _find_here(text, kind)) is not None:
+    bundled = text in (store.list_models() if kind == "model" else bundled_datasets())
+    if not revised and (bundled or Path(text).exists()):
+        source: Literal["bundled", "folder"] = "bundled" if bundled else "folder"
         if revision is not None:
-            raise InputError(f"{text} is {local.source} and has no revisions; leave {revision!r} away.")
-        return local
+            raise InputError(f"{text} is {source} and has no revisions; leave {revision!r} away.")
+        folder = store.model_folder(text) if kind == "model" else bundled_datasets().get(text, Path(text))
+        if bundled and kind == "dataset":
+            verify_folder(folder, read_manifest(folder, kind), cure="install snnp again")
+        return Resolved(folder, text, source)
     if reference is None and kind == "model":
         return Resolved(store.model_folder(text), text, "folder")  # which says what is wrong
     if reference is None:
@@ -87,21 +87,12 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
         raise HubError(f"{_missing_here(text)} For a {kind} of that name on the Hub write {text}@main.")
     try:
         folder, commit, _ = fetch(reference, kind, force=force)
-    except HubError as error:
-        raise HubError(_with_places(str(error), text, kind)) from None
+    except HubError as error:  # that of the last place, after the others that were looked into
+        mirror = mirror_folder()
+        said = f"{error}" if mirror is None else f"the mirror {mirror} does not hold it; {error}"
+        said = said if "@" in text else f"{_missing_here(text)} As the name of a {kind} on the Hub: {said}"
+        raise HubError(said) from None
     return Resolved(folder, reference.repository, "hub", reference.revision or "main", commit)
-
-
-def _find_here(text: str, kind: Kind) -> Resolved | None:
-    if kind == "model" and text in store.list_models():
-        return Resolved(store.model_folder(text), text, "bundled")
-    if kind == "dataset" and (folder := bundled_datasets().get(text)) is not None:
-        verify_folder(folder, read_manifest(folder, "dataset"), cure="install snnp again")
-        return Resolved(folder, text, "bundled")
-    path = Path(text)
-    if not path.exists():
-        return None
-    return Resolved(store.model_folder(path) if kind == "model" else path, text, "folder")
 
 
 def bundled_datasets() -> dict[str, Path]:
@@ -116,14 +107,6 @@ def _missing_here(text: str) -> str:
     return f"there is no file or folder '{text}'.{near_matches(text, siblings)}"
 
 
-def _with_places(message: str, text: str, kind: Kind) -> str:
-    """The error of the last place, after the others that were looked into."""
-    mirror = mirror_folder()
-    if mirror is not None:
-        message = f"the mirror {mirror} does not hold it; {message}"
-    return message if "@" in text else f"{_missing_here(text)} As the name of a {kind} on the Hub: {message}"
-
-
 def load_model(
     source: str | Path | Potential,
     *,
@@ -136,8 +119,7 @@ def load_model(
     Models from a mirror or the Hub carry their name and commit hash in `metadata["loaded_from"]`.
 
     Arguments:
-        source: `snnp-si`, `runs/mine`, `org/name`, `org/name@v1.0`; see `resolve`.
-        revision: branch, tag or commit hash.
+        source, revision: see `resolve`.
         dtype: torch.float32 or torch.float64, or the name; None keeps the stored type.
         device: where to put it; None keeps it on the CPU.
 
@@ -148,20 +130,17 @@ def load_model(
     """
     if isinstance(source, Potential):
         return store.load_model(source, dtype=dtype, device=device)
-    return _load(resolve(source, "model", revision), dtype, device)
+    found = resolve(source, "model", revision)
+    model = store.load_model(found.folder, dtype=dtype, device=device)
+    model.name = found.pinned
+    if found.commit is not None:
+        model.metadata = {**model.metadata, "loaded_from": found.record()}
+    return model
 
 
 def load_pinned(
     name: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> tuple[Potential, str]:
     """Load a model as `load_model` does; return it with the name to report, `org/name@commit` if it has a commit."""
-    found = resolve(name, "model")
-    return _load(found, dtype, device), found.pinned
-
-
-def _load(found: Resolved, dtype: torch.dtype | str | None, device: torch.device | str | None) -> Potential:
-    model = store.load_model(found.folder, dtype=dtype, device=device)
-    model.name = found.pinned
-    if found.commit is not None:
-        model.metadata = {**model.metadata, "loaded_from": found.record()}
-    return model
+    model = load_model(name, dtype=dtype, device=device)
+    return model, model.name

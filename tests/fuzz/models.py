@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "datasets"))
 
 import h5py
 import numpy as np
@@ -24,11 +25,11 @@ import torch
 import yaml
 from ase.build import bulk
 from driver import Files, Target, main, mutate
+from recipes import hdf5
 from safetensors.torch import save
 
 from snnp.analysis.card import card_markdown
 from snnp.data.description import card, header, parse_description, read_description
-from snnp.data.recipes import hdf5
 from snnp.errors import SnnpError
 from snnp.hub import make_manifest, read_manifest, verify_folder, write_manifest
 from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +40,26 @@ def to_atoms(frames: Frames) -> Iterator[Atoms]:
                 info[name] = value
         for table in (info, arrays):
             results |= {name: table.pop(name) for name in list(table) if name in all_properties}
-        mask = arrays.pop("move_mask", None)
-        if mask is not None:
-            atoms.set_constraint(_constraints(np.asarray(mask, dtype=bool)))
+        if (mask := arrays.pop("move_mask", None)) is not None:
+            held = ~np.asarray(mask, dtype=bool)
+            whole = [FixAtoms(mask=held)] if held.ndim == 1 else None
+            atoms.set_constraint(whole or [FixCartesian(k, mask=each) for k, each in enumerate(held) if each.any()])
         for name, value in arrays.items():
             atoms.set_array(name, value)
         atoms.info.update(info)
         if results:
-            if "stress" in results and np.shape(results["stress"]) == (
-                3,
-                3,
-            ):  # six numbers of the upper triangle in ASE
+            if "stress" in results and np.shape(results["stress"]) == (3, 3):  # in ASE the upper triangle alone
                 results["stress"] = results["stress"][[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
             atoms.calc = SinglePointCalculator(atoms, **results)
         yield atoms
 
 
-def _constraints(mask: np.ndarray) -> list[Any]:
-    if mask.ndim == 1:
-        return [FixAtoms(mask=~mask)]
-    return [FixCartesian(int(atom), mask=~free) for atom, free in enumerate(mask) if not free.all()]
-
-
 def from_atoms(
     images: Sequence[Atoms], sources: Sequence[str], keys: Keys = Keys(), *, labelled: bool = True, extras: bool = True
 ) -> Frames:
-    """Frames from `Atoms`: labels under the names that `read_frames` looks for, all else as extras.
+    """Frames from `Atoms` and their sources: labels under the names that `read_frames` looks for, all else as extras.
 
-    Arguments:
-        images: each with `info`, `arrays`, and the results of a calculator, or without.
-        sources: of each.
-        keys, labelled, extras: as for `read_xyz`.
+    Results of a calculator count beside `info` and `arrays`; other arguments as for `read_xyz`.
     """
     if not images:
         raise DataError("there are no structures to store; give at least one.")
@@ -90,7 +80,11 @@ def _tables(atoms: Atoms, name: str, extras: bool) -> tuple[dict[str, Any], dict
     for reserved in ("Lattice", "pbc"):  # of the atoms; in `info` they would stand for it
         if info.pop(reserved, None) is not None and extras:
             raise DataError(f"{name}: info holds {reserved!r}, which is the name of the cell's own; rename it.")
-    for key, value in _results(atoms).items():
+    done: dict[str, Any] = {}
+    with suppress(AttributeError, PropertyNotImplementedError):  # of these atoms as they are; nothing is computed now
+        if atoms.calc is not None and not atoms.calc.calculation_required(atoms, []):
+            done = {key: value for key, value in atoms.calc.results.items() if value is not None}
+    for key, value in done.items():
         table = arrays if key not in per_config_properties and np.shape(value)[:1] == (len(atoms),) else info
         if key in table and not np.array_equal(table[key], value):
             raise DataError(f"{name} has two values of {key}, of its calculator and beside it; remove one of them.")
@@ -112,16 +106,6 @@ def _said(atoms: Atoms, tables: tuple[dict[str, Any], dict[str, Any]], source: s
         info["stress"] = full_tensor(info["stress"], source)
     info |= {"Lattice": atoms.cell.array, "pbc": atoms.pbc}
     return Said(source, source, atoms.numbers, atoms.positions, forces, info, arrays)
-
-
-def _results(atoms: Atoms) -> dict[str, Any]:
-    """What a calculator has computed for these atoms as they are; nothing is computed now."""
-    if atoms.calc is None or atoms.calc.calculation_required(atoms, []):
-        return {}
-    try:
-        return {key: value for key, value in atoms.calc.results.items() if value is not None}
-    except (AttributeError, PropertyNotImplementedError):
-        return {}
 
 
 def _mask(atoms: Atoms, name: str) -> np.ndarray:

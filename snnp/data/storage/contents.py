@@ -140,13 +140,9 @@ def _decode(value: Any) -> Any:
 
 
 class Said(NamedTuple):
-    """What a file says of one frame of N atoms.
+    """What a file says of one frame of N atoms; `source` is its name from now on, `where` that in errors.
 
-    Arguments:
-        source: its name from now on; where: its name in errors.
-        numbers: [N]; positions: [N, 3]; forces: [N, 3] or None.
-        info: name -> value, of the frame, with `Lattice` and `pbc`.
-        arrays: name -> [N, ...], of its atoms.
+    `info` (name -> value) is of the frame, with `Lattice` and `pbc`; `arrays` (name -> [N, ...]) are of its atoms.
     """
 
     source: str
@@ -159,10 +155,9 @@ class Said(NamedTuple):
 
 
 def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: bool) -> Frames:
-    """Frames of what a file says, in eV and Å.
+    """Frames of what a file says, in eV and Å; refuses an energy or a stress that is none, and what cannot be kept.
 
-    `names` are as from `choose_names`; `extras`: whether what is no label is kept. Refuses an energy or a stress that
-    is none, and what cannot be kept.
+    `names` are as from `choose_names`; `extras`: whether what is no label is kept.
     """
     rows: list[tuple[Any, ...]] = []
     for one in said:
@@ -173,10 +168,19 @@ def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: boo
         renamed = {what: name for what in LABELS if (name := names[what]) is not None and name != what}
         energy = info.pop(str(names["energy"]), None)
         if energy is not None:
-            energy = _number(energy, f"{one.where}: energy (key '{names['energy']}')")
-        stress = _take_stress(info, str(names["stress"]), cell, bool(pbc.all()), one.where)
+            what, given = f"{one.where}: energy (key '{names['energy']}')", np.asarray(energy)
+            if given.dtype.kind not in "iuf":
+                raise DataError(f"{what} is not numeric: {str(energy)[:60]!r}; expected one total energy.")
+            if given.size != 1:
+                raise DataError(f"{what} has {given.size} numbers, expected one total energy.")
+            energy = float(given.reshape(()))
+        name, stress = str(names["stress"]), None
+        if info.get(name) is not None:
+            # Under another name than `stress` it also stays in `info`: its form would be lost.
+            stress = stress_of(info.pop(name) if name == "stress" else info[name], name, cell, one.where)
+            stress = None if "virial" in name.lower() and not pbc.all() else stress
         if units != Units():  # in their own units they cannot keep their own names
-            info.pop(str(names["stress"]), None)
+            info.pop(name, None)
             renamed = {}
         group = info.get(str(names["group"]))
         arrays = dict(one.arrays)
@@ -194,18 +198,6 @@ def made_frames(said: Sequence[Said], names: Names, units: Units, *, extras: boo
         **columns,
     )
     return in_usual_units(frames, units, names)
-
-
-def _take_stress(info: dict[str, Any], name: str, cell: np.ndarray, periodic: bool, where: str) -> np.ndarray | None:
-    """The stress of a frame; under another name than `stress` it also stays in `info`: its form would be lost."""
-    if info.get(name) is None:
-        return None
-    stress = stress_of(info[name], name, cell, where)
-    if "virial" in name.lower() and not periodic:
-        return None
-    if name == "stress":
-        del info[name]
-    return stress
 
 
 def contents_of(one: Frames) -> tuple[dict[str, Any], Extras]:
@@ -245,15 +237,6 @@ def stress_of(value: Any, name: str, cell: np.ndarray, where: str) -> np.ndarray
     with np.errstate(all="ignore"):  # of numbers that no structure has; they are refused where it is made
         volume = abs(float(np.linalg.det(cell)))
         return -tensor / volume if volume > 0.0 else None
-
-
-def _number(value: Any, what: str) -> float:
-    array = np.asarray(value)
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"{what} is not numeric: {str(value)[:60]!r}; expected one total energy.")
-    if array.size != 1:
-        raise DataError(f"{what} has {array.size} numbers, expected one total energy.")
-    return float(array.reshape(()))
 
 
 def full_tensor(value: Any, where: str, name: str = "stress") -> np.ndarray:

@@ -43,22 +43,18 @@ _BLANK = re.compile(rb"\s*")
 _DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
 _ARRAY_NAMES = {"pos": "positions", "Z": "numbers", "charge": "charges", "species": "symbols"}  # as ASE renames them
 _NUMBERS = {symbol: number for symbol, number in atomic_numbers.items() if number > 0}
+_MEANT: dict[str, Callable[[str], Any]] = {
+    **{"R": real, "I": integer, "S": str, "L": TRUTH.__getitem__},
+    "species": lambda text: _NUMBERS[text.capitalize()],
+}
+"""What a word of each kind says; ValueError or KeyError for what it cannot be."""
 XYZ = (".xyz", ".extxyz")
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """How files with these endings are opened."""
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One property of the atoms: kind R, I, S or L, and its place in the line."""
-
-    name: str
-    kind: str
-    first: int
-    number: int
-
-
-_Layout = tuple[_Column, ...]
+_Layout = tuple[tuple[str, str], ...]
+"""Name and kind (R, I, S, L, or species) of what each word in a line of atoms says."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,10 @@ def read_xyz(
     """
     path = Path(path)
     label = path.name if label is None else label
-    with _opened(path) as file:
-        shapes, single = _shapes(file, label)
+    with _opened(path) as stream:
+        shapes, single = _shapes(_texts(path, stream, label))
         names = choose_names(path, shapes, single, keys, labelled=labelled)
-        for run in _runs(_texts(file, label)):
+        for run in _runs(_texts(path, stream, label)):
             yield made_frames(_said(run, names), names, keys.units, extras=extras)
 
 
@@ -112,59 +108,46 @@ def read_plain(path: str | Path, index: int | None = None) -> Iterator[Frames]:
     """
     path = Path(path)
     names: Names = dict.fromkeys(("energy", "forces", "stress", "group"))
-    with _opened(path) as file:
-        texts = _texts(file, path.name)
-        chosen = texts if index is None else iter([_one(texts, path, index)])
-        for run in _runs(chosen, lenient=True):
+    with _opened(path) as stream:
+        texts = _texts(path, stream, path.name)
+        if index is not None:
+            wanted, n = -index if index < 0 else index + 1, 0
+            last: deque[_Text] = deque(maxlen=wanted if index < 0 else 1)
+            for n, text in enumerate(texts, 1):
+                last.append(text)
+                if n == index + 1:
+                    break
+            if n < wanted:
+                raise DataError(f"{path} has {n} frames, there is none at {index}.")
+            texts = iter([last[0]])
+        for run in _runs(texts, lenient=True):
             yield made_frames(_said(run, names, all_properties), names, Units(), extras=True)
 
 
-def _one(texts: Iterator[_Text], path: Path, index: int) -> _Text:
-    last: deque[_Text] = deque(maxlen=-index if index < 0 else 1)
-    number = 0
-    for number, text in enumerate(texts, 1):
-        last.append(text)
-        if number == index + 1:
-            break
-    if number < (-index if index < 0 else index + 1):
-        raise DataError(f"{path} has {number} frames, there is none at {index}.")
-    return last[0]
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A file of `size` bytes, packed or not."""
-
-    path: Path
-    stream: BinaryIO
-    size: int
-    packed: bool
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[_Opened]:
-    packed = path.suffix.lower() in PACKED
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with PACKED[path.suffix.lower()](path, "rb") if packed else path.open("rb") as stream:
-            yield _Opened(path, stream, path.stat().st_size, packed)
+        with PACKED.get(path.suffix.lower(), open)(path, "rb") as stream:
+            yield stream
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
 
 
-def _texts(file: _Opened, label: str) -> Iterator[_Text]:
+def _texts(path: Path, stream: BinaryIO, label: str) -> Iterator[_Text]:
     """The frames as text, from the beginning; lines are found in large pieces of the file."""
     index, number, rest, ended = 0, 1, b"", False
     numbers: dict[bytes, int] = {}  # sizes repeat
-    size = None if file.packed else file.size
-    unpacked, most = 0, _MOST_UNPACKED + _MOST_RATIO * file.size  # what an honest file of this size can hold
-    file.stream.seek(0)
+    size = path.stat().st_size
+    unpacked, most = 0, _MOST_UNPACKED + _MOST_RATIO * size  # what an honest file of this size can hold
+    most_atoms = _MOST_ATOMS if path.suffix.lower() in PACKED else (size + 1) // _LEAST_LINE
+    stream.seek(0)
     while not ended:
         # A frame that does not fit is looked for in twice as much: the work stays in proportion to the file.
-        piece = file.stream.read(max(_PIECE, len(rest)))
+        piece = stream.read(max(_PIECE, len(rest)))
         ended, unpacked = not piece, unpacked + len(piece)
         if unpacked > most:
             raise DataError(
-                f"{file.path} unpacks to more than {most:,} bytes, {_MOST_RATIO} times its size: it is damaged or "
+                f"{path} unpacks to more than {most:,} bytes, {_MOST_RATIO} times its size: it is damaged or "
                 "hostile; if you made it, unpack it first."
             )
         text = rest + piece + (b"\n" if ended and rest and not rest.endswith(b"\n") else b"")
@@ -180,7 +163,12 @@ def _texts(file: _Opened, label: str) -> Iterator[_Text]:
                 continue
             head = text[starts[line] : starts[line + 1]]
             if (n := numbers.get(head, 0)) == 0:
-                n = numbers[head] = _number_of_atoms(head, f"{label}#{index} (line {number + line})", index == 0, size)
+                n = numbers[head] = _number_of_atoms(head, f"{label}#{index} (line {number + line})", index == 0)
+                if n > most_atoms:
+                    raise DataError(
+                        f"{label}#{index} (line {number + line}): {n:,} atoms are announced, more than a file of "
+                        f"{size:,} bytes can hold."
+                    )
             if line + 2 + n > last:
                 break
             try:
@@ -197,7 +185,7 @@ def _texts(file: _Opened, label: str) -> Iterator[_Text]:
         raise DataError(f"{label} is empty; expected at least one structure.")
 
 
-def _number_of_atoms(head: bytes, where: str, first: bool, size: int | None) -> int:
+def _number_of_atoms(head: bytes, where: str, first: bool) -> int:
     head = head.removeprefix(b"\xef\xbb\xbf") if first else head
     try:
         n = integer(head.decode())
@@ -210,44 +198,41 @@ def _number_of_atoms(head: bytes, where: str, first: bool, size: int | None) -> 
         )
     if n > _MOST_ATOMS:
         raise DataError(f"{where}: {n:,} atoms are announced, more than the {_MOST_ATOMS:,} that a frame may have.")
-    if size is not None and n * _LEAST_LINE - 1 > size:
-        raise DataError(f"{where}: {n:,} atoms are announced, more than a file of {size:,} bytes can hold.")
     return n
 
 
-def _shapes(file: _Opened, label: str) -> tuple[Counter[Shape], bool]:
+def _shapes(texts: Iterator[_Text]) -> tuple[Counter[Shape], bool]:
     """Which names occur together in how many frames, and whether all frames are single atoms."""
     layouts: dict[str, frozenset[str]] = {}
     shapes: Counter[Shape] = Counter()
     single = True
-    hidden = frozenset({"Properties", "Lattice", "pbc"})
-    for text in _texts(file, label):
+    for text in texts:
         names, properties = comment_names(text.comment, text.where)
         properties = properties or _DEFAULT_PROPERTIES
         if properties not in layouts:
-            columns = frozenset(column.name for column in _read_layout(properties, text.where))
+            columns = frozenset(name for name, _ in _read_layout(properties, text.where))
             layouts[properties] = columns - {"symbols", "positions", "numbers"}
-        shapes[names - hidden, layouts[properties]] += 1
+        shapes[names - {"Properties", "Lattice", "pbc"}, layouts[properties]] += 1
         single = single and text.n_atoms == 1
     return shapes, single
 
 
 def _read_layout(properties: str, where: str) -> _Layout:
-    """The columns that a `Properties` value describes."""
+    """What a `Properties` value says of the words of a line."""
     fields = properties.strip().split(":")
-    columns, first = [], 0
+    layout: list[tuple[str, str]] = []
+    names: list[str] = []
     try:
         for name, kind, number in zip(fields[::3], fields[1::3], map(integer, fields[2::3]), strict=True):
-            if kind not in ("R", "I", "S", "L") or not 1 <= number <= 1000 or not name or first > _MOST_COLUMNS:
+            if kind not in ("R", "I", "S", "L") or not 1 <= number <= 1000 or not name or len(layout) > _MOST_COLUMNS:
                 raise ValueError
-            columns.append(_Column(_ARRAY_NAMES.get(name, name), kind, first, number))
-            first += number
+            names.append(_ARRAY_NAMES.get(name, name))
+            layout += [(names[-1], "species" if names[-1] == "symbols" else kind)] * number
     except ValueError:
         raise DataError(
             f"{where}: Properties={properties[:80]} is not a list of name:type:columns with types R, I, S, L "
             f"and up to {_MOST_COLUMNS:,} columns."
         ) from None
-    names = [column.name for column in columns]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{where}: Properties names the column {twice[:40]} twice; rename or remove one of them.")
     if "positions" not in names or not {"symbols", "numbers"} & set(names):
@@ -255,7 +240,7 @@ def _read_layout(properties: str, where: str) -> _Layout:
             f"{where}: the columns of the atoms hold no species or no three coordinates; expected species:S:1 (or "
             f"Z:I:1) and pos:R:3 in Properties, got {properties[:60]}."
         )
-    return tuple(columns)
+    return tuple(layout)
 
 
 def _runs(texts: Iterator[_Text], *, lenient: bool = False) -> Iterator[_Run]:
@@ -269,7 +254,7 @@ def _runs(texts: Iterator[_Text], *, lenient: bool = False) -> Iterator[_Run]:
         properties = str(stated or _DEFAULT_PROPERTIES)
         layout = layouts.get(properties) or layouts.setdefault(properties, _read_layout(properties, text.where))
         if lenient and stated is None:
-            lines = [b" ".join(line.split()[: _width(layout)]) for line in text.atoms.split(b"\n")]
+            lines = [b" ".join(line.split()[: len(layout)]) for line in text.atoms.split(b"\n")]
             text = replace(text, atoms=b"\n".join(lines))
         if run is not None and (run.layout is not layout or len(run.texts) == ROWS or run.size > _RUN_BYTES):
             yield run
@@ -282,18 +267,12 @@ def _runs(texts: Iterator[_Text], *, lenient: bool = False) -> Iterator[_Run]:
         yield run
 
 
-def _width(layout: _Layout) -> int:
-    return layout[-1].first + layout[-1].number
-
-
 def _columns(run: _Run) -> dict[str, np.ndarray]:
     """The columns of all atoms of a run, by name: through Arrow's parser, or one by one where that does not follow."""
-    parts = _parse_quickly(run) or _parse_patiently(run)
-    arrays = {}
-    for column in run.layout:
-        mine = parts[column.first : column.first + column.number]
-        arrays[column.name] = mine[0] if column.number == 1 else np.stack(mine, axis=1)
-    return arrays
+    parts: dict[str, list[np.ndarray]] = {}
+    for (name, _), part in zip(run.layout, _parse_quickly(run) or _parse_patiently(run), strict=True):
+        parts.setdefault(name, []).append(part)
+    return {name: mine[0] if len(mine) == 1 else np.stack(mine, axis=1) for name, mine in parts.items()}
 
 
 def _parse_quickly(run: _Run) -> list[np.ndarray] | None:
@@ -304,9 +283,9 @@ def _parse_quickly(run: _Run) -> list[np.ndarray] | None:
     except ImportError:
         return None
     text = _single_spaces(b"".join(each.atoms for each in run.texts))
-    types = {"R": pa.float64(), "I": pa.int64(), "S": pa.string(), "L": pa.string()}
-    kinds = [(column.name, column.kind) for column in run.layout for _ in range(column.number)]
-    labels = [str(k) for k in range(len(kinds))]
+    types = {"R": pa.float64(), "I": pa.int64()}
+    words = pa.dictionary(pa.int32(), pa.string())
+    labels = [str(k) for k in range(len(run.layout))]
     try:
         table = csv.read_csv(
             pa.BufferReader(text),
@@ -314,8 +293,7 @@ def _parse_quickly(run: _Run) -> list[np.ndarray] | None:
             parse_options=csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
             convert_options=csv.ConvertOptions(
                 column_types={
-                    label: pa.dictionary(pa.int32(), pa.string()) if name == "symbols" else types[kind]
-                    for label, (name, kind) in zip(labels, kinds, strict=True)
+                    label: types.get(kind, words) for label, (_, kind) in zip(labels, run.layout, strict=True)
                 },
                 null_values=[],
                 strings_can_be_null=False,
@@ -326,19 +304,17 @@ def _parse_quickly(run: _Run) -> list[np.ndarray] | None:
     if table.num_rows != sum(each.n_atoms for each in run.texts):
         return None
     parts = []
-    for column, (name, kind) in zip(table.columns, kinds, strict=True):
-        if name == "symbols":
-            numbers = _species(column.combine_chunks())
-            if numbers is None:
-                return None
-            parts.append(numbers)
-        elif kind in "RI":
+    for column, (_, kind) in zip(table.columns, run.layout, strict=True):
+        if kind in types:
             parts.append(column.to_numpy())
-        else:
-            texts = column.to_pylist()
-            if kind == "L" and not set(texts) <= set(TRUTH):
-                return None
-            parts.append(np.array([TRUTH[text] for text in texts] if kind == "L" else texts))
+            continue
+        chunk = column.unify_dictionaries().combine_chunks()
+        chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+        try:
+            meant = np.array([_MEANT[kind](word) for word in chunk.dictionary.to_pylist()])
+        except KeyError:
+            return None
+        parts.append(meant[chunk.indices.to_numpy()])
     return parts
 
 
@@ -353,37 +329,23 @@ def _single_spaces(text: bytes) -> bytes:
     return text.replace(b"\n ", b"\n").lstrip(b" ")
 
 
-def _species(column: Any) -> np.ndarray | None:
-    """Atomic numbers of a dictionary of symbols, in any case; None for what is no element."""
-    chunk = column.chunk(0) if hasattr(column, "chunk") else column
-    table = [_NUMBERS.get(symbol.capitalize()) for symbol in chunk.dictionary.to_pylist()]
-    if None in table:
-        return None
-    return np.array(table, dtype=np.int32)[chunk.indices.to_numpy()]
-
-
 def _parse_patiently(run: _Run) -> list[np.ndarray]:
     """One array per column of text, or the error of the first text that does not fit."""
-    fits: dict[str, Callable[[str], Any]] = {"R": real, "I": integer, "S": str, "L": TRUTH.__getitem__}
-    convert = [
-        (column.name, (lambda text: _NUMBERS[text.capitalize()]) if column.name == "symbols" else fits[column.kind])
-        for column in run.layout
-        for _ in range(column.number)
-    ]
-    found: list[list[Any]] = [[] for _ in convert]
+    found: list[list[Any]] = [[] for _ in run.layout]
     for frame in run.texts:
         for offset, line in enumerate(frame.atoms.decode(errors="replace").split("\n")[:-1]):
             where = f"{frame.source} (line {frame.line + 2 + offset})"
             texts = line.split()
-            if len(texts) != len(convert):
+            if len(texts) != len(run.layout):
+                names = ", ".join(dict.fromkeys(name for name, _ in run.layout))
                 raise DataError(
-                    f"{where}: a line of atoms has {len(texts)} columns, expected {len(convert)} "
-                    f"({', '.join(column.name for column in run.layout)}): {line.strip()[:60]!r}."
-                    + (" Describe them with Properties=..." if len(texts) > len(convert) else "")
+                    f"{where}: a line of atoms has {len(texts)} columns, expected {len(run.layout)} "
+                    f"({names}): {line.strip()[:60]!r}."
+                    + (" Describe them with Properties=..." if len(texts) > len(run.layout) else "")
                 )
-            for values, text, (name, function) in zip(found, texts, convert, strict=True):
+            for values, text, (name, kind) in zip(found, texts, run.layout, strict=True):
                 try:
-                    values.append(function(text))
+                    values.append(_MEANT[kind](text))
                 except (ValueError, KeyError):
                     raise DataError(f"{where}: {text[:40]!r} does not fit the column {name}.") from None
     return [np.array(values) for values in found]
@@ -392,7 +354,15 @@ def _parse_patiently(run: _Run) -> list[np.ndarray]:
 def _said(run: _Run, names: Names, unwanted: Collection[str] = ()) -> list[Said]:
     """What each frame of a run says, but for what has an unwanted name."""
     arrays, where = _columns(run), run.texts[0].where
-    positions, numbers = arrays.pop("positions"), _atomic_numbers(arrays, where)
+    positions, z, symbols = arrays.pop("positions"), arrays.pop("numbers", None), arrays.pop("symbols", None)
+    for found in (z, symbols):
+        if found is not None and (
+            found.ndim != 1 or found.dtype.kind != "i" or not 1 <= found.min() <= found.max() <= 118
+        ):
+            raise DataError(f"{where}: the columns of the atoms hold no species: expected symbols, or Z from 1 to 118.")
+    if z is not None and symbols is not None and not np.array_equal(z, symbols):
+        raise DataError(f"{where}: the columns species and Z name different elements.")
+    numbers = cast(np.ndarray, symbols if z is None else z)
     forces = arrays.pop(str(names["forces"]), None)
     if positions.ndim != 2 or positions.shape[1] != 3 or positions.dtype.kind not in "fi":
         raise DataError(f"{where}: the columns of the atoms hold no species or no three coordinates.")
@@ -402,25 +372,12 @@ def _said(run: _Run, names: Names, unwanted: Collection[str] = ()) -> list[Said]
             f"{where}: forces (column '{names['forces']}') have {width} columns of type {forces.dtype.name}, expected "
             "three of type R."
         )
-    found, first = [], 0
+    said, first = [], 0
     for text, info in zip(run.texts, run.infos, strict=True):
         mine = slice(first, first + text.n_atoms)
         first = mine.stop
         info = {name: value for name, value in info.items() if name not in unwanted}
         rest = {name: array[mine] for name, array in arrays.items() if name not in unwanted}
         pushed = None if forces is None else forces[mine]
-        found.append(Said(text.source, text.where, numbers[mine], positions[mine], pushed, info, rest))
-    return found
-
-
-def _atomic_numbers(arrays: dict[str, np.ndarray], where: str) -> np.ndarray:
-    """[N] of symbols, of numbers, or of both where they agree."""
-    numbers, symbols = arrays.pop("numbers", None), arrays.pop("symbols", None)
-    for found in (numbers, symbols):
-        if found is not None and (
-            found.ndim != 1 or found.dtype.kind != "i" or not 1 <= found.min() <= found.max() <= 118
-        ):
-            raise DataError(f"{where}: the columns of the atoms hold no species: expected symbols, or Z from 1 to 118.")
-    if numbers is not None and symbols is not None and not np.array_equal(numbers, symbols):
-        raise DataError(f"{where}: the columns species and Z name different elements.")
-    return cast(np.ndarray, symbols if numbers is None else numbers)
+        said.append(Said(text.source, text.where, numbers[mine], positions[mine], pushed, info, rest))
+    return said

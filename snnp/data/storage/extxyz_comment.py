@@ -46,10 +46,8 @@ _LARGEST = 2**63 - 1
 
 def integer(text: str) -> int:
     """A whole number as files have it; ValueError for Python's 1_000 and for what has no 64 bits."""
-    if "_" in text or not text.isascii():
-        raise ValueError(text)
     value = int(text)
-    if not -_LARGEST - 1 <= value <= _LARGEST:
+    if "_" in text or not text.isascii() or not -_LARGEST - 1 <= value <= _LARGEST:
         raise ValueError(text)
     return value
 
@@ -64,13 +62,11 @@ def real(text: str) -> float:
 def read_comment(comment: str, where: str, known: dict[tuple[str, str], Any]) -> dict[str, Any]:
     """Names and values of a comment line; `known` remembers values, which repeat: an empty dictionary at first.
 
-    `Lattice` ([3, 3], rows are vectors), `pbc` (three truth values) and `Properties` have these names in whatever case
-    and spelling they came.
+    `Lattice` ([3, 3], rows are vectors), `pbc` (three truth values) and `Properties` come in any case and spelling.
     """
     values: dict[str, Any] = {}
     texts: dict[str, str | None] = {}
     for name, text, quote in _pairs(comment, where):
-        name = _canonical(name, text or "")
         if name in texts:
             if texts[name] != text:
                 raise DataError(f"{where}: {name[:40]} is given twice, with different values; remove one of them.")
@@ -107,9 +103,7 @@ def _canonical(name: str, text: str) -> str:
 def comment_names(comment: str, where: str) -> tuple[frozenset[str], str | None]:
     """The names in a comment line, and its `Properties` if it has any: a quick look, without values."""
     pairs = _pairs(comment, where)
-    names = [_canonical(name, text or "") for name, text, _ in pairs]
-    properties = next((pair[1] for name, pair in zip(names, pairs, strict=True) if name == "Properties"), None)
-    return frozenset(names), properties
+    return frozenset(pair[0] for pair in pairs), next((text for name, text, _ in pairs if name == "Properties"), None)
 
 
 def _pairs(comment: str, where: str) -> list[Pair]:
@@ -137,7 +131,7 @@ def _pairs(comment: str, where: str) -> list[Pair]:
         if not quote and (text.startswith("=") or ("=" in text and start > sign + 1)):
             raise DataError(f'{where}: {name[:40]} has no value in the comment line; write {name[:40]}="" or leave it.')
         pairs.append((name, text, quote))
-    return pairs
+    return [(_canonical(name, text or ""), text, quote) for name, text, quote in pairs]
 
 
 def _no_cell(comment: str, where: str) -> DataError:

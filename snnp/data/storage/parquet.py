@@ -10,6 +10,7 @@ import logging
 import mmap
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,10 @@ _TEXTS = ("configuration_id", "labels", "configuration_metadata")
 _NUMBERS = ("atomic_numbers", "positions", "cell", "pbc", "energy", "atomic_forces", "cauchy_stress", "atomic_energies")
 _CONSTANTS = ("split", "method", "software")
 _LABELS = {"energy": "energy", "forces": "atomic_forces", "stress": "cauchy_stress"}
+_DEPTHS = {
+    **dict.fromkeys(("positions", "cell", "atomic_forces", "cauchy_stress"), 2),
+    **dict.fromkeys(("atomic_numbers", "pbc", "labels", "atomic_energies"), 1),
+}
 _NEEDED = {"atomic_numbers", "positions"}
 _KEPT = 4  # row groups that stay unpacked for the next question
 _FORMAT_VERSION = 1
@@ -42,8 +47,7 @@ def arrow() -> ModuleType:
     try:
         import pyarrow
     except ImportError:
-        cure = "datasets need pyarrow; install it with: pip install 'snnp[data]'."
-        raise MissingDependencyError(cure) from None
+        raise MissingDependencyError("datasets need pyarrow; install it with: pip install 'snnp[data]'.") from None
     return pyarrow
 
 
@@ -57,19 +61,14 @@ def parquet() -> ModuleType:
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Frames in memory.
+    """Frames in memory, in groups: what row groups are in a file.
 
-    Arguments:
-        groups: of frames, with texts: what row groups are in a file; some of them, by number, where `whole` is given.
-        name: of what was read.
-        splits: split -> rows, or None.
-        method, software: level of theory, "" where it is not known.
-        whole: [G] frames per group, also of those that were left behind.
+    Where `whole` is given, [G] frames per group, `groups` are some of them, by number.
     """
 
     groups: Sequence[Frames] | Mapping[int, Frames]
     name: str
-    splits: dict[str, np.ndarray] | None = None
+    splits: dict[str, np.ndarray] | None = None  # rows of each
     method: str = ""
     software: str = ""
     whole: np.ndarray | None = None
@@ -111,9 +110,9 @@ class ParquetSource:
             check_footer(self.path, metadata, {*_TEXTS, *_NUMBERS, *_CONSTANTS})
             leaves = [metadata.schema.column(k) for k in range(metadata.num_columns)]
             self._leaves = [leaf.path for leaf in leaves]
-            texts = [leaf.path for leaf in leaves if leaf.path.partition(".")[0] in (*_TEXTS, *_CONSTANTS)]
-            # They stay in dictionaries: one that a million rows share is unpacked once.
-            kept = [leaf.path for leaf in leaves if leaf.path in texts and leaf.physical_type == "BYTE_ARRAY"]
+            # Texts stay in dictionaries: one that a million rows share is unpacked once.
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+            kept = [path for path in texts if path.partition(".")[0] in (*_TEXTS, *_CONSTANTS)]
             self._file = parquet().ParquetFile(pa.BufferReader(self._map), read_dictionary=kept, metadata=metadata)
             self._schema = self._file.schema_arrow
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -148,33 +147,24 @@ class ParquetSource:
                     "%s: no %s are read; the column %s may hold them: if so, rename it to %s.",
                     *(self.path, quantity, " or ".join(similar), column),
                 )
-        depths = {"positions": 2, "cell": 2, "atomic_forces": 2, "cauchy_stress": 2, "atomic_numbers": 1, "pbc": 1}
-        depths |= {"labels": 1, "atomic_energies": 1}
         lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
         for name in set(self._schema.names) & {*_NUMBERS, *_TEXTS, *_CONSTANTS}:
-            kind, depth = self._schema.field(name).type, depths.get(name, 0)
+            kind, depth = self._schema.field(name).type, _DEPTHS.get(name, 0)
             while depth and any(is_list(kind) for is_list in lists):
                 kind, depth = kind.value_type, depth - 1
+            wanted = ("numbers", "lists of numbers", "lists of lists of numbers")[_DEPTHS.get(name, 0)]
+            fits = not depth and any(is_number(kind) for is_number in numbers)
             if name not in _NUMBERS:
-                if pa.types.is_nested(kind):
-                    raise DataError(f"{self.path}: {name} is {self._schema.field(name).type}, expected texts.")
-                continue
-            number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-            if depth or not (number or pa.types.is_null(kind)):
-                wanted = {0: "numbers", 1: "lists of numbers", 2: "lists of lists of numbers"}[depths.get(name, 0)]
+                fits, wanted = not pa.types.is_nested(kind), "texts"
+            if not fits:
                 raise DataError(f"{self.path}: {name} is {self._schema.field(name).type}, expected {wanted}.")
 
     def _only(self, name: str) -> str:
-        """The one value of a column that is constant.
-
-        Two levels of theory in one file are refused: their energies cannot be compared.
-        """
+        """The one value of a column that is constant; levels of theory cannot be compared, so two are refused."""
         if name not in self._schema.names:
             return ""
-        values: set[str] = set()
-        for group in range(self._file.metadata.num_row_groups):
-            known = self._single_value(group, name)
-            values |= {known} if known is not None else set(_texts_of(self._read(group, [name])[name])[0])
+        values = {word for group in range(len(self.sizes)) for word in self._words(group, name)[0]}
         if name == "method" and len(values) > 1:
             raise DataError(
                 f"{self.path} mixes levels of theory ({', '.join(sorted(values)[:4])}), whose energies cannot be "
@@ -190,30 +180,23 @@ class ParquetSource:
 
     def rows_of_splits(self) -> dict[str, np.ndarray]:
         """Split -> rows; {"": all rows} for a file without splits."""
-        starts = np.concatenate([[0], np.cumsum(self.sizes)])
         if "split" not in self._schema.names:
-            return {"": np.arange(starts[-1])}
+            return {"": np.arange(int(self.sizes.sum()))}
         rows: dict[str, list[np.ndarray]] = {}
-        for group, first in enumerate(starts[:-1]):
-            split = self._single_value(group, "split")
-            if split is not None:
-                rows.setdefault(split, []).append(np.arange(first, starts[group + 1]))
-                continue
-            names, codes = _texts_of(self._read(group, ["split"])["split"])
+        for group, first in enumerate(np.cumsum(self.sizes) - self.sizes):
+            names, codes = self._words(group, "split")
             for code, name in enumerate(names):
                 rows.setdefault(name, []).append(first + np.flatnonzero(codes == code))
         return {split: np.concatenate(parts) for split, parts in rows.items()}
 
-    def _single_value(self, group: int, name: str) -> str | None:
-        """The one text of a column in a row group, from its statistics; None if they do not say, or there are more."""
-        try:
-            column = self._file.metadata.row_group(group).column(self._leaves.index(name))
+    def _words(self, group: int, name: str) -> tuple[list[str], np.ndarray]:
+        """`_texts_of` a column in a row group; without a look at it where its statistics tell of one text."""
+        column = self._file.metadata.row_group(group).column(self._leaves.index(name))
+        with suppress(UnicodeDecodeError):
             known = column.statistics if column.physical_type == "BYTE_ARRAY" else None
-            if known is None or not known.has_min_max or known.min != known.max or known.null_count:
-                return None
-            return str(known.min)
-        except UnicodeDecodeError:
-            return None
+            if known is not None and known.has_min_max and known.min == known.max and not known.null_count:
+                return [str(known.min)], np.zeros(int(self.sizes[group]), dtype=np.int64)
+        return _texts_of(self._read(group, [name])[name])
 
     def chunk(self, group: int, texts: bool = True) -> Frames:
         """One row group; the last few stay in memory."""

@@ -2,8 +2,7 @@
 
 A small file may claim terabytes: compressed zeros, runs of one value, counts that no data follow. The footer says how
 many rows, values and bytes each column of a row group has, and is checked first; each page of a column says so once
-more in front of its data, and is checked against the footer before the column is read. All checks raise `DataError`,
-which names the file. `content` are the bytes of the whole file, `metadata` is what Arrow has read from the footer.
+more, and is checked against the footer before the column is read. All checks raise `DataError`, which names the file.
 """
 
 from __future__ import annotations
@@ -76,8 +75,7 @@ def check_footer(path: Path, metadata: Any, columns: set[str]) -> None:
                 f"{refused}. Write it again with smaller row groups."
             )
         unpacked = 0
-        for number in range(group.num_columns):
-            column = group.column(number)
+        for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema.partition(".")[0] in columns:
                 # What is stored as a run of one value, or in a dictionary, needs its whole width once it is read.
                 unpacked += max(column.total_uncompressed_size, column.num_values * _WIDTH.get(column.physical_type, 4))
@@ -99,10 +97,12 @@ def check_pages(path: Path, content: memoryview, column: Any) -> None:
         if not 4 <= start <= end <= len(content):
             raise ValueError("it lies outside the file")
         while start < end:
-            page = _Header(content, start).page()
-            start = page["end"] + page["compressed"]
-            unpacked += page["unpacked"]
-            values += page["values"]
+            page = _Header(content, start)
+            fields = page.struct()
+            counts = (fields.get(5) or fields.get(8) or {1: 0})[1]
+            if min(fields[2], fields[3], counts) < 0:
+                raise ValueError("a negative size")
+            start, unpacked, values = page.place + fields[3], unpacked + fields[2], values + counts
             if unpacked > column.total_uncompressed_size or values > column.num_values:
                 raise ValueError(
                     f"its pages hold more than the {column.num_values:,} values in {column.total_uncompressed_size:,} "
@@ -124,21 +124,11 @@ class _Header:
     """
 
     def __init__(self, content: memoryview, place: int) -> None:
-        self._content, self._place = content, place
-
-    def page(self) -> dict[str, int]:
-        """Bytes packed and unpacked, values of data, and where the data begin."""
-        fields = self.struct()
-        data = fields.get(5) or fields.get(8)
-        values = data[1] if data else 0
-        found = {"unpacked": fields[2], "compressed": fields[3], "values": values, "end": self._place}
-        if min(found.values()) < 0:
-            raise ValueError("a negative size")
-        return found
+        self._content, self.place = content, place
 
     def _byte(self) -> int:
-        self._place += 1
-        return self._content[self._place - 1]
+        self.place += 1
+        return self._content[self.place - 1]
 
     def _varint(self) -> int:
         value = shift = 0
@@ -176,12 +166,12 @@ class _Header:
             return self._signed()
         if kind in (7, 8):
             size = 8 if kind == 7 else self._varint()
-            self._place += size
+            self.place += size
             return None
         if kind in (9, 10):
             head = self._byte()
             size = self._varint() if head >> 4 == 15 else head >> 4
-            if size > len(self._content) - self._place:  # an item takes a byte at least
+            if size > len(self._content) - self.place:  # an item takes a byte at least
                 raise ValueError("a list too long")
             return [self._value(head & 0x0F, depth + 1) for _ in range(size)]
         if kind == 12:

@@ -2,17 +2,17 @@
 
     python datasets/NAME/recipe.py RAW OUT
 
-`RAW` holds the upstream files that `manifest.json` beside the recipe lists; `OUT` gets one parquet file for each level
-of theory, the card, the manifest of the files, and the recipe itself.
+What they all share is here, beside them. `RAW` holds the upstream files that `manifest.json` beside
+the recipe lists; `OUT` gets one parquet file for each level of theory, the card, the manifest of the files, and the
+recipe itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,28 +21,29 @@ from typing import Any, NoReturn
 import numpy as np
 from ase.data import atomic_numbers
 
-from snnp.data.description import Description, card, describe_parts, header, read_description
+from snnp.data.description import Description, finish, read_description
 from snnp.data.frames import Frames
 from snnp.data.read import read_any
 from snnp.data.storage.parquet_checks import MOST_GROUP_BYTES
 from snnp.data.write import ParquetWriter, parquet_writer
 from snnp.errors import DataError, MissingDependencyError, SnnpError
 from snnp.files import write_atomically
-from snnp.hub import make_manifest, write_manifest
 from snnp.hub.manifest import fingerprint
 from snnp.neighbours import neighbour_list, pair_vectors
+from snnp.report import Markup, Table
+from snnp.text import code
 
 __all__ = [
     "Piece",
     "build",
     "check_raw",
-    "finish",
     "from_xyz",
     "hdf5",
     "main",
     "numbers_of",
     "repulsion",
     "split_by",
+    "table",
 ]
 
 DESCRIPTION_FILE = "manifest.json"
@@ -129,22 +130,6 @@ def build(raw: Path, out: Path, folder: Path, make: Make, *, check: bool = True)
     return finish(out, description)
 
 
-def finish(folder: Path, description: Description, *, keep_card: bool = False) -> Description:
-    """Count the parquet files of a folder, and write its card and the manifest of its files.
-
-    `description` is what is known beside the counts; a `README.md` that is there stays as it is if `keep_card`.
-    """
-    counted = description.model_copy(update={"parts": describe_parts(folder, description.parts)})
-    text = card(counted, recipe=(folder / "recipe.py").is_file())
-    if not (keep_card and (folder / "README.md").is_file()):
-        write_atomically(folder / "README.md", (header(counted) + "\n" + text).encode())
-    about = {"dataset": json.loads(counted.model_dump_json())}
-    names = ["README.md", *(f"{name}.parquet" for name in counted.parts)]
-    names += sorted(path.name for path in folder.iterdir() if path.name == "recipe.py" or path.suffix == ".csv")
-    write_manifest(folder, make_manifest(folder, "dataset", names, about))
-    return counted
-
-
 def main(make: Make = from_xyz, arguments: list[str] | None = None) -> None:
     """The command line of a recipe: `recipe.py RAW OUT [--any-raw]`."""
     folder = Path(sys.argv[0]).resolve().parent
@@ -159,6 +144,27 @@ def main(make: Make = from_xyz, arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for name, part in made.parts.items():
         print(f"{given.out / name}.parquet: {part.frames:,} frames, {part.splits}")
+
+
+def table(descriptions: Sequence[Description]) -> str:
+    """All datasets in one table: counts, levels of theory, licences, sizes."""
+    columns = ("dataset", "part", "frames", "atoms", "in one", "elements", "labels", "level of theory", "licence")
+    rows = []
+    for description in descriptions:
+        licence = description.licence or "none stated"
+        if description.why_not_redistributable() is not None:
+            licence += " (recipe only)"
+        for name, part in description.parts.items():
+            few = len(part.elements) <= 8
+            rows.append(
+                (
+                    *(Markup(code(description.name)), Markup(code(name))),
+                    *("not built here" if part.frames is None else part.frames, part.atoms, part.atoms_in_one),
+                    *(" ".join(part.elements) if few else f"{len(part.elements)} elements", part.labels),
+                    *(part.method, licence, None if part.bytes is None else f"{part.bytes / 1e6:.2f} MB"),
+                )
+            )
+    return Table((*columns, "parquet"), rows, n_text=10).markdown()
 
 
 def split_by(name: str, valid: float = 0.05, test: float = 0.05) -> str:

@@ -1,9 +1,10 @@
-"""A model at work: conservation of energy in short runs, and cost by number of atoms."""
+"""A model at work: atoms pushed together, conservation of energy in short runs, and cost by number of atoms."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,16 +12,27 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.data import atomic_numbers, covalent_radii
 
-from snnp.analysis.compression import lattice_constants
+from snnp.analysis.compression import Compression, holes_in_words, lattice_constants
 from snnp.analysis.properties import GROUND_STATES
 from snnp.analysis.stability import StabilityRun, crystal, time_step_for, watch_run
+from snnp.data import Frames
 from snnp.models.potential import Potential
 from snnp.report import Finding
 from snnp.sampling.run import MDProgress, find_entry_point, relax
 from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
 
-__all__ = ["Run", "Scaling", "check_runs", "check_scaling", "measure_scaling", "relaxed_molecule", "short_runs"]
+__all__ = [
+    *("Dimer", "Run", "Scaling", "check_compression", "check_dimers", "check_runs", "check_scaling", "dimer_curves"),
+    *("measure_scaling", "relaxed_molecule", "short_runs"),
+]
+
+_POINTS = 240
+_CLOSEST = 0.3  # of the sum of covalent radii
+_SHORT, _TOO_SHORT = 0.75, 0.55  # of it: no bond of two of these atoms is shorter; triple bonds come close
+_FALL = 0.1  # eV; smaller ripples of a repulsion hold nobody
+_MOST_HOLES = 6  # named in a message
+_REACHABLE = 10.0  # eV: hot matter gets over less, and so do searches with random structures
 
 _STEPS, _KELVIN = 500, 300.0
 _ATOMS = 32
@@ -35,13 +47,117 @@ _STEEP = 1.35
 
 
 @dataclass(frozen=True)
-class Run:
-    """A short run at constant energy.
+class Dimer:
+    """One pair of elements: energy [n] in eV, relative to the atoms far apart, at distances [n] in Å, ascending.
 
-    Arguments:
-        name: what moved; solid: whether it is a crystal of an element.
-        seen: what `snnp.analysis.stability` says.
-        picoseconds, energy: [n] ps, and meV/atom relative to the start.
+    `hole` is where the energy is lower than further out (Å), behind `barrier` (eV above the well outside); None where
+    atoms repel each other ever more. `deeper`: eV by which it lies below the well outside; negative if it is shallower.
+    """
+
+    pair: tuple[str, str]
+    distance: np.ndarray
+    energy: np.ndarray
+    hole: float | None
+    barrier: float
+    deeper: float
+
+
+def dimer_curves(model: Potential) -> list[Dimer]:
+    """Energies of all pairs of elements from 0.3 times the sum of their covalent radii to the cutoff."""
+    # Not E0: without neighbours, a network may still say something.
+    atoms = Structure.from_ase([Atoms(symbol) for symbol in model.elements])
+    alone = dict(zip(model.elements, model.compute(atoms, forces=False).energy.tolist(), strict=True))
+    result = []
+    for a, b in itertools.combinations_with_replacement(model.elements, 2):
+        numbers = np.array([atomic_numbers[a], atomic_numbers[b]])
+        contact = float(covalent_radii[numbers].sum())
+        r = np.geomspace(max(_CLOSEST * contact, 0.15), model.cutoff, _POINTS)
+        positions = np.zeros((_POINTS, 2, 3))
+        positions[:, 1, 0] = r
+        pairs = Frames.conformers(numbers, positions).structure()
+        energy = model.compute(pairs, forces=False).energy.cpu().numpy() - alone[a] - alone[b]
+        result.append(Dimer((a, b), r, energy, *_hole(r, energy, contact)))
+    return result
+
+
+def _hole(r: np.ndarray, energy: np.ndarray, contact: float) -> tuple[float | None, float, float]:
+    """Distance of the hole, barrier and depth below the well outside."""
+    if not np.isfinite(energy).all():
+        return None, 0.0, 0.0
+    # The well: the lowest place where bonds may be, and downhill from there to the true bottom of it.
+    outside = np.flatnonzero(r >= _SHORT * contact)
+    start = int(outside[energy[outside].argmin()]) if len(outside) else len(r) - 1
+    while start > 0 and energy[start - 1] < energy[start]:
+        start -= 1
+    if r[start] < _TOO_SHORT * contact:
+        return float(r[start]), 0.0, float(energy[outside].min(initial=0.0) - energy[start])
+    well = min(float(energy[start]), 0.0)
+    inward = energy[: start + 1][::-1]
+    fall = np.where(r[: start + 1][::-1] < _SHORT * contact, np.maximum.accumulate(inward) - inward, 0.0)
+    worst = int(fall.argmax())
+    if fall[worst] < _FALL:
+        return None, 0.0, 0.0
+    return float(r[: start + 1][::-1][worst]), float(inward[: worst + 1].max()) - well, well - float(inward[worst])
+
+
+def check_dimers(dimers: list[Dimer]) -> Iterator[Finding]:
+    """Energies that are not finite, and attraction at distances where atoms must repel each other."""
+    broken = ["-".join(each.pair) for each in dimers if not np.isfinite(each.energy).all()]
+    if broken:
+        yield Finding(
+            "dimers",
+            "error",
+            f"the energy of {', '.join(broken)} is not finite at some distance",
+            "A simulation in which two atoms come close ends with NaN.",
+            "Look for divisions by zero and overflowing exponentials at short distance.",
+        )
+    holes = [each for each in dimers if each.hole is not None]
+    for severe in (True, False):
+        some = [each for each in holes if (each.deeper > 0.0 and each.barrier < _REACHABLE) == severe]
+        if not some:
+            continue
+        said = "; ".join(
+            f"{'-'.join(each.pair)} at {each.hole:.2f} Å behind a barrier of {each.barrier:.2g} eV"
+            for each in sorted(some, key=lambda each: each.barrier)[:_MOST_HOLES]
+        )
+        more = f" and {len(some) - _MOST_HOLES} more pairs" if len(some) > _MOST_HOLES else ""
+        yield Finding(
+            "dimers",
+            "error" if severe else "warning",
+            f"two atoms attract each other at short distance: {said}{more}",
+            "Atoms that get that close fuse and release energy: hot or random structures collapse."
+            if severe
+            else "The repulsion has a dent at short distance, too high or too shallow for atoms to stay in it; "
+            "dynamics does not get there, searches with random structures may.",
+            "Add a short-range repulsion to the model (ZBL: `model.repulsion` in the training file), or structures "
+            "with short distances to the training data.",
+        )
+
+
+def check_compression(scan: Sequence[Compression]) -> Iterator[Finding]:
+    """Crystals, or molecules, whose energy falls when they are compressed."""
+    for solid in (True, False):
+        holes = holes_in_words([each.to_dict() for each in scan if each.solid == solid])
+        if holes:
+            more = f"; and {len(holes) - _MOST_HOLES} more" if len(holes) > _MOST_HOLES else ""
+            yield Finding(
+                "compression",
+                "error" if solid else "warning",
+                f"matter implodes: {'; '.join(holes[:_MOST_HOLES])}{more}",
+                "Under pressure, or where hot atoms come close, all atoms fall together and release energy: dynamics "
+                "ends in nonsense, and equations of state are wrong beyond the barrier."
+                if solid
+                else "A molecule that is squeezed collapses; if nothing like it was trained on, that is no surprise.",
+                "Train on compressed structures, if need be labelled by a repulsive potential, and let the short-range "
+                "repulsion (`model.repulsion`) begin where the data end.",
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A short run at constant energy of what has the name, a crystal of an element if `solid`.
+
+    `seen` is what `snnp.analysis.stability` says; `picoseconds`, `energy`: [n] ps, and meV/atom from the start.
     """
 
     name: str
