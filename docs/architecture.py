@@ -111,7 +111,7 @@ PICTURES["model"] = (
             "snnp/models/store.py", "config.json and model.safetensors, written whole or not at all", "a model folder"
         ),
         Step(
-            "snnp/publish.py",
+            "snnp/publish/__init__.py",
             "what a model must state; the doctor examines it; the card",
             "folder with card and manifest of checksums",
             (("snnp/analysis/card.py", "errors, properties, stability, limits"),),

@@ -242,33 +242,24 @@ def card(description: Description, *, recipe: bool = True) -> str:
         frames, elements = "counted when built" if part.frames is None else part.frames, " ".join(part.elements) or None
         rows.append((Markup(code(name)), frames, part.atoms_in_one, elements, part.labels, splits))
     columns = ("part", "frames", "atoms in one", "elements", "labels", "splits")
-    text += ["", Table(columns, rows, n_text=6).markdown(), _raw_table(description) + _use(description, recipe)]
-    return "\n".join(text)
+    text += ["", Table(columns, rows, n_text=6).markdown()]
+    if description.raw:
+        files = []
+        for raw in description.raw:
+            file = f"[{code(raw.name)}]({raw.url})" if raw.url else code(raw.name)
+            note = f" ({markdown(raw.note)})" if raw.note else ""
+            files.append((Markup(file + note), raw.bytes, None if raw.sha256 is None else Markup(f"`{raw.sha256}`")))
+        text += ["Raw files that the recipe takes:", "", Table(("file", "bytes", "sha256"), files, n_text=3).markdown()]
+    build = f"```bash\npython datasets/{description.name}/recipe.py RAW {description.name}\n```"
+    which = f', part="{next(iter(description.parts))}"' if len(description.parts) > 1 else ""
+    load = f'```python\ndataset = snnp.load_dataset("{description.name}"{which}, split="train")\n```'
+    text.append(f"Build it, then open the folder:\n\n{build}\n\n{load}" if recipe else load)
+    return "\n".join([*text, "", "Units: Å, eV, eV/Å, eV/Å³ (stress in ASE's sign).\n"])
 
 
 def _sentence(text: str) -> str:
     text = markdown(text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _raw_table(description: Description) -> str:
-    if not description.raw:
-        return ""
-    rows = []
-    for raw in description.raw:
-        name = f"[{code(raw.name)}]({raw.url})" if raw.url else code(raw.name)
-        note = f" ({markdown(raw.note)})" if raw.note else ""
-        rows.append((Markup(name + note), raw.bytes, None if raw.sha256 is None else Markup(f"`{raw.sha256}`")))
-    return f"Raw files that the recipe takes:\n\n{Table(('file', 'bytes', 'sha256'), rows, n_text=3).markdown()}\n"
-
-
-def _use(description: Description, recipe: bool) -> str:
-    name = description.name
-    build = f"```bash\npython datasets/{name}/recipe.py RAW {name}\n```"
-    part = f', part="{next(iter(description.parts))}"' if len(description.parts) > 1 else ""
-    load = f'```python\ndataset = snnp.load_dataset("{name}"{part}, split="train")\n```'
-    steps = f"Build it, then open the folder:\n\n{build}\n\n{load}" if recipe else load
-    return f"{steps}\n\nUnits: Å, eV, eV/Å, eV/Å³ (stress in ASE's sign).\n"
 
 
 def finish(folder: Path, description: Description, *, keep_card: bool = False) -> Description:

@@ -33,6 +33,7 @@ _FORMAT = {
     "format_version": 1,
     "units": {"energy": "eV", "length": "angstrom", "forces": "eV/angstrom", "cauchy_stress": "eV/angstrom^3"},
 }
+_KINDS = {"f": "R", "i": "I", "u": "I", "b": "L", "U": "S"}  # of columns in extended XYZ, by that of an array
 _GROUP_ROWS = 8192
 _GROUP_ATOMS = 400_000  # 20 MB of positions and forces: what is unpacked to look at one frame
 _LEVEL = 3  # of zstd; 9 takes twice the time and is no smaller (measured on mlearn and qm22)
@@ -79,7 +80,13 @@ def xyz_lines(frames: Frames, said: set[str] | None = None) -> Iterator[str]:
         columns += [] if forces is None else [(extras.names.get("forces", "forces"), forces)]
         columns += [("energies", labels.pop("energies"))] if "energies" in labels else []
         columns += list(extras.arrays.items())
-        comment = _comment(one, extras, labels, columns)
+        pairs = [f'Lattice="{_matrix(one.cell[0].T)}"'] if one.cell[0].any() else []
+        fields = [f"{name}:{_KINDS[array.dtype.kind]}:{array[0].size}" for name, array in columns]
+        pairs.append("Properties=" + ":".join(["species:S:1", *fields]))
+        for name, value in {**labels, **extras.info}.items():
+            special = name in ("stress", "virial") and np.shape(value) == (3, 3)
+            pairs.append(f'{name}="{_matrix(value)}"' if special else write_pair(name, value))
+        comment = " ".join([*pairs, f'pbc="{" ".join(_words(one.pbc[0]))}"'])
         if extras.info or extras.arrays or extras.names:
             _check_comment(comment, {*labels, *extras.info}, columns, one.pbc[0], where)
             _say_rivals(extras, said, where)
@@ -115,17 +122,6 @@ def _say_rivals(extras: Extras, said: set[str], where: str) -> None:
                 "with --%s-key %s (data.%s_key).",
                 *(where, name, others, quantity, name, quantity),
             )
-
-
-def _comment(one: Frames, extras: Extras, labels: dict[str, Any], columns: Iterable[tuple[str, np.ndarray]]) -> str:
-    pairs = [f'Lattice="{_matrix(one.cell[0].T)}"'] if one.cell[0].any() else []
-    kinds = {"f": "R", "i": "I", "u": "I", "b": "L", "U": "S"}
-    fields = [f"{name}:{kinds[array.dtype.kind]}:{array[0].size}" for name, array in columns]
-    pairs.append("Properties=" + ":".join(["species:S:1", *fields]))
-    for name, value in {**labels, **extras.info}.items():
-        special = name in ("stress", "virial") and np.shape(value) == (3, 3)
-        pairs.append(f'{name}="{_matrix(value)}"' if special else write_pair(name, value))
-    return " ".join([*pairs, f'pbc="{" ".join(_words(one.pbc[0]))}"'])
 
 
 def _matrix(value: np.ndarray) -> str:

@@ -205,21 +205,14 @@ def consensus_of(survey: Survey, factors: Mapping[float, str]) -> Consensus:
     correlation, ratio = _agreement(survey.frames.forces, forces, survey.frames.per_frame)
     correlation, ratio = np.where(covered, correlation, np.nan), np.where(covered, ratio, np.nan)
     of_stress = _agreement(survey.frames.stress.reshape(n, 9), strain / survey.frames.volume[:, None], np.asarray)
-    varied = _varied(survey)
+    varied, norms, starts = np.zeros(n, dtype=bool), np.linalg.norm(survey.frames.forces, axis=1), survey.frames.starts
+    for k in np.flatnonzero(survey.frames.has_forces & (survey.frames.counts > 2)):
+        sizes = np.sort(norms[starts[k] : starts[k + 1]])
+        varied[k] = int((np.diff(sizes) > 1e-2 * sizes[-1]).sum()) >= 2
     usual = float(np.quantile(survey.force_rms[moving], _LARGE)) if moving.any() else 0.0
     comparable = np.isfinite(correlation) & moving & (survey.force_rms > 0.3 * usual) & varied
     misfit = _misfits(blocks, factors) if len(blocks) == 2 else {}
     return Consensus(correlation, ratio, *of_stress, residual, beyond, misfit, varied, comparable)
-
-
-def _varied(survey: Survey) -> np.ndarray:
-    """See `Consensus`."""
-    result = np.zeros(len(survey.frames), dtype=bool)
-    norms, starts = np.linalg.norm(survey.frames.forces, axis=1), survey.frames.starts
-    for k in np.flatnonzero(survey.frames.has_forces & (survey.frames.counts > 2)):
-        sizes = np.sort(norms[starts[k] : starts[k + 1]])
-        result[k] = int((np.diff(sizes) > 1e-2 * sizes[-1]).sum()) >= 2
-    return result
 
 
 def _choose(survey: Survey, moving: np.ndarray) -> np.ndarray:

@@ -206,7 +206,13 @@ class ParquetSource:
             return self._kept[key]
         names = [name for name in (*_NUMBERS, *(_TEXTS if texts else ())) if name in self._schema.names]
         frames = _frames_of(self._read(group, names), f"{self.path}, row group {group}")
-        self._let_go(group)
+        # The pages of the row group may leave this process: they would count as its memory.
+        metadata = self._file.metadata.row_group(group)
+        columns = [metadata.column(k) for k in range(metadata.num_columns)]
+        first = min(column.data_page_offset for column in columns) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = max(column.data_page_offset + column.total_compressed_size for column in columns)
+        if hasattr(mmap, "MADV_DONTNEED") and 0 <= first < min(last, len(self._map)):
+            self._map.madvise(mmap.MADV_DONTNEED, first, min(last, len(self._map)) - first)
         if texts:
             first = int(self.sizes[:group].sum())
             sources = frames.sources or [f"{self.name}#{first + k}" for k in range(len(frames))]
@@ -215,15 +221,6 @@ class ParquetSource:
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return frames
-
-    def _let_go(self, group: int) -> None:
-        """Tell the system that the pages of a row group may leave this process: they would count as its memory."""
-        metadata = self._file.metadata.row_group(group)
-        columns = [metadata.column(k) for k in range(metadata.num_columns)]
-        first = min(column.data_page_offset for column in columns) // mmap.PAGESIZE * mmap.PAGESIZE
-        last = max(column.data_page_offset + column.total_compressed_size for column in columns)
-        if hasattr(mmap, "MADV_DONTNEED") and 0 <= first < min(last, len(self._map)):
-            self._map.madvise(mmap.MADV_DONTNEED, first, min(last, len(self._map)) - first)
 
     def _read(self, group: int, names: list[str]) -> Any:
         """Columns of a row group, after a look at their pages."""
