@@ -123,7 +123,6 @@ def _check_file(path: Path) -> None:
 
 
 def _images(path: Path) -> list[Atoms]:
-    """All images of a file, as ASE reads them."""
     try:
         images = list(ase.io.read(path, index=":"))
     except Exception as error:  # whatever ASE's readers raise

@@ -125,12 +125,10 @@ def _say_rivals(extras: Extras, said: set[str], where: str) -> None:
 
 
 def _matrix(value: np.ndarray) -> str:
-    """Nine numbers, column by column."""
     return " ".join(map(repr, np.asarray(value).ravel(order="F").tolist()))
 
 
 def _rows(one: Frames, columns: Iterable[tuple[str, np.ndarray]]) -> Iterator[str]:
-    """One line per atom."""
     texts: list[list[str]] = [[chemical_symbols[number] for number in one.numbers]]
     for name, array in columns:
         texts += (_words(values) for values in array.reshape(len(array), -1).T)
@@ -146,7 +144,6 @@ def _words(values: np.ndarray) -> list[str]:
 
 
 def _table(frames: Frames, splits: Sequence[str], method: str, software: str) -> Any:
-    """Frames as an Arrow table."""
     pa = arrow()
     b, threes = len(frames), np.full(len(frames), 3)
     columns = {

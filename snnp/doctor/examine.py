@@ -137,14 +137,9 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
 
 
 def _model_tables(scan: list[Compression], runs: list[trials.Run], scaling: trials.Scaling) -> list[Table]:
-    compression = [
-        (each.system, each.way, float(each.ratio[-1]), float(each.energy[-1]), "no" if each.hole else "yes")
-        for each in scan
-    ]
-    dynamics = [
-        (run.name, run.seen.picoseconds, run.seen.dt_fs, run.drift, "yes" if run.seen.survived else "no")
-        for run in runs
-    ]
+    words = {True: "yes", False: "no"}
+    compression = [(s.system, s.way, float(s.ratio[-1]), float(s.energy[-1]), words[s.hole is None]) for s in scan]
+    dynamics = [(run.name, run.seen.picoseconds, run.seen.dt_fs, run.drift, words[run.seen.survived]) for run in runs]
     columns = ("system", "ps", "step_fs", "drift_beyond_noise_mev_per_atom", "survived")
     cost = [(n, 1e6 * seconds / n) for n, seconds in zip(scaling.atoms, scaling.seconds, strict=True)]
     return [

@@ -101,9 +101,8 @@ class Survey:
     def names(self, which: np.ndarray, badness: np.ndarray | None = None) -> tuple[str, ...]:
         """Sources of the frames in a mask [n] or index array, worst first where `badness` [n] says how bad they are."""
         index = np.flatnonzero(which) if which.dtype == bool else which
-        if badness is not None:
-            index = index[np.argsort(-badness[index], kind="stable")]
-        return tuple(self.frames.sources[k] for k in index.tolist())
+        order = slice(None) if badness is None else np.argsort(-badness[index], kind="stable")
+        return tuple(self.frames.sources[k] for k in index[order].tolist())
 
     def pair_name(self, q: int) -> str:
         """Such as "C-H"."""

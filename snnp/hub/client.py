@@ -289,7 +289,6 @@ def _explained(reference: Reference, kind: Kind, *, writing: bool = False) -> It
 
 
 def _line(error: BaseException) -> str:
-    """The first words of an error, on one line."""
     text = " ".join(str(error).split())
     if token := hub_library().get_token():
         text = text.replace(token, "…")
