@@ -120,9 +120,7 @@ class Dataset:
     def chunks(self, shuffle: int | Sequence[int] | None = None, *, buffer: int = _BUFFER) -> Iterator[Frames]:
         """All frames as the file has them, some row groups at a time: for training `chunk.checked()`.
 
-        Arguments:
-            shuffle: seed, or several numbers that make one, such as seed and epoch; None: in order.
-            buffer: row groups that are shuffled together.
+        `shuffle` is a seed, or several numbers that make one; None: in order. `buffer`: groups shuffled together.
         """
         return (frames for frames, _ in self._pieces(shuffle, buffer))
 
@@ -202,12 +200,7 @@ class Dataset:
         return [atoms for frames in self.chunks() for atoms in to_atoms(frames)]
 
     def to_hf(self) -> Any:
-        """These rows as a `datasets.Dataset` of Hugging Face, with all columns of the file.
-
-        Raises:
-            MissingDependencyError: without the package `datasets`.
-            DataError: for frames in memory; write them into a file first.
-        """
+        """These rows of a file, not of frames in memory, as a `datasets.Dataset` of Hugging Face, with all columns."""
         try:
             library: Any = importlib.import_module("datasets")
         except ImportError:

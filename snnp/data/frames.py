@@ -26,6 +26,7 @@ __all__ = ["Frame", "Frames"]
 _Rows = np.ndarray | Sequence[np.ndarray]
 _PER_ATOM = ("numbers", "positions", "forces", "energies")
 _TEXTS = ("sources", "groups", "extras")
+_LABELS = ("energy", "forces", "stress", "energies")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Frames(Sequence[Frame]):
         b, n = len(self.counts), int(self.counts.sum())
         expected = {"numbers": (n,), "positions": (n, 3), "cell": (b, 3, 3), "pbc": (b, 3), "energy": (b,)}
         expected |= {"forces": (n, 3), "stress": (b, 3, 3), "energies": (n,)}
-        expected |= dict.fromkeys(("has_energy", "has_forces", "has_stress", "has_energies"), (b,))
+        expected |= {f"has_{name}": (b,) for name in _LABELS}
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise DataError(
@@ -123,15 +124,13 @@ class Frames(Sequence[Frame]):
             return frames
         rows = list(frames)
         structures = [row.structure for row in rows]
+        labels: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in _LABELS}
         return Frames.join(
             numbers=[structure.numbers.numpy() for structure in structures],
             positions=[structure.positions.numpy() for structure in structures],
             cell=[structure.cell[0].numpy() for structure in structures],
             pbc=[structure.pbc[0].numpy() for structure in structures],
-            energy=[row.energy for row in rows],
-            forces=[row.forces for row in rows],
-            stress=[row.stress for row in rows],
-            energies=[row.energies for row in rows],
+            **labels,
             sources=[row.source for row in rows],
             groups=[row.group for row in rows],
         )
@@ -152,8 +151,8 @@ class Frames(Sequence[Frame]):
         """Frames of the values of each; None where a label is not known."""
         nothing, counts = np.full((3, 3), np.nan), [len(each) for each in numbers]
         energies = [None] * len(counts) if energies is None else energies
-        labels = (energy, forces, stress, energies)
-        known = [np.array([value is not None for value in label], dtype=bool) for label in labels]
+        labels = zip(_LABELS, (energy, forces, stress, energies), strict=True)
+        has: dict[str, Any] = {f"has_{name}": np.array([v is not None for v in each], bool) for name, each in labels}
         atoms = [np.full(n, np.nan) if each is None else each for n, each in zip(counts, energies, strict=True)]
         rows = [np.full((n, 3), np.nan) if each is None else each for n, each in zip(counts, forces, strict=True)]
         return Frames(
@@ -166,10 +165,7 @@ class Frames(Sequence[Frame]):
             forces=np.concatenate([np.zeros((0, 3)), *rows]),
             stress=np.array([nothing if value is None else value for value in stress], np.float64).reshape(-1, 3, 3),
             energies=np.concatenate([np.zeros(0), *atoms]).astype(np.float64),
-            has_energy=known[0],
-            has_forces=known[1],
-            has_stress=known[2],
-            has_energies=known[3],
+            **has,
             **texts,  # type: ignore[arg-type]
         )
 

@@ -88,8 +88,7 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame] | 
 def energies_beyond_composition(frames: Frames, chosen: np.ndarray) -> np.ndarray:
     """[B] eV/atom: energies beyond what the composition explains, by least absolute deviations and with median zero.
 
-    Arguments:
-        chosen: [B] bool, frames with an energy that count; others get NaN.
+    `chosen` [B] are frames with an energy that count; others get NaN.
     """
     target, fractions = np.where(chosen, frames.energy, 0.0) / frames.counts, frames.composition()
     fractions, weight = fractions / frames.counts[:, None], chosen.astype(float)

@@ -197,8 +197,7 @@ def verify_folder(folder: str | Path, manifest: Manifest, *, cure: str = "fetch 
 def _stamp(path: Path, sha256: str) -> Path | None:
     """An empty file that says that a large file passed its check; None for small ones, and without huggingface_hub.
 
-    It lies in the Hugging Face assets cache. Its name is a hash of the file's real path, size, inode and time of
-    change, and of the sha256 that it passed, so that a file that was touched since has none.
+    Its name is a hash of all that changes when the file is touched, and of the sha256 that it passed.
     """
     real = path.resolve()
     about = real.stat()

@@ -82,10 +82,7 @@ def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[
 
 
 def _copy(source: Path, folder: Path, names: list[str]) -> None:
-    """Copy into a folder beside, then rename: readers see all files or none.
-
-    A damaged folder that is in the way is set aside, not deleted.
-    """
+    """Copy into a folder beside, then rename: readers see all or nothing; a damaged folder in the way is set aside."""
     with scratch_folder(folder.parent, folder.name) as temporary:
         for name in names:
             check_inside(source, name, source.parent.parent)  # the links of the cache lead to the blobs beside it

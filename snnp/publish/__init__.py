@@ -264,12 +264,10 @@ def publish_dataset(
     about: Mapping[str, Any] | None = None,
     accept_findings: bool = False,
 ) -> hub.Publication:
-    """Examine a dataset, write its card and manifest, and upload them; arguments of `snnp.hub.publish`, and:
+    """Examine a dataset, write its card and manifest, and upload them; arguments as for `publish_model`.
 
-    Arguments:
-        folder: made by a recipe, or with parquet files from `snnp convert`.
-        about: statements: title, summary, origin, licence, citation, ...; they replace those in the folder's manifest.
-        accept_findings: publish in spite of errors that the doctor finds.
+    `folder` is made by a recipe, or has parquet files from `snnp convert`. `about` are statements (title, summary,
+    origin, licence, citation, ...), which replace those in its manifest.
 
     Raises:
         HubError: without a licence that allows it, if something is not stated, if the doctor finds errors, or if the
