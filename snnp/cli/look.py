@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from snnp.cli.console import (
-    flat,
-    number,
-    print_errors,
-    print_json,
-    print_pairs,
-    print_properties,
-    print_result,
-    print_table,
-    progress_bar,
-    say,
-)
+from snnp.cli import console
 from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Threads, command, set_threads
 from snnp.cli.outputs import input_files, prepare_output, write_structure
 from snnp.cli.share import print_remote
@@ -50,20 +39,20 @@ def list_command(
         raise InputError("--owner goes with --remote.")
     models = [_summary(name) for name in list_models()]
     if as_json:
-        print_json(models)
+        console.print_json(models)
         return
     columns = ["model", "elements", "parameters", "cutoff (Å)", "energy MAE (meV/atom)", "force MAE (eV/Å)", "µs/atom"]
     keys = ("energy_mae_mev_per_atom", "force_mae_ev_per_angstrom", "us_per_atom")
     rows = [
         [each["name"], " ".join(each["elements"]), each["n_parameters"], f"{each['cutoff_angstrom']:g}"]
-        + [number(each[key]) for key in keys]
+        + [console.number(each[key]) for key in keys]
         for each in models
     ]
     if rows:
-        print_table(columns, rows)
-        say("Errors are on data that the model was not trained on; 'snnp info MODEL' says which.")
+        console.print_table(columns, rows)
+        console.say("Errors are on data that the model was not trained on; 'snnp info MODEL' says which.")
     else:
-        say("No models are bundled with this installation; train one with 'snnp train', or reinstall snnp.")
+        console.say("No models are bundled with this installation; train one with 'snnp train', or reinstall snnp.")
 
 
 @command("info", "snnp info snnp-si", "snnp info runs/mine --json", "snnp info org/name@v1.0")
@@ -73,20 +62,20 @@ def info_command(model: Model, as_json: Json = False) -> None:
 
     details = _details(model)
     if as_json:
-        print_json(details)
+        console.print_json(details)
         return
     known, config = stated(details.pop("metadata")), details.pop("config")
-    print_pairs(flat(details), title=details["name"])
-    print_pairs(flat(config), title="\nForm")
+    console.print_pairs(console.flat(details), title=details["name"])
+    console.print_pairs(console.flat(config), title="\nForm")
     errors, metrics, properties = (known.pop(key, {}) for key in ("errors", "metrics", "properties"))
     if known:
-        print_pairs(flat(known), title="\nProvenance")
+        console.print_pairs(console.flat(known), title="\nProvenance")
     if metrics:
         parts = {"all": metrics, **metrics.get("groups", {}), **metrics.get("pure_elements", {})}
-        print_errors(parts, title=f"\nErrors on {metrics.get('data', 'test data')}")
+        console.print_errors(parts, title=f"\nErrors on {metrics.get('data', 'test data')}")
     elif errors:
-        print_errors(errors, title="\nErrors")
-    print_properties(properties.values())
+        console.print_errors(errors, title="\nErrors")
+    console.print_properties(properties.values())
 
 
 def _summary(name: str) -> dict[str, Any]:
@@ -167,20 +156,20 @@ def energy_command(
     potential, model = load_pinned(model, dtype=dtype, device=device)
     frames = read_images(structures) if Path(structures).is_file() else [build_structure(structures)]
     done: list[Atoms] = []
-    with progress_bar("computing", len(frames)) as update:
+    with console.progress_bar("computing", len(frames)) as update:
         for frame in frames:
             done.append(_single_point(potential, frame))
             update(len(done))
     if out is not None:
         write_structure(out, done, "extxyz")
     if as_json:
-        print_json({"model": model, "data": structures, "out": out, "frames": list(map(_as_json, done))})
+        console.print_json({"model": model, "data": structures, "out": out, "frames": list(map(_as_json, done))})
     elif out is None:
         import ase.io
 
         ase.io.write(sys.stdout, done, format="extxyz")
     else:
-        print_pairs({"structures": f"{len(done):,}", "written to": str(out)})
+        console.print_pairs({"structures": f"{len(done):,}", "written to": str(out)})
 
 
 def _single_point(potential: Potential, atoms: Atoms) -> Atoms:
@@ -238,7 +227,7 @@ def plot_command(
     potential = load_model(model)
     prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
     seen = None if data is None else read_frames(data).structure()
-    print_pairs({"written to": str(draw_page(potential, out, title=Path(model).name, structures=seen))})
+    console.print_pairs({"written to": str(draw_page(potential, out, title=Path(model).name, structures=seen))})
 
 
 @command(
@@ -277,13 +266,13 @@ def benchmark_command(
     if engine is not None and (models is None or len(models) != 1):
         raise InputError("--engine measures one model; name it, for example: snnp benchmark snnp-si --engine openmm.")
     names, rows = models or list_models(), []
-    with progress_bar("measuring", len(names)) as update:
+    with console.progress_bar("measuring", len(names)) as update:
         for name in names:
             model, pinned = load_pinned(name, dtype=dtype, device=device)
             given, frame = usual_atoms(model, structure, atoms)
             if engine is not None:
                 measured = measure_engine(model, frame, engine, steps)
-                print_result({"model": pinned, "structure": given, "engine": engine, **measured}, as_json)
+                console.print_result({"model": pinned, "structure": given, "engine": engine, **measured}, as_json)
                 return
             evaluator = model.evaluator()
             rows.append(
@@ -300,9 +289,11 @@ def benchmark_command(
             update(len(rows), note=name)
     rows.sort(key=lambda row: row["cpu_us_per_atom"])
     if as_json:
-        print_json({"repeats": repeats, "rows": rows})
+        console.print_json({"repeats": repeats, "rows": rows})
         return
     columns = ("model", "structure", "atoms", "CPU µs/atom", "wall µs/atom", "parameters", "computed by")
     keys = ("case", "structure", "n_atoms", "cpu_us_per_atom", "wall_us_per_atom", "parameters", "path")
-    print_table(columns, [[row[key] for key in keys] for row in rows])
-    say("CPU time, all threads together, hardly depends on what else the machine does; 'snnp version' describes it.")
+    console.print_table(columns, [[row[key] for key in keys] for row in rows])
+    console.say(
+        "CPU time, all threads together, hardly depends on what else the machine does; 'snnp version' describes it."
+    )
