@@ -1,0 +1,141 @@
+"""Several equal models into one: what their mean knows better, and how much of it one model can hold.
+
+python docs/measure/studies/self_distillation.py --recipe model_zoo/snnp-si/recipe.yaml    # what is missing, table
+
+Members are the recipe trained with seeds 1, 2, ...; students are distilled from all of them by `snnp distill` with
+method self and seeds 0, 1, ... Both are held against the test data of the recipe once, when all are trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from snnp.data import Frames, read_frames
+from snnp.distillation import DistilSettings, distil
+from snnp.files import write_atomically
+from snnp.models import load_model
+from snnp.models.ensemble import Ensemble
+from snnp.models.potential import Potential
+from snnp.training import evaluate, load_config, resume, train
+
+STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
+RUNS = STUDY.parents[2] / "runs" / "self"
+MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
+
+Errors = tuple[float, float]
+"""MAE of energy (meV/atom) and force (eV/Å)."""
+
+
+def members(recipe: dict[str, Any], number: int, runs: Path) -> list[Path]:
+    """Folders of the recipe's models with seeds from one on, trained where they are not."""
+    folders = [runs / f"member-{seed}" for seed in range(1, number + 1)]
+    for seed, folder in enumerate(folders, start=1):
+        if not (folder / "summary.json").is_file():
+            begun = (folder / "config.yaml").is_file()
+            result = resume(folder) if begun else train(load_config({**recipe, "seed": seed}), folder)
+            print(folder.name, f"{result.model.n_parameters} parameters", flush=True)
+    return folders
+
+
+def students(
+    recipe: dict[str, Any], teachers: Sequence[Path], number: int, asked: dict[str, Any], runs: Path
+) -> list[Path]:
+    """Folders of models distilled from all the teachers, with seeds from zero on."""
+    student = {key: value for key, value in recipe.items() if key not in ("data", "seed", "threads")}
+    student["optimiser"] = {**student["optimiser"], "epochs": asked["epochs"]}
+    student["loss"] = {"stress_weight": 0.0, **student.get("loss", {})}
+    found = []
+    for seed in range(number):
+        folder = runs / f"student-{seed}"
+        settings = DistilSettings(
+            teachers=[str(each) for each in teachers],
+            data=[os.path.expandvars(name) for name in recipe["data"]["train"]],
+            method="self",
+            budget=asked["budget"],
+            held_out=0.05,
+            seed=seed,
+            student=student,
+        )
+        if not (folder / "report.json").is_file():
+            distil(settings, folder, resume=(folder / "distil.yaml").is_file())
+            print(folder.name, flush=True)
+        found.append(folder / "student")
+    return found
+
+
+def errors(model: Potential, frames: Frames) -> Errors:
+    """Of energy (meV/atom) and force (eV/Å), on average."""
+    total = evaluate(model, frames, model_name="", data_name="").total.to_dict()
+    return total["energy_mae_mev_per_atom"], total["force_mae_ev_per_angstrom"]
+
+
+def measure(recipe: dict[str, Any], teachers: Sequence[Path], pupils: Sequence[Path]) -> dict[str, list[Errors]]:
+    """Errors on the test data of the recipe, of all models alone and of the members' mean."""
+    frames = Frames.of(read_frames([os.path.expandvars(recipe["data"]["test"])]))
+    alone, learned = ([load_model(folder / "best") for folder in folders] for folders in (teachers, pupils))
+    return {
+        "one member": [errors(model, frames) for model in alone],
+        "mean of all members": [errors(Ensemble(alone), frames)],
+        "one student": [errors(model, frames) for model in learned],
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: mean and standard deviation over seeds, of every set."""
+    lines = ["| | seeds | energy MAE (meV/atom) | force MAE (eV/Å) |", "|---|--:|--:|--:|"]
+    for name, rows in found["results"].items():
+        lines.append(f"| **{name}** | | | |")
+        for label, values in rows.items():
+            mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) if len(values) > 1 else (None, None)
+            cells = [
+                f"{value:.{digits}f}" + ("" if sigma is None else f" ± {sigma:.{digits}f}")
+                for value, sigma, digits in zip(mean, spread, (2, 4), strict=True)
+            ]
+            lines.append(f"| {label} | {len(values)} | {' | '.join(cells)} |")
+    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    return "\n".join([*lines, "", f"Written by the command above on {found['date']}; {found['machine']}; {said}."])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="of the members; the student has its model and loss")
+    parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--students", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=950, help="frames of the data and copies of them")
+    parser.add_argument("--epochs", type=int, default=150, help="of the student")
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = yaml.safe_load(asked.recipe.read_text(encoding="utf-8"))
+    recipe.pop("self", None)
+    name = asked.recipe.parent.name
+    teachers = members(recipe, asked.members, asked.runs / name)
+    how = {"budget": asked.budget, "epochs": asked.epochs}
+    pupils = students(recipe, teachers, asked.students, how, asked.runs / name)
+    path = STUDY.with_suffix(".json")
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
+    found["results"][name] = measure(recipe, teachers, pupils)
+    found |= {"date": datetime.now(UTC).date().isoformat(), "machine": f"{platform.machine()}, one thread"}
+    found["versions"] = {package: version(package) for package in ("snnp", "torch", "numpy")}
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    page = STUDY.with_suffix(".md")
+    before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
+    text = f"{before}{MARKS[0]}\n{table(found)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    write_atomically(page, text.encode())
+
+
+if __name__ == "__main__":
+    main()
