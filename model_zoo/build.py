@@ -52,6 +52,7 @@ from snnp_ase.md import run_md
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # where this module is loaded by its path
 import distilled
+import several
 from training_range import training_range
 
 __all__ = ["build", "main", "training_range"]
@@ -120,23 +121,31 @@ def build(
     if (recipe := _recipe_of_import(folder)) is not None:
         return _build_imported(name, folder, recipe, effort, allow_holes=allow_holes)
     run, recipe = run or RUNS / name, distilled.recipe_of(folder)
-    whole = run  # of a distillation, of which the training is a part
+    whole, equal = run, several.recipe_of(folder)  # of a distillation, of which the training is a part
     if recipe is not None:
         run = distilled.run_of(recipe, whole, lambda stage: _tell(name, stage))
+    elif equal is not None:
+        members = several.train_members(equal, whole, lambda stage: _tell(name, stage))
+        run = several.student_of(equal, members, whole / "student")
     else:
         if (asked := folder / "distil.yaml").is_file():
             _label(DistilSettings.load(asked), RUNS / f"{name}-labels")
         _train(load_config(folder / "recipe.yaml"), run)
     # The run's copy has everything resolved; what only describes the model may have been corrected since.
     config, model = load_config(run / "config.yaml"), load_model(run / "best")
-    problem = load_problem(config, run / "split.json")
+    if equal is not None:  # data and test are those of the members
+        config, model.metadata["teacher"] = several.config_of(equal), several.teacher(equal)
+        del model.metadata["teacher_key"], model.metadata["teacher_licence"]  # of files that nobody else has
+    problem = load_problem(config, run / "split.json" if equal is None else None)
     if recipe is not None:
         about = distilled.about(recipe, model, len(problem.split.train) + len(problem.split.valid))
     else:
-        about = load_config(folder / "recipe.yaml").metadata
+        about = (several.config_of(equal) if equal is not None else load_config(folder / "recipe.yaml")).metadata
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     model.metadata |= about | {"name": name}
+    learned = [str(path).removeprefix(f"{whole}/") for path in model.metadata["training_data"]]
+    model.metadata["training_data"] = learned  # files of a run are nowhere else
     model.metadata["training"] = {
         "minutes": summary["training_seconds"] / 60.0,
         **{key: summary[key] for key in ("epochs", "best_epoch", "threads")},
@@ -240,7 +249,8 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
     if label not in lengths:
         recipe = _recipe_of_import(folder)
         if recipe is None:
-            config = load_config(folder / "recipe.yaml")
+            equal = several.recipe_of(folder)
+            config = load_config(folder / "recipe.yaml") if equal is None else several.config_of(equal)
             named = config.metadata.get("measured_on")
             systems = _one_molecule(molecule(named)) if named else _systems(model, load_problem(config), {})
             system = systems[label]

@@ -24,7 +24,7 @@ from peers.published import comparison_page
 
 from snnp import training
 from snnp.analysis.card import card_markdown
-from snnp.data import Frame
+from snnp.data import Frame, load_dataset
 from snnp.errors import ConfigError, DataError
 from snnp.models.config import RepulsionConfig
 from snnp.models.hipnn.model import HIPNN, HIPNNConfig
@@ -33,6 +33,7 @@ from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model
 from snnp.report import Table
 from snnp.structure import Structure
+from snnp.training.problem import load_problem
 
 RECIPE = {
     "model": {
@@ -366,6 +367,31 @@ def test_dollars_of_paths_begin_no_formula() -> None:
     model = _model(("Cu",))
     model.metadata = {"metrics": {"data": "$SNNP_DATA/a.xyz, $SNNP_DATA/b.xyz", "n_structures": 2}}
     assert r"On \$SNNP_DATA/a.xyz, \$SNNP_DATA/b.xyz, never" in card_markdown("copper", model)
+
+
+def test_several_models_of_a_recipe_become_one(build_module: ModuleType, zoo: Path, tmp_path: Path) -> None:
+    """Nobody learns what is drawn for the test, whatever the seed of the members; the card names no files of a run."""
+    several = {"self": {"members": 2, "budget": 100, "epochs": 4}}
+    recipe = {**RECIPE, **several, "data": {"train": [f"{zoo}/cells.xyz"], "valid": 0.1, "test": 0.2}}
+    recipe["optimiser"] = {**recipe["optimiser"], "epochs": 3}
+    (tmp_path / "cu").mkdir()
+    (tmp_path / "cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = tmp_path / "run"
+    command = ["cu", "--zoo", str(tmp_path), "--run", str(run), "--quick", "--allow-holes"]
+    assert build_module.main(command) == 0
+    about = load_model(tmp_path / "cu").metadata
+    assert about["metrics"]["n_structures"] == 12
+    assert about["teacher"] == "the mean of 2 models of this recipe with seeds 1 to 2"
+    assert str(tmp_path) not in (tmp_path / "cu" / "config.json").read_text()
+    test = {frame.source for frame in load_problem(build_module.several.config_of(recipe)).split.test}
+    learned = {frame.source for frame in load_dataset(run / "student" / "labels.parquet")}
+    known = {frame.source for frame in load_dataset(run / "data.parquet")}
+    assert len(known) == 48
+    assert not test & known
+    assert len([source for source in learned if source.startswith("copies")]) == 52
+    recipe["self"] = {"members": 2}
+    (tmp_path / "cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert build_module.main(command) == 1
 
 
 def test_a_distillation_is_a_recipe_of_one_line(

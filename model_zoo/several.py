@@ -1,0 +1,100 @@
+"""Bundled models that hold what several equal ones know in the mean: members by the recipe, then one student of theirs.
+
+    self: {members: 8, budget: 950, epochs: 150}
+
+beside the keys of a training configuration, by which members are trained with seeds 1, 2, ...; `budget` and `epochs`
+are those of the student (see `snnp.distillation.DistilSettings` with method self).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snnp.data import Frames, read_frames
+from snnp.data.write import parquet_writer
+from snnp.distillation import DistilSettings, distil
+from snnp.errors import ConfigError
+from snnp.training import TrainConfig, load_config, resume, train
+from snnp.training.problem import load_problem
+
+__all__ = ["config_of", "recipe_of", "student_of", "teacher", "train_members"]
+
+_KEYS = {"members", "budget", "epochs"}
+
+
+def recipe_of(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a model that several are distilled into; None of another."""
+    path = folder / "recipe.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(tree, dict) or "self" not in tree:
+        return None
+    if not isinstance(tree["self"], dict) or set(tree["self"]) != _KEYS:
+        raise ConfigError(f"{path}: self must have the keys {', '.join(sorted(_KEYS))}, got {tree['self']!r}.")
+    return tree
+
+
+def config_of(recipe: Mapping[str, Any], **changes: Any) -> TrainConfig:
+    """The training configuration of a member."""
+    return load_config({key: value for key, value in recipe.items() if key != "self"} | changes)
+
+
+def teacher(recipe: Mapping[str, Any]) -> str:
+    """Who taught the student, for its card."""
+    number = recipe["self"]["members"]
+    return f"the mean of {number} models of this recipe with seeds 1 to {number}"
+
+
+def _data_of(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """What members and student learn: without the frames that the recipe draws for its test, whatever their seed."""
+    data = dict(recipe["data"])
+    if not isinstance(data.get("test"), float):
+        return {key: value for key, value in data.items() if key != "test"}
+    path = run / "data.parquet"
+    if not path.exists():
+        problem, lone = load_problem(config_of(recipe)), data.get("isolated_atoms")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with parquet_writer(path, ", ".join(data["train"]), "snnp") as writer:
+            if lone is not None:
+                writer.add(Frames.of(read_frames([os.path.expandvars(lone)])), "train")
+            writer.add(problem.split.train, "train")
+            writer.add(problem.split.valid, "train")
+    return {"train": [str(path)], "valid": data.get("valid", 0.0)}
+
+
+def train_members(recipe: Mapping[str, Any], run: Path, tell: Callable[[str], None]) -> list[Path]:
+    """Folders of the members, trained where they are not."""
+    folders = [run / f"member-{seed}" for seed in range(1, recipe["self"]["members"] + 1)]
+    for seed, folder in enumerate(folders, start=1):
+        if not (folder / "summary.json").is_file():
+            tell(folder.name)
+            begun = (folder / "config.yaml").is_file()
+            data = {**_data_of(recipe, run), "test": 0.0}
+            _ = resume(folder) if begun else train(config_of(recipe, seed=seed, data=data), folder)
+    return folders
+
+
+def student_of(recipe: Mapping[str, Any], members: Sequence[Path], folder: Path, seed: int = 0) -> Path:
+    """Folder of the training of the student of all members, distilled into `folder` unless that is finished."""
+    asked = recipe["self"]
+    student = {
+        key: value for key, value in recipe.items() if key not in ("data", "seed", "self", "metadata", "threads")
+    }
+    student["optimiser"] = {**student["optimiser"], "epochs": asked["epochs"]}
+    student["loss"] = {"stress_weight": 0.0, **student.get("loss", {})}
+    settings = DistilSettings(
+        teachers=[str(member) for member in members],
+        data=[os.path.expandvars(name) for name in _data_of(recipe, folder.parent)["train"]],
+        method="self",
+        budget=asked["budget"],
+        held_out=0.05,
+        seed=seed,
+        student=student,
+    )
+    if not (folder / "report.json").is_file():
+        distil(settings, folder, resume=(folder / "distil.yaml").is_file())
+    return folder / "student"
