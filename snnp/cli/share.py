@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnp.cli.console import print_json, print_pairs, print_result, print_table, say, warn
+from snnp.cli.console import print_json, print_pairs, print_result, print_table, progress_bar, say, warn
 from snnp.cli.options import Json, command, group
 from snnp.errors import InputError
 
@@ -140,6 +140,36 @@ def publish_dataset_command(
         folder, repository, private=private, dry_run=dry_run, about=about, accept_findings=accept_findings
     )
     _print_published(repository, done, as_json)
+
+
+@command("zoo", "snnp publish zoo org --dry-run", "snnp publish zoo org --private", of=publish_app)
+def publish_zoo_command(
+    owner: Annotated[str, typer.Argument(metavar="ORG", help="Organisation or user on the Hub.")],
+    private: _Private = False,
+    dry_run: _DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Publish every bundled model, and every bundled dataset that may be handed on; the rest is listed with reasons."""
+    from snnp.publish.zoo import ZooItem, publish_zoo
+
+    found: list[ZooItem] = []
+    with progress_bar("examining" if dry_run else "publishing") as update:
+
+        def report(item: ZooItem, total: int) -> None:
+            found.append(item)
+            update(len(found), total, item.name)
+
+        publish_zoo(owner, private=private, dry_run=dry_run, report=report)
+    if as_json:
+        print_json([{**asdict(each), "bytes": each.n_bytes} for each in found])
+        return
+    sent = [each for each in found if each.refused is None]
+    rows = [(e.repository, e.kind, e.licence or "–", len(e.files), e.n_bytes, (e.commit or "–")[:12]) for e in sent]
+    print_table(["repository", "kind", "licence", "files", "bytes", "commit"], rows)
+    if refused := [[each.name, each.kind, str(each.refused)] for each in found if each.refused is not None]:
+        print_table(["not published", "kind", "why"], refused, title="")
+    total = f"{len(sent)} repositories, {sum(each.n_bytes for each in sent):,} bytes"
+    say(f"{total}. Nothing was uploaded: leave --dry-run away for that." if dry_run else f"{total} published.")
 
 
 def _print_files(repository: str, files: Mapping[str, int]) -> None:
