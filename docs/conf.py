@@ -72,11 +72,14 @@ def _plain_docstrings(app: Sphinx, what: str, name: str, obj: object, options: o
 
 # Links to cards lead into the repository; in the built pages, to the copies of the cards.
 _CARD = re.compile(r"\.\./(model_zoo|datasets)/([\w.-]+)/README\.md")
+_HTML_CARD = re.compile(rf'href="{_CARD.pattern}"')
 _COPIES = {"model_zoo": "cards", "datasets": "datasets"}
 
 
 def _link_copies(app: Sphinx, name: str, source: list[str]) -> None:
     if "/" not in name:
+        # Within HTML nobody resolves names of sources.
+        source[0] = _HTML_CARD.sub(lambda found: f'href="_generated/{_COPIES[found[1]]}/{found[2]}.html"', source[0])
         source[0] = _CARD.sub(lambda found: f"_generated/{_COPIES[found[1]]}/{found[2]}.md", source[0])
 
 

@@ -145,6 +145,94 @@ def _zoo_table(zoo: Path) -> str:
     return "\n".join([*header, *rows, ""])
 
 
+_PERIODS = """
+H . . . . . . . . . . . . . . . . He
+Li Be . . . . . . . . . . B C N O F Ne
+Na Mg . . . . . . . . . . Al Si P S Cl Ar
+K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr
+Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe
+Cs Ba La Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn
+"""
+"""Rows of the periodic table, from group 1 to 18; a dot where there is nothing."""
+
+
+def _models(zoo: Path) -> dict[str, dict[str, Any]]:
+    """Name -> what the configuration of each bundled model says."""
+    found = sorted(zoo.glob("*/config.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+
+
+def _is_solid(stored: dict[str, Any]) -> bool:
+    """Whether a model is for crystals and melts, not for molecules."""
+    about = stored["metadata"]
+    return bool(about.get("properties")) or about.get("training_range", {}).get("periodic") == "all"
+
+
+def _is_one_molecule(stored: dict[str, Any]) -> bool:
+    return bool(stored["metadata"].get("training_range", {}).get("formula"))
+
+
+def _periodic_table(zoo: Path) -> str:
+    """An HTML table; each element leads to the card of the model that knows the fewest others."""
+    models = _models(zoo)
+    lines = ['<table class="periodic">']
+    for period in _PERIODS.strip().splitlines():
+        cells = []
+        for symbol in period.split():
+            known = [name for name, each in models.items() if symbol in each["config"]["elements"]]
+            solid = [name for name in known if _is_solid(models[name])]
+            general = [name for name in known if name not in solid and not _is_one_molecule(models[name])]
+            kind = "both" if solid and general else "solid" if solid else "molecules" if general else ""
+            if not known:
+                cells.append('<td class="gap"></td>' if symbol == "." else f"<td>{symbol}</td>")
+                continue
+            first = max(solid or general or known, key=lambda n: (-len(models[n]["config"]["elements"]), n))
+            link = f'<a href="../model_zoo/{first}/README.md" title="{", ".join(known)}">{symbol}</a>'
+            cells.append(f'<td class="{kind or "molecule"}">{link}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    key = (
+        ("solid", "crystals and melts"),
+        ("molecules", "organic molecules"),
+        ("both", "both"),
+        ("molecule", "one molecule alone"),
+    )
+    shown = " ".join(f'<span class="{kind}">{text}</span>' for kind, text in key)
+    return "\n".join([*lines, "</table>", f'<p class="periodic-key">{shown}</p>', ""])
+
+
+def _hottest(metadata: dict[str, Any]) -> str:
+    """What became of the hot runs."""
+    runs = [each["langevin"] for each in metadata.get("stability", {}).values() if "langevin" in each]
+    if not runs:
+        return "–"
+    low, high = min(each["target_k"] for each in runs), max(each["target_k"] for each in runs)
+    kelvin = f"{low:.0f} K" if low == high else f"{low:.0f}–{high:.0f} K"
+    broken = sum(not each["survived"] for each in runs)
+    return kelvin if not broken else f"**breaks** at {kelvin}" if broken == len(runs) else f"{kelvin}, {broken} break"
+
+
+def _which_model(zoo: Path) -> str:
+    """A table of the models of crystals, and one of those of molecules."""
+    parts = []
+    for title, solid in (("Crystals, melts, alloys", True), ("Molecules", False)):
+        lines = [f"### {title}", "", "| model | for | learned from | 20 ps at | force MAE, eV/Å | µs/atom |"]
+        lines += ["|---|---|---|---|---:|---:|"]
+        for name, stored in _models(zoo).items():
+            if _is_solid(stored) != solid:
+                continue
+            about = stored["metadata"]
+            purpose = about.get("description", "").removeprefix("s-NNP for ")
+            teacher = about.get("teacher")
+            origin = about.get("level_of_theory", "–") if teacher is None else f"{teacher}, its teacher"
+            error = about.get("metrics", {}).get("force_mae_ev_per_angstrom")
+            lines.append(
+                f"| [{name}](../model_zoo/{name}/README.md) | {purpose} | {origin} | {_hottest(about)} "
+                f"| {_number(error, 3)} | {_number(about.get('speed', {}).get('us_per_atom'), 1)} |"
+            )
+        parts += [*lines, ""]
+    return "\n".join(parts)
+
+
 def _datasets_table(datasets: Path) -> str:
     descriptions = [read_description(path) for path in sorted(datasets.glob("*/manifest.json"))]
     return re.sub(r"^\| `([^`]+)`", r"| [\1](../datasets/\1/README.md)", table(descriptions), flags=re.MULTILINE)
@@ -183,6 +271,8 @@ def parts() -> dict[str, str]:
         "train-keys": _key_tables(TrainConfig),
         "md-keys": _key_tables(MDSettings),
         "models": _zoo_table(DOCS.parent / "model_zoo"),
+        "periodic-table": _periodic_table(DOCS.parent / "model_zoo"),
+        "which-model": _which_model(DOCS.parent / "model_zoo"),
         "datasets": _datasets_table(DOCS.parent / "datasets"),
     }
 
