@@ -223,7 +223,8 @@ def _which_model(zoo: Path) -> str:
             about = stored["metadata"]
             purpose = about.get("description", "").removeprefix("s-NNP for ")
             teacher = about.get("teacher")
-            origin = about.get("level_of_theory", "–") if teacher is None else f"{teacher}, its teacher"
+            named = re.search(r"model='([^']+)'", teacher or "")
+            origin = f"{named[1] if named else teacher}, its teacher" if teacher else about.get("level_of_theory", "–")
             error = about.get("metrics", {}).get("force_mae_ev_per_angstrom")
             lines.append(
                 f"| [{name}](../model_zoo/{name}/README.md) | {purpose} | {origin} | {_hottest(about)} "

@@ -20,7 +20,7 @@ STYLES = {"teacher": ("s", COLOURS[1]), "student": ("o", COLOURS[0]), "trained":
 
 def draw(numbers: dict[str, Any], target: Path = TARGET) -> None:
     """Each panel: arrows lead from teachers to their students."""
-    drawn, panels = new_panels(len(numbers["panels"]), 6.4, 2.9, columns=2)
+    drawn, panels = new_panels(len(numbers["panels"]), 4.8, 3.1, columns=2)
     for panel, each in zip(panels, numbers["panels"], strict=True):
         points = {point["name"]: point for point in each["points"]}
         places = {n: (p["us_per_atom"], p["force_mae_ev_per_angstrom"]) for n, p in points.items()}
@@ -32,7 +32,7 @@ def draw(numbers: dict[str, Any], target: Path = TARGET) -> None:
                 f"{name}\n{places[name][0]:,g} µs/atom",
                 places[name],
                 textcoords="offset points",
-                xytext=(-9, -4) if right else (9, -4),
+                xytext=(-9, -9) if right else (9, -9),
                 ha="right" if right else "left",
                 va="top",
                 fontsize=9,
@@ -41,8 +41,8 @@ def draw(numbers: dict[str, Any], target: Path = TARGET) -> None:
                 style = {"arrowstyle": "->", "color": "#888888", "shrinkA": 9, "shrinkB": 9}
                 panel.annotate("", places[name], xytext=places[point["teacher"]], arrowprops=style)
         costs, errors = zip(*places.values(), strict=True)
-        panel.set(xscale="log", xlim=(min(costs) / 2.5, max(costs) * 2.5), ylim=(0.0, 1.25 * max(errors)))
-        panel.set(xlabel=f"cost (µs/atom, {numbers['machine']})", ylabel="force MAE (eV/Å)")
+        panel.set(xscale="log", xlim=(min(costs) / 2.5, max(costs) * 3.5), ylim=(0.0, 1.25 * max(errors)))
+        panel.set(xlabel=f"µs/atom ({numbers['machine']})", ylabel="force MAE (eV/Å)")
         panel.set_title(each["title"], fontsize=10, loc="left")
         plain_ticks(panel.xaxis, panel.yaxis)
     save_figure(drawn, target)
