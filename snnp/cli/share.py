@@ -24,6 +24,9 @@ _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositori
 _IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
 _Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
 _Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
+_AcceptFindings = Annotated[
+    bool, typer.Option("--accept-findings", help="Publish in spite of errors that the doctor finds in data.")
+]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
 
 publish_app = group("Publish a model or a dataset on the Hub.", "snnp publish model runs/mine org/name --dry-run")
@@ -127,9 +130,7 @@ def publish_dataset_command(
     statements: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="State title, summary, origin, licence, citation, ..."
     ),
-    accept_findings: bool = typer.Option(
-        False, "--accept-findings", help="Publish in spite of errors that the doctor finds."
-    ),
+    accept_findings: _AcceptFindings = False,
     as_json: Json = False,
 ) -> None:
     """Publish a dataset: licence and units checked, examined by the doctor, with card and checksums, in one commit."""
@@ -147,6 +148,7 @@ def publish_zoo_command(
     owner: Annotated[str, typer.Argument(metavar="ORG", help="Organisation or user on the Hub.")],
     private: _Private = False,
     dry_run: _DryRun = False,
+    accept_findings: _AcceptFindings = False,
     as_json: Json = False,
 ) -> None:
     """Publish every bundled model, and every bundled dataset that may be handed on; the rest is listed with reasons."""
@@ -159,7 +161,7 @@ def publish_zoo_command(
             found.append(item)
             update(len(found), total, item.name)
 
-        publish_zoo(owner, private=private, dry_run=dry_run, report=report)
+        publish_zoo(owner, private=private, dry_run=dry_run, accept_findings=accept_findings, report=report)
     if as_json:
         print_json([{**asdict(each), "bytes": each.n_bytes} for each in found])
         return

@@ -17,8 +17,7 @@ from snnp.files import bundled_folders
 from snnp.hub.manifest import MANIFEST_FILE
 from snnp.hub.names import check_repository
 from snnp.models.store import list_models, load_model
-from snnp.publish.dataset_repository import licence_id, publish_dataset
-from snnp.publish.model_repository import publish_model
+from snnp.publish import licence_id, publish_dataset, publish_model
 
 __all__ = ["ZooItem", "publish_zoo"]
 
@@ -47,6 +46,7 @@ def publish_zoo(
     *,
     private: bool = False,
     dry_run: bool = False,
+    accept_findings: bool = False,
     report: Callable[[ZooItem, int], None] = lambda item, total: None,
 ) -> list[ZooItem]:
     """Publish all that is bundled as `owner/NAME`; what may not be handed on, or lacks something, is left out.
@@ -54,6 +54,7 @@ def publish_zoo(
     Arguments:
         owner: organisation or user on the Hub.
         private, dry_run: see `snnp.hub.publish`.
+        accept_findings: publish datasets in spite of errors that the doctor finds.
         report: is told of each when it is done, and how many there are.
 
     Raises:
@@ -65,7 +66,7 @@ def publish_zoo(
     check_repository(f"{owner}/snnp")
     datasets = bundled_folders("datasets", MANIFEST_FILE)
     tasks = [partial(_model, name, owner, private, dry_run) for name in list_models()]
-    tasks += [partial(_dataset, datasets[name], owner, private, dry_run) for name in sorted(datasets)]
+    tasks += [partial(_dataset, datasets[name], owner, private, dry_run, accept_findings) for name in sorted(datasets)]
     done = []
     for task in tasks:
         done.append(task())
@@ -87,7 +88,7 @@ def _model(name: str, owner: str, private: bool, dry_run: bool) -> ZooItem:
     return ZooItem("model", name, repository, licence, made.files, None, made.commit, made.address)
 
 
-def _dataset(folder: Path, owner: str, private: bool, dry_run: bool) -> ZooItem:
+def _dataset(folder: Path, owner: str, private: bool, dry_run: bool, accept_findings: bool) -> ZooItem:
     description, repository = read_description(folder / MANIFEST_FILE), f"{owner}/{folder.name}"
     refused = description.why_not_redistributable()
     if refused is None and folder.name not in hub.bundled_datasets():
@@ -100,7 +101,7 @@ def _dataset(folder: Path, owner: str, private: bool, dry_run: bool) -> ZooItem:
         copy = Path(place) / folder.name
         shutil.copytree(folder, copy)
         try:
-            made = publish_dataset(copy, repository, dry_run=True)
+            made = publish_dataset(copy, repository, dry_run=True, accept_findings=accept_findings)
         except HubError as error:
             return ZooItem("dataset", folder.name, repository, description.licence, {}, str(error))
         if not dry_run:
