@@ -11,11 +11,15 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.data import vdw_radii
+from ase.optimize import BFGS
 
+from snnp import SNNPCalculator, load_model
+from snnp.distillation import DistilSettings
 from snnp.distillation.assemblies import MOLECULE_SHARES, MoleculePool
 from snnp.distillation.exploration import molecule_starts
 from snnp.distillation.molecules import displaced, graph_key, read_molecules, turned
 from snnp.errors import InputError, MissingDependencyError
+from snnp.training import load_config
 
 WATER, ETHANOL, BUTANE = molecule("H2O"), molecule("CH3CH2OH"), molecule("trans-butane")
 needs_rdkit = pytest.mark.skipif(find_spec("rdkit") is None, reason="RDKit is not installed: pip install rdkit")
@@ -119,13 +123,41 @@ def test_lists_of_smiles_and_pairs_with_a_dot(tmp_path: Path) -> None:
         read_molecules([str(path)])
 
 
+def test_the_labels_of_the_organic_student_can_be_asked_for() -> None:
+    folder = Path(__file__).parent.parent / "model_zoo" / "snnp-organic"
+    settings = DistilSettings.load(folder / "distil.yaml")
+    assert [Path(name).name for name in (*settings.molecules, *settings.apart)] == ["molecules.smi", "apart.smi"]
+    student, recipe = settings.training(Path("labels.parquet")), load_config(folder / "recipe.yaml")
+    assert student.model == recipe.model
+
+
 @needs_rdkit
 def test_the_organic_list_holds_no_molecule_of_a_test() -> None:
     """Those that make dimers and liquids are kept apart alone by their keys; others are not there at all."""
-    folder = Path(__file__).parent.parent / "datasets" / "organic-ani2x"
+    folder = Path(__file__).parent.parent / "model_zoo" / "snnp-organic"
     lines = (folder / "molecules.smi").read_text().splitlines()
     chem = pytest.importorskip("rdkit.Chem")
     known = {chem.CanonSmiles(line.split()[0], 0) for line in lines if not line.startswith("#")}
     assert len(known) > 1400
     for smiles in ("Nc1ncccc1OCc1ccccc1", "O=c1cccccc1O", "O=CC=CO"):
         assert chem.CanonSmiles(smiles, 0) not in known
+
+
+def test_the_bundled_student_knows_molecules_that_it_was_not_shown() -> None:
+    """Geometries of other methods are near its minima, and isomers are in their order."""
+    potential = load_model("snnp-organic")
+    known = [atoms for atoms in read_molecules(["g2"]) if set(atoms.symbols) <= set(potential.elements)]
+    assert len(known) > 60
+    largest = []
+    for atoms in known:
+        forces = potential.compute(atoms).forces
+        assert forces is not None
+        largest.append(float(forces.abs().max()))
+    assert np.median(largest) < 1.0
+    atoms = molecule("H2O")
+    atoms.calc = SNNPCalculator("snnp-organic")
+    assert BFGS(atoms, logfile=None).run(fmax=0.01, steps=100)
+    assert atoms.get_distance(0, 1) == pytest.approx(0.96, abs=0.02)
+    assert atoms.get_angle(1, 0, 2) == pytest.approx(104.5, abs=4.0)
+    energy = {name: float(potential.compute(molecule(name)).energy) for name in ("CH3CH2OH", "CH3OCH3")}
+    assert energy["CH3OCH3"] - energy["CH3CH2OH"] == pytest.approx(0.308, abs=0.04)  # eV, of ANI-2x

@@ -214,8 +214,11 @@ def load_problem(
         isolated = atoms.take(_made_of(atoms, split.train.elements))
     reference = fit_reference_energies(split.train, isolated)
     if config.start is not None:
-        energies = begun(config).reference_energies
-        reference = ReferenceEnergies(energies, dict.fromkeys(energies, f"as in {config.start}"))
+        model = begun(config)
+        origin = dict.fromkeys(model.elements, f"as in {config.start}") | model.metadata.get(
+            "reference_energies_from", {}
+        )
+        reference = ReferenceEnergies(model.reference_energies, origin)
     zeros = atomic_zeros(split.train, reference.energies)
     if config.loss.teaches_atoms and not zeros:
         raise ConfigError(
