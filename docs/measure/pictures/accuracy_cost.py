@@ -28,13 +28,14 @@ def draw(numbers: dict[str, Any], target: Path = TARGET) -> None:
             marker, colour = STYLES[point["kind"]]
             panel.plot(*places[name], marker, color=colour, markersize=9)
             right = places[name][0] > 100.0
+            low = places[name][1] < 0.3 * max(error for _, error in places.values())  # there the words would meet the axis
             panel.annotate(
                 f"{name}\n{places[name][0]:,g} µs/atom",
                 places[name],
                 textcoords="offset points",
-                xytext=(-9, -9) if right else (9, -9),
+                xytext=(-9 if right else 9, 9 if low else -9),
                 ha="right" if right else "left",
-                va="top",
+                va="bottom" if low else "top",
                 fontsize=9,
             )
             if "teacher" in point:
