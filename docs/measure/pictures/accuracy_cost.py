@@ -28,7 +28,8 @@ def draw(numbers: dict[str, Any], target: Path = TARGET) -> None:
             marker, colour = STYLES[point["kind"]]
             panel.plot(*places[name], marker, color=colour, markersize=9)
             right = places[name][0] > 100.0
-            low = places[name][1] < 0.3 * max(error for _, error in places.values())  # there the words would meet the axis
+            # Near the axis the words stand above the point.
+            low = places[name][1] < 0.3 * max(error for _, error in places.values())
             panel.annotate(
                 f"{name}\n{places[name][0]:,g} µs/atom",
                 places[name],
