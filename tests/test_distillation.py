@@ -343,6 +343,14 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(tmp_path: Path) -
         run(teachers=["snnp-cu"], elements=["Cu", "Al"])
     with pytest.raises(ConfigError, match=r"student.model.elements lacks Cu"):
         run(student={"model": {"elements": ["Al"]}})
+    ase.io.write(tmp_path / "gold.xyz", Atoms("Au2", [[0, 0, 0], [0, 0, 2.5]]))
+    for asked in ({"data": [str(tmp_path / "gold.xyz")]}, {"molecules": [str(tmp_path / "gold.xyz")]}):
+        with pytest.raises((InputError, DataError), match=r"does not know Au|energies"):
+            run(teachers=["snnp-cu"], elements=[], **asked)
+    with pytest.raises(ConfigError, match=r"student.model sees 4.5 Å, the models that it is to become"):
+        run(teachers=["snnp-cu", "snnp-cu"], method="self", student=SMALL)
+    with pytest.raises(InputError, match="method self needs an ensemble"):
+        run(teachers=["snnp-cu"], method="self")
     with pytest.raises(ConfigError, match=r"student.data"):
         run(student={"data": {"train": "a"}})
     with pytest.raises(ConfigError, match="leaves nothing beside the 46 labels"):

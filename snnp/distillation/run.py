@@ -65,7 +65,6 @@ _POOL_OF_MOLECULES = 1.25  # which are many, and all different
 _ROUND_EPOCHS = 0.25  # of those of the last student
 _STARTS = 16
 _MOVING_ATOMS = 90
-_PART_ATOMS = 12  # that are doubled
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def distil(
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
     with hold([folder / _SETTINGS]), Crew(teacher, settings.threads) as crew:
         with crew.at_work() as process:
-            _check(settings, process, given.one(settings.elements))
+            _check(settings, process, given.one(settings.elements), given.elements(settings.elements))
         settings.save(folder / _SETTINGS)
         with LabelStore(folder / "labels", crew.identity) as store:
             run = _Run(settings, folder, crew, store, report, given)
@@ -147,19 +146,25 @@ def _begin(settings: DistilSettings, folder: Path, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _check(settings: DistilSettings, process: TeacherProcess, frames: Frames) -> None:
+def _check(settings: DistilSettings, process: TeacherProcess, frames: Frames, elements: Sequence[str]) -> None:
     """Teacher, student and method must fit, before anything is computed; what a teacher gives one frame shows."""
     identity = process.identity
-    if missing := [symbol for symbol in settings.elements if identity.elements and symbol not in identity.elements]:
+    if missing := [symbol for symbol in elements if identity.elements and symbol not in identity.elements]:
         raise InputError(f"the teacher {identity.name} does not know {', '.join(missing)}.")
     if settings.elements:
         _check_budget(settings.budget, len(first_scan(settings.elements)))
     student = settings.training(Path(_LABELS)).model
-    if missing := [symbol for symbol in settings.elements if student.elements and symbol not in student.elements]:
+    if missing := [symbol for symbol in elements if student.elements and symbol not in student.elements]:
         raise ConfigError(f"student.model.elements lacks {', '.join(missing)}, which are to be distilled.")
     if settings.method in ("ekd", "self") and identity.n_members < 2:
         raise InputError(
             f"method {settings.method} needs an ensemble, but {identity.name} is one model; name several teachers."
+        )
+    reach = student.model_copy(update={"elements": tuple(elements)}).reach
+    if settings.method == "self" and identity.cutoff is not None and reach < identity.cutoff - 1e-6:
+        raise ConfigError(
+            f"student.model sees {reach:g} Å, the models that it is to become {identity.cutoff:g} Å; method "
+            "self makes one model of several equal ones, so give it their cutoff (or take method labels)."
         )
     if settings.method == "teacher-student" and process.lacks("energies", frames):
         raise InputError(
@@ -198,6 +203,12 @@ class _Given:
     def labelled(self) -> bool:
         """Whether all of the data have labels of their own."""
         return self.data is not None and bool(self.data.has_energy.all())
+
+    def elements(self, symbols: Sequence[str]) -> Sequence[str]:
+        """Of the structures that will be labelled: the symbols that were asked for, or those of what was given."""
+        if self.molecules is not None:
+            return sorted({symbol for atoms in self.molecules.molecules for symbol in atoms.symbols})
+        return symbols if self.data is None else self.data.elements
 
     def one(self, elements: Sequence[str]) -> Frames:
         """A structure of those that will be labelled."""
@@ -379,25 +390,15 @@ class _Run:
         self.report(DistilProgress("report", 2, 5, "beside the teacher"))
         atoms, hot = self._mover()
         with self.crew.at_work() as process:
-            self._beside(found, student, atoms, process)
+            liquid = self.settings.wanted_bars.rdf_overlap is not None
+            verdict.beside(found, student, self.crystals or atoms, process, seed=self.settings.seed, liquid=liquid)
+            verdict.memory(found, self.folder / _STUDENT, atoms, process)
         self.report(DistilProgress("report", 3, 5, "dynamics"))
         verdict.moving(found, student, atoms, hot, self.settings.seed)
         self.report(DistilProgress("report", 4, 5, "speed"))
         verdict.speed(found, student, atoms, self.store.seconds_per_atom())
         self.report(DistilProgress("report", 5, 5))
         return found
-
-    def _beside(self, found: verdict.Measured, student: Potential, atoms: Atoms, process: TeacherProcess) -> None:
-        """What takes more of the teacher than its labels."""
-        seed = self.settings.seed
-        if self.crystals:
-            verdict.crystals_beside(found, student, self.crystals, process)
-            verdict.compounds_beside(found, student, self.crystals, process)
-            if self.settings.wanted_bars.rdf_overlap is not None:
-                verdict.liquid_beside(found, student, self.crystals, process, seed)
-        part = supercell(self.crystals[0].atoms, _PART_ATOMS) if self.crystals else atoms
-        verdict.extensivity(found, student, part, process, seed)
-        verdict.memory(found, self.folder / _STUDENT, atoms, process)
 
     def _against_reference(self, found: verdict.Measured, student: Potential, frames: Frames) -> None:
         if unknown := set(frames.elements) - set(student.elements):
@@ -477,7 +478,7 @@ def plan(settings: DistilSettings) -> Plan:
     teacher = Teacher.of(settings.teachers, settings.python, settings.kwargs)
     with teacher.start(settings.threads) as process:
         name, frames = process.identity.name, _first_structures(settings)
-        _check(settings, process, frames)
+        _check(settings, process, frames, frames.elements)
         trial = frames.take(np.argsort(np.abs(frames.counts - np.median(frames.counts)))[:3])
         answers = [*process.label(trial[:1]), *process.label(trial)]  # the first call warms up
     worked = [answer for answer in answers[1:] if answer.error is None]

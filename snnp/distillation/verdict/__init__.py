@@ -2,6 +2,7 @@
 
 from snnp.distillation.verdict.behaviour import (
     HOT,
+    beside,
     compounds_beside,
     crystals_beside,
     extensivity,
@@ -26,6 +27,7 @@ __all__ = [
     "against_baseline",
     "against_reference",
     "against_teacher",
+    "beside",
     "compounds_beside",
     "crystals_beside",
     "extensivity",

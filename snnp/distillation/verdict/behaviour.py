@@ -33,12 +33,13 @@ from snnp.sampling.run import find_entry_point
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["HOT", "compounds_beside", "crystals_beside", "extensivity", "liquid_beside", "moving"]
+__all__ = ["HOT", "beside", "compounds_beside", "crystals_beside", "extensivity", "liquid_beside", "moving"]
 
 HOT = 1.5
 """Times the temperature of the crystal: how hot the student runs, and the liquid is."""
 _PICOSECONDS = 10.0
 _CUBIC = ("fcc", "bcc", "diamond")
+_PART_ATOMS = 12  # that are doubled
 _FAR = 30.0  # Å between two parts that must not feel each other
 _NOT_THE_SUM = 1.0  # meV/atom by which a teacher may miss the sum without a word
 _VOLUMES = np.geomspace(0.88, 1.13, 9)  # of the teacher's: a student may be off by 4 % in length
@@ -95,6 +96,26 @@ def _energies(student: Potential, process: TeacherProcess, images: Sequence[Atom
     exact = copy.deepcopy(student).double()
     own = exact.compute(Structure.from_ase(list(images)), forces=False).energy.numpy()
     return {"teacher": np.array([float(each["energy"]) for each in _labels(process, images)]), "student": own}
+
+
+def beside(
+    found: Measured,
+    student: Potential,
+    case: Sequence[Crystal] | Atoms,
+    process: TeacherProcess,
+    *,
+    seed: int,
+    liquid: bool,
+) -> None:
+    """What takes more of the teacher than its labels: for crystals all of this module, for other atoms extensivity."""
+    if isinstance(case, Atoms):
+        extensivity(found, student, case, process, seed)
+        return
+    crystals_beside(found, student, case, process)
+    compounds_beside(found, student, case, process)
+    if liquid:
+        liquid_beside(found, student, case, process, seed)
+    extensivity(found, student, supercell(case[0].atoms, _PART_ATOMS), process, seed)
 
 
 def crystals_beside(found: Measured, student: Potential, crystals: Sequence[Crystal], process: TeacherProcess) -> None:
