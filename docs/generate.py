@@ -164,8 +164,8 @@ def _models(zoo: Path) -> dict[str, dict[str, Any]]:
 
 def _is_solid(stored: dict[str, Any]) -> bool:
     """Whether a model is for crystals and melts, not for molecules."""
-    about = stored["metadata"]
-    return bool(about.get("properties")) or about.get("training_range", {}).get("periodic") == "all"
+    measured = stored["metadata"].get("stability", {})  # by symbols of elements, or the formula of a molecule
+    return any(symbol in measured for symbol in stored["config"]["elements"])
 
 
 def _is_one_molecule(stored: dict[str, Any]) -> bool:
