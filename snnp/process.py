@@ -28,7 +28,6 @@ __all__ = ["Interrupted", "StopRequest", "make_forks_safe", "stop_requests"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PAUSE_HARD = 2  # omp_pause_hard of OpenMP 5.0
-_released = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -97,22 +96,22 @@ def _omp_pause() -> Any:
         return None
 
 
-def _release_threads() -> None:
-    global _released
-    pause = _omp_pause()
-    _released = pause is not None and pause(_PAUSE_HARD) == 0
-
-
-def _compute_alone() -> None:
-    # What could not be given back is never waited for by a child that uses one thread.
-    if not _released:
-        import torch
-
-        torch.set_num_threads(1)
-
-
 @lru_cache(maxsize=1)
 def make_forks_safe() -> None:
     """Let forks of this process be safe for torch, from now on."""
+    released = False
+
+    def release_threads() -> None:
+        nonlocal released
+        pause = _omp_pause()
+        released = pause is not None and pause(_PAUSE_HARD) == 0
+
+    def compute_alone() -> None:
+        # What could not be given back is never waited for by a child that uses one thread.
+        if not released:
+            import torch
+
+            torch.set_num_threads(1)
+
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_release_threads, after_in_child=_compute_alone)
+        os.register_at_fork(before=release_threads, after_in_child=compute_alone)

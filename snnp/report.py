@@ -140,7 +140,8 @@ class Table:
         cells = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
         kinds = [' class="number"' if any(map(_is_number, column)) else "" for column in cells]
         head = "".join(f"<th{k}>{escape(_heading(name))}</th>" for k, name in zip(kinds, self.columns, strict=False))
-        rows = ["".join(_html_cell(cell) for cell in row) for row in self.rows]
+        marked = [[(' class="number"' if _is_number(cell) else "", cell) for cell in row] for row in self.rows]
+        rows = ["".join(f"<td{k}>{escape(_shown(cell))}</td>" for k, cell in row) for row in marked]
         lines = "".join(f"<tr>{line}</tr>" for line in ([head] if head else []) + rows)
         return f'<div class="scroll"><table>{lines}</table></div>'
 
@@ -160,11 +161,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return str(value) if not _is_number(value) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _html_cell(value: Any) -> str:
-    kind = ' class="number"' if _is_number(value) else ""
-    return f"<td{kind}>{escape(_shown(value))}</td>"
 
 
 @dataclass(frozen=True)
@@ -410,8 +406,11 @@ def shortened(name: str, longest: int = 28) -> str:
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
-def _plain(figure: matplotlib.figure.Figure) -> matplotlib.figure.Figure:
-    """Texts show what they hold: names come from files, and dollars in them, taken for a formula, end in an error."""
+def png(figure: matplotlib.figure.Figure, form: str = "png") -> bytes:
+    """A figure as PNG bytes, or those of another format.
+
+    Texts show what they hold: names come from files, and dollars in them, taken for a formula, end in an error.
+    """
     from matplotlib.text import Text
 
     for each in figure.findobj(Text):
@@ -419,18 +418,11 @@ def _plain(figure: matplotlib.figure.Figure) -> matplotlib.figure.Figure:
         each.set_text(printable(each.get_text()))
         if "$" in each.get_text() and not each.get_text().startswith("$\\mathdefault"):  # as ticks of powers begin
             each.set_parse_math(False)
-    return figure
-
-
-def png(figure: matplotlib.figure.Figure) -> bytes:
-    """A figure as PNG bytes."""
     stream = io.BytesIO()
-    _plain(figure).savefig(stream, format="png")
+    figure.savefig(stream, format=form)
     return stream.getvalue()
 
 
 def save_figure(figure: matplotlib.figure.Figure, path: Path) -> None:
     """Write a figure in the format that the name ends in, PNG where in none; the file is replaced atomically."""
-    stream = io.BytesIO()
-    _plain(figure).savefig(stream, format=path.suffix.lower().removeprefix(".") or "png")
-    write_atomically(path, stream.getvalue())
+    write_atomically(path, png(figure, path.suffix.lower().removeprefix(".") or "png"))

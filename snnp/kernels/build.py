@@ -85,16 +85,6 @@ def _targets(compiler: list[str], own: bool) -> tuple[tuple[str, int, tuple[str,
     return tuple(target for target in _X86 if _NEEDS.get(target[0], set()) <= here)[:1]
 
 
-def _jobs(targets: tuple[tuple[str, int, tuple[str, ...]], ...]) -> list[tuple[str, str, list[str]]]:
-    """Source, object and flags of everything to compile, the slowest first."""
-    jobs = []
-    for source in _PER_TARGET:
-        for name, width, flags in targets:
-            jobs.append((source, f"{name}_{source}.o", [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *flags]))
-    defines = [f"-DSNNP_WITH_{name.upper()}" for name, _, _ in targets]
-    return jobs + [(source, f"{source}.o", defines) for source in _COMMON]
-
-
 def build(target: Path | None = None, flags: tuple[str, ...] = (), *, own: bool = False) -> Path:
     """Compile into `target` (by default in `lib/`) and return it; it appears whole or not at all.
 
@@ -112,16 +102,21 @@ def build(target: Path | None = None, flags: tuple[str, ...] = (), *, own: bool 
     targets = _targets(compiler, own)
     names = ", ".join(name for name, _, _ in targets)
     print(f"kernels: compiling for {names} with {compiler[0]} ...", file=sys.stderr, flush=True)
+    # Sources and flags of everything to compile, the slowest first.
+    jobs = [
+        (source, [f"-DSNNP_TARGET={name}", f"-DSNNP_BYTES={width}", *own_flags])
+        for source in _PER_TARGET
+        for name, width, own_flags in targets
+    ]
+    jobs += [(source, [f"-DSNNP_WITH_{name.upper()}" for name, _, _ in targets]) for source in _COMMON]
     with tempfile.TemporaryDirectory() as folder:
-
-        def compile_one(job: tuple[str, str, list[str]]) -> str:
-            source, name, extra = job
-            out = str(Path(folder) / name)
-            _run([*compiler, *_FLAGS, *extra, *flags, "-c", str(_HERE / "src" / source), "-o", out])
-            return out
-
+        objects = [str(Path(folder) / f"{k}.o") for k in range(len(jobs))]
+        commands = [
+            [*compiler, *_FLAGS, *extra, *flags, "-c", str(_HERE / "src" / source), "-o", out]
+            for (source, extra), out in zip(jobs, objects, strict=True)
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, _jobs(targets)))
+            list(pool.map(_run, commands))
         libraries = [] if sys.platform == "win32" else ["-lm", "-lpthread"]
         # Nothing of the C++ runtime is used, so it need not be there.
         alone = ["-nostdlib++"] if "clang" in compiler[0] or "ziglang" in compiler else []

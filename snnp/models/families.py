@@ -28,18 +28,14 @@ class Family:
 
     Arguments:
         config: everything that fixes the form; its `family` is the name.
-        potential: built from a configuration, E0 (eV per element) and `seed`; files name its class.
+        potential: a `Potential`, made in float64 from a configuration, E0 (eV per element) and `seed`; files name its
+            class.
         scripted: the twin that TorchScript compiles, of a potential and whether forces are wanted; None if it has none.
     """
 
     config: type[FamilyConfig]
-    potential: type[Potential]
+    potential: type[Any]
     scripted: Callable[[Any, bool], nn.Module] | None = None
-
-    def build(self, config: FamilyConfig, reference_energies: dict[str, float], *, seed: int = 0) -> Potential:
-        """A fresh potential in float64."""
-        construct: Callable[..., Potential] = self.potential
-        return construct(config, reference_energies, seed=seed)
 
 
 # Written out: nothing is ever imported because a file says so.

@@ -174,12 +174,9 @@ def check_statements(description: dict[str, Any], model: Potential) -> None:
     """
     if description.get("units") != UNITS:
         raise InputError(f"units must be {UNITS}, config.json says {description.get('units')!r}")
-    elements = description.get("elements")
-    if not isinstance(elements, list) or tuple(elements) != model.elements:
-        raise InputError(f"elements are {', '.join(model.elements)}, config.json says {elements!r}")
-    if description.get("isolated_atoms") != list(model.isolated_atoms):
-        isolated = ", ".join(model.isolated_atoms) or "none"
-        raise InputError(f"isolated_atoms are {isolated}, config.json says {description.get('isolated_atoms')!r}")
+    for key, symbols in (("elements", model.elements), ("isolated_atoms", model.isolated_atoms)):
+        if (said := description.get(key)) != list(symbols):
+            raise InputError(f"{key} are {', '.join(symbols) or 'none'}, config.json says {said!r}")
     cutoff = description.get("cutoff")
     if cutoff is None and "cutoff" in description:  # an old file, which did not state it
         return

@@ -83,14 +83,9 @@ class Evaluator(Protocol):
         stepper: makes, from cutoff and skin (Å), what evaluates one moving system; None where `evaluate` is as good.
     """
 
-    @property
-    def kernel(self) -> object: ...
-
-    @property
-    def target(self) -> str | None: ...
-
-    @property
-    def stepper(self) -> Callable[[float, float], Stepper] | None: ...
+    kernel: Any
+    target: str | None
+    stepper: Callable[[float, float], Stepper] | None
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """Evaluate a batch on the device where it lies; `species` [N] index the potential's elements.

@@ -45,8 +45,7 @@ LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e
 # What goes wrong where a file holds something else than was expected, in whatever we call with it.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
-_Planned = tuple[Iterator[TensorShape], Callable[[], Potential]]
-"""The tensors that a model stores, and what builds it."""
+_Planned = tuple[Iterator[TensorShape], Callable[[], Potential]]  # tensors that a model stores, and what builds it
 
 
 def _plan(name: Any, tree: Any, energies: Any, isolated: Any) -> _Planned:
@@ -60,8 +59,7 @@ def _plan(name: Any, tree: Any, energies: Any, isolated: Any) -> _Planned:
     if (
         not isinstance(energies, dict)
         or set(energies) != set(config.elements)
-        or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in energies.values())
-        or not all(abs(value) <= LARGEST_ENERGY for value in energies.values())
+        or not all(type(value) in (int, float) and abs(value) <= LARGEST_ENERGY for value in energies.values())
     ):
         known = ", ".join(config.elements)
         raise InputError(f"reference_energies must be one number of at most {LARGEST_ENERGY:g} eV for each of {known}")
@@ -77,7 +75,7 @@ def _plan(name: Any, tree: Any, energies: Any, isolated: Any) -> _Planned:
             if ensemble.reference_energies != energies:
                 ensemble.reference_energies = energies
             return ensemble
-        model = family.build(config, energies)
+        model: Potential = family.potential(config, energies)
         model.isolated_atoms = isolated
         return model
 

@@ -68,8 +68,7 @@ __all__ = [
     "example_structures",
 ]
 
-_STEP = 2e-5
-"""Å, or strain. The error of a central difference, about step² E''' / 6, stays near 1e-8 of a typical force."""
+_STEP = 2e-5  # Å, or strain; the error of central differences, about step² E''' / 6, is near 1e-8 of a typical force
 
 
 def check_potential(

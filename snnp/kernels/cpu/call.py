@@ -30,8 +30,7 @@ __all__ = ["ListKeeper", "NeighbourRows", "PreparedCall", "pack_pairs", "support
 Array = NDArray[np.float64]
 _Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
-_MOST_IMAGES = 32768
-"""Images numbered without looking which occur; atoms that diffused by ten cells stay below."""
+_MOST_IMAGES = 32768  # numbered without looking which occur; atoms that diffused by ten cells stay below
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnp.errors import InputError, overlap_message
+from snnp.kernels.build import library_name
 from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
 __all__ = ["LIBRARY_FILE", "SWITCH", "TARGETS", "instruction_set", "library", "pack_parameters", "switched_off"]
 
-_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-LIBRARY_FILE = Path(__file__).parents[1] / "lib" / f"libsnnp_kernels{_SUFFIX}"
+LIBRARY_FILE = Path(__file__).parents[1] / "lib" / library_name()
 SWITCH = "SNNP_KERNELS"
 """Environment variable: "off" leaves the library out; "avx512", "avx2" or "portable" choose instructions."""
 

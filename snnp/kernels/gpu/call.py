@@ -30,16 +30,14 @@ __all__ = ["Atoms", "GpuKernel", "Work", "available", "supports"]
 
 Array = NDArray[np.float64]
 
+# Beyond these the arrays of one atom no longer fit into the registers of a warp.
 _MOST_FILTERS, _MOST_HARMONICS, _MOST_HIDDEN, _MOST_CHANNELS = 64, 49, 128, 4
-"""Beyond these the arrays of one atom no longer fit into the registers of a warp."""
-
-_SMALLEST_PRODUCT = 16
-"""Rows and columns of the smallest matrix product that Triton compiles for every kind of GPU."""
+_SMALLEST_PRODUCT = 16  # rows and columns that Triton compiles for every kind of GPU
 _SHORTEST = 0.1  # Å; closer than this two atoms are one atom written twice
 _ROWS_AT_ONCE = 2**17
 _OLDEST_TRITON = (3, 6)
+# One stage: staging the small tables through shared memory, as Triton would, costs more than reading them.
 _OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
-"""One stage: staging the small tables through shared memory, as Triton would, costs more than reading them."""
 
 
 def supports(parameters: SplineParameters) -> bool:

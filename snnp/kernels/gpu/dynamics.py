@@ -21,8 +21,7 @@ from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 __all__ = ["Barostat", "Box", "Clock", "GpuDynamics", "Integrator", "Observation", "System"]
 
 _BLOCK = 128
-_SHRINKING = 0.03
-"""Part of its lengths by which a box under a barostat may shrink before its grid is made anew."""
+_SHRINKING = 0.03  # part of its lengths by which a box under a barostat may shrink before its grid is made anew
 _LAUNCH: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 

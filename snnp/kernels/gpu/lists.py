@@ -14,12 +14,9 @@ __all__ = ["CellList", "Flags", "Grid", "Rows", "State", "image_vectors", "rows_
 
 _MOST_CELLS = 2**27
 _BLOCK = 128
-_SLACK = 1.15
-"""Room in a row beyond the longest found."""
-_FULLEST = 4096
-"""Atoms that a cell or a row may hold: no matter is so dense, and cells are sorted at once."""
-_MOST_PROGRAMS = 16384
-"""Programs of a kernel that does nothing in most steps: each costs about a nanosecond even then."""
+_SLACK = 1.15  # room in a row beyond the longest found
+_FULLEST = 4096  # atoms that a cell or a row may hold: no matter is so dense, and cells are sorted at once
+_MOST_PROGRAMS = 16384  # of a kernel that does nothing in most steps: each costs about a nanosecond even then
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 
 

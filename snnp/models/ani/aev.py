@@ -33,18 +33,10 @@ from snnp.neighbours import unordered_pairs
 
 __all__ = ["AEV", "ANGLE_FACTOR", "LEAST_EXPONENT", "AEVAngularConfig", "AEVConfig", "AEVRadialConfig"]
 
-_MERGE = 512
-"""Padded triples that a block of its own is worth: that many take as long as its share of operator calls."""
-
-Back = Callable[[Tensor], Tensor]
-"""From dE/d(terms) to gradients of pairs."""
-
-ANGLE_FACTOR = 0.95
-"""NeuroChem's: keeps the sine away from zero, where the derivative of an angle is infinite."""
-
-LEAST_EXPONENT = -40.0
-"""exp of it, 4e-18, stands for everything smaller."""
-
+_MERGE = 512  # padded triples that a block of its own is worth: they take as long as its share of operator calls
+_Back = Callable[[Tensor], Tensor]  # from dE/d(terms) to gradients of pairs
+ANGLE_FACTOR = 0.95  # NeuroChem's: keeps the sine away from zero, where the derivative of an angle is infinite
+LEAST_EXPONENT = -40.0  # exp of it, 4e-18, stands for everything smaller
 _SHARPEST = 1e6  # of a Gaussian (1/Å²) or a power; from infinity times zero come forces that are no numbers
 _Place = Annotated[float, Field(ge=-100.0, le=100.0)]
 
@@ -122,7 +114,7 @@ class AEV(ExactModule):
                 blocks.append(torch.arange(start, start + n_angular))
         return torch.cat(blocks)
 
-    def forward(self, row: Tensor, element: Tensor, vectors: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Back]:
+    def forward(self, row: Tensor, element: Tensor, vectors: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, _Back]:
         """Vectors [n, D] of n atoms, and the way back to the pairs; twice differentiable in the pair vectors.
 
         Arguments:
@@ -143,7 +135,7 @@ class AEV(ExactModule):
 
         return torch.cat([radial, angular], dim=1), back
 
-    def _radial(self, key: Tensor, distance: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Back]:
+    def _radial(self, key: Tensor, distance: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, _Back]:
         """Terms [n Z, K], and from dE/dG of that many dE/dr [P]; `key` [P]: atom and element of each pair."""
         config, shifts = self.config.radial, self.radial_shifts
         gaussians, inside = _gaussians(distance, shifts, config.eta), cosine_cutoff(distance, config.cutoff)
@@ -158,7 +150,7 @@ class AEV(ExactModule):
 
         return terms, back
 
-    def _angular(self, distance: Tensor, unit: Tensor, triples: Triples) -> tuple[Tensor, Back]:
+    def _angular(self, distance: Tensor, unit: Tensor, triples: Triples) -> tuple[Tensor, _Back]:
         """Terms [n pairs, A Z] of Q angular pairs, and from dE/dG of that many dE/dr_ij [Q, 3].
 
         Per triple, W = sum_az h_az R_a Z_z.

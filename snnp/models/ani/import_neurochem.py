@@ -33,13 +33,10 @@ __all__ = ["read_neurochem"]
 
 _ACTIVATIONS = {9: "celu", 5: "gaussian"}
 _LINEAR = 6
-_LONGEST_TEXT = 1 << 16
-"""Bytes of a text, and what a topology file may grow to when it is decompressed. Real ones have about a thousand."""
+_LONGEST_TEXT = 1 << 16  # bytes of a text, and of a topology file once decompressed; real ones have about a thousand
 _LARGEST_FILE = 1 << 28
-_DEEPEST = 3
-"""Folders that may lie around the networks."""
-_TYPE = 1
-"""The only kind of environment vector (TM) that the published networks use."""
+_DEEPEST = 3  # folders that may lie around the networks
+_TYPE = 1  # the only kind of environment vector (TM) that the published networks use
 _CONSTANTS = {
     **{"EtaR": ("radial", "eta"), "ShfR": ("radial", "shifts"), "Rcr": ("radial", "cutoff")},
     **{"EtaA": ("angular", "eta"), "Zeta": ("angular", "zeta"), "Rca": ("angular", "cutoff")},
@@ -55,14 +52,6 @@ class _Layer(NamedTuple):
     biases: str
 
 
-class _Member(NamedTuple):
-    """One network: where its files are."""
-
-    params: Path
-    energies: Path
-    networks: Path
-
-
 def read_neurochem(folder: str | Path) -> ANI | Ensemble:
     """Read a folder of NeuroChem's: an `Ensemble` where it holds several networks per element, else an `ANI`.
 
@@ -76,11 +65,10 @@ def read_neurochem(folder: str | Path) -> ANI | Ensemble:
         ModelFileError: names the file that is missing, damaged, or not understood.
     """
     folder = Path(folder)
-    members = _find_members(folder)
-    models = [_read_member(member) for member in members]
-    digest = hashlib.sha256()
-    for member in members:
-        for path in (member.params, member.energies, *sorted(member.networks.glob("ANN-*"))):
+    models, digest = [], hashlib.sha256()
+    for params, energies, networks in _find_members(folder):
+        models.append(_read_member(params, energies, networks))
+        for path in (params, energies, *sorted(networks.glob("ANN-*"))):
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(_bytes(path)).digest())
     try:
         model = models[0] if len(models) == 1 else Ensemble(models)
@@ -91,7 +79,8 @@ def read_neurochem(folder: str | Path) -> ANI | Ensemble:
     return model.eval()
 
 
-def _find_members(folder: Path, depth: int = _DEEPEST) -> list[_Member]:
+def _find_members(folder: Path, depth: int = _DEEPEST) -> list[tuple[Path, Path, Path]]:
+    """Of each network the files of constants and of energies, and the folder of the layers."""
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder; give the folder that holds train0/, train1/, ...")
     inside = [path for path in folder.iterdir() if path.is_dir()]
@@ -106,7 +95,7 @@ def _find_members(folder: Path, depth: int = _DEEPEST) -> list[_Member]:
         )
     trained.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)[-1:]])
     # What all members share may lie beside them only.
-    return [_Member(_one(m, "*.params", folder), _one(m, "sae*.dat", folder), m / "networks") for m in trained]
+    return [(_one(m, "*.params", folder), _one(m, "sae*.dat", folder), m / "networks") for m in trained]
 
 
 def _one(folder: Path, pattern: str, fallback: Path) -> Path:
@@ -117,28 +106,28 @@ def _one(folder: Path, pattern: str, fallback: Path) -> Path:
     return found[0]
 
 
-def _read_member(member: _Member) -> ANI:
-    elements, aev = _read_params(member.params)
-    energies = _read_energies(member.energies, elements)
-    layers = {symbol: _read_topology(member.networks / f"ANN-{symbol}.nnf") for symbol in elements}
+def _read_member(params: Path, sae: Path, networks: Path) -> ANI:
+    elements, aev = _read_params(params)
+    energies = _read_energies(sae, elements)
+    layers = {symbol: _read_topology(networks / f"ANN-{symbol}.nnf") for symbol in elements}
     files = [name for each in layers.values() for layer in each for name in (layer.weights, layer.biases)]
     if len(set(files)) < len(files):  # a small file could stand for any number of layers
-        raise ModelFileError(f"{member.networks}: two layers take their numbers from one file; each has its own.")
+        raise ModelFileError(f"{networks}: two layers take their numbers from one file; each has its own.")
     activations = {layer.activation for each in layers.values() for layer in each[:-1]}
     if len(activations) != 1:
-        raise ModelFileError(f"{member.networks}: activations {sorted(activations)} are mixed; one for all is known.")
+        raise ModelFileError(f"{networks}: activations {sorted(activations)} are mixed; one for all is known.")
     hidden = {symbol: [layer.n_out for layer in each[:-1]] for symbol, each in layers.items()}
     tree = {"elements": elements, "aev": aev, "hidden": hidden, "activation": _ACTIVATIONS[activations.pop()]}
     try:
         config = ANIConfig.model_validate(tree)
     except ValidationError as error:
         key, reason = first_fault(error)
-        raise ModelFileError(f"{member.params}: {key}: {reason}.") from None
+        raise ModelFileError(f"{params}: {key}: {reason}.") from None
     length = config.aev.length(len(elements))
     for symbol, each in layers.items():
         if each[0].n_in != length:
             raise ModelFileError(
-                f"{member.networks}/ANN-{symbol}.nnf takes {each[0].n_in} inputs, but {member.params.name} makes "
+                f"{networks}/ANN-{symbol}.nnf takes {each[0].n_in} inputs, but {params.name} makes "
                 f"{length}; the two files do not belong together."
             )
     # All numbers are read before a network is made of them: sizes that no file bears out end here.
@@ -150,13 +139,13 @@ def _read_member(member: _Member) -> ANI:
                 ("weight", layer.weights, (layer.n_out, layer.n_in)),
                 ("bias", layer.biases, (layer.n_out,)),
             ):
-                numbers = scale * _numbers(member.networks / file, math.prod(shape))
+                numbers = scale * _numbers(networks / file, math.prod(shape))
                 state[f"networks.{symbol}.layers.{k}.{name}"] = numbers.reshape(shape)
-    check_numbers(state, str(member.networks))
+    check_numbers(state, str(networks))
     try:
         model = ANI(config, energies).float()
     except InputError as error:
-        raise ModelFileError(f"{member.params}: {error}") from None
+        raise ModelFileError(f"{params}: {error}") from None
     model.load_state_dict(state)
     return model
 

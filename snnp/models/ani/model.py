@@ -28,8 +28,7 @@ __all__ = ["ANI", "ANIConfig", "AtomicNetwork"]
 
 Activation = Literal["celu", "gaussian"]
 
-_CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}
-"""Triples evaluated at once: on a CPU their arrays stay in the caches of a core."""
+_CHUNK_TRIPLES = {"cpu": 1 << 15, "cuda": 1 << 21}  # evaluated at once: on a CPU their arrays stay in a core's caches
 
 
 class ANIConfig(FamilyConfig):
@@ -198,13 +197,12 @@ class ANI(Potential):
         vectors = self._vectors(structure, neighbours)
         n_gradients = (len(alike) if apart else 1) if forces or stress else 0
         energies, slopes = _evaluate(alike, structure, vectors, neighbours, n_gradients=n_gradients)
-        pairs: list[PairGradients | None] = [None] * len(alike)
-        if slopes:
-            pairs = [PairGradients(neighbours.i, neighbours.j, vectors, slope) for slope in slopes]
-            pairs = pairs if apart else pairs * len(alike)
+        pairs: list[PairGradients | None] = [
+            PairGradients(neighbours.i, neighbours.j, vectors, slope) for slope in slopes
+        ] or [None]
         return [
-            model._complete(structure, neighbours, mine, theirs, forces=forces, stress=stress)
-            for model, mine, theirs in zip(alike, energies, pairs, strict=True)
+            model._complete(structure, neighbours, mine, pairs[k % len(pairs)], forces=forces, stress=stress)
+            for k, (model, mine) in enumerate(zip(alike, energies, strict=True))
         ]
 
 

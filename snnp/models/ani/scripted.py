@@ -13,8 +13,7 @@ from snnp.models.scripted import Pairs, ScriptedPotential
 
 __all__ = ["ScriptedANI"]
 
-_CHUNK = 256
-"""Atoms whose vectors are computed at once."""
+_CHUNK = 256  # atoms whose vectors are computed at once
 
 
 class ScriptedANI(ScriptedPotential):

@@ -25,8 +25,7 @@ from snnp.models.hipnn.config import HIPNNConfig
 
 __all__ = ["Block", "Interaction", "OnSite", "PairGeometry", "Residual", "Tensors", "dense"]
 
-_FAR = 9.0
-"""exp(-81/2) is 3e-18: nothing beside 1 in float64. Farther out numbers become denormal, and exp ten times slower."""
+_FAR = 9.0  # exp(-81/2) is 3e-18: nothing beside 1. Farther out numbers become denormal, and exp ten times slower.
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,7 @@ from snnp.structure import Structure
 __all__ = ["HIPNN", "hierarchicality"]
 
 _Back = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-_CHUNK_NUMBERS = 2**18
-"""V or F numbers for each pair of a chunk of atoms: for inference the arrays of a chunk (1 MB) stay in cache."""
+_CHUNK_NUMBERS = 2**18  # V or F for each pair of a chunk of atoms: for inference its arrays (1 MB) stay in cache
 
 
 class HIPNN(Potential):

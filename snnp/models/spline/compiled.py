@@ -20,7 +20,7 @@ from snnp.kernels.gpu import call as gpu
 from snnp.kernels.gpu.call import Atoms
 from snnp.kernels.gpu.lists import Rows, image_vectors, rows_of
 from snnp.kernels.parameters import SplineParameters
-from snnp.models.potential import Evaluated, Evaluator, versions
+from snnp.models.potential import Evaluated, Evaluator, Stepper, versions
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
@@ -107,15 +107,11 @@ class _CpuStepper:
 class CpuEvaluator:
     """The compiled code on the CPU."""
 
-    stepper = _CpuStepper
+    stepper: Callable[[float, float], Stepper] | None = _CpuStepper
 
     def __init__(self, packed: NDArray[np.uint8]) -> None:
-        self.kernel = packed
-
-    @property
-    def target(self) -> str | None:
-        """Which instructions it was built for."""
-        return instruction_set()
+        self.kernel: Any = packed
+        self.target = instruction_set()
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """As the contract has it."""
@@ -137,10 +133,11 @@ class CpuEvaluator:
 class GpuEvaluator:
     """The Triton kernels; whole simulations on the device take the `kernel` itself."""
 
-    stepper, target = None, "triton"
+    stepper: Callable[[float, float], Stepper] | None = None
+    target: str | None = "triton"
 
     def __init__(self, kernel: gpu.GpuKernel) -> None:
-        self.kernel = kernel
+        self.kernel: Any = kernel
 
     def evaluate(
         self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool = True

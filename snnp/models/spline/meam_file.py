@@ -42,18 +42,12 @@ __all__ = [
     "write_meam_spline",
 ]
 
-_KNOT_TOLERANCE = 1e-8
-"""Deviation from uniform knots that LAMMPS accepts (`SplineFunction::prepareSpline` in pair_meam_spline.cpp)."""
-
-_LARGEST_FILE = 1 << 26
-"""Bytes: a million knots."""
-
-_MOST_NUMBERS = 1_000_000
-"""Coefficients that may be more than a file has bytes, where its splines have different numbers of knots."""
-
+_KNOT_TOLERANCE = 1e-8  # that LAMMPS accepts (`SplineFunction::prepareSpline` in pair_meam_spline.cpp)
+_LARGEST_FILE = 1 << 26  # bytes: a million knots
+_MOST_NUMBERS = 1_000_000  # that may be more than a file has bytes, where its splines have different numbers of knots
+# LAMMPS numbers the pair (j, i) with j > i like another pair as soon as there are three elements (`ij_to_potl` in
+# pair_meam_spline.h is not symmetric), so its energies would depend on the order of the atoms.
 _MOST_ELEMENTS = 2
-"""LAMMPS numbers the pair (j, i) with j > i like another pair as soon as there are three elements
-(`ij_to_potl` in pair_meam_spline.h is not symmetric), so its energies would depend on the order of the atoms."""
 
 
 @dataclass(frozen=True)

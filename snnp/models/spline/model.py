@@ -34,11 +34,9 @@ from snnp.structure import Structure
 
 __all__ = ["Geometry", "SplineNNP"]
 
+# From dE/dfeatures [n, D] to dE/dr_ij [n, J, 3] on the radial shell, and on the angular one if there are angles.
 _PairGradients = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""From dE/dfeatures [n, D] to dE/dr_ij [n, J, 3] on the radial shell, and on the angular one if there are angles."""
-
-_CHUNK_ATOMS = 256
-"""Atoms evaluated at once for inference: the arrays of a chunk stay in the caches of a core."""
+_CHUNK_ATOMS = 256  # evaluated at once for inference: the arrays of a chunk stay in the caches of a core
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,7 @@ class SplineNNP(Potential):
         pair_slope = torch.zeros_like(shell.distance)
         if self.has_three_body:
             functions = self.f(inner.distance, self._group(inner, species))
-            three_body, back = sum_triples(inner, functions, self.g, self.config.n_elements)
+            three_body, back = sum_triples(inner, functions, self.g, self.unordered)
             features = torch.cat([features, three_body], dim=1)
         if self.phi is not None:
             group = self.unordered[species[:, None], shell.channel] if self.config.n_elements > 1 else None
@@ -324,12 +322,12 @@ class SplineNNP(Potential):
         """Compiled code where it is built and covers the form, on a GPU in float32 only."""
         if type(self) is not SplineNNP:  # which may compute something else
             return None
-        zero = (id(self._reference), self._isolated)
-        return self._compiled.evaluator(self._packed_tensors, zero, self.kernel_parameters)
-
-    def _packed_tensors(self) -> list[Tensor]:
-        # E0 among them: kept alive, its id cannot pass to another tensor.
-        return [*self.parameters(), self.readout.mean, self.readout.std, self._reference]
+        # E0 among the tensors: kept alive, its id cannot pass to another tensor.
+        return self._compiled.evaluator(
+            lambda: [*self.parameters(), self.readout.mean, self.readout.std, self._reference],
+            (id(self._reference), self._isolated),
+            self.kernel_parameters,
+        )
 
     @torch.no_grad()
     def kernel_parameters(self) -> SplineParameters:

@@ -41,8 +41,7 @@ from snnp.splines import SplineSet
 
 __all__ = ["Back", "Moments", "RadialSums", "TripleSums", "sum_triples"]
 
-Back = Callable[[Tensor], Tensor]
-"""From dE/dG3 [n, F] to dE/dr_ij [n, J, 3]."""
+Back = Callable[[Tensor], Tensor]  # from dE/dG3 [n, F] to dE/dr_ij [n, J, 3]
 
 
 def _channel_basis(splines: SplineSet, shell: Shell, n_channels: int) -> tuple[Tensor, Tensor]:
@@ -188,12 +187,12 @@ class TripleSums:
 
 
 def sum_triples(
-    shell: Shell, functions: tuple[Tensor, Tensor], angle: SplineSet, n_elements: int
+    shell: Shell, functions: tuple[Tensor, Tensor], angle: SplineSet, unordered: Tensor
 ) -> tuple[Tensor, Back]:
     """Features G3 [n, F] of the "spline" evaluator straight from the J (J - 1) / 2 pairs of neighbours, and back.
 
     Arguments:
-        functions: f and f' [n, J, F] on the shell.
+        functions: f and f' [n, J, F] on the shell; unordered: [Z, Z] numbers of unordered pairs of elements.
     """
     inside = shell.mask[..., None]
     f, f_slope = functions[0] * inside, functions[1] * inside
@@ -201,10 +200,7 @@ def sum_triples(
     cosine = (shell.unit @ shell.unit.transpose(1, 2))[:, first, second].clamp(-1.0, 1.0)
     group = None
     if len(angle.grids) > 1:
-        a = torch.minimum(shell.channel[:, first], shell.channel[:, second])
-        b = torch.maximum(shell.channel[:, first], shell.channel[:, second])
-        # Unordered pairs are numbered row by row: (0,0), (0,1), ..., (1,1), ...
-        group = a * n_elements - a * (a - 1) // 2 + (b - a)
+        group = unordered[shell.channel[:, first], shell.channel[:, second]]
     g, g_slope = angle(cosine, group)
     products = f.index_select(1, first) * f.index_select(1, second)
 
