@@ -81,7 +81,6 @@ class Ensemble(Potential):
 
     @property
     def potentials(self) -> tuple[Potential, ...]:
-        """The members."""
         return tuple(member for member in self.members if isinstance(member, Potential))
 
     def _describe(self) -> None:

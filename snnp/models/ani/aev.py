@@ -151,10 +151,7 @@ class AEV(ExactModule):
         return terms, back
 
     def _angular(self, distance: Tensor, unit: Tensor, triples: Triples) -> tuple[Tensor, _Back]:
-        """Terms [n pairs, A Z] of Q angular pairs, and from dE/dG of that many dE/dr_ij [Q, 3].
-
-        Per triple, W = sum_az h_az R_a Z_z.
-        """
+        """Terms [n pairs, A Z] of Q angular pairs, and from dE/dG of that many dE/dr_ij [Q, 3]."""
         config, shifts = self.config.angular, self.angular_shifts
         # Padding of triples is one more pair, beyond the cutoff.
         distance = torch.cat([distance, distance.new_full((1,), 2.0 * config.cutoff)])

@@ -172,7 +172,6 @@ class ANI(Potential):
     def _energies_and_pair_gradients(
         self, structure: Structure, neighbours: Neighbours
     ) -> tuple[Tensor, PairGradients]:
-        """Analytic."""
         vectors = self._vectors(structure, neighbours)
         energies, slopes = _evaluate([self], structure, vectors, neighbours, n_gradients=1)
         return energies[0], PairGradients(neighbours.i, neighbours.j, vectors, slopes[0])

@@ -66,7 +66,6 @@ class ScriptedANI(ScriptedPotential):
         return torch.cat(parts, dim=1)
 
     def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        """As in `ScriptedPotential`."""
         features = self.features(pairs, species, centre)
         total = torch.zeros_like(features[:, 0])
         for element, network in enumerate(self.networks):

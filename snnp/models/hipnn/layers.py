@@ -221,7 +221,6 @@ class Block(nn.Module):
 
     @property
     def onsite(self) -> list[OnSite]:
-        """The on-site layers."""
         return [layer for layer in self.layers if isinstance(layer, OnSite)]
 
     def forward(self, tensors: Tensor, own: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:

@@ -103,10 +103,7 @@ class HIPNN(Potential):
     def _forward(
         self, species: Tensor, geometries: list[PairGeometry]
     ) -> tuple[list[Tensor], list[Tensor], list[_Back]]:
-        """Terms [N, 1] of each order, features before each layer, and each block's way back.
-
-        Sums over neighbours go chunk by chunk of atoms.
-        """
+        """Terms [N, 1] of each order, features before each layer, and each block's way back."""
         z = nn.functional.one_hot(species, len(self.elements)).to(self.dtype)
         terms, before, backs = [self._readouts[0](z)], [], []
         for block, readout in zip(self._blocks, self._readouts[1:], strict=True):

@@ -77,7 +77,6 @@ class ScriptedHIPNN(ScriptedPotential):
         self.register_buffer("bare", model.get_parameter("readouts.0.weight").detach().T.clone())
 
     def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        """As in `ScriptedPotential`."""
         rows = dense_rows(pairs, species, centre, self.cutoff)
         cut = (torch.cos((0.5 * math.pi / self.cutoff) * rows.distance) * rows.mask).square()
         directions = (self.harmonics(rows.unit) * self.factors).transpose(1, 2)

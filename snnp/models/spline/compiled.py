@@ -114,7 +114,6 @@ class CpuEvaluator:
         self.target = instruction_set()
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
-        """As the contract has it."""
         owner = structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
         # Kept with the list, because lists are used many times.
         rows: NeighbourRows | None = neighbours.derived.get(_CPU_LIST)

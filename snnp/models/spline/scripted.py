@@ -127,7 +127,6 @@ class ScriptedSplineNNP(ScriptedPotential):
         self.readout = copy.deepcopy(model.readout)
 
     def evaluate(self, pairs: Pairs, species: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `ScriptedPotential`."""
         far, own = dense_rows(pairs, species, centre, self.cutoff), species[centre]
         group, inside = self.group_of[own[:, None], far.channel], far.mask.unsqueeze(-1)
         value, slope = self.rho(far.distance, group)

@@ -64,7 +64,6 @@ class RadialSums:
 
     @staticmethod
     def of(splines: SplineSet, shell: Shell, n_channels: int) -> RadialSums:
-        """Those of a shell."""
         values, slopes = _channel_basis(splines, shell, n_channels)
         return RadialSums(values.sum(dim=1), slopes)
 
@@ -85,7 +84,6 @@ class Moments:
 
     @staticmethod
     def of(splines: SplineSet, harmonics: Harmonics, shell: Shell, n_channels: int) -> Moments:
-        """Those of a shell."""
         values, slopes = _channel_basis(splines, shell, n_channels)
         targets = torch.cat([harmonics(shell.unit), values], dim=-1)
         products = values.transpose(1, 2) @ targets
