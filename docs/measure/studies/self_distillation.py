@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from snnp.data import Frames, read_frames
-from snnp.distillation import DistilSettings, distil
 from snnp.files import write_atomically
 from snnp.models import load_model
 from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
-from snnp.training import evaluate, load_config, resume, train
+from snnp.training import evaluate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "model_zoo"))
+import several
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "self"
@@ -36,43 +38,6 @@ MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 
 Errors = tuple[float, float]
 """MAE of energy (meV/atom) and force (eV/Å)."""
-
-
-def members(recipe: dict[str, Any], number: int, runs: Path) -> list[Path]:
-    """Folders of the recipe's models with seeds from one on, trained where they are not."""
-    folders = [runs / f"member-{seed}" for seed in range(1, number + 1)]
-    for seed, folder in enumerate(folders, start=1):
-        if not (folder / "summary.json").is_file():
-            begun = (folder / "config.yaml").is_file()
-            result = resume(folder) if begun else train(load_config({**recipe, "seed": seed}), folder)
-            print(folder.name, f"{result.model.n_parameters} parameters", flush=True)
-    return folders
-
-
-def students(
-    recipe: dict[str, Any], teachers: Sequence[Path], number: int, asked: dict[str, Any], runs: Path
-) -> list[Path]:
-    """Folders of models distilled from all the teachers, with seeds from zero on."""
-    student = {key: value for key, value in recipe.items() if key not in ("data", "seed", "threads")}
-    student["optimiser"] = {**student["optimiser"], "epochs": asked["epochs"]}
-    student["loss"] = {"stress_weight": 0.0, **student.get("loss", {})}
-    found = []
-    for seed in range(number):
-        folder = runs / f"student-{seed}"
-        settings = DistilSettings(
-            teachers=[str(each) for each in teachers],
-            data=[os.path.expandvars(name) for name in recipe["data"]["train"]],
-            method="self",
-            budget=asked["budget"],
-            held_out=0.05,
-            seed=seed,
-            student=student,
-        )
-        if not (folder / "report.json").is_file():
-            distil(settings, folder, resume=(folder / "distil.yaml").is_file())
-            print(folder.name, flush=True)
-        found.append(folder / "student")
-    return found
 
 
 def errors(model: Potential, frames: Frames) -> Errors:
@@ -111,20 +76,20 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="of the members; the student has its model and loss")
-    parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--recipe", type=Path, required=True, help="with the key self (model_zoo/several.py)")
     parser.add_argument("--students", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=950, help="frames of the data and copies of them")
-    parser.add_argument("--epochs", type=int, default=150, help="of the student")
     parser.add_argument("--runs", type=Path, default=RUNS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = yaml.safe_load(asked.recipe.read_text(encoding="utf-8"))
-    recipe.pop("self", None)
+    recipe = several.recipe_of(asked.recipe.parent)
+    if recipe is None:
+        raise SystemExit(f"{asked.recipe} has no key self; see model_zoo/several.py.")
     name = asked.recipe.parent.name
-    teachers = members(recipe, asked.members, asked.runs / name)
-    how = {"budget": asked.budget, "epochs": asked.epochs}
-    pupils = students(recipe, teachers, asked.students, how, asked.runs / name)
+    teachers = several.train_members(recipe, asked.runs / name, lambda member: print(member, flush=True))
+    pupils = [
+        several.student_of(recipe, teachers, asked.runs / name / f"student-{seed}", seed)
+        for seed in range(asked.students)
+    ]
     path = STUDY.with_suffix(".json")
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
     found["results"][name] = measure(recipe, teachers, pupils)
