@@ -158,12 +158,12 @@ def test_formats_that_need_openmm_say_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def sample(step: int) -> Sample:
-    return Sample.of(snapshots(skewed_crystal(), 1)[0], step, 2.0, 24)
+    return Sample.of(snapshots(skewed_crystal(), 1)[0], step, 2.0 * step, 24)
 
 
 def test_the_numbers_of_a_sample_follow_from_its_snapshot() -> None:
     snapshot = snapshots(skewed_crystal(), 1)[0]
-    row = Sample.of(snapshot, 10, 2.0, 24)
+    row = Sample.of(snapshot, 10, 20.0, 24)
     momenta, masses = snapshot.atoms.get_momenta(), snapshot.atoms.get_masses()
     kinetic = 0.5 * (momenta**2 / masses[:, None]).sum()
     assert row.time_ps == pytest.approx(0.02)
@@ -174,7 +174,7 @@ def test_the_numbers_of_a_sample_follow_from_its_snapshot() -> None:
     virial = -np.trace(snapshot.stress) * row.volume_a3
     expected = (2.0 * kinetic + virial) / (3.0 * row.volume_a3) * EV_PER_ANGSTROM3_IN_GPA
     assert row.pressure_gpa == pytest.approx(expected)
-    free = Sample.of(snapshots(molecule("H2O"), 1)[0], 0, 1.0, 6)
+    free = Sample.of(snapshots(molecule("H2O"), 1)[0], 0, 0.0, 6)
     assert np.isnan(free.pressure_gpa)
     assert np.isnan(free.volume_a3)
 
@@ -285,7 +285,7 @@ def test_the_picture_is_a_png(tmp_path: Path, ensemble: str) -> None:
     if ensemble == "npt":
         rdf.add(atoms, 0)
     settings = MDSettings.model_validate({"ensemble": ensemble, "steps": 100})
-    plot_run(tmp_path / "run.png", [sample(k) for k in range(0, 100, 10)], rdf, settings, atoms)
+    plot_run(tmp_path / "run.png", [sample(k) for k in range(0, 100, 10)], rdf, settings, atoms, 0)
     assert (tmp_path / "run.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.glob(".*"))  # no temporary file is left
 

@@ -211,10 +211,8 @@ def _stability(stability: Mapping[str, Mapping[str, Any]]) -> str:
     run = next(iter(stability.values()))["nve"]
     text = f"## Stability\n\nMolecular dynamics in {markdown(run['dtype'])} of {systems}. "
     text += "The NVE run follows equilibration at its temperature; its drift is the slope of the total energy."
-    if any("melting_point_k" in system for system in stability.values()):
-        share = next(
-            s["langevin"]["target_k"] / s["melting_point_k"] for s in stability.values() if "melting_point_k" in s
-        )
+    if melting := [each for each in stability.values() if "melting_point_k" in each]:
+        share = melting[0]["langevin"]["target_k"] / melting[0]["melting_point_k"]
         text += f" The Langevin run is at {share:.1f} of the melting point ({_MELTING_POINTS})."
     return f"{text}\n\n{Table(columns, rows, n_text=4).markdown()}"
 

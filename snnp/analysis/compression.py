@@ -38,39 +38,25 @@ _SEARCH, _WIDTH = 65, 0.25  # lattice constants around the measured one
 
 @dataclass(frozen=True)
 class Hole:
-    """Where the energy falls under compression.
+    """Where the energy falls under compression; energies are relative to the equilibrium."""
 
-    Arguments:
-        v_over_v0: at the top of the barrier, whose height above the equilibrium is `barrier_ev_per_atom`.
-        pressure_gpa: the largest on the way there: what it takes to push the atoms over. None for molecules.
-        bottom_ev_per_atom: of the lowest point behind it relative to the equilibrium; negative in a hole that is
-            deeper. bottom_v_over_v0: where that is.
-    """
-
-    v_over_v0: float
+    v_over_v0: float  # at the top of the barrier
     barrier_ev_per_atom: float
-    pressure_gpa: float | None
-    bottom_ev_per_atom: float
+    pressure_gpa: float | None  # the largest on the way there: what it takes to push the atoms over; None for molecules
+    bottom_ev_per_atom: float  # of the lowest point behind it
     bottom_v_over_v0: float
 
 
 @dataclass(frozen=True)
 class Compression:
-    """One way of compressing one system.
+    """One way of compressing one system."""
 
-    Arguments:
-        system: such as "fcc Cu"; way: "hydrostatic", a direction such as "[110]", or "scaled" for a molecule.
-        solid: whether it is a crystal.
-        ratio: [n] V/V0, descending from 1; energy: [n] eV/atom relative to ratio 1.
-        hole: None where the energy rises all the way.
-    """
-
-    system: str
-    way: str
+    system: str  # such as "fcc Cu"
+    way: str  # "hydrostatic", a direction such as "[110]", or "scaled" for a molecule
     solid: bool
-    ratio: np.ndarray
-    energy: np.ndarray
-    hole: Hole | None
+    ratio: np.ndarray  # [n] V/V0, descending from 1
+    energy: np.ndarray  # [n] eV/atom relative to ratio 1
+    hole: Hole | None  # None where the energy rises all the way
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values with units in their names."""
@@ -84,10 +70,7 @@ class Compression:
 
 
 def lattice_constants(model: Potential) -> dict[str, float]:
-    """Å, by symbol: of the ground-state crystals of the model's elements that are fcc, bcc, hcp or diamond.
-
-    The minimum of the energy downhill from the measured constant, or the measured one if there is none within 25 %.
-    """
+    """Å, by symbol, of fcc, bcc, hcp and diamond ground states; measured where the model has none within 25 %."""
     return {symbol: _measured(symbol)["a"] * _rest(model, crystal) for symbol, crystal in _solids(model).items()}
 
 
@@ -142,32 +125,25 @@ def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
 
 
 def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None) -> list[Compression]:
-    """Compress the crystals of the model's elements, in float64, or `others` (by name) where no such crystal is known.
-
-    Those may be molecules or crystals, such as that of lowest energy in the training data.
-    """
+    """Compress the crystals of the model's elements, in float64, or `others` (by name) where none is known."""
     exact = copy.deepcopy(model).double()
     solids = {f"{_structure(symbol)} {symbol}": crystal for symbol, crystal in _solids(exact).items()}
     result = []
     for name, atoms in (solids or others or {}).items():
         rest, solid = _strained(atoms, _rest(exact, atoms) * np.eye(3)), bool(atoms.pbc.all())
         ratio = np.arange(1.0, _HYDROSTATIC - 0.5 * _STEP, -_STEP)
-        result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, None))
+        strains = np.cbrt(ratio)[:, None, None] * np.eye(3)
+        result.append(_compressed(exact, rest, (name, "hydrostatic" if solid else "scaled"), ratio, strains))
         ratio = np.arange(1.0, _UNIAXIAL - 0.5 * _STEP, -_STEP)
-        for way, direction in _WAYS.get(name.split()[0], _CUBIC).items() if solid else ():
-            result.append(_compressed(exact, rest, (name, way), ratio, np.array(direction)))
+        for way, axis in _WAYS.get(name.split()[0], _CUBIC).items() if solid else ():
+            strains = np.eye(3) - (1.0 - ratio)[:, None, None] * np.outer(axis, axis) / np.dot(axis, axis)
+            result.append(_compressed(exact, rest, (name, way), ratio, strains))
     return result
 
 
 def _compressed(
-    model: Potential, atoms: Atoms, name: tuple[str, str], ratio: np.ndarray, direction: np.ndarray | None
+    model: Potential, atoms: Atoms, name: tuple[str, str], ratio: np.ndarray, strains: np.ndarray
 ) -> Compression:
-    """One scan: along a direction, or from all sides."""
-    if direction is None:
-        strains = np.cbrt(ratio)[:, None, None] * np.eye(3)
-    else:
-        along = np.outer(direction, direction) / (direction @ direction)
-        strains = np.eye(3) - (1.0 - ratio)[:, None, None] * along
     solid = bool(atoms.pbc.all())
     with torch.no_grad():
         found = [

@@ -33,8 +33,8 @@ _FORMATS = (".png", ".pdf", ".svg")
 def draw_page(model: Potential, path: str | Path, *, title: str = "", structures: Structure | None = None) -> Path:
     """Write the page of a model, `.png`, `.pdf` or `.svg`, and return its path.
 
-    Distances and angles of the `structures` are drawn behind the curves; without them, a model of one element shows the
-    neighbour shells of its crystal. Raises `InputError` for a model that is no `SplineNNP`, or another suffix.
+    Distances and angles of the `structures` are drawn behind the curves; by default the shells of one element's
+    crystal. Raises `InputError` for a model that is no `SplineNNP`, or another suffix.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
@@ -78,12 +78,9 @@ def _headline(model: Potential, title: str) -> str:
     facts = [title] if title else []
     facts += [", ".join(model.elements), f"{model.n_parameters:,} parameters", f"cutoff {model.cutoff:g} Å"]
     _, errors = stated_errors(model.metadata)
-    for name, text in (
-        ("energy_mae_mev_per_atom", "energy MAE {:.2g} meV/atom"),
-        ("force_mae_ev_per_angstrom", "force MAE {:.2g} eV/Å"),
-    ):
-        if isinstance(errors.get(name), float):
-            facts.append(text.format(errors[name]))
+    units = {"energy_mae_mev_per_atom": "meV/atom", "force_mae_ev_per_angstrom": "eV/Å"}
+    stated_in = {name: unit for name, unit in units.items() if isinstance(errors.get(name), float)}
+    facts += [f"{name.partition('_')[0]} MAE {errors[name]:.2g} {unit}" for name, unit in stated_in.items()]
     lines = [""]
     for fact in facts:  # as many to a line as fit
         line = f"{lines[-1]}   |   {fact}" if lines[-1] else fact
@@ -100,8 +97,6 @@ class _Page:
         n_radial, self._order = curves.radial.shape[1], np.argsort(-curves.worth, kind="stable").tolist()
         self._radial_order = [k for k in self._order if k < n_radial]
         self._angular_order = [k - n_radial for k in self._order if k >= n_radial]
-
-    # Parts of panels.
 
     def _distance_axis(self, panel: Axes) -> None:
         """The axis of distances, with those that occur behind the curves."""
@@ -125,11 +120,9 @@ class _Page:
         """
         order = self._radial_order if symbol == "ρ" else self._angular_order
         if len(groups) == 1:
-            for rank, index in reversed(list(enumerate(order))):
-                if rank < _N_HIGHLIGHTED:
-                    panel.plot(x, values[0, index], label=_label(symbol, index), color=COLOURS[rank], linewidth=1.8)
-                else:
-                    panel.plot(x, values[0, index], color=GREY, linewidth=0.7)
+            panel.plot(x, values[0, order[_N_HIGHLIGHTED:]].T, color=GREY, linewidth=0.7)
+            for index, colour in reversed(list(zip(order[:_N_HIGHLIGHTED], COLOURS, strict=False))):
+                panel.plot(x, values[0, index], label=_label(symbol, index), color=colour, linewidth=1.8)
         else:
             for group, (name, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
                 for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
@@ -138,10 +131,7 @@ class _Page:
         inside = slice(None) if symbol == "g" else x >= self._closest
         _finish(panel, values[..., inside] if order else np.zeros(1), reverse=len(groups) == 1)
 
-    # Panels.
-
     def pair(self, panel: Axes) -> None:
-        """Pair energies."""
         curves = self._curves
         chosen = {f"{a}–{b}": e for (a, b), e in curves.pair.items() if len(curves.elements) <= 3 or a == b}
         if not any(np.any(energy) for energy in chosen.values()):
@@ -152,7 +142,6 @@ class _Page:
         panel.set(ylabel="energy (eV)", title=title)
 
     def radial(self, panel: Axes) -> None:
-        """Radial filters."""
         self._filters(panel, self._curves.distance, self._curves.radial, self._curves.groups, "ρ")
         if not self._radial_order:
             _say(panel, "no radial filters")
@@ -161,14 +150,12 @@ class _Page:
         panel.set(ylabel=unit, title="Radial filters")
 
     def shapes(self, panel: Axes) -> None:
-        """Radial parts f of the three-body filters."""
         self._filters(panel, self._curves.distance, self._curves.shape, self._curves.groups, "f")
         self._distance_axis(panel)
         scaled = " / max |f|" if self._curves.in_ev else ""
         panel.set(ylabel=f"f(r){scaled}", title="Three-body filters: reach")
 
     def angles(self, panel: Axes) -> None:
-        """Angular parts g."""
         self._filters(panel, self._curves.angle, self._curves.angular, self._curves.angle_groups, "g")
         if self._seen is not None:
             _shade(panel, self._seen.angle, self._seen.angle_density)
@@ -177,19 +164,13 @@ class _Page:
         panel.set(ylabel=unit, title="Three-body filters: angle")
 
     def worth(self, panel: Axes) -> None:
-        """What each feature is worth: energy per standard deviation."""
         n_radial, order = self._curves.radial.shape[1], self._order[:_N_BARS]
         shades = dict.fromkeys(order, COLOURS[0])
         if len(self._curves.groups) == 1:
             shades = dict.fromkeys(order, GREY) | dict(zip(self._radial_order[:_N_HIGHLIGHTED], COLOURS, strict=False))
             shades |= {k + n_radial: c for k, c in zip(self._angular_order[:_N_HIGHLIGHTED], COLOURS, strict=False)}
-        panel.barh(
-            range(len(order)),
-            1000.0 * self._curves.worth[order],
-            color=[shades[k] for k in order],
-            hatch=["" if k < n_radial else "////" for k in order],
-            edgecolor="white",
-        )
+        look = {"color": [shades[k] for k in order], "hatch": ["" if k < n_radial else "////" for k in order]}
+        panel.barh(range(len(order)), 1000.0 * self._curves.worth[order], edgecolor="white", **look)
         names = [_label("ρ", k) if k < n_radial else _label("fg", k - n_radial) for k in order]
         panel.set_yticks(range(len(order)), names)
         panel.invert_yaxis()
@@ -197,7 +178,6 @@ class _Page:
         panel.set(xlabel=f"meV per standard deviation{note}", title="What each filter is worth")
 
     def embedding(self, panel: Axes) -> None:
-        """Embedding splines U."""
         assert self._curves.embedding is not None
         x, values = self._curves.embedding
         _draw_lines(panel, x, dict(zip(self._curves.elements, values, strict=True)))

@@ -66,8 +66,7 @@ class Curves:
         worth: [D] mean over elements of |h_a| std_a, eV: how far one standard deviation of a feature moves the energy.
         embedding: (x [k], U [Z, E, k]) of the embedding splines, or None.
 
-    Raises:
-        InputError: if the model is not made of splines.
+    Raises `InputError` if the model is not made of splines.
     """
 
     @torch.no_grad()
@@ -209,7 +208,7 @@ class Occurrence:
 
 
 def _smooth(counts: np.ndarray) -> np.ndarray:
-    """A Gaussian of 1.5 bins width over a histogram: shells of perfect crystals would dwarf everything else."""
+    # Shells of perfect crystals would dwarf everything else.
     return np.asarray(gaussian_filter1d(counts, 1.5, mode="constant", radius=5))
 
 
@@ -231,7 +230,7 @@ def crystal_shells(symbol: str, cutoff: float) -> np.ndarray:
 class Environment:
     """What atoms of each element typically see, in a model's terms; by default in the crystals of the elements.
 
-    Without structures, and if an element has no crystal that ASE knows (molecules), only the mean features are known.
+    If one of these has no crystal that ASE knows (molecules), only the mean features are known.
 
     Attributes:
         where: "in the data" or "in the crystal"; None where neither is known.

@@ -27,8 +27,7 @@ from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = [
-    *("GROUND_STATES", "REFERENCES", "CubicProperties", "ReferenceValues"),
-    *("cubic_properties", "model_properties", "stated_properties"),
+    *("GROUND_STATES", "REFERENCES", "CubicProperties", "cubic_properties", "model_properties", "stated_properties"),
 ]
 
 GROUND_STATES = {
@@ -42,23 +41,6 @@ _ATOMS_PER_CELL = {"fcc": 4, "bcc": 2, "diamond": 8}
 _STRAIN = 1e-3
 _DISPLACEMENT = 5e-3  # Å
 _STEP, _MOST_STEPS = 0.01, 25  # of the lattice constant: the search covers about ±25 %
-
-
-@dataclass(frozen=True)
-class ReferenceValues:
-    """Published values to compare with; None where no value is known well enough. Å, eV/atom, GPa."""
-
-    source: str
-    lattice_constant: float | None
-    cohesive_energy: float | None
-    c11: float
-    c12: float
-    c44: float
-
-    @property
-    def bulk_modulus(self) -> float:
-        """(C11 + 2 C12) / 3 in GPa."""
-        return (self.c11 + 2.0 * self.c12) / 3.0
 
 
 _KITTEL = "lattice constant and cohesive energy: C. Kittel, Introduction to Solid State Physics (8th ed.), ch. 1 and 3"
@@ -77,8 +59,8 @@ _ZUO = (
 
 # A rough fit to strained cells of the data set of the same paper agrees with these within 5 % for Ni, Cu, Mo (Li: C11,
 # C12) and within 15 % for Si and Ge. Its Ge has another lattice constant than the table, which is left out.
-_PUBLISHED: tuple[tuple[Any, ...], ...] = (
-    # Lattice constant, cohesive energy, C11, C12, C44.
+_PUBLISHED: tuple[tuple[str, str, str, float | None, float | None, float, float, float], ...] = (
+    # Lattice constant (Å), cohesive energy (eV/atom), C11, C12, C44 (GPa); None where it is not known well enough.
     ("Ni", "experiment", _SIMMONS_WANG, 3.524, 4.44, 246.5, 147.3, 124.7),
     ("Ni", "DFT", _ZUO, 3.508, None, 276.0, 159.0, 132.0),
     ("Cu", "experiment", _SIMMONS_WANG, 3.615, 3.49, 168.4, 121.4, 75.4),
@@ -100,10 +82,19 @@ _PUBLISHED: tuple[tuple[Any, ...], ...] = (
     ("Ge", "experiment", _MCSKIMIN, 5.658, 3.85, 128.5, 48.3, 66.8),
     ("Ge", "DFT", _ZUO, None, None, 116.0, 48.0, 58.0),
 )
-REFERENCES: dict[str, dict[str, ReferenceValues]] = {}
-"""Published values by element and kind ("experiment", "DFT")."""
-for _element, _kind, *_values in _PUBLISHED:
-    REFERENCES.setdefault(_element, {})[_kind] = ReferenceValues(*_values)
+
+
+def _with_units(*values: float | None) -> dict[str, float | None]:
+    """Lattice constant, cohesive energy, bulk modulus and elastic constants, by names with their units."""
+    names = ("lattice_constant_angstrom", "cohesive_energy_ev_per_atom", "bulk_modulus_gpa")
+    return dict(zip((*names, "c11_gpa", "c12_gpa", "c44_gpa"), values, strict=True))
+
+
+REFERENCES: dict[str, dict[str, dict[str, Any]]] = {}
+"""Published values by element and kind ("experiment", "DFT"), with their source."""
+for _element, _kind, _source, _a, _cohesive, _c11, _c12, _c44 in _PUBLISHED:
+    _values = _with_units(_a, _cohesive, (_c11 + 2.0 * _c12) / 3.0, _c11, _c12, _c44)
+    REFERENCES.setdefault(_element, {})[_kind] = {"source": _source, **_values}
 
 
 @dataclass(frozen=True)
@@ -135,20 +126,9 @@ class CubicProperties:
             "element": self.element,
             "structure": self.structure,
             "energy_per_atom_ev": self.energy_per_atom,
-            **_with_units(self),
-            "references": {kind: {"source": known.source, **_with_units(known)} for kind, known in published.items()},
+            **_with_units(self.lattice_constant, self.cohesive_energy, self.bulk_modulus, self.c11, self.c12, self.c44),
+            "references": copy.deepcopy(published),
         }
-
-
-_UNITS = {
-    "lattice_constant": "angstrom",
-    "cohesive_energy": "ev_per_atom",
-    **dict.fromkeys(("bulk_modulus", "c11", "c12", "c44"), "gpa"),
-}
-
-
-def _with_units(values: CubicProperties | ReferenceValues) -> dict[str, Any]:
-    return {f"{name}_{unit}": getattr(values, name) for name, unit in _UNITS.items()}
 
 
 def model_properties(model: Potential) -> list[CubicProperties]:
@@ -176,13 +156,9 @@ def cubic_properties(
 ) -> CubicProperties:
     """Lattice constant, cohesive energy and elastic constants of a cubic crystal of one element, in float64.
 
-    Arguments:
-        structure: "fcc", "bcc" or "diamond"; by default the ground state.
-        guess: lattice constant in Å where the search starts; by default the measured one.
-
-    Raises:
-        InputError: for another structure, or if the model has no stable crystal within 25 % of the guess.
-        UnknownElementError: if the model does not know the element.
+    `structure` is "fcc", "bcc" or "diamond", by default the ground state; the search starts at `guess` (Å), by default
+    the measured constant. Raises `InputError` for another structure, or if the model has no stable crystal within 25 %
+    of the guess, `UnknownElementError` if it does not know the element.
     """
     structure = structure or GROUND_STATES.get(element)
     if structure not in _ATOMS_PER_CELL:
@@ -197,16 +173,11 @@ def cubic_properties(
         guess = float(state["a"]) * (_ATOMS_PER_CELL[structure] / _ATOMS_PER_CELL[symmetry]) ** (1.0 / 3.0)
     exact = copy.deepcopy(model).double()
     a = _lattice_constant(exact, element, structure, guess)
-    crystal = _crystal(element, structure, a)
+    crystal = Structure.from_ase(bulk(element, structure, a=a))  # primitive: one atom, or two for diamond
     c11, c12, c44 = _elastic_constants(exact, crystal, element)
     energy = float(exact.compute(crystal, forces=False).energy[0]) / crystal.n_atoms
     cohesive = exact.reference_energies[element] - energy if _counts_from_atoms(exact, element) else None
     return CubicProperties(element, structure, a, energy, cohesive, (c11 + 2.0 * c12) / 3.0, c11, c12, c44)
-
-
-def _crystal(element: str, structure: str, a: float) -> Structure:
-    """Primitive cell: one atom, or two for diamond."""
-    return Structure.from_ase(bulk(element, structure, a=a))
 
 
 def _lattice_constant(model: Potential, element: str, structure: str, start: float) -> float:
@@ -214,7 +185,7 @@ def _lattice_constant(model: Potential, element: str, structure: str, start: flo
 
     def tension(a: float) -> float:
         """Positive where the crystal wants to shrink."""
-        stress = model.compute(_crystal(element, structure, a), forces=False, stress=True).stress
+        stress = model.compute(bulk(element, structure, a=a), forces=False, stress=True).stress
         assert stress is not None
         return float(stress[0].trace())
 

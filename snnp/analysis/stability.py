@@ -30,9 +30,7 @@ from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Sample, columns
 from snnp.structure import Structure
 
-__all__ = [
-    *("MDEngine", "StabilityRun", "crystal", "stability_test", "time_step_for", "watch_run"),
-]
+__all__ = ["MDEngine", "StabilityRun", "crystal", "stability_test", "time_step_for", "watch_run"]
 
 MDEngine = Callable[[Potential, Atoms, MDSettings, Report | None], MDResult]
 """What the entry points `snnp.md_engines` give."""
@@ -47,31 +45,20 @@ _SAMPLE_FS = 20.0
 
 @dataclass(frozen=True)
 class StabilityRun:
-    """What was seen in one run.
+    """What was seen in one run."""
 
-    Arguments:
-        ensemble: "nve" or "nvt" (Langevin).
-        target_k: K, of the thermostat; for `nve` the temperature at which it was equilibrated.
-        picoseconds, dt_fs, dtype, n_atoms: how it ran; `picoseconds` is what was reached.
-        failure: why the run counts as blown up, or None.
-        mean_temperature_k, max_temperature_k: K, over the second half and over all samples.
-        shortest_distance_angstrom: Å, between any two atoms at any time looked at.
-        rms_displacement_angstrom: Å, from the sites of the crystal, over the second half; None for molecules.
-        drift_mev_per_atom_per_ns, drift_error: slope of the total energy and its standard error; None but for `nve`.
-    """
-
-    ensemble: str
-    target_k: float
-    picoseconds: float
+    ensemble: str  # "nve" or "nvt" (Langevin)
+    target_k: float  # of the thermostat; for "nve" where it was equilibrated
+    picoseconds: float  # reached
     dt_fs: float
     dtype: str
     n_atoms: int
-    failure: str | None
-    mean_temperature_k: float | None
+    failure: str | None  # why the run counts as blown up
+    mean_temperature_k: float | None  # over the second half
     max_temperature_k: float | None
-    shortest_distance_angstrom: float
-    rms_displacement_angstrom: float | None
-    drift_mev_per_atom_per_ns: float | None
+    shortest_distance_angstrom: float  # between any two atoms at any time looked at
+    rms_displacement_angstrom: float | None  # from the sites of the crystal, over the second half; None for molecules
+    drift_mev_per_atom_per_ns: float | None  # slope of the total energy; None but for "nve"
     drift_error: float | None
 
     @property
@@ -85,10 +72,9 @@ class StabilityRun:
 
 
 def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
-    """The ground-state crystal of an element as a nearly cubic supercell of at least 0.9 `n_atoms` atoms.
+    """The ground-state crystal of an element, conventional constant in Å, as a nearly cubic supercell.
 
-    `lattice_constant` is that of the conventional cell, Å; hcp crystals have the measured c/a. Refuses elements without
-    a known ground state that is cubic or hcp.
+    It has at least 0.9 `n_atoms` atoms. Refuses elements without a known ground state that is cubic or hcp.
     """
     state: Any = (reference_states[atomic_numbers[element]] if element in atomic_numbers else None) or {}
     if element not in GROUND_STATES and state.get("symmetry") != "hcp":
@@ -111,11 +97,10 @@ def time_step_for(atoms: Atoms) -> float:
 def stability_test(
     model: Potential, atoms: Atoms, settings: MDSettings, engine: MDEngine, *, hot_k: float, equilibration_ps: float = 2
 ) -> dict[str, StabilityRun]:
-    """Equilibrate and run at constant energy ("nve"), then run hot with a thermostat ("langevin").
+    """Equilibrate and run at constant energy ("nve"), then run hot with a thermostat ("langevin", at `hot_k`, K).
 
-    The `atoms` of a crystal or molecule are at rest; the cell stays as it is. The `settings` say the temperature of the
-    run at constant energy (which equilibration precedes), steps of each of the two runs, time step, precision and seed;
-    `hot_k` that of the Langevin run, K. If equilibration already fails, "nve" reports that.
+    The `atoms` are at rest. The `settings` say the temperature of the run at constant energy, steps of each of the two
+    runs, time step, precision and seed. If equilibration already fails, "nve" reports that.
     """
     plain = settings.model_copy(update={"equilibrate": 0, "friction_per_ps": 1.0, "ensemble": "nvt"})
     # A strong thermostat: what counts is that the potential energy has its share when the run begins.
@@ -140,8 +125,8 @@ def watch_run(
 ) -> tuple[StabilityRun, Atoms | None]:
     """Run molecular dynamics under supervision, without the files that the settings name.
 
-    Displacements are from the `sites` of a crystal, by default `atoms`. Refuses what cannot be computed even before it
-    moves; returns what was seen, and the final atoms with momenta (None if the run blew up).
+    Displacements are from the `sites` of a crystal, by default `atoms`. Returns what was seen, and the final atoms with
+    momenta (None if the run blew up); refuses what cannot be computed even before it moves.
     """
     model.compute(Structure.from_ase(atoms))  # what is wrong with the input must not count as a blown-up run
     result, failure, samples, frames = _watched(model, atoms, settings, engine, report)

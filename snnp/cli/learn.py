@@ -10,30 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from snnp.cli.console import (
-    number,
-    print_errors,
-    print_json,
-    print_pairs,
-    print_properties,
-    print_table,
-    progress_bar,
-    say,
-    warn,
-)
-from snnp.cli.options import (
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Overwrite,
-    command,
-    keys_given,
-    settings_options,
-    taking,
-    with_labels,
-)
+from snnp.cli import console, options
+from snnp.cli.console import number, print_json, print_pairs, print_table, progress_bar, say, warn
+from snnp.cli.options import Data, Device, Dtype, Json, Model, Overwrite, command
 from snnp.cli.outputs import prepare_folder, readable
 from snnp.distillation.settings import CHANGEABLE, DistilSettings
 from snnp.errors import ConfigError, InputError
@@ -54,7 +33,7 @@ __all__ = ["distill_command", "evaluate_command", "train_command"]
     "snnp evaluate snnp-si a.xyz b.xyz --energy-key dft_energy --forces-key dft_forces",
     "snnp evaluate snnp-si --properties",
 )
-@with_labels
+@options.with_labels
 def evaluate_command(
     model: Model,
     data: Data = None,
@@ -78,7 +57,7 @@ def evaluate_command(
     report: dict[str, Any] = {"model": model}
     if data:
         with readable(*data):
-            frames = read_frames(data, keys_given(labels))
+            frames = read_frames(data, options.keys_given(labels))
         for finding in check_frames(frames):
             warn(str(finding))
         names = ", ".join(map(str, data))
@@ -92,13 +71,13 @@ def evaluate_command(
     if data:
         _print_comparison(report)
     if properties:
-        print_properties(report["properties"])
+        console.print_properties(report["properties"])
         if not report["properties"]:
             say("None of the model's elements has a cubic crystal whose properties can be computed.")
 
 
 def _print_comparison(report: dict[str, Any]) -> None:
-    print_errors({"all": report, **report["groups"]}, title=f"{report['model']} against {report['data']}")
+    console.print_errors({"all": report, **report["groups"]}, title=f"{report['model']} against {report['data']}")
     if len(report["elements"]) > 1:
         keys = [f"force_{kind}_ev_per_angstrom" for kind in ("mae", "rmse", "max")]
         elements = [[symbol, *(number(part[key]) for key in keys)] for symbol, part in report["elements"].items()]
@@ -176,7 +155,7 @@ def _print_run(result: RunResult, as_json: bool) -> None:
         size = {"n_parameters": result.model.n_parameters, "seconds": result.seconds}
         print_json({"run": str(result.folder), "model": str(result.folder / "best"), **size, "errors": errors})
         return
-    print_errors(errors, title=f"{result.folder}: {result.model.n_parameters:,} parameters")
+    console.print_errors(errors, title=f"{result.folder}: {result.model.n_parameters:,} parameters")
     pictures = ", ".join(str(path) for path in sorted(result.folder.glob("*.png")))
     print_pairs({"time": f"{number(result.seconds)} s", "model": str(result.folder / "best"), "pictures": pictures})
     say(f"Use it wherever a model is named: 'snnp md {result.folder} STRUCTURE'.")
@@ -209,7 +188,7 @@ _NOT_ACCEPTED = 3
     "snnp distill --resume runs/al",
     after=("Exit code: 0 if the student reaches all bars, 3 if not, 1 if there is none.",),
 )
-@taking(settings_options(DistilSettings, _SHAPES, without=("teachers",)))
+@options.settings_taken(DistilSettings, _SHAPES, without=("teachers",))
 def distill_command(
     teachers: list[str] | None = typer.Argument(
         None, metavar="TEACHER...", help="Models of snnp, or calculators (module:callable)."

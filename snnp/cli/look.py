@@ -178,11 +178,8 @@ def _single_point(potential: Potential, atoms: Atoms) -> Atoms:
     from ase.stress import full_3x3_to_voigt_6_stress
 
     found = potential.compute(atoms, stress=bool(atoms.pbc.all()))
-    arrays = {
-        name: tensor.detach().cpu().double().numpy()
-        for name in ("forces", "stress", "forces_std")
-        if (tensor := getattr(found, name)) is not None
-    }
+    tensors = {name: getattr(found, name) for name in ("forces", "stress", "forces_std")}
+    arrays = {name: each.detach().cpu().double().numpy() for name, each in tensors.items() if each is not None}
     frame: Atoms = atoms.copy()
     for name in ("energy", "forces", "stress", "free_energy", "energy_std", "forces_std"):
         frame.info.pop(name, None)
@@ -275,17 +272,10 @@ def benchmark_command(
                 console.print_result({"model": pinned, "structure": given, "engine": engine, **measured}, as_json)
                 return
             evaluator = model.evaluator()
-            rows.append(
-                {
-                    "case": pinned,
-                    "structure": given,
-                    **measure_cost(model, frame, repeats),
-                    "parameters": model.n_parameters,
-                    "dtype": str(model.dtype).removeprefix("torch."),
-                    "path": "torch" if evaluator is None else evaluator.target,
-                    "threads": threads,
-                }
-            )
+            row = {"case": pinned, "structure": given, **measure_cost(model, frame, repeats)}
+            row |= {"parameters": model.n_parameters, "dtype": str(model.dtype).removeprefix("torch.")}
+            row |= {"path": "torch" if evaluator is None else evaluator.target, "threads": threads}
+            rows.append(row)
             update(len(rows), note=name)
     rows.sort(key=lambda row: row["cpu_us_per_atom"])
     if as_json:

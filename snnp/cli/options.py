@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     *("COMMANDS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads"),
     *("command", "command_meant", "examples", "group", "keys_given", "options_meant", "set_threads"),
-    *("settings_options", "taking", "with_labels", "with_options"),
+    *("settings_taken", "with_labels", "with_options"),
 ]
 
 _OPTION_OF = {
@@ -174,7 +174,7 @@ def set_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def taking(options: Iterable[inspect.Parameter]) -> Callable[[_Command], _Command]:
+def _taking(options: Iterable[inspect.Parameter]) -> Callable[[_Command], _Command]:
     """Let a command with `**given` take further options, which its help names first."""
 
     def decorate(command: _Command) -> _Command:
@@ -200,14 +200,15 @@ def _option(name: str, kind: Any, *words: str, metavar: str | None, text: str) -
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
-def settings_options(
+def settings_taken(
     settings: type[BaseModel], shapes: Mapping[str, Mapping[str, Any]], without: Iterable[str] = ()
-) -> Iterator[inspect.Parameter]:
-    """The fields of settings as options, some left out: name, type, description and default are those of the field.
+) -> Callable[[_Command], _Command]:
+    """Let a command take the fields of settings as options, with their names, types, descriptions and defaults.
 
     `shapes` say by field what differs: `kind` (in place of the type), `metavar`, `short` (a second word), `default` (in
     words).
     """
+    options = []
     for name, field in settings.model_fields.items():
         if name in without:
             continue
@@ -220,7 +221,8 @@ def settings_options(
         words = f"{default:g}" if isinstance(default, float) else str(default)
         text = f"{field.description}{'' if default is None or isinstance(default, bool) else f'; default: {words}'}."
         names = [_option_of(name), *([shape["short"]] if "short" in shape else [])]
-        yield _option(name, kind, *names, metavar=metavar, text=text)
+        options.append(_option(name, kind, *names, metavar=metavar, text=text))
+    return _taking(options)
 
 
 Model = Annotated[
@@ -264,7 +266,7 @@ _LABELS = (
         "stress=-kbar (a minus turns the sign).",
     ),
 )
-with_labels = taking(_LABELS)
+with_labels = _taking(_LABELS)
 """Lets a command take options that say how files name their labels, and in which units they are."""
 
 

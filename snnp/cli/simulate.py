@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnp.cli.console import number, print_json, print_pairs, progress_bar, say, warn
-from snnp.cli.options import (
-    Json,
-    Model,
-    Overwrite,
-    StructureSpec,
-    Threads,
-    command,
-    set_threads,
-    settings_options,
-    taking,
-)
+from snnp.cli.options import Json, Model, Overwrite, StructureSpec, Threads, command, set_threads, settings_taken
 from snnp.cli.outputs import check_format, input_files, prepare_output, write_structure
 from snnp.errors import InputError
 from snnp.sampling.settings import MDSettings
@@ -73,7 +63,7 @@ _Format = Annotated[
     "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
 )
-@taking(settings_options(MDSettings, _SHAPES, without=("temperature_end_k", "barostat_time_fs")))
+@settings_taken(MDSettings, _SHAPES, without=("temperature_end_k", "barostat_time_fs"))
 def md_command(
     model: Model,
     structure: StructureSpec,
@@ -293,9 +283,8 @@ def relax_command(
     if out is not None:
         write_structure(out, result.atoms)
     if not result.converged:
-        warn(
-            f"not relaxed after {result.steps} steps; allow more with --steps {2 * steps} or larger forces with --fmax."
-        )
+        more = f"allow more with --steps {2 * steps} or larger forces with --fmax."
+        warn(f"not relaxed after {result.steps} steps; {more}")
     if as_json:
         print_json({"model": model, "structure": structure, **result.to_json(), "out": out})
         return

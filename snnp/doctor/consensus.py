@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,25 +46,19 @@ _TINY = 1e-12
 class Consensus:
     """How each of n frames compares with the common opinion; [n], NaN where it cannot be compared.
 
-    Arguments:
-        force_correlation: between its forces and those of the model; force_ratio: |forces| over those, along them.
-        stress_correlation, stress_ratio: likewise.
-        residual: eV/atom, energy beyond composition and model; composition_residual: beyond the composition alone.
-        relative_misfit: of energies and forces together in one model, by the factor on forces that is tried; small
-            where they belong together. Empty without energies or forces.
-        varied: whether at least three atoms have forces of different size: fewer agree or disagree by chance.
-        comparable: whether forces are large and varied enough to be compared.
+    `relative_misfit` is that of energies and forces together in one model, by the factor on forces that is tried; small
+    where they belong together, empty without energies or forces.
     """
 
-    force_correlation: np.ndarray
-    force_ratio: np.ndarray
+    force_correlation: np.ndarray  # between its forces and those of the model
+    force_ratio: np.ndarray  # |forces| over those of the model, along them
     stress_correlation: np.ndarray
     stress_ratio: np.ndarray
-    residual: np.ndarray
-    composition_residual: np.ndarray
+    residual: np.ndarray  # eV/atom, energy beyond composition and model
+    composition_residual: np.ndarray  # eV/atom
     relative_misfit: dict[float, float]
-    varied: np.ndarray
-    comparable: np.ndarray
+    varied: np.ndarray  # at least three atoms have forces of different size: fewer agree or disagree by chance
+    comparable: np.ndarray  # forces are large and varied enough
 
 
 def _ended(value: Tensor, rate: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,8 +118,7 @@ def _gradients(
     )
 
 
-@dataclass(frozen=True)
-class _Block:
+class _Block(NamedTuple):
     """Equations: rows [R, F], target [R], frame of each row [R], first weight of each frame [n] (zero: left out)."""
 
     rows: Tensor
@@ -261,7 +255,7 @@ def _misfits(blocks: list[_Block], factors: Mapping[float, str]) -> dict[float, 
     result = {}
     energies, forces = blocks
     for factor in (1.0, *factors):
-        both = [energies, _Block(forces.rows, forces.target * factor, forces.frame, forces.weight)]
+        both = [energies, forces._replace(target=forces.target * factor)]
         solution = _robust_solution(both, rounds=3)
         # Medians: what a few frames do is another matter.
         parts = [float(b.usual(b.rows @ solution - b.target) / b.usual(b.target)) ** 2 for b in both]

@@ -142,8 +142,7 @@ class _View:
 
     def __init__(self, frame: Frame) -> None:
         structure = frame.structure
-        self.numbers = structure.numbers.numpy()
-        self.described = describe(structure)[0].log1p().numpy()
+        self.numbers, self.described = structure.numbers.numpy(), describe(structure)[0].log1p().numpy()
         self.lists = _distances(structure)
         self.all = np.sort(np.concatenate(self.lists))
         # Cube root of the volume per atom, Å; zero for what is not a crystal.
@@ -163,10 +162,7 @@ def _distances(structure: Structure) -> list[np.ndarray]:
 
 
 def difference(a: Frame, b: Frame) -> float:
-    """Å: largest difference between the distances of matched atoms; infinite if the structures are not alike.
-
-    The order of atoms, orientation, choice of cell and images do not matter; mirror images count as the same.
-    """
+    """Å: largest difference between the distances of matched atoms, however written; infinite if they are not alike."""
     return _compare(_View(a), _View(b), np.inf)
 
 

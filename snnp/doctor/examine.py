@@ -45,9 +45,8 @@ def examine_data(
 ) -> Report:
     """Examine a data set; raises `DataError` if there is no frame at all.
 
-    `frames_by_split` begins with the split that is trained on; a set without splits has one entry of any name.
-    `subject` is its name for the report, `unreadable` what `snnp.doctor.reading.read_set` found; `pictures` take about
-    two seconds.
+    `frames_by_split` begins with the split that is trained on; `unreadable` is what `snnp.doctor.reading.read_set`
+    found; `pictures` take about two seconds.
 
     Example:
         >>> report = examine_data({"train": read_frames("train.xyz"), "test": read_frames("test.xyz")})
@@ -92,7 +91,7 @@ def examine_data(
 def examine_model(model: Potential, *, subject: str | None = None, pictures: bool = True) -> Report:
     """Examine a potential of any family, on the CPU and in its own float type; it stays as it is.
 
-    `subject` is its name for the report, by default that of its class; `pictures` take about two seconds.
+    `subject` is its name, by default that of its class; `pictures` take about two seconds.
 
     Example:
         >>> report = examine_model(load_model("snnp-si"))
@@ -116,13 +115,9 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
         # Nothing else can be said about a model whose every result is NaN.
         return Report(subject, "model", tuple(findings), (), tables, seconds=time.perf_counter() - begin)
     findings += check_contract(model)
-    dimers = trials.dimer_curves(model)
-    findings += trials.check_dimers(dimers)
-    scan = compression_scan(model, trials.relaxed_molecule(model))
-    findings += trials.check_compression(scan)
-    runs = trials.short_runs(model)
-    findings += trials.check_runs(runs)
-    scaling = trials.measure_scaling(model)
+    dimers, scan = trials.dimer_curves(model), compression_scan(model, trials.relaxed_molecule(model))
+    runs, scaling = trials.short_runs(model), trials.measure_scaling(model)
+    findings += [*trials.check_dimers(dimers), *trials.check_compression(scan), *trials.check_runs(runs)]
     findings += [*trials.check_scaling(scaling), *_check_statements(model)]
     found = {finding.check for finding in findings}
     return Report(

@@ -22,12 +22,10 @@ __all__ = [
 # A number in the file is this factor times the number in eV (and Å).
 _ENERGY_UNITS = {name: 1.0 / ENERGY_UNITS[name] for name in ("kcal/mol", "kJ/mol", "Hartree", "Rydberg", "meV")}
 _LENGTHS = {"Å": 1.0, "nm": NM_IN_ANGSTROM, "Bohr": BOHR_IN_ANGSTROM}
+_USUAL_FORCES = ["kcal/mol/Å", "kJ/mol/Å", "kJ/mol/nm", "Hartree/Bohr", "Hartree/Å", "Rydberg/Bohr", "meV/Å"]
 _FORCE_UNITS = {
-    f"{energy}/{length}": _ENERGY_UNITS[energy] * _LENGTHS[length]
-    for energy, length in (
-        *(("kcal/mol", "Å"), ("kJ/mol", "Å"), ("kJ/mol", "nm"), ("Hartree", "Bohr"), ("Hartree", "Å")),
-        *(("Rydberg", "Bohr"), ("meV", "Å")),
-    )
+    unit: _ENERGY_UNITS[energy] * _LENGTHS[length]
+    for unit, (energy, _, length) in ((unit, unit.rpartition("/")) for unit in _USUAL_FORCES)
 }
 _STRESS_UNITS = {name: 1.0 / PRESSURE_UNITS[name] for name in ("GPa", "kbar", "bar")}
 FORCE_FACTORS = {
@@ -63,10 +61,7 @@ def _frames(n: int) -> str:
 
 
 def check_units(survey: Survey) -> tuple[list[Finding], np.ndarray]:
-    """Labels of each file against one another and against those of other files, by what neighbouring frames say.
-
-    Returns findings, and [n] which frames are in files whose energies or forces are wrong for sure.
-    """
+    """Findings by `suspicions`, and [n] which frames are in files whose energies or forces are wrong for sure."""
     findings, wrong = [], np.zeros(len(survey.frames), dtype=bool)
     files = rows_by_file(survey.frames)
     for found in suspicions({name: survey.frames.take(rows) for name, rows in files.items()}):
@@ -325,12 +320,9 @@ def _find_heaps(residual: np.ndarray, fingerprint: np.ndarray) -> _Heaps | None:
     least = max(5, int(_LEAST_SHARE * len(values)))
     gaps = np.diff(values)
     gaps[: least - 1] = gaps[len(values) - least :] = 0.0
-    best, where = 0.0, -1
-    for k in np.argsort(-gaps)[:_CANDIDATES]:
-        width = max(spread(values[: k + 1]), spread(values[k + 1 :]), 1e-4)
-        if gaps[k] / width > best:
-            best, where = float(gaps[k] / width), int(k)
-    if best < _GAP:
+    widths = {k: max(spread(values[: k + 1]), spread(values[k + 1 :]), 1e-4) for k in np.argsort(-gaps)[:_CANDIDATES]}
+    where = max(widths, key=lambda k: gaps[k] / widths[k])
+    if gaps[where] / widths[where] < _GAP:
         return None
     lower, upper = order[: where + 1], order[where + 1 :]
     smaller, larger = sorted((np.sort(upper), np.sort(lower)), key=len)

@@ -114,18 +114,17 @@ def _agreement(survey: Survey, consensus: Consensus) -> Figure:
 
 def _draw_forces(panel: Axes, survey: Survey, consensus: Consensus, size: float) -> None:
     panel.set(xlabel="typical force of a frame (eV/Å)", ylabel="correlation with the model's forces")
-    known = np.isfinite(consensus.force_correlation) & (survey.force_rms > 0)
+    rms, correlation = survey.force_rms, consensus.force_correlation
+    known = np.isfinite(correlation) & (rms > 0)
     if not known.any():
         _say_none(panel)
         return
     judged = known & consensus.comparable
     kinds = {"too small or uniform to judge": (known & ~judged, GREY), "judged": (judged, COLOURS[0])}
     for label, (which, colour) in kinds.items():
-        points = survey.force_rms[which], consensus.force_correlation[which]
         if which.any():
-            panel.plot(*points, ".", ms=size, color=colour, label=label, rasterized=True)
-    panel.set_xscale("log")
-    panel.set(xlim=(survey.force_rms[known].min() / 1.3, 1.3 * survey.force_rms[known].max()), ylim=(-1.08, 1.08))
+            panel.plot(rms[which], correlation[which], ".", ms=size, color=colour, label=label, rasterized=True)
+    panel.set(xscale="log", xlim=(rms[known].min() / 1.3, 1.3 * rms[known].max()), ylim=(-1.08, 1.08))
     panel.axhline(0.0, color=GREY, lw=0.8)
     panel.legend(frameon=False, fontsize=8, loc="lower right", markerscale=9.0 / size)
     plain_ticks(panel.xaxis)
@@ -155,9 +154,8 @@ def _coverage(survey: Survey) -> Figure:
 
     n = len(survey.elements)
     table = np.zeros((n, n))
-    for (a, b), distances in zip(survey.pairs, survey.closest.T, strict=True):
-        i, j = survey.elements.index(a), survey.elements.index(b)
-        table[i, j] = table[j, i] = np.isfinite(distances).sum()
+    rows, columns = np.triu_indices(n)  # in the order of the pairs
+    table[rows, columns] = table[columns, rows] = np.isfinite(survey.closest).sum(axis=0)
     drawn = new_figure(2.6 + 0.42 * max(n, 4), 1.6 + 0.42 * max(n, 4))
     panel = drawn.subplots()
     most = max(float(table.max()), 10.0)
@@ -194,16 +192,9 @@ def _map(survey: Survey) -> Figure:
             panel.plot(*points, ".", ms=2.5, alpha=0.6, color=colour, label=name, rasterized=True)
         panel.set_title(title, fontsize=10)
         panel.set(xlabel="first main direction", ylabel="second main direction", xticks=[], yticks=[])
-        panel.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.08),
-            ncols=max(1, 50 // (max(len(shortened(str(value))) for value in values) + 4)),
-            frameon=False,
-            fontsize=8,
-            markerscale=4.0,
-            handletextpad=0.2,
-            columnspacing=1.2,
-        )
+        ncols = max(1, 50 // (max(len(shortened(str(value))) for value in values) + 4))
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": ncols}
+        panel.legend(**place, frameon=False, fontsize=8, markerscale=4.0, handletextpad=0.2, columnspacing=1.2)
     caption = (
         "Up to six thousand atoms, placed by the two main directions in which their surroundings differ: like "
         "surroundings lie close together. Islands of one split are what another split has never seen."

@@ -24,9 +24,9 @@ def read_set(
 ) -> tuple[dict[str, Frames], list[Finding]]:
     """Read files, folders and datasets by name, and sort the frames into splits, the one that is trained on first.
 
-    Splits are those of a dataset; for files, the word "train", "valid" or "test" in a file's name. `train=FILE` sets
-    the split of a file. Files that speak of no split are "all", or "other" beside files that do. NaN, wrong shapes and
-    flat cells are a finding; sources that do not exist, or cannot be read at all, are refused.
+    Splits are those of a dataset; for files, the word "train", "valid" or "test" in the name, or as in `train=FILE`.
+    Others are "all", or "other" beside files that have one. Broken frames are a finding; sources that do not exist, or
+    cannot be read at all, are refused.
     """
     named: list[tuple[str | None, str]] = []
     for text in map(str, sources):  # a path that holds "=" is taken as it is where it exists

@@ -52,31 +52,21 @@ _N_FUNCTIONS = 24
 
 @dataclass(frozen=True)
 class Survey:
-    """All n frames, with Z elements (atomic numbers) and Q = Z (Z + 1) / 2 pairs of elements.
-
-    Arguments:
-        frames: of all splits, one after the other; split: [n] name of each one's.
-        counts: [n, Z] atoms per element.
-        closest: [n, Q] Å, shortest distance below 5 Å, else infinite.
-        force_rms, force_max: [n] eV/Å; net_force: [n] eV/Å per atom; torque: [n] relative, NaN where periodic; all NaN
-            without forces.
-        asymmetry: [n] of the surroundings, largest over atoms; zero where all forces vanish by symmetry.
-        atoms: [M, d] descriptors of some atoms, with the frame and atomic number of each [M].
-    """
+    """All n frames of all splits, one after the other; forces are NaN where there are none."""
 
     frames: Frames
-    split: np.ndarray
-    elements: tuple[int, ...]
-    pairs: list[tuple[int, int]]
-    counts: np.ndarray
-    closest: np.ndarray
-    force_rms: np.ndarray
-    force_max: np.ndarray
-    net_force: np.ndarray
-    torque: np.ndarray
-    asymmetry: np.ndarray
-    fingerprint: np.ndarray
-    atoms: tuple[np.ndarray, np.ndarray, np.ndarray]
+    split: np.ndarray  # [n] names
+    elements: tuple[int, ...]  # Z atomic numbers
+    pairs: list[tuple[int, int]]  # Q = Z (Z + 1) / 2
+    counts: np.ndarray  # [n, Z] atoms per element
+    closest: np.ndarray  # [n, Q] Å, shortest distance below 5 Å, else infinite
+    force_rms: np.ndarray  # [n] eV/Å
+    force_max: np.ndarray  # [n] eV/Å
+    net_force: np.ndarray  # [n] eV/Å per atom
+    torque: np.ndarray  # [n] of the largest possible, NaN where periodic
+    asymmetry: np.ndarray  # [n] of the surroundings, largest over atoms; zero where symmetry forbids forces
+    fingerprint: np.ndarray  # [n, D]
+    atoms: tuple[np.ndarray, np.ndarray, np.ndarray]  # [M, d] descriptors of some, with their frames and elements
 
     @property
     def fractions(self) -> np.ndarray:

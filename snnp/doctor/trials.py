@@ -48,18 +48,14 @@ _STEEP = 1.35
 
 @dataclass(frozen=True)
 class Dimer:
-    """One pair of elements: energy [n] in eV, relative to the atoms far apart, at distances [n] in Å, ascending.
-
-    `hole` is where the energy is lower than further out (Å), behind `barrier` (eV above the well outside); None where
-    atoms repel each other ever more. `deeper`: eV by which it lies below the well outside; negative if it is shallower.
-    """
+    """One pair of elements: energy [n] in eV, relative to the atoms far apart, at distances [n] in Å, ascending."""
 
     pair: tuple[str, str]
     distance: np.ndarray
     energy: np.ndarray
-    hole: float | None
-    barrier: float
-    deeper: float
+    hole: float | None  # Å, where the energy is lower than further out; None where atoms repel each other ever more
+    barrier: float  # eV above the well outside
+    deeper: float  # eV by which the hole lies below that well
 
 
 def dimer_curves(model: Potential) -> list[Dimer]:
@@ -155,16 +151,13 @@ def check_compression(scan: Sequence[Compression]) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Run:
-    """A short run at constant energy of what has the name, a crystal of an element if `solid`.
-
-    `seen` is what `snnp.analysis.stability` says; `picoseconds`, `energy`: [n] ps, and meV/atom from the start.
-    """
+    """A short run at constant energy of what has the name, a crystal of an element if `solid`."""
 
     name: str
     solid: bool
     seen: StabilityRun
-    picoseconds: np.ndarray
-    energy: np.ndarray
+    picoseconds: np.ndarray  # [n]
+    energy: np.ndarray  # [n] meV/atom from the start
 
     @property
     def drift(self) -> float:
@@ -198,10 +191,7 @@ def relaxed_molecule(model: Potential) -> dict[str, Atoms]:
 
 
 def short_runs(model: Potential) -> list[Run]:
-    """Half a picosecond or more at constant energy, 300 K, in the model's float type.
-
-    Crystals of the elements at the model's own lattice constant move; a molecule where there are none.
-    """
+    """Half a picosecond or more at constant energy, 300 K: crystals at the model's constants, else a molecule."""
     solids = [each for each in lattice_constants(model).items() if each[0] in GROUND_STATES][:_MOST_RUNS]
     systems = {f"{symbol} crystal": crystal(symbol, a, _ATOMS) for symbol, a in solids}
     if not systems:

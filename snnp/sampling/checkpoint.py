@@ -117,8 +117,8 @@ def starting_point(
 ) -> Checkpoint:
     """Where a run begins: the checkpoint if `settings.resume`, else the structure with initial velocities.
 
-    Velocities are drawn from the Maxwell-Boltzmann distribution at `settings.temperature_k`, and the total momentum is
-    taken out, unless the structure brings momenta of its own and no `settings.new_velocities` are asked for.
+    Velocities are drawn from the Maxwell-Boltzmann distribution, without a total momentum, unless the structure brings
+    momenta of its own and no `settings.new_velocities` are asked for.
 
     Raises:
         InputError: the structure is empty or constrained, or the checkpoint is missing, damaged, or of another

@@ -21,18 +21,12 @@ from snnp.kernels.gpu.call import GpuKernel
 from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
+from snnp.sampling import thermostats
 from snnp.sampling.checkpoint import Checkpoint, EngineState
 from snnp.sampling.run import Engine, MDResult, ModelLike, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
-from snnp.sampling.thermostats import (
-    ASE_FS,
-    Ensemble,
-    conserves_momentum,
-    degrees_of_freedom,
-    held_atoms,
-    without_drift,
-)
+from snnp.sampling.thermostats import ASE_FS, Ensemble, held_atoms, without_drift
 from snnp.structure import Structure
 from snnp.units import GPA_IN_EV_PER_ANGSTROM3
 
@@ -119,31 +113,25 @@ class NativeGpuDynamics:
         self._dynamics = self._begin(start.atoms, start.step)
 
     def _begin(self, atoms: Atoms, step: int) -> GpuDynamics:
-        arrays = {
-            "positions": atoms.positions,
-            "masses": atoms.get_masses(),
-            "cell": atoms.cell.array,
-            "pbc": atoms.pbc,
-        }
-        tensors = {name: torch.from_numpy(each) for name, each in {**arrays, "held": held_atoms(atoms, None)}.items()}
-        system = System(species=self._species, **tensors)
+        arrays = atoms.positions, atoms.get_masses(), atoms.cell.array, atoms.pbc, held_atoms(atoms, None)
+        names = ("positions", "masses", "cell", "pbc", "held")
+        system = System(species=self._species, **dict(zip(names, map(torch.from_numpy, arrays), strict=True)))
         velocities = torch.from_numpy(atoms.get_velocities() * ASE_FS)
         return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
 
     def advance(self, n_steps: int) -> None:
         """Go on by some steps; raises `InputError` if atoms have come too close or flown apart."""
         equilibration = self._start.equilibration
-        left = equilibration - self._dynamics.step if equilibration else 0
-        if not 0 < left <= n_steps:
-            self._dynamics.advance(n_steps)
-            return
-        self._dynamics.advance(left)
-        atoms = self.snapshot().atoms
-        if conserves_momentum(atoms, self._settings):
-            atoms.set_momenta(without_drift(atoms.get_momenta(), atoms.get_masses()))
-        del self._dynamics  # its memory is needed
-        self._dynamics = self._begin(atoms, equilibration)
-        self._dynamics.advance(n_steps - left)
+        left = equilibration - self._dynamics.step
+        if 0 < left <= n_steps:
+            self._dynamics.advance(left)
+            atoms = self.snapshot().atoms
+            if thermostats.conserves_momentum(atoms, self._settings):
+                atoms.set_momenta(without_drift(atoms.get_momenta(), atoms.get_masses()))
+            del self._dynamics  # its memory is needed
+            self._dynamics = self._begin(atoms, equilibration)
+            n_steps -= left
+        self._dynamics.advance(n_steps)
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -175,7 +163,7 @@ class NativeGpuDynamics:
             temperature_k=settings.temperature_k,
             heating_k=settings.temperature_at(1) - settings.temperature_k,
             friction_per_ps=0.0 if bath.kind == "none" else bath.friction_per_ps,
-            n_freedom=degrees_of_freedom(atoms, settings) if bath.kind == "bussi" else 0,
+            n_freedom=thermostats.degrees_of_freedom(atoms, settings) if bath.kind == "bussi" else 0,
             seed=settings.seed,
             barostat=barostat,
         )

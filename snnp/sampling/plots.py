@@ -25,7 +25,7 @@ _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 class RadialDistribution:
-    """Averages g(r) per pair of elements over the structures added.
+    """Averages g(r) per pair of elements over the structures added, at `centres` [M] (Å).
 
     Fully periodic structures give `g(r) = n(r) V / (N_a N_b 4 pi r² dr)`, which goes to one at large distance. Others
     have no density, so the curve is the number of neighbours of the second element per atom of the first and per Å.
@@ -34,13 +34,9 @@ class RadialDistribution:
     def __init__(self, reach: float = 8.0, width: float = 0.05) -> None:
         self.reach = reach
         self.edges = np.linspace(0.0, reach, round(reach / width) + 1)
+        self.centres = 0.5 * (self.edges[1:] + self.edges[:-1])
         self.last_step, self.n_added, self.normalised = -1, 0, True
-        self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(self.edges) - 1))
-
-    @property
-    def centres(self) -> np.ndarray:
-        """[M] bin centres, Å."""
-        return 0.5 * (self.edges[1:] + self.edges[:-1])
+        self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(self.centres)))
 
     def add(self, atoms: Atoms, step: int) -> None:
         """Count the pairs of one structure."""
@@ -52,11 +48,10 @@ class RadialDistribution:
         shells = 4.0 / 3.0 * np.pi * np.diff(self.edges**3)
         for a, b in combinations_with_replacement(np.unique(atoms.numbers).tolist(), 2):
             counts, _ = np.histogram(distances[(first == a) & (second == b)], self.edges)
-            curve = counts / np.count_nonzero(atoms.numbers == a)
+            usual = np.diff(self.edges)
             if self.normalised:
-                curve /= shells * np.count_nonzero(atoms.numbers == b) / atoms.get_volume()
-            else:
-                curve /= np.diff(self.edges)
+                usual = shells * np.count_nonzero(atoms.numbers == b) / atoms.get_volume()
+            curve = counts / np.count_nonzero(atoms.numbers == a) / usual
             self._sums[f"{chemical_symbols[a]}-{chemical_symbols[b]}"] += curve
         self.n_added += 1
         self.last_step = step
@@ -67,12 +62,7 @@ class RadialDistribution:
 
 
 def plot_run(
-    path: Path,
-    samples: list[Sample],
-    rdf: RadialDistribution,
-    settings: MDSettings,
-    atoms: Atoms,
-    equilibration: int = 0,
+    path: Path, samples: list[Sample], rdf: RadialDistribution, settings: MDSettings, atoms: Atoms, equilibration: int
 ) -> None:
     """Write a PNG with three panels: temperature, energy change per atom, radial distribution.
 
@@ -153,10 +143,5 @@ def _draw_radial(panel: Any, rdf: RadialDistribution) -> None:
     if rdf.normalised:
         panel.axhline(1.0, color=_GUIDE, linestyle="--", linewidth=0.8, zorder=0)
     label = "g(r)" if rdf.normalised else "neighbours per atom and Å"
-    panel.set(
-        xlabel="distance (Å)",
-        ylabel=label,
-        title="Radial distribution",
-        xlim=(0.0, min(rdf.reach, max(seen, default=rdf.reach) + 0.5)),
-        ylim=(0.0, None),
-    )
+    panel.set(xlabel="distance (Å)", ylabel=label, title="Radial distribution")
+    panel.set(xlim=(0.0, min(rdf.reach, max(seen, default=rdf.reach) + 0.5)), ylim=(0.0, None))

@@ -1,7 +1,7 @@
 """Engines by name, and what they share: the loop of a run, its files, checkpoints, progress and result.
 
-An engine is a plugin's function `run_md(model, structure, settings, report)`, registered as `snnp.md_engines`; it makes
-an `Engine` and hands it to `run_engine`. Relaxation is found alike.
+An engine is a plugin's function `run_md(model, structure, settings, report)`, registered as `snnp.md_engines`; it calls
+`run_engine`. Relaxation is found alike.
 """
 
 from __future__ import annotations
@@ -125,14 +125,10 @@ class RelaxProgress:
 
 @dataclass(frozen=True)
 class RelaxResult:
-    """What a relaxation gave.
+    """What a relaxation gave; all but `initial_energy_ev` is at the end.
 
-    Arguments:
-        converged: whether all forces (and the stress, if the cell was relaxed) fell below the threshold.
-        energy_ev, initial_energy_ev, max_force_ev_per_angstrom: at the end, at the start, and on an atom at the end.
-        max_stress_gpa: largest component of the stress at the end, beyond that of the pressure; None where not fully
-            periodic.
-        pressure_gpa: under which the cell was relaxed.
+    `converged` says whether all forces (and the stress, if the cell was relaxed) fell below the threshold;
+    `max_stress_gpa` is the largest component beyond the pressure on the cell, None where not fully periodic.
     """
 
     atoms: Atoms
@@ -155,16 +151,10 @@ class RelaxResult:
 def run_md(
     model: ModelLike, structure: Atoms, settings: MDSettings, *, engine: str = "ase", report: Report | None = None
 ) -> MDResult:
-    """Run molecular dynamics with an engine found by name.
+    """Run molecular dynamics from a structure, which stays as it is; `report` is called at every sample.
 
-    Arguments:
-        structure: the atoms to start from; unchanged.
-        engine: `"ase"`, `"openmm"` or `"native"`.
-        report: called at every sample.
-
-    Raises:
-        InputError: for an unknown engine, a bad structure, or a simulation that blew up.
-        MissingDependencyError: the engine's package is not installed.
+    `engine` is "ase", "openmm" or "native". Raises `InputError` for an unknown engine, a bad structure, or a simulation
+    that blew up, `MissingDependencyError` where the engine's package is not installed.
     """
     result: MDResult = find_entry_point("snnp.md_engines", engine)(model, structure, settings, report)
     return result
@@ -180,17 +170,14 @@ def relax(
     pressure_gpa: float = 0.0,
     report: Callable[[RelaxProgress], None] | None = None,
 ) -> RelaxResult:
-    """Relax positions, and the cell if asked, with FIRE in float64, in at most so many steps.
+    """Relax positions, and the cell if asked, with FIRE in float64, in at most so many steps; `atoms` stay as they are.
 
     Arguments:
-        atoms: unchanged.
         fmax: eV/Å, largest force at which the structure counts as relaxed.
-        cell: relax the cell too (needs a fully periodic structure).
         pressure_gpa: hydrostatic pressure on the cell; the enthalpy E + P V takes the place of the energy.
         report: called after every step.
 
-    Raises:
-        InputError: for a bad structure, `cell` without full periodicity, or a pressure without `cell`.
+    Raises `InputError` for a bad structure, `cell` without full periodicity, or a pressure without `cell`.
     """
     relaxer = find_entry_point("snnp.relaxers", "ase")
     result: RelaxResult = relaxer(model, atoms, fmax, cell, steps, report, pressure_gpa)
@@ -232,9 +219,7 @@ def run_engine(
 ) -> MDResult:
     """What `run_md` of every engine does: load the model, find the starting point, make the engine, drive it.
 
-    Arguments:
-        make: makes the engine `name` at a starting point, for a potential in the precision of the settings.
-        device: where the model runs if the settings do not say.
+    `make` gets a potential in the precision of the settings; `device` is where it runs if they do not say.
     """
     potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
     start = starting_point(structure, settings, name, potential)
@@ -300,9 +285,8 @@ class _Recorder:
         self, start: Checkpoint, settings: MDSettings, engine: str, stack: ExitStack, least_energy: float | None
     ) -> None:
         self._start, self._settings, self._engine = start, settings, engine
-        self._n_freedom = degrees_of_freedom(start.atoms, settings)
+        self._n_freedom, self._rdf = degrees_of_freedom(start.atoms, settings), RadialDistribution()
         self._samples: list[Sample] = []
-        self._rdf = RadialDistribution()
         self._limits = Limits(start.atoms, settings, self._n_freedom, least_energy)
         self._final = start.atoms
         self._saved: int | None = None  # the step of the last checkpoint
@@ -315,7 +299,8 @@ class _Recorder:
                 raise InputError(reason) from error
         stack.enter_context(hold(self._files.values()))
         if not settings.overwrite:
-            new = _new_files(self._files, start, settings.resume)
+            own = _own_files(self._files, start) if settings.resume else set()
+            new = [path for name, path in self._files.items() if name not in own]
             refuse_existing(new, "choose another name, or ask for overwriting")
         for name in marks.keys() & self._files.keys():
             check_mark(self._files[name], marks[name])  # of all, before any is cut
@@ -334,9 +319,8 @@ class _Recorder:
     def next_stop(self, step: int) -> int:
         """The next step at which something is due."""
         settings = self._settings
-        intervals = [settings.log_interval]
-        intervals += [] if settings.trajectory is None else [settings.trajectory_interval]
-        intervals += [] if settings.checkpoint is None else [settings.checkpoint_interval]
+        written = [name for name in ("trajectory", "checkpoint") if getattr(settings, name) is not None]
+        intervals = [getattr(settings, f"{name}_interval") for name in ("log", *written)]
         return min([settings.steps, *((step // interval + 1) * interval for interval in intervals)])
 
     def record(self, engine: Engine, step: int) -> Sample | None:
@@ -344,7 +328,7 @@ class _Recorder:
         settings = self._settings
         snapshot = engine.snapshot()
         time_fs = self._start.record.time_fs(step, settings.dt_fs)
-        sample = Sample.of(snapshot, step, settings.dt_fs, self._n_freedom)._replace(time_ps=time_fs / 1000.0)
+        sample = Sample.of(snapshot, step, time_fs, self._n_freedom)
         self._limits.check(sample)
         self._final = snapshot.atoms
         if self._trajectory is not None and step % settings.trajectory_interval == 0:
@@ -414,14 +398,11 @@ def output_files(settings: MDSettings) -> dict[str, Path]:
     return files | {"topology": topology_beside(files["trajectory"])} if settings.binary else files
 
 
-def _new_files(outputs: dict[str, Path], start: Checkpoint, resumed: bool) -> list[Path]:
-    """Those outputs that are not the resumed run's own."""
-    if not resumed:
-        return list(outputs.values())
+def _own_files(outputs: dict[str, Path], start: Checkpoint) -> set[str]:
+    """Names of those outputs that a resumed run has written before."""
     own = {*start.files, "checkpoint", *(["topology"] if "trajectory" in start.files else [])}
-    if "plot" in outputs and start.record.plan.get("plot", outputs["plot"].name) == outputs["plot"].name:
-        own.add("plot")
-    return [path for name, path in outputs.items() if name not in own]
+    plot = outputs.get("plot")
+    return own | ({"plot"} if plot is not None and start.record.plan.get("plot", plot.name) == plot.name else set())
 
 
 def _mean_or_none(values: np.ndarray) -> float | None:

@@ -13,6 +13,7 @@ from snnp.units import GPA_IN_EV_PER_ANGSTROM3
 __all__ = ["MDSettings"]
 
 _FORMATS = (".extxyz", ".xyz", ".dcd", ".xtc")
+_OUTPUTS = ("trajectory", "log", "plot", "checkpoint")
 _COMPRESSIBILITY = 0.01 / GPA_IN_EV_PER_ANGSTROM3
 """1 / (100 GPa), in the range of metals and semiconductors; it sets nothing but the meaning of `barostat_time_fs`."""
 
@@ -23,24 +24,19 @@ _EQUILIBRATION_FS, _EQUILIBRATION_OF_BOX = 100.0, 0.3
 class MDSettings(BaseModel):
     """Settings of a molecular dynamics run; the same for every engine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     ensemble: Literal["nve", "nvt", "npt"] = Field(
         "nvt", description="Constant energy, temperature (a thermostat), or temperature and pressure (and a barostat)"
     )
-    temperature_k: float = Field(
-        300.0, ge=0.0, allow_inf_nan=False, description="Of start and thermostat, in K; of the start in nve, too"
-    )
+    temperature_k: float = Field(300.0, ge=0.0, description="Of start and thermostat, in K; of the start in nve, too")
     temperature_end_k: float | None = Field(
-        None,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="Where the thermostat goes from there, linearly in time over the run, in K",
+        None, gt=0.0, description="Where the thermostat goes from there, linearly in time over the run, in K"
     )
     thermostat: Literal["langevin", "bussi"] = Field(
         "langevin", description="Langevin friction and noise, or stochastic velocity rescaling, which keeps momentum"
     )
-    pressure_gpa: float = Field(0.0, allow_inf_nan=False, description="Of the barostat (npt), in GPa; 1 bar is 1e-4")
+    pressure_gpa: float = Field(0.0, description="Of the barostat (npt), in GPa; 1 bar is 1e-4")
     barostat: Literal["isotropic", "anisotropic"] = Field(
         "isotropic", description="Scale the cell as a whole, or each length of a rectangular cell"
     )
@@ -56,16 +52,11 @@ class MDSettings(BaseModel):
         "0.1 ps or more in nvt and npt if velocities are drawn, else none",
     )
     steps: int = Field(1000, ge=0, description="Number of the last step, resumed runs included")
-    dt_fs: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="Time step in fs")
+    dt_fs: float = Field(1.0, gt=0.0, description="Time step in fs")
     friction_per_ps: float = Field(
-        1.0,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps",
+        1.0, gt=0.0, description="Rate of the thermostat: friction, or 1 / relaxation time, in 1/ps"
     )
-    barostat_time_fs: float = Field(
-        1000.0, gt=0.0, allow_inf_nan=False, description="In which a box of bulk modulus 100 GPa relaxes, in fs"
-    )
+    barostat_time_fs: float = Field(1000.0, gt=0.0, description="In which a box of bulk modulus 100 GPa relaxes, in fs")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the initial velocities and the thermostat")
     trajectory: Path | None = Field(None, description="Frames; the file ends in .extxyz, .xyz, .dcd or .xtc")
     log: Path | None = Field(None, description="CSV log")
@@ -123,8 +114,7 @@ class MDSettings(BaseModel):
     @property
     def outputs(self) -> dict[str, Path]:
         """The files that the run writes, by name."""
-        files = {name: getattr(self, name) for name in ("trajectory", "log", "plot", "checkpoint")}
-        return {name: path for name, path in files.items() if path is not None}
+        return {name: path for name in _OUTPUTS if (path := getattr(self, name)) is not None}
 
     @property
     def binary(self) -> bool:
@@ -161,6 +151,5 @@ class MDSettings(BaseModel):
 
     def plan(self) -> dict[str, Any]:
         """What a resumed run takes over where it is not told otherwise, beside `defining`, as JSON values."""
-        names = {name: path.name for name, path in self.outputs.items()}
-        files = dict.fromkeys(("trajectory", "log", "plot", "checkpoint")) | names
+        files = dict.fromkeys(_OUTPUTS) | {name: path.name for name, path in self.outputs.items()}
         return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **files}

@@ -60,8 +60,8 @@ class Sample(NamedTuple):
     pressure_gpa: float
 
     @staticmethod
-    def of(snapshot: Snapshot, step: int, dt_fs: float, n_freedom: int) -> Sample:
-        """Derive the row of a snapshot.
+    def of(snapshot: Snapshot, step: int, time_fs: float, n_freedom: int) -> Sample:
+        """The row of a snapshot.
 
         The kinetic part of the pressure is N k T / V for the N atoms that move at the temperature of the row: where the
         total momentum is kept at zero, 2 K / (3 V) alone would lack the centre of mass, and <P> would miss the target.
@@ -75,7 +75,7 @@ class Sample(NamedTuple):
             pressure = (thermal - float(np.trace(snapshot.stress)) / 3.0) * EV_PER_ANGSTROM3_IN_GPA
         return Sample(
             step=step,
-            time_ps=step * dt_fs / 1000.0,
+            time_ps=time_fs / 1000.0,
             potential_energy_ev=snapshot.potential_energy,
             kinetic_energy_ev=kinetic,
             total_energy_ev=snapshot.potential_energy + kinetic,
@@ -94,8 +94,7 @@ def columns(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 def energy_drift(column: dict[str, np.ndarray], n_atoms: int) -> float | None:
     """Slope of the total energy in meV/atom/ns by least squares; None for less than ten samples over 0.1 ps.
 
-    The first fifth is left out: while a perfect crystal takes up potential energy, the bounded error of the time step
-    grows to its level, which is no drift.
+    The first fifth is left out: there the bounded error of the time step grows to its level, which is no drift.
     """
     late = slice(len(column["step"]) // 5, None)
     times_ns, energies = column["time_ps"][late] / 1000.0, column["total_energy_ev"][late]

@@ -49,8 +49,7 @@ def build_structure(
         file_format: of the file, where its name does not tell: pdb, cif, poscar, lammps, dcd, or ASE's name of one.
         topology: a structure file with the elements, which DCD does not hold; by default `NAME_topology.pdb` beside it.
 
-    Raises:
-        InputError: a missing or unreadable file, or a specification that is not understood.
+    Raises `InputError` for a missing or unreadable file, or a specification that is not understood.
 
     Example:
         >>> len(build_structure("fcc:Al:4x4x4"))
@@ -66,10 +65,9 @@ def build_structure(
             raise InputError(f"a topology goes with a DCD file; '{path}' holds its elements itself.")
         return _from_file(path, index, name)
     kind, colon, rest = text.partition(":")
-    built = colon and (kind == "molecule" or kind in _LATTICES)
-    if built and (file_format is not None or topology is not None):
-        raise InputError(f"'{text}' is not a file; leave its format and topology away.")
-    if built:
+    if colon and kind in ("molecule", *_LATTICES):
+        if file_format is not None or topology is not None:
+            raise InputError(f"'{text}' is not a file; leave its format and topology away.")
         if kind != "molecule":
             return _crystal(text, lattice_constant)
         if rest not in g2.names:
@@ -81,10 +79,9 @@ def build_structure(
     if colon and path.parent == Path("."):
         hint = near_matches(kind, [*_LATTICES, "molecule"])
         raise InputError(f"unknown kind of structure '{kind}' in '{text}'.{hint} Examples: {_EXAMPLES}.")
-    if path.parent.is_dir():
-        hint, why = near_matches(path.name, [file.name for file in path.parent.iterdir()]), ""
-    else:
-        hint, why = "", f" (There is no folder '{path.parent}'.)"
+    there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    why = "" if path.parent.is_dir() else f" (There is no folder '{path.parent}'.)"
+    hint = near_matches(path.name, there)
     raise InputError(f"no structure file '{text}'.{hint} Give a file or a specification such as {_EXAMPLES}.{why}")
 
 
@@ -162,8 +159,7 @@ def _from_dcd(path: Path, index: str, topology: str | Path | None) -> Atoms:
     atoms = build_structure(companion)
     if re.fullmatch(r"-?\d+", index) is None:
         raise InputError(f"'{path}@{index}' does not name one frame; write a number, for example {path.name}@0.")
-    positions, cell = read_dcd_frame(path, int(index), len(atoms))
-    atoms.positions = positions
+    atoms.positions, cell = read_dcd_frame(path, int(index), len(atoms))
     atoms.set_cell(cell)
     atoms.pbc = False if cell is None else atoms.pbc if atoms.pbc.any() else True
     return atoms
@@ -198,11 +194,10 @@ def _crystal(text: str, lattice_constant: float | None) -> Atoms:
 
 
 def _size(size: str, text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,6})(?:x([1-9]\d{0,6})x([1-9]\d{0,6}))?", size)
-    if match is None:
+    if re.fullmatch(r"[1-9]\d{0,6}(x[1-9]\d{0,6}x[1-9]\d{0,6})?", size) is None:
         raise InputError(f"size '{size}' in '{text}' is not understood; write 4x4x4 or 4, all positive.")
-    first, second, third = match.groups()
-    return int(first), int(second or first), int(third or first)
+    first, second, third = (int(each) for each in (size.split("x") * 3)[:3])
+    return first, second, third
 
 
 def _lengths(options: list[str], text: str) -> dict[str, float]:

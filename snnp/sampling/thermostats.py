@@ -46,12 +46,10 @@ class Bath(NamedTuple):
 
 
 class Ensemble:
-    """Thermostat and barostat of a run as it goes on, with the random numbers that they take.
+    """Thermostat and barostat of a run after `step` steps, with the random numbers that they take.
 
-    Arguments:
-        atoms: of the run; their number and constraints matter.
-        step: number of steps done. equilibration: how many of the first are that.
-        costly_moves: whether a move of the box costs an evaluation of its own, and is made every few steps only.
+    Of the `atoms` number and constraints matter. With `costly_moves` a move of the box costs an evaluation of its own,
+    and is made every few steps only.
     """
 
     def __init__(
@@ -93,12 +91,8 @@ class Ensemble:
     def box_move(self, cell: Array, stress: Array) -> Array:
         """A move of the barostat: [3, 3], by which to multiply cell and positions (rows) from the right.
 
-        Momenta stay: fractional coordinates, volume and momenta are the independent variables of the ensemble, and
-        N kT / V is the kinetic part of the pressure that drives the volume. An anisotropic barostat moves one length at
-        a time.
-
-        Arguments:
-            cell: [3, 3] Å. stress: [3, 3] eV/Å³, of the potential energy, ASE's sign.
+        Momenta stay: fractional coordinates, volume and momenta are the independent variables of the ensemble. An
+        anisotropic barostat moves one length at a time. cell: [3, 3] Å. stress: [3, 3] eV/Å³, without the kinetic part.
         """
         volume, bath = abs(float(np.linalg.det(cell))), self.bath
         pressure = self.settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3
@@ -133,12 +127,9 @@ def new_volume(volume: float, slope: float, n_atoms: int, kt: float, rate: float
 
         dV = rate [(N + 1) kT - (P + dU/dV) V] dt + sqrt(2 kT rate V) dW,
 
-    whose solution at a constant `slope` is known: a non-central chi-squared variable with 2 N + 2 degrees of freedom
-    times a scale. It is drawn exactly, so that no volume is negative and the ideal gas is exact with any time step.
-
-    Arguments:
-        volume: Å³. slope: P + dU/dV, eV/Å³. n_atoms: N. kt: eV. rate: Å³/eV, with the time of the move in it.
-        rng: gives one normal and one gamma number.
+    whose solution at a constant `slope` P + dU/dV (eV/Å³) is known: a scaled non-central chi-squared variable with
+    2 N + 2 degrees of freedom. It is drawn exactly, so that no volume is negative and the ideal gas is exact with any
+    time step. volume: Å³. kt: eV. rate: Å³/eV, with the time of the move in it.
     """
     decay = rate * slope
     scale = 0.5 * kt * rate * (-math.expm1(-decay) / decay if decay != 0.0 else 1.0)
@@ -165,13 +156,9 @@ def check_box(structure: Atoms, settings: MDSettings, n_held: int) -> None:
 
 
 def held_atoms(structure: Atoms, fix: str | None) -> NDArray[np.bool_]:
-    """[N] which atoms stay where they are: those of FixAtoms constraints, and those that `fix` names.
+    """[N] which atoms stay where they are: those of FixAtoms constraints, and those that `fix` names ("Cu,0-15,20").
 
-    Arguments:
-        fix: elements, numbers and ranges (both ends included, from 0), such as `"Cu,0-15,20"`.
-
-    Raises:
-        InputError: for what `fix` names but the structure lacks, other constraints, or if no atom is left to move.
+    Raises `InputError` for what the structure lacks, other constraints, or if no atom is left to move.
     """
     held = np.zeros(len(structure), dtype=bool)
     for constraint in structure.constraints:
@@ -211,11 +198,7 @@ def conserves_momentum(atoms: Atoms, settings: MDSettings) -> bool:
 
 
 def degrees_of_freedom(atoms: Atoms, settings: MDSettings) -> int:
-    """Number of momenta that share the kinetic energy.
-
-    3 for each atom that is not held (by a FixAtoms constraint); less 3 where the total momentum, taken out at the
-    start, stays zero. Langevin friction acts on the centre of mass too. A single atom keeps its 3.
-    """
+    """Number of momenta that share the kinetic energy: 3 for each free atom, less 3 where the total stays zero."""
     n_held = sum(len(constraint.get_indices()) for constraint in atoms.constraints)
     return 3 * (len(atoms) - n_held) - (3 if conserves_momentum(atoms, settings) else 0)
 

@@ -308,13 +308,10 @@ def _xtc_frame_size(header: bytes) -> int:
 def open_trajectory(
     path: Path, atoms: Atoms, settings: MDSettings, mark: FileMark | None = None, next_step: int = 0
 ) -> TrajectoryWriter:
-    """Open a trajectory file for the atoms; the suffix chooses the format.
+    """Open a trajectory file, a new one or to go on at a `mark`; the suffix chooses the format.
 
-    Arguments:
-        mark: where the file stood at the checkpoint to resume from, or None for a new file.
-        next_step: the step of the next frame; it goes into the header of DCD and XTC.
-
-    Raises `InputError` for a file shorter than at the checkpoint, `MissingDependencyError` if OpenMM is missing.
+    `next_step`, that of the next frame, goes into the header of DCD and XTC. Raises `InputError` for a file shorter
+    than at the checkpoint, `MissingDependencyError` if OpenMM is missing.
     """
     binary = {".dcd": _DCDWriter, ".xtc": _XTCWriter}.get(path.suffix.lower())
     return _ExtXYZWriter(path, settings, mark) if binary is None else binary(path, atoms, settings, mark, next_step)

@@ -171,15 +171,9 @@ def draw(result: dict[str, Any]) -> None:
 def tables(result: dict[str, Any]) -> str:
     """Markdown."""
     experiment = REFERENCES["Al"]["experiment"]
-    rows = [("lattice constant (Å)", "lattice_constant", 3, f"{experiment.lattice_constant} (300 K)")]
-    measured = {
-        "c11": experiment.c11,
-        "c12": experiment.c12,
-        "c44": experiment.c44,
-        "bulk_modulus": experiment.bulk_modulus,
-    }
+    rows = [("lattice constant (Å)", "lattice_constant", 3, f"{experiment['lattice_constant_angstrom']} (300 K)")]
     names = {"c11": "C11 (GPa)", "c12": "C12 (GPa)", "c44": "C44 (GPa)", "bulk_modulus": "bulk modulus (GPa)"}
-    rows += [(names[key], key, 1, f"{value:.1f} (300 K)") for key, value in measured.items()]
+    rows += [(name, key, 1, f"{experiment[f'{key}_gpa']:.1f} (300 K)") for key, name in names.items()]
     rows.append(("vacancy formation (eV)", "vacancy_ev", 3, LITERATURE["vacancy_ev"]))
     rows += [(f"surface ({n}) (J/m²)", f"surface_{n}", 3, LITERATURE[f"surface_{n}"]) for n in SURFACES]
     found = result["crystal"] | result["defects"]

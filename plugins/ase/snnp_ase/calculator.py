@@ -56,11 +56,8 @@ class _Calculation(NamedTuple):
         return [name for name, unchanged in same.items() if not unchanged]
 
     def following(self, atoms: Atoms, changes: list[str]) -> _Calculation:
-        """The same without results for atoms that differ by `changes`.
-
-        Where only positions and cell do, they are copied alone: copying whole Atoms would take longer than evaluating a
-        small system.
-        """
+        """The same without results for atoms that differ by `changes`."""
+        # Copying whole Atoms would take longer than evaluating a small system.
         if set(changes) - {"positions", "cell"}:
             return _Calculation.of(atoms)
         cell = atoms.cell.array.copy()
@@ -73,9 +70,8 @@ _NOTHING = _Calculation(None, np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros(
 class SNNPCalculator(Calculator):
     """Energy, forces and stress of an snnp potential for `ase.Atoms`.
 
-    Threads may share a calculator: `get_property`, and with it every `atoms.get_...`, answers for the atoms given.
-    `results` and `atoms` are those of the last calculation, whichever thread asked. One each is faster, as a calculator
-    keeps one neighbour list.
+    Threads may share a calculator, though one each is faster: `get_property`, and with it every `atoms.get_...`,
+    answers for the atoms given; `results` and `atoms` are those of the last calculation, whichever thread asked.
 
     Gives `energy` and `free_energy` (eV), `energies` (eV per atom), `forces` (eV/Å) and, where all directions are
     periodic, `stress` (eV/Å³, Voigt order, ASE's sign).
@@ -88,10 +84,8 @@ class SNNPCalculator(Calculator):
         skin: Å, how much farther than the cutoff the neighbour list reaches; it is rebuilt when an atom has moved about
             half of it, or when the atoms or the periodicity changed.
 
-    Raises:
-        ModelFileError: a missing or damaged model.
-        InputError: while computing: NaN positions, a flat cell, atoms on top of each other, an element the model does
-            not know.
+    Raises `ModelFileError` for a missing or damaged model; while computing `InputError`: NaN positions, a flat cell,
+    atoms on top of each other, an element the model does not know.
 
     Example:
         >>> from ase.build import bulk
@@ -161,10 +155,7 @@ class SNNPCalculator(Calculator):
         return self._known.changes(atoms)
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """ASE's entry, always for the atoms given.
-
-        It remembers whether the stress is asked for, so that the next step computes it with the forces.
-        """
+        """ASE's entry; it remembers whether the stress is asked for, so that the next step computes it with forces."""
         if name not in self.implemented_properties:
             raise PropertyNotImplementedError(f"{name} property not implemented")
         known = self._known  # read once: another thread may be asking about other atoms

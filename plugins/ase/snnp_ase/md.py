@@ -71,19 +71,11 @@ class ASEDynamics:
     def snapshot(self) -> Snapshot:
         """The state now."""
         atoms = self._atoms
-        return Snapshot(
-            atoms=atoms.copy(),
-            potential_energy=float(atoms.get_potential_energy()),
-            forces=atoms.get_forces(),
-            stress=atoms.get_stress(voigt=False) if self._periodic else None,
-        )
+        stress = atoms.get_stress(voigt=False) if self._periodic else None
+        return Snapshot(atoms.copy(), float(atoms.get_potential_energy()), atoms.get_forces(), stress)
 
     def state(self) -> EngineState:
-        """The random numbers; the running engine goes on from them as a resumed one would.
-
-        The neighbour list and the integrator are rebuilt, so that both sum in the same order: the trajectories agree to
-        the last bit.
-        """
+        """The random numbers; list and integrator begin anew, as in a resumed run, so that both agree to the bit."""
         self._calculator.reset()
         self._dynamics = self._begin()
         return EngineState(values={"rng": self._ensemble.rng.bit_generator.state})

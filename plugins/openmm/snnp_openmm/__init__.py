@@ -13,12 +13,7 @@ from typing import Any
 
 __all__ = ["create_force", "create_system", "run_md", "to_openmm"]
 
-_HOMES = {
-    "create_force": "snnp_openmm.force",
-    "create_system": "snnp_openmm.force",
-    "run_md": "snnp_openmm.md",
-    "to_openmm": "snnp_openmm.geometry",
-}
+_HOMES = {"create_force": "force", "create_system": "force", "run_md": "md", "to_openmm": "geometry"}
 
 
 def __getattr__(name: str) -> Any:
@@ -27,7 +22,7 @@ def __getattr__(name: str) -> Any:
         return partial(importlib.import_module("snnp.sampling.cost").measure_engine, engine="openmm")
     if name not in _HOMES:
         raise AttributeError(f"module 'snnp_openmm' has no attribute {name!r}; it offers {', '.join(__all__)}.")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"snnp_openmm.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

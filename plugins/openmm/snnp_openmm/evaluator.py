@@ -35,13 +35,11 @@ class _Last(NamedTuple):
 
 
 class Evaluator:
-    """Callable for `openmm.PythonForce`: evaluates a potential for fixed atoms.
+    """Callable for `openmm.PythonForce`: evaluates a potential for atomic numbers [N], in OpenMM's order.
 
     It keeps a neighbour list with a skin between calls, and the last result: OpenMM asks again at the same positions
-    for reporters, minimisers and barostats. Several contexts and threads may use it; one each is faster.
-
-    It pickles as the name or the content of its model (see `ModelSource`), the atomic numbers [N] (in the order in
-    which OpenMM hands over positions) and the periodicity.
+    for reporters, minimisers and barostats. Several contexts and threads may use it; one each is faster. It pickles as
+    its model does (see `ModelSource`).
     """
 
     def __init__(
@@ -76,8 +74,7 @@ class Evaluator:
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
         """Energy (kJ/mol) and forces [N, 3] (kJ/mol/nm) for an `openmm.State`.
 
-        Raises:
-            PotentialError: with type and text of whatever went wrong; the exception itself is kept in `error`.
+        Raises `PotentialError` with type and text of whatever went wrong; the exception itself is kept in `error`.
         """
         self.error = None
         try:

@@ -62,8 +62,8 @@ def create_force(
     """Create an OpenMM force that computes a potential for a topology or for some of its atoms.
 
     The force is an `openmm.PythonForce` (or `openmmtorch.TorchForce`); it works on every platform and can be
-    serialised. Its XML holds a Python pickle (of the model's name or folder, or, for a potential in memory, of its text
-    and bytes): **loading XML from someone you do not trust can run their code**, as with any PythonForce.
+    serialised. Its XML holds a Python pickle: **loading XML from someone you do not trust can run their code**, as with
+    any PythonForce.
 
     Arguments:
         model: name of a bundled model, folder, or potential (copied).
@@ -74,11 +74,9 @@ def create_force(
         device: where to evaluate the model; None for the CPU, or where a given potential lies.
         engine: "python" (PythonForce) or "torch" (TorchForce of openmm-torch, only where it is known to work).
 
-    Raises:
-        InputError: for wrong or repeated indices, atoms without an element, or an unknown engine.
-        UnknownElementError: for an element that the model does not know.
-        ModelFileError: if there is no such model.
-        MissingDependencyError: if OpenMM, or openmm-torch in a working combination, is missing.
+    Raises `InputError` for wrong or repeated indices, atoms without an element, or an unknown engine;
+    `UnknownElementError`; `ModelFileError`; `MissingDependencyError` where OpenMM, or openmm-torch in a working
+    combination, is missing.
     """
     if engine not in ("python", "torch"):
         raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
@@ -131,7 +129,6 @@ def python_force(evaluator: Evaluator, indices: Sequence[int] | None = None) -> 
 
 
 def _torch_force(model: Potential, numbers: np.ndarray, periodic: bool) -> Any:
-    """An `openmmtorch.TorchForce` that computes a potential for all particles, [N] atomic numbers, forces included."""
     # In this order: torch (by snnp), openmm, openmmtorch; another one crashes.
     openmm()
     import openmmtorch

@@ -17,7 +17,6 @@ __all__ = ["CURE", "OpenMMGeometry", "openmm", "to_openmm"]
 _VACUUM_ANGSTROM = 50.0
 """Room left around the atoms along an open direction, so that a platform that wraps atoms into the box moves none."""
 
-
 CURE = "pip install 'snnp[openmm]' brings a version that works"
 
 
@@ -33,23 +32,16 @@ def openmm() -> Any:
 
 @dataclass(frozen=True)
 class OpenMMGeometry:
-    """A structure as OpenMM needs it.
+    """A structure as OpenMM needs it: `topology` (with the box, where periodic), `positions` [N, 3] and `box` in nm.
 
     OpenMM accepts only boxes with `a` along x, `b` in the xy plane and no vector longer along another than half of it.
     A general cell `C` (rows, Å) is brought there by other vectors of the same lattice (`steps`, integers) and a proper
     rotation (`rotation`): `box = steps @ C @ rotation`, `x_openmm = x @ rotation`. Energies do not change.
-
-    Arguments:
-        topology: `openmm.app.Topology` with one residue, elements and, where periodic, the box.
-        positions: [N, 3] nm.
-        box: [3, 3] nm, rows are the reduced box vectors, or None where no direction is periodic.
-        pbc: periodic directions of `box`.
-        rotation: [3, 3], proper. steps: [3, 3] integers, unimodular.
     """
 
-    topology: object
+    topology: Any
     positions: np.ndarray
-    box: np.ndarray | None
+    box: np.ndarray | None  # [3, 3] reduced; None where no direction is periodic
     pbc: tuple[bool, bool, bool]
     rotation: np.ndarray
     steps: np.ndarray
@@ -74,8 +66,7 @@ class OpenMMGeometry:
 def to_openmm(atoms: Atoms) -> OpenMMGeometry:
     """Turn an `ase.Atoms` with any cell and periodicity into a topology, positions and a box that OpenMM accepts.
 
-    Raises:
-        InputError: for positions or a cell that are not finite, or a periodic cell without volume.
+    Raises `InputError` for positions or a cell that are not finite, or a periodic cell without volume.
     """
     Structure.from_ase(atoms).check()
     pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
@@ -86,8 +77,7 @@ def to_openmm(atoms: Atoms) -> OpenMMGeometry:
         element = app.Element.getByAtomicNumber(number)
         topology.addAtom(element.symbol, element, residue)
     if not any(pbc):
-        identity = np.eye(3)
-        return OpenMMGeometry(topology, atoms.positions / NM_IN_ANGSTROM, None, pbc, identity, identity.astype(int))
+        return OpenMMGeometry(topology, atoms.positions / NM_IN_ANGSTROM, None, pbc, np.eye(3), np.eye(3, dtype=int))
     cell = _close_open_directions(atoms)
     steps, rotation = reduce_cell(cell)
     box = clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)

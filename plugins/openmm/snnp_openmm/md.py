@@ -6,13 +6,11 @@ our own.
 `npt` moves the box every few steps, see `snnp.sampling.thermostats.Ensemble`: OpenMM's MonteCarloBarostat proposes
 volumes that are not positive where they fluctuate much, and its steps cannot be resumed.
 
-Runs go on the GPU where the model does, otherwise on OpenMM's Reference platform, which computes in float64: with all
-forces coming from the model, its CPU platform only adds waiting for threads (0.1 to 0.2 ms per step). The environment
-variable OPENMM_DEFAULT_PLATFORM chooses another.
+Runs go on the GPU where the model does, else on OpenMM's Reference platform: with all forces coming from the model, its
+CPU platform only adds waiting for threads (0.1 to 0.2 ms per step). OPENMM_DEFAULT_PLATFORM chooses another.
 
 Resuming is exact to the last bit on Reference: the checkpoint holds positions, velocities and box as OpenMM has them,
-and at each checkpoint the random numbers begin anew from a seed made of the run's seed and the step. On a GPU nothing
-is exact.
+and there the random numbers begin anew from the run's seed and the step. On a GPU nothing is exact.
 """
 
 from __future__ import annotations
@@ -84,7 +82,6 @@ class OpenMMDynamics:
         return context
 
     def _heat(self, integrator: Any) -> None:
-        """Set the temperature of the thermostat."""
         bath = self._ensemble.bath
         if bath.kind == "langevin":
             integrator.setTemperature(self._settings.temperature_at(self._ensemble.step))
@@ -110,16 +107,14 @@ class OpenMMDynamics:
         ensemble, ramp = self._ensemble, self._settings.temperature_end_k is not None
         end = ensemble.step + n_steps
         while ensemble.step < end:
-            stop = end
+            stop = min(end, ensemble.equilibration) if ensemble.step < ensemble.equilibration else end
+            if ensemble.moves_box:
+                self._move_box()
             if self._settings.ensemble == "npt":
-                if ensemble.moves_box:
-                    self._move_box()
                 stop = min(stop, (ensemble.step // ensemble.every + 1) * ensemble.every)
             if ramp:
                 self._heat(self._context.getIntegrator())
                 stop = ensemble.step + 1
-            if ensemble.step < ensemble.equilibration:
-                stop = min(stop, ensemble.equilibration)
             self._integrate(stop - ensemble.step)
             ensemble.step = stop
             if stop == ensemble.equilibration:
@@ -196,19 +191,17 @@ def run_md(model: ModelLike, structure: Atoms, settings: MDSettings, report: Rep
 def velocity_verlet(dt_ps: float, friction_per_ps: float | None = None) -> Any:
     """An `openmm.CustomIntegrator` for velocity Verlet with a step in ps; with friction, its velocities are rescaled.
 
-    OpenMM's own VerletIntegrator is leapfrog: its velocities lie half a step before its positions, so that neither the
-    start nor the end of a run would agree with other programs. Stochastic rescaling stands between half drifts, see
-    `snnp.sampling.thermostats.velocity_factor`; the gamma variable is a sum of squared normal numbers over the degrees
-    of freedom with `counts` = 1.
+    OpenMM's own is leapfrog: its velocities lie half a step before its positions. Stochastic rescaling stands between
+    half drifts, see `snnp.sampling.thermostats.velocity_factor`; the gamma variable is a sum of squared normal numbers
+    over the degrees of freedom with `counts` = 1.
     """
     integrator = openmm().CustomIntegrator(dt_ps)
     integrator.addComputePerDof("v", "v + 0.5*dt*f/m")
     if friction_per_ps is None:
         integrator.addComputePerDof("x", "x + dt*v")
     else:
-        integrator.addGlobalVariable("keep", math.exp(-friction_per_ps * dt_ps))
-        for name in ("kT", "twice", "ratio", "others", "factor"):
-            integrator.addGlobalVariable(name, 0.0)
+        for name in ("keep", "kT", "twice", "ratio", "others", "factor"):
+            integrator.addGlobalVariable(name, math.exp(-friction_per_ps * dt_ps) if name == "keep" else 0.0)
         for name in ("counts", "noise"):
             integrator.addPerDofVariable(name, 0.0)
         integrator.addComputePerDof("x", "x + 0.5*dt*v")

@@ -22,8 +22,7 @@ class SNNPPotentialImplFactory(MLPotentialImplFactory):
     ) -> SNNPPotentialImpl:
         """The potential for `MLPotential("snnp", model=..., dtype=..., device=...)`; as `snnp_openmm.create_force`.
 
-        Any other name under which this factory was registered is taken as the model's. Raises `ConfigError` without a
-        model, or for an argument that does not exist.
+        Another name is taken as the model's. Raises `ConfigError` without a model, or for an unknown argument.
         """
         from snnp.errors import ConfigError, near_matches
 
@@ -48,23 +47,16 @@ class SNNPPotentialImpl(MLPotentialImpl):
     def addForces(  # noqa: N802 - openmmml's name
         self, topology: Any, system: Any, atoms: Iterable[int] | None, forceGroup: int, **args: Any
     ) -> None:
-        """Add the force for `atoms` (None: all) to a System.
+        """Add the force for `atoms` (None: all) to a System; it is periodic if that is, or the topology has a box.
 
         `dtype` and `device` in `args` go before those of `MLPotential(...)`; openmmml passes the options of other parts
-        along, so unknown ones are left alone. The force is periodic if the topology has a box or the System is
-        periodic; with `interpolate=True` the System is empty and the topology decides.
+        along, so unknown ones are left alone.
         """
         from snnp_openmm.force import create_force
 
         periodic = topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
-        force = create_force(
-            self._model,
-            topology,
-            atoms,
-            periodic=periodic,
-            dtype=args.get("dtype", self._dtype),
-            device=args.get("device", self._device),
-        )
+        place = {"dtype": args.get("dtype", self._dtype), "device": args.get("device", self._device)}
+        force = create_force(self._model, topology, atoms, periodic=periodic, **place)
         force.setForceGroup(forceGroup)
         system.addForce(force)
 

@@ -18,22 +18,14 @@ __all__ = ["ModelSource"]
 
 
 class ModelSource:
-    """A model by name, by folder, or a potential in memory.
+    """A model by name, by folder, or a potential in memory, which is copied.
 
     Pickled, a bundled name stays the name, a name on the Hub becomes `org/name@commit`, a folder its absolute path, all
-    with the checksum of the weights; a potential becomes the text and bytes of its model folder. No torch object is
-    pickled.
+    with the checksum of the weights, which must be the same when it is read again; a potential becomes the text and
+    bytes of its model folder. No torch object is pickled. `dtype` and `device` are by default the model's own.
 
-    Arguments:
-        model: name, folder, or potential, which is copied: later changes to it do not reach the force.
-        dtype: precision; None keeps the stored one.
-        device: where to put the model; None is the CPU, or where the potential lies.
-        weights_sha256: expected checksum of the weights, or None to accept any.
-
-    Raises:
-        HubError: if a repository on the Hub is missing, out of reach or damaged.
-        ModelFileError: if the model is missing or damaged, or has other weights than expected.
-        InputError: if `model` is none of the three, `dtype` is unknown, or torch cannot use `device`.
+    Raises `HubError`, `ModelFileError` for a model that is missing, damaged or has other weights, `InputError` if
+    `model` is none of the three, `dtype` is unknown, or torch cannot use `device`.
     """
 
     def __init__(
