@@ -1,11 +1,9 @@
 """The card of a model: everything a user should know before trusting it, written from what its file states.
 
 `metadata` may hold, besides free text (`description`, `dataset`, `licence`, `level_of_theory`, `citation`, `limits`,
-and `accuracy`: errors that were measured elsewhere):
-`metrics` (`Evaluation.to_dict()` on the test data), `training`, `training_range`, `properties`
-(`CubicProperties.to_dict()` per element), `compression` (`Compression.to_dict()` of each way), `stability`
-(`StabilityRun.to_dict()` per system), `speed` and `built`.
-What is missing is left out of the card.
+and `accuracy`: errors that were measured elsewhere): `metrics` (`Evaluation.to_dict()` on the test data), `training`,
+`training_range`, `properties`, `compression` and `stability` (`to_dict()` of what `snnp.analysis` computes), `speed`
+and `built`. What is missing is left out of the card.
 """
 
 from __future__ import annotations
@@ -55,7 +53,6 @@ def _table(
     rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
     n_text: int = 1,
 ) -> str:
-    """A table of named rows of numbers from the metadata; a dash for what is not there."""
     cells = [[*row, *(fixed(values.get(key), digits) for _, key, digits in columns)] for row, values in rows]
     return Table([*names, *(heading for heading, *_ in columns)], cells, n_text=n_text).markdown()
 
@@ -267,7 +264,6 @@ def _limits(model: Potential, about: Mapping[str, Any]) -> str:
 
 
 def _making(about: Mapping[str, Any]) -> str:
-    """Data with their commits or checksums, the split, the command: what it takes to make the model again."""
     lines, known = [], about.get("provenance") or {}
     if training := about.get("training"):
         lines.append(

@@ -1,11 +1,8 @@
 r"""What a potential says of matter under compression: the energy must rise all the way, or atoms fall into a hole.
 
-A crystal is compressed from its equilibrium volume V0 without relaxation (atoms follow the cell),
-
-    hydrostatic   V / V0 = 1 ... 0.2          uniaxial along [100], [110], [111]   V / V0 = 1 ... 0.5
-
-(hcp crystals along a and c), and a molecule is scaled like a crystal under pressure. Where the energy falls again, a
-barrier ends and a hole begins.
+A crystal is compressed from its equilibrium volume V0 without relaxation (atoms follow the cell): to V/V0 = 0.2 from
+all sides, and to 0.5 along [100], [110], [111] (hcp: a and c). A molecule is scaled like a crystal under pressure.
+Where the energy falls again, a barrier ends and a hole begins.
 """
 
 from __future__ import annotations
@@ -118,7 +115,6 @@ def _rest(model: Potential, atoms: Atoms) -> float:
 
 
 def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
-    """A copy whose cell [3, 3] and atoms are multiplied by a matrix."""
     result = atoms.copy()
     result.positions, result.cell = atoms.positions @ strain, atoms.cell.array @ strain
     return result

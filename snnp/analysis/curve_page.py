@@ -114,10 +114,7 @@ class _Page:
         panel.set_xlabel(f"distance r (Å){note}")
 
     def _filters(self, panel: Axes, x: np.ndarray, values: np.ndarray, groups: tuple[str, ...], symbol: str) -> None:
-        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters.
-
-        The axis is scaled to distances that occur: a repulsive wall would flatten the rest.
-        """
+        """Curves [G, F, n]: with one group a colour per filter, else a colour per group and its strongest filters."""
         order = self._radial_order if symbol == "ρ" else self._angular_order
         if len(groups) == 1:
             panel.plot(x, values[0, order[_N_HIGHLIGHTED:]].T, color=GREY, linewidth=0.7)
@@ -128,6 +125,7 @@ class _Page:
                 for rank, index in enumerate(order[:_N_HIGHLIGHTED]):
                     label = name if rank == 0 else None
                     panel.plot(x, values[group, index], color=colour, linewidth=1.8 - 0.3 * rank, label=label)
+        # Scaled to distances that occur: a repulsive wall would flatten the rest.
         inside = slice(None) if symbol == "g" else x >= self._closest
         _finish(panel, values[..., inside] if order else np.zeros(1), reverse=len(groups) == 1)
 
@@ -169,8 +167,8 @@ class _Page:
         if len(self._curves.groups) == 1:
             shades = dict.fromkeys(order, GREY) | dict(zip(self._radial_order[:_N_HIGHLIGHTED], COLOURS, strict=False))
             shades |= {k + n_radial: c for k, c in zip(self._angular_order[:_N_HIGHLIGHTED], COLOURS, strict=False)}
-        look = {"color": [shades[k] for k in order], "hatch": ["" if k < n_radial else "////" for k in order]}
-        panel.barh(range(len(order)), 1000.0 * self._curves.worth[order], edgecolor="white", **look)
+        worth, hatch = 1000.0 * self._curves.worth[order], ["" if k < n_radial else "////" for k in order]
+        panel.barh(range(len(order)), worth, color=[shades[k] for k in order], hatch=hatch, edgecolor="white")
         names = [_label("ρ", k) if k < n_radial else _label("fg", k - n_radial) for k in order]
         panel.set_yticks(range(len(order)), names)
         panel.invert_yaxis()

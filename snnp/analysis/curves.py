@@ -11,11 +11,9 @@ worth. To first order in the features, with h_a = dE/dG_a of an atom in a typica
     three-body energy  sum_b h_b f_b(r)^2 [g_b(theta) - <g_b>]
 
 where <g_b> is the mean over all directions and S_b = sum_k f_b(r_k) over the neighbours of the atom. The pair energy is
-what one more neighbour at distance r changes, averaged over its direction: in contrast to the radial filters alone it
-does not depend on how the model divides the mean between the two- and the three-body filters.
-
-A model whose energy is one embedding spline of the summed features (EAM, s-MEAM) has a scale: its functions stay as
-they are.
+what one more neighbour at distance r changes, averaged over its direction, however the model divides that between two-
+and three-body filters. Where the energy is an embedding spline of summed features (EAM, s-MEAM), functions have a scale
+and stay as they are.
 """
 
 from __future__ import annotations
@@ -48,15 +46,12 @@ _MAX_ATOMS = 400  # enough for smooth averages, few enough for all angles
 class Curves:
     """The functions of a `SplineNNP` on common axes; G groups of filters, Z elements, F radial, T three-body filters.
 
-    Arguments:
-        structures: give the typical environments; by default the elements' crystals do.
-        closest: Å, shortest distance that occurs: shapes are scaled by their peak beyond it, axes begin a little below.
+    The `structures`, by default the elements' crystals, give the typical environments; beyond `closest` (Å) shapes are
+    scaled by their peak, and axes begin a little below. Raises `InputError` if the model is not made of splines.
 
     Attributes:
-        elements: Z symbols.
         in_ev: whether filters are scaled to eV (see above) or shown as they are.
-        where: the environment of the expansion, "in the data" or "in the crystal"; None for the mean features of the
-            training data, of which only the radial filters' part of the pair energy is known.
+        where: the environment of the expansion, see `Environment`.
         distance: [n] Å; angle: [m] degrees.
         radial: [G, F, n]; shape: [G, T, n] (f, peak 1 at distances that occur); angular: [H, T, m] (g).
         groups, angle_groups: names of the groups ("" where all elements share one).
@@ -65,8 +60,6 @@ class Curves:
         nearest: [Z] Å, usual distance of the nearest neighbour.
         worth: [D] mean over elements of |h_a| std_a, eV: how far one standard deviation of a feature moves the energy.
         embedding: (x [k], U [Z, E, k]) of the embedding splines, or None.
-
-    Raises `InputError` if the model is not made of splines.
     """
 
     @torch.no_grad()
@@ -112,7 +105,6 @@ def _angle_functions(model: SplineNNP, angle: Tensor) -> Tensor:
 
 
 def _group_names(model: SplineNNP) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the groups of radial filters and of angles."""
     elements, radial = model.elements, model.elements
     if model.config.n_groups("radial") == 1:
         radial = ("",)
@@ -125,7 +117,6 @@ def _group_names(model: SplineNNP) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _mean_over_directions(angular: Tensor) -> Tensor:
-    """[H, T] mean of functions [H, T, m] of the angle over the sphere."""
     theta = np.linspace(0.0, np.pi, angular.shape[2])
     return torch.from_numpy(0.5 * simpson(angular.numpy() * np.sin(theta), x=theta))
 
@@ -182,8 +173,7 @@ class Occurrence:
 
     Attributes:
         distance: [n] Å, middles of the bins; distance_density: [n], pairs per bin over r², largest value 1.
-        angle: [m] degrees between neighbours up to 1.3 times the nearest distance; angle_density: [m], triples per bin,
-            largest value 1.
+        angle: [m] degrees between neighbours up to 1.3 times the nearest distance; angle_density: [m], likewise.
         nearest: Å, distance of an atom's nearest neighbour (median); closest: Å, its first percentile.
     """
 
@@ -213,7 +203,6 @@ def _smooth(counts: np.ndarray) -> np.ndarray:
 
 
 def _angles(vectors: Tensor) -> np.ndarray:
-    """Angles in degrees between all pairs of vectors [n, 3]."""
     unit = vectors / vectors.norm(dim=1, keepdim=True)
     first, second = torch.triu_indices(len(unit), len(unit), offset=1)
     cosine = (unit[first] * unit[second]).sum(dim=1).clamp(-1.0, 1.0)
@@ -230,10 +219,8 @@ def crystal_shells(symbol: str, cutoff: float) -> np.ndarray:
 class Environment:
     """What atoms of each element typically see, in a model's terms; by default in the crystals of the elements.
 
-    If one of these has no crystal that ASE knows (molecules), only the mean features are known.
-
     Attributes:
-        where: "in the data" or "in the crystal"; None where neither is known.
+        where: "in the data" or "in the crystal"; None, with the mean features alone, if ASE does not know a crystal.
         features: [Z, D]; the mean of the training data for an element that does not occur.
         reach: [Z, T], `sum_k f_b(r_k)` over the neighbours k; zero for an element that does not occur.
         partner: species of the usual nearest neighbour of each element, and distance: Å, how far it is.

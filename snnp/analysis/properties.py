@@ -85,7 +85,6 @@ _PUBLISHED: tuple[tuple[str, str, str, float | None, float | None, float, float,
 
 
 def _with_units(*values: float | None) -> dict[str, float | None]:
-    """Lattice constant, cohesive energy, bulk modulus and elastic constants, by names with their units."""
     names = ("lattice_constant_angstrom", "cohesive_energy_ev_per_atom", "bulk_modulus_gpa")
     return dict(zip((*names, "c11_gpa", "c12_gpa", "c44_gpa"), values, strict=True))
 
@@ -99,21 +98,13 @@ for _element, _kind, _source, _a, _cohesive, _c11, _c12, _c44 in _PUBLISHED:
 
 @dataclass(frozen=True)
 class CubicProperties:
-    """What a potential says about a cubic crystal at zero temperature and stress.
-
-    Arguments:
-        element, structure: such as "Si", "diamond".
-        lattice_constant: Å, of the conventional cell.
-        energy_per_atom: eV, E0 included. cohesive_energy: eV/atom, E0 minus that; None where E0 is not the energy of
-            an isolated atom: the difference from a fitted zero is no cohesive energy.
-        bulk_modulus, c11, c12, c44: GPa.
-    """
+    """What a potential says about a cubic crystal at zero temperature and stress, moduli in GPa."""
 
     element: str
     structure: str
-    lattice_constant: float
-    energy_per_atom: float
-    cohesive_energy: float | None
+    lattice_constant: float  # Å, of the conventional cell
+    energy_per_atom: float  # eV, E0 included
+    cohesive_energy: float | None  # eV/atom, E0 minus that; None where E0 is not the energy of an isolated atom
     bulk_modulus: float
     c11: float
     c12: float
@@ -202,7 +193,6 @@ def _lattice_constant(model: Potential, element: str, structure: str, start: flo
 
 
 def _elastic_constants(model: Potential, crystal: Structure, element: str) -> tuple[float, float, float]:
-    """C11, C12, C44 in GPa."""
     stretch, shear = np.zeros((3, 3)), np.zeros((3, 3))
     stretch[0, 0] = 1.0
     # The engineering strain is twice the tensor's: half on each side of the diagonal.
@@ -225,10 +215,7 @@ def _elastic_constants(model: Potential, crystal: Structure, element: str) -> tu
 def _slopes(
     model: Potential, crystal: Structure, strain: np.ndarray | None, shift: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives of the stress ([3, 3] GPa) and of the force on the last atom ([3] eV/Å).
-
-    One is given: the strain [3, 3] of cell and atoms, or the shift [3] of the last atom in Å.
-    """
+    """Derivatives of the stress ([3, 3] GPa) and of the force on the last atom ([3] eV/Å) by a strain, or its shift."""
     step, ends = (_DISPLACEMENT if strain is None else _STRAIN), []
     for size in (step, -step):
         deform = torch.eye(3, dtype=torch.float64) + (0.0 if strain is None else size * torch.from_numpy(strain))

@@ -1,8 +1,7 @@
 """Stability: whether a potential survives molecular dynamics, and how well the energy is conserved.
 
-A structure is brought to temperature, runs at constant energy, and runs hot with a Langevin thermostat. A run has
-blown up if the temperature leaves its target far behind, atoms fuse, a bond of a molecule breaks, or numbers stop being
-finite.
+A run has blown up if the temperature leaves its target far behind, atoms fuse, a bond of a molecule breaks, or numbers
+stop being finite.
 """
 
 from __future__ import annotations
@@ -63,11 +62,9 @@ class StabilityRun:
 
     @property
     def survived(self) -> bool:
-        """Whether nothing blew up."""
         return self.failure is None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
         return {"survived": self.survived, **asdict(self)}
 
 
@@ -187,7 +184,6 @@ def _watched(
 
 
 def _broken_bond(frames: Sequence[Atoms], start: Atoms) -> str | None:
-    """The first bond of a free molecule that came apart."""
     if start.pbc.any():
         return None
     lengths = start.get_all_distances()

@@ -1,8 +1,7 @@
 """What the commands print with: results to stdout, messages and progress to stderr.
 
-Results are either a table for people or one JSON value for programs, so that `snnp ... --json | jq` always works.
-Everything printed passes here through `printable`: names and comments come from files, and must not steer a terminal;
-nor is markup in them obeyed. What the output's encoding has no character for is replaced.
+Results are a table for people or one JSON value for programs. Everything printed passes through `printable`: names and
+comments come from files, and must not steer a terminal; nor is markup in them obeyed.
 """
 
 from __future__ import annotations

@@ -255,7 +255,6 @@ def _distil_settings(teachers: list[str], given: dict[str, Any]) -> DistilSettin
 
 
 def _named(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
     return {name: value for name, value in given.items() if value not in (None, [])}
 
 

@@ -31,7 +31,6 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 
 def _describe(error: OSError) -> str:
-    """One line for a failure of the file system: the path, what happened, and the cure."""
     path = error.filename if error.filename is not None else "the output"
     reason = error.strerror or str(error)
     if (full := why_full(error)) is not None:
@@ -93,7 +92,6 @@ class _Commands(TyperGroup):
 
 
 def _give_up(message: str, code: int, debug: bool) -> NoReturn:
-    """Print the error that is being handled and end the program."""
     error = sys.exception()
     if debug and error is not None:
         print_trace(error)
@@ -174,10 +172,8 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    """End with the usual code, but take temporary files away first.
-
-    During an import nothing is begun yet, and an exception may get lost: extension modules swallow it, or abort.
-    """
+    """End with the usual code, but take temporary files away first."""
+    # During an import nothing is begun yet, and an exception may get lost: extension modules swallow it, or abort.
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(128 + signum)

@@ -253,20 +253,15 @@ StructureSpec = Annotated[
     ),
 ]
 _QUANTITIES = ("energy", "forces", "stress", "group")
-_LABELS = (
-    *(
-        _option(f"{name}_key", str, metavar="NAME", text="Name of this quantity in the files, where it is unusual.")
-        for name in _QUANTITIES
-    ),
-    _option(
-        "units",
-        str,
-        metavar="UNITS",
-        text="Of the numbers in the files, where they are not eV and Å: kcal/mol, energy=Hartree,length=bohr, "
+_LABELS = {
+    **{f"{name}_key": ("NAME", "Name of this quantity in the files, where it is unusual.") for name in _QUANTITIES},
+    "units": (
+        "UNITS",
+        "Of the numbers in the files, where they are not eV and Å: kcal/mol, energy=Hartree,length=bohr, "
         "stress=-kbar (a minus turns the sign).",
     ),
-)
-with_labels = _taking(_LABELS)
+}
+with_labels = _taking([_option(name, str, metavar=of, text=text) for name, (of, text) in _LABELS.items()])
 """Lets a command take options that say how files name their labels, and in which units they are."""
 
 

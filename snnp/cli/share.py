@@ -68,7 +68,6 @@ def mirror_command(
 
 
 def _report(found: Sequence[tuple[Mapping[str, Any], Path]], as_json: bool) -> None:
-    """What each repository is, and the folder in which it lies."""
     sizes = [sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()) for _, folder in found]
     values = [{**each, "folder": str(at), "bytes": size} for (each, at), size in zip(found, sizes, strict=True)]
     if as_json:
@@ -208,9 +207,8 @@ def _statements(assignments: list[str]) -> dict[str, Any]:
         try:
             json.dumps(values[key], allow_nan=False)
         except (TypeError, ValueError, RecursionError):  # dates, sets, endless numbers, lists that hold themselves
-            raise InputError(
-                f"--set {assignment!r}: the value is no text, number, list or mapping; quote it."
-            ) from None
+            reason = f"--set {assignment!r}: the value is no text, number, list or mapping; quote it."
+            raise InputError(reason) from None
     return values
 
 

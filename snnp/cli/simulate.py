@@ -151,7 +151,6 @@ def _temperatures(text: str) -> dict[str, float | None]:
 
 
 def _relaxed(model: Potential, atoms: Atoms, *, steps: int, **more: Any) -> RelaxResult:
-    """`relax` with a progress bar."""
     from snnp.sampling import relax
 
     with progress_bar("relaxing", steps) as update:
@@ -195,15 +194,13 @@ def _outputs(given: dict[str, Any]) -> dict[str, Path | None]:
 
 
 def _prepare_outputs(settings: MDSettings, inputs: list[Path], checkpoint_is_companion: bool) -> None:
-    """Refuse outputs that cannot be written or are somebody's, before anything is computed.
-
-    Whose the companions of another trajectory are --overwrite does not say.
-    """
+    """Refuse outputs that cannot be written or are somebody's, before anything is computed."""
     from snnp.sampling.checkpoint import read_checkpoint
     from snnp.sampling.run import output_files
 
     for path in output_files(settings).values():
         prepare_output(path, overwrite=settings.overwrite or settings.resume, inputs=inputs)
+    # Whose the companions of another trajectory are --overwrite does not say.
     checkpoint = settings.checkpoint
     if checkpoint is None or not checkpoint_is_companion or settings.resume or not settings.overwrite:
         return

@@ -127,7 +127,6 @@ class _Block(NamedTuple):
     weight: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """[n] over the rows of each frame of values [R]."""
         total = torch.zeros_like(self.weight).index_add_(0, self.frame, values)
         return total / torch.bincount(self.frame, minlength=len(total)).clamp_min(1)
 
@@ -136,7 +135,6 @@ class _Block(NamedTuple):
         return self.mean(values.abs())[self.weight > 0].median().clamp_min(_TINY)
 
     def reweighted(self, solution: Tensor) -> Tensor:
-        """[n] weights, the less the farther a frame is off."""
         residual = (self.mean((self.rows @ solution - self.target).square()) * self.weight).sqrt()
         usual = residual[self.weight > 0].median().clamp_min(_TINY)
         return self.weight / (1.0 + (residual / (2.0 * usual)) ** 2) ** 2

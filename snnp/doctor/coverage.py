@@ -1,7 +1,6 @@
 """What a data set holds, what is missing, what occurs twice, and what is both trained on and tested on.
 
-Candidates for the same structure, however it is written, have equal fingerprints (`snnp.doctor.survey`); then atoms are
-matched and the sorted distances to their neighbours compared, which gives a difference in Å.
+Of structures with equal fingerprints atoms are matched, and the distances to their neighbours compared, in Å.
 """
 
 from __future__ import annotations

@@ -299,15 +299,12 @@ def check_stresses(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 
 class _Heaps(NamedTuple):
-    """Two heaps of energies: indices of their frames, eV/atom between their medians, and how far they are mixed.
-
-    `mixed`: share of the smaller heap that has a structure of the other heap about as near as one of its own.
-    """
+    """Two heaps of energies, by the indices of their frames."""
 
     smaller: np.ndarray
     larger: np.ndarray
-    distance: float
-    mixed: float
+    distance: float  # eV/atom between their medians
+    mixed: float  # share of the smaller that has a structure of the other about as near as one of its own
 
 
 def _find_heaps(residual: np.ndarray, fingerprint: np.ndarray) -> _Heaps | None:
@@ -359,7 +356,6 @@ def check_mixture(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
 
 
 def _owners(survey: Survey, smaller: np.ndarray, larger: np.ndarray) -> str:
-    """What the frames of the smaller heap have in common and the others have not."""
     columns = {
         "file": [source.rpartition("#")[0] for source in survey.frames.sources],
         "split": survey.split.tolist(),

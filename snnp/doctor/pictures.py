@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -27,9 +27,9 @@ _TOP = 30.0  # eV
 
 def data_pictures(survey: Survey, consensus: Consensus) -> list[Figure]:
     """All pictures of a data set."""
-    drawn = [_histograms(survey, consensus), _agreement(survey, consensus)]
     # One element has one pair: its numbers are in the table.
-    return [*drawn, *([_coverage(survey)] if len(survey.elements) > 1 else []), _map(survey)]
+    pairs = [_coverage(survey)] if len(survey.elements) > 1 else []
+    return [_histograms(survey, consensus), _agreement(survey, consensus), *pairs, _map(survey)]
 
 
 def model_pictures(dimers: list[Dimer], scan: Sequence[Compression], runs: list[Run], scaling: Scaling) -> list[Figure]:
@@ -193,7 +193,7 @@ def _map(survey: Survey) -> Figure:
         panel.set_title(title, fontsize=10)
         panel.set(xlabel="first main direction", ylabel="second main direction", xticks=[], yticks=[])
         ncols = max(1, 50 // (max(len(shortened(str(value))) for value in values) + 4))
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": ncols}
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": ncols}
         panel.legend(**place, frameon=False, fontsize=8, markerscale=4.0, handletextpad=0.2, columnspacing=1.2)
     caption = (
         "Up to six thousand atoms, placed by the two main directions in which their surroundings differ: like "
@@ -203,7 +203,6 @@ def _map(survey: Survey) -> Figure:
 
 
 def _energy_panel(panel: Axes, title: str, low: float, high: float) -> None:
-    """A small panel of energies in eV against a distance or volume."""
     panel.axhline(0.0, color=GREY, lw=0.7)
     _symlog(panel, 1.5 * low - 0.3, 1.5 * high)
     plain_ticks(panel.xaxis)

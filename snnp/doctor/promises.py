@@ -156,12 +156,11 @@ def check_contract(model: Potential) -> Iterator[Finding]:
     """Every check of `snnp.testing`; forces and stress of a bulk crystal, a slab and a molecule besides."""
     ordinary = ordinary_structures(model)
     for name, check in CHECKS.items():
-        title, places = _NAMES[name], dict[str, list[Structure] | None]({"small test structures": None})
-        places |= {what: [each] for what, each in ordinary.items()} if name in _DERIVATIVES else {}
-        for where, structures in places.items():
+        title, others = _NAMES[name], ordinary if name in _DERIVATIVES else {}
+        for where in ("small test structures", *others):
             said, refused = "", ""
             try:
-                check(model, structures)
+                check(model, [others[where]] if where in others else None)
             except ContractError as error:
                 said = str(error).removeprefix(f"{title}: ").rstrip(".")
             except SnnpError as error:

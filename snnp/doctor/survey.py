@@ -5,9 +5,7 @@ Each atom is described by moments of its neighbours within 4.5 Å,
     A_b,lm(i) = sum_j x(z_j) f_b(r_ij) Y_lm(r_ij / r),     d_b,l(i) = sum_m A_b,lm(i)²,
 
 with a fixed number x(z) per element. The fingerprint of a structure is the mean over its atoms of fixed random
-functions of `d` and of the element. It does not depend on how the structure is written: it is the same under rotation
-and mirroring, another order of atoms, another choice of lattice vectors or supercell, and with atoms moved by lattice
-vectors.
+functions of `d` and of the element: however it is turned, mirrored, ordered, or cut into cells, it is the same.
 """
 
 from __future__ import annotations
@@ -70,12 +68,10 @@ class Survey:
 
     @property
     def fractions(self) -> np.ndarray:
-        """[n, Z] of the atoms that are of an element."""
         return self.counts / self.frames.counts[:, None]
 
     @property
     def splits(self) -> list[str]:
-        """Names, in the order in which they were given."""
         return list(dict.fromkeys(self.split.tolist()))
 
     @property

@@ -24,22 +24,8 @@ if TYPE_CHECKING:
     from snnp.sampling.snapshot import Sample
     from snnp.sampling.structures import build_structure, structure_files
 
-__all__ = [
-    "Checkpoint",
-    "MDProgress",
-    "MDResult",
-    "MDSettings",
-    "RelaxProgress",
-    "RelaxResult",
-    "Sample",
-    "available_engines",
-    "build_structure",
-    "drive",
-    "relax",
-    "run_md",
-    "starting_point",
-    "structure_files",
-]
+__all__ = ["Checkpoint", "MDProgress", "MDResult", "MDSettings", "RelaxProgress", "RelaxResult", "Sample"]
+__all__ += ["available_engines", "build_structure", "drive", "relax", "run_md", "starting_point", "structure_files"]
 
 
 def __getattr__(name: str) -> Any:

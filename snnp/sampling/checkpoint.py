@@ -62,25 +62,13 @@ Count = Annotated[int, BeforeValidator(_count)]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run was asked for, beside the settings that define it.
+    """What a run was asked for, beside the settings that define it; by default nothing, as early checkpoints said."""
 
-    Arguments:
-        model, model_sha256: name and `snnp.models.store.fingerprint` of the model, empty where it is not known.
-        plan: `MDSettings.plan()`.
-        clock: a step, and the time in fs then: later times follow from the time step.
-        changes: settings that were changed on resuming, as `{"step": ..., "setting": ..., "before": ..., "now": ...}`.
-    """
-
-    model: str
-    model_sha256: str
-    plan: dict[str, Any]
-    clock: tuple[Count, FiniteFloat]
-    changes: list[dict[str, Any]]
-
-    @classmethod
-    def empty(cls) -> RunRecord:
-        """That of early checkpoints, which held none."""
-        return cls("", "", {}, (0, 0.0), [])
+    model: str = ""
+    model_sha256: str = ""  # `snnp.models.store.fingerprint`
+    plan: dict[str, Any] = field(default_factory=dict)  # `MDSettings.plan()`
+    clock: tuple[Count, FiniteFloat] = (0, 0.0)  # a step, and the time in fs then: later ones follow from the time step
+    changes: list[dict[str, Any]] = field(default_factory=list)  # on resuming: "step", "setting", "before", "now"
 
     def time_fs(self, step: int, dt_fs: float) -> float:
         """The time at a step in fs."""
@@ -89,22 +77,15 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run by an engine after `step` steps.
-
-    Arguments:
-        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity, and a FixAtoms constraint of held ones.
-        state: the engine's own variables; empty at the start of a fresh run.
-        settings: `MDSettings.defining()` of the run, with the number of its equilibration steps.
-        files: how far the trajectory and the log had been written, by `"trajectory"` and `"log"`.
-    """
+    """The state of a run by an engine after `step` steps."""
 
     engine: str
     step: int
-    atoms: Atoms
-    state: EngineState
-    settings: dict[str, Any]
-    files: dict[str, FileMark]
-    record: RunRecord = field(default_factory=RunRecord.empty)
+    atoms: Atoms  # with momenta, in ASE's units, and a FixAtoms constraint of held ones
+    state: EngineState  # the engine's own variables; empty at the start of a fresh run
+    settings: dict[str, Any]  # `MDSettings.defining()` of the run, with the number of its equilibration steps
+    files: dict[str, FileMark]  # how far "trajectory" and "log" had been written
+    record: RunRecord = field(default_factory=RunRecord)
 
     @property
     def equilibration(self) -> int:
@@ -120,17 +101,16 @@ def starting_point(
     Velocities are drawn from the Maxwell-Boltzmann distribution, without a total momentum, unless the structure brings
     momenta of its own and no `settings.new_velocities` are asked for.
 
-    Raises:
-        InputError: the structure is empty or constrained, or the checkpoint is missing, damaged, or of another
-            structure, model (where a `potential` is given) or engine.
-        ConfigError: the settings are not those the checkpoint was written with, or `npt` without a periodic cell.
+    Raises `InputError` for a structure that is empty or constrained, or a checkpoint that is missing, damaged, or of
+    another structure, model (where a `potential` is given) or engine; `ConfigError` for settings other than the
+    checkpoint's, or `npt` without a periodic cell.
     """
     if len(structure) == 0:
         raise InputError("the structure holds no atoms; molecular dynamics needs at least one.")
     held = held_atoms(structure, settings.fix)
     check_box(structure, settings, int(held.sum()))
     model = ("", "") if potential is None else (potential.name, fingerprint(potential))
-    record = RunRecord(*model, settings.plan(), (0, 0.0), [])
+    record = RunRecord(*model, settings.plan())
     if settings.resume:
         assert settings.checkpoint is not None
         before = read_checkpoint(settings.checkpoint)
@@ -177,7 +157,7 @@ class _Header:
     values: dict[str, Any]
     files: dict[str, tuple[Count, Count]]
     tails: dict[str, str] = field(default_factory=dict)
-    record: RunRecord = field(default_factory=RunRecord.empty)
+    record: RunRecord = field(default_factory=RunRecord)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

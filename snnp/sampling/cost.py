@@ -29,10 +29,7 @@ _RUNS = 3  # of an engine
 
 
 def measure_cost(model: Potential, atoms: Atoms, repeats: int) -> dict[str, Any]:
-    """Time energy and forces of atoms that move a little from call to call.
-
-    Returns `n_atoms`; `cpu_us_per_atom` (all threads together) and `wall_us_per_atom`, medians over the repeats.
-    """
+    """Time energy and forces of atoms that move a little from call to call: medians over the repeats."""
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, got {repeats}.")
     session, cell, generator = Session(model), atoms.cell.array, np.random.default_rng(0)
@@ -53,8 +50,6 @@ def measure_cost(model: Potential, atoms: Atoms, repeats: int) -> dict[str, Any]
 
 def measure_engine(model: Potential, atoms: Atoms, engine: str, steps: int = 100) -> dict[str, Any]:
     """What an engine adds to the model: short runs at constant energy from 300 K, and bare calls along them, in turn.
-
-    Both begin without a neighbour list, keep it with the same skin, and see the same atoms move as far.
 
     Returns `n_atoms`, `steps` (of 1 fs, in each of three runs), and medians: `ENGINE_us_per_atom` and
     `model_us_per_atom` per step, `overhead_us_per_step` and `overhead_percent` of what a step costs beyond the call.
@@ -84,10 +79,7 @@ def measure_engine(model: Potential, atoms: Atoms, engine: str, steps: int = 100
 
 
 def usual_atoms(model: Potential, specification: str | None, n_atoms: int) -> tuple[str, Atoms]:
-    """Atoms to measure with, and their name: as specified, else molecules or a crystal that suits the model.
-
-    Crystals are shaken; without a size they have about `n_atoms` atoms.
-    """
+    """Atoms to measure with, about `n_atoms` unless specified, and their name: molecules, or a shaken crystal."""
     if n_atoms < 1:
         raise InputError(f"the number of atoms must be at least 1, got {n_atoms}.")
     if specification is None and {"H", "C", "N", "O"} <= set(model.elements):

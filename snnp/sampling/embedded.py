@@ -4,9 +4,8 @@
 splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34). `npt` begins each step with a move of stochastic
 cell rescaling (Bernetti and Bussi, J. Chem. Phys. 153, 114107 (2020)).
 
-Where a GPU kernel covers the model, `snnp.kernels.gpu.dynamics` does the same on the device: positions, lists, forces,
-thermostat and barostat stay there, in one captured graph per step, and the host looks at them when something is to be
-written. The noise is another: Philox numbers that depend on seed, step and atom alone.
+Where a GPU kernel covers the model, `snnp.kernels.gpu.dynamics` does the same on the device, in one captured graph per
+step. The noise is another: Philox numbers that depend on seed, step and atom alone.
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class NativeDynamics:
         return self._session.evaluate(atoms.numbers, self._positions, self._cell, atoms.pbc, stress=self._periodic)
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps; raises `InputError` if atoms have come too close or flown apart."""
         half, drift, ensemble = 0.5 * self._dt * self._moves, self._dt / self._masses, self._ensemble
         for _ in range(n_steps):
             if ensemble.moves_box:  # with the stress of now; the forces, which only kick momenta, may wait for theirs
@@ -89,7 +87,6 @@ class NativeDynamics:
             self._momenta *= ensemble.factor(0.5 * float((self._momenta**2 / self._masses).sum()))
 
     def snapshot(self) -> Snapshot:
-        """The state now."""
         atoms = self._atoms.copy()
         atoms.set_cell(self._cell)
         atoms.positions = self._positions
@@ -120,7 +117,6 @@ class NativeGpuDynamics:
         return GpuDynamics(self._kernel, system, velocities, self._integrator(atoms, step), step=step)
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps; raises `InputError` if atoms have come too close or flown apart."""
         equilibration = self._start.equilibration
         left = equilibration - self._dynamics.step
         if 0 < left <= n_steps:
@@ -134,7 +130,6 @@ class NativeGpuDynamics:
         self._dynamics.advance(n_steps)
 
     def snapshot(self) -> Snapshot:
-        """The state now."""
         seen, atoms = self._dynamics.observe(), self._start.atoms.copy()
         atoms.set_cell(seen.cell.cpu().numpy())
         atoms.positions = seen.positions.cpu().numpy()
@@ -143,10 +138,7 @@ class NativeGpuDynamics:
         return Snapshot(atoms, float(seen.energies.sum()), seen.forces.cpu().double().numpy(), stress)
 
     def state(self) -> EngineState:
-        """Begin anew at the present atoms, as a resumed run does, so that both agree to the bit.
-
-        The noise needs no state. Random numbers of a run that began on the CPU are handed on, unused.
-        """
+        """Begin anew, as a resumed run does, so that both agree to the bit; those of the CPU are handed on, unused."""
         atoms, step = self.snapshot().atoms, self._dynamics.step
         del self._dynamics  # its memory is needed
         self._dynamics = self._begin(atoms, step)
@@ -172,10 +164,8 @@ class NativeGpuDynamics:
 def make_engine(
     potential: Potential, kernel: object, start: Checkpoint, settings: MDSettings
 ) -> NativeDynamics | NativeGpuDynamics:
-    """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host.
-
-    The barostat on the device knows one scale: an anisotropic one takes the host path.
-    """
+    """The engine for a potential: on the device of its GPU kernel if it has one, else step by step from the host."""
+    # The barostat on the device knows one scale.
     if not isinstance(kernel, GpuKernel) or (settings.ensemble == "npt" and settings.barostat == "anisotropic"):
         return NativeDynamics(potential, start, settings)
     species = potential.species(Structure.from_ase(start.atoms).to(device=potential.device))

@@ -35,10 +35,8 @@ __all__ = [
 ]
 
 _RDF_SAMPLES = 40
-_PATIENCE = 2_000_000
-"""Steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop."""
-_FEWEST_SAMPLES = 10
-"""For a standard deviation: that of two or three says nothing."""
+_PATIENCE = 2_000_000  # steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop
+_FEWEST_SAMPLES = 10  # for a standard deviation: that of two or three says nothing
 
 
 class Engine(Protocol):
@@ -73,18 +71,12 @@ Report = Callable[[MDProgress], None]
 
 @dataclass(frozen=True)
 class MDResult:
-    """What a run gave.
+    """What a run gave: from `first_step` to `last_step` in this call, in `seconds`, files included.
 
-    Arguments:
-        first_step, last_step: steps at which this call began and ended.
-        seconds, ns_per_day: wall time of this call's steps, files included, and the speed that follows; None without.
-        equilibration: the first steps, which no mean holds.
-        mean_temperature_k: over the samples of the log (resumed runs: of the whole log); None under a ramp.
-        temperature_std_k: their standard deviation; None for fewer than ten.
-        drift_mev_per_atom_per_ns: see `energy_drift`; None unless `nve`.
-        mean_pressure_gpa, mean_volume_a3: None where the structure is not periodic.
-        final: the atoms at the end, with momenta.
-        files: what was written, by name (`trajectory`, `log`, `plot`, `checkpoint`, `topology`).
+    Means are over the samples of the log, also that before resuming, but for the `equilibration`, its first steps: no
+    temperature under a ramp, no deviation of fewer than ten samples, a drift (see `energy_drift`) in `nve` alone,
+    pressure and volume where the structure is periodic. `final` are the atoms at the end, with momenta; `files` what
+    was written, by name (`trajectory`, `log`, `plot`, `checkpoint`, `topology`).
     """
 
     engine: str
@@ -105,7 +97,6 @@ class MDResult:
 
     @property
     def steps(self) -> int:
-        """Number of steps done by this call."""
         return self.last_step - self.first_step
 
     def to_json(self) -> dict[str, Any]:
@@ -190,10 +181,7 @@ def available_engines() -> list[str]:
 
 
 def find_entry_point(group: str, name: str) -> Any:
-    """What a plugin registered as `name` in an entry-point group.
-
-    Raises `InputError` for an unknown name, `MissingDependencyError` where a package that the plugin needs is missing.
-    """
+    """What a plugin registered as `name`; `InputError` if none did, `MissingDependencyError` if it lacks a package."""
     found = {entry.name: entry for entry in entry_points(group=group)}
     if name not in found:
         known = ", ".join(sorted(found)) or "none; reinstall snnp"
@@ -217,10 +205,7 @@ def run_engine(
     *,
     device: str | None = None,
 ) -> MDResult:
-    """What `run_md` of every engine does: load the model, find the starting point, make the engine, drive it.
-
-    `make` gets a potential in the precision of the settings; `device` is where it runs if they do not say.
-    """
+    """What `run_md` of every engine does; `device` is where the model runs if the settings do not say."""
     potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
     start = starting_point(structure, settings, name, potential)
     engine = make(potential, start, settings)
@@ -237,12 +222,9 @@ def drive(
 ) -> MDResult:
     """Run an engine from its starting point to `settings.steps`, writing what the settings ask for.
 
-    Raises:
-        InputError: the energy is not a number or falls below `least_energy` (eV; see the function of that name), or the
-            temperature leaves all sense (the run has blown up; see `Limits`), or an output is held by another run,
-            exists and must not be replaced, or is not that of the run to resume.
-        OSError: an output cannot be written; names it.
-        Interrupted: at Ctrl-C or SIGTERM, once a checkpoint is written.
+    Raises `InputError` where the run blows up (see `Limits`; `least_energy`: eV), or an output is held by another run,
+    exists and must not be replaced, or is not that of the run to resume; `OSError`, which names the output that cannot
+    be written; `Interrupted` at Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -317,7 +299,6 @@ class _Recorder:
             stack.callback(self._trajectory.close)
 
     def next_stop(self, step: int) -> int:
-        """The next step at which something is due."""
         settings = self._settings
         written = [name for name in ("trajectory", "checkpoint") if getattr(settings, name) is not None]
         intervals = [getattr(settings, f"{name}_interval") for name in ("log", *written)]
@@ -366,7 +347,6 @@ class _Recorder:
         return {name: writer.mark() for name, writer in writers.items() if writer is not None}
 
     def result(self, step: int, seconds: float) -> MDResult:
-        """Make the picture and sum up."""
         settings, final = self._settings, self._final
         self._marks()  # a full disk may show only when files are brought there
         if settings.plot is not None:

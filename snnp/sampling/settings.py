@@ -113,7 +113,6 @@ class MDSettings(BaseModel):
 
     @property
     def outputs(self) -> dict[str, Path]:
-        """The files that the run writes, by name."""
         return {name: path for name in _OUTPUTS if (path := getattr(self, name)) is not None}
 
     @property

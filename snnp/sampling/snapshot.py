@@ -24,27 +24,18 @@ _LOWER, _SHARE = 1.0, 0.5
 ordered crystal or another composition gains on what was seen."""
 _HOTTER, _WARMER_K = 10.0, 2000.0
 """Times the temperature, and K beyond: a start far from rest gives off less, a fall into a hole more."""
-_HOTTEST_K = 1e6
-"""Above this no condensed matter or molecule is meant: the atoms are flying apart."""
-_FEW = 10
-"""Degrees of freedom; with fewer, temperatures fluctuate by more than their mean."""
+_HOTTEST_K = 1e6  # above this no condensed matter or molecule is meant: the atoms are flying apart
+_FEW = 10  # degrees of freedom; with fewer, temperatures fluctuate by more than their mean
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a simulation at one step.
+    """The state of a simulation at one step."""
 
-    Arguments:
-        atoms: positions (Å), momenta (ASE's units), cell (Å), periodicity; the receiver keeps it, so hand over a copy.
-        potential_energy: eV.
-        forces: [N, 3], eV/Å.
-        stress: [3, 3], eV/Å³, ASE's sign, without the kinetic part; None where not every direction is periodic.
-    """
-
-    atoms: Atoms
-    potential_energy: float
-    forces: np.ndarray
-    stress: np.ndarray | None
+    atoms: Atoms  # with momenta, in ASE's units; the receiver keeps it, so hand over a copy
+    potential_energy: float  # eV
+    forces: np.ndarray  # [N, 3] eV/Å
+    stress: np.ndarray | None  # [3, 3] eV/Å³, ASE's sign, without the kinetic part; None unless fully periodic
 
 
 class Sample(NamedTuple):
@@ -61,11 +52,9 @@ class Sample(NamedTuple):
 
     @staticmethod
     def of(snapshot: Snapshot, step: int, time_fs: float, n_freedom: int) -> Sample:
-        """The row of a snapshot.
-
-        The kinetic part of the pressure is N k T / V for the N atoms that move at the temperature of the row: where the
-        total momentum is kept at zero, 2 K / (3 V) alone would lack the centre of mass, and <P> would miss the target.
-        """
+        """The row of a snapshot."""
+        # The kinetic part of the pressure is N k T / V for the N atoms that move at the temperature of the row: where
+        # the total momentum is zero, 2 K / (3 V) alone would lack the centre of mass, and <P> would miss the target.
         kinetic = float(snapshot.atoms.get_kinetic_energy())
         n_moving = len(snapshot.atoms) - sum(len(c.get_indices()) for c in snapshot.atoms.constraints)
         volume = pressure = float("nan")

@@ -26,8 +26,7 @@ _LATTICES = ("fcc", "bcc", "diamond", "hcp", "sc")
 _EXAMPLES = "fcc:Al:4x4x4, bcc:Mo:3x3x3:a=3.16, hcp:Mg:4x3x3:a=3.21:c=5.21, diamond:Si:3x3x3, molecule:CH3CH2OH"
 _MOST_ATOMS = 10_000_000
 _FORMATS = {"pdb": "proteindatabank", "poscar": "vasp", "contcar": "vasp", "lammps": "lammps-data", "xyz": "extxyz"}
-_NO_BOX_IN_PDB = (1.0, 1.0, 1.0, 90.0, 90.0, 90.0)
-"""What the format prescribes for structures without a periodic cell."""
+_NO_BOX_IN_PDB = (1.0, 1.0, 1.0, 90.0, 90.0, 90.0)  # what the format prescribes for structures without a periodic cell
 _MASS_TOLERANCE = 0.3
 """amu; more than rounding and the choice of isotopic abundances, less than the distance of most neighbours."""
 
@@ -39,12 +38,11 @@ def build_structure(
     file_format: str | None = None,
     topology: str | Path | None = None,
 ) -> Atoms:
-    """Read or build the atoms that a specification names.
+    """Read or build the atoms that a specification names; what exists on the disk is a file.
 
     Arguments:
         spec: a file (the last frame, or `file.xyz@3` for another), a crystal `LATTICE:ELEMENT:SIZE[:a=Å][:c=Å]` with
             lattice fcc, bcc, diamond, sc (cubic cells) or hcp (orthorhombic cells), or `molecule:NAME` from the G2 set.
-            What exists on the disk is a file, whatever its name looks like.
         lattice_constant: Å, for crystals whose specification gives none; by default ASE's reference value.
         file_format: of the file, where its name does not tell: pdb, cif, poscar, lammps, dcd, or ASE's name of one.
         topology: a structure file with the elements, which DCD does not hold; by default `NAME_topology.pdb` beside it.
@@ -152,7 +150,6 @@ def _check_elements(atoms: Atoms, path: Path, file_format: str | None) -> None:
 
 
 def _from_dcd(path: Path, index: str, topology: str | Path | None) -> Atoms:
-    """A frame of a DCD file with the elements of another file."""
     companion = Path(topology or topology_beside(path))
     if not companion.is_file():
         raise InputError(f"'{path}' holds no elements; name a file that does with --topology (no '{companion}').")

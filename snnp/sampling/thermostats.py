@@ -1,7 +1,4 @@
-"""What makes an ensemble: the moves of thermostat and barostat, degrees of freedom, and atoms that are held.
-
-Engines bring their own splitting of Newton's equations; what is here they share, so that they sample the same.
-"""
+"""What engines share, to sample the same: moves of thermostat and barostat, degrees of freedom, atoms that are held."""
 
 from __future__ import annotations
 
@@ -32,8 +29,7 @@ _EQUILIBRATION_FRICTION = 50.0
 """1/ps, of the Langevin dynamics during equilibration: kinetic and potential energy have their share within 0.1 ps."""
 _HASTE, _FASTEST_FS = 10.0, 100.0
 """How much faster the barostat is during equilibration, unless its time is then shorter than this."""
-_MOVES_PER_BAROSTAT_TIME = 100
-"""Moves of the box in `barostat_time_fs`, where one costs an evaluation of its own."""
+_MOVES_PER_BAROSTAT_TIME = 100  # moves of the box in `barostat_time_fs`, where one costs an evaluation of its own
 
 
 class Bath(NamedTuple):
@@ -110,8 +106,7 @@ class Ensemble:
 def velocity_factor(kinetic: float, n_freedom: int, kt: float, keep: float, rng: np.random.Generator) -> float:
     """By what stochastic velocity rescaling multiplies all velocities (Bussi, Donadio and Parrinello 2007, eq. A7).
 
-    Exact for the kinetic energy (eV), whatever the time: it relaxes to, and samples, the distribution of `n_freedom`
-    degrees of freedom at `kt` (eV). keep: exp(-time / relaxation time). rng: gives one normal and one gamma number.
+    Exact for the kinetic energy of `n_freedom` degrees of freedom at `kt` (eV). keep: exp(-time / relaxation time).
     """
     if not kinetic > 0.0:
         return 1.0

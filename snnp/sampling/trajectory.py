@@ -1,9 +1,8 @@
 """Files that a run appends to: the CSV log, and trajectories in extended XYZ, DCD and XTC, chosen by the suffix.
 
 Extended XYZ holds everything (energy, forces, momenta, step) at 1e-8 Å. DCD (single precision) and XTC (rounded to
-0.01 Å) hold positions and cell only, and expect cells in the form of `reduce_cell`: structures are rotated to it, and
-the box may be made of other vectors of the same lattice. `NAME_topology.pdb`, written beside them, has the first frame
-in the same axes, with the elements.
+0.01 Å) hold positions and cell only, brought to the form of `reduce_cell`; `NAME_topology.pdb`, written beside them,
+has the first frame in the same axes, with the elements.
 """
 
 from __future__ import annotations
@@ -84,7 +83,6 @@ class _Appended:
                 os.truncate(path, mark.n_bytes)
 
     def _open(self, mark: FileMark | None) -> TextIO:
-        """The file as text, to go on at its end."""
         self._file = open(self._path, "w" if mark is None else "a", newline="", encoding="utf-8")  # noqa: SIM115
         return self._file
 
@@ -107,10 +105,7 @@ class _Appended:
         os.truncate(self._path, self._n_bytes)
 
     def mark(self) -> FileMark:
-        """Where the file stands now, safely on disk.
-
-        Raises `InputError` if somebody else has changed the file, `OSError` if the disk is full only now.
-        """
+        """Where the file stands now, safely on disk; refuses one that somebody else has changed."""
         path = self._path
         if path.exists() and not path.is_file():
             return FileMark(0, self._n_frames)
@@ -124,7 +119,6 @@ class _Appended:
         return FileMark(self._n_bytes, self._n_frames, _tail(path, self._n_bytes))
 
     def close(self) -> None:
-        """Close the file, where it stays open."""
         if self._file is not None:
             with naming(self._path):  # after a full disk it tries once more to write
                 self._file.close()
@@ -204,10 +198,10 @@ class _OpenMMWriter(TrajectoryWriter):
             ) from error
         self._app: Any = app
         super().__init__(path, settings, mark)
-        self._topology = self._app.Topology()
+        self._topology = app.Topology()
         residue = self._topology.addResidue("UNK", self._topology.addChain())
         for symbol in atoms.symbols:
-            self._topology.addAtom(symbol, self._app.Element.getBySymbol(symbol), residue)
+            self._topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
         # Time step in ps, step of the first frame, interval: what the headers hold.
         interval = settings.trajectory_interval
         self._clock = settings.dt_fs / 1000.0, next_step - self._n_frames * interval, interval
@@ -330,10 +324,10 @@ def topology_beside(trajectory: Path) -> Path:
 
 
 def read_dcd_frame(path: Path, index: int, n_atoms: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions [N, 3] and cell [3, 3] in Å of one frame; no cell where the file holds none.
+    """Positions [N, 3] and cell [3, 3] in Å of one frame, in either byte order; no cell where the file holds none.
 
-    CHARMM, NAMD, LAMMPS and OpenMM write such files, in either byte order. Negative indices count from the end of what
-    was written whole. Raises `InputError` for what is not a DCD file, not of `n_atoms`, or without such a frame.
+    Negative indices count from the end of what was written whole. Raises `InputError` for what is not a DCD file, not
+    of `n_atoms`, or without such a frame.
     """
     with open(path, "rb") as file:
         try:

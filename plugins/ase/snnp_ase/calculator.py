@@ -24,12 +24,9 @@ __all__ = ["SNNPCalculator"]
 
 
 class _Calculation(NamedTuple):
-    """Atoms, and what is known about them. Nothing in it changes, so that threads may share a calculator.
+    """Atoms, and what is known about them. Nothing in it changes, so that threads may share a calculator."""
 
-    `first` is a complete copy of the first atoms of these numbers and periodicity, or None where nothing was asked yet.
-    """
-
-    first: Atoms | None
+    first: Atoms | None  # a copy of the first ones of these numbers and periodicity; None where nothing was asked yet
     numbers: NDArray[np.int64]
     positions: NDArray[np.float64]
     cell: NDArray[np.float64]
@@ -38,7 +35,6 @@ class _Calculation(NamedTuple):
 
     @classmethod
     def of(cls, atoms: Atoms) -> _Calculation:
-        """Nothing known about these atoms yet."""
         own = atoms.copy()
         return cls(own, own.numbers, own.positions, own.cell.array, own.pbc, {})
 
@@ -138,7 +134,6 @@ class SNNPCalculator(Calculator):
 
     @property
     def n_neighbour_builds(self) -> int:
-        """How often the neighbour list was built."""
         return self._session.n_neighbour_builds
 
     def expect_stress(self) -> None:
@@ -180,10 +175,7 @@ class SNNPCalculator(Calculator):
         self._evaluate(known, stress="stress" in (properties or []))
 
     def calculate_properties(self, atoms: Atoms, properties: list[str]) -> Properties:
-        """ASE's entry for several properties; always those of the atoms given.
-
-        Raises `ValueError` for a name that ASE does not know, `PropertyNotPresent` for what these atoms do not have.
-        """
+        """ASE's entry for several properties; `PropertyNotPresent` for those that the atoms do not have."""
         known = self._evaluate(_Calculation.of(atoms), stress="stress" in properties)
         for name in properties:
             if name not in known.results:
@@ -191,7 +183,6 @@ class SNNPCalculator(Calculator):
         return Properties(known.results)
 
     def _evaluate(self, asked: _Calculation, *, stress: bool) -> _Calculation:
-        """The calculation with its results, kept as the last one."""
         if asked.first is None:
             raise InputError("no atoms to compute: pass them, or use atoms.calc = ... and ask the atoms.")
         self._known = asked  # without results, should it fail

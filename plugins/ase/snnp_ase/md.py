@@ -69,7 +69,6 @@ class ASEDynamics:
                 self._dynamics = self._begin()
 
     def snapshot(self) -> Snapshot:
-        """The state now."""
         atoms = self._atoms
         stress = atoms.get_stress(voigt=False) if self._periodic else None
         return Snapshot(atoms.copy(), float(atoms.get_potential_energy()), atoms.get_forces(), stress)

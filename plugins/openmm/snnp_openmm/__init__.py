@@ -1,7 +1,6 @@
 """OpenMM plugin: snnp potentials as OpenMM forces.
 
-Everything is imported on first use. openmmml loads `snnp_openmm.mlpotential` whenever it is imported, so importing this
-package must stay cheap and must not fail where torch or snnp cannot be imported.
+Everything is imported on first use: openmmml loads this package with itself, with or without torch.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ __all__ = ["Evaluation", "Evaluator", "PotentialError"]
 
 logger = logging.getLogger(__name__)
 
-_FORCE_UNIT = EV_IN_KJ_PER_MOL * NM_IN_ANGSTROM
-"""1 eV/Å in kJ/mol/nm."""
+_FORCE_UNIT = EV_IN_KJ_PER_MOL * NM_IN_ANGSTROM  # 1 eV/Å in kJ/mol/nm
 
 
 class PotentialError(SnnpError):
@@ -58,12 +57,10 @@ class Evaluator:
 
     @property
     def is_periodic(self) -> bool:
-        """Whether any direction is periodic."""
         return bool(self._pbc.any())
 
     @property
     def n_neighbour_lists(self) -> int:
-        """How often the neighbour list has been built."""
         return self._session.n_neighbour_builds
 
     def forget(self) -> None:
@@ -93,7 +90,6 @@ class Evaluator:
         self._expects_stress = True
 
     def evaluate_state(self, state: Any, *, stress: bool = False) -> Evaluation:
-        """As `evaluate`, for an `openmm.State` with positions."""
         # State stores nm; taking the bare number spares the units machinery a copy.
         positions = state.getPositions(asNumpy=True)._value * NM_IN_ANGSTROM
         cell = np.zeros((3, 3))
@@ -124,10 +120,7 @@ class Evaluator:
         return result
 
     def _unwrap(self, positions: np.ndarray, last: _Last) -> np.ndarray:
-        """Undo jumps by lattice vectors since the last call, so that a wrapped atom does not look like a moved one.
-
-        OpenCL and CUDA move atoms by box vectors whenever they sort them; Reference and CPU do not.
-        """
+        """Undo jumps by lattice vectors since the last call: OpenCL and CUDA make them whenever they sort the atoms."""
         if not self.is_periodic:
             return positions
         moved = positions - last.continuous

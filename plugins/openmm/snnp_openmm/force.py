@@ -74,9 +74,8 @@ def create_force(
         device: where to evaluate the model; None for the CPU, or where a given potential lies.
         engine: "python" (PythonForce) or "torch" (TorchForce of openmm-torch, only where it is known to work).
 
-    Raises `InputError` for wrong or repeated indices, atoms without an element, or an unknown engine;
-    `UnknownElementError`; `ModelFileError`; `MissingDependencyError` where OpenMM, or openmm-torch in a working
-    combination, is missing.
+    Raises `InputError` for bad indices, atoms without an element or an unknown engine, `UnknownElementError`,
+    `ModelFileError`, and `MissingDependencyError` where OpenMM, or openmm-torch in a working combination, is missing.
     """
     if engine not in ("python", "torch"):
         raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
@@ -103,10 +102,7 @@ def create_system(
     device: torch.device | str | None = None,
     engine: str = "python",
 ) -> Any:
-    """Create an `openmm.System` in which a potential is the only force; arguments and errors as in `create_force`.
-
-    Masses are those of the topology's elements; the box is the topology's.
-    """
+    """An `openmm.System` with a potential as its only force, masses and box of the topology; see `create_force`."""
     force = create_force(model, topology, periodic=periodic, dtype=dtype, device=device, engine=engine)
     system = openmm().System()
     for atom in topology.atoms():

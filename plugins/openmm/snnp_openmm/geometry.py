@@ -50,10 +50,6 @@ class OpenMMGeometry:
         """Turn [N, 3] vectors of any unit from OpenMM's axes to the structure's."""
         return vectors @ self.rotation.T
 
-    def rotate(self, vectors: np.ndarray) -> np.ndarray:
-        """Turn [N, 3] vectors of any unit from the structure's axes to OpenMM's."""
-        return vectors @ self.rotation
-
     def cell_of(self, box: np.ndarray, original: np.ndarray) -> np.ndarray:
         """[3, 3] cell in Å and the structure's axes, for a `box` in nm; open directions keep `original` rows (Å)."""
         assert self.box is not None

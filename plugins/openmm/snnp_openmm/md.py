@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,7 @@ from snnp_openmm.source import ModelSource
 __all__ = ["OpenMMDynamics", "choose_platform", "run_md", "velocity_verlet"]
 
 _PS_IN_FS = 1000.0
-_VELOCITY_UNIT = ASE_FS * _PS_IN_FS / NM_IN_ANGSTROM
-"""ASE's unit of velocity, sqrt(eV/amu), in nm/ps."""
+_VELOCITY_UNIT = ASE_FS * _PS_IN_FS / NM_IN_ANGSTROM  # ASE's unit of velocity, sqrt(eV/amu), in nm/ps
 
 
 class OpenMMDynamics:
@@ -103,7 +103,6 @@ class OpenMMDynamics:
         return state, state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)._value, box
 
     def advance(self, n_steps: int) -> None:
-        """Go on by some steps."""
         ensemble, ramp = self._ensemble, self._settings.temperature_end_k is not None
         end = ensemble.step + n_steps
         while ensemble.step < end:
@@ -229,13 +228,11 @@ def _begin(start: Checkpoint) -> tuple[OpenMMGeometry, np.ndarray]:
     geometry = to_openmm(start.atoms)
     arrays = start.state.arrays
     if not arrays:
-        return geometry, geometry.rotate(start.atoms.get_velocities()) * _VELOCITY_UNIT
+        return geometry, start.atoms.get_velocities() @ geometry.rotation * _VELOCITY_UNIT
     if missing := [name for name in ("positions", "velocities", "rotation", "steps") if name not in arrays]:
         raise InputError(f"the checkpoint lacks OpenMM's {missing[0]}; put a good one back, or start again.")
-    geometry = OpenMMGeometry(
-        geometry.topology, arrays["positions"], arrays.get("box"), geometry.pbc, arrays["rotation"], arrays["steps"]
-    )
-    return geometry, arrays["velocities"]
+    geometry = replace(geometry, positions=arrays["positions"], box=arrays.get("box"))
+    return replace(geometry, rotation=arrays["rotation"], steps=arrays["steps"]), arrays["velocities"]
 
 
 def choose_platform(device: torch.device) -> Any:

@@ -1,7 +1,6 @@
 """snnp potentials in openmmml: `MLPotential("snnp", model="snnp-si")`.
 
-openmmml imports this module whenever it is imported itself, so nothing here may fail: torch and snnp are imported only
-when forces are made.
+openmmml imports this module with itself, so nothing here may fail: torch and snnp are imported when forces are made.
 """
 
 from __future__ import annotations
