@@ -62,13 +62,18 @@ Count = Annotated[int, BeforeValidator(_count)]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run was asked for, beside the settings that define it; by default nothing, as early checkpoints said."""
+    """What a run was asked for, beside the settings that define it."""
 
-    model: str = ""
-    model_sha256: str = ""  # `snnp.models.store.fingerprint`
-    plan: dict[str, Any] = field(default_factory=dict)  # `MDSettings.plan()`
-    clock: tuple[Count, FiniteFloat] = (0, 0.0)  # a step, and the time in fs then: later ones follow from the time step
-    changes: list[dict[str, Any]] = field(default_factory=list)  # on resuming: "step", "setting", "before", "now"
+    model: str  # name, empty where it is not known
+    model_sha256: str  # `snnp.models.store.fingerprint`
+    plan: dict[str, Any]  # `MDSettings.plan()`
+    clock: tuple[Count, FiniteFloat]  # a step, and the time in fs then: later ones follow from the time step
+    changes: list[dict[str, Any]]  # on resuming: "step", "setting", "before", "now"
+
+    @classmethod
+    def empty(cls) -> RunRecord:
+        """That of early checkpoints, which held none."""
+        return cls("", "", {}, (0, 0.0), [])
 
     def time_fs(self, step: int, dt_fs: float) -> float:
         """The time at a step in fs."""
@@ -85,7 +90,7 @@ class Checkpoint:
     state: EngineState  # the engine's own variables; empty at the start of a fresh run
     settings: dict[str, Any]  # `MDSettings.defining()` of the run, with the number of its equilibration steps
     files: dict[str, FileMark]  # how far "trajectory" and "log" had been written
-    record: RunRecord = field(default_factory=RunRecord)
+    record: RunRecord = field(default_factory=RunRecord.empty)
 
     @property
     def equilibration(self) -> int:
@@ -110,7 +115,7 @@ def starting_point(
     held = held_atoms(structure, settings.fix)
     check_box(structure, settings, int(held.sum()))
     model = ("", "") if potential is None else (potential.name, fingerprint(potential))
-    record = RunRecord(*model, settings.plan())
+    record = RunRecord(*model, settings.plan(), (0, 0.0), [])
     if settings.resume:
         assert settings.checkpoint is not None
         before = read_checkpoint(settings.checkpoint)
@@ -157,7 +162,7 @@ class _Header:
     values: dict[str, Any]
     files: dict[str, tuple[Count, Count]]
     tails: dict[str, str] = field(default_factory=dict)
-    record: RunRecord = field(default_factory=RunRecord)
+    record: RunRecord = field(default_factory=RunRecord.empty)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
