@@ -176,7 +176,7 @@ def _lattice_constant(model: Potential, element: str, structure: str, start: flo
 
     def tension(a: float) -> float:
         """Positive where the crystal wants to shrink."""
-        stress = model.compute(bulk(element, structure, a=a), forces=False, stress=True).stress
+        stress = model.compute(Structure.from_ase(bulk(element, structure, a=a)), forces=False, stress=True).stress
         assert stress is not None
         return float(stress[0].trace())
 
