@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import struct
@@ -19,7 +20,6 @@ from safetensors.torch import load_file, save
 from snnp.errors import InputError, ModelFileError
 from snnp.files import write_atomically
 from snnp.models import Potential, SplineNNP, SplineNNPConfig, list_models, load_model, save_model
-from snnp.models import store as model_io
 from snnp.models.spline import special_cases
 from snnp.models.store import FORMAT_VERSION, dump_model, fingerprint, parse_model
 from snnp.structure import Structure
@@ -175,9 +175,11 @@ def test_missing_files(folder: Path) -> None:
 def test_names_of_bundled_models(model: SplineNNP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder counts as a model once its configuration is there; a wrong name is told the near ones."""
     for name in ("snnp-si", "snnp-cu"):
-        save_model(model, tmp_path / name)
-    (tmp_path / "snnp-unfinished").mkdir()
-    monkeypatch.setattr(model_io, "_zoo_roots", lambda: [tmp_path])
+        save_model(model, tmp_path / "model_zoo" / name)
+    (tmp_path / "model_zoo" / "snnp-unfinished").mkdir()
+    nowhere = importlib.util.find_spec("snnp_nothing")
+    monkeypatch.setattr("snnp.files.importlib.util.find_spec", lambda name: nowhere)
+    monkeypatch.setattr("snnp.files.__file__", str(tmp_path / "snnp" / "files.py"))
     assert list_models() == ["snnp-cu", "snnp-si"]
     assert load_model("snnp-si").elements == ("Si", "C")
     with pytest.raises(ModelFileError, match=r"no model named 'snnp-sii'.* Did you mean 'snnp-si'"):

@@ -107,11 +107,13 @@ def sized(specification: str, n_atoms: int) -> str:
 
 
 def usual_crystal(model: Potential) -> str:
-    """Specification, without a size, of the crystal of a model's first cubic metal or semiconductor."""
+    """Specification, without a size, of the crystal of a model's first metal or semiconductor."""
     for symbol in model.elements:
-        state = reference_states[atomic_numbers[symbol]]
-        if state is not None and state["symmetry"] in ("fcc", "bcc", "diamond"):
+        state = reference_states[atomic_numbers[symbol]] or {}
+        if state.get("symmetry") in ("fcc", "bcc", "diamond"):
             return f"{state['symmetry']}:{symbol}:a={state['a']:g}"
+        if state.get("symmetry") == "hcp":
+            return f"hcp:{symbol}:a={state['a']:g}:c={state['a'] * state['c/a']:g}"
     raise InputError(
-        f"none of {', '.join(model.elements)} has a cubic crystal to measure with; name a structure with --structure."
+        f"none of {', '.join(model.elements)} has a simple crystal to measure with; name a structure with --structure."
     )

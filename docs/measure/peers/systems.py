@@ -58,6 +58,6 @@ def system_of(model: Potential) -> str:
     """Specification of a structure that suits a model: molecules, or the crystal of its first metal or semiconductor.
 
     Raises:
-        InputError: if no element of the model has a cubic crystal.
+        InputError: if no element of the model has a simple crystal.
     """
     return MOLECULES if {"H", "C", "N", "O"} <= set(model.elements) else usual_crystal(model)

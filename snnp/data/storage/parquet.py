@@ -307,6 +307,8 @@ def _texts_of(column: Any) -> tuple[list[str], np.ndarray]:
     codes = [chunk.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False) for chunk in merged.chunks]
     code = np.concatenate([np.zeros(0, dtype=np.int64), *codes])
     used = np.unique(code)
+    if not ((used >= -1) & (used < len(known))).all():
+        raise DataError("a column of texts refers to texts that it does not have; the file is damaged.")
     return [words[k] for k in used], np.searchsorted(used, code)
 
 
