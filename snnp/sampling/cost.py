@@ -109,7 +109,7 @@ def sized(specification: str, n_atoms: int) -> str:
 def usual_crystal(model: Potential) -> str:
     """Specification, without a size, of the crystal of a model's first metal or semiconductor."""
     for symbol in model.elements:
-        state = reference_states[atomic_numbers[symbol]] or {}
+        state: dict[str, Any] = reference_states[atomic_numbers[symbol]] or {}
         if state.get("symmetry") in ("fcc", "bcc", "diamond"):
             return f"{state['symmetry']}:{symbol}:a={state['a']:g}"
         if state.get("symmetry") == "hcp":
