@@ -231,7 +231,7 @@ def test_energies_of_the_data_and_forces_of_an_ensemble(quick: None, tmp_path: P
 
 
 def test_an_ensemble_speaks_beside_the_data_and_not_for_them(quick: None, tmp_path: Path) -> None:
-    models = [SplineNNP(special_cases.eam(("Cu",)), seed=seed) for seed in (0, 1)]
+    models = [SplineNNP(special_cases.eam(("Cu",), cutoff=4.5), seed=seed) for seed in (0, 1)]
     for seed, model in enumerate(models):
         save_model(model, tmp_path / f"m{seed}")
     frames = _labelled(
