@@ -125,6 +125,12 @@ def test_functions_take_few_arguments(path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=_name)
+def test_models_name_no_file_of_the_machine_that_built_them(folder: Path) -> None:
+    learned = json.loads((folder / "config.json").read_text(encoding="utf-8"))["metadata"].get("training_data", [])
+    assert [name for name in learned if Path(name).is_absolute()] == []
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=_name)
 def test_bundled_model_is_complete_and_small(folder: Path) -> None:
     description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert description["format"] == "snnp-model"
