@@ -81,7 +81,7 @@ def plot_run(
     for panel in panels:
         tidy(panel)
         panel.title.set_fontsize(10)
-    formula = str(atoms.symbols.formula.convert("hill")).translate(_SUBSCRIPTS)
+    formula = atoms.get_chemical_formula("hill").translate(_SUBSCRIPTS)
     title = f"{formula}  {settings.ensemble.upper()}"
     title += "" if settings.ensemble == "nve" else f" at {_target(settings)}"
     title += f" and {settings.pressure_gpa:g} GPa" if settings.ensemble == "npt" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_sound_runs_go_on(tmp_path: Path) -> None:
     strong = _settings(steps=20_000, ensemble="nvt", friction_per_ps=100.0, log_interval=1, temperature_k=1000.0)
     found = run_md(model, alone, strong, engine="native")
     assert found.mean_temperature_k == pytest.approx(1000.0, rel=0.15)
+
+
+def test_least_energy_of_a_million_atoms_is_no_wait() -> None:
+    """It is asked for at the start of every run."""
+    model = load_model("snnp-shared6")
+    model.metadata["lowest_energy_ev_per_atom"] = -0.3
+    atoms = Atoms(numbers=np.tile([28, 29], 500_000), positions=np.zeros((1_000_000, 3)))
+    began = time.perf_counter()
+    zero = 500_000 * (model.reference_energies["Ni"] + model.reference_energies["Cu"])
+    assert least_energy(model, atoms) == pytest.approx(zero - 1.3e6)
+    assert time.perf_counter() - began < 5.0
 
 
 def test_least_energy_counts_from_e0() -> None:
