@@ -389,3 +389,10 @@ def test_the_command(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again = CliRunner().invoke(app, ["distill", "--resume", "run", "--bars", "elastic=1e-9"])
     assert again.exit_code == 3  # judged anew; what was computed is not computed again
     assert "elastic is" in again.stderr
+
+
+@pytest.mark.parametrize("words", [["--budget", "3"], ["--rounds", "0"], ["--seed", "0"], ["--elements", "Cu"]])
+def test_a_resumed_run_refuses_what_would_change_it(words: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["distill", "--resume", "run", *words])
+    assert refused.exit_code == 1
+    assert "only --reference, --bars, " in refused.stderr

@@ -204,7 +204,7 @@ def distill_command(
 
     folder = resume or out or Path("runs/distilled")
     if resume is not None:
-        if teachers or out is not None or any(value for name, value in given.items() if name not in CHANGEABLE):
+        if teachers or out is not None or _named(given).keys() - set(CHANGEABLE):
             new = ", ".join(f"--{name.replace('_', '-')}" for name in CHANGEABLE)
             raise InputError(f"--resume goes on with a run as it was begun: only {new} may be given anew.")
         before = DistilSettings.load(resume / "distil.yaml")
