@@ -88,6 +88,10 @@ def test_users_atoms_suit_the_model() -> None:
     name, atoms = usual_atoms(load_model("snnp-si"), None, 60)
     assert name.startswith("diamond:Si:a=5.4")
     assert (len(atoms), bool(atoms.pbc.all())) == (64, True)
+    name, atoms = usual_atoms(load_model("snnp-mg"), None, 110)
+    assert name == "hcp:Mg:a=3.21:c=5.21304"
+    assert (len(atoms), bool(atoms.pbc.all())) == (108, True)
+    np.testing.assert_allclose(atoms.cell.lengths() / 3, [3.21, 3.21 * np.sqrt(3.0), 5.21304], rtol=1e-6)
     assert len(usual_atoms(load_model("snnp-cu"), "fcc:Cu:2x2x2", 1)[1]) == 32
     with pytest.raises(InputError, match="at least 1"):
         usual_atoms(load_model("snnp-cu"), None, 0)

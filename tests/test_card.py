@@ -32,6 +32,7 @@ from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConf
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import load_model
 from snnp.report import Table
+from snnp.sampling import build_structure
 from snnp.structure import Structure
 from snnp.training.problem import load_problem
 
@@ -367,6 +368,17 @@ def test_dollars_of_paths_begin_no_formula() -> None:
     model = _model(("Cu",))
     model.metadata = {"metrics": {"data": "$SNNP_DATA/a.xyz, $SNNP_DATA/b.xyz", "n_structures": 2}}
     assert r"On \$SNNP_DATA/a.xyz, \$SNNP_DATA/b.xyz, never" in card_markdown("copper", model)
+
+
+@pytest.mark.parametrize(("element", "lattice"), [("Cu", "fcc"), ("Mg", "hcp")])
+def test_what_a_card_says_of_its_use_can_be_done(element: str, lattice: str) -> None:
+    card = card_markdown("metal", _model((element,)))
+    made = next(line for line in card.splitlines() if line.startswith("atoms = ase.build"))
+    there: dict[str, Any] = {"ase": ase}
+    exec(made, there)
+    assert len(there["atoms"]) == 4
+    assert f"snnp md metal {lattice}:{element}:3x3x3 " in card
+    assert len(build_structure(f"{lattice}:{element}:3x3x3")) == 108
 
 
 def test_several_models_of_a_recipe_become_one(build_module: ModuleType, zoo: Path, tmp_path: Path) -> None:

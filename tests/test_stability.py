@@ -145,8 +145,19 @@ def test_supercells_are_nearly_cubic_and_of_the_size_asked_for(element: str, n_a
 
 
 def test_crystals_that_are_not_known() -> None:
-    with pytest.raises(InputError, match="no cubic ground state of 'Ga'"):
+    with pytest.raises(InputError, match="no cubic or hcp ground state of 'Ga'"):
         crystal("Ga", 4.0)
+    with pytest.raises(InputError, match="no cubic or hcp ground state of 'Xx'"):
+        crystal("Xx", 4.0)
+
+
+def test_hexagonal_crystals_have_nearly_cubic_supercells() -> None:
+    atoms = crystal("Mg", 3.21, 100)
+    assert 90 <= len(atoms) <= 150
+    lengths = atoms.cell.lengths()
+    assert lengths.max() - lengths.min() <= 3.21 * np.sqrt(3.0)
+    np.testing.assert_allclose(atoms.cell.angles(), 90.0)
+    assert atoms.get_volume() / len(atoms) == pytest.approx(np.sqrt(3.0) / 4.0 * 1.624 * 3.21**3, rel=1e-3)
 
 
 def test_time_step_follows_the_lightest_atom() -> None:

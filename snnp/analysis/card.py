@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from snnp.analysis.compression import holes_in_words
-from snnp.analysis.properties import GROUND_STATES, stated_properties
+from snnp.analysis.properties import GROUND_STATES, ground_state, stated_properties
 from snnp.errors import DataError
 from snnp.models.config import FamilyConfig
 from snnp.models.ensemble import Ensemble
@@ -113,8 +113,9 @@ def _imported(about: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _use(name: str, model: Potential, about: Mapping[str, Any]) -> str:
     element, ways = model.elements[0], {scan["way"] for scan in about.get("compression", [])}
-    module, made = "ase.build", f'ase.build.bulk("{element}", cubic=True)'
-    file = f"{GROUND_STATES[element]}:{element}:3x3x3" if element in GROUND_STATES else "structure.xyz"
+    lattice = ground_state(element)
+    module, made = "ase.build", f'ase.build.bulk("{element}", {"orthorhombic" if lattice == "hcp" else "cubic"}=True)'
+    file = f"{lattice}:{element}:3x3x3" if element in GROUND_STATES or lattice == "hcp" else "structure.xyz"
     if about.get("training_range", {}).get("periodic") == "none" or ways == {"scaled"}:
         module, made, file = "ase.io", 'ase.io.read("molecule.xyz")', "molecule.xyz"
     return f"""## Use

@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 
-from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.properties import ground_state
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
@@ -68,7 +68,7 @@ class Compression:
 
 def lattice_constants(model: Potential) -> dict[str, float]:
     """Å, by symbol, of fcc, bcc, hcp and diamond ground states; measured where the model has none within 25 %."""
-    return {symbol: _measured(symbol)["a"] * _rest(model, crystal) for symbol, crystal in _solids(model).items()}
+    return {symbol: _measured(symbol) * _rest(model, crystal) for symbol, crystal in _solids(model).items()}
 
 
 def equilibrium_volumes(model: Potential) -> dict[str, float]:
@@ -84,19 +84,15 @@ def _solids(model: Potential) -> dict[str, Atoms]:
     seen = model.metadata.get("training_range")
     if isinstance(seen, dict) and seen.get("periodic") == "none":
         return {}
-    known = {symbol: structure for symbol in model.elements if (structure := _structure(symbol)) in _WAYS}
+    known = {symbol: structure for symbol in model.elements if (structure := ground_state(symbol)) in _WAYS}
     if "H" in model.elements:
         known.pop("C", None)
-    return {symbol: bulk(symbol, structure, a=_measured(symbol)["a"]) for symbol, structure in known.items()}
+    return {symbol: bulk(symbol, structure, a=_measured(symbol)) for symbol, structure in known.items()}
 
 
-def _measured(symbol: str) -> dict[str, Any]:
-    """ASE's `symmetry`, and `a` in Å, of an element's crystal; empty where it knows none."""
-    return reference_states[atomic_numbers[symbol]] or {}
-
-
-def _structure(symbol: str) -> str:
-    return GROUND_STATES.get(symbol) or str(_measured(symbol).get("symmetry"))
+def _measured(symbol: str) -> float:
+    state: Any = reference_states[atomic_numbers[symbol]]
+    return float(state["a"])
 
 
 def _rest(model: Potential, atoms: Atoms) -> float:
@@ -123,7 +119,7 @@ def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
 def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None) -> list[Compression]:
     """Compress the crystals of the model's elements, in float64, or `others` (by name) where none is known."""
     exact = copy.deepcopy(model).double()
-    solids = {f"{_structure(symbol)} {symbol}": crystal for symbol, crystal in _solids(exact).items()}
+    solids = {f"{ground_state(symbol)} {symbol}": crystal for symbol, crystal in _solids(exact).items()}
     result = []
     for name, atoms in (solids or others or {}).items():
         rest, solid = _strained(atoms, _rest(exact, atoms) * np.eye(3)), bool(atoms.pbc.all())

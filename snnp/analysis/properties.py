@@ -27,7 +27,8 @@ from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 __all__ = [
-    *("GROUND_STATES", "REFERENCES", "CubicProperties", "cubic_properties", "model_properties", "stated_properties"),
+    *("GROUND_STATES", "REFERENCES", "CubicProperties", "cubic_properties", "ground_state"),
+    *("model_properties", "stated_properties"),
 ]
 
 GROUND_STATES = {
@@ -41,7 +42,6 @@ _ATOMS_PER_CELL = {"fcc": 4, "bcc": 2, "diamond": 8}
 _STRAIN = 1e-3
 _DISPLACEMENT = 5e-3  # Å
 _STEP, _MOST_STEPS = 0.01, 25  # of the lattice constant: the search covers about ±25 %
-
 
 _KITTEL = "lattice constant and cohesive energy: C. Kittel, Introduction to Solid State Physics (8th ed.), ch. 1 and 3"
 _SIMMONS_WANG = (
@@ -120,6 +120,12 @@ class CubicProperties:
             **_with_units(self.lattice_constant, self.cohesive_energy, self.bulk_modulus, self.c11, self.c12, self.c44),
             "references": copy.deepcopy(published),
         }
+
+
+def ground_state(element: str) -> str | None:
+    """Lattice of an element's crystal, such as "fcc" or "hcp": `GROUND_STATES`, else ASE's; None if unknown."""
+    state: dict[str, Any] = (reference_states[atomic_numbers[element]] if element in atomic_numbers else None) or {}
+    return GROUND_STATES.get(element) or state.get("symmetry")
 
 
 def model_properties(model: Potential) -> list[CubicProperties]:

@@ -16,11 +16,11 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from ase.data import atomic_numbers, covalent_radii, reference_states
+from ase.data import covalent_radii
 from ase.geometry import find_mic
 from ase.md.velocitydistribution import Stationary
 
-from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.properties import GROUND_STATES, ground_state
 from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.neighbours import shortest_distances
@@ -73,10 +73,10 @@ def crystal(element: str, lattice_constant: float, n_atoms: int = 100) -> Atoms:
 
     It has at least 0.9 `n_atoms` atoms. Refuses elements without a known ground state that is cubic or hcp.
     """
-    state: Any = (reference_states[atomic_numbers[element]] if element in atomic_numbers else None) or {}
-    if element not in GROUND_STATES and state.get("symmetry") != "hcp":
-        raise InputError(f"no cubic ground state of {element!r} is known; there are {', '.join(GROUND_STATES)}.")
-    lattice = GROUND_STATES.get(element, "hcp")
+    lattice = ground_state(element)
+    if element not in GROUND_STATES and lattice != "hcp":
+        known = ", ".join(GROUND_STATES)
+        raise InputError(f"no cubic or hcp ground state of {element!r} is known; there are {known}, and the hcp ones.")
     cell = bulk(element, lattice, a=lattice_constant, **{"orthorhombic" if lattice == "hcp" else "cubic": True})
     repeats = np.ones(3, dtype=int)
     while len(cell) * repeats.prod() < 0.9 * n_atoms:
