@@ -117,7 +117,10 @@ def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
 
 
 def compression_scan(model: Potential, others: Mapping[str, Atoms] | None = None) -> list[Compression]:
-    """Compress the crystals of the model's elements, in float64, or `others` (by name) where none is known."""
+    """Compress the crystals of the model's elements, in float64, or `others` (by name) where none is known.
+
+    `others` are molecules or crystals, such as that of lowest energy in the training data.
+    """
     exact = copy.deepcopy(model).double()
     solids = {f"{ground_state(symbol)} {symbol}": crystal for symbol, crystal in _solids(exact).items()}
     result = []

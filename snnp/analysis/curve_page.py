@@ -31,7 +31,7 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 
 def draw_page(model: Potential, path: str | Path, *, title: str = "", structures: Structure | None = None) -> Path:
-    """Write the page of a model, `.png`, `.pdf` or `.svg`, and return its path.
+    """Write the page of a model, `.png`, `.pdf` or `.svg`, replaced atomically, and return its path.
 
     Distances and angles of the `structures` are drawn behind the curves; by default the shells of one element's
     crystal. Raises `InputError` for a model that is no `SplineNNP`, or another suffix.

@@ -58,7 +58,7 @@ class StabilityRun:
     shortest_distance_angstrom: float  # between any two atoms at any time looked at
     rms_displacement_angstrom: float | None  # from the sites of the crystal, over the second half; None for molecules
     drift_mev_per_atom_per_ns: float | None  # slope of the total energy; None but for "nve"
-    drift_error: float | None
+    drift_error: float | None  # its standard error
 
     @property
     def survived(self) -> bool:

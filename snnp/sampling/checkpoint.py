@@ -86,7 +86,7 @@ class Checkpoint:
 
     engine: str
     step: int
-    atoms: Atoms  # with momenta, in ASE's units, and a FixAtoms constraint of held ones
+    atoms: Atoms  # Å, with momenta in ASE's units, and a FixAtoms constraint of held ones
     state: EngineState  # the engine's own variables; empty at the start of a fresh run
     settings: dict[str, Any]  # `MDSettings.defining()` of the run, with the number of its equilibration steps
     files: dict[str, FileMark]  # how far "trajectory" and "log" had been written
@@ -103,8 +103,8 @@ def starting_point(
 ) -> Checkpoint:
     """Where a run begins: the checkpoint if `settings.resume`, else the structure with initial velocities.
 
-    Velocities are drawn from the Maxwell-Boltzmann distribution, without a total momentum, unless the structure brings
-    momenta of its own and no `settings.new_velocities` are asked for.
+    Velocities are drawn from the Maxwell-Boltzmann distribution at `settings.temperature_k`, without a total momentum,
+    unless the structure brings momenta of its own and no `settings.new_velocities` are asked for.
 
     Raises `InputError` for a structure that is empty or constrained, or a checkpoint that is missing, damaged, or of
     another structure, model (where a `potential` is given) or engine; `ConfigError` for settings other than the
@@ -190,7 +190,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; `InputError` if it is missing, damaged, none, of a newer version, or holds no numbers."""
+    """Read a checkpoint; `InputError` if it is missing, damaged, none, newer, or holds numbers that are not finite."""
     if not path.is_file():
         raise InputError(
             f"no checkpoint '{path}' to resume from; run once without resume (with --overwrite, where files of a run "

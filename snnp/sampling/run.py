@@ -168,7 +168,8 @@ def relax(
         pressure_gpa: hydrostatic pressure on the cell; the enthalpy E + P V takes the place of the energy.
         report: called after every step.
 
-    Raises `InputError` for a bad structure, `cell` without full periodicity, or a pressure without `cell`.
+    Raises `InputError` for a bad structure or one that collapses, an `fmax` that is not positive, `cell` without full
+    periodicity, or a pressure that is not finite or without `cell`.
     """
     relaxer = find_entry_point("snnp.relaxers", "ase")
     result: RelaxResult = relaxer(model, atoms, fmax, cell, steps, report, pressure_gpa)
@@ -205,7 +206,11 @@ def run_engine(
     *,
     device: str | None = None,
 ) -> MDResult:
-    """What `run_md` of every engine does; `device` is where the model runs if the settings do not say."""
+    """What `run_md` of every engine does: load the model, find the starting point, make the engine, drive it.
+
+    `make` gives the engine of that `name` for a potential in the precision and on the device of the settings; `device`
+    is where the model runs if they do not say. Raises what `snnp.hub.load_model`, `starting_point` and `drive` raise.
+    """
     potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
     start = starting_point(structure, settings, name, potential)
     engine = make(potential, start, settings)
@@ -222,9 +227,9 @@ def drive(
 ) -> MDResult:
     """Run an engine from its starting point to `settings.steps`, writing what the settings ask for.
 
-    Raises `InputError` where the run blows up (see `Limits`; `least_energy`: eV), or an output is held by another run,
-    exists and must not be replaced, or is not that of the run to resume; `OSError`, which names the output that cannot
-    be written; `Interrupted` at Ctrl-C or SIGTERM, once a checkpoint is written.
+    Raises `InputError` where the run blows up (see `Limits`; `least_energy`: eV of all atoms, None if nothing is
+    known), or an output is held by another run, exists and must not be replaced, or is not that of the run to resume;
+    `OSError`, which names the output that cannot be written; `Interrupted` at Ctrl-C or SIGTERM, after a checkpoint.
     """
     began = time.perf_counter()
     with ExitStack() as stack:

@@ -32,7 +32,7 @@ _FEW = 10  # degrees of freedom; with fewer, temperatures fluctuate by more than
 class Snapshot:
     """The state of a simulation at one step."""
 
-    atoms: Atoms  # with momenta, in ASE's units; the receiver keeps it, so hand over a copy
+    atoms: Atoms  # Å, with momenta in ASE's units; the receiver keeps it, so hand over a copy
     potential_energy: float  # eV
     forces: np.ndarray  # [N, 3] eV/Å
     stress: np.ndarray | None  # [3, 3] eV/Å³, ASE's sign, without the kinetic part; None unless fully periodic

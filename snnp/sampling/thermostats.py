@@ -87,8 +87,9 @@ class Ensemble:
     def box_move(self, cell: Array, stress: Array) -> Array:
         """A move of the barostat: [3, 3], by which to multiply cell and positions (rows) from the right.
 
-        Momenta stay: fractional coordinates, volume and momenta are the independent variables of the ensemble. An
-        anisotropic barostat moves one length at a time. cell: [3, 3] Å. stress: [3, 3] eV/Å³, without the kinetic part.
+        Momenta stay: fractional coordinates, volume and momenta are the independent variables of the ensemble, and
+        N kT / V is the kinetic part of the pressure that drives the volume. An anisotropic barostat moves one length at
+        a time. cell: [3, 3] Å. stress: [3, 3] eV/Å³, of the potential energy, ASE's sign.
         """
         volume, bath = abs(float(np.linalg.det(cell))), self.bath
         pressure = self.settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3
@@ -106,7 +107,8 @@ class Ensemble:
 def velocity_factor(kinetic: float, n_freedom: int, kt: float, keep: float, rng: np.random.Generator) -> float:
     """By what stochastic velocity rescaling multiplies all velocities (Bussi, Donadio and Parrinello 2007, eq. A7).
 
-    Exact for the kinetic energy of `n_freedom` degrees of freedom at `kt` (eV). keep: exp(-time / relaxation time).
+    Exact for the `kinetic` energy (eV) of `n_freedom` degrees of freedom at `kt` (eV), whatever the time. keep:
+    exp(-time / relaxation time). rng: gives one normal and one gamma number.
     """
     if not kinetic > 0.0:
         return 1.0
@@ -124,7 +126,7 @@ def new_volume(volume: float, slope: float, n_atoms: int, kt: float, rate: float
 
     whose solution at a constant `slope` P + dU/dV (eV/Å³) is known: a scaled non-central chi-squared variable with
     2 N + 2 degrees of freedom. It is drawn exactly, so that no volume is negative and the ideal gas is exact with any
-    time step. volume: Å³. kt: eV. rate: Å³/eV, with the time of the move in it.
+    time step. volume: Å³. kt: eV. rate: Å³/eV, with the time of the move in it. rng: one normal, one gamma number.
     """
     decay = rate * slope
     scale = 0.5 * kt * rate * (-math.expm1(-decay) / decay if decay != 0.0 else 1.0)
@@ -151,9 +153,10 @@ def check_box(structure: Atoms, settings: MDSettings, n_held: int) -> None:
 
 
 def held_atoms(structure: Atoms, fix: str | None) -> NDArray[np.bool_]:
-    """[N] which atoms stay where they are: those of FixAtoms constraints, and those that `fix` names ("Cu,0-15,20").
+    """[N] which atoms stay where they are: those of FixAtoms constraints, and those that `fix` names.
 
-    Raises `InputError` for what the structure lacks, other constraints, or if no atom is left to move.
+    `fix` holds elements, numbers and ranges (both ends included, from 0), such as "Cu,0-15,20". Raises `InputError` for
+    what the structure lacks, other constraints, or if no atom is left to move.
     """
     held = np.zeros(len(structure), dtype=bool)
     for constraint in structure.constraints:
@@ -193,7 +196,10 @@ def conserves_momentum(atoms: Atoms, settings: MDSettings) -> bool:
 
 
 def degrees_of_freedom(atoms: Atoms, settings: MDSettings) -> int:
-    """Number of momenta that share the kinetic energy: 3 for each free atom, less 3 where the total stays zero."""
+    """Number of momenta that share the kinetic energy: 3 for each free atom, less 3 where the total stays zero.
+
+    Langevin friction acts on the centre of mass too. A single atom keeps its 3.
+    """
     n_held = sum(len(constraint.get_indices()) for constraint in atoms.constraints)
     return 3 * (len(atoms) - n_held) - (3 if conserves_momentum(atoms, settings) else 0)
 

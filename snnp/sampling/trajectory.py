@@ -105,7 +105,10 @@ class _Appended:
         os.truncate(self._path, self._n_bytes)
 
     def mark(self) -> FileMark:
-        """Where the file stands now, safely on disk; refuses one that somebody else has changed."""
+        """Where the file stands now, safely on disk.
+
+        Raises `InputError` if somebody else has changed the file, `OSError`, which names it, if the disk is full.
+        """
         path = self._path
         if path.exists() and not path.is_file():
             return FileMark(0, self._n_frames)
@@ -162,7 +165,10 @@ class TrajectoryWriter(_Appended, ABC):
         self._dt_fs = settings.dt_fs
 
     def write(self, snapshot: Snapshot, step: int, time_fs: float | None = None) -> None:
-        """Append one frame, by default at the time of `step` steps; where that fails, the file ends with the last."""
+        """Append one frame, by default at the time of `step` steps, and hand it to the operating system.
+
+        Where that fails (`OSError`, which names the file), the file ends with the frame before.
+        """
         with self._appending():
             self._write(snapshot, step, step * self._dt_fs if time_fs is None else time_fs)
 
@@ -304,8 +310,8 @@ def open_trajectory(
 ) -> TrajectoryWriter:
     """Open a trajectory file, a new one or to go on at a `mark`; the suffix chooses the format.
 
-    `next_step`, that of the next frame, goes into the header of DCD and XTC. Raises `InputError` for a file shorter
-    than at the checkpoint, `MissingDependencyError` if OpenMM is missing.
+    `next_step`, that of the next frame, goes into the header of DCD and XTC. Raises `InputError` for a file that is not
+    as at the `mark`, `MissingDependencyError` where `.dcd` and `.xtc` lack OpenMM.
     """
     binary = {".dcd": _DCDWriter, ".xtc": _XTCWriter}.get(path.suffix.lower())
     return _ExtXYZWriter(path, settings, mark) if binary is None else binary(path, atoms, settings, mark, next_step)

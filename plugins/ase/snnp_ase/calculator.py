@@ -175,7 +175,10 @@ class SNNPCalculator(Calculator):
         self._evaluate(known, stress="stress" in (properties or []))
 
     def calculate_properties(self, atoms: Atoms, properties: list[str]) -> Properties:
-        """ASE's entry for several properties; `PropertyNotPresent` for those that the atoms do not have."""
+        """ASE's entry for several properties, always of the atoms given.
+
+        Raises `ValueError` for a name that ASE does not know, `PropertyNotPresent` for what these atoms do not have.
+        """
         known = self._evaluate(_Calculation.of(atoms), stress="stress" in properties)
         for name in properties:
             if name not in known.results:

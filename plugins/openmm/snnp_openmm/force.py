@@ -62,8 +62,8 @@ def create_force(
     """Create an OpenMM force that computes a potential for a topology or for some of its atoms.
 
     The force is an `openmm.PythonForce` (or `openmmtorch.TorchForce`); it works on every platform and can be
-    serialised. Its XML holds a Python pickle: **loading XML from someone you do not trust can run their code**, as with
-    any PythonForce.
+    serialised. Its XML holds a Python pickle (of the model's name or folder, or, for a potential in memory, of its text
+    and bytes): **loading XML from someone you do not trust can run their code**, as with any PythonForce.
 
     Arguments:
         model: name of a bundled model, folder, or potential (copied).

@@ -181,7 +181,7 @@ class OpenMMDynamics:
 
 
 def run_md(model: ModelLike, structure: Atoms, settings: MDSettings, report: Report | None = None) -> MDResult:
-    """Run molecular dynamics with OpenMM; see `snnp.sampling.run_md`."""
+    """As `snnp.sampling.run_md`, with OpenMM; `MissingDependencyError` where that is missing or older than 8.6."""
     check_python_force()
     device = "cuda" if not isinstance(model, Potential) and torch.cuda.is_available() else None
     return run_engine(OpenMMDynamics, OpenMMDynamics.name, model, structure, settings, report, device=device)

@@ -22,7 +22,8 @@ class ModelSource:
 
     Pickled, a bundled name stays the name, a name on the Hub becomes `org/name@commit`, a folder its absolute path, all
     with the checksum of the weights, which must be the same when it is read again; a potential becomes the text and
-    bytes of its model folder. No torch object is pickled. `dtype` and `device` are by default the model's own.
+    bytes of its model folder. No torch object is pickled. `dtype` and `device` are by default the model's own (the CPU
+    for one from a file). `weights_sha256` is the checksum to expect, None for any; `model` is the potential.
 
     Raises `HubError`, `ModelFileError` for a model that is missing, damaged or has other weights, `InputError` if
     `model` is none of the three, `dtype` is unknown, or torch cannot use `device`.
