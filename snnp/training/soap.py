@@ -118,7 +118,7 @@ def _as_matrices(gradient: Tensor) -> Tensor:
 
 def _eigenbasis(matrix: Tensor) -> Tensor:
     """Eigenvectors of symmetric matrices, largest eigenvalue first."""
-    jitter = 1e-30 + 1e-7 * matrix.diagonal(dim1=-2, dim2=-1).double().mean(dim=-1)[..., None, None]
+    jitter = 1e-30 + 1e-7 * matrix.diagonal(dim1=-2, dim2=-1).mean(dim=-1).double()[..., None, None]
     identity = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device)
     _, vectors = torch.linalg.eigh(matrix.double() + jitter * identity)
     # Contiguous: a restored state then enters the same kernels, and a resumed run repeats every bit.
