@@ -12,6 +12,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from snnp.data import Frame, Frames, fit_reference_energies
 from snnp.errors import ConfigError
@@ -192,6 +193,11 @@ def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
     assert second.reference_energies == first.reference_energies
     for name, value in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    alloy = _alloy(6.4)
+    alloy.calc = SinglePointCalculator(alloy, energy=-1.0, energies=np.full(len(alloy), -1.0 / len(alloy)))
+    ase.io.write(tmp_path / "other.xyz", alloy)
+    with pytest.raises(ConfigError, match=r"best lacks Li, Al, which the training data hold"):
+        load_problem(load_config({**begun, "data": {"train": [str(tmp_path / "other.xyz")], "valid": 0.0}}))
     save_model(Ensemble([first, second]), tmp_path / "both")
     with pytest.raises(ConfigError, match="both is an ensemble"):
         train(load_config({**begun, "start": str(tmp_path / "both")}), tmp_path / "third")

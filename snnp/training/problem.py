@@ -215,6 +215,7 @@ def load_problem(
     reference = fit_reference_energies(split.train, isolated)
     if config.start is not None:
         model = begun(config)
+        _refuse_missing(split.train.elements, model.elements, f"start: {config.start}")
         origin = dict.fromkeys(model.elements, f"as in {config.start}") | model.metadata.get(
             "reference_energies_from", {}
         )
@@ -287,14 +288,18 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     if config.start is not None:
         config = config.model_copy(update={"model": begun(config).config, "ranges": "given"})
     elements = config.model.elements or found
-    if missing := [symbol for symbol in found if symbol not in elements]:
-        raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
+    _refuse_missing(found, elements, "model.elements")
     model = config.model.model_copy(update={"elements": elements})
     if config.ranges == "auto":
         model = model.ranged(float(problem.split.train.shortest_distances(model.reach).min(initial=model.reach)))
     chosen = "exact" if config.displacement is None else "directional"
     optimiser = config.optimiser.model_copy(update={"force_training": chosen})
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
+
+
+def _refuse_missing(found: Collection[str], elements: Collection[str], whose: str) -> None:
+    if missing := [symbol for symbol in found if symbol not in elements]:
+        raise ConfigError(f"{whose} lacks {', '.join(missing)}, which the training data hold.")
 
 
 def begun(config: TrainConfig) -> Potential:
