@@ -192,7 +192,7 @@ def frame_weights(model: Potential, frames: Frames, scale: float | None) -> np.n
     lowest = [bound[known & of].min() if (known & of).any() else overall for of in pure.T]
     above = np.where(frames.has_energy, bound - content @ lowest, 0.0).clip(min=0.0)
     weight: np.ndarray = (scale / (scale + above)) ** 2
-    return weight / weight.mean()
+    return weight / (weight.mean() if len(weight) else 1.0)
 
 
 def _labels(
