@@ -30,10 +30,10 @@ from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.training import evaluate, load_config, resume, train
 from snnp.training.backends import choose_backend
-from snnp.training.batches import prepare
+from snnp.training.batches import frame_weights, prepare
 from snnp.training.loss import Loss
 from snnp.training.problem import build_model, load_problem, resolve
-from snnp.training.soap import Soap
+from snnp.training.soap import Soap, _eigenbasis
 
 
 def emt_frames(n: int, seed: int = 0) -> list[Atoms]:
@@ -142,6 +142,7 @@ def test_frames_weigh_by_their_energy_above_the_lowest(data: Path) -> None:
     np.testing.assert_allclose(batch.weight, expected / expected.mean(), rtol=1e-12)
     assert float(batch.weight.max()) > 1.05 * float(batch.weight.min())
     assert prepare(backend, model, frames).batch([0, 1, 2]).weight.tolist() == [1.0, 1.0, 1.0]
+    assert frame_weights(model, frames[:0], 0.1).shape == (0,)  # a piece of a stream of which no frame is learned
     # A weight is as if a frame were there so many times: in the loss, and in what it asks of the prediction.
     loss = Loss.at(load_config(settings(data)).loss, 0.0)
     once = replace(batch, weight=torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
@@ -206,6 +207,17 @@ def test_soap_gives_many_rows_a_basis_for_each_matrix() -> None:
 
     torch.testing.assert_close(steps((4, 70, 5), apart=False), steps((4, 70, 5), apart=True))
     assert not torch.allclose(steps((4, 7, 5), apart=False), steps((4, 7, 5), apart=True))
+
+
+def test_the_first_basis_of_a_matrix_is_what_it_was_to_the_bit() -> None:
+    """Where eigenvalues are equal, the last bit of the jitter chooses the vectors, and a recipe ends elsewhere."""
+    for rows, columns in ((24, 6), (6, 24), (9, 9)):
+        tall = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+        matrix = tall @ tall.T
+        jitter = 1e-30 + 1e-7 * float(matrix.diagonal().mean())
+        _, vectors = torch.linalg.eigh(matrix.double() + jitter * torch.eye(rows, dtype=torch.float64))
+        assert torch.equal(_eigenbasis(matrix), vectors.flip(1).float())
+        assert torch.equal(_eigenbasis(torch.stack([matrix, 2.0 * matrix]))[0], vectors.flip(1).float())
 
 
 @pytest.mark.parametrize("method", ["soap", "adamw"])
