@@ -165,8 +165,6 @@ def _must_stay(config: TrainConfig, problem: Problem) -> dict[str, Any]:
     # Runs of earlier versions do not know of these.
     if not config.data.stream:
         del values["data"]["stream"]
-    if config.loss.energy_scale is None:
-        del values["loss"]["energy_scale"]
     if not config.loss.teaches_atoms:
         values["loss"] = {key: value for key, value in values["loss"].items() if not key.startswith("atomic_energy")}
     return {**values, "reference_energies": problem.reference.energies}
