@@ -7,7 +7,7 @@ expected physical behaviour. Any other key of the result can be changed with `co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 
@@ -15,8 +15,8 @@ __all__ = ["constrained", "eam", "linear", "s_meam", "s_nnp"]
 
 
 def _embedded_sum(elements: Sequence[str], radial: RadialConfig, angular: AngularConfig) -> SplineNNPConfig:
-    form = SplineNNPConfig(elements=tuple(elements), radial=radial, angular=angular, pair_term=True, network=None)
-    return form.model_copy(update={"skip": False, "embedding": EmbeddingConfig(of="sum")})
+    parts: dict[str, Any] = {"radial": radial, "angular": angular, "embedding": EmbeddingConfig(of="sum")}
+    return SplineNNPConfig(elements=tuple(elements), pair_term=True, network=None, skip=False, **parts)
 
 
 def eam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 6.0, intervals: int = 14) -> SplineNNPConfig:
