@@ -18,7 +18,7 @@ _COMPRESSIBILITY = 0.01 / GPA_IN_EV_PER_ANGSTROM3
 """1 / (100 GPa), in the range of metals and semiconductors; it sets nothing but the meaning of `barostat_time_fs`."""
 
 _EQUILIBRATION_FS, _EQUILIBRATION_OF_BOX = 100.0, 0.3
-"""fs, and in units of the barostat's time; `snnp.sampling.thermostats.bath` says how."""
+"""fs, and in units of the barostat's time; `snnp.sampling.thermostats.Ensemble.bath` says how."""
 
 
 class MDSettings(BaseModel):
