@@ -291,6 +291,10 @@ def test_descriptions_are_checked(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as a description"):
         read_description(tmp_path / "manifest.json")
+    for about in (None, [1], "text", {"dataset": 1}):
+        (tmp_path / "manifest.json").write_text(json.dumps({"format": "snnp-manifest", "about": about}))
+        with pytest.raises(DataError, match=r"manifest.json: description: Input should be a valid dictionary"):
+            read_description(tmp_path / "manifest.json")
 
 
 # HDF5 that points elsewhere, or claims more than it holds.

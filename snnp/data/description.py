@@ -147,7 +147,8 @@ def read_description(path: str | Path) -> Description:
     if not content.strip():
         raise DataError(f"{path} is empty; expected the description of a dataset.")
     if isinstance(tree, dict) and tree.get("format") == "snnp-manifest":  # of a folder with its data
-        tree = (tree.get("about") or {}).get("dataset")
+        about = tree.get("about")
+        tree = about.get("dataset") if isinstance(about, dict) else None
     return parse_description(tree, str(path))
 
 
