@@ -108,6 +108,20 @@ def test_faults_are_named(sound: list[Frame], text: str) -> None:
     assert "opposite sign" not in first.message or "opposite" in text
 
 
+def test_cells_drawn_at_random_are_no_neighbours() -> None:
+    """Their energies differ by far more than what stresses do in a strain of tens of per cents, and prove nothing."""
+    rng, frames = np.random.default_rng(4), []
+    for k in range(24):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0.0, 0.25, (3, 3))), scale_atoms=True)
+        atoms.positions += rng.normal(0.0, 0.3, atoms.positions.shape)
+        atoms.calc = EMT()
+        energy, stress = float(atoms.get_potential_energy()), np.array(atoms.get_stress(voigt=False))
+        frames.append(Frame(Structure.from_ase(atoms), energy, np.array(atoms.get_forces()), stress, None, f"r#{k}"))
+    assert relation_of(frames).stress is None
+    assert suspicions({"r": frames}) == []
+
+
 def test_stresses_that_are_virials(sound: list[Frame]) -> None:
     bad = [_changed(frame, stress=-float(frame.structure.volume()[0])) for frame in sound]
     (found,) = suspicions({"cu.xyz": bad})

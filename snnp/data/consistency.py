@@ -31,6 +31,7 @@ _RUN = 4  # frames that are taken together, because a trajectory's neighbours ar
 _PARTNERS = 2
 _STRAIN_LENGTH = 3.0  # Å: a strain moves neighbours by this times itself
 _LEAST_STRAIN = 1e-5
+_NEIGHBOURS = 0.75  # Å: cells farther apart (a strain of 25 %), as of random structures, are no neighbours
 _REPEATS = 40  # of the bootstrap
 _LEAST_PAIRS = 6
 _TRUSTED = 0.6  # of the changes of energy explained; sets that need forgiveness reach 0.3 to 0.5 by chance
@@ -141,7 +142,7 @@ def _pairs(group: Frames) -> Iterator[_Pairs]:
         distance = np.sqrt((moves**2).sum(axis=2).mean(axis=1) + _STRAIN_LENGTH**2 * (strains**2).sum(axis=(1, 2)))
         usable = np.isfinite(distance) & (distance > 1e-6)
         strained = np.abs(strains).max(axis=(1, 2)) > _LEAST_STRAIN
-        for kind in (usable & ~strained, usable & strained):
+        for kind in (usable & ~strained, usable & strained & (distance < _NEIGHBOURS)):
             near = np.flatnonzero(kind)
             near = near[np.argsort(distance[near])[:_PARTNERS]]
             volume = 0.5 * (abs(np.linalg.det(cells[a])) + np.abs(np.linalg.det(cells[near])))
