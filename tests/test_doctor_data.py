@@ -138,6 +138,21 @@ def test_force_sign_of_one_frame(sound: dict[str, list[Frame]]) -> None:
     assert finding.frames == ("alloy.xyz#42",)
 
 
+@pytest.mark.parametrize(("factor", "check"), [(-1.0 / KCAL_PER_MOL_IN_EV, "force sign"), (-5.0, "force direction")])
+def test_sizes_tell_other_signs_from_what_is_beyond_the_model(
+    sound: dict[str, list[Frame]], factor: float, check: str
+) -> None:
+    """Gradients are as large as forces, or larger by a unit; what has another size is no matter of a sign."""
+
+    def change(frame: Frame) -> Frame:
+        assert frame.forces is not None
+        return replace(frame, forces=frame.forces * factor)
+
+    report = examine(changed(sound, [42], change))
+    assert the(report, check).frames == ("alloy.xyz#42",)
+    assert {each.check for each in report.findings} & {"force sign", "force direction"} == {check}
+
+
 def test_force_sign_of_the_whole_set(sound: dict[str, list[Frame]]) -> None:
     report = examine(all_changed(sound, turned_round))
     assert "wrong sign" in the(report, "energies and forces").message
@@ -255,6 +270,18 @@ def test_the_same_crystal_is_recognised() -> None:
     other = original.copy()
     other.symbols[list(other.symbols).index("Au")] = "Cu"
     assert difference(first, frame_of(other, "a#4")) > 1.0
+
+
+@pytest.mark.parametrize("d", [2.5, 2.9, 3.6, 4.2])  # Å; from 3.54 on second neighbours are beyond 5 Å
+def test_stacking_tells_crystals_apart_however_wide(d: float) -> None:
+    """In fcc and hcp all atoms have twelve neighbours, and six second ones, at the same distances."""
+    fcc = Frame(Structure.from_ase(bulk("Al", "fcc", a=np.sqrt(2.0) * d)), -1.0, None, None, None, "fcc#0")
+    cubic = Frame(Structure.from_ase(bulk("Al", "fcc", a=np.sqrt(2.0) * d, cubic=True)), -1.0, None, None, None, "c#0")
+    hcp = bulk("Al", "hcp", a=d, c=np.sqrt(8.0 / 3.0) * d)
+    other = Frame(Structure.from_ase(hcp), -1.1, None, None, None, "hcp#0")
+    assert difference(fcc, cubic) < 1e-9
+    assert difference(fcc, other) > 0.1
+    assert difference(other, Frame(Structure.from_ase(hcp.repeat((2, 1, 1))), -1.1, None, None, None, "h#0")) < 1e-9
 
 
 def test_leakage_under_every_disguise(sound: dict[str, list[Frame]]) -> None:

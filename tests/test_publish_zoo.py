@@ -26,7 +26,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dry_run_lists_everything(hub: HubServer, two: None) -> None:
-    found = {each["name"]: each for each in run_json("publish", "zoo", "org", "--dry-run", "--accept-findings")}
+    found = {each["name"]: each for each in run_json("publish", "zoo", "org", "--dry-run")}
     assert hub.requests == []
     copper = found["snnp-cu"]
     assert copper["repository"] == "org/snnp-cu"

@@ -31,6 +31,7 @@ _TOO_CLOSE = 0.55  # of the sum of covalent radii
 _MARGIN = 0.05  # Å
 _SAME = 1e-3  # Å, largest difference of a distance: files keep three to eight decimals
 _NEAR = 0.02  # Å; successive steps of molecular dynamics differ by about that
+_SHELLS = 2.1  # times the cube root of the volume per atom
 _SAMPLE = 48
 _CONFLICT = 0.005  # eV/atom
 _KEPT = 1000  # frames whose distances are remembered
@@ -142,19 +143,21 @@ class _View:
     def __init__(self, frame: Frame) -> None:
         structure = frame.structure
         self.numbers, self.described = structure.numbers.numpy(), describe(structure)[0].log1p().numpy()
-        self.lists = _distances(structure)
-        self.all = np.sort(np.concatenate(self.lists))
         # Cube root of the volume per atom, Å; zero for what is not a crystal.
         volume = float(structure.volume()[0]) if bool(structure.pbc.all()) else 0.0
         self.spacing = (volume / structure.n_atoms) ** (1.0 / 3.0)
+        # Beyond the third shell of close packing: nearer neighbours are the same in fcc and hcp.
+        self.reach = max(CUTOFF, _SHELLS * self.spacing)
+        self.lists = _distances(structure, self.reach)
+        self.all = np.sort(np.concatenate(self.lists))
 
 
-def _distances(structure: Structure) -> list[np.ndarray]:
-    """Sorted distances (Å) of each atom to its neighbours; to all atoms in a molecule."""
+def _distances(structure: Structure, reach: float) -> list[np.ndarray]:
+    """Sorted distances (Å) of each atom to its neighbours within reach; to all atoms in a molecule."""
     if not bool(structure.pbc.any()):
         positions = structure.positions.numpy()
         return list(np.sort(cdist(positions, positions))[:, 1:])
-    neighbours = neighbour_list(structure, CUTOFF)
+    neighbours = neighbour_list(structure, reach)
     lengths = pair_vectors(structure, neighbours).norm(dim=1).numpy()
     counts = torch.bincount(neighbours.i, minlength=structure.n_atoms).numpy()
     return [np.sort(each) for each in np.split(lengths, np.cumsum(counts)[:-1])]
@@ -168,7 +171,7 @@ def difference(a: Frame, b: Frame) -> float:
 def _compare(a: _View, b: _View, enough: float) -> float:
     """The difference of two frames, or anything above `enough` if it is above."""
     # Atoms too far apart to be neighbours still have a density.
-    worst = abs(a.spacing - b.spacing)
+    worst, reach = abs(a.spacing - b.spacing), min(a.reach, b.reach)
     if len(a.all) == len(b.all):
         # No way of matching can be better than all distances in order.
         worst = max(worst, float(np.abs(a.all - b.all).max(initial=0.0)))
@@ -182,15 +185,15 @@ def _compare(a: _View, b: _View, enough: float) -> float:
         # Both ways: every kind of atom of each must occur in the other.
         matches = [(p, ib[q]) for p, q in zip(ia, table.argmin(axis=1), strict=True)]
         matches += [(ia[p], q) for q, p in zip(ib, table.argmin(axis=0), strict=True)]
-        worst = max(worst, *(_gap(a.lists[p], b.lists[q]) for p, q in matches))
+        worst = max(worst, *(_gap(a.lists[p], b.lists[q], reach) for p, q in matches))
     return worst
 
 
-def _gap(first: np.ndarray, second: np.ndarray) -> float:
+def _gap(first: np.ndarray, second: np.ndarray, reach: float) -> float:
     n = min(len(first), len(second))
     surplus = np.concatenate([first[n:], second[n:]])
     # Neighbours at the very end of the reach may be in one list only.
-    if len(surplus) and surplus.min() < CUTOFF - 0.05:
+    if len(surplus) and surplus.min() < reach - 0.05:
         return np.inf
     return float(np.abs(first[:n] - second[:n]).max(initial=0.0))
 
