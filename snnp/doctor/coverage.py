@@ -19,7 +19,6 @@ from snnp.data import Frame
 from snnp.doctor.survey import CUTOFF, UNASSIGNED, Survey, describe, nearest
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.report import Finding, Table
-from snnp.structure import Structure
 
 __all__ = [
     *("Clusters", "check_coverage", "check_distances", "check_duplicates", "check_leakage", "difference"),
@@ -148,19 +147,14 @@ class _View:
         self.spacing = (volume / structure.n_atoms) ** (1.0 / 3.0)
         # Beyond the third shell of close packing: nearer neighbours are the same in fcc and hcp.
         self.reach = max(CUTOFF, _SHELLS * self.spacing)
-        self.lists = _distances(structure, self.reach)
+        if bool(structure.pbc.any()):
+            neighbours = neighbour_list(structure, self.reach)
+            lengths = pair_vectors(structure, neighbours).norm(dim=1).numpy()
+            counts = torch.bincount(neighbours.i, minlength=structure.n_atoms).numpy()
+            self.lists = [np.sort(each) for each in np.split(lengths, np.cumsum(counts)[:-1])]
+        else:  # to all atoms of a molecule
+            self.lists = list(np.sort(cdist(structure.positions.numpy(), structure.positions.numpy()))[:, 1:])
         self.all = np.sort(np.concatenate(self.lists))
-
-
-def _distances(structure: Structure, reach: float) -> list[np.ndarray]:
-    """Sorted distances (Å) of each atom to its neighbours within reach; to all atoms in a molecule."""
-    if not bool(structure.pbc.any()):
-        positions = structure.positions.numpy()
-        return list(np.sort(cdist(positions, positions))[:, 1:])
-    neighbours = neighbour_list(structure, reach)
-    lengths = pair_vectors(structure, neighbours).norm(dim=1).numpy()
-    counts = torch.bincount(neighbours.i, minlength=structure.n_atoms).numpy()
-    return [np.sort(each) for each in np.split(lengths, np.cumsum(counts)[:-1])]
 
 
 def difference(a: Frame, b: Frame) -> float:

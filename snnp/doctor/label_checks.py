@@ -36,7 +36,6 @@ FORCE_FACTORS = {
 """By what forces would have to be multiplied, and what that means."""
 
 _OPPOSITE = -0.6  # correlation with the model's forces; clean frames of twenty sets stay above -0.4
-_TINY = 1e-12
 _OF_SIZE, _OF_UNIT = 1.1, 0.3  # logarithms of factors: of forces that are as large as others, and of those in a unit
 _FOLLOWS = 0.8  # correlation that makes a ratio of sizes meaningful
 _RELIABLE = 0.5  # a tenth of all frames may have less than this before the model is no judge
@@ -126,7 +125,7 @@ def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
         return  # the model's forces do not follow those of nearly all frames
     correlation = np.where(consensus.comparable, consensus.force_correlation, np.nan)
     # Another sign leaves the size, but for a unit: atoms that clash in a way of their own are beyond the model.
-    off = np.log(np.maximum(np.abs(np.where(consensus.comparable, consensus.force_ratio, np.nan)), _TINY))
+    off = np.log(np.abs(np.where(consensus.comparable, consensus.force_ratio, np.nan)))
     off -= np.nanmedian(off)
     of_units = np.abs(off[:, None] - np.log(list(_FORCE_UNITS.values()))).min(axis=1) < _OF_UNIT
     opposite = (correlation < _OPPOSITE) & ((np.abs(off) < _OF_SIZE) | of_units)
@@ -135,7 +134,7 @@ def check_forces(survey: Survey, consensus: Consensus) -> Iterator[Finding]:
             "force sign",
             "error",
             f"forces of {_frames(opposite.sum())} point against those of all others "
-            f"(correlation with a model of the whole set down to {np.nanmin(correlation):.2f}, "
+            f"(correlation with a model of the whole set down to {correlation[opposite].min():.2f}, "
             f"usually {np.nanmedian(correlation):.2f})",
             "These forces have the wrong sign: gradients were stored in place of forces.",
             "Multiply the forces of these frames by -1, or read them anew from the reference calculation.",
