@@ -262,9 +262,8 @@ def _meanings_of_forces() -> Iterator[_Meaning]:
     for name, size in _FORCES.items():
         factor, unusual = 1.0 / size, _UNUSUAL.get(name.split("/")[0], 0.0)
         yield _Meaning(factor, f"forces are in {name}", f"forces: {name}", factor, unusual)
-        yield _Meaning(
-            -factor, f"forces are gradients in {name} (minus the forces)", f"forces: -{name}", factor, unusual
-        )
+        said = f"forces are gradients in {name} (minus the forces)"
+        yield _Meaning(-factor, said, f"forces: -{name}", factor, unusual)
     for name, size in _ENERGIES.items():
         said = f"energies are in {name} and forces in eV/Å"
         yield _Meaning(size, said, f"energy: {name}, forces: eV/angstrom", 1.0, _UNUSUAL.get(name, 0.0))

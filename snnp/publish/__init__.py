@@ -30,7 +30,7 @@ from snnp.hub.client import hub_library
 from snnp.hub.manifest import check_inside, fingerprint
 from snnp.hub.names import check_repository, parse_reference
 from snnp.models import SplineNNP
-from snnp.models.formats import stated
+from snnp.models.formats import UNITS, stated
 from snnp.models.potential import Potential
 from snnp.models.store import load_model, model_folder, save_model
 from snnp.text import one_line
@@ -47,7 +47,6 @@ _STATEMENTS = ("title", "summary", "origin", "licence", "licence_note", "citatio
 _FILTERS = "filters.png"
 _PARITY = {"parity_energy.png": "Energies", "parity_forces.png": "Forces"}
 _PICTURES = {**_PARITY, _FILTERS: "Everything it has learned"}
-_UNITS = {"energy": "eV", "length": "angstrom"}
 _TASK = "graph-ml"  # the Hub's task for models of atoms and bonds
 _METRICS = {
     "energy_mae_mev_per_atom": ("mae", "energy MAE (meV/atom)"),
@@ -201,7 +200,7 @@ def missing_statements(model: Potential, stored: Mapping[str, Any]) -> list[str]
             licence_id(about.get("licence")),
             f"licence ({said}; --set licence=... with one of {', '.join(_LICENCES[:5])}, cc-by-4.0, ...)",
         ),
-        (units == _UNITS, f"units (config.json must say {_UNITS}, it says {units}; save the model again)"),
+        (units == UNITS, f"units (config.json must say {UNITS}, it says {units}; save the model again)"),
         (
             zeros,
             "E0 (where the energies of the separate elements come from, for each; "

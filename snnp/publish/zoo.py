@@ -14,7 +14,6 @@ from snnp import hub
 from snnp.data.description import read_description
 from snnp.errors import HubError, InputError
 from snnp.files import bundled_folders
-from snnp.hub.manifest import MANIFEST_FILE
 from snnp.hub.names import check_repository
 from snnp.models.store import list_models, load_model
 from snnp.publish import licence_id, publish_dataset, publish_model
@@ -64,7 +63,7 @@ def publish_zoo(
     if "/" in owner:
         raise InputError(f"{owner!r} is the name of a repository; give that of an organisation or user alone.")
     check_repository(f"{owner}/snnp")
-    datasets = bundled_folders("datasets", MANIFEST_FILE)
+    datasets = bundled_folders("datasets", hub.MANIFEST_FILE)
     tasks = [partial(_model, name, owner, private, dry_run) for name in list_models()]
     tasks += [partial(_dataset, datasets[name], owner, private, dry_run, accept_findings) for name in sorted(datasets)]
     done = []
@@ -89,21 +88,20 @@ def _model(name: str, owner: str, private: bool, dry_run: bool) -> ZooItem:
 
 
 def _dataset(folder: Path, owner: str, private: bool, dry_run: bool, accept_findings: bool) -> ZooItem:
-    description, repository = read_description(folder / MANIFEST_FILE), f"{owner}/{folder.name}"
+    description, name = read_description(folder / hub.MANIFEST_FILE), folder.name
+    repository = f"{owner}/{name}"
     refused = description.why_not_redistributable()
-    if refused is None and folder.name not in hub.bundled_datasets():
-        refused = (
-            f"its data are not bundled: build it with datasets/{folder.name}/recipe.py, then 'snnp publish dataset'"
-        )
+    if refused is None and name not in hub.bundled_datasets():
+        refused = f"its data are not bundled: build it with datasets/{name}/recipe.py, then 'snnp publish dataset'"
     if refused is not None:
-        return ZooItem("dataset", folder.name, repository, description.licence, {}, refused)
+        return ZooItem("dataset", name, repository, description.licence, {}, refused)
     with tempfile.TemporaryDirectory() as place:  # card and manifest are written, which an installation must not be
-        copy = Path(place) / folder.name
+        copy = Path(place) / name
         shutil.copytree(folder, copy)
         try:
             made = publish_dataset(copy, repository, dry_run=True, accept_findings=accept_findings)
         except HubError as error:
-            return ZooItem("dataset", folder.name, repository, description.licence, {}, str(error))
+            return ZooItem("dataset", name, repository, description.licence, {}, str(error))
         if not dry_run:
             made = hub.publish("dataset", copy, repository, private=private, message=description.title)
-    return ZooItem("dataset", folder.name, repository, description.licence, made.files, None, made.commit, made.address)
+    return ZooItem("dataset", name, repository, description.licence, made.files, None, made.commit, made.address)
