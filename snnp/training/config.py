@@ -156,7 +156,7 @@ class LossConfig(_Config):
     "huber" grows linearly beyond `energy_delta`, `force_delta`, `stress_delta`, `atomic_energy_delta`, which serves the
     mean absolute error. Energies of atoms are a teacher's; frames that lack them are learned without.
     `energy_scale`: frames an energy E per atom above the lowest weigh (energy_scale / (energy_scale + E))² times as
-    much, in eV/atom; None weighs all alike.
+    much, in eV/atom, also in the validation that chooses the best epoch; None weighs all alike.
     `hierarchicality_weight`: of HIP-NN's mean hierarchicality (see `snnp.models.hipnn`), which other families lack.
     """
 
