@@ -180,6 +180,10 @@ WEIGHTS: dict[str, tuple[bytes, str]] = {
     "a header of 2^63": (struct.pack("<Q", 2**63) + b"{}", "claims a header of 9,223,372,036,854,775,808 bytes"),
     "nothing": (b"", "model.safetensors is empty"),
     "too short": (b"\x02\0\0", "no safetensors file"),
+    "a name without end": (
+        _header({"x" * 100_000: _tensor([1], 4, 12)}, b"\0" * 8),
+        "xx); fetch it again, and do not use it",
+    ),
     "no JSON": (struct.pack("<Q", 4) + b"abcd", "header is not valid"),
     "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "header is not valid"),
     "tensors of terabytes": (_header({"x": _tensor([2**40], 0, 2**43)}), _UNSOUND),

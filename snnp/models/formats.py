@@ -227,7 +227,7 @@ def read_weights(
     except (AssertionError, LookupError, OverflowError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{where} is no safetensors file: its header is not valid or does not fit its data "
-            f"({' '.join(str(error).split())}); fetch it again, and do not use it if it stays so."
+            f"({' '.join(str(error)[:200].split())}); fetch it again, and do not use it if it stays so."
         ) from None
     if form is None:
         return state
@@ -238,8 +238,8 @@ def read_weights(
         names.discard(name)
         if state[name].shape != shape or state[name].dtype != dtype:
             raise ModelFileError(
-                f"{where}: {name} has shape {list(state[name].shape)} and type {state[name].dtype}, the configuration "
-                f"asks for {list(shape)} and {dtype}; fetch or save it again."
+                f"{where}: {name} has shape {list(state[name].shape[:9])} and type {state[name].dtype}, the "
+                f"configuration asks for {list(shape)} and {dtype}; fetch or save it again."
             )
     if names:
         raise ModelFileError(f"{where} holds {min(names)[:60]!r}, for which the configuration has no place.")
