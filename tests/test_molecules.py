@@ -14,12 +14,16 @@ from ase.data import vdw_radii
 from ase.optimize import BFGS
 
 from snnp import SNNPCalculator, load_model
+from snnp.data import Frame, Frames
+from snnp.data.write import parquet_writer
 from snnp.distillation import DistilSettings
 from snnp.distillation.assemblies import MOLECULE_SHARES, MoleculePool
 from snnp.distillation.exploration import molecule_starts
 from snnp.distillation.molecules import displaced, graph_key, read_molecules, turned
 from snnp.errors import InputError, MissingDependencyError
+from snnp.structure import Structure
 from snnp.training import load_config
+from snnp.training.problem import load_problem
 
 WATER, ETHANOL, BUTANE = molecule("H2O"), molecule("CH3CH2OH"), molecule("trans-butane")
 needs_rdkit = pytest.mark.skipif(find_spec("rdkit") is None, reason="RDKit is not installed: pip install rdkit")
@@ -129,6 +133,24 @@ def test_the_labels_of_the_organic_student_can_be_asked_for() -> None:
     assert [Path(name).name for name in (*settings.molecules, *settings.apart)] == ["molecules.smi", "apart.smi"]
     student, recipe = settings.training(Path("labels.parquet")), load_config(folder / "recipe.yaml")
     assert student.model == recipe.model
+
+
+def test_molecules_of_all_elements_are_learned(tmp_path: Path) -> None:
+    """Total energies of a teacher are hundreds of eV per atom apart, where elements differ."""
+    images = {"HCl": -12540.0, "CH4": -1102.0, "H2O": -2079.0, "LiH": -220.0}  # eV, about
+    frames = []
+    for name, energy in images.items():
+        for k in range(8):
+            atoms = molecule(name)
+            atoms.positions[0, 0] += 0.01 * k
+            structure, forces = Structure.from_ase(atoms), np.zeros((len(atoms), 3))
+            frames.append(Frame(structure, energy + 0.01 * k, forces, None, "molecule", f"{name}#{k}"))
+    with parquet_writer(tmp_path / "labels.parquet", "none", "snnp") as writer:
+        labels = Frames.of(frames)
+        writer.add(labels.named(labels.sources, labels.groups), "train")
+    settings = DistilSettings(teachers=["any"], molecules=["g2"], student={"compression": None})
+    split = load_problem(settings.training(tmp_path / "labels.parquet")).split
+    assert len(split.train) + len(split.valid) == len(frames)
 
 
 @needs_rdkit

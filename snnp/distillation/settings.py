@@ -159,7 +159,9 @@ class DistilSettings(BaseModel):
             tree[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
         # What lies beyond is no matter that holds together, and would be all that a squared error sees.
         # Labels come in ASE's units; frames that were drawn are no trajectory, of which these could be doubted.
-        limits = {"max_energy": 12.0, "max_force": 30.0, "check_units": "off"}
+        limits: dict[str, Any] = {"max_force": 30.0, "check_units": "off"}
+        if self.elements:  # energies of molecules of other elements are hundreds of eV/atom apart
+            limits["max_energy"] = 12.0
         tree["data"] = {"train": [f"{data}:train"], "valid": 0.05, **limits}
         tree["metadata"] = {"description": f"distilled from {', '.join(self.teachers)}", **tree.get("metadata", {})}
         config = load_config(tree)
