@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pages import between_marks, provenance
 
 from snnp.files import write_atomically
 from snnp.models.potential import Potential
@@ -41,7 +39,6 @@ REPEATS = 25
 INK, GRID, FAINT = "#22303c", "#e3e8ec", "#8a97a3"
 KIND_COLOURS = {"classical": "#4477aa", "learned": "#d1603d", "faster": "#2a9d8f"}
 X_LIMITS = (-0.5, 5.4)  # five rows, and room for the names of published errors
-TABLE_MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -58,11 +55,6 @@ def row_config(study: dict[str, Any], element: str, row: str) -> TrainConfig:
     tree = _merge(study["recipe"], {"model": study["rows"][row]["model"]})
     tree = _merge(tree, {"optimiser": {"epochs": study["epochs"][element]}})
     return load_config(yaml.safe_load(yaml.safe_dump(tree).replace("ELEMENT", element)))
-
-
-def _cpu_name() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 def train_row(config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -115,9 +107,7 @@ def run(study: dict[str, Any], runs: Path) -> None:
 
     def save() -> None:
         found["command"] = "python docs/measure/studies/ablation.py"
-        found["date"] = datetime.now(UTC).date().isoformat()
-        found["machine"] = f"{_cpu_name()}, one thread"
-        found["versions"] = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        found.update(provenance(PACKAGES))
         write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
 
     for element in study["epochs"]:
@@ -228,12 +218,7 @@ def picture(study: dict[str, Any], found: dict[str, Any], path: Path) -> None:
 def write_page(study: dict[str, Any], found: dict[str, Any]) -> None:
     """Picture, and the table between its marks in docs/studies/ablation.md."""
     picture(study, found, STUDY.with_suffix(".png"))
-    page = STUDY.with_suffix(".md")
-    text = page.read_text()
-    before, rest = text.split(TABLE_MARKS[0])
-    after = rest.split(TABLE_MARKS[1])[1]
-    middle = f"{TABLE_MARKS[0]}\n\n{table(study, found)}\n\n{TABLE_MARKS[1]}"
-    write_atomically(page, (before + middle + after).encode())
+    between_marks(STUDY.with_suffix(".md"), {"table": table(study, found)})
 
 
 def main() -> None:

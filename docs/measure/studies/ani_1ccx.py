@@ -25,6 +25,7 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
+from pages import between_marks
 
 from snnp.files import write_atomically
 from snnp.models import Ensemble
@@ -175,11 +176,7 @@ def _cells(row: dict[str, float]) -> str:
 
 def write_tables(result: dict[str, Any]) -> None:
     """Put the tables between the marks in the page."""
-    page = STUDY.with_suffix(".md")
-    begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
-    before, _, rest = page.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    write_atomically(page, f"{before}{begin}\n\n{tables(result)}\n\n{end}{after}".encode())
+    between_marks(STUDY.with_suffix(".md"), {"tables": tables(result)})
 
 
 def main() -> None:

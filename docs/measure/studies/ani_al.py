@@ -26,6 +26,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import FIRE
 from matplotlib.figure import Figure
+from pages import between_marks
 
 from snnp.analysis.properties import REFERENCES, cubic_properties
 from snnp.files import write_atomically
@@ -201,11 +202,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def write_tables(result: dict[str, Any]) -> None:
     """Put the tables between the marks in the page."""
-    page = STUDY.with_suffix(".md")
-    begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
-    before, _, rest = page.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    write_atomically(page, f"{before}{begin}\n\n{tables(result)}\n\n{end}{after}".encode())
+    between_marks(STUDY.with_suffix(".md"), {"tables": tables(result)})
 
 
 def main() -> None:

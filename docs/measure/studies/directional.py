@@ -12,12 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
+from pages import between_marks, provenance
 from torch.profiler import ProfilerActivity, profile
 
 from snnp.data import Frame
@@ -40,7 +38,6 @@ STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "directional"
 PACKAGES = ("snnp", "torch", "numpy")
 KINDS = ("energy", "exact", "directional")
-MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 INK, GRID = "#22303c", "#e3e8ec"
 COLOURS = {"energy": "#8a97a3", "exact": "#4477aa", "directional": "#d1603d"}
 NAMES = {"energy": "energy only", "exact": "forces, exact", "directional": "forces, directional"}
@@ -286,14 +283,9 @@ def write_page(study: Found, found: Found) -> None:
     origin = (
         f"Written by `python docs/measure/studies/directional.py` on {found['date']}; {found['machine']}; {versions}."
     )
-    page = STUDY.with_suffix(".md")
-    text = page.read_text()
     tables = {"errors": errors_table, "gradients": gradients_table, "costs": costs_table}
-    for name, table in tables.items():
-        begin, end = (mark.format(name) for mark in MARKS)
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{table(study, found)}\n\n{origin}\n\n{end}{rest.split(end)[1]}"
-    write_atomically(page, text.encode())
+    contents = {name: f"{table(study, found)}\n\n{origin}" for name, table in tables.items()}
+    between_marks(STUDY.with_suffix(".md"), contents)
 
 
 def main() -> None:
@@ -309,10 +301,7 @@ def main() -> None:
     found: Found = json.loads(path.read_text()) if path.exists() else {"runs": {}, "gradients": {}, "costs": {}}
 
     def save() -> None:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        found["date"] = datetime.now(UTC).date().isoformat()
-        found["machine"] = f"{names[0].partition(':')[2].strip() if names else platform.processor()}, one thread"
-        found["versions"] = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        found.update(provenance(PACKAGES))
         write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
 
     if not arguments.plot:

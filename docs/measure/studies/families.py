@@ -12,12 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pages import between_marks, provenance
 
 from snnp.files import write_atomically
 from snnp.models import load_model
@@ -38,7 +36,6 @@ from snnp.training.problem import load_problem
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "families"
 PACKAGES = ("snnp", "torch", "numpy", "vesin", "ase")
-MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 SKIN, RATTLE, REPEATS = 0.5, 0.1, 15  # Å, Å
 INK, GRID, FAINT = "#22303c", "#e3e8ec", "#8a97a3"
 COLOURS = {"s-NNP": "#d1603d", "HIP-NN": "#4477aa", "HIP-NN-TS": "#2a9d8f", "ANI": "#8b5fbf"}
@@ -221,10 +218,7 @@ def picture(study: Found, found: Found, path: Path) -> None:
 def write_page(study: Found, found: Found) -> None:
     """Picture, and the table between its marks in docs/studies/families.md."""
     picture(study, found, STUDY.with_suffix(".png"))
-    page = STUDY.with_suffix(".md")
-    before, rest = page.read_text().split(MARKS[0])
-    text = f"{before}{MARKS[0]}\n\n{table(study, found)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-    write_atomically(page, text.encode())
+    between_marks(STUDY.with_suffix(".md"), {"table": table(study, found)})
 
 
 def main() -> None:
@@ -238,10 +232,7 @@ def main() -> None:
     found: Found = json.loads(path.read_text()) if path.exists() else {"results": {}}
 
     def save() -> None:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        found["date"] = datetime.now(UTC).date().isoformat()
-        found["machine"] = f"{names[0].partition(':')[2].strip() if names else platform.processor()}, one thread"
-        found["versions"] = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        found.update(provenance(PACKAGES))
         write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
 
     if not arguments.plot:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pages import between_marks, provenance
 
 from snnp.data import Frames, read_frames
 from snnp.files import write_atomically
@@ -34,7 +33,6 @@ import several
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "self"
-MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 
 Errors = tuple[float, float]
 """MAE of energy (meV/atom) and force (eV/Å)."""
@@ -81,25 +79,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = several.recipe_of(asked.recipe.parent)
-    if recipe is None:
-        raise SystemExit(f"{asked.recipe} has no key self; see model_zoo/several.py.")
-    name = asked.recipe.parent.name
-    teachers = several.train_members(recipe, asked.runs / name, lambda member: print(member, flush=True))
+    recipe, name = several.recipe_of(asked.recipe.parent), asked.recipe.parent.name
+    tell = partial(print, flush=True)
+    teachers = several.train_members(recipe, asked.runs / name, tell)
     pupils = [
-        several.student_of(recipe, teachers, asked.runs / name / f"student-{seed}", seed)
+        several.student_of(recipe, teachers, asked.runs / name / f"student-{seed}", tell, seed)
         for seed in range(asked.students)
     ]
     path = STUDY.with_suffix(".json")
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
     found["results"][name] = measure(recipe, teachers, pupils)
-    found |= {"date": datetime.now(UTC).date().isoformat(), "machine": f"{platform.machine()}, one thread"}
-    found["versions"] = {package: version(package) for package in ("snnp", "torch", "numpy")}
+    found |= provenance(("snnp", "torch", "numpy"))
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
-    page = STUDY.with_suffix(".md")
-    before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    text = f"{before}{MARKS[0]}\n{table(found)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-    write_atomically(page, text.encode())
+    between_marks(STUDY.with_suffix(".md"), {"table": table(found)})
 
 
 if __name__ == "__main__":

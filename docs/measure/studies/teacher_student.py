@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pages import between_marks, provenance
 
 from snnp import load_model
 from snnp.data import Frames, read_frames, split_frames
@@ -38,7 +36,6 @@ STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "teacher_student"
 PACKAGES = ("snnp", "torch", "numpy")
 LABELS = {"dft": "DFT", "teacher": "teacher"}
-MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 ERRORS = ("energy_mae_mev_per_atom", "force_mae_ev_per_angstrom", "atomic_energy_mae_mev")
 
 Found = dict[str, Any]
@@ -56,13 +53,7 @@ class Study:
 
     def save(self) -> None:
         """Write docs/studies/teacher_student.json."""
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        self.found |= {
-            "command": "python docs/measure/studies/teacher_student.py",
-            "machine": f"{names[0].partition(':')[2].strip() if names else platform.processor()}, one thread",
-            "date": datetime.now(UTC).date().isoformat(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        }
+        self.found |= {"command": "python docs/measure/studies/teacher_student.py", **provenance(PACKAGES)}
         write_atomically(STUDY.with_suffix(".json"), (json.dumps(self.found, indent=1) + "\n").encode())
 
     def frames(self, name: str) -> Frames:
@@ -171,8 +162,6 @@ def table(found: Found, stage: str, heading: Callable[[Found], str]) -> str:
 
 def write_page(found: Found) -> None:
     """Both tables between their marks in docs/studies/teacher_student.md."""
-    page = STUDY.with_suffix(".md")
-    text = page.read_text()
     kinds = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     origin = f"Written by `{found['command']}` on {found['date']}; {found['machine']}; {kinds}."
     teacher = "The teacher itself: {} meV/atom, {} eV/Å.".format(
@@ -183,11 +172,7 @@ def write_page(found: Found) -> None:
         return f"{row['size']} ({row['n_parameters']:,} parameters)"
 
     tables = {"held-out": table(found, "chosen", heading), "test": f"{table(found, 'final', heading)}\n\n{teacher}"}
-    for name, content in tables.items():
-        first, last = (mark.format(name) for mark in MARKS)
-        before, rest = text.split(first)
-        text = f"{before}{first}\n\n{content}\n\n{origin}\n\n{last}{rest.split(last)[1]}"
-    write_atomically(page, text.encode())
+    between_marks(STUDY.with_suffix(".md"), {name: f"{content}\n\n{origin}" for name, content in tables.items()})
 
 
 def main() -> None:
