@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import sys
@@ -19,46 +18,42 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import distilled
+import imported
 import numpy as np
+import several
 import torch
-import yaml
+import trained
 from ase import Atoms
 from ase.build import molecule
+from trained import RUNS, Order, Trained, read_recipe
+from training_range import training_range
 
 from snnp.analysis.card import card_markdown
 from snnp.analysis.compression import compression_scan, holes_in_words, lattice_constants
 from snnp.analysis.properties import model_properties
 from snnp.analysis.stability import crystal, stability_test, time_step_for
-from snnp.data import Frame, Frames
-from snnp.distillation import DistilProgress, DistilSettings, distil
 from snnp.doctor.trials import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError
 from snnp.files import write_atomically
 from snnp.kernels.cpu.library import instruction_set
-from snnp.models.ani.import_neurochem import read_neurochem
 from snnp.models.potential import Potential
 from snnp.models.store import dump_model, load_model, save_model
 from snnp.neighbours import neighbour_list
 from snnp.report import Finding
 from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
-from snnp.training import Progress, TrainConfig, evaluate, load_config, resume, train
 from snnp.training.problem import Problem, load_problem
 from snnp_ase.md import run_md
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # where this module is loaded by its path
-import distilled
-import several
-from training_range import training_range
 
 __all__ = ["build", "main", "training_range"]
 
 ZOO = Path(__file__).resolve().parent
-RUNS = ZOO.parent / "runs"
 TABLE_PAGE = ZOO.parent / "docs" / "models.md"
 
 MAX_BYTES = 1_000_000
@@ -102,11 +97,12 @@ class System:
 def build(
     name: str, zoo: Path = ZOO, run: Path | None = None, effort: Effort | None = None, *, allow_holes: bool = False
 ) -> Path:
-    """Train by `zoo/name/recipe.yaml` unless the run is finished, measure, and write config, weights and card.
+    """Make the model of `zoo/name/recipe.yaml` unless its run is finished, measure, write config, weights and card.
 
-    A recipe with `neurochem` trains nothing: it names published networks and their checksum. Where there is a
-    `distil.yaml` beside it, the labels that it asks for come first. `metadata.measured_on` names the molecule (of ASE's
-    g2 set) that dynamics and speed are measured on; else that is the one of lowest energy, or a crystal.
+    What makes it follows from the recipe: `neurochem` names published networks and their checksum, `distil` a teacher,
+    `self` how many models become one, and every other recipe is a training configuration. `metadata.measured_on` names
+    the molecule (of ASE's g2 set) that dynamics and speed are measured on; else that is the one of lowest energy, or a
+    crystal.
 
     Arguments:
         name: of the model and its folder.
@@ -119,102 +115,61 @@ def build(
         SnnpError: for a bad recipe or data, a run of another recipe, a model that is too large, or one with a hole.
     """
     folder, effort = zoo / name, effort or Effort()
-    if (recipe := _recipe_of_import(folder)) is not None:
-        return _build_imported(name, folder, recipe, effort, allow_holes=allow_holes)
-    run, recipe = run or RUNS / name, distilled.recipe_of(folder)
-    whole, equal = run, several.recipe_of(folder)  # of a distillation, of which the training is a part
-    if recipe is not None:
-        run = distilled.run_of(recipe, whole, lambda stage: _tell(name, stage))
-    elif equal is not None:
-        members = several.train_members(equal, whole, lambda stage: _tell(name, stage))
-        run = several.student_of(equal, members, whole / "student")
+    recipe, lengths = read_recipe(folder), dict[str, float]()
+    if "neurochem" in recipe:
+        model, systems = imported.read(recipe), _one_molecule(imported.measured_on(recipe))
+        torch.set_num_threads(1)
+        model.metadata["name"] = name
+        pairs = _check_compression(name, model, systems, allow_holes=allow_holes)
+        doctor = f"`snnp doctor model {name}` finds"
+        model.metadata["limits"] += [f"{doctor} ({each.severity}): {each.message}" for each in pairs]
     else:
-        if (asked := folder / "distil.yaml").is_file():
-            _label(DistilSettings.load(asked), RUNS / f"{name}-labels")
-        _train(load_config(folder / "recipe.yaml"), run)
-    # The run's copy has everything resolved; what only describes the model may have been corrected since.
-    config, model = load_config(run / "config.yaml"), load_model(run / "best")
-    if equal is not None:  # data and test are those of the members
-        config, model.metadata["teacher"] = several.config_of(equal), several.teacher(equal)
-        del model.metadata["teacher_key"], model.metadata["teacher_licence"]  # of files that nobody else has
-    problem = load_problem(config, run / "split.json" if equal is None else None)
-    if recipe is not None:
-        about = distilled.about(recipe, model, len(problem.split.train) + len(problem.split.valid))
-    else:
-        about = (several.config_of(equal) if equal is not None else load_config(folder / "recipe.yaml")).metadata
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    torch.set_num_threads(1)
-    model.metadata |= about | {"name": name}
-    learned = [str(path).removeprefix(f"{whole}/") for path in model.metadata["training_data"]]
-    model.metadata["training_data"] = learned  # files of a run are nowhere else
-    model.metadata["training"] = {
-        "minutes": summary["training_seconds"] / 60.0,
-        **{key: summary[key] for key in ("epochs", "best_epoch", "threads")},
-        "device": config.device,
-    }
-    model.metadata["training_range"] = training_range(problem.split.train, model)
-    _tell(name, "errors on the test data")
-    if recipe is not None:
-        said = "structures that the teacher labelled and the student did not learn"
-        model.metadata["metrics"] = evaluate(model, distilled.held_out(whole), data_name=said).to_dict()
-    else:
-        model.metadata["metrics"] = _metrics(model, problem, config)
-    named = model.metadata.pop("measured_on", None)
-    crystals = model.metadata["training_range"]["periodic"] != "none" and named is None
-    _tell(name, "properties")
-    properties = {found.element: found.to_dict() for found in model_properties(model)} if crystals else {}
-    model.metadata["properties"] = properties
-    lengths = {symbol: each["lattice_constant_angstrom"] for symbol, each in properties.items()}
-    hot = HOT_FRACTION
-    if recipe is not None:
-        lengths, hot = lattice_constants(model) | lengths, HOT_DISTILLED
-    systems = _systems(model, problem, lengths, hot) if named is None else _one_molecule(molecule(named))
-    _check_compression(name, model, systems, allow_holes=allow_holes)
-    if recipe is not None:
-        _tell(name, "beside the teacher")
-        found = distilled.beside_the_teacher(recipe, whole, model, lengths)
-        for symbol, row in found["references"].items():
-            properties[symbol]["references"] = {"teacher": row, **properties[symbol]["references"]}
-        model.metadata |= {key: found[key] for key in ("accuracy", "defects")}
+        make = distilled.make if "distil" in recipe else several.make if "self" in recipe else trained.make
+        made = make(Order(name, folder, run or RUNS / name, partial(_tell, name)))
+        model = made.model
+        torch.set_num_threads(1)
+        lengths, systems = _examine(name, made)
+        _check_compression(name, model, systems, allow_holes=allow_holes)
+        if made.beside_teacher is not None:
+            _tell(name, "beside the teacher")
+            _put_beside(model, made.beside_teacher(lengths))
     model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, *next(iter(systems.items())), lengths, effort)
-    model.metadata["built"] = _provenance(name, effort)
+    model.metadata["built"] = _provenance(name, effort, allow_holes=allow_holes)
     return _write(name, model, folder)
 
 
-def _recipe_of_import(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a model that is read from published networks; None of one that is trained."""
-    path = folder / "recipe.yaml"
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return tree if isinstance(tree, dict) and "neurochem" in tree else None
+def _examine(name: str, made: Trained) -> tuple[dict[str, float], dict[str, System]]:
+    """Write training, range, errors and properties into the metadata; lattice constants, and what will be run."""
+    model, summary = made.model, json.loads((made.run / "summary.json").read_text(encoding="utf-8"))
+    about = model.metadata
+    about |= made.about | {"name": name}
+    named = about.pop("measured_on", None)
+    about["training"] = {
+        "minutes": summary["training_seconds"] / 60.0,
+        **{key: summary[key] for key in ("epochs", "best_epoch", "threads")},
+        "device": made.device,
+    }
+    about["training_range"] = training_range(made.problem.split.train, model)
+    _tell(name, "errors on the test data")
+    about["metrics"] = made.errors()
+    crystals = about["training_range"]["periodic"] != "none" and named is None
+    _tell(name, "properties")
+    about["properties"] = {found.element: found.to_dict() for found in model_properties(model)} if crystals else {}
+    lengths = {symbol: each["lattice_constant_angstrom"] for symbol, each in about["properties"].items()}
+    hot = HOT_FRACTION
+    if made.beside_teacher is not None:
+        lengths, hot = lattice_constants(model) | lengths, HOT_DISTILLED
+    return lengths, _systems(model, made.problem, lengths, hot) if named is None else _one_molecule(molecule(named))
 
 
-def _build_imported(name: str, folder: Path, recipe: dict[str, Any], effort: Effort, *, allow_holes: bool) -> Path:
-    """Read the networks, see that they are those of the recipe, measure, and write config, weights and card."""
-    origin = dict(recipe["neurochem"])
-    place, expected = Path(os.path.expandvars(origin.pop("folder"))), origin.pop("files_sha256")
-    systems = _one_molecule(molecule(origin.pop("molecule")))
-    model = read_neurochem(place)
-    source = model.metadata["source"]
-    if source["files_sha256"] != expected:
-        raise ConfigError(
-            f"{place} holds other networks than recipe.yaml names (sha256 {source['files_sha256'][:12]}…, expected "
-            f"{expected[:12]}…); take commit {origin['commit']} of {origin['repository']}."
-        )
-    torch.set_num_threads(1)
-    about = dict(recipe["metadata"])
-    about["reference_energies_from"] = dict.fromkeys(model.elements, about["reference_energies_from"])
-    model.metadata = about | {"name": name, "source": source | origin}
-    found = _check_compression(name, model, systems, allow_holes=allow_holes)
-    doctor = f"`snnp doctor model {name}` finds"
-    model.metadata["limits"] = [*about["limits"], *(f"{doctor} ({each.severity}): {each.message}" for each in found)]
-    model.metadata["stability"] = {label: _stability(name, model, system, effort) for label, system in systems.items()}
-    _tell(name, "speed")
-    model.metadata["speed"] = _speed(model, *next(iter(systems.items())), {}, effort)
-    model.metadata["built"] = _provenance(name, effort)
-    model.metadata["built"]["command"] += " --allow-holes" if allow_holes else ""
-    return _write(name, model, folder)
+def _put_beside(model: Potential, found: dict[str, Any]) -> None:
+    """The teacher's crystals among the references of the properties, and the rest into the metadata."""
+    for symbol, row in found.pop("references").items():
+        each = model.metadata["properties"][symbol]
+        each["references"] = {"teacher": row, **each["references"]}
+    model.metadata |= found
 
 
 def _check_compression(
@@ -248,15 +203,14 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
         lengths = lattice_constants(model) | lengths
     system = None
     if label not in lengths:
-        recipe = _recipe_of_import(folder)
-        if recipe is None:
-            equal = several.recipe_of(folder)
-            config = load_config(folder / "recipe.yaml") if equal is None else several.config_of(equal)
-            named = config.metadata.get("measured_on")
-            systems = _one_molecule(molecule(named)) if named else _systems(model, load_problem(config), {})
-            system = systems[label]
+        recipe = read_recipe(folder)
+        if "neurochem" in recipe:
+            systems = _one_molecule(imported.measured_on(recipe))
+        elif named := recipe["metadata"].get("measured_on"):
+            systems = _one_molecule(molecule(named))
         else:
-            system = _one_molecule(molecule(recipe["neurochem"]["molecule"]))[label]
+            systems = _systems(model, load_problem(several.config_of(recipe)), {})
+        system = systems[label]
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, label, system, lengths, effort)
     return _write(name, model, folder)
@@ -264,77 +218,6 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
 
 def _tell(name: str, what: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {name}: {what}", flush=True)
-
-
-def _label(settings: DistilSettings, run: Path) -> None:
-    """Have a teacher make the labels, unless they are there."""
-
-    def report(now: DistilProgress) -> None:
-        if now.done == now.total:
-            _tell(run.name, now.stage)
-
-    if not (run / "labels.parquet").is_file():
-        distil(settings, run, report, resume=(run / "distil.yaml").is_file())
-
-
-def _train(recipe: TrainConfig, run: Path) -> None:
-    """Bring the run to its end."""
-
-    def report(now: Progress) -> None:
-        if now.message is not None or now.epoch % 20 == 0:
-            _tell(run.name, now.message or f"epoch {now.epoch} of {now.epochs}, loss {now.train_loss:.4g}")
-
-    if not (run / "config.yaml").is_file():
-        train(recipe, run, report)
-        return
-    if differences := _differences(recipe, load_config(run / "config.yaml")):
-        raise ConfigError(
-            f"{run} was trained by another recipe ({'; '.join(differences[:3])}); name another folder with --run, or "
-            "remove this one."
-        )
-    if not (run / "summary.json").is_file():
-        resume(run, report)
-
-
-def _differences(recipe: TrainConfig, trained: TrainConfig) -> list[str]:
-    """Keys in which a finished run differs from the recipe, beyond what training fills in and what does not matter."""
-    filled = {"metadata", "ranges", "threads", "device"}
-    if not recipe.model.elements:
-        filled.add("model.elements")
-    if recipe.ranges == "auto":
-        filled |= {"model.radial.lower", "model.angular.lower", "model.lower", "model.aev"}
-        filled |= {"model.repulsion"} if getattr(recipe.model, "repulsion", None) is None else set()
-    if recipe.optimiser.force_training == "auto":
-        filled.add("optimiser.force_training")
-    before, after = (dict(_flat(each.model_dump(mode="json"), filled)) for each in (recipe, trained))
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return [f"{key} is {before.get(key)}, was {after.get(key)}" for key in keys]
-
-
-def _flat(tree: Mapping[str, Any], left_out: set[str], prefix: str = "") -> list[tuple[str, Any]]:
-    entries: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if path not in left_out:
-            entries += _flat(value, left_out, f"{path}.") if isinstance(value, Mapping) else [(path, value)]
-    return entries
-
-
-def _metrics(model: Potential, problem: Problem, config: TrainConfig) -> dict[str, Any]:
-    """Errors on the test data; of pure elements one by one where the model knows several."""
-    frames, test = problem.split.test, config.data.test
-    if isinstance(test, float):
-        data = f"{100.0 * test:g} % of {', '.join(config.data.train)} (drawn with seed {config.seed})"
-    else:
-        data = ", ".join([test] if isinstance(test, str) else test or ())
-    metrics = evaluate(model, frames, data_name=data).to_dict()
-    pure: dict[str, list[Frame]] = {}
-    for frame in frames:
-        if len(symbols := Frames.of([frame]).elements) == 1:
-            pure.setdefault(symbols[0], []).append(frame)
-    if len(pure) > 1:
-        metrics["pure_elements"] = {symbol: evaluate(model, part).total.to_dict() for symbol, part in pure.items()}
-    return metrics
 
 
 def _systems(
@@ -420,10 +303,11 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _provenance(name: str, effort: Effort) -> dict[str, Any]:
+def _provenance(name: str, effort: Effort, *, allow_holes: bool) -> dict[str, Any]:
     packages = ("snnp", "torch", "numpy", "ase")
+    options = " --quick" * (effort == QUICK) + " --allow-holes" * allow_holes
     return {
-        "command": f"python model_zoo/build.py {name}" + (" --quick" if effort == QUICK else ""),
+        "command": f"python model_zoo/build.py {name}{options}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cpu": _cpu(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},

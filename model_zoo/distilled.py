@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from ase import Atoms
 from ase.build import bulk, surface
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_names, atomic_numbers, reference_states
 from ase.optimize import FIRE
+from trained import Order, Trained, distil_once, read_recipe
 
 from snnp.analysis.properties import GROUND_STATES
 from snnp.data import Frames, load_dataset, read_frames
 from snnp.data.write import parquet_writer
-from snnp.distillation import DistilProgress, DistilSettings, distil
+from snnp.distillation import DistilSettings
 from snnp.distillation.crystals import frames_of
 from snnp.distillation.teachers import Teacher, TeacherProcess
 from snnp.errors import ConfigError
 from snnp.models.potential import Potential
-from snnp.structure import Structure
+from snnp.models.store import load_model
+from snnp.training import evaluate, load_config
+from snnp.training.problem import load_problem
+from snnp_ase import SNNPCalculator
 
-__all__ = ["about", "beside_the_teacher", "held_out", "recipe_of", "run_of"]
+__all__ = ["TEACHERS", "make"]
 
 _SEVENNET = "sevenn.calculator:SevenNetCalculator"
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -75,11 +78,27 @@ _SURFACES = {
 """J/m², measured, of no face in particular; as recalled from W. R. Tyson, W. A. Miller, Surf. Sci. 62, 267 (1977)."""
 
 
-def recipe_of(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a model that is distilled; None of another."""
-    path = folder / "recipe.yaml"
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return tree if isinstance(tree, dict) and "distil" in tree else None
+def make(order: Order) -> Trained:
+    """The student of the teacher that the recipe names."""
+    recipe = read_recipe(order.folder)
+    settings = _settings(recipe, order.run)
+    distil_once(settings, order.run, order.tell)
+    run = order.run / "student"
+    config, model = load_config(run / "config.yaml"), load_model(run / "best")
+    problem = load_problem(config, run / "split.json")
+    # Files of a run are nowhere else.
+    learned = [str(path).removeprefix(f"{order.run}/") for path in model.metadata["training_data"]]
+    model.metadata["training_data"] = learned
+    said = "structures that the teacher labelled and the student did not learn"
+    return Trained(
+        model,
+        run,
+        config.device,
+        problem,
+        _about(recipe, model, len(problem.split.train) + len(problem.split.valid)),
+        lambda: evaluate(model, _held_out(order.run), data_name=said).to_dict(),
+        lambda lengths: _beside_the_teacher(recipe, order.run, model, lengths),
+    )
 
 
 def _teacher(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -111,21 +130,7 @@ def _some(names: str | Sequence[str], elements: Sequence[str], path: Path) -> Pa
     return path
 
 
-def run_of(recipe: dict[str, Any], run: Path, tell: Callable[[str], None]) -> Path:
-    """The folder of the student's training, distilled into `run` unless that is finished."""
-    settings, stages = _settings(recipe, run), list[str]()
-
-    def report(now: DistilProgress) -> None:
-        if now.stage not in stages:
-            stages.append(now.stage)
-            tell(now.stage)
-
-    if not (run / "report.json").is_file() or DistilSettings.load(run / "distil.yaml") != settings:
-        distil(settings, run, report, resume=(run / "distil.yaml").is_file())
-    return run / "student"
-
-
-def about(recipe: dict[str, Any], model: Potential, n_labels: int) -> dict[str, Any]:
+def _about(recipe: dict[str, Any], model: Potential, n_labels: int) -> dict[str, Any]:
     """What the card says of a distilled model, unless the recipe says otherwise."""
     teacher, names = _teacher(recipe), [atomic_names[atomic_numbers[s]].lower() for s in model.elements]
     return {
@@ -140,7 +145,7 @@ def about(recipe: dict[str, Any], model: Potential, n_labels: int) -> dict[str, 
     } | recipe.get("metadata", {})
 
 
-def held_out(run: Path) -> Frames:
+def _held_out(run: Path) -> Frames:
     """Structures that the teacher labelled and the student did not learn."""
     return Frames.concatenate(
         [chunk.checked() for chunk in load_dataset(run / "labels.parquet").select("test").chunks()]
@@ -148,57 +153,41 @@ def held_out(run: Path) -> Frames:
 
 
 class _Labels(Calculator):
-    """Energies and forces of a function of atoms, for ASE's optimisers."""
+    """A teacher at work for ASE's optimisers."""
 
     implemented_properties = ("energy", "forces")
 
-    def __init__(self, function: Callable[[Atoms], tuple[float, np.ndarray]]) -> None:
+    def __init__(self, process: TeacherProcess) -> None:
         super().__init__()
-        self.function = function
+        self.process = process
 
     def calculate(
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), changes: Sequence[str] = all_changes
     ) -> None:
         super().calculate(atoms, properties, changes)
-        energy, forces = self.function(self.atoms)
-        self.results = {"energy": energy, "forces": forces}
-
-
-def _of_model(model: Potential) -> Callable[[Atoms], tuple[float, np.ndarray]]:
-    def found(atoms: Atoms) -> tuple[float, np.ndarray]:
-        prediction = model.compute(Structure.from_ase(atoms))
-        assert prediction.forces is not None
-        return float(prediction.energy[0]), prediction.forces.double().numpy()
-
-    return found
-
-
-def _of_teacher(process: TeacherProcess) -> Callable[[Atoms], tuple[float, np.ndarray]]:
-    def found(atoms: Atoms) -> tuple[float, np.ndarray]:
-        (answer,) = process.label(frames_of([("", atoms)], "defect"))
+        (answer,) = self.process.label(frames_of([("", self.atoms)], "defect"))
         if answer.error is not None:
             raise ConfigError(f"the teacher fails on a defect: {answer.error}")
-        return float(answer.labels["energy"]), np.asarray(answer.labels["forces"])
-
-    return found
+        self.results = {"energy": float(answer.labels["energy"]), "forces": np.asarray(answer.labels["forces"])}
 
 
-def _relaxed(atoms: Atoms, function: Callable[[Atoms], tuple[float, np.ndarray]]) -> float:
+def _relaxed(atoms: Atoms, calculator: Calculator) -> float:
     atoms = atoms.copy()
-    atoms.calc = _Labels(function)
+    atoms.calc = calculator
     FIRE(atoms, logfile=None).run(fmax=_FORCE, steps=_STEPS)
     return float(atoms.get_potential_energy())
 
 
-def _defects(symbol: str, a: float, function: Callable[[Atoms], tuple[float, np.ndarray]]) -> dict[str, float]:
+def _defects(symbol: str, a: float, calculator: Calculator) -> dict[str, float]:
     """Energy of a vacancy (eV) and of surfaces (J/m²), relaxed in a fixed cell."""
     lattice = _lattice(symbol)
     kind = {"orthorhombic": True} if lattice == "hcp" else {"cubic": True}
     cell = bulk(symbol, lattice, a=a, **kind)
-    per_atom = function(cell)[0] / len(cell)
     block = cell.repeat((4, 2, 3) if lattice == "hcp" else _SITES[lattice])
+    cell.calc = calculator
+    per_atom = cell.get_potential_energy() / len(cell)
     del block[0]
-    found = {"vacancy": _relaxed(block, function) - len(block) * per_atom}
+    found = {"vacancy": _relaxed(block, calculator) - len(block) * per_atom}
     primitive = bulk(symbol, "hcp", a=a) if lattice == "hcp" else cell
     for plane in _PLANES[lattice]:
         layers = 1
@@ -207,7 +196,7 @@ def _defects(symbol: str, a: float, function: Callable[[Atoms], tuple[float, np.
         slab = surface(primitive, [int(k) for k in plane], layers, vacuum=_VACUUM)
         slab.pbc = True
         area = float(np.linalg.norm(np.cross(*slab.cell.array[:2])))
-        found[f"({plane})"] = (_relaxed(slab, function) - len(slab) * per_atom) / (2.0 * area) * _J_PER_M2
+        found[f"({plane})"] = (_relaxed(slab, calculator) - len(slab) * per_atom) / (2.0 * area) * _J_PER_M2
     return found
 
 
@@ -215,8 +204,8 @@ def _lattice(symbol: str) -> str:
     return GROUND_STATES.get(symbol) or str((reference_states[atomic_numbers[symbol]] or {}).get("symmetry"))
 
 
-def beside_the_teacher(
-    recipe: dict[str, Any], run: Path, model: Potential, lengths: dict[str, float]
+def _beside_the_teacher(
+    recipe: dict[str, Any], run: Path, model: Potential, lengths: Mapping[str, float]
 ) -> dict[str, Any]:
     """Crystals and defects of pure elements by student and teacher: rows of properties, and lines for the card.
 
@@ -230,8 +219,8 @@ def beside_the_teacher(
     with Teacher.of(settings.teachers, settings.python, settings.kwargs).start(1) as process:
         for symbol, length in lengths.items():
             theirs = rows.get(symbol, {}).get("lattice_constant_angstrom", length)
-            own = _defects(symbol, length, _of_model(model))
-            their = _defects(symbol, theirs, _of_teacher(process))
+            own = _defects(symbol, length, SNNPCalculator(model))
+            their = _defects(symbol, theirs, _Labels(process))
             numbers[symbol] = {"student": own, "teacher": their}
             lines += _in_words(symbol, own, their)
     return {"references": rows, "accuracy": lines, "defects": numbers}

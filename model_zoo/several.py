@@ -13,29 +13,50 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from trained import Order, Trained, bring_to_end, distil_once, errors, read_recipe
 
 from snnp.data import Frames, read_frames
 from snnp.data.write import parquet_writer
-from snnp.distillation import DistilSettings, distil
+from snnp.distillation import DistilSettings
 from snnp.errors import ConfigError
-from snnp.training import TrainConfig, load_config, resume, train
+from snnp.models.store import load_model
+from snnp.training import TrainConfig, load_config
 from snnp.training.problem import load_problem
 
-__all__ = ["config_of", "recipe_of", "student_of", "teacher", "train_members"]
+__all__ = ["config_of", "make", "recipe_of", "student_of", "teacher", "train_members"]
 
 _KEYS = {"members", "budget", "epochs"}
 
 
-def recipe_of(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a model that several are distilled into; None of another."""
-    path = folder / "recipe.yaml"
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(tree, dict) or "self" not in tree:
-        return None
-    if not isinstance(tree["self"], dict) or set(tree["self"]) != _KEYS:
-        raise ConfigError(f"{path}: self must have the keys {', '.join(sorted(_KEYS))}, got {tree['self']!r}.")
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """The recipe of a model that several are distilled into.
+
+    Raises:
+        ConfigError: if it lacks the key `self`, or that does not say what it must.
+    """
+    tree = read_recipe(folder)
+    asked = tree.get("self")
+    if not isinstance(asked, dict) or set(asked) != _KEYS:
+        raise ConfigError(
+            f"{folder / 'recipe.yaml'}: self must have the keys {', '.join(sorted(_KEYS))}, got {asked!r}."
+        )
     return tree
+
+
+def make(order: Order) -> Trained:
+    """The student of all members; data and test are those of the members."""
+    recipe = recipe_of(order.folder)
+    config = config_of(recipe)
+    members = train_members(recipe, order.run, order.tell)
+    run = student_of(recipe, members, order.run / "student", order.tell)
+    model, problem = load_model(run / "best"), load_problem(config)
+    for key in ("teacher_key", "teacher_licence"):  # of files that nobody else has
+        del model.metadata[key]
+    model.metadata["teacher"] = teacher(recipe)
+    # Files of a run are nowhere else.
+    learned = [str(path).removeprefix(f"{order.run}/") for path in model.metadata["training_data"]]
+    model.metadata["training_data"] = learned
+    return Trained(model, run, config.device, problem, config.metadata, lambda: errors(model, problem, config))
 
 
 def config_of(recipe: Mapping[str, Any], **changes: Any) -> TrainConfig:
@@ -67,19 +88,26 @@ def _data_of(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
 
 
 def train_members(recipe: Mapping[str, Any], run: Path, tell: Callable[[str], None]) -> list[Path]:
-    """Folders of the members, trained where they are not."""
+    """Folders of the members, trained where they are not.
+
+    Raises:
+        ConfigError: for members that another recipe trained.
+    """
     folders = [run / f"member-{seed}" for seed in range(1, recipe["self"]["members"] + 1)]
     for seed, folder in enumerate(folders, start=1):
-        if not (folder / "summary.json").is_file():
-            tell(folder.name)
-            begun = (folder / "config.yaml").is_file()
-            data = {**_data_of(recipe, run), "test": 0.0}
-            _ = resume(folder) if begun else train(config_of(recipe, seed=seed, data=data), folder)
+        tell(folder.name)
+        bring_to_end(config_of(recipe, seed=seed, data={**_data_of(recipe, run), "test": 0.0}), folder, tell)
     return folders
 
 
-def student_of(recipe: Mapping[str, Any], members: Sequence[Path], folder: Path, seed: int = 0) -> Path:
-    """Folder of the training of the student of all members, distilled into `folder` unless that is finished."""
+def student_of(
+    recipe: Mapping[str, Any], members: Sequence[Path], folder: Path, tell: Callable[[str], None], seed: int = 0
+) -> Path:
+    """Folder of the training of the student of all members, distilled into `folder` unless that is finished.
+
+    Raises:
+        ConfigError: for a folder of other settings.
+    """
     asked = recipe["self"]
     student = {
         key: value for key, value in recipe.items() if key not in ("data", "seed", "self", "metadata", "threads")
@@ -95,6 +123,5 @@ def student_of(recipe: Mapping[str, Any], members: Sequence[Path], folder: Path,
         seed=seed,
         student=student,
     )
-    if not (folder / "report.json").is_file():
-        distil(settings, folder, resume=(folder / "distil.yaml").is_file())
+    distil_once(settings, folder, tell)
     return folder / "student"

@@ -25,6 +25,7 @@ from peers.published import comparison_page
 from snnp import training
 from snnp.analysis.card import card_markdown
 from snnp.data import Frame, load_dataset
+from snnp.distillation import DistilSettings
 from snnp.errors import ConfigError, DataError
 from snnp.models.config import RepulsionConfig
 from snnp.models.hipnn.model import HIPNN, HIPNNConfig
@@ -381,7 +382,9 @@ def test_what_a_card_says_of_its_use_can_be_done(element: str, lattice: str) -> 
     assert len(build_structure(f"{lattice}:{element}:3x3x3")) == 108
 
 
-def test_several_models_of_a_recipe_become_one(build_module: ModuleType, zoo: Path, tmp_path: Path) -> None:
+def test_several_models_of_a_recipe_become_one(
+    build_module: ModuleType, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nobody learns what is drawn for the test, whatever the seed of the members; the card names no files of a run."""
     several = {"self": {"members": 2, "budget": 100, "epochs": 4}}
     recipe = {**RECIPE, **several, "data": {"train": [f"{zoo}/cells.xyz"], "valid": 0.1, "test": 0.2}}
@@ -401,9 +404,14 @@ def test_several_models_of_a_recipe_become_one(build_module: ModuleType, zoo: Pa
     assert len(known) == 48
     assert not test & known
     assert len([source for source in learned if source.startswith("copies")]) == 52
-    recipe["self"] = {"members": 2}
-    (tmp_path / "cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert build_module.main(command) == 1
+    for changes, said in (
+        ({"self": {"members": 2}}, "self must have the keys budget, epochs, members"),
+        ({"self": {"members": 2, "budget": 101, "epochs": 4}}, "begun with another budget"),
+        ({"optimiser": {**recipe["optimiser"], "epochs": 2}}, "trained by another recipe (optimiser.epochs is 2, was"),
+    ):
+        (tmp_path / "cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe | changes))
+        assert build_module.main(command) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_a_distillation_is_a_recipe_of_one_line(
@@ -417,7 +425,7 @@ def test_a_distillation_is_a_recipe_of_one_line(
         "citation": "nobody",
     }
     monkeypatch.setitem(build_module.distilled.TEACHERS, "emt", teacher)
-    monkeypatch.setattr("snnp.distillation.verdict._PICOSECONDS", 0.2, raising=False)
+    monkeypatch.setattr("snnp.distillation.verdict.behaviour._PICOSECONDS", 0.2)
     student = {key: RECIPE[key] for key in ("model", "threads", "compression")}
     student |= {"optimiser": {"epochs": 40, "learning_rate": 0.05}, "loss": {"energy_scale": None}}
     monkeypatch.setattr(build_module.distilled, "_STUDENT", student)
@@ -439,3 +447,20 @@ def test_a_distillation_is_a_recipe_of_one_line(
     assert "The Langevin run is at 1.2 of the melting point" in card
     (tmp_path / "cu" / "recipe.yaml").write_text("distil: {teacher: nobody, elements: [Cu]}\n")
     assert build_module.main(command) == 1
+
+
+def test_labels_without_their_student_are_gone_on_with(
+    build_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A distillation that was killed after its labels lacks the student that a recipe may start from."""
+    settings, calls = DistilSettings(teachers=["any"], elements=["Cu"]), list[bool]()
+    settings.save(tmp_path / "distil.yaml")
+    (tmp_path / "labels.parquet").touch()
+    once = build_module.trained.distil_once
+    monkeypatch.setattr(build_module.trained, "distil", lambda settings, run, report, *, resume: calls.append(resume))
+    once(settings, tmp_path, print)
+    (tmp_path / "report.json").touch()
+    once(settings, tmp_path, print)
+    assert calls == [True]
+    once(settings.model_copy(update={"budget": 500}), tmp_path, print)
+    assert calls == [True, True], "settings that differ are for distil to refuse"
