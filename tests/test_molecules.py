@@ -18,9 +18,9 @@ from snnp.data import Frame, Frames
 from snnp.data.write import parquet_writer
 from snnp.distillation import DistilSettings
 from snnp.distillation.assemblies import MOLECULE_SHARES, MoleculePool
-from snnp.distillation.exploration import molecule_starts
+from snnp.distillation.exploration import explore, molecule_starts
 from snnp.distillation.molecules import displaced, graph_key, read_molecules, turned
-from snnp.errors import InputError, MissingDependencyError
+from snnp.errors import InputError, MissingDependencyError, TrainingError
 from snnp.structure import Structure
 from snnp.training import load_config
 from snnp.training.problem import load_problem
@@ -100,6 +100,12 @@ def test_runs_begin_with_all_kinds() -> None:
     assert {kind for kind, _, _ in starts} == {"md turned", "md dimer", "md cluster", "md liquid"}
     assert 15 <= len(starts) <= 25
     assert all(100.0 <= kelvin <= 1500.0 for _, _, kelvin in starts)
+
+
+def test_why_no_run_gave_a_frame() -> None:
+    """Not every run that ends early blew up: here the student does not know the element."""
+    with pytest.raises(TrainingError, match=r"1 blew up; the last: this model knows Si but the structure holds H"):
+        explore(load_model("snnp-si"), [("md turned", molecule("H2"), 300.0)], 0, "round")
 
 
 def test_smiles_need_rdkit_and_must_parse() -> None:

@@ -107,20 +107,24 @@ def explore(
         TrainingError: if no frame is left.
     """
     images: list[tuple[str, Atoms]] = []
-    broken = 0
+    broken, why = 0, ""
     for done, (kind, atoms, kelvin) in enumerate(starts):
-        frames, survived = _run(student, atoms, kelvin, seed + done)
+        frames, failure = _run(student, atoms, kelvin, seed + done)
         distances = shortest_distances(Structure.from_ase([atoms, *frames]), student.cutoff).clamp_max(student.cutoff)
         fused = (distances[1:] < _CLOSEST * distances[0]).tolist()
         images += [(kind, frame) for frame, bad in zip(frames, fused, strict=True) if not bad]
-        broken += not survived
+        if failure is not None:
+            broken, why = broken + 1, f"; the last: {failure}"
         report(done + 1, len(starts), broken)
     if not images:
-        raise TrainingError(f"no run of the student gave a frame ({broken} blew up); raise the budget, or its epochs.")
+        raise TrainingError(
+            f"no run of the student gave a frame ({broken} blew up{why}); raise the budget, or its epochs."
+        )
     return frames_of(images, name), broken
 
 
-def _run(student: Potential, atoms: Atoms, kelvin: float, seed: int) -> tuple[list[Atoms], bool]:
+def _run(student: Potential, atoms: Atoms, kelvin: float, seed: int) -> tuple[list[Atoms], str | None]:
+    """Frames, and what ended the run early, if anything did."""
     dt = time_step_for(atoms)
     # Free molecules are hot at once and know no slow motion that others do not have, too.
     steps = round(1000.0 * (_PICOSECONDS if atoms.pbc.any() else _MOLECULE_PICOSECONDS) / dt)
@@ -137,7 +141,7 @@ def _run(student: Potential, atoms: Atoms, kelvin: float, seed: int) -> tuple[li
         )
         try:
             run_md(student, atoms, settings, engine="native")
-            survived = True
-        except InputError:
-            survived = False
-        return (read_images(path)[1:] if path.is_file() else []), survived
+            failure = None
+        except InputError as error:
+            failure = str(error)
+        return (read_images(path)[1:] if path.is_file() else []), failure
