@@ -81,6 +81,11 @@ _SURFACES = {
 def make(order: Order) -> Trained:
     """The student of the teacher that the recipe names."""
     recipe = read_recipe(order.folder)
+    if not isinstance(recipe["distil"], dict) or set(recipe) - {"distil", "metadata"}:
+        raise ConfigError(
+            f"{order.folder / 'recipe.yaml'}: distil must be a group such as {{teacher: 7net-0, elements: [Ag]}}, with "
+            "nothing but metadata beside it."
+        )
     settings = _settings(recipe, order.run)
     distil_once(settings, order.run, order.tell)
     run = order.run / "student"

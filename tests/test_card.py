@@ -464,3 +464,13 @@ def test_labels_without_their_student_are_gone_on_with(
     assert calls == [True]
     once(settings.model_copy(update={"budget": 500}), tmp_path, print)
     assert calls == [True, True], "settings that differ are for distil to refuse"
+
+
+@pytest.mark.parametrize("recipe", ["distil: 7net-0\n", "distil: {teacher: 7net-0, elements: [Ag]}\nseed: 1\n"])
+def test_a_recipe_of_a_distillation_that_says_something_else(
+    build_module: ModuleType, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ag").mkdir()
+    (tmp_path / "ag" / "recipe.yaml").write_text(recipe)
+    assert build_module.main(["ag", "--zoo", str(tmp_path), "--run", str(tmp_path / "run")]) == 1
+    assert "distil must be a group such as" in capsys.readouterr().err
