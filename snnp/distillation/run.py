@@ -2,8 +2,7 @@
 
     RUN/distil.yaml      what was asked for
     RUN/labels/          every label, as it came (see `snnp.distillation.label_store`)
-    RUN/chosen-K.parquet structures of round K, before they are labelled
-    RUN/student-K/       the student whose dynamics gave those of round K + 1
+    RUN/chosen-K.parquet structures of round K, not yet labelled; RUN/student-K/: whose dynamics gave round K + 1
     RUN/labels.parquet   all labels as a dataset, with splits train and test; RUN/provenance.json: whose they are
     RUN/student/         the last one, a run of training like any other
     RUN/baseline/        an equal one that learned the labels of the data, where a bar asks for it
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from snnp import training
 from snnp.data import Frames, load_dataset, read_frames, split_frames
+from snnp.data.storage.parquet import arrow
 from snnp.data.write import parquet_writer
 from snnp.distillation import verdict
 from snnp.distillation.assemblies import MoleculePool
@@ -107,7 +107,7 @@ def distil(
 
     Raises:
         ConfigError: for settings that do not fit, or a folder that holds another run.
-        InputError: for a teacher that does not start, or does not know the elements.
+        InputError: for a teacher that does not start, or does not know the elements; MissingDependencyError: no pyarrow.
         DataError: for a teacher that fails too often, the labels of another one, or unusable data.
         TrainingError, Interrupted: as `snnp.training.train` says.
     """
@@ -131,8 +131,8 @@ def distil(
 
 def _begin(settings: DistilSettings, folder: Path, resume: bool) -> None:
     settings.training(Path(_LABELS))  # what is wrong with the student is said before a teacher has worked for it
-    path = folder / _SETTINGS
-    if path.exists():
+    arrow()  # labels become parquet: without pyarrow, too, nothing starts
+    if (path := folder / _SETTINGS).exists():
         if not resume:
             raise ConfigError(f"{folder} already holds a distillation; go on with it (resume), or name a new folder.")
         before = DistilSettings.load(path)
