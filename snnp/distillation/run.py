@@ -107,7 +107,7 @@ def distil(
 
     Raises:
         ConfigError: for settings that do not fit, or a folder that holds another run.
-        InputError: for a teacher that does not start, or does not know the elements; MissingDependencyError: no pyarrow.
+        InputError: for a teacher that does not start, or does not know the elements; MissingDependencyError: pyarrow.
         DataError: for a teacher that fails too often, the labels of another one, or unusable data.
         TrainingError, Interrupted: as `snnp.training.train` says.
     """
