@@ -13,6 +13,9 @@ MAX_MODULES_IN_A_FOLDER = 12
 MAX_MODULES = 165
 MAX_LINES = 29_245  # what is reached, which must not grow by itself; decision 020 aims at 28,000
 
+# What came after the house and is counted by itself: folders and files.
+LATER = ("snnp/distillation",)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOTS = {"snnp": REPOSITORY / "snnp", "snnp_ase": REPOSITORY / "plugins/ase/snnp_ase"}
 ROOTS["snnp_openmm"] = REPOSITORY / "plugins/openmm/snnp_openmm"
@@ -68,8 +71,9 @@ def test_folders_hold_few_modules() -> None:
 
 
 def test_the_house_stays_within_its_budget() -> None:
-    """What came after it has a budget of its own: distillation."""
-    house = [path for path in MODULES.values() if "distillation" not in path.parts]
+    later = [REPOSITORY / name for name in LATER]
+    assert all(path.exists() for path in later)
+    house = [path for path in MODULES.values() if not {path, *path.parents} & set(later)]
     assert len(house) <= MAX_MODULES
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in house) <= MAX_LINES
 
