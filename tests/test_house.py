@@ -14,7 +14,7 @@ MAX_MODULES = 165
 MAX_LINES = 29_245  # what is reached, which must not grow by itself; decision 020 aims at 28,000
 
 # What came after the house and is counted by itself: folders and files.
-LATER = ("snnp/distillation",)
+LATER = ("snnp/cli/discover.py", "snnp/discovery", "snnp/distillation")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOTS = {"snnp": REPOSITORY / "snnp", "snnp_ase": REPOSITORY / "plugins/ase/snnp_ase"}
