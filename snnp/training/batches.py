@@ -24,6 +24,8 @@ _PIECE_ATOMS = 20_000
 _ROW_GROUPS = 4
 """Shuffled together."""
 
+_OF_FRAMES = ("counts", "volume", "energy", "stress", "weight", "push", "limits")
+
 Inside = Callable[[Frames], np.ndarray]
 """[B] bool, which frames are within the limits of the data."""
 
@@ -47,22 +49,11 @@ class Batches:
         spans = [np.arange(self.starts[b], self.starts[b + 1]) for b in frames]
         rows = torch.from_numpy(np.concatenate(spans)).to(device)
         chosen = torch.as_tensor(np.asarray(frames, dtype=np.int64)).to(device)
-        counts = everything.counts[chosen]
-        owner = torch.repeat_interleave(torch.arange(len(frames), device=device), counts)
-        return Batch(
-            geometry=self.backend.cut(everything.geometry, chosen, rows, owner),
-            owner=owner,
-            counts=counts,
-            volume=everything.volume[chosen],
-            energy=everything.energy[chosen],
-            forces=everything.forces[rows],
-            stress=everything.stress[chosen],
-            energies=everything.energies[rows],
-            weight=everything.weight[chosen],
-            push=everything.push[chosen],
-            limits=everything.limits[chosen],
-            sources=[everything.sources[frame] for frame in frames] if everything.sources else (),
-        )
+        owner = torch.repeat_interleave(torch.arange(len(frames), device=device), everything.counts[chosen])
+        cut = {name: getattr(everything, name)[rows] for name in ("forces", "energies")}
+        cut |= {name: getattr(everything, name)[chosen] for name in _OF_FRAMES}
+        sources = [everything.sources[frame] for frame in frames] if everything.sources else ()
+        return Batch(self.backend.cut(everything.geometry, chosen, rows, owner), owner, **cut, sources=sources)
 
     def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
         """Batches of all frames, in an order that depends on the seed only, and the share of them that lies before."""
@@ -158,18 +149,14 @@ def prepare(
     if compressed:
         frames = Frames.concatenate([frames, Frames.of(each.frame for each in compressed)])
     structure = frames.structure()
-    counts = structure.atoms_per_structure
     volume = torch.where(structure.pbc.all(dim=1), structure.volume(), 1.0)
     geometry = backend.prepare(model, structure)
-    owner, counts_there = structure.structure_of_atom.to(backend.device), counts.to(backend.device)
-    labels = _labels(model, frames, structure, zeros or model.reference_energies)
-    numbers = (volume, *labels, weight, *_works(model, structure, volume, compressed))
-    volume, energy, forces, stress, energies, weight, push, limits = (
-        value.to(backend.device, backend.dtype) for value in numbers
-    )
-    known = (energy, forces, stress, energies, weight, push, limits)
-    everything = Batch(geometry, owner, counts_there, volume, *known, frames.sources)
-    return Batches(backend, everything, frames.starts)
+    numbers = {"volume": volume, "weight": weight, **_labels(model, frames, structure, zeros or {})}
+    numbers |= _works(model, structure, volume, compressed)
+    columns = {name: value.to(backend.device, backend.dtype) for name, value in numbers.items()}
+    columns["counts"] = structure.atoms_per_structure.to(backend.device)
+    owner = structure.structure_of_atom.to(backend.device)
+    return Batches(backend, Batch(geometry, owner, **columns, sources=frames.sources), frames.starts)
 
 
 def frame_weights(model: Potential, frames: Frames, scale: float | None) -> np.ndarray:
@@ -195,13 +182,8 @@ def frame_weights(model: Potential, frames: Frames, scale: float | None) -> np.n
     return weight / (weight.mean() if len(weight) else 1.0)
 
 
-def _labels(
-    model: Potential, frames: Frames, structure: Structure, zeros: Mapping[str, float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Energies [B], forces [n, 3], stress [B, 3, 3], energies of atoms [n] in float64; NaN where missing.
-
-    E0 (of atoms: their `zeros`) and repulsion are taken off.
-    """
+def _labels(model: Potential, frames: Frames, structure: Structure, zeros: Mapping[str, float]) -> dict[str, Tensor]:
+    """Those of `Batch` in float64: E0 (of atoms: their `zeros`) and repulsion are taken off."""
     kinds = (model.reference_energies, {**model.reference_energies, **zeros})
     of_elements = torch.tensor([[kind[s] for s in model.elements] for kind in kinds], dtype=torch.float64)
     known, zero = of_elements[:, model.species(structure)]
@@ -214,12 +196,13 @@ def _labels(
         known, energies = known + of_atoms, energies - of_atoms
         forces = forces - sum_forces(pairs, structure.n_atoms)
         stress = stress - sum_stress(pairs, structure)
-    return energy.index_add(0, structure.structure_of_atom, -known), forces, stress, energies
+    energy = energy.index_add(0, structure.structure_of_atom, -known)
+    return {"energy": energy, "forces": forces, "stress": stress, "energies": energies}
 
 
 def _works(
     model: Potential, structure: Structure, volume: Tensor, compressed: Sequence[CompressedFrame]
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """`push` and `limits` (the repulsion's work taken off) of a batch whose last structures are the compressed ones."""
     push = torch.zeros(structure.n_structures, 3, 3, dtype=torch.float64)
     limits = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).repeat(structure.n_structures, 1)
@@ -232,4 +215,4 @@ def _works(
         owner = structure.structure_of_atom[pairs.i]
         of_pair = torch.einsum("pa,pab,pb->p", pairs.vectors, push[owner], pairs.gradients) / volume[owner]
         limits = limits.index_add(0, owner, -of_pair[:, None].expand(-1, 2))
-    return push, limits
+    return {"push": push, "limits": limits}

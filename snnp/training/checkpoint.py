@@ -58,13 +58,10 @@ class TrainState:
     def __init__(
         self, model: Potential, optimiser: torch.optim.Optimizer, run: Mapping[str, Any] | None = None
     ) -> None:
-        self.model = model
-        self.run = dict(run or {})
-        self.optimiser = optimiser
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.best = [p.detach().clone() for p in self.parameters]
+        self.model, self.optimiser, self.run = model, optimiser, dict(run or {})
         self.counters = Counters()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average, self.best = ([p.detach().clone() for p in self.parameters] for _ in range(2))
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -81,19 +78,16 @@ class TrainState:
         return before
 
 
-def _tensors(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    for kind, values in (("average", state.average), ("best", state.best)):
-        tensors.update({f"{kind}.{k}": value for k, value in enumerate(values)})
-    for k, entry in state.optimiser.state_dict()["state"].items():
-        tensors.update({f"optimiser.{k}.{name}": torch.as_tensor(value) for name, value in entry.items()})
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def save_state(state: TrainState, folder: Path) -> None:
     """Write everything needed to continue; the previous file stays until the new one is complete."""
     metadata = {"counters": json.dumps(asdict(state.counters)), "run": json.dumps(state.run)}
-    write_atomically(folder / STATE_FILE, save(_tensors(state), metadata=metadata))
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    for kind, values in (("average", state.average), ("best", state.best)):
+        tensors |= {f"{kind}.{k}": value for k, value in enumerate(values)}
+    for k, entry in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{k}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
+    write_atomically(folder / STATE_FILE, content)
 
 
 def load_state(state: TrainState, folder: Path) -> bool:
@@ -161,12 +155,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def append_metrics(folder: Path, row: tuple[float | None, ...]) -> None:
     """Add the numbers of an epoch."""
     path = folder / METRICS_FILE
-    new = not path.exists()
+    heading = [] if path.exists() else [_COLUMNS]
     with naming(path), path.open("a", newline="") as handle:
-        writer = csv.writer(handle)
-        if new:
-            writer.writerow(_COLUMNS)
-        writer.writerow(["" if value is None else f"{value:.8g}" for value in row])
+        csv.writer(handle).writerows([*heading, ["" if value is None else f"{value:.8g}" for value in row]])
 
 
 def truncate_metrics(folder: Path, epoch: int) -> None:

@@ -99,8 +99,7 @@ class CompressedFrame:
 
 @dataclass(frozen=True)
 class _Curve:
-    """phi' of one pair of elements: on a grid of distances, linear between, nuclear within the first; the wall begins
-    at `start`."""
+    """phi' of one pair, linear on a grid of distances, nuclear within its first; the wall begins at `start`."""
 
     r: Array
     slopes: Array
@@ -153,7 +152,7 @@ def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
     """The pair potential that fits energies, forces and stresses of the frames best (a sample of them, where many)."""
     frames = _sample([frame for frame in frames if frame.energy is not None], _FIT_ATOMS, seed)
     found = [_pairs(frame.structure) for frame in frames]
-    elements = sorted({z for frame in frames for z in frame.structure.numbers.tolist()})
+    elements = sorted(set().union(*map(_elements, frames)))
     basis = _Basis.of(elements, found, frames)
     equations = [_equations(frame, pairs, basis) for frame, pairs in zip(frames, found, strict=True)]
     matrix, values = sparse.vstack([rows for rows, _ in equations]).tocsr(), np.concatenate([v for _, v in equations])
@@ -165,15 +164,17 @@ def fit_wall(frames: Sequence[Frame], seed: int = 0) -> PairWall:
     return PairWall({key: basis.curve(k, coefficients[k]) for k, key in enumerate(basis.keys)})
 
 
+def _elements(frame: Frame) -> set[int]:
+    return set(frame.structure.numbers.tolist())
+
+
 def _sample(frames: Sequence[Frame], n_atoms: int, seed: int) -> list[Frame]:
     """Frames drawn until they hold `n_atoms`, and beyond that those with elements that none of them has."""
-    chosen: list[Frame] = []
-    total, seen = 0, set[int]()
+    chosen, total, seen = list[Frame](), 0, set[int]()
     for k in np.random.default_rng([seed, 1]).permutation(len(frames)):
-        elements = set(frames[k].structure.numbers.tolist())
-        if total < n_atoms or not elements <= seen:
+        if total < n_atoms or not _elements(frames[k]) <= seen:
             chosen.append(frames[k])
-            total, seen = total + frames[k].n_atoms, seen | elements
+            total, seen = total + frames[k].n_atoms, seen | _elements(frames[k])
     return chosen
 
 
@@ -181,9 +182,8 @@ def _sample(frames: Sequence[Frame], n_atoms: int, seed: int) -> list[Frame]:
 class _Basis:
     """What is fitted: a zero of energy per element, then the B-splines of each pair of elements.
 
-    Arguments:
-        elements: atomic numbers; keys: pairs of them, the smaller first.
-        start: [keys] Å, where the spline of a pair begins; shortest: [keys] Å, its shortest distance in the data.
+    `elements` are atomic numbers, `keys` pairs of them, the smaller first. A pair's spline begins at `start` [keys]
+    Å, its shortest distance in the data is `shortest` [keys] Å.
     """
 
     elements: list[int]
@@ -277,18 +277,15 @@ def _equations(frame: Frame, pairs: _Found, basis: _Basis) -> tuple[sparse.csr_m
 def compressed_frames(
     frames: Sequence[Frame], wall: PairWall, settings: CompressionConfig, seed: int
 ) -> list[CompressedFrame]:
-    """Structures beyond the data's edge, labelled by the wall.
+    """Structures beyond the edge of the training data, labelled by the wall.
 
     They are frames of the data, squeezed along all directions or one; crystals (fcc, bcc, diamond, simple cubic) of the
     same elements; and all pairs of elements alone, those that never meet in the data too.
-
-    Arguments:
-        frames: training data. seed: of what is drawn.
     """
     kinds: dict[tuple[int, ...], list[Frame]] = {}
     for frame in frames:
         if frame.energy is not None and frame.n_atoms > 1:
-            kinds.setdefault(tuple(sorted(set(frame.structure.numbers.tolist()))), []).append(frame)
+            kinds.setdefault(tuple(sorted(_elements(frame))), []).append(frame)
     if not kinds:
         return []
     known = [_Kind.of(members) for members in kinds.values()]
@@ -312,9 +309,9 @@ class _Kind:
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> _Kind:
         volumes = np.array([_per_atom(frame) for frame in frames])
-        dense = [frame for frame, volume in zip(frames, volumes, strict=True) if volume <= 1.05 * np.median(volumes)]
-        inner = [_per_atom(frame) for frame in dense]
-        edge = float(np.quantile(inner, _DENSE)) if np.isfinite(volumes).all() else np.inf
+        inner = volumes <= 1.05 * np.median(volumes)
+        dense = [frame for frame, is_dense in zip(frames, inner, strict=True) if is_dense]
+        edge = float(np.quantile(volumes[inner], _DENSE)) if np.isfinite(volumes).all() else np.inf
         energies = [(frame.energy or 0.0) / frame.n_atoms for frame in frames]
         # What is bound by a few meV is not pushed by an eV.
         return cls(tuple(frames), tuple(dense), edge, min(_LEAST_WORK, 10.0 * (max(energies) - min(energies))))
@@ -330,15 +327,11 @@ def _direction(rng: np.random.Generator) -> Array:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def _strained(structure: Structure, gradient: Array) -> Structure:
-    strain = torch.from_numpy(gradient)
-    return replace(structure, positions=structure.positions @ strain, cell=structure.cell @ strain)
-
-
 def _deformed(structure: Structure, ratio: float, along: Array | None) -> Structure:
     """Volume times `ratio`, by lengths along all directions or along one."""
     one = ratio ** (1.0 / 3.0) * np.eye(3)
-    return _strained(structure, one if along is None else np.eye(3) + (ratio - 1.0) * np.outer(along, along))
+    strain = torch.from_numpy(one if along is None else np.eye(3) + (ratio - 1.0) * np.outer(along, along))
+    return replace(structure, positions=structure.positions @ strain, cell=structure.cell @ strain)
 
 
 @dataclass(frozen=True)
@@ -371,10 +364,9 @@ class _Maker:
     def squeezed(self, kinds: Sequence[_Kind], most: int) -> list[CompressedFrame]:
         """Frames of the data, so many at most, brought from their volume to one beyond the data's edge."""
         settings, rng = self.settings, self.rng
+        found, total = list[CompressedFrame](), 0
         wanted = settings.share * sum(frame.n_atoms for kind in kinds for frame in kind.frames)
         weights = np.array([len(kind.frames) for kind in kinds]) / sum(len(kind.frames) for kind in kinds)
-        found: list[CompressedFrame] = []
-        total = 0
         while total < wanted and len(found) < most:
             kind = kinds[int(rng.choice(len(kinds), p=weights))]
             base = kind.dense[int(rng.integers(len(kind.dense)))]
@@ -391,8 +383,8 @@ class _Maker:
     def crystals(self, kinds: Sequence[_Kind]) -> list[CompressedFrame]:
         """Simple crystals of the elements of the frames, at fractions of the volume at the data's edge."""
         settings, rng = self.settings, self.rng
+        found = list[CompressedFrame]()
         kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
-        found: list[CompressedFrame] = []
         # Of many combinations of elements, each crystal draws one.
         for n in range(min(len(kinds), _MOST_KINDS)):
             for lattice, along in product(_LATTICES, (None, *_AXES, _direction(rng))):
@@ -410,12 +402,11 @@ class _Maker:
 
     def dimers(self) -> list[CompressedFrame]:
         """Two atoms alone, from where the wall takes over, or where they touch, inwards."""
-        found: list[CompressedFrame] = []
+        found = list[CompressedFrame]()
         for (a, b), curve in self.wall.curves.items():
             contact = float(covalent_radii[a] + covalent_radii[b])
-            for r in np.geomspace(
-                min(0.97 * curve.start, _TOUCHING * contact), _CLOSEST * contact, self.settings.levels
-            ):
+            first = min(0.97 * curve.start, _TOUCHING * contact)
+            for r in np.geomspace(first, _CLOSEST * contact, self.settings.levels):
                 dimer = Structure.from_ase(Atoms([a, b], [[0.0, 0.0, 0.0], [float(r), 0.0, 0.0]]))
                 found.append(self._asking(dimer, _ALL, self.wall.work(dimer, _ALL), f"dimer:{len(found)}"))
         return [found[k] for k in sorted(self.rng.permutation(len(found))[:_MOST_SQUEEZED])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,13 +29,8 @@ from snnp.models.spline.config import SplineNNPConfig
 from snnp.training.compressed import CompressionConfig
 
 __all__ = [
-    "DataConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimiserConfig",
-    "TrainConfig",
-    "keys_meant",
-    "load_config",
+    *("DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig"),
+    *("keys_meant", "load_config"),
 ]
 
 # What other programs call the same thing.
@@ -80,8 +75,6 @@ _SYNONYMS = {
 # Å. The error of the difference grows with the square of the displacement, that of rounding with its inverse: here
 # they are 2e-3 of the gradient or less in float32, 1e-8 in float64, for every family (docs/studies/directional.md).
 _DISPLACEMENT = {"float32": 1e-3, "float64": 1e-5}
-
-
 _MOST_VALUES, _DEEPEST = 100_000, 32
 
 
@@ -269,14 +262,13 @@ class TrainConfig(_Config):
 def _known_keys(model: type[BaseModel], family: str, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
+        inside: tuple[Any, ...] = (field.annotation, *getattr(field.annotation, "__args__", ()))
         keys.append(f"{prefix}{name}")
-        inside = (field.annotation, *getattr(field.annotation, "__args__", ()))
         if model is TrainConfig and name == "model":
             keys.append("model.family")
             inside = (FAMILIES[family].config,)
-        for inner in inside:
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys += _known_keys(inner, family, f"{prefix}{name}.")
+        groups = (each for each in inside if isinstance(each, type) and issubclass(each, BaseModel))
+        keys += [key for group in groups for key in _known_keys(group, family, f"{prefix}{name}.")]
     return keys
 
 
@@ -288,13 +280,13 @@ def keys_meant(key: str, family: str = "s-nnp") -> list[str]:
     """
     known = _known_keys(TrainConfig, family)
     group, _, leaf = key.lower().rpartition(".")
-    same = [each for each in known if each.rpartition(".")[2] == leaf]
+    ends = {each: each.rpartition(".")[2] for each in known}
+    same = [each for each in known if ends[each] == leaf]
     others = [each for each in known if leaf.replace("-", "_") in _SYNONYMS.get(each, "").split()]
-    leaves = {each.rpartition(".")[2] for each in known}
-    alike = difflib.get_close_matches(leaf, leaves, n=3, cutoff=0.6)
-    spelt = [each for word in alike for each in known if each.rpartition(".")[2] == word]
+    alike = difflib.get_close_matches(leaf, set(ends.values()), n=3, cutoff=0.6)
+    spelt = [each for word in alike for each in known if ends[each] == word]
     found = list(dict.fromkeys([*same, *others, *spelt]))
-    return sorted(found, key=lambda each: not each.startswith(f"{group}."))[:3] if group else found[:3]
+    return sorted(found, key=lambda each: bool(group) and not each.startswith(f"{group}."))[:3]
 
 
 def _set(tree: dict[str, Any], assignment: str) -> None:
@@ -304,10 +296,9 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
     *parents, last = key.strip().split(".")
     node = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
             raise ConfigError(f"--set {assignment!r}: {parent!r} is not a group of keys.")
-        node = child
     try:
         node[last] = yaml.safe_load(text)
     except (OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
@@ -318,12 +309,8 @@ def _check_tree(tree: Any) -> None:
     """Raise `ValueError` for what YAML allows and no configuration is: lists in themselves, growth by aliases."""
     level, count = [tree], 0
     for _ in range(_DEEPEST):
-        inner = (
-            each
-            for value in level
-            for each in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-        )
-        level = list(islice(inner, _MOST_VALUES + 1))
+        groups = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = list(islice(chain.from_iterable(groups), _MOST_VALUES + 1))
         count += len(level)
         if not level:
             return

@@ -29,7 +29,9 @@ ERROR_COLUMNS = (
 )
 """Of tables of errors: heading, key of `GroupErrors.to_dict`, decimals."""
 
-_MEV_PER_EV = 1000.0
+_NAMES = (("energy", "mev_per_atom"), ("force", "ev_per_angstrom"), ("stress", "gpa"), ("atomic_energy", "mev"))
+_SCALES = (1000.0, 1.0, 1.0, 1000.0)
+"""From the unit of a `Comparison` to that of its errors."""
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
 
 
@@ -45,14 +47,9 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reference and model values of one quantity, number by number, with the frame that each came from.
-
-    Arguments:
-        reference, model: [M] energies in eV/atom, force components in eV/Å, stress components in GPa, or energies of
-            atoms in eV.
-        frame: [M] index of the frame.
-        number: [M] atomic number for quantities of atoms, 0 for those of a whole structure.
-    """
+    """Reference and model values [M] of one quantity: energies in eV/atom, force components in eV/Å, stress components
+    in GPa, or energies of atoms in eV; with the index [M] of the frame that each came from, and the atomic number [M],
+    0 for what belongs to a whole structure."""
 
     reference: np.ndarray
     model: np.ndarray
@@ -61,14 +58,11 @@ class Comparison:
 
     def errors(self, chosen: np.ndarray | None = None, scale: float = 1.0) -> Errors | None:
         """Errors of the chosen entries (all by default) times `scale`; None where there are none."""
-        difference = self.model - self.reference
-        if chosen is not None:
-            difference = difference[chosen]
-        if difference.size == 0:
+        size = scale * np.abs(self.model - self.reference)
+        size = size if chosen is None else size[chosen]
+        if size.size == 0:
             return None
-        size = scale * np.abs(difference)
-        rmse = math.sqrt(float(np.mean(np.square(size))))
-        return Errors(mae=float(size.mean()), rmse=rmse, max=float(size.max()), n=int(size.size))
+        return Errors(float(size.mean()), math.sqrt(float(np.mean(np.square(size)))), float(size.max()), size.size)
 
 
 @dataclass(frozen=True)
@@ -87,17 +81,13 @@ class GroupErrors:
 
         Those of atomic energies, `atomic_energy_mae_mev`, are left out then.
         """
-        named = (
-            ("energy", "mev_per_atom", self.energy),
-            ("force", "ev_per_angstrom", self.forces),
-            ("stress", "gpa", self.stress),
-            *([] if self.atoms is None else [("atomic_energy", "mev", self.atoms)]),
-        )
-        values: dict[str, Any] = {}
-        for quantity, unit, errors in named:
-            for kind in ("mae", "rmse", "max"):
-                value = getattr(errors, kind) if errors is not None else None
-                values[f"{quantity}_{kind}_{unit}"] = value if value is None or math.isfinite(value) else None
+        errors_of = (self.energy, self.forces, self.stress, self.atoms)
+        values = {
+            f"{quantity}_{kind}_{unit}": value if math.isfinite(value := getattr(errors, kind, math.nan)) else None
+            for (quantity, unit), errors in zip(_NAMES, errors_of, strict=True)
+            for kind in ("mae", "rmse", "max")
+            if errors is not None or quantity != "atomic_energy"
+        }
         return {**values, "n_structures": self.n_structures, "n_atoms": self.n_atoms}
 
 
@@ -128,9 +118,9 @@ class Evaluation:
 
         What the data lack is None, and so is an error that is not finite.
         """
+        names = {kind: f"force_{kind}_ev_per_angstrom" for kind in ("mae", "rmse", "max")}
         elements = {
-            symbol: {f"force_{kind}_ev_per_angstrom": getattr(errors, kind) for kind in ("mae", "rmse", "max")}
-            for symbol, errors in self.elements.items()
+            s: {name: getattr(errors, kind) for kind, name in names.items()} for s, errors in self.elements.items()
         }
         groups = {name: errors.to_dict() for name, errors in self.groups.items()}
         return {"model": self.model, "data": self.data, **self.total.to_dict(), "elements": elements, "groups": groups}
@@ -149,14 +139,12 @@ def evaluate(
     data_name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Compare a potential with reference frames.
+    """Compare a potential with reference frames, each of which may lack any label.
 
     Errors of energies are per structure (total energy over number of atoms), of forces over all components of all
     atoms, of stresses over the six components of fully periodic structures.
 
     Arguments:
-        model: any potential.
-        frames: reference data; each may lack energy, forces or stress.
         batch_atoms: structures are computed together up to this many atoms.
         model_name, data_name: for the report; by default the model's own name and the names of the data files.
         progress: called with the number of frames done and the number of all.
@@ -169,7 +157,7 @@ def evaluate(
         raise DataError("there is nothing to evaluate on: no frames were given.")
     frames = Frames.of(frames)
     compared = _compare(frames, *_compute(model, frames, batch_atoms, progress))
-    energies, forces, stresses, _ = compared
+    forces = compared[1]
     files = dict.fromkeys(source.rpartition("#")[0] or source for source in frames.sources)
     return Evaluation(
         model=model_name or str(model.metadata.get("name", type(model).__name__)),
@@ -184,9 +172,9 @@ def evaluate(
             label: _errors(frames, compared, np.array([group == label for group in frames.groups]))
             for label in sorted({group for group in frames.groups if group})
         },
-        energies=energies,
+        energies=compared[0],
         forces=forces,
-        stresses=stresses,
+        stresses=compared[2],
     )
 
 
@@ -194,8 +182,8 @@ def _compute(
     model: Potential, frames: Frames, batch_atoms: int, progress: Callable[[int, int], None] | None
 ) -> tuple[np.ndarray, ...]:
     """The model's energies [B], forces [N, 3], stresses [B, 3, 3], energies of atoms [N]; NaN for what is not asked."""
-    asked_for = (frames.energy, frames.forces, frames.stress, frames.energies)
-    energy, forces, stress, of_atoms = (np.full_like(values, np.nan) for values in asked_for)
+    labels = (frames.energy, frames.forces, frames.stress, frames.energies)
+    energy, forces, stress, of_atoms = (np.full_like(values, np.nan) for values in labels)
     for rows in frames.pieces(batch_atoms):
         batch, atoms = frames[rows], slice(frames.starts[rows.start], frames.starts[rows.stop])
         asked = bool(batch.has_forces.any()), bool(batch.has_stress.any())
@@ -214,31 +202,23 @@ def _compare(
     frames: Frames, energy: np.ndarray, forces: np.ndarray, stress: np.ndarray, of_atoms: np.ndarray
 ) -> tuple[Comparison, ...]:
     """Energies, forces, stresses and energies of atoms beside those that are known."""
-    rows, atoms = np.flatnonzero(frames.has_energy), np.flatnonzero(frames.has_forces[frames.owner])
+    owner, number = frames.owner, frames.numbers.astype(np.int64)
+    rows, atoms = np.flatnonzero(frames.has_energy), np.flatnonzero(frames.has_forces[owner])
     said, found = ((values / frames.counts)[rows] for values in (frames.energy, energy))
     energies = Comparison(said, found, rows, np.zeros_like(rows))
     said, found = (values[atoms].ravel() for values in (frames.forces, forces))
-    owner, numbers = (values[atoms].repeat(3) for values in (frames.owner, frames.numbers.astype(np.int64)))
-    of_forces = Comparison(said, found, owner, numbers)
+    of_forces = Comparison(said, found, owner[atoms].repeat(3), number[atoms].repeat(3))
     rows = np.flatnonzero(frames.has_stress)
     said, found = (EV_PER_ANGSTROM3_IN_GPA * values[rows][:, *_VOIGT].ravel() for values in (frames.stress, stress))
-    rows = rows.repeat(6)
-    stresses = Comparison(said, found, rows, np.zeros_like(rows))
-    atoms = np.flatnonzero(frames.has_energies[frames.owner])
-    said, found, numbers = (values[atoms] for values in (frames.energies, of_atoms, frames.numbers.astype(np.int64)))
+    stresses = Comparison(said, found, rows.repeat(6), np.zeros(len(said), dtype=np.int64))
+    atoms = np.flatnonzero(frames.has_energies[owner])
+    said, found, numbers = (values[atoms] for values in (frames.energies, of_atoms, number))
     _, element = np.unique(numbers, return_inverse=True)
     shift = np.bincount(element, weights=found - said) / np.bincount(element)
-    return energies, of_forces, stresses, Comparison(said, found - shift[element], frames.owner[atoms], numbers)
+    return energies, of_forces, stresses, Comparison(said, found - shift[element], owner[atoms], numbers)
 
 
 def _errors(frames: Frames, compared: tuple[Comparison, ...], chosen: np.ndarray) -> GroupErrors:
     """Errors over the frames where `chosen` [number of frames] is true."""
-    energies, forces, stresses, atoms = compared
-    return GroupErrors(
-        n_structures=int(chosen.sum()),
-        n_atoms=int(frames.counts[chosen].sum()),
-        energy=energies.errors(chosen[energies.frame], scale=_MEV_PER_EV),
-        forces=forces.errors(chosen[forces.frame]),
-        stress=stresses.errors(chosen[stresses.frame]),
-        atoms=atoms.errors(chosen[atoms.frame], scale=_MEV_PER_EV),
-    )
+    errors = (each.errors(chosen[each.frame], scale) for each, scale in zip(compared, _SCALES, strict=True))
+    return GroupErrors(int(chosen.sum()), int(frames.counts[chosen].sum()), *errors)

@@ -81,14 +81,16 @@ class Training:
         config, state, counters, backend = self.config, self.state, self.state.counters, self.data.backend
         losses, rate = list[float](), 0.0
         for share, batch in self.data.epoch([config.seed, counters.epoch], config.optimiser.batch_atoms):
-            self._stop_if_overdue(request)
+            # Long epochs are not waited for: then the one before was saved.
+            if request.signum is not None and request.overdue(_SAVE_EVERY_SECONDS):
+                said = f"stopped in epoch {counters.epoch + 1}; the state after epoch {counters.epoch} is saved"
+                raise Interrupted(request.signum, said)
             progress = (counters.epoch + share) / config.optimiser.epochs
             loss = Loss.at(config.loss, progress)
             state.optimiser.zero_grad(set_to_none=True)
             # Prediction, loss, and the gradient of the loss in all parameters.
-            value = float(
-                backend.backward(state.model, batch, loss, forces=loss.needs_forces or bool(batch.push.any()))
-            )
+            forces = loss.needs_forces or bool(batch.push.any())
+            value = float(backend.backward(state.model, batch, loss, forces=forces))
             torch.nn.utils.clip_grad_norm_(state.parameters, config.optimiser.gradient_clip)
             rate = _learning_rate(config.optimiser, counters.step, progress)
             for parameters in state.optimiser.param_groups:
@@ -126,24 +128,18 @@ class Training:
         state.swap(before)
         return energy, force
 
-    def _stop_if_overdue(self, request: StopRequest) -> None:
-        """Long epochs are not waited for: then the one before was saved."""
-        if request.signum is not None and request.overdue(_SAVE_EVERY_SECONDS):
-            epoch = self.state.counters.epoch
-            raise Interrupted(request.signum, f"stopped in epoch {epoch + 1}; the state after epoch {epoch} is saved")
-
     def _stop_if_diverged(self, value: float, batch: Batch) -> None:
         """Stop at a NaN or a diverging loss; checkpoints on disk stay as they are."""
         counters = self.state.counters
         if math.isfinite(value) and value <= self.config.optimiser.divergence_factor * counters.lowest_loss:
             return
-        what = f"the loss rose to {value:.3g}" if math.isfinite(value) else f"the loss became {value}"
+        what = f"rose to {value:.3g}" if math.isfinite(value) else f"became {value}"
         written = (self.folder / "last").is_dir()
         kept = f"the last good checkpoint is in {self.folder}" if written else "no checkpoint was written yet"
         raise TrainingError(
-            f"training stopped in epoch {counters.epoch + 1}, step {counters.step}: {what} on a batch with "
-            f"{', '.join(batch.sources[:4])}; {kept}. Check these frames, lower "
-            "optimiser.learning_rate, or set data.max_force."
+            f"training stopped in epoch {counters.epoch + 1}, step {counters.step}: the loss {what} on a batch with "
+            f"{', '.join(batch.sources[:4])}; {kept}. Check these frames, lower optimiser.learning_rate, or set "
+            "data.max_force."
         )
 
 

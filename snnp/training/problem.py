@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from snnp.data import (
     Dataset,
@@ -65,10 +64,9 @@ class Problem:
 def _expand(path: str) -> str:
     expanded = os.path.expanduser(os.path.expandvars(path))
     if unset := re.search(r"\$\{?(\w+)", expanded):
-        name = unset[1]
         raise ConfigError(
-            f"data path {path!r} uses the environment variable {name}, which is not set; "
-            f"'export {name}=/path/to/the/folder', or write the path itself."
+            f"data path {path!r} uses the environment variable {unset[1]}, which is not set; "
+            f"'export {unset[1]}=/path/to/the/folder', or write the path itself."
         )
     return expanded
 
@@ -95,10 +93,9 @@ def _distinct(frames: Frames) -> Frames:
     One are only frames of the same species, cell, boundaries, positions (to 1e-6 Å) and labels.
     """
     # Zero is added because a rounded -1e-9 is -0.0, whose bytes are others.
-    per_atom = [np.round(values, 6) + 0.0 for values in (frames.positions, frames.forces, frames.energies)]
-    per_frame = [np.round(values, 6) + 0.0 for values in (frames.cell, frames.stress)]
-    per_atom.append(frames.numbers)
-    per_frame += [frames.pbc, frames.energy + 0.0]
+    rounded = [np.round(values, 6) + 0.0 for values in (frames.positions, frames.forces, frames.energies)]
+    per_atom = [*rounded, frames.numbers]
+    per_frame = [np.round(frames.cell, 6) + 0.0, np.round(frames.stress, 6) + 0.0, frames.pbc, frames.energy + 0.0]
     seen: dict[bytes, int] = {}
     for row, (first, last) in enumerate(itertools.pairwise(frames.starts.tolist())):
         parts = [values[first:last] for values in per_atom] + [values[row] for values in per_frame]
@@ -111,16 +108,15 @@ def _read(paths: str | tuple[str, ...], config: DataConfig, part: str = "", spli
 
     `split` is taken of datasets that have it, where the path names none (`org/name:test`).
     """
-    paths = (paths,) if isinstance(paths, str) else paths
-    frames = read_frames([_expand(path) for path in paths], config.keys, split=split)
+    listed = (paths,) if isinstance(paths, str) else paths
+    frames = read_frames([_expand(path) for path in listed], config.keys, split=split)
     return replace(frames, sources=[part + source for source in frames.sources])
 
 
 def _divide(config: TrainConfig) -> tuple[Split, Dataset | None]:
     """Train, valid and test from files and fractions; of a stream `train` is a sample, and its dataset comes along."""
     data, stream = config.data, None
-    valid = data.valid if isinstance(data.valid, float) else 0.0
-    test = data.test if isinstance(data.test, float) else 0.0
+    valid, test = (part if isinstance(part, float) else 0.0 for part in (data.valid, data.test))
     if data.stream:
         dataset = as_dataset(_expand(data.train[0]), "train")
         if dataset is None:
@@ -138,10 +134,9 @@ def _divide(config: TrainConfig) -> tuple[Split, Dataset | None]:
         nothing = np.full(len(extra), np.nan)
         extra = replace(extra, energy=nothing, has_energy=np.zeros(len(extra), dtype=bool))
         split = replace(split, train=Frames.concatenate([split.train, extra]))
-    if isinstance(data.valid, str | tuple):
-        split = replace(split, valid=_read(data.valid, data, "valid:", "valid"))
-    if isinstance(data.test, str | tuple):
-        split = replace(split, test=_read(data.test, data, "test:", "test"))
+    for part, paths in (("valid", data.valid), ("test", data.test)):
+        if isinstance(paths, str | tuple):
+            split = replace(split, **{part: _read(paths, data, f"{part}:", part)})
     return split, stream
 
 
@@ -154,10 +149,9 @@ def _divide_dataset(dataset: Dataset, valid: float, test: float, seed: int, insi
     drawn = np.split(random.permutation(total), [n_valid, n_valid + n_test])
     held, train = [dataset[np.sort(rows)].frames() for rows in drawn[:2]], dataset[np.sort(drawn[2])]
     # Isolated atoms fix E0, and are no test of anything.
-    alone = [are_isolated_atoms(frames) for frames in held]
-    atoms = [frames.take(which) for frames, which in zip(held, alone, strict=True)]
-    held = [frames.take(~which) for frames, which in zip(held, alone, strict=True)]
-    return Split(Frames.concatenate([_sample(train, random, inside), *atoms]), *held), train
+    alone = [(frames, are_isolated_atoms(frames)) for frames in held]
+    sample = Frames.concatenate([_sample(train, random, inside), *(frames.take(which) for frames, which in alone)])
+    return Split(sample, *(frames.take(~which) for frames, which in alone)), train
 
 
 def _sample(dataset: Dataset, random: np.random.Generator, inside: Inside) -> Frames:
@@ -184,12 +178,9 @@ def _sample(dataset: Dataset, random: np.random.Generator, inside: Inside) -> Fr
 def load_problem(
     config: TrainConfig, split_file: Path | None = None, check: Callable[[Problem], None] = lambda problem: None
 ) -> Problem:
-    """Read the data of a run.
+    """Read the data of a run; a `split_file` repeats an earlier division.
 
-    Arguments:
-        config: of the run.
-        split_file: repeats an earlier division.
-        check: called before compressed structures are made, which takes for ever of lengths in another unit.
+    `check` is called before compressed structures are made, which takes for ever of lengths in another unit.
 
     Raises:
         DataError: if files are missing or empty, lack energies, or if the limits leave nothing to train on.
@@ -230,7 +221,10 @@ def load_problem(
         split, reference, zeros=zeros, stream=stream, inside=lambda frames: _inside(frames, config.data, floor)
     )
     check(problem)
-    return replace(problem, compressed=_compressed(config, split.train))
+    if config.compression is None or len(split.train.elements) > MOST_ELEMENTS:
+        return problem
+    wall = fit_wall(split.train, config.seed)
+    return replace(problem, compressed=tuple(compressed_frames(split.train, wall, config.compression, config.seed)))
 
 
 def atomic_zeros(frames: Frames, e0: Mapping[str, float]) -> dict[str, float]:
@@ -251,22 +245,15 @@ def atomic_zeros(frames: Frames, e0: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(frames.elements, (mean + shift).tolist(), strict=True))
 
 
-def _compressed(config: TrainConfig, frames: Frames) -> tuple[CompressedFrame, ...]:
-    if config.compression is None or len(frames.elements) > MOST_ELEMENTS:
-        return ()
-    return tuple(compressed_frames(frames, fit_wall(frames, config.seed), config.compression, config.seed))
-
-
 def check_data(config: DataConfig, problem: Problem) -> list[str]:
     """What is suspicious about the units of labels, file by file, and about structures.
 
     Raises:
         DataError: where units are wrong beyond doubt, unless `data.check_units` says to go on.
     """
-    cure = "To train all the same set data.check_units to warn."
+    cure, strict = "To train all the same set data.check_units to warn.", config.check_units == "error"
     train, valid, test = problem.split.train, problem.split.valid, problem.split.test
-    strict, asked = config.check_units == "error", config.check_units != "off"
-    doubts = suspicions(by_file(Frames.concatenate([train, valid, test]))) if asked else []
+    doubts = [] if config.check_units == "off" else suspicions(by_file(Frames.concatenate([train, valid, test])))
     certain = [str(each) for each in doubts if each.certain]
     if certain and strict:
         raise DataError(f"{'. '.join(certain)}. {cure}")
@@ -347,9 +334,5 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
 def standardise(model: Potential, data: Batches, n_frames: int | None = None) -> None:
     """Fit a model to the features of the training set, which are the first `n_frames` of the data (all by default)."""
     frames = np.arange(data.n_frames if n_frames is None else n_frames)
-
-    def features() -> Tensor:
-        chunks = (data.batch(frames[k : k + 16]) for k in range(0, len(frames), 16))
-        return torch.cat([data.backend.features(model, chunk) for chunk in chunks])
-
-    model.standardise(features)
+    chunks = [frames[k : k + 16] for k in range(0, len(frames), 16)]
+    model.standardise(lambda: torch.cat([data.backend.features(model, data.batch(chunk)) for chunk in chunks]))

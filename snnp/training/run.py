@@ -63,12 +63,9 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, 
     """
     folder = Path(folder)
 
-    def say(message: str) -> None:
-        report(Progress(0, config.optimiser.epochs, message=message))
-
-    def check(problem: Problem) -> None:
-        for message in check_data(config.data, problem):
-            say(message)
+    def say(messages: list[str]) -> None:
+        for message in messages:
+            report(Progress(0, config.optimiser.epochs, message=message))
 
     usable_device(config.device)
     _refuse_old_run(folder, overwrite)
@@ -76,13 +73,13 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, 
     with hold([folder / _CONFIG]):
         _refuse_old_run(folder, overwrite)  # another one may have ended meanwhile
         # Data that are refused must not cost the run that is to be replaced.
-        problem = load_problem(config, check=check)
+        problem = load_problem(config, check=lambda problem: say(check_data(config.data, problem)))
         if overwrite:
             for path in _files_of_run(folder):
                 path.unlink(missing_ok=True)
         if config.compression is not None and not problem.compressed:
             why = f"no energies of two atoms and more, or more than {MOST_ELEMENTS} elements"
-            say(f"no compressed structures ({why}): see with 'snnp doctor model' whether the energy falls")
+            say([f"no compressed structures ({why}): see with 'snnp doctor model' whether the energy falls"])
         config = resolve(config, problem)
         save_split(problem.split, folder / _SPLIT, checksums=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -133,17 +130,16 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dtype = getattr(torch, config.dtype)
+    train = problem.split.train
     model = build_model(config, problem)
     backend = choose_backend(model, dtype, config.device, config.displacement)
-    train = problem.split.train
     scale = config.loss.energy_scale
-    sample = prepare(backend, model, train, problem.compressed, scale, problem.zeros)
+    beyond = (problem.compressed, scale, problem.zeros)
+    sample = prepare(backend, model, train, *beyond)
     valid = prepare(backend, model, problem.split.valid or train, (), scale, problem.zeros)
     data: Batches | StreamedBatches = sample
     if problem.stream is not None:
-        stream, inside = problem.stream, problem.inside
-        form = copy.deepcopy(model)
-        data = StreamedBatches(backend, form, stream, inside, problem.compressed, scale, problem.zeros)
+        data = StreamedBatches(backend, copy.deepcopy(model), problem.stream, problem.inside, *beyond)
     model.to(dtype=dtype, device=config.device)
     if config.start is None:
         standardise(model, sample, len(train))
@@ -175,11 +171,8 @@ def _finish(config: TrainConfig, state: TrainState, problem: Problem, folder: Pa
     state.swap(state.best)
     model, counters = state.model, state.counters
     parts = {"train": problem.split.train, "valid": problem.split.valid, "test": problem.split.test}
-    evaluations = {
-        name: evaluate(model, frames, model_name=folder.name, data_name=name)
-        for name, frames in parts.items()
-        if frames
-    }
+    named = [(name, frames) for name, frames in parts.items() if frames]
+    evaluations = {name: evaluate(model, each, model_name=folder.name, data_name=name) for name, each in named}
     errors = {name: evaluation.total.to_dict() for name, evaluation in evaluations.items()}
     model.metadata = {**model.metadata, "errors": errors, "best_epoch": counters.best_epoch, "seed": config.seed}
     save_model(model, folder / "best")

@@ -31,13 +31,19 @@ _QUANTITIES = {
     "energy": ("Energies", "eV/atom", "meV/atom", 1000.0, 2),
     "forces": ("Force components", "eV/Å", "eV/Å", 1.0, 4),
 }
+_PANELS = {
+    "train_loss": "Training loss",
+    "valid_energy_mae_mev_per_atom": "Energy MAE, validation\n(meV/atom)",
+    "valid_force_mae_ev_per_angstrom": "Force MAE, validation\n(eV/Å)",
+    "learning_rate": "Learning rate",
+}
 
 
 def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> None:
-    """Write `parity_energy.png`, `parity_forces.png`, `loss.png`, `summary.json` and `summary.md` into a run folder.
+    """Write all of `REPORT_FILES` for which there is something into a run folder, each replaced atomically.
 
     Arguments:
-        folder: existing folder; `metrics.csv` in it, if there, becomes the loss curve. Files are replaced atomically.
+        folder: existing folder; `metrics.csv` in it, if there, becomes the loss curve.
         evaluations: for instance {"train": ..., "valid": ..., "test": ...}, drawn in this order.
         details: further JSON values for the summary (parameters, seconds, E0, ...).
     """
@@ -55,10 +61,9 @@ def write_report(folder: str | Path, evaluations: Mapping[str, Evaluation], deta
 
 
 def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantity: Literal["energy", "forces"]) -> None:
-    """Draw model against reference, and the share of values below each error, as a PNG.
+    """Draw model against reference, and the share of values below each error, as a PNG that is replaced atomically.
 
     Arguments:
-        path: the PNG, replaced atomically.
         evaluations: name of each set (its colour and label) and its evaluation; sets without the quantity are left out.
         quantity: "energy" (eV/atom) or "forces" (components, eV/Å).
     """
@@ -76,21 +81,18 @@ def plot_parity(path: str | Path, evaluations: Mapping[str, Evaluation], quantit
         label = f"{shortened(name, 40)}:  {sizes},  {n:,} value{'' if n == 1 else 's'}"
         # More points only darken the picture; always the same ones are drawn.
         shown = np.arange(n) if n <= _MOST_POINTS else np.random.default_rng(0).choice(n, _MOST_POINTS, replace=False)
-        size = 9.0 if len(shown) > 50 else 20.0
-        parity.scatter(
-            comparison.reference[shown], comparison.model[shown], s=size, alpha=0.6, lw=0, color=colour, label=label
-        )
-        _draw_shares(spread, scale * np.abs(comparison.model - comparison.reference), colour)
+        points = {"s": 9.0 if len(shown) > 50 else 20.0, "alpha": 0.6, "lw": 0, "color": colour, "label": label}
+        parity.scatter(comparison.reference[shown], comparison.model[shown], **points)
+        # A cumulative distribution needs no bins, so that small and large sets compare.
+        sorted_ = np.sort(scale * np.abs(comparison.model - comparison.reference))
+        sorted_ = sorted_[np.isfinite(sorted_)]
+        share = 100.0 * np.arange(1, sorted_.size + 1) / max(1, sorted_.size)
+        spread.plot(sorted_, share, color=colour, lw=1.6, marker="." if sorted_.size < 10 else "")
     _finish_parity(parity, sets, unit)
-    spread.set(
-        xlabel=f"Absolute error ({error_unit})", ylabel="Share of values with a smaller error (%)", ylim=(0, 101)
-    )
-    _limit_shares(spread)
-    spread.grid(True, which="major", color=_GRID, lw=0.7)
+    _finish_shares(spread, error_unit)
     legend = figure.legend(*parity.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8)
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1.0)
+    for handle in filter(None, legend.legend_handles):
+        handle.set_alpha(1.0)
     for axes in (parity, spread):
         axes.set_box_aspect(1)
         tidy(axes)
@@ -105,36 +107,29 @@ def _finish_parity(axes: Axes, sets: Mapping[str, Comparison], unit: str) -> Non
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     margin = max(0.05 * (high - low), 0.01)  # eV/atom or eV/Å: less is not worth a picture
-    low, high = low - margin, high + margin
-    axes.plot([low, high], [low, high], color=_INK, lw=0.8, zorder=0)
-    axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"Reference ({unit})", ylabel=f"Model ({unit})")
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color=_INK, lw=0.8, zorder=0)
+    axes.set(xlim=limits, ylim=limits, xlabel=f"Reference ({unit})", ylabel=f"Model ({unit})")
     plain_ticks(axes.xaxis, axes.yaxis)
 
 
-def _draw_shares(axes: Axes, sizes: np.ndarray, colour: str) -> None:
-    """Cumulative distribution: needs no bins, so that small and large sets compare."""
-    sizes = np.sort(sizes[np.isfinite(sizes)])
-    share = 100.0 * np.arange(1, sizes.size + 1) / max(1, sizes.size)
-    axes.plot(sizes, share, color=colour, lw=1.6, marker="." if sizes.size < 10 else "")
-
-
-def _limit_shares(axes: Axes) -> None:
+def _finish_shares(axes: Axes, unit: str) -> None:
     """A logarithmic axis over the three decades that matter: forces that vanish by symmetry have errors of 1e-15."""
+    axes.set(xlabel=f"Absolute error ({unit})", ylabel="Share of values with a smaller error (%)", ylim=(0, 101))
     largest = max((float(np.max(line.get_xdata(), initial=0.0)) for line in axes.lines), default=0.0)
     # Errors that are all exactly zero leave nothing for a logarithmic axis.
     if largest > 0.0:
         axes.set_xscale("log")
         axes.set_xlim(1e-3 * largest, 1.5 * largest)
         plain_ticks(axes.xaxis)
+    axes.grid(True, which="major", color=_GRID, lw=0.7)
 
 
 def plot_loss(path: str | Path, metrics: str | Path) -> None:
-    """Draw the training loss and the validation errors over the epochs as a PNG.
+    """Draw the training loss and the validation errors over the epochs as a PNG that is replaced atomically.
 
     Arguments:
-        path: the PNG, replaced atomically.
-        metrics: CSV with the columns `epoch` and any of `train_loss`, `valid_energy_mae_mev_per_atom`,
-            `valid_force_mae_ev_per_angstrom`, `learning_rate`; empty cells are left out.
+        metrics: CSV with the columns `epoch` and any of those in `_PANELS`; empty cells are left out.
 
     Raises:
         DataError: if the file cannot be read or has no epochs.
@@ -142,13 +137,7 @@ def plot_loss(path: str | Path, metrics: str | Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     columns = _read_columns(Path(metrics))
-    panels = {
-        "train_loss": "Training loss",
-        "valid_energy_mae_mev_per_atom": "Energy MAE, validation\n(meV/atom)",
-        "valid_force_mae_ev_per_angstrom": "Force MAE, validation\n(eV/Å)",
-        "learning_rate": "Learning rate",
-    }
-    drawn = {name: label for name, label in panels.items() if np.isfinite(columns.get(name, np.zeros(0))).any()}
+    drawn = {name: label for name, label in _PANELS.items() if np.isfinite(columns.get(name, np.zeros(0))).any()}
     figure = new_figure(6.4, 1.0 + 1.7 * max(1, len(drawn)))
     rows = figure.subplots(max(1, len(drawn)), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, label) in zip(rows, drawn.items(), strict=False):
@@ -171,11 +160,9 @@ def _draw_history(axes: Axes, epoch: np.ndarray, values: np.ndarray, name: str, 
     axes.set_ylabel(label, fontsize=8.5)
     axes.grid(True, which="major", color=_GRID, lw=0.7)
     if name.startswith("valid"):
-        at = int(values.argmin())
-        axes.plot(epoch[at], values[at], "o", color=_COLOURS["test"], ms=5)
-        axes.set_title(
-            f"best {values[at]:.3g} at epoch {epoch[at]:.0f}", fontsize=8, loc="right", color=_COLOURS["test"]
-        )
+        at, colour = int(values.argmin()), _COLOURS["test"]
+        axes.plot(epoch[at], values[at], "o", color=colour, ms=5)
+        axes.set_title(f"best {values[at]:.3g} at epoch {epoch[at]:.0f}", fontsize=8, loc="right", color=colour)
 
 
 def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
@@ -195,24 +182,22 @@ def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
 def summary_markdown(evaluations: Mapping[str, Evaluation], details: Mapping[str, Any]) -> str:
     """A summary in Markdown: the errors of each set, of its groups and elements, and the details as a list."""
     columns = ("structures", "atoms", *(heading for heading, *_ in ERROR_COLUMNS))
-    sets = [[name, *_cells(each.total)] for name, each in evaluations.items()]
-    groups = [[name, k, *_cells(mine)] for name, each in evaluations.items() for k, mine in each.groups.items()]
+    text = "# Summary\n\n"
+    text += "".join(f"- {key.replace('_', ' ')}: {markdown(_plain(value))}\n" for key, value in details.items())
     elements = [
         [name, symbol, *(fixed(size, 4) for size in (errors.mae, errors.rmse, errors.max))]
         for name, each in evaluations.items()
         for symbol, errors in each.elements.items()
         if len(each.elements) > 1
     ]
-    text = "# Summary\n\n"
-    text += "".join(f"- {key.replace('_', ' ')}: {markdown(_plain(value))}\n" for key, value in details.items())
-    for table in (
-        Table(("set", *columns), sets, "Errors"),
+    groups = [[name, k, *_cells(mine)] for name, each in evaluations.items() for k, mine in each.groups.items()]
+    tables = [
+        Table(("set", *columns), [[name, *_cells(each.total)] for name, each in evaluations.items()], "Errors"),
         Table(("set", "group", *columns), groups, "By group", 2),
         Table(("set", "element", "MAE", "RMSE", "max (eV/Å)"), elements, "Forces by element", 2),
-    ):
-        if table.rows or table.title == "Errors":
-            text += f"\n## {table.title}\n\n{table.markdown()}"
-    return text
+    ]
+    shown = [table for table in tables if table.rows or table.title == "Errors"]
+    return text + "".join(f"\n## {table.title}\n\n{table.markdown()}" for table in shown)
 
 
 def _cells(errors: GroupErrors) -> list[str]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from snnp.models.potential import Potential
 from snnp.structure import Structure
 
-__all__ = ["Backend", "Batch", "Loss", "Predicted", "Residuals", "TorchBackend"]
+__all__ = ["Backend", "Batch", "Loss", "Predicted", "Residuals"]
 
 
 @dataclass(frozen=True)
@@ -95,63 +95,44 @@ class Residuals:
 Loss = Callable[[Predicted, Batch], Residuals]
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """One way from the parameters of a model to energies and forces, and from a loss of these back to the parameters.
 
-    A backend is made for models of one form, on one device and in one type; `choose_backend` finds the fastest.
+    A backend is made for models of one form, on one device, where its batches live, and computes in one type;
+    `choose_backend` finds the fastest.
     """
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type in which it computes."""
+    dtype: torch.dtype
+    device: torch.device
 
-    @property
-    def device(self) -> torch.device:
-        """Where batches live."""
-
+    @abstractmethod
     def prepare(self, model: Potential, structure: Structure) -> Any:
         """Whatever of the atoms no parameter changes, formed in float64 and stored in the backend's type.
 
         The model, in float64 on the CPU, fixes cutoffs and grids; its parameters are not used.
         """
 
+    @abstractmethod
     def cut(self, geometry: Any, frames: Tensor, rows: Tensor, owner: Tensor) -> Any:
         """The geometry of some `frames` [B]: of their atoms `rows` [n], each in the new frame `owner` [n]."""
 
+    @abstractmethod
     def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
         """Evaluate a batch. Without `forces`, forces and stresses that would cost something are NaN."""
+
+    @abstractmethod
+    def features(self, model: Potential, batch: Batch) -> Tensor:
+        """[n, D] features of an s-NNP's atoms."""
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
         """Add the gradient of a loss to the parameters' `grad`; returns the loss.
 
-        `forces` says whether the loss asks for forces or stresses.
+        `forces` says whether the loss asks for forces or stresses. Here torch takes back what `predict` recorded.
         """
-
-    def features(self, model: Potential, batch: Batch) -> Tensor:
-        """[n, D] features of an s-NNP's atoms."""
-
-    def alone(self) -> AbstractContextManager[None]:
-        """For the time of a run: keeps torch's threads off the cores that the backend needs."""
-
-
-@dataclass(frozen=True)
-class TorchBackend(ABC):
-    """Backends whose predictions torch records, and takes back to the parameters."""
-
-    dtype: torch.dtype
-    device: torch.device
-
-    @abstractmethod
-    def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
-        """See `Backend`."""
-
-    def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
-        """See `Backend`."""
         predicted = self.predict(model, batch, forces=forces)
         found = loss(predicted, batch)
         outputs = (predicted.energies, predicted.forces, predicted.stress)
-        derivatives = (found.to_energies, found.to_forces, found.to_stress)
-        pairs = zip(outputs, derivatives, strict=True)
+        pairs = zip(outputs, (found.to_energies, found.to_forces, found.to_stress), strict=True)
         roots = [(output, value) for output, value in pairs if value is not None and output.requires_grad]
         value = found.value
         if predicted.penalty is not None and found.penalty_weight > 0.0:
@@ -162,5 +143,5 @@ class TorchBackend(ABC):
         return value
 
     def alone(self) -> AbstractContextManager[None]:
-        """See `Backend`: all threads are torch's own."""
+        """For the time of a run: keeps torch's threads off the cores that the backend needs; here they are its own."""
         return nullcontext()

@@ -23,14 +23,14 @@ from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure
-from snnp.training.backends.backend import Batch, Loss, Predicted
+from snnp.training.backends.backend import Backend, Batch, Loss, Predicted
 
 __all__ = ["CompiledBackend"]
 
 Array = NDArray[Any]
 
 
-class CompiledBackend:
+class CompiledBackend(Backend):
     """The passes for one form of model, with as many threads as torch has now.
 
     Geometries are of `snnp.kernels.cpu.training.TrainingBatch`. Where the energies of atoms alone are taken off (see
@@ -38,12 +38,10 @@ class CompiledBackend:
     kernel evaluates them and learns from them alike.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, model: SplineNNP, dtype: torch.dtype) -> None:
+        self.dtype, self.device = dtype, torch.device("cpu")
         form = model.kernel_parameters()
         real: Any = np.float32 if dtype == torch.float32 else np.float64
-        self.dtype = dtype
         self.n_threads = torch.get_num_threads()
         self.kernel = TrainingKernel(form, real)
         self._maps = _Maps.of(model, form.n_channels, real)

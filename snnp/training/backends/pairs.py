@@ -27,7 +27,7 @@ from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors
 from snnp.structure import Structure
-from snnp.training.backends.backend import Batch, Loss, Predicted, Residuals, TorchBackend
+from snnp.training.backends.backend import Backend, Batch, Loss, Predicted, Residuals
 
 __all__ = ["Pairs", "PairsBackend"]
 
@@ -50,13 +50,15 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class PairsBackend(TorchBackend):
+class PairsBackend(Backend):
     """Pairs of any family.
 
     `displacement`: Å by which directional training moves the pair vector that moves most in each structure; None for
     exact training.
     """
 
+    dtype: torch.dtype
+    device: torch.device
     displacement: float | None = None
 
     def prepare(self, model: Potential, structure: Structure) -> Pairs:

@@ -17,7 +17,7 @@ from snnp.models.potential import Potential
 from snnp.models.spline.model import Geometry, SplineNNP
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
-from snnp.training.backends.backend import Batch, Predicted, TorchBackend
+from snnp.training.backends.backend import Backend, Batch, Predicted
 
 __all__ = ["SumsBackend"]
 
@@ -26,8 +26,11 @@ _CHUNK_ATOMS = 512
 
 
 @dataclass(frozen=True)
-class SumsBackend(TorchBackend):
+class SumsBackend(Backend):
     """Geometry of an s-NNP's atoms (`snnp.models.spline.model.Geometry`)."""
+
+    dtype: torch.dtype
+    device: torch.device
 
     def prepare(self, model: Potential, structure: Structure) -> Geometry:
         """See `Backend`."""
