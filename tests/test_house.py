@@ -11,10 +11,16 @@ import pytest
 
 MAX_MODULES_IN_A_FOLDER = 12
 MAX_MODULES = 165
-MAX_LINES = 29_245  # what is reached, which must not grow by itself; decision 020 aims at 28,000
+MAX_LINES = 28_971  # what is reached, which must not grow by itself; decision 020 aims at 28,000
 
 # What came after the house and is counted by itself: folders and files.
-LATER = ("snnp/cli/discover.py", "snnp/discovery", "snnp/distillation")
+LATER = (
+    "snnp/cli/discover.py",
+    "snnp/cli/distill.py",
+    "snnp/discovery",
+    "snnp/distillation",
+    "snnp/publish/zoo.py",
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOTS = {"snnp": REPOSITORY / "snnp", "snnp_ase": REPOSITORY / "plugins/ase/snnp_ase"}

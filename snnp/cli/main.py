@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import checkup, exchange, learn, look, share, simulate  # noqa: F401  they enter their commands
+from snnp.cli import checkup, distill, exchange, learn, look, share, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
