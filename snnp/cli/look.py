@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from snnp.cli import console
+from snnp.cli.exchange import print_remote
 from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Threads, command, set_threads
 from snnp.cli.outputs import input_files, prepare_output, write_structure
-from snnp.cli.share import print_remote
 from snnp.errors import InputError
 
 if TYPE_CHECKING:
