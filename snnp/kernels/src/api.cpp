@@ -66,29 +66,45 @@ const Target* chosen = best();
 struct Job {
   const Plan* plan;
   const snnp_system* system;
+  const snnp_domain* domain;
   int64_t n_parts;
-  double *forces, *virials;  // of parts 1, 2, ...: [N, 3] and [B, 6] each; part 0 writes to the output
+  double *forces, *atom_virials;  // of parts 1, 2, ...: [N, 3] and [N, 9] each; part 0 writes to the output
+  double* virials;                // of all parts: [B, 6] each
   snnp_report* reports;
 };
+
+// Where part k sums `length` numbers, set to zero; NULL where there is no output.
+double* own_sums(double* output, double* others, int64_t k, int64_t length) {
+  if (!output) return nullptr;
+  double* sums = k == 0 ? output : others + (k - 1) * length;
+  memset(sums, 0, static_cast<size_t>(length) * sizeof(double));
+  return sums;
+}
 
 void run_part(void* context, int64_t k) {
   const Job& job = *static_cast<const Job*>(context);
   const snnp_system& system = *job.system;
-  const int64_t n = system.n_atoms;
-  double* forces = !system.forces ? nullptr : (k == 0 ? system.forces : job.forces + (k - 1) * 3 * n);
-  const Part part = {n * k / job.n_parts, n * (k + 1) / job.n_parts, forces, job.virials + k * 6 * system.n_structures};
-  if (forces) memset(forces, 0, 3 * n * sizeof(double));
+  const int64_t n = system.n_atoms, centres = job.domain->n_centres;
+  double* forces = own_sums(system.forces, job.forces, k, 3 * n);
+  double* atom_virials = forces ? own_sums(job.domain->atom_virials, job.atom_virials, k, 9 * n) : nullptr;
+  double* virial = job.virials + k * 6 * system.n_structures;
+  const Part part = {centres * k / job.n_parts, centres * (k + 1) / job.n_parts, forces, atom_virials, virial};
   chosen->evaluate(job.plan, system, part, job.reports + k);
 }
 
-// Forces of all parts are added in their order, each thread for some of the atoms.
+// Share k of a sum over all parts, in their order.
+void add_share(double* output, const double* others, int64_t k, int64_t n_parts, int64_t length) {
+  for (int64_t part = 1; part < n_parts; ++part) {
+    const double* other = others + (part - 1) * length;
+    for (int64_t a = length * k / n_parts; a < length * (k + 1) / n_parts; ++a) output[a] += other[a];
+  }
+}
+
 void add_part(void* context, int64_t k) {
   const Job& job = *static_cast<const Job*>(context);
-  const int64_t length = 3 * job.system->n_atoms;
-  for (int64_t part = 1; part < job.n_parts; ++part) {
-    const double* other = job.forces + (part - 1) * length;
-    for (int64_t a = length * k / job.n_parts; a < length * (k + 1) / job.n_parts; ++a) job.system->forces[a] += other[a];
-  }
+  const int64_t n = job.system->n_atoms;
+  add_share(job.system->forces, job.forces, k, job.n_parts, 3 * n);
+  if (job.domain->atom_virials) add_share(job.domain->atom_virials, job.atom_virials, k, job.n_parts, 9 * n);
 }
 
 void add_virials(const Job& job) {
@@ -135,19 +151,34 @@ int snnp_check_list(int64_t n_atoms, int64_t n_images, const int64_t* first, con
   return static_cast<int>(report->status);
 }
 
+int snnp_describe(const void* memory, int64_t plan_bytes, snnp_model* model) {
+  if (!plan_is_sound(memory, plan_bytes)) return SNNP_BAD_PLAN;
+  const Plan* plan = static_cast<const Plan*>(memory);
+  const int32_t* numbers = at<int32_t>(plan, plan->numbers);
+  *model = {plan->version, plan->real_size, plan->n_elements, plan->cutoff, numbers, at<double>(plan, plan->reference)};
+  return SNNP_OK;
+}
+
 int snnp_evaluate(const void* memory, int64_t plan_bytes, const snnp_system* system, snnp_report* report) {
+  const snnp_domain whole = {system->n_atoms, nullptr};
+  return snnp_evaluate_domain(memory, plan_bytes, system, &whole, report);
+}
+
+int snnp_evaluate_domain(const void* memory, int64_t plan_bytes, const snnp_system* system, const snnp_domain* domain,
+                         snnp_report* report) {
   *report = {SNNP_OK, 0, 0, 0.0};
   if (!plan_is_sound(memory, plan_bytes)) return static_cast<int>(report->status = SNNP_BAD_PLAN);
-  const int64_t n = system->n_atoms, b = system->n_structures;
+  const int64_t n = system->n_atoms, centres = domain->n_centres, b = system->n_structures;
   // A part below some tens of atoms would cost more to hand over than to do.
-  int64_t n_parts = system->n_threads < n / 32 ? system->n_threads : n / 32;
+  int64_t n_parts = system->n_threads < centres / 32 ? system->n_threads : centres / 32;
   n_parts = n_parts < 1 ? 1 : n_parts;
-  const size_t n_forces = system->forces ? static_cast<size_t>((n_parts - 1) * 3 * n) : 0;
+  const size_t n_others = system->forces ? static_cast<size_t>((n_parts - 1) * n) : 0;
   double* virials = static_cast<double*>(calloc(static_cast<size_t>(n_parts * 6 * b + 1), sizeof(double)));
-  double* forces = static_cast<double*>(malloc((n_forces + 1) * sizeof(double)));
+  double* forces = static_cast<double*>(malloc((3 * n_others + 1) * sizeof(double)));
+  double* atom_virials = static_cast<double*>(malloc((domain->atom_virials ? 9 * n_others + 1 : 1) * sizeof(double)));
   snnp_report* reports = static_cast<snnp_report*>(calloc(static_cast<size_t>(n_parts), sizeof(snnp_report)));
-  if (virials && forces && reports) {
-    Job job = {static_cast<const Plan*>(memory), system, n_parts, forces, virials, reports};
+  if (virials && forces && atom_virials && reports) {
+    Job job = {static_cast<const Plan*>(memory), system, domain, n_parts, forces, atom_virials, virials, reports};
     run_parts(run_part, &job, n_parts);
     for (int64_t k = n_parts - 1; k >= 0; --k)
       if (reports[k].status) *report = reports[k];
@@ -158,6 +189,7 @@ int snnp_evaluate(const void* memory, int64_t plan_bytes, const snnp_system* sys
   }
   free(virials);
   free(forces);
+  free(atom_virials);
   free(reports);
   return static_cast<int>(report->status);
 }

@@ -67,14 +67,17 @@ inline void normalise(Pairs<T>& pairs) {
   }
 }
 
+constexpr double kNoShift[3] = {0, 0, 0};
+
 // Report the shortest distance of atom i, or one that is not a number.
 inline void report_overlap(const snnp_system& system, int64_t i, snnp_report* report) {
   double shortest = INFINITY;
   for (int64_t e = system.first[i]; e < system.first[i + 1]; ++e) {
     const int64_t j = system.neighbour[e];
     double square = 0;
+    const double* shift = system.image ? system.images + 3 * static_cast<int64_t>(system.image[e]) : kNoShift;
     for (int a = 0; a < 3; ++a) {
-      const double d = system.positions[3 * j + a] - system.positions[3 * i + a] + system.images[3 * system.image[e] + a];
+      const double d = system.positions[3 * j + a] - system.positions[3 * i + a] + shift[a];
       square += d * d;
     }
     if (square >= shortest) continue;
@@ -85,11 +88,11 @@ inline void report_overlap(const snnp_system& system, int64_t i, snnp_report* re
 
 // Vectors to the neighbours of atom i within the cutoff; false if any is too short. Differences are formed in double: far from
 // the origin float would lose digits.
-template <typename T>
+template <typename T, bool shifted>
 inline bool collect(const Plan* plan, const snnp_system& system, int64_t i, Pairs<T>& pairs) {
   const double xi = system.positions[3 * i], yi = system.positions[3 * i + 1], zi = system.positions[3 * i + 2];
   const int32_t* neighbour = system.neighbour + system.first[i];
-  const int32_t* image = system.image + system.first[i];
+  const int32_t* image = shifted ? system.image + system.first[i] : nullptr;
   const int64_t in_list = system.first[i + 1] - system.first[i];
   const double limit = plan->cutoff * plan->cutoff;
   int64_t n = 0;
@@ -98,7 +101,7 @@ inline bool collect(const Plan* plan, const snnp_system& system, int64_t i, Pair
   T *x = pairs.gx, *y = pairs.gy, *z = pairs.gz;  // for the time being
   for (int64_t e = 0; e < in_list; ++e) {
     const double* position = system.positions + 3 * static_cast<int64_t>(neighbour[e]);
-    const double* shift = system.images + 3 * static_cast<int64_t>(image[e]);
+    const double* shift = shifted ? system.images + 3 * static_cast<int64_t>(image[e]) : kNoShift;
     x[e] = T(position[0] - xi + shift[0]);
     y[e] = T(position[1] - yi + shift[1]);
     z[e] = T(position[2] - zi + shift[2]);
@@ -121,7 +124,7 @@ inline bool collect(const Plan* plan, const snnp_system& system, int64_t i, Pair
   bool sound = true;
   for (int64_t e = 0; e < in_list; ++e) {
     const double* position = system.positions + 3 * static_cast<int64_t>(neighbour[e]);
-    const double* shift = system.images + 3 * static_cast<int64_t>(image[e]);
+    const double* shift = shifted ? system.images + 3 * static_cast<int64_t>(image[e]) : kNoShift;
     const double dx = position[0] - xi + shift[0], dy = position[1] - yi + shift[1], dz = position[2] - zi + shift[2];
     const double square = dx * dx + dy * dy + dz * dz;
     sound &= square > kShortest * kShortest;  // false for NaN, too
@@ -139,7 +142,8 @@ inline bool collect(const Plan* plan, const snnp_system& system, int64_t i, Pair
 // Collect the neighbours of atom i.
 template <typename T>
 inline bool gather(const Plan* plan, const snnp_system& system, int64_t i, Pairs<T>& pairs, snnp_report* report) {
-  if (!collect<T>(plan, system, i, pairs)) {
+  const bool sound = system.image ? collect<T, true>(plan, system, i, pairs) : collect<T, false>(plan, system, i, pairs);
+  if (!sound) {
     report_overlap(system, i, report);
     return false;
   }

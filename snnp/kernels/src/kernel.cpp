@@ -97,8 +97,22 @@ inline void scatter(const snnp_system& system, int64_t i, Pairs<T>& pairs, doubl
   for (int a = 0; a < 6; ++a) out[a] += double(sum<T>(v[a]));
 }
 
+// The virial of every neighbour of an atom whose gradients `scatter` has completed: r_ij (x) dE_i/dr_ij belongs to atom j, which
+// is what the heat flux of a many-body potential asks for.
 template <typename T>
-void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& work, double* forces, double* virial) {
+void scatter_virials(const Pairs<T>& pairs, double* atom_virials) {
+  for (int64_t p = 0; p < pairs.n; ++p) {
+    const double r = double(pairs.r[p]);
+    const double vector[3] = {r * double(pairs.x[p]), r * double(pairs.y[p]), r * double(pairs.z[p])};
+    const double gradient[3] = {double(pairs.gx[p]), double(pairs.gy[p]), double(pairs.gz[p])};
+    double* out = atom_virials + 9 * static_cast<int64_t>(pairs.j[p]);
+    for (int a = 0; a < 3; ++a)
+      for (int b = 0; b < 3; ++b) out[3 * a + b] += vector[a] * gradient[b];
+  }
+}
+
+template <typename T>
+void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& work, const Part& part) {
   const int64_t species = system.species[i], n_radial = plan->rho.n_filters;
   Pairs<T>& pairs = work.pairs;
   if (n_radial) radial_features<T>(plan, species, pairs, work.features);
@@ -112,14 +126,15 @@ void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& 
   if (plan->phi.n_groups) energy += pair_term<T>(plan, species, pairs, weight);
   if (plan->repulsion_outer > 0) energy += repulsion<T>(plan, species, pairs, weight);
   system.energies[i] = energy + at<double>(plan, plan->reference)[species];
-  if (!forces) return;
+  if (!part.forces) return;
   if (n_radial) radial_slopes<T>(plan, species, pairs, work.h, work.radial);
   if (plan->evaluator != kNone) {
     memcpy(work.h_angular, work.h + n_radial, plan->f.n_filters * sizeof(T));
     if (plan->evaluator == kLegendre) by_degree<T>.gradients[plan->degree](plan, species, work, work.h_angular);
     else triple_gradients<T>(plan, pairs, work.h_angular, work.triples);
   }
-  scatter<T>(system, i, pairs, forces, virial);
+  scatter<T>(system, i, pairs, part.forces, part.virial);
+  if (part.atom_virials) scatter_virials<T>(pairs, part.atom_virials);
 }
 
 template <typename T>
@@ -148,7 +163,7 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   memset(work.readout.x, 0, plan->feature_stride * sizeof(T));
   for (int64_t i = part.begin; i < part.end; ++i) {
     if (!gather<T>(plan, system, i, work.pairs, report)) break;
-    atom<T>(plan, system, i, work, part.forces, part.virial);
+    atom<T>(plan, system, i, work, part);
   }
   free(memory);
 }

@@ -5,10 +5,10 @@
 
 namespace snnp {
 
-// Atoms [begin, end) of one thread with its own forces [N, 3] (or NULL) and virials [B, 6].
+// Centres [begin, end) of one thread with its own forces [N, 3], virials of atoms [N, 9] (or NULL) and virials [B, 6].
 struct Part {
   int64_t begin, end;
-  double *forces, *virial;
+  double *forces, *atom_virials, *virial;
 };
 
 using EvaluatePart = void (*)(const Plan*, const snnp_system&, const Part&, snnp_report*);

@@ -27,22 +27,37 @@ typedef struct {
 } snnp_report;
 
 // Lengths in Angstrom, energies in eV. A neighbour entry e of atom i stands for the atom neighbour[e] shifted by
-// images[image[e]]. Entries beyond the cutoff are skipped, so that a list may have a skin.
+// images[image[e]]. Entries beyond the cutoff are skipped, so that a list may have a skin. Of the N atoms the first C are centres,
+// which have an energy and a row of the list: all of them, unless a `snnp_domain` says less.
 typedef struct {
   int64_t n_atoms, n_structures, n_images;
   const double* positions;     // [N, 3]
   const int32_t* species;      // [N] index of the element in the model
-  const int32_t* structure;    // [N] or NULL (one structure)
-  const int64_t* first;        // [N + 1] rows of the list
+  const int32_t* structure;    // [C] or NULL (one structure)
+  const int64_t* first;        // [C + 1] rows of the list
   const int32_t* neighbour;    // [P]
-  const int32_t* image;        // [P]
+  const int32_t* image;        // [P] or NULL: nothing is shifted
   const double* images;        // [n_images, 3]
-  const double* weights;       // [N] or NULL: forces and virial are those of sum_i weights_i E_i
+  const double* weights;       // [C] or NULL: forces and virial are those of sum_i weights_i E_i
   int64_t n_threads;           // parts of the work; results are the same for the same number
-  double* energies;            // [N] out, with E0
+  double* energies;            // [C] out, with E0
   double* forces;              // [N, 3] out, or NULL
   double* virial;              // [B, 9] out: sum of r_ij (x) dE/dr_ij
 } snnp_system;
+
+// One domain of a parallel program: atoms behind the centres are neighbours alone (ghosts, whose forces go back to their owners).
+typedef struct {
+  int64_t n_centres;
+  double* atom_virials;        // [N, 9] out with forces, or NULL: the part of atom j, sum over i of r_ij (x) dE_i/dr_ij
+} snnp_domain;
+
+// What a packed model says of itself. `numbers` and `reference` point into it.
+typedef struct {
+  int64_t version, real_size, n_elements;
+  double cutoff;               // Angstrom
+  const int32_t* numbers;      // [n_elements] atomic numbers, in the order of `species`
+  const double* reference;     // [n_elements] E0, eV
+} snnp_model;
 
 SNNP_API int64_t snnp_version(void);
 // Name of the instruction set in use: "avx512", "avx2" or "portable".
@@ -67,7 +82,11 @@ typedef struct {
 SNNP_API void snnp_pack_list(const snnp_pairs* pairs);
 // Largest square of |x_k - (reference_k @ map)| over all atoms; NaN where a position is NaN. map [3, 3] or NULL.
 SNNP_API double snnp_largest_move(int64_t n_atoms, const double* positions, const double* reference, const double* map);
+// SNNP_OK, or SNNP_BAD_PLAN for a block that is damaged, of another version, or does not start at a multiple of 64.
+SNNP_API int snnp_describe(const void* plan, int64_t plan_bytes, snnp_model* model);
 SNNP_API int snnp_evaluate(const void* plan, int64_t plan_bytes, const snnp_system* system, snnp_report* report);
+SNNP_API int snnp_evaluate_domain(const void* plan, int64_t plan_bytes, const snnp_system* system, const snnp_domain* domain,
+                                  snnp_report* report);
 
 // Training on the atoms `rows` of stored pairs; "real" is the float type of the plan, which must have no pair term and no
 // angles evaluated as splines. Splines are given by their B-spline coefficients besides; of the plan's own tables only that
