@@ -23,7 +23,7 @@ from snnp.models.gradients import SHORTEST_DISTANCE
 from snnp.models.potential import Potential
 from snnp.units import EV_IN_KJ_PER_MOL, NM_IN_ANGSTROM
 
-__all__ = ["export_torchscript", "find_pairs", "scripted_module"]
+__all__ = ["export_torchscript", "find_pairs", "scripted_module", "without_deprecation"]
 
 _LENGTHS = {"nm": NM_IN_ANGSTROM, "angstrom": 1.0}
 _ENERGIES = {"kJ/mol": EV_IN_KJ_PER_MOL, "eV": 1.0}
@@ -237,7 +237,7 @@ class _AnyForces(_Exported):
 
 
 @contextmanager
-def _without_deprecation() -> Iterator[None]:
+def without_deprecation() -> Iterator[None]:
     """TorchScript is deprecated since torch 2.13, but the one format that openmm-torch reads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
@@ -265,7 +265,7 @@ def scripted_module(
     kinds = {(False, False): _Molecule, (False, True): _MoleculeForces, (True, False): _Box, (True, True): _BoxForces}
     kind = kinds[periodic, forces] if numbers is not None else (_AnyForces if forces else _Any)
     module = kind(model, forces, (_LENGTHS[length_unit], _ENERGIES[energy_unit]), fixed).eval()
-    with _without_deprecation():
+    with without_deprecation():
         compiled: torch.jit.ScriptModule = torch.jit.script(module)
     return compiled
 
@@ -311,7 +311,7 @@ def export_torchscript(
     model_is = {"elements": list(model.elements), "cutoff_angstrom": model.cutoff, "metadata": model.metadata}
     description = {"format": "snnp-torchscript", **model_is, **form, **atoms}
     buffer = io.BytesIO()
-    with _without_deprecation():
+    with without_deprecation():
         torch.jit.save(module, buffer, _extra_files={_DESCRIPTION: json.dumps(description)})
     write_atomically(Path(path), buffer.getvalue())
     return Path(path)

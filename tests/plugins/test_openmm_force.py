@@ -361,8 +361,6 @@ def test_bad_model_and_engine(model: SplineNNP, crystal: Atoms) -> None:
         create_force(model, topology, device="nonsense")
     with pytest.raises(InputError, match="engine must be 'python' or 'torch', got 'tf'"):
         create_force(model, topology, engine="tf")
-    with pytest.raises(InputError, match="engine 'torch' cannot be limited to some atoms"):
-        create_force(model, topology, atoms=[0], engine="torch")
 
 
 def test_torch_engine_is_refused_with_the_reason(model: SplineNNP, crystal: Atoms) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,15 @@ import numpy as np
 import torch
 
 from snnp.errors import InputError, MissingDependencyError
-from snnp.models.export import scripted_module
 from snnp.models.potential import Potential
 from snnp_openmm.evaluator import Evaluator
 from snnp_openmm.geometry import CURE, openmm
 from snnp_openmm.source import ModelSource
+from snnp_openmm.torch_engine import check_torch_engine, torch_force
 
 __all__ = ["check_python_force", "create_force", "create_system", "python_force"]
 
 _FIRST_WITH_SUBSETS = (8, 6)
-_WORKING = {"openmmtorch": "1.5", "torch": "2.9", "openmm": "8.4"}
-"""Releases that work together; others end in a segmentation fault or fail at the first Context (tried 2026-11)."""
 
 
 def check_python_force() -> None:
@@ -31,22 +27,6 @@ def check_python_force() -> None:
     version = openmm().__version__
     if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITH_SUBSETS:
         raise MissingDependencyError(f"OpenMM {version} is too old, PythonForce needs 8.6 or newer; {CURE}.")
-
-
-def _check_torch_engine() -> None:
-    """Raise `MissingDependencyError` where openmm-torch is missing, or in a combination that crashes."""
-    found = dict.fromkeys(_WORKING, "missing")
-    for name in _WORKING:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    if all(f"{found[name]}.".startswith(f"{release}.") for name, release in _WORKING.items()):
-        return
-    need = ", ".join(f"{name} {release}.x" for name, release in _WORKING.items())
-    have = ", ".join(f"{name} {version}" for name, version in found.items())
-    raise MissingDependencyError(
-        f"engine 'torch' needs {need} together (other combinations crash); found {have}. "
-        "Use engine='python', which gives the same numbers, or an environment with those versions."
-    )
 
 
 def create_force(
@@ -81,15 +61,13 @@ def create_force(
         raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
     if engine == "python":
         check_python_force()
-    elif atoms is not None:
-        raise InputError("engine 'torch' cannot be limited to some atoms; use engine='python' with atoms=...")
     else:
-        _check_torch_engine()
+        check_torch_engine()
     indices = None if atoms is None else _check_indices(atoms, topology.getNumAtoms())
     numbers, source = _numbers(topology, indices), ModelSource(model, dtype, device)
     use_box = topology.getPeriodicBoxVectors() is not None if periodic is None else bool(periodic)
     if engine == "torch":
-        return _torch_force(source.model, numbers, use_box)
+        return torch_force(source.model, numbers, use_box, indices)
     return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
 
 
@@ -121,18 +99,6 @@ def python_force(evaluator: Evaluator, indices: Sequence[int] | None = None) -> 
     force.setUsesPeriodicBoundaryConditions(evaluator.is_periodic)
     if indices is not None:
         force.setParticles(list(indices))
-    return force
-
-
-def _torch_force(model: Potential, numbers: np.ndarray, periodic: bool) -> Any:
-    # In this order: torch (by snnp), openmm, openmmtorch; another one crashes.
-    openmm()
-    import openmmtorch
-
-    force = openmmtorch.TorchForce(scripted_module(model, numbers=numbers.tolist(), periodic=periodic, forces=True))
-    force.setName("snnp")
-    force.setOutputsForces(True)
-    force.setUsesPeriodicBoundaryConditions(periodic)
     return force
 
 

@@ -17,9 +17,15 @@ class SNNPPotentialImplFactory(MLPotentialImplFactory):
     """Makes `SNNPPotentialImpl` for the name "snnp"."""
 
     def createImpl(  # noqa: N802 - openmmml's name
-        self, name: str, model: Any = None, dtype: Any = None, device: Any = None, **unknown: Any
+        self,
+        name: str,
+        model: Any = None,
+        dtype: Any = None,
+        device: Any = None,
+        engine: str = "python",
+        **unknown: Any,
     ) -> SNNPPotentialImpl:
-        """The potential for `MLPotential("snnp", model=..., dtype=..., device=...)`; as `snnp_openmm.create_force`.
+        """The potential for `MLPotential("snnp", model=..., dtype=..., device=..., engine=...)`; as `create_force`.
 
         Another name is taken as the model's. Raises `ConfigError` without a model, or for an unknown argument.
         """
@@ -27,37 +33,43 @@ class SNNPPotentialImplFactory(MLPotentialImplFactory):
 
         if unknown:
             key = next(iter(unknown))
-            hint = near_matches(key, ("model", "dtype", "device"))
-            raise ConfigError(f"MLPotential('{name}') has no argument {key!r}; it takes model, dtype, device.{hint}")
+            known = ("model", "dtype", "device", "engine")
+            hint = near_matches(key, known)
+            raise ConfigError(f"MLPotential('{name}') has no argument {key!r}; it takes {', '.join(known)}.{hint}")
         if model is None and name == "snnp":
             raise ConfigError(
                 "MLPotential('snnp') needs a model: a bundled name, a folder, or a Potential, "
                 "for example MLPotential('snnp', model='snnp-si')."
             )
-        return SNNPPotentialImpl(name if model is None else model, dtype, device)
+        return SNNPPotentialImpl(name if model is None else model, {"dtype": dtype, "device": device, "engine": engine})
 
 
 class SNNPPotentialImpl(MLPotentialImpl):
     """An snnp potential as openmmml wants it; made by the factory."""
 
-    def __init__(self, model: Any, dtype: Any, device: Any) -> None:
-        self._model, self._dtype, self._device = model, dtype, device
+    def __init__(self, model: Any, options: dict[str, Any]) -> None:
+        self._model, self._options = model, options
 
     def addForces(  # noqa: N802 - openmmml's name
         self, topology: Any, system: Any, atoms: Iterable[int] | None, forceGroup: int, **args: Any
     ) -> None:
         """Add the force for `atoms` (None: all) to a System; it is periodic if that is, or the topology has a box.
 
-        `dtype` and `device` in `args` go before those of `MLPotential(...)`; openmmml passes the options of other parts
-        along, so unknown ones are left alone.
+        `dtype`, `device` and `engine` in `args` go before those of `MLPotential(...)`; openmmml passes the options of
+        other parts along, so unknown ones are left alone.
         """
         from snnp_openmm.force import create_force
+        from snnp_openmm.mixed import molecule_bonds
 
         periodic = topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
-        place = {"dtype": args.get("dtype", self._dtype), "device": args.get("device", self._device)}
-        force = create_force(self._model, topology, atoms, periodic=periodic, **place)
-        force.setForceGroup(forceGroup)
-        system.addForce(force)
+        options = {key: args.get(key, value) for key, value in self._options.items()}
+        force = create_force(self._model, topology, atoms, periodic=periodic, **options)
+        # With interpolate=True the system is an empty one, and the classical bonds stay elsewhere.
+        bonds = molecule_bonds(topology, atoms) if atoms is not None and system.getNumParticles() else None
+        for each in (force, bonds):
+            if each is not None:
+                each.setForceGroup(forceGroup)
+                system.addForce(each)
 
     def getMLLongRange(self) -> bool:  # noqa: N802 - openmmml's name
         """False: the potential ends at its cutoff."""
