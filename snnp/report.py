@@ -40,6 +40,7 @@ _KINDS = {
     "data": ("Data examined", "snnp doctor", "snnp-doctor", "Checks that found nothing"),
     "model": ("Model examined", "snnp doctor", "snnp-doctor", "Checks that found nothing"),
     "distillation": ("Distilled", "snnp distill", "snnp-distillation", "Bars that are reached"),
+    "discovery": ("What lies behind", "snnp discover", "snnp-discovery", "Files beside this page"),
 }
 _MOST_FRAMES, _SHOWN_FRAMES, _NAMED_FRAMES = 1000, 40, 5  # in JSON, on a page, on a line
 
@@ -187,15 +188,17 @@ class Report:
     Arguments:
         subject: what was examined or made. kind: what that is. findings: worst first. passed: names of the checks that
             found nothing. tables: numbers, each with a title. pictures: for the page. seconds: how long it took.
+            answer: what was found, in one line; it takes the place of the verdict.
     """
 
     subject: str
-    kind: Literal["data", "model", "distillation"]
+    kind: Literal["data", "model", "distillation", "discovery"]
     findings: tuple[Finding, ...]
     passed: tuple[str, ...]
     tables: Sequence[Table] = ()
     pictures: Sequence[Figure] = ()
     seconds: float = 0.0
+    answer: str = ""
 
     @property
     def errors(self) -> list[Finding]:
@@ -215,6 +218,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """One line: how many findings of which kind; of a distillation, whether it is accepted."""
+        if self.answer:
+            return self.answer
         if self.kind == "distillation":
             n, failed = len(self.passed) + len(self.errors), len(self.errors)
             words = f"not accepted: {failed} of {n} bars not reached" if failed else f"accepted: all {n} bars reached"

@@ -1,0 +1,141 @@
+"""anderson-spectra: spectral functions of the Anderson impurity model, computed here; there are no raw files.
+
+    python datasets/anderson-spectra/recipe.py OUT --spectra 10000 --workers 2
+
+Spectrum number i has the parameters that (seed, i) draw, whatever else is asked for: a run that was stopped goes on
+where it was, and 2,000 spectra are the first of 10,000. Of four spectra three have no field and a temperature far below
+all else ("ground"), the fourth has both ("general"). OUT gets `spectra.npz`, the card, and the folder `pieces`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices are small: processes share the work
+
+import numpy as np
+
+from snnp.discovery.anderson import Impurity, Settings, frequencies, half_width, kondo_temperature, spectrum
+from snnp.errors import SnnpError
+from snnp.files import replacing, write_atomically
+from snnp.hub.manifest import fingerprint
+
+COLUMNS = ("U", "Gamma", "eps_d", "B", "T", "n_up", "n_down", "half_width", "T_K")
+PIECE = 20
+SETTINGS = Settings()
+CARD = """# anderson-spectra: spectral functions of the Anderson impurity model
+
+{n:,} spectra A(ω) of the ↑ electron at {points} frequencies on a signed logarithmic grid (±{least:g} ... ±{most:g}, and
+0), by the numerical renormalization group of `snnp.discovery.anderson`. Energies in half band widths (flat band,
+D = 1), k_B = 1, A in 1/D.
+
+- **Origin.** Computed by `python datasets/anderson-spectra/recipe.py OUT --spectra {n}` (seed {seed}): {settings}.
+- **Licence.** MIT, that of this project.
+- **Ground.** {ground:,} spectra: B = 0, T = 1e-8. U is drawn logarithmically from 0.05 ... 0.5, U/Γ evenly from
+  3 ... 20, ε/U evenly from -1.2 ... 0.2.
+- **General.** {general:,} spectra: besides, B and T are drawn logarithmically from 1e-5 ... 0.1.
+- **Checked.** Total weight of the peaks: 1 to {weight:.0e}. πΓA(0) against sin²(πn) of the ground part: the mean
+  difference is {friedel:.4f}, the largest {worst:.3f}.
+
+| array in `spectra.npz` | shape | what |
+| --- | --- | --- |
+| `x` | {points} | ω |
+| `curves` | {n} × {points} | A(ω), float32 |
+| `parameters` | {n} × {columns} | {names} |
+| `names` | {columns} | the names of these columns |
+| `ground` | {n} | whether a spectrum is of the ground part |
+
+`n_up` and `n_down` are occupations, `half_width` is measured on the curve (NaN where the peak at zero does not fall to
+its half), `T_K` is √(UΓ/2) exp(πε(ε+U)/(2UΓ)).
+
+| file | bytes | sha256 |
+| --- | --- | --- |
+| `spectra.npz` | {size:,} | `{sha}` |
+
+```bash
+snnp discover curves spectra.npz --out report
+```
+"""
+
+
+def draw(seed: int, index: int) -> Impurity:
+    """Parameters of a spectrum."""
+    rng = np.random.default_rng((seed, index))
+    u = 0.05 * 10.0 ** rng.uniform()
+    gamma = u / rng.uniform(3.0, 20.0)
+    level = u * rng.uniform(-1.2, 0.2)
+    field, temperature = 10.0 ** rng.uniform(-5.0, -1.0, 2)
+    return Impurity(u, gamma, level) if index % 4 else Impurity(u, gamma, level, field, temperature)
+
+
+def make_piece(job: tuple[int, int, int, Path]) -> Path:
+    """Spectra of one piece, unless it is there."""
+    seed, begin, end, path = job
+    if path.is_file():
+        return path
+    omega, curves, rows = frequencies(), [], []
+    for index in range(begin, end):
+        impurity = draw(seed, index)
+        found = spectrum(impurity, omega, SETTINGS)
+        curves.append(found.values[0])
+        width = half_width(omega, found.values[0])
+        expected = float(kondo_temperature(impurity.u, impurity.gamma, impurity.level))
+        drawn = (impurity.u, impurity.gamma, impurity.level, impurity.field, impurity.temperature)
+        rows.append((*drawn, *found.occupation, width, expected, found.weight[0]))
+    with replacing(path) as temporary:
+        np.savez(temporary, curves=np.array(curves, dtype=np.float32), rows=np.array(rows))
+    return path
+
+
+def collect(out: Path, paths: list[Path], seed: int) -> str:
+    """One file of all pieces, and the card; returns a line about it."""
+    pieces = [np.load(path) for path in paths]
+    curves, rows = (np.concatenate([piece[name] for piece in pieces]) for name in ("curves", "rows"))
+    omega, parameters, ground = frequencies(), rows[:, :9], rows[:, 3] == 0.0
+    with replacing(out / "spectra.npz") as temporary:
+        np.savez_compressed(temporary, x=omega, curves=curves, parameters=parameters, names=COLUMNS, ground=ground)
+    height = np.pi * rows[ground, 1] * curves[ground, len(omega) // 2]
+    gap = np.abs(height - np.sin(np.pi * rows[ground, 5]) ** 2)
+    file = fingerprint(out / "spectra.npz")
+    told = {"n": len(curves), "points": len(omega), "least": omega[omega > 0][0], "most": omega[-1], "seed": seed}
+    told |= {"settings": str(SETTINGS), "ground": int(ground.sum()), "general": int((~ground).sum())}
+    told |= {"weight": np.abs(rows[:, 9] - 1.0).max(), "friedel": gap.mean(), "worst": gap.max()}
+    told |= {"columns": len(COLUMNS), "names": ", ".join(COLUMNS), "size": file.bytes, "sha": file.sha256}
+    write_atomically(out / "README.md", CARD.format(**told).encode())
+    return f"{out / 'spectra.npz'}: {len(curves):,} spectra, sum rule {gap.mean():.4f} (largest {gap.max():.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("--spectra", type=int, default=10_000, metavar="N")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.spectra < 1 or given.workers < 1:
+        sys.exit("error: --spectra and --workers must be at least 1.")
+    (given.out / "pieces").mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for begin in range(0, given.spectra, PIECE):
+        end = min(begin + PIECE, given.spectra)
+        jobs.append((given.seed, begin, end, given.out / "pieces" / f"{given.seed}-{begin:06d}-{end:06d}.npz"))
+    start = time.perf_counter()
+    try:
+        with ExitStack() as stack:
+            several = given.workers > 1
+            run = stack.enter_context(ProcessPoolExecutor(given.workers)).map if several else map
+            for done, _ in enumerate(run(make_piece, jobs), 1):
+                print(f"{done}/{len(jobs)} pieces, {time.perf_counter() - start:.0f} s", flush=True)
+        print(collect(given.out, [job[3] for job in jobs], given.seed))
+    except SnnpError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
