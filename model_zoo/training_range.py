@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ase.build import bulk
 from ase.formula import Formula
 
-from snnp.analysis.compression import equilibrium_volumes
+from snnp.analysis.compression import lattice_constants
+from snnp.analysis.properties import ground_state
 from snnp.data import Frame, Frames
 from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError
@@ -48,7 +50,9 @@ def _volumes(frames: Frames, model: Potential) -> dict[str, Any]:
     """Volumes of crystals, in Å³/atom, and the smallest relative to the model's own crystals."""
     if not len(frames):
         return {"volume_a3_per_atom": None, "smallest_v_over_v0": None}
-    volumes, known, counts = frames.volume, equilibrium_volumes(model), frames.composition()
+    crystals = {symbol: bulk(symbol, ground_state(symbol), a=a) for symbol, a in lattice_constants(model).items()}
+    known = {symbol: crystal.get_volume() / len(crystal) for symbol, crystal in crystals.items()}
+    volumes, counts = frames.volume, frames.composition()
     rest = np.array([known.get(symbol, 0.0) for symbol in frames.elements])
     complete = ~counts[:, rest == 0.0].any(axis=1)
     ratios, each = volumes[complete] / (counts[complete] @ rest), volumes / frames.counts

@@ -43,6 +43,7 @@ _KINDS = {
     "discovery": ("What lies behind", "snnp discover", "snnp-discovery", "Files beside this page"),
 }
 _MOST_FRAMES, _SHOWN_FRAMES, _NAMED_FRAMES = 1000, 40, 5  # in JSON, on a page, on a line
+_STYLE = Path(__file__).with_suffix(".css")
 
 
 class Markup(str):
@@ -278,38 +279,15 @@ class Report:
             body += [f"<h2>{title}</h2>", *(each.html() for each in parts)] if parts else []
         for table in self.tables:
             body += [f"<h2>{escape(table.title)}</h2>", table.html()]
+        style = _STYLE.read_text(encoding="utf-8")
         body += [f"<h2>{_KINDS[self.kind][3]}</h2>", f"<p>{escape(', '.join(self.passed)) or 'none'}</p>"]
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(self._title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+            f"<title>{escape(self._title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
             + "\n".join(body)
             + "\n</body>\n</html>\n"
         )
-
-
-_STYLE = """
-:root { --ink: #1f2933; --soft: #66717e; --line: #d9dee4; --error: #b3261e; --warning: #9a6700; --note: #2563a8;
-  --good: #1a7f37; --paper: #ffffff; --card: #f7f8fa; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa5b1; --line: #3a434d; --error: #ff8a80;
-  --warning: #f0c05a; --note: #7fb4ee; --good: #6fd08c; --paper: #14181d; --card: #1d232a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
-.verdict { font-size: 1.05rem; margin: .2rem 0 0; } code { font-size: .85rem; }
-.small, figcaption { color: var(--soft); font-size: .88rem; }
-.finding { border-left: 4px solid var(--tone); background: var(--card); padding: .7rem 1rem; margin: 0 0 .8rem;
-  border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
-.finding p { margin: .25rem 0; } .finding .head { color: var(--tone); font-weight: 600; }
-.error { --tone: var(--error); } .warning { --tone: var(--warning); } .note { --tone: var(--note); }
-.good { --tone: var(--good); }
-table { border-collapse: collapse; font-size: .9rem; } .scroll { overflow-x: auto; }
-td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 0 0 1.6rem; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-"""
 
 
 # Words and numbers.

@@ -457,10 +457,10 @@ def test_large_files_are_read_once(hub: HubServer, tmp_path: Path, monkeypatch: 
     (data / "train.parquet").write_bytes(b"PAR1" * 1000)
     (data / "README.md").write_bytes(CARD)
     manifest = snnp_hub.make_manifest(data, "dataset")
-    snnp_hub.verify_folder(data, manifest)
+    manifests.verify_folder(data, manifest)
     stamp = manifests._stamp(data / "train.parquet", manifest.files["train.parquet"].sha256)
     assert stamp is not None
     assert stamp.is_file()
     (data / "train.parquet").write_bytes(b"PAR2" * 1000)
     with pytest.raises(HubError, match=r"train\.parquet has sha256"):
-        snnp_hub.verify_folder(data, manifest)
+        manifests.verify_folder(data, manifest)

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snnp.errors import HubError, ModelFileError, SnnpError
-from snnp.hub import Manifest, load_model, make_manifest, parse_manifest, resolve, write_manifest
+from snnp.hub import load_model, make_manifest, resolve, write_manifest
+from snnp.hub.manifest import Manifest, parse_manifest
 from snnp.models import SplineNNP
 from snnp.models.formats import read_weights
 from snnp.models.spline import special_cases
@@ -414,6 +415,6 @@ def test_any_change_of_a_file_is_noticed(hub: HubServer, tmp_path: Path) -> None
 
 def resolve_checked(folder: Path) -> None:
     """What pulling does after the download."""
-    from snnp.hub import read_manifest, verify_folder
+    from snnp.hub.manifest import read_manifest, verify_folder
 
     verify_folder(folder, read_manifest(folder, "model"))

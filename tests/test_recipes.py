@@ -31,7 +31,7 @@ from snnp.data.description import Description, card, header, parse_description, 
 from snnp.data.frames import Frames
 from snnp.data.storage.extxyz import read_xyz
 from snnp.errors import DataError
-from snnp.hub import read_manifest, verify_folder
+from snnp.hub.manifest import read_manifest, verify_folder
 from snnp.units import HARTREE_IN_EV
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"

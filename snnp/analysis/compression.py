@@ -23,7 +23,7 @@ from snnp.models.potential import Potential
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = ["Compression", "Hole", "compression_scan", "equilibrium_volumes", "holes_in_words", "lattice_constants"]
+__all__ = ["Compression", "Hole", "compression_scan", "holes_in_words", "lattice_constants"]
 
 _CUBIC = {"[100]": (1, 0, 0), "[110]": (1, 1, 0), "[111]": (1, 1, 1)}
 _WAYS = {**dict.fromkeys(("fcc", "bcc", "diamond"), _CUBIC), "hcp": {"along a": (1, 0, 0), "along c": (0, 0, 1)}}
@@ -69,14 +69,6 @@ class Compression:
 def lattice_constants(model: Potential) -> dict[str, float]:
     """Å, by symbol, of fcc, bcc, hcp and diamond ground states; measured where the model has none within 25 %."""
     return {symbol: _measured(symbol) * _rest(model, crystal) for symbol, crystal in _solids(model).items()}
-
-
-def equilibrium_volumes(model: Potential) -> dict[str, float]:
-    """Å³ per atom of the crystals of `lattice_constants`."""
-    return {
-        symbol: crystal.get_volume() / len(crystal) * _rest(model, crystal) ** 3
-        for symbol, crystal in _solids(model).items()
-    }
 
 
 def _solids(model: Potential) -> dict[str, Atoms]:

@@ -75,11 +75,11 @@ def model_command(
 ) -> None:
     """Examine a model: derivatives, symmetries, smoothness, precision, dimers, dynamics, cost, storage."""
     from snnp.doctor import examine_model
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
 
-    potential, name = load_pinned(model)
-    folder = _folder(out, Path(model), name, overwrite)
-    _finish(examine_model(potential, subject=name), folder, strict, as_json)
+    potential = load_model(model)
+    folder = _folder(out, Path(model), potential.name, overwrite)
+    _finish(examine_model(potential, subject=potential.name), folder, strict, as_json)
 
 
 def _folder(out: Path | None, source: Path, subject: str, overwrite: bool) -> Path:

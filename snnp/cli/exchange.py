@@ -56,11 +56,11 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
     from snnp.models.export import export_torchscript
     from snnp.sampling import build_structure
 
-    potential, model = load_pinned(model, dtype=dtype)
+    potential = load_model(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic, arguments = None, False, "numbers, positions, cell, pbc"
     if structure is not None:
@@ -76,7 +76,7 @@ def export_command(
         potential, out, length_unit=unit, energy_unit=energy_unit, numbers=numbers, periodic=periodic, forces=forces
     )
     report = {
-        "model": model,
+        "model": potential.name,
         "out": str(out),
         "format": file_format,
         "call": f"module({arguments}) -> {'energy, forces' if forces else 'energy'}",

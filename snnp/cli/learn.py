@@ -45,13 +45,13 @@ def evaluate_command(
     """Compare a model with reference data (energies, forces, stresses), and its crystals with known properties."""
     from snnp.analysis.properties import model_properties
     from snnp.data import check_frames, read_frames
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
     from snnp.training.evaluation import evaluate
 
     if not data and not properties:
         raise InputError("nothing to evaluate: name a data file, or ask for --properties.")
-    potential, model = load_pinned(model, dtype=dtype, device=device)
-    report: dict[str, Any] = {"model": model}
+    potential = load_model(model, dtype=dtype, device=device)
+    report: dict[str, Any] = {"model": potential.name}
     if data:
         with readable(*data):
             frames = read_frames(data, options.keys_given(labels))
@@ -59,7 +59,7 @@ def evaluate_command(
             warn(str(finding))
         names = ", ".join(map(str, data))
         with progress_bar("evaluating", len(frames)) as update:
-            report |= evaluate(potential, frames, model_name=model, data_name=names, progress=update).to_dict()
+            report |= evaluate(potential, frames, model_name=potential.name, data_name=names, progress=update).to_dict()
     if properties:
         report["properties"] = [crystal.to_dict() for crystal in model_properties(potential)]
     if as_json:

@@ -146,14 +146,14 @@ def energy_command(
 ) -> None:
     """Compute energy, forces and stress of every structure of a file; an ensemble adds its spread."""
     from snnp.data.read import read_images
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
     from snnp.sampling import build_structure
 
     if out is not None:
         if out.suffix.lower() not in (".xyz", ".extxyz"):
             raise InputError(f"--out {out}: the results are extended XYZ; give a name that ends in .xyz or .extxyz.")
         prepare_output(out, overwrite=overwrite, inputs=input_files(model, structures))
-    potential, model = load_pinned(model, dtype=dtype, device=device)
+    potential = load_model(model, dtype=dtype, device=device)
     frames = read_images(structures) if Path(structures).is_file() else [build_structure(structures)]
     done: list[Atoms] = []
     with console.progress_bar("computing", len(frames)) as update:
@@ -163,7 +163,9 @@ def energy_command(
     if out is not None:
         write_structure(out, done, "extxyz")
     if as_json:
-        console.print_json({"model": model, "data": structures, "out": out, "frames": list(map(_as_json, done))})
+        console.print_json(
+            {"model": potential.name, "data": structures, "out": out, "frames": list(map(_as_json, done))}
+        )
     elif out is None:
         import ase.io
 
@@ -255,7 +257,7 @@ def benchmark_command(
     as_json: Json = False,
 ) -> None:
     """Measure energy and forces: time per atom on this machine, and what an engine adds to it."""
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
     from snnp.models.store import list_models
     from snnp.sampling.cost import measure_cost, measure_engine, usual_atoms
 
@@ -265,14 +267,14 @@ def benchmark_command(
     names, rows = models or list_models(), []
     with console.progress_bar("measuring", len(names)) as update:
         for name in names:
-            model, pinned = load_pinned(name, dtype=dtype, device=device)
+            model = load_model(name, dtype=dtype, device=device)
             given, frame = usual_atoms(model, structure, atoms)
             if engine is not None:
                 measured = measure_engine(model, frame, engine, steps)
-                console.print_result({"model": pinned, "structure": given, "engine": engine, **measured}, as_json)
+                console.print_result({"model": model.name, "structure": given, "engine": engine, **measured}, as_json)
                 return
             evaluator = model.evaluator()
-            row = {"case": pinned, "structure": given, **measure_cost(model, frame, repeats)}
+            row = {"case": model.name, "structure": given, **measure_cost(model, frame, repeats)}
             row |= {"parameters": model.n_parameters, "dtype": str(model.dtype).removeprefix("torch.")}
             row |= {"path": "torch" if evaluator is None else evaluator.target, "threads": threads}
             rows.append(row)

@@ -85,7 +85,7 @@ def md_command(
     import torch
     from ase.constraints import FixAtoms
 
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
     from snnp.sampling import build_structure
     from snnp.sampling.checkpoint import brings_momenta
     from snnp.sampling.thermostats import held_atoms
@@ -98,7 +98,7 @@ def md_command(
     set_threads(threads)
     # OpenMM computes where the model is; both gain from a GPU.
     place = "cuda" if engine == "openmm" and torch.cuda.is_available() else None
-    potential, pinned = load_pinned(model, device=settings.device or place)
+    potential = load_model(model, device=settings.device or place)
     _prepare_outputs(settings, input_files(model, structure, topology), given["checkpoint"] is None)
     atoms = build_structure(structure, file_format=file_format, topology=topology)
     if brings_momenta(atoms) and not settings.new_velocities and not settings.resume:
@@ -116,7 +116,7 @@ def md_command(
     said = [word for name, option in _AGAIN.items() if again[name] is not None for word in (option, str(again[name]))]
     result = _simulate(potential, atoms, settings, engine, ["snnp", "md", model, structure, *said, "--resume"])
     if as_json:
-        print_json({"model": pinned, "structure": structure, **result.to_json()})
+        print_json({"model": potential.name, "structure": structure, **result.to_json()})
     else:
         _print_md(result, settings)
 
@@ -262,7 +262,7 @@ def relax_command(
     as_json: Json = False,
 ) -> None:
     """Move the atoms (and the cell) of a structure to the nearest minimum of the energy."""
-    from snnp.hub import load_pinned
+    from snnp.hub import load_model
     from snnp.sampling import build_structure
 
     if steps < 1:
@@ -270,7 +270,7 @@ def relax_command(
     if pressure and cell is False:
         raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
     inputs = input_files(model, structure)
-    potential, model = load_pinned(model)
+    potential = load_model(model)
     atoms = build_structure(structure, file_format=file_format)
     if out is not None:
         prepare_output(out, overwrite=overwrite, inputs=inputs)
@@ -283,7 +283,7 @@ def relax_command(
         more = f"allow more with --steps {2 * steps} or larger forces with --fmax."
         warn(f"not relaxed after {result.steps} steps; {more}")
     if as_json:
-        print_json({"model": model, "structure": structure, **result.to_json(), "out": out})
+        print_json({"model": potential.name, "structure": structure, **result.to_json(), "out": out})
         return
     _print_relaxed(result, out)
 

@@ -19,7 +19,7 @@ from snnp.data.read import dataset_files, open_source
 from snnp.errors import DataError
 from snnp.files import write_atomically
 from snnp.hub import make_manifest, write_manifest
-from snnp.report import Markup, Table
+from snnp.report import Markup, Table, sentence
 from snnp.text import code, markdown, one_line, printable
 
 __all__ = [
@@ -233,10 +233,10 @@ def card(description: Description, *, recipe: bool = True) -> str:
         levels.append(level if len(description.parts) == 1 else f"{code(name)}: {level}")
     facts = [("Origin", description.origin), ("Licence", licence), ("Level of theory", "; ".join(levels))]
     facts += [("Conversions", description.conversions), ("Splits", description.splits)]
-    text += [f"- **{name}.** {_sentence(value)}" for name, value in facts if value]
-    text += [f"- {_sentence(note)}" for note in description.notes]
+    text += [f"- **{name}.** {sentence(value)}" for name, value in facts if value]
+    text += [f"- {sentence(note)}" for note in description.notes]
     if description.citation:
-        text.append(f"- **Citation.** {_sentence('; '.join(description.citation))}")
+        text.append(f"- **Citation.** {sentence('; '.join(description.citation))}")
     rows = []
     for name, part in description.parts.items():
         splits = ", ".join(f"{split} {n:,}" for split, n in part.splits.items()) or None
@@ -256,11 +256,6 @@ def card(description: Description, *, recipe: bool = True) -> str:
     load = f'```python\ndataset = snnp.load_dataset("{description.name}"{which}, split="train")\n```'
     text.append(f"Build it, then open the folder:\n\n{build}\n\n{load}" if recipe else load)
     return "\n".join([*text, "", "Units: Å, eV, eV/Å, eV/Å³ (stress in ASE's sign).\n"])
-
-
-def _sentence(text: str) -> str:
-    text = markdown(text)
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def finish(folder: Path, description: Description, *, keep_card: bool = False) -> Description:

@@ -26,7 +26,8 @@ __all__ = ["Frame", "Frames"]
 _Rows = np.ndarray | Sequence[np.ndarray]
 _PER_ATOM = ("numbers", "positions", "forces", "energies")
 _TEXTS = ("sources", "groups", "extras")
-_LABELS = ("energy", "forces", "stress", "energies")
+_LABELS: dict[str, tuple[int, ...]] = {"energy": (), "forces": (3,), "stress": (3, 3), "energies": ()}
+"""With the shape of what belongs to a frame, or to an atom of it."""
 
 
 @dataclass(frozen=True)
@@ -136,37 +137,28 @@ class Frames(Sequence[Frame]):
         )
 
     @staticmethod
-    def join(
-        *,
-        numbers: _Rows,
-        positions: _Rows,
-        cell: _Rows,
-        pbc: _Rows,
-        energy: _Rows | Sequence[float | None],
-        forces: _Rows | Sequence[np.ndarray | None],
-        stress: _Rows | Sequence[np.ndarray | None],
-        energies: _Rows | Sequence[np.ndarray | None] | None = None,
-        **texts: Sequence[str | None],
-    ) -> Frames:
-        """Frames of the values of each; None where a label is not known."""
-        nothing, counts = np.full((3, 3), np.nan), [len(each) for each in numbers]
-        energies = [None] * len(counts) if energies is None else energies
-        labels = zip(_LABELS, (energy, forces, stress, energies), strict=True)
-        has: dict[str, Any] = {f"has_{name}": np.array([v is not None for v in each], bool) for name, each in labels}
-        atoms = [np.full(n, np.nan) if each is None else each for n, each in zip(counts, energies, strict=True)]
-        rows = [np.full((n, 3), np.nan) if each is None else each for n, each in zip(counts, forces, strict=True)]
+    def join(*, numbers: _Rows, positions: _Rows, cell: _Rows, pbc: _Rows, **given: Any) -> Frames:
+        """Frames of the values of each: atoms and cells, labels (None where one is not known), and texts."""
+        counts, columns = [len(each) for each in numbers], dict[str, Any]()
+        for name, shape in _LABELS.items():
+            values = given.pop(name, None)
+            values = [None] * len(counts) if values is None else values
+            columns[f"has_{name}"] = np.array([each is not None for each in values], dtype=bool)
+            if name in _PER_ATOM:
+                rows = [np.full((n, *shape), np.nan) if e is None else e for n, e in zip(counts, values, strict=True)]
+                columns[name] = np.concatenate([np.zeros((0, *shape)), *rows]).astype(np.float64)
+            else:
+                nothing = np.full(shape, np.nan) if shape else np.nan
+                rows = [nothing if each is None else each for each in values]
+                columns[name] = np.array(rows, dtype=np.float64).reshape(-1, *shape)
         return Frames(
             counts=np.array(counts, dtype=np.int64),
             numbers=np.concatenate([np.zeros(0, np.int32), *numbers]).astype(np.int32),
             positions=np.concatenate([np.zeros((0, 3)), *positions]),
             cell=np.array(cell, dtype=np.float64).reshape(-1, 3, 3),
             pbc=np.array(pbc, dtype=bool).reshape(-1, 3),
-            energy=np.array([np.nan if value is None else value for value in energy], dtype=np.float64),
-            forces=np.concatenate([np.zeros((0, 3)), *rows]),
-            stress=np.array([nothing if value is None else value for value in stress], np.float64).reshape(-1, 3, 3),
-            energies=np.concatenate([np.zeros(0), *atoms]).astype(np.float64),
-            **has,
-            **texts,  # type: ignore[arg-type]
+            **columns,
+            **given,
         )
 
     @staticmethod
@@ -181,15 +173,13 @@ class Frames(Sequence[Frame]):
 
         `cell` is [B, 3, 3] Å of periodic frames; None: free molecules.
         """
-        nothing = [None] * len(positions)
         return Frames.join(
             numbers=[numbers] * len(positions),
             positions=positions,
             cell=np.zeros((len(positions), 3, 3)) if cell is None else cell,
             pbc=np.full((len(positions), 3), cell is not None),
-            energy=nothing if energy is None else energy,
-            forces=nothing if forces is None else forces,
-            stress=nothing,
+            energy=energy,
+            forces=forces,
         )
 
     def named(

@@ -8,34 +8,22 @@ Nothing that is fetched is ever run or unpickled; every file is compared with th
 """
 
 from snnp.hub.client import Publication, list_repositories, publish
-from snnp.hub.manifest import (
-    MANIFEST_FILE,
-    Manifest,
-    make_manifest,
-    parse_manifest,
-    read_manifest,
-    verify_folder,
-    write_manifest,
-)
+from snnp.hub.manifest import MANIFEST_FILE, make_manifest, read_manifest, write_manifest
 from snnp.hub.mirror import add_to_mirror
 from snnp.hub.names import parse_reference
-from snnp.hub.resolver import bundled_datasets, load_model, load_pinned, resolve
+from snnp.hub.resolver import bundled_datasets, load_model, resolve
 
 __all__ = [
     "MANIFEST_FILE",
-    "Manifest",
     "Publication",
     "add_to_mirror",
     "bundled_datasets",
     "list_repositories",
     "load_model",
-    "load_pinned",
     "make_manifest",
-    "parse_manifest",
     "parse_reference",
     "publish",
     "read_manifest",
     "resolve",
-    "verify_folder",
     "write_manifest",
 ]

@@ -26,7 +26,7 @@ from snnp.hub.names import Kind, parse_reference
 from snnp.models import store
 from snnp.models.potential import Potential
 
-__all__ = ["Resolved", "bundled_datasets", "load_model", "load_pinned", "resolve"]
+__all__ = ["Resolved", "bundled_datasets", "load_model", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def load_model(
 ) -> Potential:
     """Load a model: bundled, from a folder or run, from a mirror, or from the Hub; a `Potential` passes through.
 
-    Models from a mirror or the Hub carry their name and commit hash in `metadata["loaded_from"]`.
+    Its `name` is the one to report, `org/name@commit` if it has a commit; models from a mirror or the Hub carry both in
+    `metadata["loaded_from"]`, too.
 
     Arguments:
         source, revision: see `resolve`.
@@ -126,7 +127,7 @@ def load_model(
     Raises:
         HubError: for a repository that is missing, out of reach or damaged.
         ModelFileError: for a missing, damaged, unknown or too new model.
-        InputError: for an unfit name, or a type that is not float32 or float64.
+        InputError: for an unfit name, a type that is not float32 or float64, or a device that cannot be used.
     """
     if isinstance(source, Potential):
         return store.load_model(source, dtype=dtype, device=device)
@@ -136,11 +137,3 @@ def load_model(
     if found.commit is not None:
         model.metadata = {**model.metadata, "loaded_from": found.record()}
     return model
-
-
-def load_pinned(
-    name: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
-) -> tuple[Potential, str]:
-    """Load a model as `load_model` does; return it with the name to report, `org/name@commit` if it has a commit."""
-    model = load_model(name, dtype=dtype, device=device)
-    return model, model.name

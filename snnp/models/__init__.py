@@ -7,13 +7,7 @@ from snnp.models.hipnn.config import HIPNNConfig
 from snnp.models.hipnn.model import HIPNN
 from snnp.models.potential import Potential, Prediction
 from snnp.models.spline import special_cases
-from snnp.models.spline.config import (
-    AngularConfig,
-    EmbeddingConfig,
-    NetworkConfig,
-    RadialConfig,
-    SplineNNPConfig,
-)
+from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import list_models, load_model, save_model
 

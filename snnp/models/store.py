@@ -224,21 +224,9 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def load_model(
-    source: str | Path | Potential,
-    *,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
+    source: str | Path | Potential, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> Potential:
-    """Load a bundled model by name, or a model folder by path; a `Potential` passes through.
-
-    Arguments:
-        dtype: torch.float32 or torch.float64, or the name; None keeps the stored type.
-        device: where to put it; None keeps it on the CPU.
-
-    Raises:
-        ModelFileError: for a missing, damaged, unknown or too new model.
-        InputError: for a type that is not float32 or float64, or a device that cannot be used.
-    """
+    """As `snnp.hub.load_model`, of what lies on this disk: bundled models by name, and model folders by path."""
     dtype = as_dtype(dtype)
     device = None if device is None else usable_device(device)
     if isinstance(source, Potential):

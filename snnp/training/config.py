@@ -26,6 +26,7 @@ from snnp.errors import ConfigError
 from snnp.models.config import FamilyConfig
 from snnp.models.families import FAMILIES
 from snnp.models.spline.config import SplineNNPConfig
+from snnp.text import one_line
 from snnp.training.compressed import CompressionConfig
 
 __all__ = [
@@ -214,11 +215,7 @@ def _write_model(config: FamilyConfig) -> dict[str, Any]:
     return {"family": config.family, **config.model_dump(mode="json")}
 
 
-ModelConfig = Annotated[
-    FamilyConfig,
-    PlainValidator(_read_model),
-    PlainSerializer(_write_model, return_type=dict),
-]
+ModelConfig = Annotated[FamilyConfig, PlainValidator(_read_model), PlainSerializer(_write_model, return_type=dict)]
 """The form of the model; its key `family` (s-nnp, hip-nn, ani; by default s-nnp) decides which other keys there are."""
 
 
@@ -302,7 +299,7 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
     try:
         node[last] = yaml.safe_load(text)
     except (OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({_one_line(error)}).") from None
+        raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({one_line(error)}).") from None
 
 
 def _check_tree(tree: Any) -> None:
@@ -317,10 +314,6 @@ def _check_tree(tree: Any) -> None:
         if count > _MOST_VALUES:
             break
     raise ValueError(f"it holds more than {_MOST_VALUES:,} values, or lists nested more than {_DEEPEST} deep")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 def _hint(key: str, tree: dict[str, Any]) -> str:
@@ -339,7 +332,7 @@ def _read(path: str | Path) -> Any:
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist; {advice}.") from None
     except (OSError, OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {path} cannot be read as YAML: {_one_line(error)}.") from None
+        raise ConfigError(f"config file {path} cannot be read as YAML: {one_line(error)}.") from None
     if not text.strip():
         raise ConfigError(f"config file {path} is empty; {advice}.")
     return tree

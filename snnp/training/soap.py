@@ -20,6 +20,10 @@ __all__ = ["Soap"]
 
 _MOST_ROWS = 256
 """Of one matrix: its preconditioner costs the third power, which for filters of pairs of elements is all of a step."""
+_DECAY, _TINY = 0.95, 1e-8
+"""Of the first and second moments and of `G G^T`; beside the root of the second moment."""
+_REFRESH = 10
+"""Steps between updates of the eigenbasis."""
 
 
 class Soap(torch.optim.Optimizer):
@@ -28,28 +32,13 @@ class Soap(torch.optim.Optimizer):
     Arguments:
         parameters: tensors, or groups of them as torch has them; leading axes of length one are ignored, further axes
             are folded into the rows, or, beyond 256 of these, number matrices that have preconditioners of their own.
-        lr: learning rate; betas: decay of the first and second moments; shampoo_beta: decay of `G G^T`.
-        refresh: steps between updates of the eigenbasis.
+        lr: learning rate. weight_decay: as in AdamW.
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
-        weight_decay: float = 0.0,
-        shampoo_beta: float = 0.95,
-        refresh: int = 10,
+        self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 3e-3, weight_decay: float = 0.0
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "shampoo_beta": shampoo_beta,
-            "refresh": refresh,
-            "eps": 1e-8,
-        }
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -73,29 +62,28 @@ class Soap(torch.optim.Optimizer):
                 state["left"], state["right"] = matrix @ matrix.mT, matrix.mT @ matrix
                 state["left_basis"], state["right_basis"] = _eigenbasis(state["left"]), _eigenbasis(state["right"])
         state["step"] += 1
-        beta1, beta2 = group["betas"]
-        state["mean"].lerp_(matrix, 1.0 - beta1)
+        state["mean"].lerp_(matrix, 1.0 - _DECAY)
         rotated, mean = matrix, state["mean"]
         if rotates:
             left, right = state["left_basis"], state["right_basis"]
             rotated, mean = left.mT @ matrix @ right, left.mT @ mean @ right
-        state["square"].lerp_(rotated.square(), 1.0 - beta2)
+        state["square"].lerp_(rotated.square(), 1.0 - _DECAY)
         count = float(state["step"])
-        scale = (1.0 - beta2**count) ** 0.5 / (1.0 - beta1**count)
-        update = scale * mean / (state["square"].sqrt() + group["eps"])
+        scale = (1.0 - _DECAY**count) ** 0.5 / (1.0 - _DECAY**count)
+        update = scale * mean / (state["square"].sqrt() + _TINY)
         if rotates:
             update = left @ update @ right.mT
-            self._refresh(state, matrix, group, int(count))
+            self._refresh(state, matrix, int(count))
         if group["weight_decay"]:
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
         parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
 
     @staticmethod
-    def _refresh(state: dict[str, Tensor], matrix: Tensor, group: dict[str, Any], count: int) -> None:
-        """Follow the preconditioner; every `refresh` steps turn the basis by one power iteration."""
-        state["left"].lerp_(matrix @ matrix.mT, 1.0 - group["shampoo_beta"])
-        state["right"].lerp_(matrix.mT @ matrix, 1.0 - group["shampoo_beta"])
-        if count % group["refresh"]:
+    def _refresh(state: dict[str, Tensor], matrix: Tensor, count: int) -> None:
+        """Follow the preconditioner; now and then turn the basis by one power iteration."""
+        state["left"].lerp_(matrix @ matrix.mT, 1.0 - _DECAY)
+        state["right"].lerp_(matrix.mT @ matrix, 1.0 - _DECAY)
+        if count % _REFRESH:
             return
         for side, axis in (("left", -2), ("right", -1)):
             basis = state[f"{side}_basis"]

@@ -31,7 +31,7 @@ from safetensors.torch import save
 from snnp.analysis.card import card_markdown
 from snnp.data.description import card, header, parse_description, read_description
 from snnp.errors import SnnpError
-from snnp.hub import make_manifest, read_manifest, verify_folder, write_manifest
+from snnp.hub.manifest import make_manifest, read_manifest, verify_folder, write_manifest
 from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP
 from snnp.models.ani.import_neurochem import read_neurochem
 from snnp.models.hipnn.import_hippynn import import_hippynn

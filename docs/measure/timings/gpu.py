@@ -101,10 +101,10 @@ def seconds_per_call(call: Callable[[], Any], device: str, repeats: int = 20) ->
     return statistics.median(times)
 
 
-def begin(n_atoms: int, precision: str, ensemble: str, device: str) -> tuple[gpu.GpuKernel, GpuDynamics]:
+def begin(n_atoms: int, ensemble: str, device: str) -> tuple[gpu.GpuKernel, GpuDynamics]:
     """Dynamics of the crystal."""
     crystal = al_crystal(n_atoms)
-    kernel = gpu.GpuKernel(al_model().kernel_parameters(), device, precision=precision)
+    kernel = gpu.GpuKernel(al_model().kernel_parameters(), device)
     system = System(
         positions=torch.from_numpy(crystal.positions),
         species=torch.zeros(len(crystal)),
@@ -116,9 +116,9 @@ def begin(n_atoms: int, precision: str, ensemble: str, device: str) -> tuple[gpu
     return kernel, GpuDynamics(kernel, system, velocities, ENSEMBLES[ensemble])
 
 
-def step_case(atoms: int, precision: str, ensemble: str, device: str) -> dict[str, Any]:
+def step_case(atoms: int, ensemble: str, device: str) -> dict[str, Any]:
     """Time of a step and of a new list, and memory."""
-    _, dynamics = begin(atoms, precision, ensemble, device)
+    _, dynamics = begin(atoms, ensemble, device)
     n = len(dynamics._species)
     # Some lists must be built on the way, which 20 steps do not promise; ten million atoms have no time for more.
     steps = 1 if device == "cpu" else max(40, min(1000, int(4e8 / n)))
@@ -137,7 +137,6 @@ def step_case(atoms: int, precision: str, ensemble: str, device: str) -> dict[st
     memory = torch.cuda.max_memory_allocated() / n if device == "cuda" else float("nan")
     return {
         "atoms": n,
-        "precision": precision,
         "ensemble": ensemble,
         "µs per step": 1e6 * step,
         "ns per atom and step": 1e9 * step / n,
@@ -148,9 +147,9 @@ def step_case(atoms: int, precision: str, ensemble: str, device: str) -> dict[st
     }
 
 
-def parts_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
+def parts_case(atoms: int, device: str) -> dict[str, Any]:
     """Time of each kernel of an evaluation."""
-    kernel, dynamics = begin(atoms, precision, "nve", device)
+    kernel, dynamics = begin(atoms, "nve", device)
     n, form, modules = len(dynamics._species), kernel.form, kernel._kernels
     at, rows, work = dynamics._atoms, dynamics.list.rows, dynamics._work
     one = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
@@ -163,10 +162,10 @@ def parts_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
         "evaluation": lambda: kernel.launch(at, rows, work),
     }
     times = {f"{name}, ns per atom": 1e9 * seconds_per_call(call, device) / n for name, call in calls.items()}
-    return {"atoms": n, "precision": precision, **times}
+    return {"atoms": n, **times}
 
 
-def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
+def errors_case(atoms: int, device: str) -> dict[str, Any]:
     """Largest errors relative to the largest value, against the CPU in float64; the torch path's time beside ours."""
     model, structure = al_model().double(), Structure.from_ase(al_crystal(atoms))
     neighbours = neighbour_list(structure, model.cutoff)
@@ -175,7 +174,7 @@ def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
     single.load_state_dict(model.state_dict())
     single = single.float().to(device)
     there, listed = structure.to(device=device), neighbours.to(device)
-    kernel = gpu.GpuKernel(model.kernel_parameters(), device, precision=precision)
+    kernel = gpu.GpuKernel(model.kernel_parameters(), device)
     rows, reach = rows_of((listed.i, listed.j, listed.shift), structure.n_atoms, there.structure_of_atom)
     species = torch.zeros(structure.n_atoms, dtype=torch.int32, device=device)
     at = Atoms(there.positions.contiguous(), species, image_vectors(reach, there.cell))
@@ -189,7 +188,7 @@ def errors_case(atoms: int, precision: str, device: str) -> dict[str, Any]:
     got = {"energies": energies, "forces": forces, "stress": virial / structure.volume()[:, None, None]}
     want = {"energies": exact.energies, "forces": exact.forces, "stress": exact.stress}
     relative = {name: float((got[name] - want[name]).abs().max() / want[name].abs().max()) for name in want}
-    return {"atoms": structure.n_atoms, "precision": precision, **relative, "torch path / ours": torch_path / ours}
+    return {"atoms": structure.n_atoms, **relative, "torch path / ours": torch_path / ours}
 
 
 def command_case(atoms: int, device: str) -> dict[str, Any]:
@@ -240,13 +239,10 @@ TITLES = {
 def plan_cases(sizes: list[int], device: str) -> list[tuple[str, dict[str, Any]]]:
     """What to measure, the most wanted first."""
     middle = sorted(sizes)[len(sizes) // 2]
-    precisions = ("ieee", "tf32x3")
-    cases: list[tuple[str, dict[str, Any]]] = [("machine", {})]
-    cases += [("errors", {"atoms": min(4000, middle), "precision": precision}) for precision in precisions]
-    cases += [("step", {"atoms": n, "precision": "ieee", "ensemble": "nve"}) for n in sizes]
-    cases += [("parts", {"atoms": middle, "precision": precision}) for precision in precisions]
-    cases += [("step", {"atoms": n, "precision": "tf32x3", "ensemble": "nve"}) for n in sizes]
-    cases += [("step", {"atoms": middle, "precision": "ieee", "ensemble": name}) for name in ("nvt", "npt")]
+    cases: list[tuple[str, dict[str, Any]]] = [("machine", {}), ("errors", {"atoms": min(4000, middle)})]
+    cases += [("step", {"atoms": n, "ensemble": "nve"}) for n in sizes]
+    cases += [("parts", {"atoms": middle})]
+    cases += [("step", {"atoms": middle, "ensemble": name}) for name in ("nvt", "npt")]
     cases += [("command", {"atoms": n}) for n in (sizes[0], middle)]
     return [(name, {**arguments, "device": device}) for name, arguments in cases]
 

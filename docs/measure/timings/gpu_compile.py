@@ -1,6 +1,6 @@
 """What Triton makes of the GPU kernels for an H100/H200; no GPU is needed.
 
-    python docs/measure/timings/gpu_compile.py [--model al|small|NAME] [--precision ieee|tf32x3]
+    python docs/measure/timings/gpu_compile.py [--model al|small|NAME]
 
 Registers, bytes spilled from them, instructions per atom, and from these the time below which no such GPU can be.
 """
@@ -127,15 +127,15 @@ def _arguments(model: GpuKernel) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def compile_all(model: SplineNNP, precision: str) -> None:
+def compile_all(model: SplineNNP) -> None:
     """Compile every kernel and print what came out."""
-    evaluation = GpuKernel(model.kernel_parameters(), "cpu", precision=precision)
+    evaluation = GpuKernel(model.kernel_parameters(), "cpu")
     form = evaluation.form
     constants: dict[str, tuple[Any, ...]] = {"sort_kernel": (32,), "search_kernel": (32,), "reverse_kernel": (32,)}
     constants |= {"advance_kernel": (1, True, 128), "sum_kernel": (True, 128)}
     constants |= {"barostat_kernel": (1024,), "rescale_kernel": (1024,)}
     warps = {"network_kernel": 4, "advance_kernel": 4, "finish_kernel": 4, "kick_kernel": 4, "sum_kernel": 4}
-    print(f"triton {triton.__version__}, compute capability 9.0, precision {precision}")
+    print(f"triton {triton.__version__}, compute capability 9.0")
     print(f"{'kernel':18} warps registers spilled  in loop  outside  per atom  most frequent")
     total = 0.0
     for name, arguments in _arguments(evaluation).items():
@@ -161,9 +161,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="al", help="al, small, or the name of a bundled model")
-    parser.add_argument("--precision", choices=("ieee", "tf32x3"), default="ieee")
     options = parser.parse_args()
-    compile_all(al_model(options.model), options.precision)
+    compile_all(al_model(options.model))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def moments_kernel(atoms: tl.tuple, rows: tl.tuple, tables: tl.tuple, work: tl.t
                 f = _in_channels(f, species, form)
             squares += f * f
             y = join_columns(harmonics(ux, uy, uz, form.degree), form.columns)
-            moments = product(tl.trans(y), f, moments, form)
+            moments = product(tl.trans(y), f, moments)
     if tl.max(wrong, axis=0) > 0:
         tl.store(work.status, 1)
     out = work.features + i * form.features
@@ -185,12 +185,12 @@ def _network(x: tl.tensor, net: tl.tuple, copy: tl.constexpr, form: tl.constexpr
     first = _layer(net.first + copy * (h * form.features), h, form.features)
     rest = net.rest + copy * ((form.n_layers - 1) * h * h)
     none = tl.zeros([n_atoms, h], first.dtype)
-    hidden = product(x, tl.trans(first), none, form) + tl.load(biases)
+    hidden = product(x, tl.trans(first), none) + tl.load(biases)
     hidden, slope = activate(hidden, form)
     slopes = (slope,)
     for k in tl.static_range(1, n_layers):
         weights = _layer(rest + (k - 1) * h * h, h, h)
-        hidden = product(hidden, tl.trans(weights), none, form)
+        hidden = product(hidden, tl.trans(weights), none)
         hidden, slope = activate(hidden + tl.load(biases + k * h), form)
         slopes = slopes + (slope,)
     last = tl.load(net.last + copy * h + tl.arange(0, h))[None, :]
@@ -198,10 +198,10 @@ def _network(x: tl.tensor, net: tl.tuple, copy: tl.constexpr, form: tl.constexpr
     gradient = last * slopes[form.n_layers - 1]
     for k in tl.static_range(1, n_layers):
         weights = _layer(rest + (form.n_layers - 1 - k) * h * h, h, h)
-        gradient = product(gradient, weights, none, form)
+        gradient = product(gradient, weights, none)
         gradient = gradient * slopes[form.n_layers - 1 - k]
     none = tl.zeros([n_atoms, n_features], first.dtype)
-    return energy, product(gradient, first, none, form)
+    return energy, product(gradient, first, none)
 
 
 @triton.jit
@@ -299,7 +299,7 @@ def _columns_of_product(
         if form.channels > 1:
             mine = tl.where((species == c)[:, None], values, 0.0)
         place = weighted + (c * form.n_harmonics + lm) * form.filters + b
-        total = product(mine, tl.load(place, mask=lm < form.n_harmonics, other=0.0), total, form)
+        total = product(mine, tl.load(place, mask=lm < form.n_harmonics, other=0.0), total)
     return split_columns(total, width)
 
 

@@ -183,22 +183,9 @@ def segment(table: tl.tuple, group: tl.tensor, r: tl.tensor) -> Any:
 
 
 @triton.jit
-def _high(x: tl.tensor) -> Any:
-    """The first 11 of 24 bits of float32 numbers: what tensor cores read of them."""
-    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def product(a: tl.tensor, b: tl.tensor, c: tl.tensor, form: tl.constexpr) -> Any:
-    """a @ b + c; with precision "tf32x3" on tensor cores, in three products of halves (low times low is left out)."""
-    if form.precision == "tf32x3":
-        a_high = _high(a)
-        b_high = _high(b)
-        c = tl.dot(a - a_high, b_high, c, input_precision="tf32")
-        c = tl.dot(a_high, b - b_high, c, input_precision="tf32")
-        return tl.dot(a_high, b_high, c, input_precision="tf32")
-    else:  # noqa: RET505
-        return tl.dot(a, b, c, input_precision="ieee", out_dtype=c.dtype)
+def product(a: tl.tensor, b: tl.tensor, c: tl.tensor) -> Any:
+    """a @ b + c, without the rounding of tensor cores."""
+    return tl.dot(a, b, c, input_precision="ieee", out_dtype=c.dtype)
 
 
 @triton.jit

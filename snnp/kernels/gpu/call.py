@@ -95,7 +95,6 @@ class Form(NamedTuple):
     shortest: float  # Å, below which a pair is refused
     block: int  # neighbours at once
     atoms: int  # atoms at once in the network
-    precision: str  # of matrix products in float32: "ieee", or "tf32x3" on tensor cores
 
 
 class SplineArrays(NamedTuple):
@@ -163,7 +162,7 @@ def _power_of_two(n: int, least: int = 1) -> int:
     return max(1 << max(n - 1, 0).bit_length(), least)
 
 
-def _form(parameters: SplineParameters, precision: str) -> Form:
+def _form(parameters: SplineParameters) -> Form:
     readout = parameters.readout
     n_harmonics = (parameters.degree + 1) ** 2
     widths = [weight.shape[1] for weight in readout.weights[:-1]]
@@ -187,7 +186,6 @@ def _form(parameters: SplineParameters, precision: str) -> Form:
         shortest=_SHORTEST,
         block=32,
         atoms=32,
-        precision=precision,
     )
 
 
@@ -269,20 +267,13 @@ class GpuKernel:
         parameters: the model; `supports(parameters)` must hold.
         device: a CUDA device; the CPU under Triton's interpreter.
         dtype: in which distances, moments and the network are computed; positions enter in float64.
-        precision: of float32 matrix products: "ieee" is plain float32; "tf32x3" runs on tensor cores, with the first
-            21 bits of every product.
 
     Raises:
         MissingDependencyError: without Triton, or without the C compiler that it needs.
     """
 
     def __init__(
-        self,
-        parameters: SplineParameters,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-        *,
-        precision: str = "ieee",
+        self, parameters: SplineParameters, device: torch.device | str, dtype: torch.dtype = torch.float32
     ) -> None:
         if not available():
             raise MissingDependencyError(
@@ -294,7 +285,7 @@ class GpuKernel:
 
         self._kernels = _atoms
         self.device, self.dtype, self.cutoff = torch.device(device), dtype, parameters.cutoff
-        self.form, to = _form(parameters, precision if dtype == torch.float32 else "ieee"), _Device(self.device, dtype)
+        self.form, to = _form(parameters), _Device(self.device, dtype)
         self.tables, self.network = _tables(parameters, self.form, to), _network(parameters.readout, self.form, to)
         self.reference = torch.from_numpy(parameters.reference).to(self.device)
 
