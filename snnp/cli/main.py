@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import checkup, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
+from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
@@ -117,6 +117,7 @@ app = typer.Typer(
 app.add_typer(exchange.publish_app, name="publish")
 app.add_typer(checkup.doctor_app, name="doctor")
 app.add_typer(exchange.import_app, name="import")
+app.add_typer(discover.discover_app, name="discover")
 for _name in sorted(COMMANDS, key=_HELP_ORDER.split().index):
     _command, _examples = COMMANDS[_name]
     app.command(_name, epilog=_examples)(_command)
