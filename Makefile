@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 OWN_KERNELS := $(VENV)/.kernels-own
 KERNELS := $(VENV)/.kernels
 EXTRAS := openmm,hub,docs,dev
-SOURCES := snnp plugins/ase/snnp_ase plugins/openmm/snnp_openmm
+SOURCES := snnp plugins/ase/snnp_ase plugins/lammps/snnp_lammps plugins/openmm/snnp_openmm
 KERNEL_SOURCES := $(wildcard snnp/kernels/src/*) snnp/kernels/build.py
 # Bytecode is written when a module is first imported: most of the packages' modules never are. The kernels have targets
 # of their own here, so pip need not compile them.

@@ -95,7 +95,7 @@ def test_datasets_folder_yields_to_a_real_package(tmp_path: Path) -> None:
 
 def test_packages_are_listed_in_pyproject() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    roots = {"snnp": "snnp", "snnp_ase": "plugins/ase/snnp_ase", "snnp_openmm": "plugins/openmm/snnp_openmm"}
+    roots = {"snnp": "snnp"} | {f"snnp_{name}": f"plugins/{name}/snnp_{name}" for name in ("ase", "lammps", "openmm")}
     on_disk = {"snnp_datasets", "snnp_model_zoo"}
     for package, folder in roots.items():
         for init in (REPOSITORY / folder).rglob("__init__.py"):

@@ -20,6 +20,7 @@ from snnp.errors import InputError
 if TYPE_CHECKING:
     from snnp.doctor import Report
     from snnp.hub import Publication
+    from snnp.models.potential import Potential
 
 __all__ = ["import_app", "print_remote", "publish_app"]
 
@@ -38,12 +39,13 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everyth
     "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
     "snnp export snnp-3bpa molecule.pt --structure molecule.xyz --forces",
     "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
+    "snnp export snnp-cu copper.snnp --format lammps",
 )
 def export_command(
     model: Model,
     out: Path = typer.Argument(metavar="OUT", help="File to write, such as model.pt."),
-    file_format: Literal["torchscript"] = typer.Option(
-        "torchscript", "--format", help="A module that torch loads without snnp."
+    file_format: Literal["torchscript", "lammps"] = typer.Option(
+        "torchscript", "--format", help="A module that torch loads without snnp, or a file of LAMMPS's pair style snnp."
     ),
     unit: Literal["nm", "angstrom"] = typer.Option("nm", help="Unit of positions and box vectors."),
     energy_unit: Literal["kJ/mol", "eV"] = typer.Option("kJ/mol", help="Unit of the energy."),
@@ -58,8 +60,16 @@ def export_command(
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
     from snnp.hub import load_model
     from snnp.models.export import export_torchscript
+    from snnp.models.spline.lammps_file import write_lammps
     from snnp.sampling import build_structure
 
+    if file_format == "lammps":
+        if structure is not None or forces or (unit, energy_unit) != ("nm", "kJ/mol"):
+            raise InputError("a file for LAMMPS is for all structures, in metal units: leave the other options away.")
+        potential = load_model(model, dtype=dtype or "float32")
+        prepare_output(out, overwrite=overwrite, inputs=input_files(model))
+        print_result(_exported(potential, write_lammps(potential, out), file_format), as_json)
+        return
     potential = load_model(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic, arguments = None, False, "numbers, positions, cell, pbc"
@@ -76,17 +86,17 @@ def export_command(
         potential, out, length_unit=unit, energy_unit=energy_unit, numbers=numbers, periodic=periodic, forces=forces
     )
     report = {
-        "model": potential.name,
-        "out": str(out),
-        "format": file_format,
         "call": f"module({arguments}) -> {'energy, forces' if forces else 'energy'}",
         "length_unit": unit,
         "energy_unit": energy_unit,
         "n_atoms": None if numbers is None else len(numbers),
-        "dtype": str(potential.dtype).removeprefix("torch."),
-        "bytes": out.stat().st_size,
     }
-    print_result(report, as_json)
+    print_result(_exported(potential, out, file_format, **report), as_json)
+
+
+def _exported(potential: Potential, out: Path, file_format: str, **more: Any) -> dict[str, Any]:
+    about = {"model": potential.name, "out": str(out), "format": file_format}
+    return {**about, **more, "dtype": str(potential.dtype).removeprefix("torch."), "bytes": out.stat().st_size}
 
 
 import_app = group(

@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, cast
 
@@ -118,6 +118,8 @@ app.add_typer(exchange.publish_app, name="publish")
 app.add_typer(checkup.doctor_app, name="doctor")
 app.add_typer(exchange.import_app, name="import")
 app.add_typer(discover.discover_app, name="discover")
+for _entry in entry_points(group="snnp.commands"):  # those of plugins, which nothing here may import
+    app.add_typer(_entry.load(), name=_entry.name)
 for _name in sorted(COMMANDS, key=_HELP_ORDER.split().index):
     _command, _examples = COMMANDS[_name]
     app.command(_name, epilog=_examples)(_command)

@@ -78,6 +78,7 @@ _OPTIONS = {
     "--stress-key": "stress virial_key virials_key stress_name",
     "--ensemble": "nvt nve npt",
     "--equilibrate": "equilibration equil burn_in warmup n_equilibration",
+    "--ranks": "np nprocs mpi processes n_ranks",
     "--fix": "freeze frozen fixed constrain hold",
     "--minimise": "relax optimize optimise minimization",
     "--json": "j format output_format",

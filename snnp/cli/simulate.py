@@ -40,10 +40,11 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
     "dtype": {"kind": str, "metavar": "TYPE"},
     "device": {"metavar": "NAME", "default": None},
+    "ranks": {"default": None},
 }
 """How the settings of a run are said as options of `snnp md`, where their fields do not tell."""
 _AGAIN = {"engine": "--engine", "topology": "--topology", "file_format": "--format", "threads": "--threads"}
-_AGAIN |= {name: f"--{name}" for name in ("trajectory", "checkpoint", "device")}
+_AGAIN |= {name: f"--{name}" for name in ("trajectory", "checkpoint", "device", "ranks")}
 """Options that must be said again on resuming."""
 
 _Format = Annotated[
@@ -60,6 +61,7 @@ _Format = Annotated[
     "snnp md snnp-si diamond:Si:3x3x3 --temperature 2500:300 --thermostat bussi --steps 50000",
     "snnp md snnp-al slab.vasp --fix 0-15 --minimise --equilibrate 1000 --steps 20000",
     "snnp md snnp-al fcc:Al:30x30x30 --engine native --steps 500 --trajectory al.dcd",
+    "snnp md snnp-al fcc:Al:60x60x60 --engine lammps --ranks 4 --steps 500 --trajectory al.dcd",
     "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
 )
@@ -68,7 +70,7 @@ def md_command(
     model: Model,
     structure: StructureSpec,
     engine: str | None = typer.Option(
-        None, metavar="NAME", help="openmm, ase or native; default: openmm if installed, else ase."
+        None, metavar="NAME", help="openmm, ase, native or lammps; default: openmm if installed, else ase."
     ),
     minimise: bool = typer.Option(
         False, "--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."

@@ -144,9 +144,11 @@ def run_md(
 ) -> MDResult:
     """Run molecular dynamics from a structure, which stays as it is; `report` is called at every sample.
 
-    `engine` is "ase", "openmm" or "native". Raises `InputError` for an unknown engine, a bad structure, or a simulation
-    that blew up, `MissingDependencyError` where the engine's package is not installed.
+    `engine` is "ase", "openmm", "native" or "lammps". Raises `InputError` for an unknown engine, a bad structure, or a
+    simulation that blew up, `MissingDependencyError` where the engine's package is not installed.
     """
+    if settings.ranks is not None and engine != "lammps":
+        raise InputError(f"engine '{engine}' is one process; ranks ({settings.ranks}) are for engine 'lammps'.")
     result: MDResult = find_entry_point("snnp.md_engines", engine)(model, structure, settings, report)
     return result
 

@@ -77,6 +77,7 @@ class MDSettings(BaseModel):
     device: str | None = Field(
         None, description="Where the model runs: cpu, cuda, cuda:1; by default the engine chooses"
     )
+    ranks: int | None = Field(None, ge=1, description="Processes of MPI, which engine lammps alone has")
 
     def __init__(self, **values: Any) -> None:
         """Raises `ConfigError` on an unknown key (with the nearest known one) or a wrong value."""
