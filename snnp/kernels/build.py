@@ -22,7 +22,7 @@ from pathlib import Path
 __all__ = ["BuildError", "build", "find_compiler", "library_name"]
 
 _HERE = Path(__file__).resolve().parent
-_COMMON = ("api.cpp", "check.cpp", "list.cpp", "pool.cpp", "train_api.cpp")
+_COMMON = ("api.cpp", "check.cpp", "list.cpp", "pool.cpp", "small_cells.cpp", "train_api.cpp")
 _PER_TARGET = ("train.cpp", "kernel.cpp")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wno-psabi"),
