@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
+from snnp.cli.drivers import ipi  # noqa: F401
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
 from snnp.files import why_full
@@ -99,7 +100,7 @@ def _give_up(message: str, code: int, debug: bool) -> NoReturn:
     sys.exit(code)
 
 
-_HELP_ORDER = "ls info pull mirror convert describe train distill evaluate energy md relax export plot benchmark"
+_HELP_ORDER = "ls info pull mirror convert describe train distill evaluate energy md relax ipi export plot benchmark"
 app = typer.Typer(
     cls=_Commands,
     name="snnp",

@@ -92,6 +92,7 @@ _COMMANDS = {
     "energy": "predict single_point singlepoint sp eval compute forces calculate infer",
     "evaluate": "test validate compare score errors",
     "info": "show about details",
+    "ipi": "i-pi socket driver",
     "ls": "list models dir",
     "md": "run dynamics simulate molecular_dynamics simulation",
     "plot": "draw curves picture",

@@ -248,6 +248,7 @@ def _print_md(result: MDResult, settings: MDSettings) -> None:
     "snnp relax snnp-si diamond:Si:2x2x2 --cell --out relaxed.extxyz",
     "snnp relax snnp-si diamond:Si:1x1x1 --pressure 5",
     "snnp relax snnp-3bpa molecule.xyz --fmax 0.001 --json",
+    "snnp relax snnp-si many.xyz --cell --optimiser lbfgs --out relaxed.xyz",
 )
 def relax_command(
     model: Model,
@@ -259,13 +260,17 @@ def relax_command(
         0.0, "--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa."
     ),
     steps: int = typer.Option(500, metavar="N", help="Stop after so many steps."),
+    optimiser: str = typer.Option(
+        "fire", "--optimiser", "--optimizer", metavar="NAME", help="fire, or lbfgs (faster)."
+    ),
     overwrite: Overwrite = False,
     file_format: _Format = None,
     as_json: Json = False,
 ) -> None:
-    """Move the atoms (and the cell) of a structure to the nearest minimum of the energy."""
+    """Move the atoms (and the cell) to the nearest minimum of the energy; of a file of many structures, all at once."""
+    from snnp.cli.drivers.crowds import relax_frames
     from snnp.hub import load_model
-    from snnp.sampling import build_structure
+    from snnp.sampling.many import build_structures
 
     if steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}; 'snnp energy' computes without moving atoms.")
@@ -273,11 +278,17 @@ def relax_command(
         raise InputError(f"--pressure {pressure:g} acts on the cell: leave --no-cell away.")
     inputs = input_files(model, structure)
     potential = load_model(model)
-    atoms = build_structure(structure, file_format=file_format)
+    frames = build_structures(structure, file_format=file_format)
+    how: dict[str, Any] = {"fmax": fmax, "cell": bool(cell or pressure), "pressure_gpa": pressure}
+    if len(frames) > 1 or optimiser != "fire":
+        how |= {"steps": steps, "optimiser": optimiser, "overwrite": overwrite, "inputs": inputs}
+        return relax_frames(
+            potential, frames, out, {"model": potential.name, "structure": structure}, as_json=as_json, **how
+        )
+    (atoms,) = frames
     if out is not None:
         prepare_output(out, overwrite=overwrite, inputs=inputs)
         check_format(out, atoms)
-    how = {"fmax": fmax, "cell": bool(cell or pressure), "pressure_gpa": pressure}
     result = _relaxed(potential, atoms, steps=steps, **how)
     if out is not None:
         write_structure(out, result.atoms)
@@ -285,9 +296,8 @@ def relax_command(
         more = f"allow more with --steps {2 * steps} or larger forces with --fmax."
         warn(f"not relaxed after {result.steps} steps; {more}")
     if as_json:
-        print_json({"model": potential.name, "structure": structure, **result.to_json(), "out": out})
-        return
-    _print_relaxed(result, out)
+        return print_json({"model": potential.name, "structure": structure, **result.to_json(), "out": out})
+    return _print_relaxed(result, out)
 
 
 def _print_relaxed(result: RelaxResult, out: Path | None) -> None:

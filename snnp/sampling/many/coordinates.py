@@ -5,7 +5,8 @@ variables are the positions u before the strain and L, as in ASE's `FrechetCellF
 
     f F   and   D exp(L^T / n)[-V (stress + P) F^-T] / n,
 
-D exp(A)[B] being the derivative of the matrix exponential at A towards B, the upper right block of exp [[A, B], [0, A]].
+D exp(A)[B] being the derivative of the matrix exponential at A towards B: the upper right block of exp of the matrix
+[[A, B], [0, A]].
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Coordinates:
 
     def zeros(self) -> Vector:
         """A value of zero for each."""
-        return Vector(*(None if part is None else np.zeros_like(part) for part in self.values()))  # type: ignore[arg-type]
+        atoms, cells = self.values()
+        return Vector(np.zeros_like(atoms), None if cells is None else np.zeros_like(cells))
 
     def place(self, values: Vector) -> None:
         """Set the variables, and atoms and cells by them."""
@@ -109,11 +111,10 @@ class Coordinates:
     def combine(self, *terms: tuple[Array, Vector]) -> Vector:
         """The sum of vectors, each times a factor for each structure [B]."""
         owner = self.crowd.owner
-        atoms = sum(factor[owner][:, None] * vector.atoms for factor, vector in terms)
-        if not self.cell:
-            return Vector(np.asarray(atoms), None)
-        cells = sum(factor[:, None, None] * vector.cells for factor, vector in terms)  # type: ignore[operator]
-        return Vector(np.asarray(atoms), np.asarray(cells))
+        atoms = sum((factor[owner][:, None] * vector.atoms for factor, vector in terms), np.zeros(()))
+        parts = [(factor, vector.cells) for factor, vector in terms if vector.cells is not None]
+        cells = sum((factor[:, None, None] * part for factor, part in parts), np.zeros(()))
+        return Vector(atoms, cells if parts else None)
 
     def remember(self, name: str, values: Vector) -> None:
         """Keep a vector with the crowd, so that structures that leave take their part along."""

@@ -53,8 +53,8 @@ class Crowd:
     """Structures that are moved and evaluated together.
 
     Those that cannot be evaluated leave, with a reason in `failed` by their number in the input. What belongs to atoms
-    or structures is kept in `atoms` ([N, ...]) and `each` ([B, ...]) by name, and leaves with them: `atoms["positions"]`
-    (Å) and `each["cells"]` (Å) are what is evaluated, and may be replaced by arrays of the same shape.
+    or structures is kept in `atoms` ([N, ...]) and `each` ([B, ...]) by name, and leaves with them. What is evaluated
+    are `atoms["positions"]` and `each["cells"]`, in Å, which may be replaced by arrays of the same shape.
 
     Arguments:
         potential: any; the compiled kernel serves where there is one, batches of torch do otherwise.
@@ -134,9 +134,11 @@ class Crowd:
     def evaluate(self) -> Found:
         """Energies, forces and stresses of those that can be computed; the others leave."""
         while len(self):
-            broken = ~(np.isfinite(self.sums(self.atoms["positions"])).all(axis=1))
-            if broken.any():
-                self.fail({int(b): "its positions are NaN or infinite; check what made them." for b in _where(broken)})
+            finite = np.isfinite(self.sums(self.atoms["positions"])).all(axis=1)
+            finite &= np.isfinite(self.each["cells"]).all(axis=(1, 2))
+            if not finite.all():
+                why = "its positions or its cell are NaN or infinite; check the file or the step that made them."
+                self.fail(dict.fromkeys(_where(~finite), why))
                 continue
             try:
                 found = self._evaluate()
@@ -153,7 +155,7 @@ class Crowd:
                 if sound.all():
                     return found
                 why = "the model gives an energy or a force that is NaN; look at the structure and the model."
-                self.fail({int(b): why for b in _where(~sound)})
+                self.fail(dict.fromkeys(_where(~sound), why))
         nothing = np.zeros((0, 3, 3))
         return Found(nothing[:, 0, 0], nothing[:, 0, 0], nothing[:, 0], nothing)
 
@@ -186,7 +188,8 @@ class Crowd:
         if kept is None or kept[0] is not rows:
             i = np.repeat(np.arange(len(positions)), np.diff(rows.first))
             columns = i, rows.neighbour.astype(np.int64), rows.shifts.astype(np.int64)[rows.image]
-            pairs = Neighbours(*map(torch.from_numpy, columns), potential.cutoff + self._lists.skin)
+            i_t, j_t, shift = map(torch.from_numpy, columns)
+            pairs = Neighbours(i_t, j_t, shift, potential.cutoff + self._lists.skin)
             self._torch = kept = rows, pairs.to(potential.device)
         arrays = self.atoms["numbers"], positions, self.each["cells"], self.each["pbc"], self.owner
         structure = Structure(*(torch.from_numpy(np.ascontiguousarray(x)) for x in arrays))

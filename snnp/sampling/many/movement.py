@@ -1,4 +1,4 @@
-"""Molecular dynamics of many structures by one call, each with the trajectory that the embedded engine gives it alone."""
+"""Molecular dynamics of many structures by one call, each with the trajectory that the embedded engine gives it."""
 
 from __future__ import annotations
 

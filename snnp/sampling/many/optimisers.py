@@ -8,6 +8,7 @@ points). It takes a third of the evaluations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -71,7 +72,7 @@ class Lbfgs:
     sufficient, shorten, give_up = 1e-4, 0.4, 1e-3
 
     def __init__(self, coordinates: Coordinates) -> None:
-        self._at, self._count = coordinates, 0
+        self._at, self._known = coordinates, 0
         n = len(coordinates.crowd)
         coordinates.crowd.each |= {"scale": np.zeros(n), "energy": np.full(n, np.inf), "slope": np.zeros(n)}
         coordinates.crowd.each["curvature"] = np.full(n, self.first_curvature)
@@ -105,36 +106,49 @@ class Lbfgs:
             at.remember(name, vector)
         at.place(at.combine((np.ones(len(at.crowd)), x), (each["scale"], direction)))
 
-    def _slots(self) -> list[int]:
-        """Numbers of what is remembered, the newest first."""
-        return [k % self.memory for k in range(self._count - 1, max(self._count - self.memory, 0) - 1, -1)]
-
     def _learn(self, forces: Vector, accepted: NDArray[np.bool_]) -> None:
-        """Remember the step from the old place to here where it was accepted and shows a positive curvature."""
+        """Remember the step from the old place to here, as number 0, where it was accepted and the curvature positive.
+
+        What a structure remembers is its own affair, whatever the others of the batch do.
+        """
         at, each, one = self._at, self._at.crowd.each, np.ones(len(self._at.crowd))
-        if not accepted.any():
-            return
         s = at.combine((one, at.values()), (-one, at.recall("x")))
         y = at.combine((one, at.recall("force")), (-one, forces))
         sy, ss, yy = at.dot(s, y), at.dot(s, s), at.dot(y, y)
         useful = accepted & (sy > 1e-8 * np.sqrt(ss * yy)) & (yy > 0.0)
-        slot = self._count % self.memory
-        at.remember(f"s{slot}", s)
-        at.remember(f"y{slot}", y)
-        each[f"rho{slot}"] = np.where(useful, 1.0 / np.where(useful, sy, 1.0), 0.0)
-        each["curvature"] = np.where(useful, np.clip(yy / np.where(useful, sy, 1.0), 1.0, 1e4), each["curvature"])
-        self._count += 1
+        if not useful.any():
+            return
+        self._known = min(self._known + 1, self.memory)
+        if f"rho{self._known - 1}" not in each:
+            self._enter(self._known - 1, at.zeros(), at.zeros(), np.zeros(len(at.crowd)))
+        for k in range(self._known - 1, 0, -1):
+            self._enter(k, at.recall(f"s{k - 1}"), at.recall(f"y{k - 1}"), each[f"rho{k - 1}"], useful)
+        safe = np.where(useful, sy, 1.0)
+        self._enter(0, s, y, 1.0 / safe, useful)
+        each["curvature"] = np.where(useful, np.clip(yy / safe, 1.0, 1e4), each["curvature"])
+
+    def _enter(self, k: int, s: Vector, y: Vector, rho: Array, where: NDArray[np.bool_] | None = None) -> None:
+        """Set number k of what is remembered, of those structures alone if not all are meant."""
+        at, each = self._at, self._at.crowd.each
+        if where is not None and not where.all():
+            new, old = where.astype(float), (~where).astype(float)
+            s = at.combine((new, s), (old, at.recall(f"s{k}")))
+            y = at.combine((new, y), (old, at.recall(f"y{k}")))
+            rho = np.where(where, rho, each[f"rho{k}"])
+        at.remember(f"s{k}", s)
+        at.remember(f"y{k}", y)
+        each[f"rho{k}"] = rho
 
     def _forget(self, lost: NDArray[np.bool_]) -> None:
         each = self._at.crowd.each
-        for slot in self._slots():
+        for slot in range(self._known):
             each[f"rho{slot}"] = np.where(lost, 0.0, each[f"rho{slot}"])
         each["curvature"] = np.where(lost, self.first_curvature, each["curvature"])
 
     def _direction(self, force: Vector) -> Vector:
         """The inverse curvature times the force (two loops; Nocedal and Wright, algorithm 7.4)."""
         at, each, one = self._at, self._at.crowd.each, np.ones(len(self._at.crowd))
-        direction, slots = force, self._slots()
+        direction, slots = force, range(self._known)
         weights = {}
         for slot in slots:
             weights[slot] = each[f"rho{slot}"] * at.dot(at.recall(f"s{slot}"), direction)
@@ -146,4 +160,4 @@ class Lbfgs:
         return direction
 
 
-OPTIMISERS = {"fire": Fire, "lbfgs": Lbfgs}
+OPTIMISERS: dict[str, Callable[[Coordinates], Optimiser]] = {"fire": Fire, "lbfgs": Lbfgs}

@@ -13,7 +13,7 @@ from snnp.errors import InputError, near_matches
 from snnp.hub import load_model
 from snnp.sampling.many.coordinates import Coordinates, Vector
 from snnp.sampling.many.crowd import Crowd, Failed, Found
-from snnp.sampling.many.optimisers import OPTIMISERS
+from snnp.sampling.many.optimisers import OPTIMISERS, Optimiser
 from snnp.sampling.run import ModelLike, RelaxResult
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA, GPA_IN_EV_PER_ANGSTROM3
 
@@ -105,7 +105,7 @@ class _Relaxation:
 
     def __init__(self, crowd: Crowd, coordinates: Coordinates, optimiser: str, fmax: float) -> None:
         self._crowd, self._at, self._fmax = crowd, coordinates, fmax
-        self._optimiser = OPTIMISERS[optimiser](coordinates)
+        self._optimiser: Optimiser = OPTIMISERS[optimiser](coordinates)
         n = len(crowd)
         crowd.each |= {"initial": np.full(n, np.nan), "done": np.zeros(n, bool)}
         self._ends: dict[int, tuple[bool, int, float, float, float, np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -140,7 +140,7 @@ class _Relaxation:
         return self._at.combine(((~done).astype(float), forces)) if done.any() else forces
 
     def _blame(self, failed: set[int], step: int) -> None:
-        """Those that failed were good at the start, so it is the relaxation's doing; those that had ended did not fail."""
+        """Those that failed were good at the start: it is the relaxation's doing. Those that had ended did not fail."""
         for k in failed:
             if k in self._ends:
                 del self._crowd.failed[k]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,9 +64,8 @@ class Batch:
 
     def take(self, chosen: NDArray[np.bool_]) -> Batch:
         """The chosen structures [B]."""
-        return Batch(
-            self.positions[np.repeat(chosen, self.sizes)], *(x[chosen] for x in (self.sizes, self.cells, self.pbc))
-        )
+        atoms = np.repeat(chosen, self.sizes)
+        return Batch(self.positions[atoms], self.sizes[chosen], self.cells[chosen], self.pbc[chosen])
 
 
 _Piece = tuple[NDArray[np.generic], ...]
@@ -84,10 +84,10 @@ def _pieces(rows: LocalRows, sizes: Whole) -> list[_Piece]:
 
 def _joined(pieces: list[_Piece]) -> LocalRows:
     if not pieces:
-        return LocalRows(
-            np.zeros(0, np.int64), *(np.zeros(0, np.int32) for _ in range(2)), np.zeros((0, 3)), np.zeros(0, np.int64)
-        )
-    lengths, neighbour, image, shifts = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        none = np.zeros(0, np.int64)
+        return LocalRows(none, none.astype(np.int32), none.astype(np.int32), np.zeros((0, 3)), none)
+    columns: list[Any] = [np.concatenate(column) for column in zip(*pieces, strict=True)]
+    lengths, neighbour, image, shifts = columns
     return LocalRows(lengths, neighbour, image, shifts, np.array([len(piece[3]) for piece in pieces]))
 
 
@@ -103,9 +103,9 @@ def _boxes(batch: Batch) -> Array:
 def _check(batch: Batch, boxes: Array, reach: float) -> None:
     """Raise `UnfitError` for structures that cannot be searched."""
     lengths = np.linalg.norm(boxes, axis=2)
-    finite = np.isfinite(boxes).all(axis=(1, 2))
-    volume = np.abs(np.linalg.det(np.where(finite[:, None, None], boxes, 0.0)))
-    flat = ~(volume > 1e-5 * lengths.prod(axis=1)) | (lengths < 1e-3).any(axis=1)
+    volume = np.abs(np.linalg.det(boxes))
+    sound = (volume > 1e-6 * lengths.prod(axis=1)) & (lengths > 1e-6).all(axis=1)
+    flat = np.asarray(np.logical_not(sound), dtype=bool).reshape(-1)
     farthest = np.maximum.reduceat(np.abs(batch.positions).max(axis=1), batch.starts)
     crowded = batch.pbc.all(axis=1) & (batch.sizes * 4.0 / 3.0 * math.pi * reach**3 > _DENSE * volume)
     reasons = {}
@@ -115,8 +115,8 @@ def _check(batch: Batch, boxes: Array, reach: float) -> None:
         try:
             _structure(one).check()
             find_pairs(one.positions, one.cells[0], one.pbc[0], reach)
-            if flat[b] or crowded[b]:
-                raise InputError(f"a cell of {volume[b]:.3g} Å³ is too flat or too full; check its units (Å expected).")
+            if flat[b]:
+                raise InputError(f"its cell of {volume[b]:.3g} Å³ is too flat; check its units (Å expected).")
         except InputError as error:
             reasons[b] = str(error)
     if reasons:
@@ -125,8 +125,10 @@ def _check(batch: Batch, boxes: Array, reach: float) -> None:
 
 def _structure(batch: Batch) -> Structure:
     owner = torch.repeat_interleave(torch.from_numpy(batch.sizes))
-    where = (torch.from_numpy(np.ascontiguousarray(x)) for x in (batch.positions, batch.cells, batch.pbc))
-    return Structure(torch.ones(len(owner), dtype=torch.int64), *where, owner)
+    positions, cells, pbc = (
+        torch.from_numpy(np.ascontiguousarray(x)) for x in (batch.positions, batch.cells, batch.pbc)
+    )
+    return Structure(torch.ones(len(owner), dtype=torch.int64), positions, cells, pbc, owner)
 
 
 def _spread(counts: Whole) -> tuple[Whole, Whole]:
@@ -138,7 +140,7 @@ def _spread(counts: Whole) -> tuple[Whole, Whole]:
 def _search(batch: Batch, boxes: Array, reach: float) -> LocalRows:
     """All pairs of small structures; see the head of this module."""
     starts, owner = batch.starts, np.repeat(np.arange(len(batch.sizes)), batch.sizes)
-    inverse = np.linalg.inv(boxes)
+    inverse: Array = np.linalg.inv(boxes).astype(np.float64)
     if (compiled := find_small(batch.positions, batch.sizes, boxes, inverse, batch.pbc, reach)) is not None:
         return compiled
     fractional = np.einsum("na,nab->nb", batch.positions, inverse[owner])
