@@ -20,7 +20,7 @@ from snnp.sampling.checkpoint import Checkpoint, EngineState
 from snnp.sampling.run import MDResult, ModelLike, Report, run_engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
-from snnp.sampling.thermostats import ASE_FS, Ensemble, degrees_of_freedom, without_drift
+from snnp.sampling.thermostats import ASE_FS, Ensemble, degrees_of_freedom, held_atoms, without_drift
 from snnp_lammps import plugin_folder
 from snnp_lammps.box import LammpsBox, read_dump
 from snnp_lammps.conversation import Conversation
@@ -85,7 +85,7 @@ class LammpsDynamics:
         law = f"{settings.temperature_k!r} {end!r} {1.0 / bath.friction_per_ps!r} {seed}"
         if bath.kind == "langevin":
             return [f"fix bath free langevin {law}"]
-        lacking = 3 * int((~_held(atoms)).sum()) - degrees_of_freedom(atoms, settings)
+        lacking = 3 * int((~held_atoms(atoms, None)).sum()) - degrees_of_freedom(atoms, settings)
         counted = ["compute warmth free temp", f"compute_modify warmth extra/dof {lacking}"]
         return [*counted, f"fix bath free temp/csvr {law}", "fix_modify bath temp warmth"]
 
@@ -110,7 +110,8 @@ class LammpsDynamics:
         energy, *pressures = map(float, self._lammps.ask(commands, _VALUES))
         rows = read_dump(dump, len(_COLUMNS.split()))
         positions, velocities, forces = (self._box.back(rows[:, k : k + 3]) for k in (1, 4, 7))
-        atoms = self._atoms.copy()
+        atoms, held = self._atoms.copy(), held_atoms(self._atoms, None)
+        positions[held] = atoms.positions[held]  # where boxes are wrapped, LAMMPS's have a rounding
         atoms.positions = positions
         atoms.set_velocities(velocities / (1000.0 * ASE_FS))
         xx, yy, zz, xy, xz, yz = -np.array(pressures) / BAR_PER_EV_ANGSTROM3
@@ -121,13 +122,6 @@ class LammpsDynamics:
         """Nothing beyond the atoms: this run begins anew from them, as a resumed one does, so that both agree."""
         self._begin(self.snapshot().atoms)
         return EngineState()
-
-
-def _held(atoms: Atoms) -> np.ndarray:
-    held = np.zeros(len(atoms), dtype=bool)
-    for constraint in atoms.constraints:
-        held[constraint.get_indices()] = True
-    return held
 
 
 def _plugin() -> Path:
