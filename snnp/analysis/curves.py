@@ -36,7 +36,10 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure
 
-__all__ = ["Curves", "Environment", "Occurrence", "crystal_shells"]
+__all__ = [
+    *("Curves", "Environment", "Occurrence"),
+    *("all_groups", "angle_functions", "crystal_shells", "group_names"),
+]
 
 _N_POINTS = 400
 _N_BINS = 160
@@ -75,8 +78,8 @@ class Curves:
         # [Z, D] dE/dG of an atom of each element.
         species = torch.arange(model.config.n_elements, device=model.device)
         gradient = model.readout(typical.features.to(model.device, model.dtype), species)[1].double().cpu()
-        radial, shape = _all_groups(model.rho, distance), _all_groups(model.f, distance)
-        angular = _angle_functions(model, angle)
+        radial, shape = all_groups(model.rho, distance), all_groups(model.f, distance)
+        angular = angle_functions(model, angle)
         self.pair = _pair_energies(model, distance, (radial, shape, angular), gradient, typical.reach)
         self.three_body = _three_body(model, shape, angular, gradient, typical).numpy()
         self.worth = (gradient.abs() * model.readout.std.double().cpu()).mean(dim=0).numpy()
@@ -88,23 +91,23 @@ class Curves:
             shape, angular = shape / peak[None, :, None], angular * (mean[n_radial:] * peak**2)[None, :, None]
         self.distance, self.angle = distance.numpy(), angle.numpy()
         self.radial, self.shape, self.angular = radial.numpy(), shape.numpy(), angular.numpy()
-        self.groups, self.angle_groups = _group_names(model)
+        self.groups, self.angle_groups = group_names(model)
         usual = [model.elements[index] for index in typical.partner]
         self.triples = tuple(f"{w}–{symbol}–{w}" for symbol, w in zip(model.elements, usual, strict=True))
         self.embedding = _embedding(model)
 
 
-def _angle_functions(model: SplineNNP, angle: Tensor) -> Tensor:
+def angle_functions(model: SplineNNP, angle: Tensor) -> Tensor:
     """[H, T, m] of g as the evaluator sees it: the Legendre evaluator keeps only degrees up to L."""
     cosine = torch.cos(torch.deg2rad(angle))
     if model.config.angular.evaluator == "spline":
-        return _all_groups(model.g, cosine)
+        return all_groups(model.g, cosine)
     legendre = (model.g.coefficients() @ model.projection.T).detach().double().cpu().numpy()
     values = np.polynomial.legendre.legval(cosine.numpy(), np.moveaxis(legendre, -1, 0))
     return torch.from_numpy(values)
 
 
-def _group_names(model: SplineNNP) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def group_names(model: SplineNNP) -> tuple[tuple[str, ...], tuple[str, ...]]:
     elements, radial = model.elements, model.elements
     if model.config.n_groups("radial") == 1:
         radial = ("",)
@@ -127,7 +130,7 @@ def _pair_energies(
     """Pair energies [n] by pair of elements; without the first-order part where energies are not linear in features."""
     z, n_radial = model.config.n_elements, model.config.radial.n_filters
     radial, shape, angular = functions
-    phi = _all_groups(model.phi, distance) if model.phi is not None else None
+    phi = all_groups(model.phi, distance) if model.phi is not None else None
     mean = _mean_over_directions(angular)
     energies = {}
     for a, b in itertools.combinations_with_replacement(range(z), 2):
@@ -165,7 +168,7 @@ def _embedding(model: SplineNNP) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     lower, upper = min(grid.lower for grid in splines.grids), max(grid.upper for grid in splines.grids)
     x = torch.linspace(lower, upper, 200, dtype=torch.float64)
-    return x.numpy(), _all_groups(splines, x).numpy()
+    return x.numpy(), all_groups(splines, x).numpy()
 
 
 class Occurrence:
@@ -264,7 +267,7 @@ def _features_and_reach(
     moved = (row.to(device), j.to(device), vectors.to(device, model.dtype))
     geometry = model.geometry(moved, species.to(device), centre.to(device))
     group = model.radial_group.cpu()[species[centre[row]], species[j]]
-    values = _all_groups(model.f, lengths)[group, :, torch.arange(len(j))]
+    values = all_groups(model.f, lengths)[group, :, torch.arange(len(j))]
     sums = torch.zeros(len(centre), model.config.angular.n_filters, dtype=torch.float64)
     sums.index_add_(0, row, values * (lengths < model.config.angular_cutoff)[:, None])
     return model.features(geometry).double().cpu(), sums
@@ -289,7 +292,7 @@ def _crystal(symbol: str) -> Structure | None:
         return None
 
 
-def _all_groups(splines: SplineSet, x: Tensor) -> Tensor:
+def all_groups(splines: SplineSet, x: Tensor) -> Tensor:
     """[G, F, n] values of all groups of a `SplineSet`."""
     parameter = next(splines.parameters())
     n_groups, n_filters = parameter.shape[:2]

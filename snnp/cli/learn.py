@@ -85,6 +85,7 @@ def _print_comparison(report: dict[str, Any]) -> None:
     "train",
     "snnp train config.yaml --out runs/mine",
     "snnp train config.yaml --set optimiser.epochs=50 --set model.angular.n_filters=8 --out runs/small",
+    "snnp train few.yaml --from snnp-shared6 --freeze filters --out runs/few",
     "snnp train --resume runs/mine",
     after=(
         "A whole config.yaml (everything else has a default):",
@@ -100,6 +101,12 @@ def train_command(
     assignments: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="Change a key of the file; may be repeated."
     ),
+    begin_with: str | None = typer.Option(
+        None, "--from", metavar="MODEL", help="Go on from the weights of this model (the key start)."
+    ),
+    freeze: str | None = typer.Option(
+        None, metavar="filters|none", help="What of that model stays as it is (the key freeze); default: none."
+    ),
     out: Path | None = typer.Option(
         None, metavar="RUN", help="Folder of the run; default: runs/ and the name of CONFIG."
     ),
@@ -114,8 +121,12 @@ def train_command(
 
     if (config is None) == (resume is None):
         raise InputError("name one of CONFIG (a new run) and --resume RUN (an old one).")
+    given = {"start": begin_with, "freeze": freeze}
+    assignments = [*(assignments or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     if resume is not None and (assignments or out is not None or overwrite):
-        raise InputError("--resume continues a run as it was begun: leave --set, --out and --overwrite away.")
+        raise InputError(
+            "--resume continues a run as it was begun: leave --set, --from, --freeze, --out and --overwrite away."
+        )
     with progress_bar("training") as update:
 
         def report(now: Progress) -> None:
@@ -131,7 +142,7 @@ def train_command(
             else:
                 assert config is not None
                 folder = out or Path("runs") / config.stem
-                loaded = training.load_config(config, assignments or [])
+                loaded = training.load_config(config, assignments)
                 prepare_folder(folder)
                 refuse_inputs(folder / "config.yaml", [config])
                 result = training.train(loaded, folder, report, overwrite=overwrite)

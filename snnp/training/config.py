@@ -45,6 +45,8 @@ _SYNONYMS = {
     "data.train": "train_file train_set training training_data training_set dataset data_file n_train",
     "data.valid": "valid_file validation valid_fraction validation_fraction val val_file valid_set n_val valid_split",
     "dtype": "precision default_dtype",
+    "start": "from pretrained init_model finetune foundation_model restart restore",
+    "freeze": "frozen freeze_layers fix",
     "device": "gpu cuda accelerator",
     "loss.atomic_energy_weight": "w_atomic atomic_energies atom_ener atom_ener_weight start_pref_ae energies_weight",
     "loss.energy_weight": "w_energy energy energy_coeff energy_coefficient weight_energy energy_loss_weight",
@@ -224,7 +226,10 @@ class TrainConfig(_Config):
 
     That is: lower ends of filters and the repulsion of an s-NNP, the innermost sensitivity of a HIP-NN, the shifts of
     an ANI. The key `model.family` ("s-nnp", "hip-nn", "ani") chooses the family, and with it the other keys of `model`.
-    `start` names a model (a folder) whose form, E0 and weights training goes on from; `model` is then not looked at.
+    `start` names a model whose form, E0 and weights training goes on from; `model` is then not looked at. An s-NNP
+    whose filters all elements share, or of one element, learns elements that it never saw. Where labels have another
+    zero of energy, E0 follow it. `freeze`: "filters" leaves the curves of an s-NNP as they are and trains the readout
+    alone; elements that the data lack then stay as they were.
     """
 
     data: DataConfig
@@ -233,6 +238,7 @@ class TrainConfig(_Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     compression: CompressionConfig | None = CompressionConfig()
     start: str | None = None
+    freeze: Literal["none", "filters"] = "none"
     ranges: Literal["auto", "given"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
@@ -253,6 +259,8 @@ class TrainConfig(_Config):
     def _check(self) -> TrainConfig:
         if self.loss.hierarchicality_weight > 0.0 and not self.model.penalises:
             raise ValueError("loss.hierarchicality_weight is for model.family hip-nn only; leave it at 0")
+        if self.freeze != "none" and self.start is None:
+            raise ValueError("freeze keeps what a model has learned; name the model with start (--from MODEL)")
         return self
 
 

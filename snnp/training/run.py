@@ -25,7 +25,7 @@ from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
-from snnp.training.problem import Problem, begun, build_model, check_data, load_problem, resolve, standardise
+from snnp.training.problem import Problem, begin_from, build_model, check_data, load_problem, resolve, standardise
 from snnp.training.summary import REPORT_FILES, write_report
 
 __all__ = ["RunResult", "resume", "train"]
@@ -144,7 +144,7 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     if config.start is None:
         standardise(model, sample, len(train))
     else:
-        model.load_state_dict(begun(config).state_dict())
+        begin_from(model, config, sample, train)
     del sample  # which a stream does not need any more
     state = TrainState(model, make_optimiser(model, config.optimiser), _must_stay(config, problem))
     resumed = load_state(state, folder)
@@ -161,6 +161,8 @@ def _must_stay(config: TrainConfig, problem: Problem) -> dict[str, Any]:
     # Runs of earlier versions do not know of these.
     if not config.data.stream:
         del values["data"]["stream"]
+    if config.freeze == "none":
+        del values["freeze"]
     if not config.loss.teaches_atoms:
         values["loss"] = {key: value for key, value in values["loss"].items() if not key.startswith("atomic_energy")}
     return {**values, "reference_energies": problem.reference.energies}
