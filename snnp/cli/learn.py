@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 from pathlib import Path
@@ -118,11 +119,12 @@ def train_command(
 ) -> None:
     """Train a model on reference data, or continue a run that was interrupted."""
     from snnp import training
+    from snnp.hub import resolve
 
     if (config is None) == (resume is None):
         raise InputError("name one of CONFIG (a new run) and --resume RUN (an old one).")
-    given = {"start": begin_with, "freeze": freeze}
-    assignments = [*(assignments or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    given = {"start": begin_with and resolve(begin_with).pinned, "freeze": freeze}
+    assignments = [*(assignments or []), *(f"{key}={json.dumps(each)}" for key, each in given.items() if each)]
     if resume is not None and (assignments or out is not None or overwrite):
         raise InputError(
             "--resume continues a run as it was begun: leave --set, --from, --freeze, --out and --overwrite away."

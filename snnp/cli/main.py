@@ -100,7 +100,8 @@ def _give_up(message: str, code: int, debug: bool) -> NoReturn:
     sys.exit(code)
 
 
-_HELP_ORDER = "ls info pull mirror convert describe train distill evaluate energy md relax ipi export plot benchmark"
+_HELP_ORDER = "ls info pull mirror convert describe train distill evaluate energy md relax ipi"
+_HELP_ORDER += " export plot explain benchmark"
 app = typer.Typer(
     cls=_Commands,
     name="snnp",

@@ -90,6 +90,7 @@ _COMMANDS = {
     "distill": "distil teach student compress",
     "doctor": "check validate lint diagnose",
     "energy": "predict single_point singlepoint sp eval compute forces calculate infer",
+    "explain": "interpret understand importance prune",
     "evaluate": "test validate compare score errors",
     "info": "show about details",
     "ipi": "i-pi socket driver",

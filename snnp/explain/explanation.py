@@ -32,7 +32,7 @@ from snnp.explain.other_pictures import (
 from snnp.explain.pruning import Errors, Removal, eliminate, filter_name, measured, pruned
 from snnp.explain.two_models import agreement, change_picture, changed_filters, pair_picture
 from snnp.files import write_atomically
-from snnp.hub import load_pinned
+from snnp.hub import load_model
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import save_model
 from snnp.report import Figure, Finding, Report, Table, jsonable
@@ -112,8 +112,8 @@ def explain(
     began = time.monotonic()
     if prune is not None and other is not None:
         raise InputError("--prune makes a smaller model of one model; leave the second away.")
-    loaded = [load_pinned(name, dtype="float64") for name in (model, *([] if other is None else [other]))]
-    models = [(name, spline_model(each, name)) for each, name in loaded]
+    loaded = [load_model(name, dtype="float64") for name in (model, *([] if other is None else [other]))]
+    models = [(each.name, spline_model(each, each.name)) for each in loaded]
     if len(models) == 2 and models[0][0] == models[1][0]:
         raise InputError(f"{models[0][0]} was named twice; name two models to see them side by side.")
     n_filters = models[0][1].config.n_features
@@ -122,7 +122,7 @@ def explain(
     if prune is not None and models[0][1].readout.embedding is not None:
         raise InputError("--prune refits a network or a linear readout; this model embeds its features in splines.")
     progress("reading", 0, 1)
-    material = material_for(loaded[0][0], data)
+    material = material_for(loaded[0], data)
     frames = _of_all(material.frames, [each for _, each in models])
     material = Material(frames, material.origin, material.labelled, material.sources)
     shown, said = _shown(material, models[0][1], structure)
@@ -134,7 +134,7 @@ def explain(
     if prune is None:
         return _finished(found, time.monotonic() - began, None)
     progress("pruning", 0, 1)
-    dtype = load_pinned(model)[0].dtype
+    dtype = load_model(model).dtype
     smaller, table = _smaller(subjects[0], prune, dtype)
     return _finished(found, time.monotonic() - began, (smaller, table))
 
@@ -449,8 +449,8 @@ def _finished(
             rows[name] for name in ("filters", "energy MAE (meV/atom)", "force MAE (eV/Å)")
         )
         said = (
-            f"Pruned from {filters} to {kept} filters without training: {energy:.3g} → {left:.3g} meV/atom, "
-            f"{force:.3g} → {less:.3g} eV/Å. A short training makes it better: snnp train CONFIG --from the pruned model."
+            f"Pruned from {filters} to {kept} filters, no training: {energy:.3g} → {left:.3g} meV/atom, "
+            f"{force:.3g} → {less:.3g} eV/Å. A short training makes it better: snnp train CONFIG --from it."
         )
         findings = (Finding("pruned", "note", said), *findings)
     answer = findings[0].message

@@ -61,8 +61,8 @@ def parts_picture(parts: Mapping[str, Mapping[str, Array]], symbols: Sequence[st
         plain_ticks(panel.yaxis)
     tidy(*panels)
     caption = (
-        "How much each part of the energy varies from atom to atom; where parts cancel, all together vary less. Pair and "
-        "three-body parts are to first order in the features; the network is what bends."
+        "How much each part of the energy varies from atom to atom; where parts cancel, all together vary less. Pair "
+        "and three-body parts are to first order in the features; the network is what bends."
     )
     return Figure("Parts of the energy", caption, png(figure))
 

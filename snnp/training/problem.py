@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from snnp.data import (
     Dataset,
@@ -28,26 +29,22 @@ from snnp.data import (
 from snnp.data.consistency import by_file, suspicions
 from snnp.data.read import as_dataset
 from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
-from snnp.errors import ConfigError, DataError, InputError
-from snnp.hub import load_model
-from snnp.models.config import FamilyConfig
+from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
-from snnp.models.spline.model import SplineNNP
-from snnp.models.spline.more_elements import rescale_readout, with_elements
 from snnp.training.batches import Batches, Inside
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
+from snnp.training.transfer import Start
 
 __all__ = [
-    *("Problem", "atomic_zeros", "begin_from", "build_model", "check_data", "load_problem", "resolve"),
+    *("Problem", "atomic_zeros", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve"),
     "standardise",
 ]
 
 
 _SAMPLE_ATOMS = 100_000
 """Of a stream: E0, elements, ranges, checks, compressed structures, the scale of features come from a sample of it."""
-_TELLING_FRAMES, _LEAST_SHIFT = 64, 0.02  # which tell whether labels have the zero of a model, and eV/atom
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ def load_problem(
         isolated = atoms.take(_made_of(atoms, split.train.elements))
     reference = fit_reference_energies(split.train, isolated)
     if config.start is not None:
-        reference = _zeros_of(begun(config, split.train.elements), config, split.train, reference)
+        reference = begun(config, split.train.elements).zeros(split.train, reference)
     zeros = atomic_zeros(split.train, reference.energies)
     if config.loss.teaches_atoms and not zeros:
         raise ConfigError(
@@ -274,7 +271,7 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     """
     found = problem.split.train.elements
     if config.start is not None:
-        config = config.model_copy(update={"model": begun(config, found).config, "ranges": "given"})
+        config = config.model_copy(update={"model": begun(config, found).model.config, "ranges": "given"})
     elements = config.model.elements or found
     _refuse_missing(found, elements, "model.elements")
     model = config.model.model_copy(update={"elements": elements})
@@ -290,58 +287,10 @@ def _refuse_missing(found: Collection[str], elements: Collection[str], whose: st
         raise ConfigError(f"{whose} lacks {', '.join(missing)}, which the training data hold.")
 
 
-def begun(config: TrainConfig, elements: Sequence[str]) -> Potential:
-    """The model that training goes on from, in float64, for the elements that the data hold.
-
-    New elements join those that it knows if filters are frozen, and else replace them, as these would be spoilt.
-
-    Raises:
-        ConfigError: if it is an ensemble, lacks elements that it cannot learn, or has no filters to freeze.
-        ModelError: if it cannot be read.
-    """
+def begun(config: TrainConfig, elements: Sequence[str]) -> Start:
+    """What training goes on from, for data of these elements; the errors are those of `Start`."""
     assert config.start is not None
-    model = load_model(_expand(config.start), dtype="float64")
-    if not isinstance(model.config, FamilyConfig):
-        raise ConfigError(f"start: {config.start} is an ensemble; name one model.")
-    if config.freeze == "filters" and not isinstance(model, SplineNNP):
-        raise ConfigError(
-            f"freeze: {config.start} is a {type(model).__name__}, a model without filters; use freeze: none, or start "
-            "from an s-NNP."
-        )
-    if not isinstance(model, SplineNNP):
-        _refuse_missing(elements, model.elements, f"start: {config.start} (a {type(model).__name__})")
-    elif missing := [symbol for symbol in elements if symbol not in model.elements]:
-        kept = model.elements if config.freeze == "filters" and model.config.filters == "shared" else ()
-        try:
-            return with_elements(model, [*kept, *(missing if kept else elements)], config.seed)
-        except InputError as error:
-            raise ConfigError(f"start: {config.start} lacks {', '.join(missing)}: {error}") from None
-    return model
-
-
-def _zeros_of(model: Potential, config: TrainConfig, frames: Frames, fitted: ReferenceEnergies) -> ReferenceEnergies:
-    """E0 of a model that training goes on from: its own, moved where labels have another zero; new ones are fitted."""
-    energies, e0 = model.reference_energies, fitted.energies
-    known = load_model(_expand(str(config.start)), dtype="float64")
-    stated = known.metadata.get("reference_energies_from", {})
-    origin = {symbol: stated.get(symbol, f"as in {config.start}") for symbol in energies}
-    new = [symbol for symbol in e0 if symbol not in known.elements]
-    # Energies of atoms alone may come from another method; least squares are no energies of atoms, and stay.
-    alone = [s for s, how in fitted.provenance.items() if how == FROM_ISOLATED_ATOMS and s in known.isolated_atoms]
-    telling = np.flatnonzero(frames.has_energy & _made_of(frames, known.elements) & ~are_isolated_atoms(frames))
-    if len(telling):
-        some = frames.take(telling[:: -(-len(telling) // _TELLING_FRAMES)])
-        rest = (some.energy - known.compute(some.structure(), forces=False).energy.cpu().numpy()) / some.counts
-        content = some.composition() / some.counts[:, None]
-        shift, *_ = np.linalg.lstsq(content, rest, rcond=1e-8)
-        # Labels of the same zero are off by what the model has not learned, and not all to the same side.
-        if np.std(rest - content @ shift) < 0.5 * np.sqrt(np.mean(rest**2)) and np.abs(shift).max() > _LEAST_SHIFT:
-            offsets = dict(zip(known.elements, known.energy_offsets().tolist(), strict=True))
-            moved = {s: round(offsets[s] + each, 6) for s, each in zip(some.elements, shift.tolist(), strict=True)}
-            energies |= moved
-            origin |= dict.fromkeys(moved, f"that of {config.start}, moved to the zero of the labels")
-    energies |= {symbol: e0[symbol] for symbol in (*new, *alone)}
-    return ReferenceEnergies(energies, origin | {symbol: fitted.provenance[symbol] for symbol in (*new, *alone)})
+    return Start(_expand(config.start), elements, config.freeze == "filters", config.seed)
 
 
 def _lowest_energy(problem: Problem) -> float:
@@ -372,33 +321,14 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
 
 
 @torch.no_grad()
-def begin_from(model: Potential, config: TrainConfig, data: Batches, frames: Frames) -> None:
-    """Fill in what the model has learned that training goes on from, and leave out of it what is frozen.
-
-    Arguments:
-        model: in the type and on the device of the training. data: the training set, whose `frames` come first.
-    """
-    model.load_state_dict((origin := begun(config, frames.elements)).state_dict())
-    known = load_model(_expand(str(config.start))).elements
-    if isinstance(model, SplineNNP) and (new := [symbol for symbol in origin.elements if symbol not in known]):
-        features = _all_features(model, data, len(frames))
-        species = torch.from_numpy(frames.numbers.astype(np.int64))
-        species = model.species_of_number.cpu()[species]
-        for element in map(model.elements.index, new):
-            rescale_readout(model, element, features[(species == element).to(features.device)])
-    if config.freeze == "filters":
-        assert isinstance(model, SplineNNP)
-        for splines in (model.rho, model.f, model.g):
-            splines.free.requires_grad_(False)
-
-
-def _all_features(model: Potential, data: Batches, n_frames: int) -> Tensor:
-    """[N, D] of the atoms of the first frames."""
-    chunks = (data.batch(np.arange(k, min(k + 16, n_frames))) for k in range(0, n_frames, 16))
-    return torch.cat([data.backend.features(model, chunk) for chunk in chunks])
+def standardise(model: Potential, data: Batches, n_frames: int | None = None) -> None:
+    """Fit a model to the features of the training set, which are the first `n_frames` of the data (all by default)."""
+    model.standardise(lambda: features_of(model, data, n_frames))
 
 
 @torch.no_grad()
-def standardise(model: Potential, data: Batches, n_frames: int | None = None) -> None:
-    """Fit a model to the features of the training set, which are the first `n_frames` of the data (all by default)."""
-    model.standardise(lambda: _all_features(model, data, data.n_frames if n_frames is None else n_frames))
+def features_of(model: Potential, data: Batches, n_frames: int | None = None) -> Tensor:
+    """[N, D] of the atoms of the first `n_frames` (all by default)."""
+    frames = np.arange(data.n_frames if n_frames is None else n_frames)
+    chunks = [frames[k : k + 16] for k in range(0, len(frames), 16)]
+    return torch.cat([data.backend.features(model, data.batch(chunk)) for chunk in chunks])

@@ -6,6 +6,7 @@ import copy
 import resource
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
 from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
-from snnp.training.problem import Problem, begin_from, build_model, check_data, load_problem, resolve, standardise
+from snnp.training.problem import (
+    Problem,
+    begun,
+    build_model,
+    check_data,
+    features_of,
+    load_problem,
+    resolve,
+    standardise,
+)
 from snnp.training.summary import REPORT_FILES, write_report
 
 __all__ = ["RunResult", "resume", "train"]
@@ -144,7 +154,7 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     if config.start is None:
         standardise(model, sample, len(train))
     else:
-        begin_from(model, config, sample, train)
+        begun(config, train.elements).fill(model, partial(features_of, model, sample, len(train)), train)
     del sample  # which a stream does not need any more
     state = TrainState(model, make_optimiser(model, config.optimiser), _must_stay(config, problem))
     resumed = load_state(state, folder)
