@@ -126,9 +126,7 @@ def train_command(
     given = {"start": begin_with and resolve(begin_with).pinned, "freeze": freeze}
     assignments = [*(assignments or []), *(f"{key}={json.dumps(each)}" for key, each in given.items() if each)]
     if resume is not None and (assignments or out is not None or overwrite):
-        raise InputError(
-            "--resume continues a run as it was begun: leave --set, --from, --freeze, --out and --overwrite away."
-        )
+        raise InputError("--resume continues a run as it was begun: only --json goes with it.")
     with progress_bar("training") as update:
 
         def report(now: Progress) -> None:
