@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,9 @@ from snnp.errors import InputError
 __all__ = ["discover_app"]
 
 discover_app = group(
-    "The few variables behind many images or curves.", "snnp discover images micrographs --out runs/micrographs"
+    "The few variables behind many images or curves.",
+    "snnp discover images micrographs --out runs/micrographs",
+    "snnp discover curves rdf.csv --out runs/rdf",
 )
 
 
@@ -73,3 +76,64 @@ def images_command(
             "written to": ", ".join(map(str, files.values())),
         }
     )
+
+
+@command(
+    "curves",
+    "snnp discover curves rdf.csv --parameters temperature density --out runs/found",
+    "snnp discover curves spectra.npz --where B=0 --parameters T_K,n_up --formulas 5 --out runs/found",
+    after=("CSV: one row for each curve; columns whose name is a number are its points, the others are parameters.",),
+    of=discover_app,
+)
+def curves_command(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Curves at the same points: .csv, or .npz with the array curves.")
+    ],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the report and pictures.")] = Path("runs/curves"),
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="What to compare variables with; default: every column that is known."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LOW:HIGH", help="Only curves with this parameter in this range; may be repeated."),
+    ] = None,
+    scale: Annotated[
+        Literal["none", "max", "area"], typer.Option(help="Divide every curve by its largest value, or by its area.")
+    ] = "none",
+    latents: Annotated[int, typer.Option(metavar="N", help="Variables that may be used.")] = 10,
+    beta: Annotated[
+        float, typer.Option(metavar="X", help="What a nat costs; larger: fewer variables, coarser curves.")
+    ] = 0.02,
+    epochs: Annotated[int, typer.Option(metavar="N", help="How often all curves are seen.")] = 400,
+    formulas: Annotated[int, typer.Option(metavar="N", help="Searches of a formula for each variable.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, order and noise.")] = 0,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find the variables behind a family of curves, what they do, and which parameters they follow."""
+    from snnp.discovery.autoencoder import VAESettings
+    from snnp.discovery.curve_family import discover_curves, read_family
+    from snnp.discovery.latent_pictures import write_report
+
+    set_threads(threads)
+    start = time.perf_counter()
+    settings = VAESettings(latents, beta, epochs, seed=seed)
+    names = [part for text in [*(parameters or []), *(more or [])] for part in text.replace(",", " ").split()]
+    family = read_family(file).where(where or []).scaled(scale)
+    family = family.only(names) if names else family
+    prepare_output(out / "report.html", overwrite=overwrite, inputs=[file])
+    with console.progress_bar("learning curves", epochs) as update:
+        found = discover_curves(family, settings, formulas, lambda epoch, loss: update(epoch, note=f"loss {loss:.3g}"))
+    report = write_report(found, out, time.perf_counter() - start)
+    for finding in report.findings:
+        console.warn(str(finding))
+    if as_json:
+        console.print_json(report.json())
+        return
+    for table in report.tables[:-1]:
+        console.print_table(list(table.columns), [list(row) for row in table.rows], title=f"{table.title}\n")
+    console.print_pairs({"answer": report.answer, "report": str(out / "report.html")})
+    console.say("Variables that follow nothing that is known may be what is worth looking at: see traversals.png.")
