@@ -118,8 +118,8 @@ app = typer.Typer(
 )
 app.add_typer(exchange.publish_app, name="publish")
 app.add_typer(checkup.doctor_app, name="doctor")
-app.add_typer(discover.discover_app, name="discover")
 app.add_typer(exchange.import_app, name="import")
+app.add_typer(discover.discover_app, name="discover")
 for _entry in entry_points(group="snnp.commands"):  # those of plugins, which nothing here may import
     app.add_typer(_entry.load(), name=_entry.name)
 for _name in sorted(COMMANDS, key=_HELP_ORDER.split().index):

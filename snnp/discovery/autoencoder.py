@@ -32,7 +32,7 @@ class VAESettings:
 
     Arguments:
         latents: variables offered. beta: what a nat of KL costs, in variances of the curves. epochs: times through all.
-        ramp: share of the epochs in which β rises. batch: curves in a step. rate: of Adam at first, then a cosine.
+        ramp: share of the epochs in which β rises. batch: curves in a step, fewer where there are few. rate: of Adam at first, then a cosine.
         seed: of weights, order and noise.
     """
 
@@ -167,7 +167,7 @@ def _train(
     settings: VAESettings,
     report: Callable[[int, float], None] | None,
 ) -> None:
-    batch = min(settings.batch, len(curves))
+    batch = min(settings.batch, max(4, len(curves) // 8))  # few curves need as many steps
     steps = len(curves) // batch  # what is left over is another epoch's: the order is drawn anew
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * steps)
