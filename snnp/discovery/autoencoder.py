@@ -32,8 +32,8 @@ class VAESettings:
 
     Arguments:
         latents: variables offered. beta: what a nat of KL costs, in variances of the curves. epochs: times through all.
-        ramp: share of the epochs in which β rises. batch: curves in a step, fewer where there are few. rate: of Adam at first, then a cosine.
-        seed: of weights, order and noise.
+        ramp: share of the epochs in which β rises. batch: curves in a step, fewer where there are few. rate: of Adam
+            at first, then a cosine. seed: of weights, order and noise.
     """
 
     latents: int = 10

@@ -262,12 +262,14 @@ def discover_curves(
     settings: VAESettings | None = None,
     formulas: int = 0,
     report: Callable[[int, float], None] | None = None,
+    held_out: np.ndarray | None = None,
 ) -> Discovery:
     """Find what lies behind curves.
 
     Arguments:
         settings: of the autoencoder. formulas: how often to search a formula of the parameters for each active
-            variable, with seeds 0, 1, ... report: called with the epoch and the loss.
+            variable, with seeds 0, 1, ... report: called with the epoch and the loss. held_out: indices of curves
+            that are not learned; default: a tenth, drawn at random, of sixty curves or more.
 
     Raises:
         InputError: as `train_autoencoder` and `find_formula` do.
@@ -275,7 +277,8 @@ def discover_curves(
     settings = settings or VAESettings()
     n = len(family.curves)
     order = np.random.default_rng(settings.seed).permutation(n)
-    held_out = np.sort(order[: int(_HELD_OUT * n)]) if n >= _LEAST_TO_HOLD_OUT else np.zeros(0, dtype=int)
+    if held_out is None:
+        held_out = np.sort(order[: int(_HELD_OUT * n) if n >= _LEAST_TO_HOLD_OUT else 0])
     learned = np.setdiff1d(np.arange(n), held_out)
     model = train_autoencoder(family.curves[learned], settings, report)
     encoded = model.encode(family.curves)
