@@ -19,8 +19,9 @@ from ase.md.verlet import VelocityVerlet
 
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
+from timings.without_kernels import switched_off
+
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import switched_off
 from snnp.kernels.gpu import call as gpu
 from snnp.kernels.gpu.call import GpuKernel, supports
 from snnp.kernels.gpu.dynamics import Clock, GpuDynamics, Integrator, System

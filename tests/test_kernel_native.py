@@ -12,8 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from timings.without_kernels import switched_off
 
-from snnp.kernels.cpu.library import LIBRARY_FILE, MAX_DEGREE, library, switched_off
+from snnp.kernels.cpu.library import LIBRARY_FILE, MAX_DEGREE, library
 
 NATIVE = Path(__file__).parent / "native"
 

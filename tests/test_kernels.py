@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from timings.without_kernels import switched_off
 
 from snnp import Structure, load_model
 from snnp.errors import InputError
@@ -33,7 +34,6 @@ from snnp.kernels.cpu.library import (
     instruction_set,
     library,
     pack_parameters,
-    switched_off,
 )
 from snnp.models.config import RepulsionConfig
 from snnp.models.session import Session
@@ -156,7 +156,7 @@ def test_library_for_other_machines_counts_as_absent(tmp_path: Path, monkeypatch
     monkeypatch.setattr(build, "_targets", lambda compiler, own: ())
     monkeypatch.setattr(library_module, "LIBRARY_FILE", build.build(tmp_path / "lib" / "libsnnp_kernels.so"))
     assert library_module.LIBRARY_FILE.is_file()
-    assert library_module._loaded.__wrapped__() is None
+    assert library_module.library.__wrapped__() is None
 
 
 @needs_library

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save
 from snnp.errors import InputError, ModelFileError
 from snnp.files import write_atomically
 from snnp.models import Potential, SplineNNP, SplineNNPConfig, list_models, load_model, save_model
+from snnp.models.formats import FORMAT_VERSION
 from snnp.models.spline import special_cases
-from snnp.models.store import FORMAT_VERSION, dump_model, fingerprint, parse_model
+from snnp.models.store import dump_model, fingerprint, parse_model
 from snnp.structure import Structure
 
 CONFIG = special_cases.s_nnp(("Si", "C"), n_radial=2, n_angular=2, cutoff=4.0, hidden=(4,))

@@ -20,11 +20,12 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError, PropertyNotPresent
+from timings.without_kernels import switched_off
 
 from snnp import load_model
 from snnp.errors import InputError
 from snnp.kernels.cpu.call import ListKeeper
-from snnp.kernels.cpu.library import library, switched_off
+from snnp.kernels.cpu.library import library
 from snnp.models import ANI, HIPNN, ANIConfig, Ensemble, HIPNNConfig, Potential, SplineNNP
 from snnp.models.session import Session
 from snnp.models.spline import special_cases

@@ -13,11 +13,12 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from timings.without_kernels import switched_off
 
 from snnp import Structure
 from snnp.data import Frame
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import MAX_LAYERS, instruction_set, library, switched_off
+from snnp.kernels.cpu.library import MAX_LAYERS, instruction_set, library
 from snnp.models.config import RepulsionConfig
 from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP

@@ -15,27 +15,14 @@ from safetensors.torch import save
 
 from snnp.errors import InputError, ModelFileError, near_matches
 from snnp.files import bundled_folders, write_atomically
+from snnp.models import formats
 from snnp.models.config import TensorShape
 from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.families import FAMILIES, family_of
-from snnp.models.formats import (
-    CONFIG_FILE,
-    FORMAT,
-    FORMAT_VERSION,
-    UNITS,
-    WEIGHTS_FILE,
-    check_numbers,
-    check_statements,
-    first_fault,
-    read_bounded,
-    read_description,
-    read_text,
-    read_weights,
-)
 from snnp.models.potential import Potential
 
 __all__ = [
-    *("FORMAT_VERSION", "LARGEST_ENERGY", "as_dtype", "dump_model", "fingerprint", "list_models", "load_model"),
+    *("LARGEST_ENERGY", "as_dtype", "dump_model", "fingerprint", "list_models", "load_model"),
     *("model_folder", "parse_model", "save_model", "usable_device"),
 ]
 
@@ -96,8 +83,8 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         raise InputError(f"models of class {name} cannot be saved; {known}, Ensemble can.")
     weights = _weights_of(model)
     description = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": formats.FORMAT,
+        "format_version": formats.FORMAT_VERSION,
         "class": name,
         "elements": list(model.elements),
         "cutoff": model.cutoff,
@@ -105,7 +92,7 @@ def dump_model(model: Potential) -> tuple[str, bytes]:
         "reference_energies": model.reference_energies,
         "isolated_atoms": list(model.isolated_atoms),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "units": UNITS,
+        "units": formats.UNITS,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "metadata": model.metadata,
     }
@@ -132,40 +119,40 @@ def save_model(model: Potential, folder: str | Path) -> Path:
     text, weights = dump_model(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS_FILE, weights)
-    write_atomically(folder / CONFIG_FILE, text.encode())
+    write_atomically(folder / formats.WEIGHTS_FILE, weights)
+    write_atomically(folder / formats.CONFIG_FILE, text.encode())
     return folder
 
 
 def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
     """Build a model from the two files of its folder; a `ModelFileError` names the file and what is wrong with it."""
-    description = read_description(text, where)
-    file = f"{where}/{WEIGHTS_FILE}"
+    description = formats.read_description(text, where)
+    file = f"{where}/{formats.WEIGHTS_FILE}"
     if not weights:
         raise ModelFileError(f"{file} is empty; fetch or save the model again.")
     digest = hashlib.sha256(weights).hexdigest()
     if digest != description.get("weights_sha256"):
         raise ModelFileError(
-            f"{file} is damaged: its sha256 is {digest[:12]}…, {CONFIG_FILE} expects "
+            f"{file} is damaged: its sha256 is {digest[:12]}…, {formats.CONFIG_FILE} expects "
             f"{str(description.get('weights_sha256'))[:12]}…; fetch or save the model again."
         )
     try:
         if (said := description["dtype"]) not in ("float32", "float64"):
-            raise InputError(f"dtype must be float32 or float64, {CONFIG_FILE} says {said!r}")
+            raise InputError(f"dtype must be float32 or float64, {formats.CONFIG_FILE} says {said!r}")
         dtype = getattr(torch, said)
         parts = (description.get(key) for key in ("class", "config", "reference_energies", "isolated_atoms"))
         tensors, build = _plan(*parts)
-        state = read_weights(weights, file, tensors, dtype)
+        state = formats.read_weights(weights, file, tensors, dtype)
         # Only now, when every size in the configuration is borne out by weights that are there, a model is made.
         model = build()
         model.to(dtype)
         model.load_state_dict(state)
-        check_statements(description, model)
+        formats.check_statements(description, model)
     except ModelFileError:
         raise
     except ValidationError as error:
-        key, reason = first_fault(error)
-        raise ModelFileError(f"{where}/{CONFIG_FILE}: config key {key!r}: {reason}.") from None
+        key, reason = formats.first_fault(error)
+        raise ModelFileError(f"{where}/{formats.CONFIG_FILE}: config key {key!r}: {reason}.") from None
     except _MISFITS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelFileError(f"{where} does not hold a working model ({reason}); fetch or save it again.") from None
@@ -175,7 +162,7 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
 
 
 def _bundled() -> dict[str, Path]:
-    return bundled_folders("model_zoo", CONFIG_FILE)
+    return bundled_folders("model_zoo", formats.CONFIG_FILE)
 
 
 def list_models() -> list[str]:
@@ -189,14 +176,14 @@ def model_folder(name_or_path: str | Path) -> Path:
     if str(name_or_path) in bundled:
         return bundled[str(name_or_path)]
     path = Path(name_or_path)
-    if path.is_file() and path.name == CONFIG_FILE:
+    if path.is_file() and path.name == formats.CONFIG_FILE:
         path = path.parent
     for candidate in (path, path / "best"):
-        if (candidate / CONFIG_FILE).is_file():
+        if (candidate / formats.CONFIG_FILE).is_file():
             return candidate
     if path.is_dir():
         raise ModelFileError(
-            f"{path} holds no {CONFIG_FILE}; give a model folder or a run folder written by snnp train."
+            f"{path} holds no {formats.CONFIG_FILE}; give a model folder or a run folder written by snnp train."
         )
     hint = near_matches(str(name_or_path), bundled) or f" Bundled models: {', '.join(sorted(bundled)) or 'none'}."
     raise ModelFileError(f"there is no model named {str(name_or_path)!r} and no folder of that name.{hint}")
@@ -233,10 +220,10 @@ def load_model(
         model = source
     else:
         folder = model_folder(source)
-        text = read_text(folder / CONFIG_FILE, _MOST_CONFIG, "fetch or save the model again")
-        model = parse_model(text, read_bounded(folder / WEIGHTS_FILE, _MOST_WEIGHTS), str(folder))
+        text = formats.read_text(folder / formats.CONFIG_FILE, _MOST_CONFIG, "fetch or save the model again")
+        model = parse_model(text, formats.read_bounded(folder / formats.WEIGHTS_FILE, _MOST_WEIGHTS), str(folder))
     if dtype not in (None, model.dtype) or (device is not None and device != model.device):
         # A copy: the caller's model stays as it is.
         model = copy.deepcopy(model).to(dtype=dtype, device=device)
-        check_numbers(model.state_dict(), str(source if isinstance(source, str | Path) else "the model"))
+        formats.check_numbers(model.state_dict(), str(source if isinstance(source, str | Path) else "the model"))
     return model

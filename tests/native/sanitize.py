@@ -19,10 +19,12 @@ import numpy as np
 import torch
 
 from snnp.kernels.build import build, library_name
-from snnp.kernels.cpu.library import library, switched_off
+from snnp.kernels.cpu.library import library
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[2] / "docs" / "measure"))
 from cases import Case, build_driver, random_case, run_driver, write_case
+from timings.without_kernels import switched_off
 from training import read_results, write_training_case
 
 __all__ = ["KINDS", "check", "check_training", "expected", "sanitized_driver"]

@@ -13,9 +13,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from timings.without_kernels import switched_off
 
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import switched_off
 from snnp.models import (
     ANI,
     HIPNN,

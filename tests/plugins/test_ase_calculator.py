@@ -18,9 +18,9 @@ from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.phonons import Phonons
+from timings.without_kernels import switched_off
 
 from snnp.errors import InputError, ModelFileError, UnknownElementError
-from snnp.kernels.cpu.library import switched_off
 from snnp.models.config import RepulsionConfig
 from snnp.models.spline.config import AngularConfig, RadialConfig, SplineNNPConfig
 from snnp.models.spline.model import SplineNNP

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
+from without_kernels import switched_off
 
 from snnp import load_model
 from snnp.data import read_frames
-from snnp.kernels.cpu.library import instruction_set, switched_off
+from snnp.kernels.cpu.library import instruction_set
 from snnp.models.session import Session
 from snnp.models.spline.model import SplineNNP
 from snnp.sampling import MDSettings, starting_point

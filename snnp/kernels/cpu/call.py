@@ -11,16 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import (
-    MAX_DEGREE,
-    MAX_LAYERS,
-    Pairs,
-    Report,
-    System,
-    addresses,
-    library,
-    status_message,
-)
+from snnp.kernels.cpu.library import MAX_DEGREE, MAX_LAYERS, Pairs, Report, System, addresses, library, status_message
 from snnp.kernels.parameters import SplineParameters
 from snnp.neighbours import find_pairs
 from snnp.structure import Structure

@@ -8,8 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from snnp.kernels.build import library_name
 from snnp.kernels.parameters import ReadoutParameters, SplineParameters, SplineTable
 from snnp.units import COULOMB_EV_ANGSTROM
 
-__all__ = ["LIBRARY_FILE", "SWITCH", "TARGETS", "instruction_set", "library", "pack_parameters", "switched_off"]
+__all__ = ["LIBRARY_FILE", "SWITCH", "TARGETS", "instruction_set", "library", "pack_parameters"]
 
 LIBRARY_FILE = Path(__file__).parents[1] / "lib" / library_name()
 SWITCH = "SNNP_KERNELS"
@@ -92,30 +90,12 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.snnp_largest_move.restype = _double
 
 
-_switched_off = False
-
-
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Within this block the library counts as absent, for all threads: to compare with torch, in tests and timings."""
-    global _switched_off
-    before, _switched_off = _switched_off, True
-    try:
-        yield
-    finally:
-        _switched_off = before
-
-
+@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The library, or None where it was not built, does not fit this machine, or is switched off.
 
     `InputError` if the environment variable SNNP_KERNELS names something unknown.
     """
-    return None if _switched_off else _loaded()
-
-
-@lru_cache(maxsize=1)
-def _loaded() -> ctypes.CDLL | None:
     wanted = os.environ.get(SWITCH, "")
     if wanted == "off" or not LIBRARY_FILE.is_file():
         return None

@@ -69,13 +69,7 @@ def _evaluate(inputs: tuple[Tensor, ...], weights: Tensor | None) -> tuple[Tenso
 
 @torch.library.custom_op("snnp::spline_nnp", mutates_args=(), device_types="cpu")
 def spline_nnp(
-    packed: Tensor,
-    positions: Tensor,
-    species: Tensor,
-    first: Tensor,
-    neighbour: Tensor,
-    image: Tensor,
-    images: Tensor,
+    packed: Tensor, positions: Tensor, species: Tensor, first: Tensor, neighbour: Tensor, image: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Energies [N] eV (with E0), forces [N, 3] eV/Å, and virial sum r (x) dE/dr [3, 3] eV; float64.
 
