@@ -18,11 +18,12 @@ from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
 from ase.optimize import FIRE
+from timings.without_kernels import switched_off
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
 from snnp.errors import ConfigError, InputError
-from snnp.kernels.cpu.library import library, switched_off
+from snnp.kernels.cpu.library import library
 from snnp.models import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.neighbours import neighbour_list

@@ -273,7 +273,7 @@ FORKS = """
 import multiprocessing, sys
 import numpy as np, torch
 torch.set_num_threads(2)
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from test_threads import FRAMES, MODELS, SNNPCalculator, Session, Structure, bulk
 
 big = bulk("Si", cubic=True) * (3, 3, 2)  # enough for two threads, of torch and of the kernels
@@ -307,7 +307,8 @@ print("the same")
 def test_forked_processes_compute() -> None:
     """Every family, inherited and new, with one thread and two, after torch and the kernels have used theirs."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", FORKS, os.path.dirname(__file__)]
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", FORKS, here, os.path.join(here, "..", "docs", "measure")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[-2] == "the same"
