@@ -1,0 +1,134 @@
+"""How long `snnp-organic` holds molecules and liquids together: Langevin dynamics, a run ends when a bond breaks.
+
+python docs/measure/studies/organic_stability.py    # what is missing, then the table
+
+50 molecules of the NCI list that comes with RDKit, none of which was sampled for the model, at 500 K, and two liquids
+at 300 K. What ends a run: `broken_bonds.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.optimize import FIRE
+from broken_bonds import survive
+from pages import between_marks, provenance
+from scipy.spatial.transform import Rotation
+
+from snnp.distillation.molecules import graph_key, read_molecules
+from snnp.errors import InputError
+from snnp.files import write_atomically
+from snnp.models import load_model
+from snnp.models.potential import Potential
+from snnp.sampling import MDSettings
+from snnp_ase import SNNPCalculator
+
+STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
+SAMPLED = Path(__file__).resolve().parents[3] / "model_zoo" / "snnp-organic" / "molecules.smi"
+
+MODEL, MOLECULES, PICOSECONDS, DT = "snnp-organic", 50, 100.0, 0.5  # fs
+HOT, WARM = 500.0, 300.0  # K
+HEAVY = (6, 18)  # atoms other than hydrogen
+LIQUIDS = {
+    "64 water": ({"O": 64}, 0.997),
+    "16 water, 8 methanol, 6 acetone, 6 acetonitrile": ({"O": 16, "CO": 8, "CC(C)=O": 6, "CC#N": 6}, 0.85),
+}
+"""Molecules by SMILES, and the density in g/cm³."""
+GRAMS = 1.66054  # g/cm³ per u/Å³
+
+
+def varied(number: int) -> list[tuple[str, Atoms]]:
+    """Neutral molecules of the elements of the model, in a fixed random order, without those that it has seen."""
+    from rdkit import Chem, RDConfig
+
+    known = {graph_key(atoms) for atoms in read_molecules([str(SAMPLED)])}
+    lines = [line.split()[0] for line in (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").open(encoding="utf-8")]
+    found: list[tuple[str, Atoms]] = []
+    for k in np.random.default_rng(0).permutation(len(lines)):
+        molecule = Chem.MolFromSmiles(lines[k])
+        if molecule is None or "." in lines[k] or not HEAVY[0] <= molecule.GetNumHeavyAtoms() <= HEAVY[1]:
+            continue
+        odd = (
+            a.GetAtomicNum() not in (1, 6, 7, 8, 9, 16, 17) or a.GetNumRadicalElectrons() for a in molecule.GetAtoms()
+        )
+        if any(odd) or any(atom.GetFormalCharge() for atom in molecule.GetAtoms()):
+            continue
+        try:
+            (atoms,) = read_molecules([lines[k]])
+        except InputError:
+            continue  # no shape was found
+        if graph_key(atoms) not in known:
+            known.add(graph_key(atoms))
+            found.append((Chem.MolToSmiles(molecule), atoms))
+        if len(found) == number:
+            return found
+    raise SystemExit(f"the list has only {len(found)} of {number} molecules.")
+
+
+def liquid(members: dict[str, int], density: float, model: Potential) -> Atoms:
+    """Molecules in random orientations on the points of a lattice, relaxed a little by the model."""
+    rng, parts = np.random.default_rng(0), list[Atoms]()
+    for smiles, number in members.items():
+        parts += read_molecules([smiles]) * number
+    edge = (GRAMS * sum(part.get_masses().sum() for part in parts) / density) ** (1.0 / 3.0)
+    n = int(np.ceil(len(parts) ** (1.0 / 3.0) - 1e-9))
+    points = (
+        rng.permutation(np.stack(np.meshgrid(*[np.arange(n)] * 3), axis=-1).reshape(-1, 3))[: len(parts)] * edge / n
+    )
+    whole = Atoms(cell=[edge] * 3, pbc=True)
+    for k, point in zip(rng.permutation(len(parts)), points, strict=True):
+        part = parts[k].copy()
+        part.positions = Rotation.random(rng=rng).apply(part.positions - part.positions.mean(axis=0)) + point
+        whole += part
+    whole.calc = SNNPCalculator(model)
+    FIRE(whole, logfile=None).run(fmax=0.3, steps=400)
+    whole.calc = None
+    return whole
+
+
+def table(runs: dict[str, Any]) -> str:
+    """Markdown: liquids, then molecules, those that ended early first."""
+    lines = ["| | K | held for (ps) | largest deviation of a bond (Å) | ended by |", "|---|--:|--:|--:|---|"]
+    for name, run in sorted(runs["results"].items(), key=lambda each: (each[1]["kelvin"], each[1]["ps"], each[0])):
+        far = "–" if run["deviation"] is None else f"{run['deviation']:.2f}"
+        shown = name if run["kelvin"] == WARM else f"`{name}`"
+        lines.append(f"| {shown} | {run['kelvin']:.0f} | {run['ps']:g} | {far} | {run['ended'] or 'nothing'} |")
+    hot = [run for run in runs["results"].values() if run["kelvin"] == HOT]
+    held = sum(run["ended"] is None for run in hot)
+    said = ", ".join(f"{package} {number}" for package, number in runs["versions"].items())
+    lines += ["", f"**{held} of {len(hot)} molecules held for {PICOSECONDS:g} ps.**", ""]
+    lines.append(f"Written by the command above on {runs['date']}; {runs['machine']}; {said}.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true", help="forget the runs that are there: the model is another")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    model, path = load_model(MODEL), STUDY.with_suffix(".json")
+    found = {"results": {}} if asked.again or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    systems = [(name, liquid(*about, model), WARM) for name, about in LIQUIDS.items()]
+    systems += [(name, atoms, HOT) for name, atoms in varied(MOLECULES)]
+    for seed, (name, atoms, kelvin) in enumerate(systems):
+        if name in found["results"]:
+            continue
+        steps = round(1000.0 * PICOSECONDS / DT)
+        settings = MDSettings(temperature_k=kelvin, friction_per_ps=2.0, steps=steps, dt_fs=DT, seed=seed)
+        found["results"][name] = {"kelvin": kelvin, **survive(model, atoms, settings)}
+        found |= provenance(("snnp", "torch", "numpy", "rdkit"))
+        print(name, found["results"][name], flush=True)
+        write_atomically(path, (json.dumps(found, indent=1) + os.linesep).encode())
+    between_marks(STUDY.with_suffix(".md"), {"table": table(found)})
+
+
+if __name__ == "__main__":
+    main()
