@@ -17,7 +17,15 @@ from snnp.cli.main import app
 from snnp.training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/first-simulation.md", "docs/openmm.md", "docs/train.md", "docs/conventions.md"]
+PAGES = [
+    "README.md",
+    "docs/first-simulation.md",
+    "docs/openmm.md",
+    "docs/train.md",
+    "docs/conventions.md",
+    "docs/many.md",
+    "docs/ase.md",
+]
 
 # Lines that set up a checkout; `make` runs them on a fresh machine, here only their names are checked.
 SETTING_UP = ("git clone ", "cd ", "make ", "pip install ", "python3 -m venv ", "source ", "export ")

@@ -24,10 +24,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.filters import FrechetCellFilter
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE
-from ase.units import fs
+from ase.units import fs, kB
 
 from snnp import SNNPCalculator, load_model
 from snnp.kernels.cpu.library import instruction_set
@@ -104,7 +103,8 @@ def dynamics(name: str, what: str, frames: list[Atoms], looped: int) -> dict[str
         for k, atoms in enumerate(frames[:looped]):
             moved = atoms.copy()
             moved.calc = calculator
-            MaxwellBoltzmannDistribution(moved, temperature_K=300, rng=np.random.default_rng(k))
+            normal = np.random.default_rng(k).standard_normal((len(moved), 3))
+            moved.set_momenta(normal * np.sqrt(300.0 * kB * moved.get_masses())[:, None])
             VelocityVerlet(moved, 1.0 * fs).run(MD_STEPS)
 
     settings = MDSettings(ensemble="nve", steps=MD_STEPS, log_interval=MD_STEPS)
