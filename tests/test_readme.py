@@ -21,6 +21,8 @@ PAGES = [
     "README.md",
     "docs/first-simulation.md",
     "docs/openmm.md",
+    "docs/openmm-tutorial.md",
+    "docs/export.md",
     "docs/train.md",
     "docs/conventions.md",
     "docs/many.md",
@@ -29,6 +31,9 @@ PAGES = [
 
 # Lines that set up a checkout; `make` runs them on a fresh machine, here only their names are checked.
 SETTING_UP = ("git clone ", "cd ", "make ", "pip install ", "python3 -m venv ", "source ", "export ")
+
+# Pages whose Python lines go on from block to block, and what they have defined; blocks of others stand alone.
+CONTINUED: dict[str, dict[str, object]] = {"docs/openmm-tutorial.md": {}}
 
 
 def _text(page: str) -> str:
@@ -72,7 +77,9 @@ def test_block_runs(
 ) -> None:
     monkeypatch.chdir(folders[page])
     if language == "python":
-        exec(compile(text, page, "exec"), {"__name__": "__main__"})
+        names = CONTINUED.get(page, {})
+        names["__name__"] = "__main__"
+        exec(compile(text, page, "exec"), names)
         return
     for line in _commands(text):
         words = shlex.split(line)

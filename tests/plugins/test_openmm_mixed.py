@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from openmm import app, unit
 from openmmml import MLPotential
+from peptides import SOLUTES, Solution, dissolve
 
 import snnp
 from snnp.models import Potential
 from snnp.units import EV_IN_KJ_PER_MOL
-
-sys.path.append(str(Path(__file__).parent))  # tests are no package, so helpers beside them are not importable otherwise
-
-from peptides import SOLUTES, Solution, dissolve
+from snnp_openmm import to_openmm
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,28 @@ def test_bonds_across_the_boundary_are_capped(model: Potential, solution: Soluti
     piece = Atoms([symbols[k] for k in [*atoms, cap]], 10.0 * everywhere[[*atoms, cap]])
     assert piece.get_chemical_symbols().count("H") == 5
     assert state.getPotentialEnergy()._value == pytest.approx(model_energy(model, piece), rel=1e-10)
+
+
+def test_a_run_that_goes_wrong_keeps_what_was_good(tmp_path: Path) -> None:
+    """It stops with the reason; frames and checkpoint from before are whole, and the run goes on from there."""
+    silicon = to_openmm(bulk("Si", cubic=True))
+    system = MLPotential("snnp", model="snnp-si").createSystem(silicon.topology)
+    reference = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(silicon.topology, system, openmm.VerletIntegrator(0.001), reference)
+    simulation.context.setPositions(silicon.positions)
+    simulation.context.setVelocitiesToTemperature(300.0, 2)
+    frames, checkpoint = tmp_path / "si.dcd", tmp_path / "si.chk"
+    simulation.reporters = [app.DCDReporter(str(frames), 5), app.CheckpointReporter(str(checkpoint), 5)]
+    simulation.step(10)
+    simulation.context.setVelocities(np.full((8, 3), np.nan))
+    with pytest.raises(openmm.OpenMMException, match=r"the snnp potential failed: .*finite"):
+        simulation.step(20)
+    simulation.reporters.clear()  # which closes the file
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = mdtraj.load_dcd(str(frames), top=mdtraj.Topology.from_openmm(silicon.topology))
+    assert len(read) == 2
+    assert np.isfinite(read.xyz).all()
+    simulation.loadCheckpoint(str(checkpoint))
+    assert simulation.currentStep == 10
+    simulation.step(2)
