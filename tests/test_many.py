@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,13 +23,13 @@ from timings.without_kernels import switched_off
 from typer.testing import CliRunner
 
 from snnp.cli.main import app
-from snnp.errors import ConfigError, InputError
+from snnp.errors import ConfigError, InputError, MissingDependencyError
 from snnp.kernels.cpu.library import library
 from snnp.models import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.neighbours import neighbour_list
 from snnp.sampling import MDSettings, RelaxResult, relax, run_md
-from snnp.sampling.many import Crowd, Failed, build_structures, evaluate_many, relax_many, run_many
+from snnp.sampling.many import Crowd, Failed, build_structures, evaluate_many, relax_many, run_many, torchsim_model
 from snnp.sampling.many.small_cells import Batch, SmallCellLists, UnfitError
 from snnp.structure import Structure
 from snnp_ase import SNNPCalculator
@@ -389,6 +390,24 @@ def test_a_run_that_blows_up_ends_alone() -> None:
 def test_many_runs_write_no_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name log; take frames=True"):
         run_many("snnp-si", [bulk("Si")], MDSettings(log=tmp_path / "log.csv"))
+
+
+# TorchSim.
+
+
+def test_torchsim_gets_what_one_call_gives() -> None:
+    torch_sim = pytest.importorskip("torch_sim", reason="TorchSim needs Python 3.12: pip install torch-sim-atomistic")
+    frames, model = silicon(3), torchsim_model("snnp-si", dtype="float64")
+    found = model(torch_sim.io.atoms_to_state(frames, device=model.device, dtype=model.dtype))
+    expected = [one for one in evaluate_many("snnp-si", frames, dtype="float64") if isinstance(one, Evaluation)]
+    np.testing.assert_allclose(found["energy"], [one.energy for one in expected], atol=1e-10)
+    np.testing.assert_allclose(found["forces"], np.concatenate([one.forces for one in expected]), atol=1e-10)
+
+
+def test_torchsim_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_sim", None)
+    with pytest.raises(MissingDependencyError, match="pip install torch-sim-atomistic"):
+        torchsim_model("snnp-si")
 
 
 # The command line.
