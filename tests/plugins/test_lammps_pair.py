@@ -210,6 +210,24 @@ def test_npt_conserves(alone: Conversation, files: dict) -> None:
         assert abs(after - before) < 1e-3 * len(cell)
 
 
+def test_types_that_are_swapped_by_monte_carlo(ranks: Conversation, files: dict) -> None:
+    """They change without a new list of neighbours."""
+    model, path = files["many", "float64"]
+    atoms = moved(bulk("Cu", cubic=True) * 2, (True, True, True), 14, model)
+    started(ranks, atoms, pair(path))
+    elements = sorted(set(atoms.symbols), key=lambda symbol: Atoms(symbol).numbers[0])  # types go by atomic number
+    commands = [
+        "fix swap all atom/swap 1 10 29494 20000 ke no types 1 2",
+        "neigh_modify every 1000 delay 1000 check no",
+    ]
+    commands += ["run 3 post no", "write_dump all custom swapped.bin id type x y z modify sort id"]
+    (energy,) = map(float, ranks.ask(commands, "$(pe:%.17g)"))
+    rows = read_dump(ranks.folder / "swapped.bin", 5)
+    swapped = Atoms([elements[int(kind) - 1] for kind in rows[:, 1]], rows[:, 2:], cell=atoms.cell, pbc=True)
+    assert sum(a != b for a, b in zip(swapped.symbols, atoms.symbols, strict=True)) > 0
+    assert energy == pytest.approx(float(model.compute(swapped).energy), rel=1e-10)
+
+
 def test_minimize_finds_rest(alone: Conversation, files: dict) -> None:
     model, path = files["one", "float64"]
     atoms = moved(bulk("Cu", "fcc", 3.64, cubic=True) * 2, (True, True, True), 12, model)

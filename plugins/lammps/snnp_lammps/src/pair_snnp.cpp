@@ -104,7 +104,7 @@ double PairSNNP::init_one(int, int) { return model.cutoff; }
 
 // Rows as the kernel takes them. With hybrid styles some atoms are in no row: theirs stays empty, and their energy unused.
 void PairSNNP::copy_list() {
-  const int n_local = atom->nlocal, n_all = n_local + atom->nghost;
+  const int n_local = atom->nlocal;
   first.assign(static_cast<size_t>(n_local) + 1, 0);
   for (int k = 0; k < list->inum; ++k) first[list->ilist[k] + 1] = list->numneigh[list->ilist[k]];
   for (int i = 0; i < n_local; ++i) first[i + 1] += first[i];
@@ -114,11 +114,6 @@ void PairSNNP::copy_list() {
     int32_t *out = neighbour.data() + first[i];
     for (int e = 0; e < list->numneigh[i]; ++e) out[e] = row[e] & NEIGHMASK;  // the other bits say how atoms are bonded
   }
-  species.resize(static_cast<size_t>(n_all));
-  for (int i = 0; i < n_all; ++i) {
-    const int32_t found = species_of_type[atom->type[i]];
-    species[i] = found < 0 ? 0 : found;  // types of other styles are in no row, but must be an element
-  }
 }
 
 void PairSNNP::compute(int eflag, int vflag) {
@@ -127,6 +122,11 @@ void PairSNNP::compute(int eflag, int vflag) {
   if (n_local == 0) return;  // a rank without atoms
   const size_t n_all = static_cast<size_t>(n_local) + atom->nghost;
   if (neighbor->ago == 0 || species.size() != n_all || first.size() != static_cast<size_t>(n_local) + 1) copy_list();
+  species.resize(n_all);
+  for (size_t i = 0; i < n_all; ++i) {  // at every call: types are swapped by Monte Carlo without a new list
+    const int32_t found = species_of_type[atom->type[i]];
+    species[i] = found < 0 ? 0 : found;  // types of other styles are in no row, but must be an element
+  }
   energies.resize(static_cast<size_t>(n_local));
   forces.resize(3 * n_all);
   const bool per_atom = vflag_atom || cvflag_atom;
@@ -176,12 +176,13 @@ void PairSNNP::tally(const double *virial_sum) {
 void PairSNNP::stop(const snnp_report &report) {
   if (report.status == SNNP_NO_MEMORY) error->one(FLERR, "Pair style snnp: not enough memory for work arrays of the kernel");
   if (report.status != SNNP_OVERLAP) error->one(FLERR, "Pair style snnp: the packed model in memory is damaged");
-  const std::string pair = std::to_string(atom->tag[report.i]) + " and " + std::to_string(atom->tag[report.j]);
+  const auto name = [this](int64_t i) { return std::to_string(atom->tag_enable ? atom->tag[i] : tagint(i)); };
   if (std::isnan(report.value))
-    error->one(FLERR, "Pair style snnp: the position of atom " + pair.substr(0, pair.find(' ')) + " or of a neighbour is "
-                      "not a number: the run has blown up; take a shorter time step, or relax the structure first");
-  error->one(FLERR, "Pair style snnp: atoms " + pair + " are " + std::to_string(report.value) +
-                        " Angstrom apart: a structure with atoms written twice, or a run that has blown up");
+    error->one(FLERR, "Pair style snnp: the position of atom " + name(report.i) + " or of a neighbour is not a number: "
+                      "the run has blown up; take a shorter time step, or relax the structure first");
+  error->one(FLERR, "Pair style snnp: atoms " + name(report.i) + " and " + name(report.j) + " are " +
+                        std::to_string(report.value) + " Angstrom apart: a structure with atoms written twice, or a run "
+                        "that has blown up");
 }
 
 double PairSNNP::memory_usage() {

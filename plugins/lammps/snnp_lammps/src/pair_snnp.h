@@ -31,7 +31,7 @@ class PairSNNP : public Pair {
   int n_threads = 1;
   std::vector<int32_t> species_of_type;  // -1 for NULL
 
-  // What the kernel reads, renewed with LAMMPS's list: rows in the order of atoms, and elements of local and ghost atoms.
+  // What the kernel reads: rows in the order of atoms, renewed with LAMMPS's list, and elements of local and ghost atoms.
   std::vector<int64_t> first;
   std::vector<int32_t> neighbour, species;
   // What it writes.
