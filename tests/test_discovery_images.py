@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def test_the_network_is_that_of_the_card() -> None:
     ]
 
 
+def test_weights_card_and_licence_are_installed(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["snnp.discovery"]
+    packed = {path for pattern in patterns for path in (repository / "snnp/discovery").glob(pattern)}
+    assert packed == set((repository / "snnp/discovery/weights").iterdir())
+
+
 def test_first_layer_is_a_convolution_of_normalised_shades() -> None:
     """An edge by hand: one place of one channel, summed over the 3 x 3 x 3 weights."""
     weights = network_weights()
@@ -129,19 +137,19 @@ def test_two_point_correlations_are_means_over_pairs() -> None:
     dy, dx = 2, -3
     pairs = [centred[y, x] * centred[y + dy, x + dx] for y in range(10) for x in range(3, 16)]
     lags = [(y, x) for y in range(4) for x in range(-4, 5)]
-    assert found[0] == pytest.approx(image.mean())
-    assert found[1] == pytest.approx(image.var())
-    assert found[2 + lags.index((dy, dx))] == pytest.approx(np.mean(pairs) / image.var(), abs=1e-12)
+    assert found[lags.index((0, 0))] == pytest.approx((image**2).mean())
+    assert found[lags.index((dy, dx))] == pytest.approx(np.mean(pairs) + image.mean() ** 2)
+    assert found[len(lags) + lags.index((dy, dx))] == pytest.approx(np.mean(pairs) / image.var(), abs=1e-12)
 
 
 def test_two_point_correlations_of_stripes_are_a_cosine() -> None:
     x = np.arange(128)
     image = np.broadcast_to(0.5 + 0.5 * np.cos(2.0 * np.pi * x / 16.0), (128, 128))
-    along = full_two_point(image[None])[0, 2:].reshape(33, 65)[0, 32:]
+    along = full_two_point(image[None])[0].reshape(2, 33, 65)[1, 0, 32:]
     np.testing.assert_allclose(along, np.cos(2.0 * np.pi * np.arange(33) / 16.0), atol=0.05)
-    radial = two_point(image[None])[0, 2:]
-    assert radial.shape == (64,)
-    assert radial[:16].argmin() + 1 == pytest.approx(10, abs=2)  # the first minimum of J0(2 pi r / 16)
+    radial = two_point(image[None])[0, 65:]
+    assert radial.shape == (65,)
+    assert radial[:16].argmin() == pytest.approx(10, abs=2)  # the first minimum of J0(2 pi r / 16)
 
 
 # Maps.

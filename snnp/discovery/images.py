@@ -5,8 +5,8 @@ Microstructures are alike where their statistics are, not their pixels. Two kind
 - `cnn`: the Gram matrices G_ab = <F_a F_b>, averages over all places of products of two channels of the first layers of
   MobileNetV2 (Sandler et al. 2018), trained on photographs (ImageNet). Lubbers, Lookman and Barros, Phys. Rev. E 96,
   052111 (2017), did this with VGG; MobileNetV2 has a hundredth of its weights. They are bundled (`weights/README.md`).
-- `two-point`: mean, variance and C(r) = <f(x) f(x + r)> - <f>², averaged over all places and directions, up to half
-  of the image.
+- `two-point`: S(r) = <f(x) f(x + r)> and C(r) = S(r) - <f>², averaged over all places and directions, up to half of
+  the image; C over C(0).
 """
 
 from __future__ import annotations
@@ -248,14 +248,14 @@ def _covariances(images: Array) -> Array:
     return np.asarray(sums / np.maximum(counts, 1.0))
 
 
-def _with_moments(images: Array, covariances: Array) -> Array:
-    """Mean, variance, and covariances over the variance: what S(r) says, apart, so that the mean hides nothing."""
-    variance = images.var(axis=(1, 2))[:, None]
-    return np.hstack([images.mean(axis=(1, 2))[:, None], variance, covariances / variance])
+def _both(images: Array, covariances: Array) -> Array:
+    """S = C + <f>² beside C / C(0): what phases there are, and how they lie; neither hides the other."""
+    squares, variance = images.mean(axis=(1, 2))[:, None] ** 2, images.var(axis=(1, 2))[:, None]
+    return np.hstack([covariances + squares, covariances / variance])
 
 
 def two_point(images: Array, report: Callable[[int], None] | None = None) -> Array:
-    """Mean, variance C(0), and C(r) / C(0) at r = 1, 2, ... up to half of the shorter side: [n, features]."""
+    """S(r), then C(r) / C(0), at r = 0, 1, ... up to half of the shorter side: [n, features]."""
     _, h, w = images.shape
     y, x = np.meshgrid(np.fft.fftfreq(2 * h, 0.5 / h), np.fft.fftfreq(2 * w, 0.5 / w), indexing="ij")
     shells = np.round(np.hypot(y, x)).astype(int)
@@ -264,18 +264,18 @@ def two_point(images: Array, report: Callable[[int], None] | None = None) -> Arr
     rows: list[Array] = []
     for first in range(0, len(images), _BATCH):
         found = _covariances(images[first : first + _BATCH])
-        rows += [(np.bincount(shells[inside], weights=each[inside]) / members)[1:] for each in found]
+        rows += [np.bincount(shells[inside], weights=each[inside]) / members for each in found]
         if report is not None:
             report(len(rows))
-    return _with_moments(images, np.stack(rows))
+    return _both(images, np.stack(rows))
 
 
 def full_two_point(images: Array) -> Array:
-    """Mean, variance, and C(dy, dx) / C(0) at lags up to a quarter of each side: [n, features]."""
+    """S(dy, dx), then C(dy, dx) / C(0), at lags up to a quarter of each side: [n, features]."""
     _, h, w = images.shape
     y, x = np.arange(0, h // 4 + 1), np.arange(-(w // 4), w // 4 + 1)
     rows = [_covariances(images[i : i + _BATCH])[:, y][:, :, x] for i in range(0, len(images), _BATCH)]
-    return _with_moments(images, np.concatenate(rows).reshape(len(images), -1))
+    return _both(images, np.concatenate(rows).reshape(len(images), -1))
 
 
 # A map.

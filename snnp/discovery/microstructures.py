@@ -145,10 +145,10 @@ def columnar_polycrystal(
     voronoi = cKDTree(centres, boxsize=box[:2])
     parts, owners = [], []
     for grain, centre in enumerate(centres):
-        angle = rng.uniform(0.0, np.pi / 2.0)
+        angle, shift = rng.uniform(0.0, np.pi / 2.0), rng.uniform(size=2)
         filling, turn = (melt, 0.0) if is_liquid[grain] else (crystal, angle)
         assert filling is not None
-        points = _plane_filled(filling, turn, float(np.hypot(*box[:2])), box[2]) + np.array([*centre, 0.0])
+        points = _plane_filled(filling, turn, shift, box) + np.array([*centre, 0.0])
         inside = np.all(np.abs(points[:, :2] - centre) <= 0.5 * box[:2], axis=1)  # one of each periodic copy
         points = points[inside] % box
         owned = voronoi.query(points[:, :2] % box[:2])[1] == grain
@@ -162,12 +162,14 @@ def columnar_polycrystal(
     return atoms
 
 
-def _plane_filled(filling: Atoms, angle: float, width: float, thickness: float) -> NDArray[np.float64]:
-    """Positions [n, 3] of copies of a box that fill a disc of a diameter about the origin, turned about z."""
+def _plane_filled(
+    filling: Atoms, angle: float, shift: NDArray[np.float64], box: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Positions [n, 3] of copies of a cell, shifted by a part of it and turned about z, that fill more than a box."""
     cell = filling.cell.lengths()
-    repeats = [*(int(np.ceil(width / cell[:2].min())) + 2,) * 2, max(round(thickness / cell[2]), 1)]
-    points = filling.repeat(repeats).positions
-    points = points - [*(0.5 * np.asarray(repeats[:2]) * cell[:2]), 0.0]
+    across = int(np.ceil(np.hypot(*box[:2]) / cell[:2].min())) + 2
+    points = filling.repeat((across, across, max(round(box[2] / cell[2]), 1))).positions
+    points = points - [*((0.5 * across + shift - 0.5) * cell[:2]), 0.0]
     c, s = np.cos(angle), np.sin(angle)
     turned: NDArray[np.float64] = points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
     return turned

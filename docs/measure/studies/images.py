@@ -3,7 +3,7 @@
     python docs/measure/studies/images.py                       # images that are missing, numbers, page and picture
     python docs/measure/studies/images.py --sets slices --only-measure     # one set, for several at once
 
-Sets of 500 images, each for three seeds, are made into runs/images with random parameters (300 slices of molecular
+Sets of 500 images, each for three seeds, are made into runs/images with random parameters (200 slices of molecular
 dynamics, one seed). Statistics of all are scaled alike (`snnp.discovery.manifold.scaled`: standardised, 20 principal
 components), and embedded in three dimensions without the parameters. Then these are asked for: R² of the 5 nearest
 neighbours in five-fold cross-validation, and distance correlation.
@@ -12,8 +12,10 @@ neighbours in five-fold cross-validation, and distance correlation.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from ase import Atoms
 from ase.build import bulk
 from numpy.typing import NDArray
 from pages import between_marks, provenance
+from PIL import Image
 
 from snnp.discovery import images, manifold, microstructures
 from snnp.files import replacing, write_atomically
 from snnp.models import load_model
-from snnp.report import new_figure, save_figure
+from snnp.report import new_figure, png
 from snnp.sampling import MDSettings, run_md
 
 Array = NDArray[np.float64]
@@ -35,7 +38,7 @@ Array = NDArray[np.float64]
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "images"
 SIZE, SEEDS = 128, (0, 1, 2)
-N_IMAGES = {"grains": 500, "lamellae": 500, "spinodal": 500, "slices": 300}
+N_IMAGES = {"grains": 500, "lamellae": 500, "spinodal": 500, "slices": 200}
 
 # Ranges from which the parameters are drawn evenly, of each set that `microstructures` makes.
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
@@ -44,15 +47,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "spinodal": {"wavelength": (6.0, 24.0), "spread": (0.05, 0.5), "fraction": (0.2, 0.8)},
     "slices": {"grains": (2.0, 30.0), "temperature": (100.0, 900.0), "molten": (0.0, 0.7)},
 }
-STATISTICS = {
-    "network, 11 layers": "MobileNetV2, trained",
-    "network, 7 layers": "its first 7 layers",
-    "random weights": "the 11 layers, untrained",
-    "two-point, radial": "C(r)",
-    "two-point, full": "C(dx, dy)",
-    "pixels": "shades of pixels",
-}
-
+KINDS = ("isomap", "components", "mds", "distance_correlation")  # where a parameter is looked for
 CHANNELS = (32, 16, 24, 24, 32, 32, 32)  # of the first seven layers
 
 # Slices: aluminium, columnar polycrystals 90 Å wide, some grains molten, 80 fs of dynamics at a temperature.
@@ -122,16 +117,20 @@ def keep(path: Path, found: dict[str, Array]) -> None:
         np.savez_compressed(file, **(found | images_8_bit))
 
 
-def statistics(pictures: Array, seed: int) -> dict[str, Array]:
-    """All that are compared, [n, features] each."""
-    grams, channels = images.gram_features(pictures), np.array(CHANNELS)
+def statistics(pictures: Array, seed: int) -> dict[str, Callable[[], Array]]:
+    """All that are compared, as functions that give [n, features]."""
+    grams = cache(partial(images.gram_features, pictures))
+    radial, full = (cache(partial(each, pictures)) for each in (images.two_point, images.full_two_point))
+    first = sum(n * (n + 1) // 2 for n in CHANNELS)
     return {
         "network, 11 layers": grams,
-        "network, 7 layers": grams[:, : (channels * (channels + 1) // 2).sum()],
-        "random weights": images.gram_features(pictures, images.random_weights(seed)),
-        "two-point, radial": images.two_point(pictures),
-        "two-point, full": images.full_two_point(pictures),
-        "pixels": pictures.reshape(len(pictures), -1),
+        "network, 7 layers": lambda: grams()[:, :first],
+        "random weights": lambda: images.gram_features(pictures, images.random_weights(seed)),
+        "two-point, radial": radial,
+        "two-point, full": full,
+        "C(r) / C(0) alone": lambda: np.hsplit(radial(), 2)[1],
+        "C(dx, dy) / C(0) alone": lambda: np.hsplit(full(), 2)[1],
+        "pixels": lambda: pictures.reshape(len(pictures), -1),
     }
 
 
@@ -148,16 +147,20 @@ def targets(name: str, seed: int) -> dict[str, Array]:
     return columns
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """By picture, statistic and parameter: R² in 20 components, in three of Isomap and of MDS; distance correlation."""
-    found: dict[str, Any] = {}
-    wanted = targets(name, seed)
+def measure(name: str, seed: int, path: Path) -> None:
+    """By picture, statistic and parameter: R² in 20 components, in three of Isomap and of MDS; distance correlation.
+
+    What the file holds already is left as it is; the rest is added to it.
+    """
+    known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
     for shown, pictures in made(name, seed).items():
-        found[shown] = {}
+        wanted = targets(name, seed)
         for statistic, features in statistics(pictures, seed).items():
-            points = manifold.scaled(features)
+            if statistic in known.setdefault(shown, {}):
+                continue
+            points = manifold.scaled(features())
             maps = {kind: manifold.embed(points, 3, kind) for kind in ("isomap", "mds")}  # type: ignore[arg-type]
-            found[shown][statistic] = {
+            known[shown][statistic] = {
                 parameter: {
                     "components": manifold.recovery(points, values),
                     **{kind: manifold.recovery(places, values) for kind, places in maps.items()},
@@ -165,43 +168,43 @@ def measure(name: str, seed: int) -> dict[str, Any]:
                 }
                 for parameter, values in wanted.items()
             }
-        print(name, seed, shown, json.dumps(found[shown]["network, 11 layers"]), flush=True)
-    return found
+            found = {"results": known} | provenance(("snnp", "torch", "numpy", "scipy", "scikit-learn"))
+            write_atomically(path, json.dumps(found).encode())
+            print(name, seed, shown, statistic, flush=True)
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown: means over seeds, of each set its statistics by its parameters."""
-    lines = []
-    for shown in dict.fromkeys(shown for seeds in results.values() for found in seeds.values() for shown in found):
-        runs = [found[shown] for seeds in results.values() for found in seeds.values() if shown in found]
-        columns = list(runs[0]["pixels"])
-        lines += ["", f"**{shown}** ({len(runs)} {'seeds' if len(runs) > 1 else 'seed'})", ""]
-        lines += [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-        for statistic in STATISTICS:
+def table(results: dict[str, Any], kind: str) -> str:
+    """Markdown: mean and deviation over seeds, a row per parameter, a column per statistic, the best in bold."""
+    pooled: dict[str, list[dict[str, Any]]] = {}
+    for found in (found for seeds in results.values() for found in seeds.values()):
+        for shown, by_statistic in found.items():
+            pooled.setdefault(shown, []).append(by_statistic)
+    columns = list(statistics(np.empty(0), 0))  # their order; nothing is computed
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    for shown, runs in pooled.items():
+        lines.append(f"| **{shown}** |" + " |" * len(columns))
+        for parameter in runs[0][columns[0]]:
+            values = np.array([[run[statistic][parameter][kind] for statistic in columns] for run in runs])
             cells = []
-            for parameter in columns:
-                values = {
-                    kind: np.array([run[statistic][parameter][kind] for run in runs])
-                    for kind in ("components", "isomap", "mds", "distance_correlation")
-                }
-                spread = f" ± {values['isomap'].std(ddof=1):.2f}" if len(runs) > 1 else ""
-                first, *others = (f"{values[kind].mean():.2f}" for kind in ("isomap", "components", "mds"))
-                correlation = f"{values['distance_correlation'].mean():.2f}"
-                cells.append(f"**{first}**{spread} ({', '.join(others)}; {correlation})")
-            lines.append(f"| {statistic} | {' | '.join(cells)} |")
-    return "\n".join(lines[1:])
+            for column, best in zip(values.T, values.mean(axis=0) == values.mean(axis=0).max(), strict=True):
+                mean = f"**{column.mean():.2f}**" if best else f"{column.mean():.2f}"
+                cells.append(mean + (f" ± {column.std(ddof=1):.2f}" if len(column) > 1 else ""))
+            lines.append(f"| {parameter} | {' | '.join(cells)} |")
+    return "\n".join(lines).replace("-0.", "−0.")
 
 
 def draw() -> None:
-    """The picture of the page: maps of grains and of slices, images at their places."""
-    figure = new_figure(13.0, 6.6)
-    for panel, (name, shown) in zip(
-        figure.subplots(1, 2), (("grains", "grains"), ("slices", "slices, energy")), strict=True
-    ):
-        pictures = made(name, 0)[shown]
+    """The picture of the page: a map of each set, images at their places."""
+    figure = new_figure(13.0, 11.0)
+    shown = {"grains": "grains", "lamellae": "lamellae", "spinodal": "spinodal", "slices": "slices, energy"}
+    for panel, (name, picture) in zip(figure.subplots(2, 2).ravel(), shown.items(), strict=True):
+        pictures = made(name, 0)[picture]
         places = manifold.embed(manifold.scaled(images.gram_features(pictures)), 2)
-        manifold.draw_map(panel, places, pictures, f"{shown}: {len(pictures)} images")
-    save_figure(figure, STUDY.with_suffix(".png"))
+        manifold.draw_map(panel, places, pictures, f"{picture}: {len(pictures)} images")
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(png(figure))) as drawn:
+        drawn.convert("L").quantize(32).save(stream, "png", optimize=True)  # grey all over, and a third of the size
+    write_atomically(STUDY.with_suffix(".png"), stream.getvalue())
 
 
 def main() -> None:
@@ -213,12 +216,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in asked.sets:
         for seed in SEEDS[:1] if name == "slices" else SEEDS:
-            path = RUNS / f"{name}-{seed}.json"
-            if not path.is_file():
-                found = {"results": measure(name, seed)} | provenance(
-                    ("snnp", "torch", "numpy", "scipy", "scikit-learn")
-                )
-                write_atomically(path, json.dumps(found).encode())
+            measure(name, seed, RUNS / f"{name}-{seed}.json")
     if asked.only_measure:
         return
     runs = {name: sorted(RUNS.glob(f"{name}-*.json")) for name in RANGES}
@@ -229,7 +227,8 @@ def main() -> None:
     write_atomically(STUDY.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
     said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     written = f"Written by the command above on {found['date']}; {found['machine']}; {said}."
-    between_marks(STUDY.with_suffix(".md"), {"table": f"{table(found['results'])}\n\n{written}"})
+    tables = {kind: table(found["results"], kind) for kind in KINDS}
+    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written})
     draw()
 
 
