@@ -151,12 +151,15 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     if problem.stream is not None:
         data = StreamedBatches(backend, copy.deepcopy(model), problem.stream, problem.inside, *beyond)
     model.to(dtype=dtype, device=config.device)
-    if config.start is None:
+    start = None if config.start is None else begun(config, train.elements)
+    if start is None:
         standardise(model, sample, len(train))
     else:
-        begun(config, train.elements).fill(model, partial(features_of, model, sample, len(train)), train)
+        start.fill(model, partial(features_of, model, sample, len(train)), train)
     del sample  # which a stream does not need any more
     state = TrainState(model, make_optimiser(model, config.optimiser), _must_stay(config, problem))
+    if start is not None:
+        start.keep(model, state.optimiser, train.elements)
     resumed = load_state(state, folder)
     truncate_metrics(folder, state.counters.epoch)
     if resumed:

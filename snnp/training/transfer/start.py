@@ -112,3 +112,24 @@ class Start:
                 rescale_readout(model, element, found[species == element])
         for splines in (model.rho, model.f, model.g) if self._freezes else ():
             splines.free.requires_grad_(False)
+
+    def keep(self, model: Potential, optimiser: torch.optim.Optimizer, elements: Sequence[str]) -> None:
+        """With frozen filters, put back after every step the readouts of elements that the data lack.
+
+        Their gradients are zero, but an optimiser that turns matrices of all elements together moves them all the same.
+
+        Arguments:
+            model: filled. optimiser: of its parameters. elements: of the data.
+        """
+        if not self._freezes or not isinstance(model, SplineNNP):
+            return
+        rows = [k for k, symbol in enumerate(model.elements) if symbol not in elements]
+        own = [each for each in model.readout.parameters() if rows and len(each) == len(model.elements)]
+        saved = [parameter.detach()[rows].clone() for parameter in own]
+
+        def put_back(*_: object) -> None:
+            with torch.no_grad():
+                for parameter, values in zip(own, saved, strict=True):
+                    parameter[rows] = values
+
+        optimiser.register_step_post_hook(put_back)
