@@ -47,7 +47,7 @@ PRUNED = "pruned"
 Progress = Callable[[str, int, int], None]
 """Stage, and how many of how many steps are done."""
 
-_MOST_SHOWN_ATOMS = 80
+_MOST_SHOWN_ATOMS, _FEWEST_SHOWN_ATOMS = 80, 12
 _NEARLY = 1.1  # times the errors of the whole model
 _COST_ATOMS, _COST_REPEATS = 1000, 5
 _STALE = ("metrics", "errors", "properties", "stability", "speed", "training", "accuracy", "compression", "name")
@@ -171,13 +171,13 @@ def _shown(material: Material, model: SplineNNP, structure: str | None) -> tuple
     """The structure whose atoms are drawn, and what it is."""
     if structure is not None:
         return frames_of([("structure", build_structure(structure))], structure), f"{structure}."
-    small = np.flatnonzero(material.frames.counts <= _MOST_SHOWN_ATOMS)
-    frames = material.frames.take(small if len(small) else [int(np.argmin(material.frames.counts))])
+    counts = material.frames.counts
+    small = np.flatnonzero((counts <= _MOST_SHOWN_ATOMS) & (counts >= min(_FEWEST_SHOWN_ATOMS, int(counts.max()))))
+    frames = material.frames.take(small if len(small) else [int(np.argmin(counts))])
+    whole = frames.structure()
     with torch.no_grad():
-        energies = model.compute(frames.structure(), forces=False).energies.numpy()
-    e0 = model.reference_energies
-    zero = np.array([e0[s] for s in frames.structure().symbols])
-    spread = [float(np.std((energies - zero)[frames.owner == k])) for k in range(len(frames))]
+        beyond = model.compute(whole, forces=False).energies - model.energy_offsets()[model.species(whole)]
+    spread = [float(beyond[torch.from_numpy(frames.owner == k)].std(correction=0)) for k in range(len(frames))]
     k = int(np.argsort(spread)[int(0.9 * (len(spread) - 1))])  # a lively one, not the strangest
     group = f" ({frames.groups[k]})" if frames.groups[k] else ""
     return frames.take([k]), f"{frames.sources[k]}{group}, a structure of the material; --structure names another."

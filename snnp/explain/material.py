@@ -27,7 +27,7 @@ __all__ = ["Material", "material_for"]
 _MOST_ATOMS = 9000
 _MADE = 24  # crystals of each element
 _MADE_ATOMS = 40
-_STRAIN, _LEAST_SHAKE, _MOST_SHAKE = 0.05, 0.005, 0.12  # of lengths, and of the nearest distance
+_STRAIN, _LEAST_SHAKE, _MOST_SHAKE = 0.05, 0.005, 0.08  # of lengths, and of the nearest distance
 _MOST_MOLECULES = 60
 
 

@@ -209,8 +209,8 @@ def elements_picture(elements: Elements) -> Figure:
             middle.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     middle.set_title("similarity (1: same use)", fontsize=9, loc="left")
     right.plot(*elements.plane.T, "o", ms=5, color="#0072B2")
-    for name, (x, y) in zip(names, elements.plane, strict=True):
-        right.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=10)
+    for k, (name, (x, y)) in enumerate(zip(names, elements.plane, strict=True)):
+        right.annotate(name, (x, y), xytext=(5, 4 if k % 2 else -13), textcoords="offset points", fontsize=10)
     span = max(float(np.ptp(elements.plane)), 0.1)
     middle_point = 0.5 * (elements.plane.max(axis=0) + elements.plane.min(axis=0))
     right.set_xlim(middle_point[0] - 0.75 * span, middle_point[0] + 0.75 * span)

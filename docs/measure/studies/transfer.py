@@ -129,25 +129,26 @@ def _curve(found: dict[str, Any], element: str, method: str, key: str) -> tuple[
         known = [each for each in mine if each]
         if known:
             values = [each[key] for each in known]
-            rows.append((known[0]["frames"], np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0))
+            rows.append((known[0]["frames"], np.mean(values), np.std(values, ddof=1) if len(values) > 1 else np.nan))
     columns = np.array(rows).T if rows else np.zeros((3, 0))
     return columns[0], columns[1], columns[2]
 
 
-def saved(found: dict[str, Any], element: str, key: str) -> list[tuple[int, float, float]]:
-    """For each size: frames, the frames that training from nothing needs to be as good, and the ratio (on the curve,
-    log-log between sizes; infinite where all frames do not suffice)."""
+def needed(found: dict[str, Any], element: str, key: str) -> list[tuple[int, float]]:
+    """For each size: frames, and how many training from nothing needs to be as good as with frozen filters.
+
+    On its curve, log-log between sizes; infinite where all frames do not suffice.
+    """
     x, y, _ = _curve(found, element, "from nothing", key)
-    rows = []
-    for method in ("filters frozen",):
-        frames, errors, _ = _curve(found, element, method, key)
-        for n, error in zip(frames, errors, strict=True):
-            falling = np.minimum.accumulate(y)
-            needed = np.inf if error < falling[-1] else 0.0
-            if needed == 0.0:
-                needed = float(np.exp(np.interp(-np.log(error), -np.log(falling), np.log(x))))
-            rows.append((int(n), needed, needed / n))
-    return rows
+    frames, errors, _ = _curve(found, element, "filters frozen", key)
+    falling = np.minimum.accumulate(y)
+    return [
+        (
+            int(n),
+            np.inf if error < falling[-1] else float(np.exp(np.interp(-np.log(error), -np.log(falling), np.log(x)))),
+        )
+        for n, error in zip(frames, errors, strict=True)
+    ]
 
 
 def table(found: dict[str, Any], elements: Sequence[str]) -> str:
@@ -162,7 +163,8 @@ def table(found: dict[str, Any], elements: Sequence[str]) -> str:
                     frames, mean, spread = _curve(found, element, method, key)
                     if k < len(frames):
                         n = int(frames[k])
-                        cells.append(f"{mean[k]:.{digits}f} ± {spread[k]:.{digits}f}")
+                        more = "" if np.isnan(spread[k]) else f" ± {spread[k]:.{digits}f}"
+                        cells.append(f"{mean[k]:.{digits}f}{more}")
                 if cells:
                     lines.append(f"| {element} | {n} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -178,7 +180,18 @@ def picture(found: dict[str, Any], elements: Sequence[str]) -> None:
             zip(METHODS, COLOURS, strict=False), ("--", "-", ":"), ("o", "s", "^"), strict=True
         ):
             x, y, spread = _curve(found, element, method, key)
-            panel.errorbar(x, y, spread, color=colour, ls=style, marker=mark, ms=4.5, lw=1.5, capsize=2, label=method)
+            panel.errorbar(
+                x,
+                y,
+                np.nan_to_num(spread),
+                color=colour,
+                ls=style,
+                marker=mark,
+                ms=4.5,
+                lw=1.5,
+                capsize=2,
+                label=method,
+            )
         panel.set(xscale="log", yscale="log", xlabel=f"frames of {element}", ylabel=keys[key])
         panel.set_title(f"{element}: filters have seen the other five", fontsize=9)
         plain_ticks(panel.xaxis, panel.yaxis)
@@ -205,9 +218,7 @@ def main() -> None:
     picture(found["results"], elements)
     for element in elements:
         for key in ("energy_mae_mev_per_atom", "force_mae_ev_per_angstrom"):
-            print(
-                element, key, [(n, round(need, 1), round(r, 2)) for n, need, r in saved(found["results"], element, key)]
-            )
+            print(element, key, [(n, round(each, 1)) for n, each in needed(found["results"], element, key)])
     said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     seconds = sum(each["cpu_seconds"] for each in found["results"].values())
     words = (
