@@ -23,6 +23,7 @@ LATER = (
     "snnp/discovery",
     "snnp/distillation",
     "snnp/models/spline/lammps_file.py",
+    "snnp/models/spline/uf3_file.py",
     "snnp/kernels/cpu/small_lists.py",
     "snnp/explain",
     "snnp/models/spline/more_elements.py",

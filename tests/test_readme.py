@@ -97,7 +97,7 @@ def test_script_is_installed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page: str) -> None:
-    known = {"bash", "python", "text", "yaml", "{include}"}
+    known = {"bash", "python", "text", "yaml", "cpp", "{include}"}
     assert {language for language, _ in _blocks(page)} <= known
 
 

@@ -44,8 +44,8 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everyth
 def export_command(
     model: Model,
     out: Path = typer.Argument(metavar="OUT", help="File to write, such as model.pt."),
-    file_format: Literal["torchscript", "lammps"] = typer.Option(
-        "torchscript", "--format", help="A module that torch loads without snnp, or a file of LAMMPS's pair style snnp."
+    file_format: Literal["torchscript", "lammps", "uf3", "meam-spline"] = typer.Option(
+        "torchscript", "--format", help="A torch module, or a file for LAMMPS: pair style snnp, uf3 or meam/spline."
     ),
     unit: Literal["nm", "angstrom"] = typer.Option("nm", help="Unit of positions and box vectors."),
     energy_unit: Literal["kJ/mol", "eV"] = typer.Option("kJ/mol", help="Unit of the energy."),
@@ -60,15 +60,15 @@ def export_command(
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
     from snnp.hub import load_model
     from snnp.models.export import export_torchscript
-    from snnp.models.spline.lammps_file import write_lammps
+    from snnp.models.spline.uf3_file import write_for_lammps
     from snnp.sampling import build_structure
 
-    if file_format == "lammps":
+    if file_format != "torchscript":
         if structure is not None or forces or (unit, energy_unit) != ("nm", "kJ/mol"):
             raise InputError("a file for LAMMPS is for all structures, in metal units: leave the other options away.")
-        potential = load_model(model, dtype=dtype or "float32")
+        potential = load_model(model, dtype=dtype or ("float32" if file_format == "lammps" else "float64"))
         prepare_output(out, overwrite=overwrite, inputs=input_files(model))
-        print_result(_exported(potential, write_lammps(potential, out), file_format), as_json)
+        print_result(_exported(potential, out, file_format, **write_for_lammps(potential, out, file_format)), as_json)
         return
     potential = load_model(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
