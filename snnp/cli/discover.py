@@ -57,6 +57,8 @@ def images_command(
     for ending in ("csv", "json", "png"):
         prepare_output(out / f"map.{ending}", overwrite=overwrite)
     images = read_images(folder, grey=grey, crop=crop)
+    if near is not None:
+        images.row(Path(near).name)  # before the work
     with console.progress_bar("comparing", len(images.names)) as update:
         found = map_images(
             images, features, method, n_dimensions=dimensions, n_neighbours=neighbours, report=lambda n: update(n)

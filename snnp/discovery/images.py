@@ -81,6 +81,13 @@ class ImageSet:
         if flat := [name for name, each in zip(self.names, self.shades, strict=True) if np.ptp(each) == 0.0]:
             raise DataError(f"'{flat[0]}' has one shade everywhere, so there is nothing to compare; leave it out.")
 
+    def row(self, name: str) -> int:
+        """Where an image stands; raises `InputError` for a name that is not there."""
+        if name not in self.names:
+            meant = near_matches(name, self.names)
+            raise InputError(f"'{name}' is not among the {len(self.names)} images; name one of them.{meant}")
+        return self.names.index(name)
+
 
 def read_images(folder: Path, *, grey: bool = False, crop: int | None = None) -> ImageSet:
     """The PNG and TIFF files of a folder, in the order of their names.
@@ -303,10 +310,7 @@ class ImageMap:
 
     def near(self, name: str) -> list[tuple[str, float]]:
         """The nearest images of one, nearest first, with distances; raises `InputError` for an unknown name."""
-        names = self.images.names
-        if name not in names:
-            raise InputError(f"'{name}' is not among the {len(names)} images.{near_matches(name, names)}")
-        row = names.index(name)
+        names, row = self.images.names, self.images.row(name)
         found = zip(self.neighbours[row], self.distances[row], strict=True)
         return [(names[index], float(distance)) for index, distance in found]
 
