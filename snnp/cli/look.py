@@ -263,7 +263,7 @@ def explain_command(
         console.print_json(found.report.json())
         return
     for finding in found.report.findings:
-        console.say(str(finding))
+        console.say(f"{finding.check}: {finding}")
     console.print_pairs({"page": str(folder / PAGES[0])} | ({"smaller model": str(folder / "pruned")} if prune else {}))
 
 

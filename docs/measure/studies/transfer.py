@@ -153,7 +153,10 @@ def needed(found: dict[str, Any], element: str, key: str) -> list[tuple[int, flo
 
 def table(found: dict[str, Any], elements: Sequence[str]) -> str:
     """Markdown: mean and standard deviation over seeds."""
-    lines = ["| left out | frames | method | energy MAE (meV/atom) | force MAE (eV/Å) |", "|---|--:|---|--:|--:|"]
+    lines = [
+        "| left out | frames | method | seeds | energy MAE (meV/atom) | force MAE (eV/Å) |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
     for element in elements:
         for k, _ in enumerate(SIZES):
             for method in METHODS:
@@ -166,7 +169,8 @@ def table(found: dict[str, Any], elements: Sequence[str]) -> str:
                         more = "" if np.isnan(spread[k]) else f" ± {spread[k]:.{digits}f}"
                         cells.append(f"{mean[k]:.{digits}f}{more}")
                 if cells:
-                    lines.append(f"| {element} | {n} | {method} | {' | '.join(cells)} |")
+                    seeds = sum(Case(element, SIZES[k], method, seed).name in found for seed in SEEDS)
+                    lines.append(f"| {element} | {n} | {method} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
