@@ -4,7 +4,7 @@ The refit is linear least squares. A removed standardised feature x_a is written
 of those that stay which is nearest to it in value, and in how it changes when atoms move (and exact for an atom alone,
 where the energy of that is known),
 
-    x_a ~ c_0 + sum_b c_b x_b     least   mean (x_a - c_0 - c . x)² + l² mean sum_j |dx_a/dr_ij - c . dx/dr_ij|²
+    x_a ~ c_0 + sum_b c_b x_b     least   mean (x_a - c_0 - c . x)² + l² mean sum_j (dx_a/dr_ij - c . dx/dr_ij)²
 
 with l = 0.1 Å, and the combination goes into the weights: W_b + W_a c_b, w_b + w_a c_b, a constant into the biases.
 What comes out is a smaller model of the same form, exact where the removed filter was a combination of others. Fitting
