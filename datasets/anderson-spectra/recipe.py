@@ -59,7 +59,7 @@ its half), `T_K` is √(UΓ/2) exp(πε(ε+U)/(2UΓ)).
 | `spectra.npz` | {size:,} | `{sha}` |
 
 ```bash
-snnp discover curves spectra.npz --out report
+snnp discover curves spectra.npz --where B=0 --out runs/spectra
 ```
 """
 

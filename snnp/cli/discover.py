@@ -108,7 +108,9 @@ def curves_command(
     beta: Annotated[
         float, typer.Option(metavar="X", help="What a nat costs; larger: fewer variables, coarser curves.")
     ] = 0.02,
-    epochs: Annotated[int, typer.Option(metavar="N", help="How often all curves are seen.")] = 400,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="How often all curves are seen; default: 4,000 steps, 100 at least.")
+    ] = None,
     formulas: Annotated[int, typer.Option(metavar="N", help="Searches of a formula for each variable.")] = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, order and noise.")] = 0,
     overwrite: Overwrite = False,
@@ -127,7 +129,7 @@ def curves_command(
     family = read_family(file).where(where or []).scaled(scale)
     family = family.only(names) if names else family
     prepare_output(out / "report.html", overwrite=overwrite, inputs=[file])
-    with console.progress_bar("learning curves", epochs) as update:
+    with console.progress_bar("learning curves", settings.passes(len(family.curves))[0]) as update:
         found = discover_curves(family, settings, formulas, lambda epoch, loss: update(epoch, note=f"loss {loss:.3g}"))
     report = write_report(found, out, time.perf_counter() - start)
     for finding in report.findings:

@@ -23,6 +23,7 @@ from snnp.errors import InputError, TrainingError
 __all__ = ["Autoencoder", "Encoded", "VAESettings", "train_autoencoder"]
 
 _ACTIVE_NATS = 0.1  # mean KL; of variables at their prior it is below 0.01, of used ones above 0.5
+_STEPS, _LEAST_EPOCHS = 4000, 100
 _WIDEST = 50.0  # softplus and exp stay finite: log-variances are cut at plus and minus this
 
 
@@ -31,24 +32,32 @@ class VAESettings:
     """How to train.
 
     Arguments:
-        latents: variables offered. beta: what a nat of KL costs, in variances of the curves. epochs: times through all.
-        ramp: share of the epochs in which β rises. batch: curves in a step, fewer where there are few. rate: of Adam
-            at first, then a cosine. seed: of weights, order and noise.
+        latents: variables offered. beta: what a nat of KL costs, in variances of the curves. epochs: times through all;
+            default: as many as make 4,000 steps, and a hundred at least. ramp: share of the epochs in which β rises.
+            batch: curves in a step, half of them at most. rate: of Adam at first, then a cosine. seed: of weights,
+            order and noise.
     """
 
     latents: int = 10
     beta: float = 0.02
-    epochs: int = 400
-    ramp: float = 0.2
+    epochs: int | None = None
+    ramp: float = 0.3
     batch: int = 64
-    rate: float = 5e-3
+    rate: float = 2e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
         ranges = {"latents": (1, 100), "beta": (0.0, 10.0), "epochs": (1, 100_000), "ramp": (0.0, 1.0)}
         for name, (low, high) in {**ranges, "batch": (2, 100_000), "rate": (1e-6, 1.0)}.items():
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} must lie between {low:g} and {high:g}, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value}.")
+
+    def passes(self, n: int) -> tuple[int, int, int]:
+        """Epochs, steps of each, and curves in a step, for so many curves."""
+        batch = min(self.batch, max(2, n // 2))
+        steps = n // batch  # what is left over is another epoch's: the order is drawn anew
+        return self.epochs or max(_LEAST_EPOCHS, math.ceil(_STEPS / steps)), steps, batch
 
 
 @dataclass(frozen=True)
@@ -167,13 +176,12 @@ def _train(
     settings: VAESettings,
     report: Callable[[int, float], None] | None,
 ) -> None:
-    batch = min(settings.batch, max(4, len(curves) // 8))  # few curves need as many steps
-    steps = len(curves) // batch  # what is left over is another epoch's: the order is drawn anew
+    epochs, steps, batch = settings.passes(len(curves))
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * steps)
-    ramp = max(1.0, settings.ramp * settings.epochs)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+    ramp = max(1.0, settings.ramp * epochs)
     model.train()
-    for epoch in range(settings.epochs):
+    for epoch in range(epochs):
         beta = settings.beta * min(1.0, epoch / ramp)
         order, total = torch.randperm(len(curves)), 0.0
         for step in range(steps):

@@ -30,7 +30,7 @@ from snnp.files import write_atomically
 from snnp.report import COLOURS, jsonable, new_panels, png
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
-BETAS = (0.02, 0.1)
+BETAS = {"A(ω)": (0.1,), "πΓA(ω)": (0.1,), "πΓA(ω/Γ)": (0.03, 0.1)}
 SEEDS = range(5)
 SAME = 0.9999  # |correlation| at random parameters with ε(ε+U)/(UΓ), from which a formula is that one
 
@@ -112,21 +112,30 @@ def slopes(family: CurveFamily) -> dict[str, Any]:
     }
 
 
-def draw(family: CurveFamily, found: Discovery, k: int) -> bytes:
-    """Widths against the formula, and the variable against the Kondo temperature."""
+def draw(family: CurveFamily) -> bytes:
+    """Widths against the formula."""
     known = family.parameters
-    figure, panels = new_panels(2, 4.4, 3.4)
+    figure, (panel,) = new_panels(1, 5.0, 3.6)
     exponent, scale = known["ε(ε+U)/(UΓ)"], np.sqrt(0.5 * known["U"] * known["Γ"])
-    panels[0].semilogy(exponent, known["half width"] / scale, ".", ms=3, color=COLOURS[0], mec="none", alpha=0.6)
-    line = np.linspace(exponent.min(), exponent.max(), 2)
-    factor = slopes(family)["factor"]
-    panels[0].semilogy(line, factor * np.exp(0.5 * np.pi * line), "k-", lw=1.0, label=f"{factor:.2f} exp(π/2 x)")
-    panels[0].set_xlabel("x = ε(ε+U)/(UΓ)")
-    panels[0].set_ylabel("measured half width / √(UΓ/2)")
-    panels[0].legend(frameon=False, fontsize=8)
-    panels[1].semilogx(known["T_K/Γ"], found.encoded.mean[:, k], ".", ms=3, color=COLOURS[1], mec="none", alpha=0.6)
-    panels[1].set_xlabel("T_K / Γ, Haldane's formula")
-    panels[1].set_ylabel(f"latent variable z{k + 1}")
+    panel.semilogy(exponent, known["half width"] / scale, ".", ms=4, color=COLOURS[0], mec="none", alpha=0.6)
+    line, found = np.linspace(exponent.min(), exponent.max(), 2), slopes(family)
+    panel.semilogy(line, found["factor"] * np.exp(0.5 * np.pi * found["slope over π/2"] * line), "k-", lw=1.0)
+    panel.set_xlabel("x = ε(ε+U)/(UΓ)")
+    panel.set_ylabel("half width / √(UΓ/2)")
+    return png(figure)
+
+
+def draw_latents(found: Discovery, k: int) -> bytes:
+    """The variable against the Kondo temperature, and the other that tells most against the asymmetry."""
+    known = found.family.parameters
+    other = max((j for j in found.active if j != k), key=lambda j: abs(found.correlations[j]["asymmetry"]), default=k)
+    figure, panels = new_panels(2, 4.2, 3.4)
+    panels[0].semilogx(known["T_K/Γ"], found.encoded.mean[:, k], ".", ms=4, color=COLOURS[0], mec="none", alpha=0.6)
+    panels[0].set_xlabel("T_K / Γ")
+    panels[1].plot(known["asymmetry"], found.encoded.mean[:, other], ".", ms=4, color=COLOURS[1], mec="none", alpha=0.6)
+    panels[1].set_xlabel("asymmetry (2ε + U) / U")
+    for panel, each in zip(panels, (k, other), strict=True):
+        panel.set_ylabel(f"z{each + 1}")
     return png(figure)
 
 
@@ -142,8 +151,8 @@ def table(found: dict[str, Any]) -> str:
                 f"{first}| {each['variable']} | {each['nats']:.2f} | {' | '.join(f'{v:.2f}' for v in numbers)} |"
             )
     lines += ["", "| target | seed | formula | score | is the exponent |", "|---|--:|---|--:|---|"]
-    for name, rows in found["formulas"].items():
-        for row in rows:
+    for key, name in (("of latents", "latent variable"), ("of widths", "log(half width/Γ)")):
+        for row in found[key]:
             is_it = "**yes**" if row["exponent"] > SAME else f"no (correlation {row['exponent']:.3f})"
             lines.append(f"| {name} | {row['seed']} | `{row['formula']}` | {row['score']:.4f} | {is_it} |")
     width = found["widths"]
@@ -154,7 +163,7 @@ def table(found: dict[str, Any]) -> str:
         f"{width['scatter']:.3f}; Spearman with T_K {width['spearman']:.4f}.",
     ]
     said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
-    told = f"{found['spectra']:,} spectra and their mirror images, {found['epochs']} epochs"
+    told = f"{found['spectra']:,} spectra and their mirror images"
     return "\n".join(
         [*lines, "", f"Written by the command above on {found['date']}: {told}; {found['machine']}; {said}."]
     )
@@ -165,39 +174,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spectra", type=Path, metavar="SPECTRA.npz")
     parser.add_argument("--limit", type=int, help="spectra used at most; the page stays as it is")
-    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--epochs", type=int, help="of the autoencoders; default: as many as make 4,000 steps")
+    parser.add_argument("--only", choices=("autoencoders", "widths"), help="one half; the other stays as it was")
     parser.add_argument("--out", type=Path, default=STUDY.parent)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     family = sample(asked.spectra, asked.limit)
+    path = asked.out / f"{STUDY.name}.json"
+    if asked.only != "widths":
+        found, pictures = autoencoders(family, asked.epochs)
+        keep(path, found, pictures)
+    if asked.only != "autoencoders":
+        target = np.log(family.parameters["half width/Γ"])
+        rows = formulas(family, target, "pearson", SEEDS)
+        keep(path, {"of widths": rows, "widths": slopes(family)}, {"width": draw(family)})
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if asked.limit is None and asked.out == STUDY.parent and {"autoencoders", "widths"} <= result.keys():
+        between_marks(STUDY.with_suffix(".md"), {"table": table(result)})
+
+
+def autoencoders(family: CurveFamily, epochs: int | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Variables of all samples, formulas behind the one that follows the Kondo temperature, and pictures."""
     n = len(family.curves) // 2
     apart = np.random.default_rng(0).permutation(n)[: n // 10]
     apart = np.concatenate([apart, apart + n])  # mirror images go together
     rows, best = [], None
     for name, curves in samples(family).items():
         unit = "/Γ" if name.endswith("/Γ)") else ""
-        for beta in BETAS:
-            found = discover_curves(curves, VAESettings(beta=beta, epochs=asked.epochs), held_out=apart)
-            rows.append({"curves": name, "beta": beta, "kept": found.kept, "variables": variables(found, unit)})
+        for beta in BETAS[name]:
+            best = discover_curves(curves, VAESettings(beta=beta, epochs=epochs), held_out=apart)
+            rows.append({"curves": name, "beta": beta, "kept": best.kept, "variables": variables(best, unit)})
             print(json.dumps(jsonable(rows[-1]), ensure_ascii=False), flush=True)
-            best = found if unit and beta == max(BETAS) else best
     assert best is not None
     k = max(best.active, key=lambda k: abs(best.correlations[k]["T_K/Γ"]))
-    targets = {"latent variable": formulas(family, best.encoded.mean[:, k], "spearman", SEEDS)}
-    targets["log(half width/Γ)"] = formulas(family, np.log(family.parameters["half width/Γ"]), "pearson", SEEDS)
-    result = {"spectra": len(family.curves) // 2, "epochs": asked.epochs, "autoencoders": rows, "formulas": targets}
-    result |= {"widths": slopes(family), **provenance(("snnp", "torch", "numpy", "gplearn", "scikit-learn"))}
-    name = STUDY.name
-    pictures = {"traversals": report_on(best).pictures[0].png, "width": draw(family, best, k)}
+    of_latent = formulas(family, best.encoded.mean[:, k], "spearman", SEEDS)
+    pictures = {figure.title: figure.png for figure in report_on(best).pictures}
+    drawn = {"traversals": pictures["What each variable does to a curve"], "latents": draw_latents(best, k)}
+    return {"spectra": n, "autoencoders": rows, "of latents": of_latent}, drawn
+
+
+def keep(path: Path, found: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    """Add results to those that are there, and write pictures beside them."""
     for kind, picture in pictures.items():
-        write_atomically(asked.out / f"{name}_{kind}.png", picture)
-    write_atomically(
-        asked.out / f"{name}.json", (json.dumps(jsonable(result), indent=1, ensure_ascii=False) + "\n").encode()
-    )
-    if asked.limit is None and asked.out == STUDY.parent:
-        between_marks(STUDY.with_suffix(".md"), {"table": table(result)})
-    else:
-        print(table(result))
+        write_atomically(path.with_name(f"{path.stem}_{kind}.png"), picture)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    after = {**before, **found, **provenance(("snnp", "torch", "numpy", "gplearn", "scikit-learn"))}
+    write_atomically(path, (json.dumps(jsonable(after), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":
