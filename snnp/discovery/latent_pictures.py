@@ -123,10 +123,10 @@ def _scale_axis(panel: Axes, x: np.ndarray) -> None:
     if x[0] > 0.0:
         panel.set_xscale("log")
     elif x[0] < 0.0 < x[-1]:
-        panel.set_xscale("symlog", linthresh=float(np.abs(x[x != 0.0]).min()) * 3.0)
-        decades = np.arange(np.ceil(np.log10(np.abs(x[x != 0.0]).min())), np.floor(np.log10(x[-1])) + 1)[::-2]
-        ticks = 10.0 ** decades[:3]
-        panel.set_xticks([*-ticks, 0.0, *ticks[::-1]])
+        linear = 3.0 * float(np.abs(x[x != 0.0]).min())
+        panel.set_xscale("symlog", linthresh=linear)
+        decades = np.arange(np.floor(np.log10(x[-1])), np.log10(2.0 * linear), -2.0)[:3]  # zero keeps its room
+        panel.set_xticks([*-(10.0**decades), 0.0, *10.0 ** decades[::-1]])
         panel.minorticks_off()
 
 
