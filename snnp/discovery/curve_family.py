@@ -26,6 +26,7 @@ Scale = Literal["none", "max", "area"]
 _HELD_OUT, _LEAST_TO_HOLD_OUT = 0.1, 60
 _LEAST_POINTS = 4
 _LEAST_PAIRS = 4  # for a correlation
+_FOLLOWS = 0.5  # least |Spearman| of a variable that is said to follow a parameter
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Discovery:
         told += f"{100.0 * self.kept:.1f} % of their variance"
         for k in self.active:
             name = self.leading(k)
-            if name is not None:
+            if name is not None and abs(self.correlations[k][name]) >= _FOLLOWS:
                 told += f"; z{k + 1} follows {name} (Spearman {self.correlations[k][name]:.2f})"
         return told
 
