@@ -20,7 +20,7 @@ from snnp.models.store import list_models
 
 
 def filters(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Filters at r / cutoff = x, each divided by its peak; and cutoff, peak (Å), peak / cutoff, sign changes of each."""
+    """Filters at r / cutoff = x, each over its peak; and cutoff, peak (Å), peak / cutoff, sign changes of each."""
     curves, known = [], []
     for model in map(load_model, list_models()):
         if not isinstance(model, SplineNNP):
