@@ -83,7 +83,7 @@ def test_formulas_say_which_extra_they_need(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_fewer_curves_than_variables_are_refused() -> None:
-    with pytest.raises(InputError, match="8 curves are fewer than 10"):
+    with pytest.raises(InputError, match="8 curves to learn from are fewer than 10"):
         discover_curves(peaks(8))
 
 

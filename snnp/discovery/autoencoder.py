@@ -157,7 +157,7 @@ def train_autoencoder(
     n, points = curves.shape
     if n < max(settings.latents, 4):
         raise InputError(
-            f"{n} curves are fewer than {max(settings.latents, 4)} (latent variables, and four at least); "
+            f"{n} curves to learn from are fewer than {max(settings.latents, 4)} (latent variables, four at least); "
             "give more curves, or ask for fewer with --latents."
         )
     spread = float(np.sqrt(curves.var(axis=0).mean()))
