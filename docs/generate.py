@@ -242,7 +242,7 @@ def _datasets_table(datasets: Path) -> str:
 def _modules() -> Iterator[tuple[str, bool]]:
     """Name of every public module, and whether it is a package; the command line has a page of its own."""
     importlib.import_module("openmmml")  # it loads its plugins, ours too, while it is itself imported: it goes first
-    for root in ("snnp", "snnp_ase", "snnp_openmm"):
+    for root in ("snnp", "snnp_ase", "snnp_lammps", "snnp_openmm"):
         package = importlib.import_module(root)
         yield root, True
         for info in pkgutil.walk_packages(package.__path__, prefix=f"{root}."):

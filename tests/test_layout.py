@@ -63,7 +63,7 @@ def test_folder_is_no_package(folder: str) -> None:
 def test_plugin_folders_are_no_packages() -> None:
     plugins = REPOSITORY / "plugins"
     inits = {path.parent.relative_to(plugins).as_posix() for path in plugins.rglob("__init__.py")}
-    assert {"ase/snnp_ase", "openmm/snnp_openmm"} <= inits
+    assert {"ase/snnp_ase", "lammps/snnp_lammps", "openmm/snnp_openmm"} <= inits
     assert [name for name in inits if name.count("/") == 0] == []  # neither plugins/ nor plugins/ase/
 
 
@@ -169,7 +169,7 @@ def test_every_bundled_model_and_file_is_installed() -> None:
 def _public_modules() -> list[str]:
     importlib.import_module("openmmml")  # it loads its plugins, ours too, while it is itself imported: it goes first
     names = []
-    for root in ("snnp", "snnp_ase", "snnp_openmm"):
+    for root in ("snnp", "snnp_ase", "snnp_lammps", "snnp_openmm"):
         package = importlib.import_module(root)
         found = [m.name for m in pkgutil.walk_packages(package.__path__, prefix=f"{root}.")]
         names += [name for name in [root, *found] if not name.rpartition(".")[2].startswith("_")]

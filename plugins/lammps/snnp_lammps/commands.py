@@ -52,7 +52,7 @@ def build_command(source: _Source = None, program: _Program = None, out: _Folder
 def doctor_command(
     source: _Source = None, program: _Program = None, out: _Folder = None, as_json: Json = False
 ) -> None:
-    """Examine compiler, LAMMPS, MPI and plugin, and run one step of a small crystal on one rank and on two."""
+    """Examine compiler, LAMMPS, MPI and plugin, and set the pair style up on one rank and on two."""
     from snnp_lammps.diagnosis import examine
 
     facts, findings = examine(source, program, out)
