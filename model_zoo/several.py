@@ -3,7 +3,8 @@
     self: {members: 8, budget: 950, epochs: 150}
 
 beside the keys of a training configuration, by which members are trained with seeds 1, 2, ...; `budget` and `epochs`
-are those of the student (see `snnp.distillation.DistilSettings` with method self).
+are those of the student (see `snnp.distillation.DistilSettings` with method self). `student` may hold keys of a
+training configuration in which it differs from the members, such as {compression: {share: 0.5}}.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from snnp.training.problem import load_problem
 
 __all__ = ["config_of", "make", "recipe_of", "student_of", "teacher", "train_members"]
 
-_KEYS = {"members", "budget", "epochs"}
+_KEYS, _MORE = {"members", "budget", "epochs"}, {"student"}
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
@@ -36,9 +37,10 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     """
     tree = read_recipe(folder)
     asked = tree.get("self")
-    if not isinstance(asked, dict) or set(asked) != _KEYS:
+    if not isinstance(asked, dict) or set(asked) - _MORE != _KEYS or not isinstance(asked.get("student", {}), dict):
         raise ConfigError(
-            f"{folder / 'recipe.yaml'}: self must have the keys {', '.join(sorted(_KEYS))}, got {asked!r}."
+            f"{folder / 'recipe.yaml'}: self must have the keys {', '.join(sorted(_KEYS))}, and may have student with "
+            f"keys of a training configuration; got {asked!r}."
         )
     return tree
 
@@ -114,6 +116,7 @@ def student_of(
     }
     student["optimiser"] = {**student["optimiser"], "epochs": asked["epochs"]}
     student["loss"] = {"stress_weight": 0.0, **student.get("loss", {})}
+    student |= asked.get("student", {})
     settings = DistilSettings(
         teachers=[str(member) for member in members],
         data=[os.path.expandvars(name) for name in _data_of(recipe, folder.parent)["train"]],

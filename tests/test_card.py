@@ -386,7 +386,7 @@ def test_several_models_of_a_recipe_become_one(
     build_module: ModuleType, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody learns what is drawn for the test, whatever the seed of the members; the card names no files of a run."""
-    several = {"self": {"members": 2, "budget": 100, "epochs": 4}}
+    several = {"self": {"members": 2, "budget": 100, "epochs": 4, "student": {"validate_every": 2}}}
     recipe = {**RECIPE, **several, "data": {"train": [f"{zoo}/cells.xyz"], "valid": 0.1, "test": 0.2}}
     recipe["optimiser"] = {**recipe["optimiser"], "epochs": 3}
     (tmp_path / "cu").mkdir()
@@ -404,9 +404,12 @@ def test_several_models_of_a_recipe_become_one(
     assert len(known) == 48
     assert not test & known
     assert len([source for source in learned if source.startswith("copies")]) == 52
+    configs = [training.load_config(run / name / "config.yaml") for name in ("member-1", "student/student")]
+    assert [config.validate_every for config in configs] == [5, 2], "the student has keys of its own, members have not"
     for changes, said in (
         ({"self": {"members": 2}}, "self must have the keys budget, epochs, members"),
-        ({"self": {"members": 2, "budget": 101, "epochs": 4}}, "begun with another budget"),
+        ({"self": {**several["self"], "student": 3}}, "may have student with keys of a training configuration"),
+        ({"self": {**several["self"], "budget": 101}}, "begun with another budget"),
         ({"optimiser": {**recipe["optimiser"], "epochs": 2}}, "trained by another recipe (optimiser.epochs is 2, was"),
     ):
         (tmp_path / "cu" / "recipe.yaml").write_text(yaml.safe_dump(recipe | changes))
