@@ -12,7 +12,7 @@ from ase.build import bulk
 from ase.constraints import FixAtoms
 
 from snnp import load_model
-from snnp.errors import ConfigError, InputError, MissingDependencyError
+from snnp.errors import ConfigError, InputError, MissingDependencyError, UnknownElementError
 from snnp.sampling import MDResult, MDSettings
 from snnp.sampling import run_md as run_by_name
 from snnp.sampling.embedded import run_md as run_native
@@ -137,6 +137,8 @@ def test_what_lammps_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         run(atoms, device="cuda", steps=1)
     with pytest.raises(InputError, match="engine 'native' is one process"):
         run_by_name("snnp-cu", atoms, MDSettings(steps=1, ranks=2), engine="native")
+    with pytest.raises(UnknownElementError, match="Al"):
+        run(Atoms("Al"), ensemble="nve", steps=1)
     with pytest.raises(InputError, match="HIPNN does not run in LAMMPS"):
         run_md("hipnn-si", bulk("Si"), MDSettings(steps=1))
     with pytest.raises(InputError, match="Ensemble of ANI does not run in LAMMPS"):

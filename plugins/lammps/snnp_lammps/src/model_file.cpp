@@ -51,7 +51,8 @@ std::string read_whole(const std::string &path, std::string &fault) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream content;
   if (!file || !(content << file.rdbuf())) {
-    fault = "cannot read the snnp file '" + path + "': there is none, or it is empty or not yours to read; write it with "
+    fault = "cannot read the snnp file '" + path + "': there is none, or it is empty, a folder, or not yours to read; write it "
+            "with "
             "'snnp export MODEL FILE --format lammps'";
     return {};
   }
@@ -76,7 +77,7 @@ Model parse_model(const std::string &content, const std::string &path, std::stri
     fault = "'" + path + "' has format " + std::to_string(format) + ", this plugin reads up to " +
             std::to_string(kFormat) + "; build the plugin again with the snnp that wrote the file";
   } else if (found < 4 || header_bytes < 0 || plan_bytes < 0 || header_bytes > int64_t(kMostBytes) ||
-             int64_t(content.size() - line - 1) != header_bytes + plan_bytes) {
+             plan_bytes > int64_t(kMostBytes) || int64_t(content.size() - line - 1) != header_bytes + plan_bytes) {
     fault = "'" + path + "' is cut short or damaged" + cure;
   } else if (crc32(content.data() + line + 1, content.size() - line - 1) != sum) {
     fault = "'" + path + "' is damaged: its checksum is wrong" + cure;
