@@ -73,7 +73,8 @@ def examine(engine: str) -> Verdict:
     if done.returncode < 0:
         return Verdict(engine, False, f"it crashed ({signal.Signals(-done.returncode).name})")
     said = [line for line in done.stderr.splitlines() if line.strip()]
-    return Verdict(engine, False, said[-1] if said else "it ended without a word")
+    words = said[-1].removeprefix("snnp.errors.MissingDependencyError: ") if said else "it ended without a word"
+    return Verdict(engine, False, words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,8 +51,8 @@ std::string read_whole(const std::string &path, std::string &fault) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream content;
   if (!file || !(content << file.rdbuf())) {
-    fault = "cannot read the snnp file '" + path + "': there is none, or it is empty, a folder, or not yours to read; write it "
-            "with "
+    fault = "cannot read the snnp file '" + path + "': there is none, or it is empty, a folder, or not yours to read; "
+            "write it with "
             "'snnp export MODEL FILE --format lammps'";
     return {};
   }

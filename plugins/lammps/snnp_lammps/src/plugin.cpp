@@ -51,8 +51,10 @@ bool fits() {
   MPI_Get_library_version(library, &length);
   if (!strstr(library, kMpi)) {
     library[strcspn(library, "\n")] = '\0';
-    fprintf(stderr, "snnp: the pair style is left out: the plugin was compiled with %s, this LAMMPS runs with %s\n", kMpi,
-            library);
+    fprintf(stderr,
+            "snnp: the pair style is left out: the plugin was compiled with %s, this LAMMPS runs with %s; build it again "
+            "with 'snnp lammps build' and that MPI's mpicxx first on the search path\n",
+            kMpi, library);
     return false;
   }
 #endif
