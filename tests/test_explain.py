@@ -255,6 +255,17 @@ def test_page_of_one_and_of_two(tmp_path: Path) -> None:
     assert "differ by" in both.report.verdict
 
 
+def test_two_folders_of_one_name_and_an_input_that_would_be_replaced(tmp_path: Path) -> None:
+    for name in ("a/best", "b/best"):
+        save_model(_model(), tmp_path / name)
+    both = explain(str(tmp_path / "a/best"), str(tmp_path / "b/best"), structure="fcc:Cu:2x2x2")
+    assert "a/best" in both.report.subject
+    assert "b/best" in both.report.subject
+    save_model(_model(), tmp_path / "page/pruned")
+    again = ("explain", tmp_path / "page/pruned", "--prune", 5, "--out", tmp_path / "page", "--overwrite")
+    assert "is the file that is read" in _fails(*again)
+
+
 def test_classical_potentials_have_a_page(tmp_path: Path) -> None:
     """Embedding splines: drawn, but no filter is taken out."""
     save_model(SplineNNP(s_meam(("Cu",)), seed=1), tmp_path / "meam")

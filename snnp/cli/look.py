@@ -14,6 +14,7 @@ from snnp.cli.exchange import print_remote
 from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Threads, command, set_threads
 from snnp.cli.outputs import input_files, prepare_output, write_structure
 from snnp.errors import InputError
+from snnp.files import refuse_inputs
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -253,9 +254,11 @@ def explain_command(
     from snnp.explain import PAGES, explain
 
     folder = out or Path("runs") / "-".join(["explain", *(Path(name).name for name in (model, other) if name)])
+    inputs = [path for name in (model, other) if name for path in input_files(name)]
     for page in PAGES:
-        inputs = [path for name in (model, other) if name for path in input_files(name)]
         prepare_output(folder / page, overwrite=overwrite, inputs=inputs)
+    for path in inputs if prune else ():
+        refuse_inputs(folder / "pruned" / path.name, inputs)  # which may be the smaller model of another time
     with console.progress_bar("explaining") as update:
         found = explain(model, other, data or (), structure, prune, lambda stage, k, n: update(k, n, stage))
     found.write(folder)

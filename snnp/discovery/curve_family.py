@@ -121,7 +121,8 @@ def read_family(path: Path) -> CurveFamily:
         DataError: for files that hold something else, or curves of different length.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path.")
+        what = "is a folder; name a CSV or npz file in it" if path.is_dir() else "no such file; check the path"
+        raise DataError(f"{path}: {what}.")
     readers = {".csv": _read_csv, ".npz": _read_npz}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: curves are read from .csv and .npz; save them as one of these.")

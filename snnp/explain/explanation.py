@@ -128,7 +128,8 @@ def explain(
     shown, said = _shown(material, models[0][1], structure)
     for _, each in models:
         each.check_elements(shown.numbers)
-    subjects = [_subject(_short(name), each, material, progress) for name, each in models]
+    names = _short([name for name, _ in models])
+    subjects = [_subject(name, each, material, progress) for name, (_, each) in zip(names, models, strict=True)]
     page = _Page(subjects, shown, said)
     found = page.explained() if other is None else page.side_by_side()
     if prune is None:
@@ -139,8 +140,10 @@ def explain(
     return _finished(found, time.monotonic() - began, (smaller, table))
 
 
-def _short(name: str) -> str:
-    return Path(name).name if Path(name).exists() else name
+def _short(names: Sequence[str]) -> list[str]:
+    """Names for the page: of folders the last part, unless two models would have the same."""
+    short = [Path(name).name if Path(name).exists() else name for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def _of_all(frames: Frames, models: Sequence[SplineNNP]) -> Frames:

@@ -363,7 +363,8 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
     except ValidationError as error:
         first = error.errors()[0]
         key, got = ".".join(str(part) for part in first["loc"]), first.get("input")
-        said = f"key {key!r}: {first['msg']} (got {got!r})."
+        text = first["msg"].removeprefix("Value error, ")  # of several keys at once, where none is named
+        said = f"key {key!r}: {first['msg']} (got {got!r})." if key else f"{text}."
         if first["type"] == "model_type":
             said = f"{key!r} must be a group of keys and values, got {got!r}."
         elif first["type"] == "extra_forbidden":

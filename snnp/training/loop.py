@@ -26,6 +26,7 @@ from snnp.training.soap import Soap
 __all__ = ["Progress", "Report", "Training", "make_optimiser"]
 
 _SAVE_EVERY_SECONDS = 5.0
+_NO_LOSS = 1e-6  # below which a loss that rises is noise: a model may begin where its labels come from
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class Training:
 
     def _stop_if_diverged(self, value: float, batch: Batch) -> None:
         """Stop at a NaN or a diverging loss; checkpoints on disk stay as they are."""
-        counters = self.state.counters
-        if math.isfinite(value) and value <= self.config.optimiser.divergence_factor * counters.lowest_loss:
+        counters, lowest = self.state.counters, max(self.state.counters.lowest_loss, _NO_LOSS)
+        if math.isfinite(value) and value <= self.config.optimiser.divergence_factor * lowest:
             return
         what = f"rose to {value:.3g}" if math.isfinite(value) else f"became {value}"
         written = (self.folder / "last").is_dir()

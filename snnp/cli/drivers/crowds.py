@@ -98,6 +98,6 @@ def _print(good: list[RelaxResult], total: int, n_late: int, seconds: float, out
         pairs["steps"] = f"{sum(taken) / len(taken):.1f} in the mean, {max(taken)} at most"
         per_atom = best.energy_ev / len(best.atoms)
         pairs["lowest energy"] = f"{per_atom:.6f} eV/atom ({best.atoms.get_chemical_formula()})"
-    if out is None:
+    if out is None and good:
         say("Give --out FILE to keep the relaxed structures.")
     print_pairs(pairs if out is None or not good else {**pairs, "written to": str(out)})
