@@ -121,7 +121,10 @@ app.add_typer(checkup.doctor_app, name="doctor")
 app.add_typer(exchange.import_app, name="import")
 app.add_typer(discover.discover_app, name="discover")
 for _entry in entry_points(group="snnp.commands"):  # those of plugins, which nothing here may import
-    app.add_typer(_entry.load(), name=_entry.name)
+    try:
+        app.add_typer(_entry.load(), name=_entry.name)
+    except Exception as _error:  # a plugin that is broken must not take all other commands with it
+        warn(f"the commands `snnp {_entry.name}` are not there: {_entry.value} cannot be loaded ({_error}).")
 for _name in sorted(COMMANDS, key=_HELP_ORDER.split().index):
     _command, _examples = COMMANDS[_name]
     app.command(_name, epilog=_examples)(_command)

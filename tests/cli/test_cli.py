@@ -378,3 +378,14 @@ def test_no_cohesive_energy_from_a_fitted_zero() -> None:
     assert silicon["references"]["experiment"]["cohesive_energy_ev_per_atom"] == 4.63
     assert run_json("info", "snnp-si")["metadata"]["properties"]["Si"]["cohesive_energy_ev_per_atom"] is None
     assert "the model has none where E0 is not the energy of an isolated atom" in run_snnp("info", "snnp-si").stderr
+
+
+def test_a_plugin_that_is_broken_leaves_the_other_commands(tmp_path: Path) -> None:
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[snnp.commands]\nbroken = nothing_there:app\n")
+    command = [sys.executable, "-c", "from snnp.cli.main import run; run()", "version"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the commands `snnp broken` are not there: nothing_there:app cannot be loaded" in done.stderr

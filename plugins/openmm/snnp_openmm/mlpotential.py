@@ -61,6 +61,7 @@ class SNNPPotentialImpl(MLPotentialImpl):
         from snnp_openmm.force import create_force
         from snnp_openmm.mixed import molecule_bonds
 
+        atoms = None if atoms is None else list(atoms)
         periodic = topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
         options = {key: args.get(key, value) for key, value in self._options.items()}
         force = create_force(self._model, topology, atoms, periodic=periodic, **options)
