@@ -228,8 +228,8 @@ class TrainConfig(_Config):
     an ANI. The key `model.family` ("s-nnp", "hip-nn", "ani") chooses the family, and with it the other keys of `model`.
     `start` names a model whose form, E0 and weights training goes on from; `model` is then not looked at. An s-NNP
     whose filters all elements share, or of one element, learns elements that it never saw. Where labels have another
-    zero of energy, E0 follow it. `freeze`: "filters" leaves the curves of an s-NNP as they are and trains the readout
-    alone; elements that the data lack then stay as they were.
+    zero of energy, E0 follow it. `freeze`: "filters" leaves the filters of an s-NNP as they are and trains the readout,
+    and a pair term where there is one; elements that the data lack then stay as they were.
     """
 
     data: DataConfig
