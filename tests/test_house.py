@@ -30,6 +30,7 @@ LATER = (
     "snnp/training/transfer",
     "snnp/publish/zoo.py",
     "snnp/sampling/many",
+    "snnp/uncertainty",
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]

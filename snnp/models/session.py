@@ -40,13 +40,14 @@ class Session:
         potential: may change its parameters between calls.
         skin: Å, how much farther than the cutoff the neighbour list reaches; it is rebuilt when an atom has moved about
             half of it, or when atoms or periodicity changed.
+        lists_of: a session of a potential that sees at least as far, whose list is used for the same atoms.
 
     Raises:
         InputError: for a negative skin.
     """
 
-    def __init__(self, potential: Potential, skin: float = 1.0) -> None:
-        self.potential, self.skin = potential, float(skin)
+    def __init__(self, potential: Potential, skin: float = 1.0, lists_of: Session | None = None) -> None:
+        self.potential, self.skin, self._owner = potential, float(skin), lists_of or self
         self.forget()
 
     def forget(self) -> None:
@@ -81,14 +82,14 @@ class Session:
         evaluator = self.potential.evaluator()
         if evaluator is None or evaluator.stepper is None:
             return self._through_torch(numbers, positions, cell, pbc, stress)
-        known, stepper = self._known, self._stepper
+        known, stepper = self._known, self._owner._stepper
         if not (numbers.shape == known[0].shape and bool((numbers == known[0]).all())):
             self.potential.check_elements(numbers)
             index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
             own = np.array(numbers)
             self._known = known = own, np.array([index[number] for number in own.tolist()], dtype=np.int32)
         if stepper is None:
-            self._stepper = stepper = evaluator.stepper(self.potential.cutoff, self.skin)
+            self._owner._stepper = stepper = evaluator.stepper(self._owner.potential.cutoff, self.skin)
         positions = np.ascontiguousarray(positions, dtype=np.float64)
         cell = np.ascontiguousarray(cell, dtype=np.float64)
         periodic = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
@@ -102,7 +103,6 @@ class Session:
     def _through_torch(
         self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], stress: bool
     ) -> Evaluation:
-        potential = self.potential
         structure = Structure(
             numbers=torch.as_tensor(np.asarray(numbers, dtype=np.int64)),
             positions=torch.as_tensor(np.asarray(positions, dtype=np.float64)),
@@ -110,13 +110,13 @@ class Session:
             pbc=torch.as_tensor(np.asarray(pbc, dtype=bool))[None],
             structure_of_atom=torch.zeros(len(numbers), dtype=torch.int64),
         )
-        neighbours = self._verlet.update(structure)
+        neighbours = self._owner._verlet.update(structure)
         # A list travels to the device only when it was rebuilt.
-        moved = self._moved
+        moved = self._owner._moved
         if moved is None or moved[0] is not neighbours:
-            self._moved = moved = neighbours, neighbours.to(potential.device)
+            self._owner._moved = moved = neighbours, neighbours.to(self.potential.device)
         with_stress = stress and bool(np.all(pbc))
-        prediction = potential.compute(structure, moved[1], forces=True, stress=with_stress)
+        prediction = self.potential.compute(structure, moved[1], forces=True, stress=with_stress)
         assert prediction.forces is not None
         tensor = None if prediction.stress is None else prediction.stress[0].double().cpu().numpy()
         forces = prediction.forces.double().cpu().numpy()
