@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "AMU_ANGSTROM2_PER_FS2_IN_EV",
+    "AMU_PER_ANGSTROM3_IN_G_PER_CM3",
     "BAR_IN_EV_PER_ANGSTROM3",
     "BOHR_IN_ANGSTROM",
     "BOLTZMANN_EV_PER_K",
@@ -41,6 +42,7 @@ GPA_IN_EV_PER_ANGSTROM3 = 1.0 / EV_PER_ANGSTROM3_IN_GPA
 BAR_IN_EV_PER_ANGSTROM3 = 1e-4 * GPA_IN_EV_PER_ANGSTROM3
 AMU_ANGSTROM2_PER_FS2_IN_EV = _ATOMIC_MASS_KG * 1e10 / _ELEMENTARY_CHARGE_C
 """1 amu (Å/fs)² in eV: the factor between kinetic energies in amu, Å, fs and eV."""
+AMU_PER_ANGSTROM3_IN_G_PER_CM3 = _ATOMIC_MASS_KG * 1e27
 
 ENERGY_UNITS = {
     "eV": 1.0,

@@ -1,0 +1,1 @@
+"""Active learning: models sample where they disagree, and a reference labels what they found."""
