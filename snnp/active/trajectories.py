@@ -39,11 +39,11 @@ from snnp.distillation.crystals import frames_of
 from snnp.distillation.selection import choose
 from snnp.errors import DataError, InputError
 from snnp.files import hold, write_atomically
-from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
 from snnp.sampling.many.crowd import Crowd
 from snnp.sampling.thermostats import ASE_FS
 from snnp.structure import Structure
+from snnp.uncertainty import Committee
 from snnp.units import AMU_PER_ANGSTROM3_IN_G_PER_CM3, BOLTZMANN_EV_PER_K
 
 __all__ = ["Sampled", "SamplingSettings", "Trajectory", "placements", "sample"]
@@ -138,7 +138,7 @@ def sample(
     Raises:
         InputError: for fewer than two members, structures that these do not know, or a folder of another sampling.
     """
-    members = _members(potentials)
+    members = Committee(potentials).potentials
     for atoms in starts:
         members[0].check_elements(atoms.numbers)
     folder = Path(out_folder)
@@ -160,17 +160,6 @@ def sample(
             report(len(trajectories), total, len(images))
         kept = _most_different(images, settings.most_frames, known, seed)
         return work.finish(Sampled(kept, trajectories, len(images), seconds, folder / _FRAMES))
-
-
-def _members(potentials: Sequence[Potential] | Potential) -> list[Potential]:
-    if isinstance(potentials, Potential):
-        potentials = potentials.potentials if isinstance(potentials, Ensemble) else [potentials]
-    members = [one for each in potentials for one in (each.potentials if isinstance(each, Ensemble) else [each])]
-    if len(members) < 2:
-        raise InputError(
-            f"{len(members)} model(s) cannot disagree, and their disagreement is what is sampled; give two or more."
-        )
-    return members
 
 
 def _starts(
