@@ -41,6 +41,7 @@ _KINDS = {
     "model": ("Model examined", "snnp doctor", "snnp-doctor", "Checks that found nothing"),
     "distillation": ("Distilled", "snnp distill", "snnp-distillation", "Bars that are reached"),
     "discovery": ("What lies behind", "snnp discover", "snnp-discovery", "Files beside this page"),
+    "active": ("Learned actively", "snnp active", "snnp-active", "What was said"),
     "explanation": ("Explained", "snnp explain", "snnp-explanation", "What was looked at"),
 }
 _MOST_FRAMES, _SHOWN_FRAMES, _NAMED_FRAMES = 1000, 40, 5  # in JSON, on a page, on a line
@@ -194,7 +195,7 @@ class Report:
     """
 
     subject: str
-    kind: Literal["data", "model", "distillation", "discovery", "explanation"]
+    kind: Literal["data", "model", "distillation", "discovery", "active", "explanation"]
     findings: tuple[Finding, ...]
     passed: tuple[str, ...]
     tables: Sequence[Table] = ()

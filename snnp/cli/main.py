@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
-from snnp.cli.drivers import ipi  # noqa: F401
+from snnp.cli.drivers import active, ipi  # noqa: F401
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
 from snnp.files import why_full
@@ -116,10 +116,9 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(exchange.publish_app, name="publish")
-app.add_typer(checkup.doctor_app, name="doctor")
-app.add_typer(exchange.import_app, name="import")
-app.add_typer(discover.discover_app, name="discover")
+_GROUPS = {"publish": exchange.publish_app, "doctor": checkup.doctor_app, "import": exchange.import_app}
+for _name, _group in {**_GROUPS, "discover": discover.discover_app, "active": active.active_app}.items():
+    app.add_typer(_group, name=_name)
 for _entry in entry_points(group="snnp.commands"):  # those of plugins, which nothing here may import
     try:
         app.add_typer(_entry.load(), name=_entry.name)

@@ -254,8 +254,12 @@ class TeacherProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def label(self, frames: Frames) -> Iterator[Answer]:
+    def label(self, frames: Frames, keep: Path | None = None) -> Iterator[Answer]:
         """Labels of each frame as they come.
+
+        Arguments:
+            keep: for a single frame: a file in which its answer is kept by the process itself, so that it is there even
+                if this program is killed; an answer that is there already is given again.
 
         Raises:
             WorkerDiedError: if the process ends before; the frames that it has answered are labelled all the same.
@@ -263,7 +267,7 @@ class TeacherProcess:
         arrays = {name: getattr(frames, name) for name in ("counts", "positions", "cell", "pbc")}
         arrays["numbers"] = frames.numbers.astype(np.int64)
         try:
-            self._in.write(worker.pack({}, arrays))
+            self._in.write(worker.pack({} if keep is None else {"keep": str(keep.absolute())}, arrays))
             self._in.flush()
         except OSError:
             raise WorkerDiedError(self._last_words()) from None
@@ -280,6 +284,10 @@ class TeacherProcess:
             return any(answer.error is None and name not in answer.labels for answer in self.label(frames[:1]))
         except WorkerDiedError:
             return False
+
+    def kill(self) -> None:
+        """End the process at once, whoever waits for it; `close` takes away what is left."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process at once."""

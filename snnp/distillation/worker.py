@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import IO, Any, Iterator  # noqa: UP035 (Python 3.8)
 
 import numpy as np
@@ -87,15 +87,45 @@ def main() -> None:
         body = read_message(sys.stdin.buffer)
         if body is None:
             break
-        for row, seconds, found in _label_all(calculators, _images(unpack(body)[1])):
-            error = found if isinstance(found, str) else None
-            header = {"row": row, "seconds": seconds, "error": error, "peak_bytes": _peak_bytes()}
-            _send(answers, header, {} if isinstance(found, str) else found)
+        header, arrays = unpack(body)
+        with _kept(header.get("keep")) as keep:
+            if keep is not None and os.path.exists(keep):  # of a worker whose program was killed meanwhile
+                with open(keep, "rb") as stream:
+                    answers.write(stream.read())
+                answers.flush()
+                continue
+            for row, seconds, found in _label_all(calculators, _images(arrays)):
+                error = found if isinstance(found, str) else None
+                header = {"row": row, "seconds": seconds, "error": error, "peak_bytes": _peak_bytes()}
+                _send(answers, header, {} if isinstance(found, str) else found, keep)
 
 
-def _send(stream: IO[bytes], header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    stream.write(pack(header, arrays))
+def _send(stream: IO[bytes], header: dict[str, Any], arrays: dict[str, np.ndarray], keep: str | None = None) -> None:
+    message = pack(header, arrays)
+    if keep is not None:
+        with open(keep + ".partial", "wb") as file:
+            file.write(message)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(keep + ".partial", keep)
+    stream.write(message)
     stream.flush()
+
+
+@contextmanager
+def _kept(keep: str | None) -> Iterator[str | None]:
+    """The file in which the answer to a single structure is kept, locked for this process by a file beside it."""
+    if keep is None:
+        yield None
+        return
+    import fcntl
+
+    with open(keep + ".lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield keep
 
 
 def _peak_bytes() -> int | None:
