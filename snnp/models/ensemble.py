@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from snnp.errors import InputError
 from snnp.models.config import FormConfig
-from snnp.models.potential import Potential, Prediction
+from snnp.models.heads import SharedFilters
+from snnp.models.potential import Evaluator, Potential, Prediction
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
@@ -75,6 +76,7 @@ class Ensemble(Potential):
         energies = {s: sum(m.reference_energies[s] for m in potentials) / len(potentials) for s in first.elements}
         super().__init__(first.elements, energies, max(member.cutoff for member in potentials))
         self.members = nn.ModuleList(potentials)
+        self._shared = SharedFilters()
         self._describe()
         if any(member.metadata for member in potentials):
             self.metadata = {"members": [member.metadata for member in potentials]}
@@ -115,6 +117,10 @@ class Ensemble(Potential):
             member.isolated_atoms = symbols
         self._describe()
 
+    def evaluator(self) -> Evaluator | None:
+        """The compiled code of members that share their filters (see `snnp.models.heads`), else None."""
+        return self._shared.evaluator(self.potentials)
+
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
         """[N] mean of the members' energies, each without its E0."""
         each = [member.interaction_energies(structure, vectors, neighbours) for member in self.potentials]
@@ -123,9 +129,10 @@ class Ensemble(Potential):
     def _compute(
         self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool, stress: bool
     ) -> Prediction:
-        each = self.potentials[0].compute_each(
-            self.potentials, structure, neighbours, forces=forces, stress=stress, apart=self.force_spread
-        )
+        wanted = {"forces": forces, "stress": stress, "apart": self.force_spread}
+        each = self._shared.predict(self.potentials, structure, neighbours, **wanted)
+        if each is None:
+            each = self.potentials[0].compute_each(self.potentials, structure, neighbours, **wanted)
         energy = torch.stack([prediction.energy for prediction in each])
         all_forces = torch.stack([p.forces for p in each if p.forces is not None]) if forces else None
         all_stress = torch.stack([p.stress for p in each if p.stress is not None]) if stress else None

@@ -349,7 +349,7 @@ class Potential(ExactModule, ABC):
     ) -> Prediction:
         if (evaluator := self.evaluator()) is not None:
             found = evaluator.evaluate(structure, species, neighbours, forces=forces or stress)
-            return self._prediction(structure, found, forces=forces, stress=stress)
+            return self.prediction(structure, found, forces=forces, stress=stress)
         neighbours, pairs = neighbours.to(self.device), None
         if forces or stress:
             energies, pairs = self._energies_and_pair_gradients(structure, neighbours)
@@ -398,9 +398,9 @@ class Potential(ExactModule, ABC):
             sum_forces(pairs, structure.n_atoms) if pairs is not None and forces else None,
             sum_virial(pairs, structure) if pairs is not None and stress else None,
         )
-        return self._prediction(structure, found, forces=forces, stress=stress)
+        return self.prediction(structure, found, forces=forces, stress=stress)
 
-    def _prediction(self, structure: Structure, found: Evaluated, *, forces: bool, stress: bool) -> Prediction:
+    def prediction(self, structure: Structure, found: Evaluated, *, forces: bool, stress: bool) -> Prediction:
         total = torch.zeros(structure.n_structures, dtype=torch.float64, device=found.energies.device)
         total.index_add_(0, structure.structure_of_atom, found.energies)
         known = found.virial if stress else None

@@ -67,6 +67,16 @@ class Session:
         """How often a neighbour list was built."""
         return self._verlet.n_builds + (0 if self._stepper is None else self._stepper.n_builds)
 
+    def species(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+        """[N] index of each atom's element in the model: the same object while the atomic numbers [N] stay."""
+        known = self._known
+        if not (numbers.shape == known[0].shape and bool((numbers == known[0]).all())):
+            self.potential.check_elements(numbers)
+            index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
+            own = np.array(numbers)
+            self._known = known = own, np.array([index[number] for number in own.tolist()], dtype=np.int32)
+        return known[1]
+
     def evaluate(
         self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], *, stress: bool = False
     ) -> Evaluation:
@@ -82,18 +92,13 @@ class Session:
         evaluator = self.potential.evaluator()
         if evaluator is None or evaluator.stepper is None:
             return self._through_torch(numbers, positions, cell, pbc, stress)
-        known, stepper = self._known, self._owner._stepper
-        if not (numbers.shape == known[0].shape and bool((numbers == known[0]).all())):
-            self.potential.check_elements(numbers)
-            index = {atomic_numbers[symbol]: k for k, symbol in enumerate(self.potential.elements)}
-            own = np.array(numbers)
-            self._known = known = own, np.array([index[number] for number in own.tolist()], dtype=np.int32)
+        stepper = self._owner._stepper
         if stepper is None:
             self._owner._stepper = stepper = evaluator.stepper(self._owner.potential.cutoff, self.skin)
         positions = np.ascontiguousarray(positions, dtype=np.float64)
         cell = np.ascontiguousarray(cell, dtype=np.float64)
         periodic = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
-        energies, forces, virial = stepper(evaluator, known[1], positions, cell, periodic)
+        energies, forces, virial = stepper(evaluator, self.species(numbers), positions, cell, periodic)
         tensor = None
         if all(periodic):  # costs nothing here, and saves an evaluation if it is asked for later
             virial = virial / abs(np.linalg.det(cell))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.models.ensemble import Ensemble
+from snnp.models.heads import HeadsEvaluator, HeadsStepper, SharedFilters
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 
@@ -30,7 +31,7 @@ class Spread:
     Arguments:
         energy: eV/atom, standard deviation of the members' energies per atom.
         energies: [N] eV, standard deviation of the members' energies of each atom.
-        forces: [N] eV/Å, root mean square over the members of `|F_m - F|` on each atom.
+        forces: [N] eV/Å, root mean square over the members of `|F_m - F|` on each atom; NaN where not asked for.
     """
 
     energy: float
@@ -39,20 +40,29 @@ class Spread:
 
     @property
     def mean_force(self) -> float:
-        """eV/Å, mean over the atoms; 0 without atoms."""
+        """eV/Å, mean over the atoms; 0 without atoms, NaN where forces were not asked for."""
         return float(self.forces.mean()) if len(self.forces) else 0.0
 
     @property
     def largest_force(self) -> float:
-        """eV/Å, of the atom about which the members disagree most; 0 without atoms."""
+        """eV/Å, of the atom about which the members disagree most; as `mean_force`."""
         return float(self.forces.max(initial=0.0))
 
     @staticmethod
-    def of(energies: Array, forces: Array) -> Spread:
-        """From what the members say: energies [M, N] eV and forces [M, N, 3] eV/Å."""
+    def of(energies: Array, forces: Array | None) -> Spread:
+        """From what the members say: energies [M, N] eV, and forces [M, N, 3] eV/Å if known."""
         total = energies.sum(axis=1) / max(energies.shape[1], 1)
+        if forces is None:
+            return Spread(float(total.std()), energies.std(axis=0), np.full(energies.shape[1], np.nan))
         apart = ((forces - forces.mean(axis=0)) ** 2).sum(axis=2).mean(axis=0)
         return Spread(float(total.std()), energies.std(axis=0), np.sqrt(apart))
+
+    def scaled(self, scales: tuple[float, float]) -> Spread:
+        """With energies and forces times these numbers: from disagreement to expected errors, where calibrated."""
+        energy, force = scales
+        return (
+            self if scales == (1.0, 1.0) else Spread(energy * self.energy, energy * self.energies, force * self.forces)
+        )
 
 
 class Committee:
@@ -93,36 +103,70 @@ class Committee:
         farthest = max(members, key=lambda member: member.cutoff)
         owner = Session(farthest, skin)
         self._sessions = [owner if each is farthest else Session(each, skin, owner) for each in members]
-        self._owner = owner
+        self._owner, self._shared = owner, SharedFilters()
+        self._stepper: HeadsStepper | None = None
+        self.scales: tuple[float, float] = 1.0, 1.0
 
     def forget(self) -> None:
         """Drop the neighbour list, so that the next call does not depend on the ones before."""
+        self._stepper = None
         for session in self._sessions:
             session.forget()
 
     @property
     def n_neighbour_builds(self) -> int:
         """How often a neighbour list was built."""
-        return self._owner.n_neighbour_builds
+        return self._owner.n_neighbour_builds + (0 if self._stepper is None else self._stepper.n_builds)
 
     def evaluate(
-        self, numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_], *, stress: bool = False
+        self,
+        numbers: NDArray[np.int64],
+        positions: Array,
+        cell: Array,
+        pbc: NDArray[np.bool_],
+        *,
+        stress: bool = False,
+        force_spread: bool = True,
     ) -> tuple[Evaluation, Spread]:
         """What the mean of the members says, and how far they disagree.
 
         Arguments:
             numbers: [N] atomic numbers; positions: [N, 3] Å; cell: [3, 3] Å, rows are lattice vectors; pbc: [3].
+            force_spread: whether the spread has forces. Of members that share their filters the mean and the spread of
+                energies cost what one model costs; each member's forces take a way back through the filters.
 
         Raises:
             UnknownElementError: for an element that the members do not know.
             InputError: for NaN positions, a flat cell, or atoms closer than 0.1 Å.
         """
+        if (heads := self._shared.evaluator(self.potentials)) is not None:
+            return self._through_heads(heads, numbers, positions, cell, pbc, force_spread)
         each = [session.evaluate(numbers, positions, cell, pbc, stress=stress) for session in self._sessions]
         energies = np.stack([one.energies for one in each])
         forces = np.stack([one.forces for one in each])
         tensors = [one.stress for one in each if one.stress is not None]
         tensor = np.mean(tensors, axis=0) if len(tensors) == len(each) else None
-        mean = Evaluation(
-            float(np.mean([one.energy for one in each])), energies.mean(axis=0), forces.mean(axis=0), tensor
-        )
-        return mean, Spread.of(energies, forces)
+        energy = float(np.mean([one.energy for one in each]))
+        mean = Evaluation(energy, energies.mean(axis=0), forces.mean(axis=0), tensor)
+        return mean, Spread.of(energies, forces if force_spread else None).scaled(self.scales)
+
+    def _through_heads(
+        self,
+        heads: HeadsEvaluator,
+        numbers: NDArray[np.int64],
+        positions: Array,
+        cell: Array,
+        pbc: NDArray[np.bool_],
+        each: bool,
+    ) -> tuple[Evaluation, Spread]:
+        if self._stepper is None:
+            self._stepper = HeadsStepper(self._owner.potential.cutoff, self.skin)
+        species, periodic = self._owner.species(numbers), (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
+        positions = np.ascontiguousarray(positions, dtype=np.float64)
+        cell = np.ascontiguousarray(cell, dtype=np.float64)
+        found = self._stepper.evaluate(heads, species, positions, cell, periodic, each=each)
+        energies, forces, virial, apart = found
+        stress = 0.5 * (virial + virial.T) / abs(np.linalg.det(cell)) if all(periodic) else None
+        mean = energies.mean(axis=0)
+        whole = Evaluation(float(mean.sum()), mean, forces, stress)
+        return whole, Spread.of(energies, apart).scaled(self.scales)

@@ -29,7 +29,7 @@ SWITCH = "SNNP_KERNELS"
 TARGETS = ("avx512", "avx2", "portable")
 """Instruction sets, the fastest first."""
 
-MAGIC, VERSION = 0x504E4E5373706C6E, 3
+MAGIC, VERSION = 0x504E4E5373706C6E, 4
 MAX_LAYERS, MAX_DEGREE = 8, 8
 _PAD = 64
 
@@ -81,6 +81,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.snnp_target.restype = ctypes.c_char_p
     lib.snnp_set_target.argtypes = [ctypes.c_char_p]
     lib.snnp_evaluate.argtypes = [_pointer, _int, ctypes.POINTER(System), ctypes.POINTER(Report)]
+    lib.snnp_evaluate_heads.argtypes = [_pointer, ctypes.POINTER(System), ctypes.POINTER(Report)]
     lib.snnp_check_list.argtypes = [_int, _int, _pointer, _pointer, _pointer, ctypes.POINTER(Report)]
     lib.snnp_train.argtypes = [_int, _pointer, _int, _pointer, _pointer, ctypes.POINTER(Report)]
     lib.snnp_gradient_layout.argtypes = [_pointer, _int, _pointer]

@@ -67,8 +67,9 @@ struct Job {
   const Plan* plan;
   const snnp_system* system;
   const snnp_domain* domain;
+  const snnp_heads* heads;  // or NULL
   int64_t n_parts;
-  double *forces, *atom_virials;  // of parts 1, 2, ...: [N, 3] and [N, 9] each; part 0 writes to the output
+  double *forces, *atom_virials;  // of parts 1, 2, ...: [N, 3] (of each head, where asked for) and [N, 9]; part 0 writes to the output
   double* virials;                // of all parts: [B, 6] each
   snnp_report* reports;
 };
@@ -85,10 +86,13 @@ void run_part(void* context, int64_t k) {
   const Job& job = *static_cast<const Job*>(context);
   const snnp_system& system = *job.system;
   const int64_t n = system.n_atoms, centres = job.domain->n_centres;
-  double* forces = own_sums(system.forces, job.forces, k, 3 * n);
+  double* of_heads = job.heads && job.heads->forces ? job.heads->forces : nullptr;
+  double* head_forces = of_heads ? own_sums(of_heads, job.forces, k, job.heads->n_heads * 3 * n) : nullptr;
+  double* forces = of_heads ? nullptr : own_sums(system.forces, job.forces, k, 3 * n);
   double* atom_virials = forces ? own_sums(job.domain->atom_virials, job.atom_virials, k, 9 * n) : nullptr;
   double* virial = job.virials + k * 6 * system.n_structures;
-  const Part part = {centres * k / job.n_parts, centres * (k + 1) / job.n_parts, forces, atom_virials, virial};
+  const int64_t begin = centres * k / job.n_parts, end = centres * (k + 1) / job.n_parts;
+  const Part part = {begin, end, forces, atom_virials, virial, job.heads, head_forces};
   chosen->evaluate(job.plan, system, part, job.reports + k);
 }
 
@@ -103,6 +107,7 @@ void add_share(double* output, const double* others, int64_t k, int64_t n_parts,
 void add_part(void* context, int64_t k) {
   const Job& job = *static_cast<const Job*>(context);
   const int64_t n = job.system->n_atoms;
+  if (job.heads && job.heads->forces) return add_share(job.heads->forces, job.forces, k, job.n_parts, job.heads->n_heads * 3 * n);
   add_share(job.system->forces, job.forces, k, job.n_parts, 3 * n);
   if (job.domain->atom_virials) add_share(job.domain->atom_virials, job.atom_virials, k, job.n_parts, 9 * n);
 }
@@ -114,6 +119,49 @@ void add_virials(const Job& job) {
   for (int64_t part = 0; part < job.n_parts; ++part)
     for (int64_t s = 0; s < b; ++s)
       for (int a = 0; a < 9; ++a) job.system->virial[9 * s + a] += job.virials[(part * b + s) * 6 + place[a]];
+}
+
+// Forces and virial of the mean from those of every head.
+void average(const Job& job) {
+  const int64_t n = 3 * job.system->n_atoms, m = job.heads->n_heads;
+  for (int64_t a = 0; a < 9 * job.system->n_structures; ++a) job.system->virial[a] /= double(m);
+  for (int64_t a = 0; job.system->forces && a < n; ++a) {
+    double sum = 0;
+    for (int64_t k = 0; k < m; ++k) sum += job.heads->forces[k * n + a];
+    job.system->forces[a] = sum / double(m);
+  }
+}
+
+int evaluate(const Plan* plan, const snnp_system* system, const snnp_domain* domain, const snnp_heads* heads,
+             snnp_report* report) {
+  const int64_t n = system->n_atoms, centres = domain->n_centres, b = system->n_structures;
+  const bool each = heads && heads->forces;  // forces of every head
+  // A part below some tens of atoms would cost more to hand over than to do.
+  int64_t n_parts = system->n_threads < centres / 32 ? system->n_threads : centres / 32;
+  n_parts = n_parts < 1 ? 1 : n_parts;
+  const bool sums = system->forces || each;
+  const size_t n_others = sums ? static_cast<size_t>((n_parts - 1) * n) : 0;
+  const size_t n_sums = 3 * n_others * (each ? static_cast<size_t>(heads->n_heads) : 1);
+  double* virials = static_cast<double*>(calloc(static_cast<size_t>(n_parts * 6 * b + 1), sizeof(double)));
+  double* forces = static_cast<double*>(malloc((n_sums + 1) * sizeof(double)));
+  double* atom_virials = static_cast<double*>(malloc((domain->atom_virials ? 9 * n_others + 1 : 1) * sizeof(double)));
+  snnp_report* reports = static_cast<snnp_report*>(calloc(static_cast<size_t>(n_parts), sizeof(snnp_report)));
+  if (virials && forces && atom_virials && reports) {
+    Job job = {plan, system, domain, heads, n_parts, forces, atom_virials, virials, reports};
+    run_parts(run_part, &job, n_parts);
+    for (int64_t k = n_parts - 1; k >= 0; --k)
+      if (reports[k].status) *report = reports[k];
+    if (!report->status && sums && n_parts > 1) run_parts(add_part, &job, n_parts);
+    if (!report->status) add_virials(job);
+    if (!report->status && each) average(job);
+  } else {
+    report->status = SNNP_NO_MEMORY;
+  }
+  free(virials);
+  free(forces);
+  free(atom_virials);
+  free(reports);
+  return static_cast<int>(report->status);
 }
 
 }  // namespace
@@ -168,28 +216,24 @@ int snnp_evaluate_domain(const void* memory, int64_t plan_bytes, const snnp_syst
                          snnp_report* report) {
   *report = {SNNP_OK, 0, 0, 0.0};
   if (!plan_is_sound(memory, plan_bytes)) return static_cast<int>(report->status = SNNP_BAD_PLAN);
-  const int64_t n = system->n_atoms, centres = domain->n_centres, b = system->n_structures;
-  // A part below some tens of atoms would cost more to hand over than to do.
-  int64_t n_parts = system->n_threads < centres / 32 ? system->n_threads : centres / 32;
-  n_parts = n_parts < 1 ? 1 : n_parts;
-  const size_t n_others = system->forces ? static_cast<size_t>((n_parts - 1) * n) : 0;
-  double* virials = static_cast<double*>(calloc(static_cast<size_t>(n_parts * 6 * b + 1), sizeof(double)));
-  double* forces = static_cast<double*>(malloc((3 * n_others + 1) * sizeof(double)));
-  double* atom_virials = static_cast<double*>(malloc((domain->atom_virials ? 9 * n_others + 1 : 1) * sizeof(double)));
-  snnp_report* reports = static_cast<snnp_report*>(calloc(static_cast<size_t>(n_parts), sizeof(snnp_report)));
-  if (virials && forces && atom_virials && reports) {
-    Job job = {static_cast<const Plan*>(memory), system, domain, n_parts, forces, atom_virials, virials, reports};
-    run_parts(run_part, &job, n_parts);
-    for (int64_t k = n_parts - 1; k >= 0; --k)
-      if (reports[k].status) *report = reports[k];
-    if (!report->status && system->forces && n_parts > 1) run_parts(add_part, &job, n_parts);
-    if (!report->status) add_virials(job);
-  } else {
-    report->status = SNNP_NO_MEMORY;
+  return evaluate(static_cast<const Plan*>(memory), system, domain, nullptr, report);
+}
+
+int snnp_evaluate_heads(const snnp_heads* heads, const snnp_system* system, snnp_report* report) {
+  *report = {SNNP_OK, 0, 0, 0.0};
+  const Plan* first = heads->n_heads > 0 ? static_cast<const Plan*>(heads->plans[0]) : nullptr;
+  bool sound = first != nullptr;
+  for (int64_t m = 0; sound && m < heads->n_heads; ++m) {
+    const Plan* plan = static_cast<const Plan*>(heads->plans[m]);
+    sound = plan_is_sound(plan, heads->plan_bytes[m]) && plan->real_size == first->real_size &&
+            plan->n_elements == first->n_elements && plan->n_features == first->n_features;
   }
-  free(virials);
-  free(forces);
-  free(atom_virials);
-  free(reports);
-  return static_cast<int>(report->status);
+  if (sound && heads->joint) {
+    const Plan* joint = static_cast<const Plan*>(heads->joint);
+    sound = plan_is_sound(joint, heads->joint_bytes) && joint->real_size == first->real_size && joint->n_layers == 2 &&
+            joint->n_elements == first->n_elements && joint->n_features == first->n_features;
+  }
+  if (!sound) return static_cast<int>(report->status = SNNP_BAD_PLAN);
+  const snnp_domain whole = {system->n_atoms, nullptr};
+  return evaluate(heads->joint && !heads->forces ? static_cast<const Plan*>(heads->joint) : first, system, &whole, heads, report);
 }

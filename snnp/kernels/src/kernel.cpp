@@ -22,9 +22,10 @@ struct Workspace {
   Triples<T> triples;
   Readout<T> readout;
   T *features, *h, *h_angular;
+  T *head_h, *common;  // of heads: dE/dfeatures [M, feature_stride], and slopes of what all of them share
   bool reduces;  // how the forces of the atom at work are found, see forces.h
 
-  void allocate(Arena& arena, const Plan* plan, int64_t capacity) {
+  void allocate(Arena& arena, const Plan* plan, const snnp_heads* heads, int64_t capacity) {
     const int64_t rows = round_up(capacity + 1, kPad);
     pairs.allocate(arena, rows);
     radial.allocate(arena, plan);
@@ -33,10 +34,14 @@ struct Workspace {
       reduced.allocate(arena, plan);
     }
     if (plan->evaluator == kSpline) triples.allocate(arena, plan, rows);
-    readout.allocate(arena, plan);
+    const void* own = heads && heads->joint ? heads->joint : plan;
+    const bool apart = heads && (heads->forces || !heads->joint);
+    readout.allocate(arena, apart ? heads->plans : &own, apart ? heads->n_heads : 1);
     features = arena.take<T>(plan->feature_stride);
     h = arena.take<T>(plan->feature_stride);
     h_angular = arena.take<T>(plan->f.stride);
+    head_h = arena.take<T>(heads ? heads->n_heads * round_up(plan->feature_stride, kPad) : 0);
+    common = arena.take<T>(heads ? rows + kPad : 0);
   }
 };
 
@@ -111,14 +116,32 @@ void scatter_virials(const Pairs<T>& pairs, double* atom_virials) {
   }
 }
 
+// Features of an atom.
 template <typename T>
-void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& work, const Part& part) {
-  const int64_t species = system.species[i], n_radial = plan->rho.n_filters;
-  Pairs<T>& pairs = work.pairs;
-  if (n_radial) radial_features<T>(plan, species, pairs, work.features);
+inline void encode(const Plan* plan, int64_t species, Workspace<T>& work) {
+  const int64_t n_radial = plan->rho.n_filters;
+  if (n_radial) radial_features<T>(plan, species, work.pairs, work.features);
   T* angular = work.features + n_radial;
   if (plan->evaluator == kLegendre) by_degree<T>.features[plan->degree](plan, species, work, angular);
-  if (plan->evaluator == kSpline) triple_features<T>(plan, species, pairs, work.triples, angular);
+  if (plan->evaluator == kSpline) triple_features<T>(plan, species, work.pairs, work.triples, angular);
+}
+
+// From dE/dfeatures in h to the gradients of the pairs, which are added to what is there.
+template <typename T>
+inline void way_back(const Plan* plan, int64_t species, const T* h, Workspace<T>& work) {
+  const int64_t n_radial = plan->rho.n_filters;
+  if (n_radial) radial_slopes<T>(plan, species, work.pairs, h, work.radial);
+  if (plan->evaluator == kNone) return;
+  memcpy(work.h_angular, h + n_radial, plan->f.n_filters * sizeof(T));
+  if (plan->evaluator == kLegendre) by_degree<T>.gradients[plan->degree](plan, species, work, work.h_angular);
+  else triple_gradients<T>(plan, work.pairs, work.h_angular, work.triples);
+}
+
+template <typename T>
+void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& work, const Part& part) {
+  const int64_t species = system.species[i];
+  Pairs<T>& pairs = work.pairs;
+  encode<T>(plan, species, work);
   double energy = read_out<T>(plan, species, work.features, work.readout, work.h);
   const T weight = system.weights ? T(system.weights[i]) : T(1);
   if (system.weights)
@@ -127,14 +150,76 @@ void atom(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& 
   if (plan->repulsion_outer > 0) energy += repulsion<T>(plan, species, pairs, weight);
   system.energies[i] = energy + at<double>(plan, plan->reference)[species];
   if (!part.forces) return;
-  if (n_radial) radial_slopes<T>(plan, species, pairs, work.h, work.radial);
-  if (plan->evaluator != kNone) {
-    memcpy(work.h_angular, work.h + n_radial, plan->f.n_filters * sizeof(T));
-    if (plan->evaluator == kLegendre) by_degree<T>.gradients[plan->degree](plan, species, work, work.h_angular);
-    else triple_gradients<T>(plan, pairs, work.h_angular, work.triples);
-  }
+  way_back<T>(plan, species, work.h, work);
   scatter<T>(system, i, pairs, part.forces, part.virial);
   if (part.atom_virials) scatter_virials<T>(pairs, part.atom_virials);
+}
+
+// As `atom`, of heads that are one network.
+template <typename T>
+void atom_of_joint(const snnp_system& system, int64_t i, Workspace<T>& work, const Part& part) {
+  const snnp_heads& heads = *part.heads;
+  const int64_t species = system.species[i], n_heads = heads.n_heads, stride = round_up(n_heads, kPad / sizeof(T));
+  const Plan* joint = static_cast<const Plan*>(heads.joint);
+  atom<T>(joint, system, i, work, part);
+  // Its readout leaves x and hidden units behind.
+  const int64_t d = joint->n_features, n_hidden = joint->layers[0].n_out;
+  const T* outputs = static_cast<const T*>(heads.outputs) + species * (d + n_hidden) * stride;
+  multiply<T>(outputs, stride, work.readout.x, d, nullptr, work.head_h);
+  multiply<T>(outputs + d * stride, stride, work.readout.hidden[0], n_hidden, work.head_h, work.head_h);
+  double mean = 0;
+  for (int64_t m = 0; m < n_heads; ++m) {
+    const double energy = double(work.head_h[m]) + heads.offsets[species * n_heads + m];
+    heads.energies[m * system.n_atoms + i] = energy;
+    mean += energy / double(n_heads);
+  }
+  // What all have in common, pair term and repulsion among it, and rounding: their mean is the energy that was differentiated.
+  for (int64_t m = 0; m < n_heads; ++m) heads.energies[m * system.n_atoms + i] += system.energies[i] - mean;
+}
+
+// As `atom`, of several readouts on one encoding. The way back is linear in dE/dfeatures: for the mean it is taken once.
+template <typename T>
+void atom_of_heads(const Plan* plan, const snnp_system& system, int64_t i, Workspace<T>& work, const Part& part) {
+  const snnp_heads& heads = *part.heads;
+  const int64_t species = system.species[i], stride = plan->feature_stride, n_heads = heads.n_heads;
+  const int64_t n_centres = system.n_atoms;
+  Pairs<T>& pairs = work.pairs;
+  encode<T>(plan, species, work);
+  const T weight = system.weights ? T(system.weights[i]) : T(1);
+  double shared = 0, total = 0;
+  if (plan->phi.n_groups) shared += pair_term<T>(plan, species, pairs, weight);
+  if (plan->repulsion_outer > 0) shared += repulsion<T>(plan, species, pairs, weight);
+  memset(work.h, 0, stride * sizeof(T));
+  const T share = weight / T(part.head_forces ? 1 : n_heads);
+  for (int64_t m = 0; m < n_heads; ++m) {
+    const Plan* head = static_cast<const Plan*>(heads.plans[m]);
+    T* h = work.head_h + m * stride;
+    double energy = read_out<T>(head, species, work.features, work.readout, h) + shared;
+    energy += at<double>(head, head->reference)[species];
+    heads.energies[m * n_centres + i] = energy;
+    total += energy;
+    for (int64_t a = 0; a < stride; ++a) {
+      h[a] *= share;
+      work.h[a] += h[a];
+    }
+  }
+  system.energies[i] = total / double(n_heads);
+  if (part.forces) {
+    way_back<T>(plan, species, work.h, work);
+    scatter<T>(system, i, pairs, part.forces, part.virial);
+  }
+  if (!part.head_forces) return;
+  const int64_t padded = round_up(pairs.n, Lanes<T>::W);
+  memcpy(work.common, pairs.radial, padded * sizeof(T));
+  T* const sums[] = {pairs.gx, pairs.gy, pairs.gz};
+  for (int64_t m = 0; m < n_heads; ++m) {
+    if (m) {
+      memcpy(pairs.radial, work.common, padded * sizeof(T));
+      for (T* array : sums) memset(array, 0, padded * sizeof(T));
+    }
+    way_back<T>(plan, species, work.head_h + m * stride, work);
+    scatter<T>(system, i, pairs, part.head_forces + m * 3 * system.n_atoms, part.virial);
+  }
 }
 
 template <typename T>
@@ -146,7 +231,7 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   }
   Workspace<T> work;
   Arena arena = {nullptr, 0};
-  work.allocate(arena, plan, capacity);
+  work.allocate(arena, plan, part.heads, capacity);
   const size_t bytes = arena.used + kPad;
   void* memory = malloc(bytes);
   if (!memory) {
@@ -155,7 +240,7 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   }
   arena.memory = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(memory), kPad));
   arena.used = 0;
-  work.allocate(arena, plan, capacity);
+  work.allocate(arena, plan, part.heads, capacity);
   if (plan->evaluator == kLegendre) memset(work.reduced.basis.ready, 0, plan->f.n_groups);
   if (plan->rho.n_filters) memset(work.radial.basis.ready, 0, plan->rho.n_groups);
   memset(work.h_angular, 0, plan->f.stride * sizeof(T));
@@ -163,7 +248,9 @@ void atoms(const Plan* plan, const snnp_system& system, const Part& part, snnp_r
   memset(work.readout.x, 0, plan->feature_stride * sizeof(T));
   for (int64_t i = part.begin; i < part.end; ++i) {
     if (!gather<T>(plan, system, i, work.pairs, report)) break;
-    atom<T>(plan, system, i, work, part);
+    if (part.heads && part.heads->joint && !part.head_forces) atom_of_joint<T>(system, i, work, part);
+    else if (part.heads) atom_of_heads<T>(plan, system, i, work, part);
+    else atom<T>(plan, system, i, work, part);
   }
   free(memory);
 }

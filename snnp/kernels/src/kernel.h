@@ -5,10 +5,13 @@
 
 namespace snnp {
 
-// Centres [begin, end) of one thread with its own forces [N, 3], virials of atoms [N, 9] (or NULL) and virials [B, 6].
+// Centres [begin, end) of one thread with its own forces [N, 3], virials of atoms [N, 9] (or NULL) and virials [B, 6]. Of
+// several heads (or NULL) there are forces of the mean, or those of each [M, N, 3] and the sum of their virials.
 struct Part {
   int64_t begin, end;
   double *forces, *atom_virials, *virial;
+  const snnp_heads* heads;
+  double* head_forces;
 };
 
 using EvaluatePart = void (*)(const Plan*, const snnp_system&, const Part&, snnp_report*);

@@ -5,7 +5,7 @@
 namespace snnp {
 
 constexpr int64_t kMagic = 0x504e4e5373706c6e;
-constexpr int64_t kVersion = 3;  // of this layout and of the interface in snnp_kernels.h
+constexpr int64_t kVersion = 4;  // of this layout and of the interface in snnp_kernels.h
 constexpr int kMaxLayers = 8;
 constexpr int kPad = 64;  // bytes: rows of filters are padded to the widest vector
 

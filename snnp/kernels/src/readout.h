@@ -13,10 +13,20 @@ struct Readout {
   T *gradient, *next;
 
   void allocate(Arena& arena, const Plan* plan) {
-    int64_t widest = plan->feature_stride;
-    x = arena.take<T>(plan->feature_stride);
-    for (int64_t k = 0; k < plan->n_layers; ++k) {
-      const int64_t size = plan->layers[k].out_stride;
+    const void* alone = plan;
+    allocate(arena, &alone, 1);
+  }
+  // For any of several models with the same features.
+  void allocate(Arena& arena, const void* const* plans, int64_t n_plans) {
+    const int64_t features = static_cast<const Plan*>(plans[0])->feature_stride;
+    int64_t widest = features;
+    x = arena.take<T>(features);
+    for (int64_t k = 0; k < kMaxLayers; ++k) {
+      int64_t size = 0;
+      for (int64_t m = 0; m < n_plans; ++m) {
+        const Plan* plan = static_cast<const Plan*>(plans[m]);
+        if (k < plan->n_layers && plan->layers[k].out_stride > size) size = plan->layers[k].out_stride;
+      }
       hidden[k] = arena.take<T>(size);
       slopes[k] = arena.take<T>(size);
       widest = size > widest ? size : widest;

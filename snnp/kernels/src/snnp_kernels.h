@@ -51,6 +51,23 @@ typedef struct {
   double* atom_virials;        // [N, 9] out with forces, or NULL: the part of atom j, sum over i of r_ij (x) dE_i/dr_ij
 } snnp_domain;
 
+// Several models that are the same but for their readout and E0 (functions, cutoffs, pair term, repulsion), on one encoding of the
+// neighbours: the functions are those of the first, and energies, forces and virial of the system are those of their mean.
+typedef struct {
+  int64_t n_heads;
+  const void* const* plans;    // [M] the packed models
+  const int64_t* plan_bytes;   // [M]
+  double* energies;            // [M, C] out, with E0
+  double* forces;              // [M, N, 3] out, or NULL: they take a way back through the functions for every head
+  // Heads of at most one hidden layer, where their forces are not asked for, are one network: NULL, or their mean as a packed
+  // model whose H hidden units are those of all heads; from its D features (less mean, over deviation) and hidden units to the
+  // heads, real [Z, D + H, M padded to 64 bytes], at a multiple of 64; and what each head adds to that, with E0 [Z, M].
+  const void* joint;
+  int64_t joint_bytes;
+  const void* outputs;
+  const double* offsets;
+} snnp_heads;
+
 // What a packed model says of itself. `numbers` and `reference` point into it.
 typedef struct {
   int64_t version, real_size, n_elements;
@@ -87,6 +104,8 @@ SNNP_API int snnp_describe(const void* plan, int64_t plan_bytes, snnp_model* mod
 SNNP_API int snnp_evaluate(const void* plan, int64_t plan_bytes, const snnp_system* system, snnp_report* report);
 SNNP_API int snnp_evaluate_domain(const void* plan, int64_t plan_bytes, const snnp_system* system, const snnp_domain* domain,
                                   snnp_report* report);
+// SNNP_BAD_PLAN, too, for models of other elements, numbers of features or float types than the first.
+SNNP_API int snnp_evaluate_heads(const snnp_heads* heads, const snnp_system* system, snnp_report* report);
 
 // Training on the atoms `rows` of stored pairs; "real" is the float type of the plan, which must have no pair term and no
 // angles evaluated as splines. Splines are given by their B-spline coefficients besides; of the plan's own tables only that

@@ -24,10 +24,10 @@ from snnp.models.potential import Evaluated, Evaluator, Stepper, versions
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
-__all__ = ["Compiled", "CpuEvaluator", "GpuEvaluator"]
+__all__ = ["CPU_LIST", "Compiled", "CpuEvaluator", "GpuEvaluator"]
 
 Array = NDArray[np.float64]
-_CPU_LIST, _GPU_ROWS = "packed for the CPU kernel", "rows for the GPU kernels"
+CPU_LIST, _GPU_ROWS = "packed for the CPU kernel", "rows for the GPU kernels"
 
 
 class Compiled:
@@ -116,10 +116,10 @@ class CpuEvaluator:
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         owner = structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
         # Kept with the list, because lists are used many times.
-        rows: NeighbourRows | None = neighbours.derived.get(_CPU_LIST)
+        rows: NeighbourRows | None = neighbours.derived.get(CPU_LIST)
         if rows is None or len(rows.first) != structure.n_atoms + 1:
             pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
-            neighbours.derived[_CPU_LIST] = rows = pack_pairs(pairs, structure.n_atoms, structure=owner)
+            neighbours.derived[CPU_LIST] = rows = pack_pairs(pairs, structure.n_atoms, structure=owner)
         positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
         images = rows.images(structure.cell.detach().to(torch.float64).numpy())
         elements, threads = species.to(torch.int32).contiguous().numpy(), torch.get_num_threads()
