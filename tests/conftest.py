@@ -80,3 +80,10 @@ def _same_numbers_every_time() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose pictures nobody looks at leave empty ones: three take longer than a small training."""
+    for name in ("plot_parity", "plot_loss"):
+        monkeypatch.setattr(f"snnp.training.summary.{name}", lambda path, *_: Path(path).write_bytes(b""))

@@ -37,6 +37,8 @@ from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import SplineNNP, save_model, special_cases
 from snnp.training import load_config
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 EMT_TEACHER = "ase.calculators.emt:EMT"
 SMALL: dict[str, Any] = {
     "optimiser": {"epochs": 8},

@@ -19,6 +19,7 @@ from ase.md.verlet import VelocityVerlet
 
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
+import triton_interpreter  # noqa: F401  before a kernel runs
 from timings.without_kernels import switched_off
 
 from snnp.errors import InputError

@@ -16,6 +16,8 @@ from scipy import stats
 
 pytest.importorskip("triton", reason="Triton has no wheels for this platform")
 
+import triton_interpreter  # noqa: F401  before a kernel runs
+
 from snnp.errors import InputError
 from snnp.kernels.gpu.call import GpuKernel
 from snnp.kernels.gpu.dynamics import Box, Clock

@@ -247,6 +247,7 @@ def read_metrics(run: Path) -> list[list[str]]:
         return [row[:-1] for row in csv.reader(handle)]  # without the seconds
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_after_sigkill_is_as_if_never_stopped(data: Path, tmp_path: Path) -> None:
     tree = settings(data, epochs=30)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -274,6 +275,7 @@ def test_resume_after_sigkill_is_as_if_never_stopped(data: Path, tmp_path: Path)
         assert a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_refuses_a_damaged_state_and_a_folder_without_a_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run to resume"):
         resume(tmp_path)
@@ -283,6 +285,7 @@ def test_resume_refuses_a_damaged_state_and_a_folder_without_a_run(data: Path, t
         resume(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_refuses_changed_data(data: Path, tmp_path: Path) -> None:
     frames = emt_frames(40)
     ase.io.write(tmp_path / "train.xyz", frames)
@@ -299,6 +302,7 @@ def test_resume_refuses_changed_data(data: Path, tmp_path: Path) -> None:
         resume(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_refuses_another_configuration(data: Path, tmp_path: Path) -> None:
     train(load_config(settings(data, epochs=2)), tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
@@ -311,6 +315,7 @@ def test_resume_refuses_another_configuration(data: Path, tmp_path: Path) -> Non
         resume(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_names_junk_in_its_state(data: Path, tmp_path: Path) -> None:
     train(load_config(settings(data, epochs=1)), tmp_path / "run")
     path = tmp_path / "run" / "state.safetensors"
@@ -331,6 +336,7 @@ def test_resume_names_junk_in_its_state(data: Path, tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path / "run")) == 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_new_run_replaces_an_old_one_only_if_asked(data: Path, tmp_path: Path) -> None:
     train(load_config(settings(data, epochs=2)), tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -342,6 +348,7 @@ def test_a_new_run_replaces_an_old_one_only_if_asked(data: Path, tmp_path: Path)
         train(load_config(settings(data, epochs=1)), tmp_path / "run")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_folder_with_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     train(load_config(settings(data, epochs=1)), tmp_path / "run")
     with pytest.raises(ConfigError, match="already holds a run"):

@@ -23,6 +23,8 @@ from snnp.training.config import LossConfig
 from snnp.training.loss import Loss
 from snnp.training.problem import build_model, load_problem, resolve, standardise
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 DEPTH, SHORT = 0.4, 2.68  # eV, Å
 
 
@@ -247,7 +249,7 @@ def test_work_between_its_limits_costs_nothing_and_beyond_pulls(data: Path, fami
 
 
 @pytest.mark.slow
-def test_copper_rises_monotonically_far_beyond_its_data(data: Path, tmp_path: Path) -> None:
+def test_copper_rises_monotonically_far_beyond_its_data(data: Path, wall: PairWall, tmp_path: Path) -> None:
     found = {}
     for name, compression in (("with", {}), ("without", None)):
         tree = settings(data, compression=compression, dtype="float32")
@@ -258,7 +260,7 @@ def test_copper_rises_monotonically_far_beyond_its_data(data: Path, tmp_path: Pa
         found[name] = model.compute(Structure.from_ase(crystals), forces=False).energy.numpy()
     assert np.all(np.diff(found["with"]) > 0.0)
     # It follows the wall within its limits, a factor of two; what was never shown anything is off by more.
-    works = np.array([fit_wall(copper()).work(crystal(volume), ALL) for volume in volumes])
+    works = np.array([wall.work(crystal(volume), ALL) for volume in volumes])
     rise = np.concatenate([[0.0], np.cumsum(0.5 * (works[1:] + works[:-1]) * -np.diff(np.log(volumes)))])
     shares = {name: (energies - energies[0])[rise > 1.0] / rise[rise > 1.0] for name, energies in found.items()}
     assert np.all((shares["with"] > 0.5) & (shares["with"] < 2.0))

@@ -25,6 +25,8 @@ from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
 from snnp.training.problem import build_model, load_problem, resolve
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 MODELS: dict[str, dict[str, Any]] = {
     "hip-nn": {"family": "hip-nn", "n_features": 6, "n_sensitivities": 8, "n_interactions": 1, "cutoff": 4.5},
     "hip-nn-ts": {"family": "hip-nn", "n_features": 5, "n_sensitivities": 6, "n_interactions": 1, "l_max": 1},

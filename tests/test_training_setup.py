@@ -24,6 +24,8 @@ from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
 from snnp.training.problem import atomic_zeros, build_model, load_problem, resolve, standardise
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 MODEL = {
     "radial": {"n_filters": 2, "cutoff": 4.5, "intervals": 6},
     "angular": {"n_filters": 3, "cutoff": 4.0, "intervals": 6, "angle_intervals": 4, "evaluator": "spline"},

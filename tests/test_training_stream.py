@@ -24,6 +24,8 @@ from snnp.training.batches import StreamedBatches, prepare
 from snnp.training.loss import Loss
 from snnp.training.problem import Problem, build_model, load_problem, resolve
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def images(n: int, seed: int = 0) -> list[Atoms]:
     """Perturbed crystals with the labels of ASE's effective medium theory."""

@@ -383,7 +383,7 @@ class _Maker:
     def crystals(self, kinds: Sequence[_Kind]) -> list[CompressedFrame]:
         """Simple crystals of the elements of the frames, at fractions of the volume at the data's edge."""
         settings, rng = self.settings, self.rng
-        found = list[CompressedFrame]()
+        found = list[tuple[Structure, float, Array | None, float, str]]()
         kinds = [kind for kind in kinds if np.isfinite(kind.edge)]
         # Of many combinations of elements, each crystal draws one.
         for n in range(min(len(kinds), _MOST_KINDS)):
@@ -395,10 +395,10 @@ class _Maker:
                 # One at random in each of so many steps of ln V: no two paths leave the same gaps.
                 steps = (np.arange(settings.levels) + rng.random(settings.levels)) / settings.levels
                 for ratio in _FIRST * (smallest / _FIRST) ** steps:
-                    found.append(self.labelled(crystal, float(ratio), along, kind.least, f"{lattice}:{len(found)}"))
+                    found.append((crystal, float(ratio), along, kind.least, f"{lattice}:{len(found)}"))
         # Dense crystals have hundreds of neighbours per atom: of few data there are few of them, too.
         most = max(_FEWEST_CRYSTALS, 2 * sum(len(kind.frames) for kind in kinds))
-        return [found[k] for k in sorted(rng.permutation(len(found))[:most])]
+        return [self.labelled(*found[k]) for k in sorted(rng.permutation(len(found))[:most])]
 
     def dimers(self) -> list[CompressedFrame]:
         """Two atoms alone, from where the wall takes over, or where they touch, inwards."""

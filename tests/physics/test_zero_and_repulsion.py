@@ -38,6 +38,8 @@ from snnp.testing import check_potential
 from snnp.training import load_config, train
 from snnp.units import COULOMB_EV_ANGSTROM
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 ELEMENTS = ("Si", "C")
 E0 = {"Si": -158.25, "C": -37.5}
 REPULSION = RepulsionConfig(inner=0.9, outer=1.6)
