@@ -24,10 +24,10 @@ _USUAL: dict[str, dict[str, Any]] = {
     "metal": {
         "temperatures_k": (100.0, 3000.0),
         "swing_k": (0.0, 1000.0),
-        "placement_density": (0.7, 1.4),
+        "placement_density": (0.7, 1.3),
         "density_change": (0.85, 1.15),
         "density_swing": (-0.1, 0.1),
-        "closest": 0.75,
+        "closest": 0.9,
         "force_scale": 0.5,
     },
     "semiconductor": {
