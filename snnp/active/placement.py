@@ -22,11 +22,12 @@ from snnp.neighbours import find_pairs, neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.units import AMU_PER_ANGSTROM3_IN_G_PER_CM3
 
-__all__ = ["closeness", "compositions", "conformers", "density_of", "guessed_density", "place"]
+__all__ = ["closeness", "compositions", "conformers", "density_of", "guessed_density", "place", "roomy"]
 
 Random = np.random.Generator
 
 _TRIES, _PUSHES = 10, 400
+_ROOMY = 0.45  # fraction of the volume in spheres that touch, of which randomly packed ones find room with ease
 _DENSEST = 0.58  # fraction of the volume in spheres that touch: randomly packed ones jam at 0.64
 _MARGIN = 1.01  # of the distance, to which atoms are pushed
 _STRETCH, _SHEAR = 0.25, 0.15  # of the box: standard deviation of the logarithm of its lengths; of the other components
@@ -44,7 +45,7 @@ def place(numbers: NDArray[np.int64], volume: float, closest: float, rng: Random
     """
     numbers = np.asarray(numbers, dtype=np.int64)
     radii = covalent_radii[numbers]
-    filled = float((4.0 / 3.0 * np.pi * (closest * radii) ** 3).sum()) / volume
+    filled = closest**3 * _filled(numbers, volume)
     if not filled < _DENSEST:
         raise InputError(
             f"{len(numbers)} atoms no closer than {closest:g} of their covalent radii fill {filled:.0%} of "
@@ -59,6 +60,16 @@ def place(numbers: NDArray[np.int64], volume: float, closest: float, rng: Random
         f"{len(numbers)} atoms no closer than {closest:g} of their covalent radii found no place in {volume:.4g} Å³ "
         f"in {_TRIES} boxes; lower the density, or closest."
     )
+
+
+def roomy(numbers: NDArray[np.int64], volume: float, closest: float) -> float:
+    """The shortest distance (as in `place`) that is asked for, or less where so many atoms are dense in the volume."""
+    return float(min(closest, (_ROOMY / _filled(numbers, volume)) ** (1.0 / 3.0)))
+
+
+def _filled(numbers: NDArray[np.int64], volume: float) -> float:
+    """Fraction of the volume in spheres of the covalent radii."""
+    return float((4.0 / 3.0 * np.pi * covalent_radii[numbers] ** 3).sum()) / volume
 
 
 def _box(volume: float, odd: float, rng: Random) -> NDArray[np.float64]:

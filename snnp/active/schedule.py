@@ -90,7 +90,11 @@ class SamplingSettings(BaseModel):
     reference_density: float | None = Field(
         None, gt=0.0, description="g/cm³; by default that of the elements' crystals, or by covalent radii"
     )
-    closest: float = Field(gt=0.0, description="Shortest distance of random placements, of the sum of covalent radii")
+    closest: float = Field(
+        gt=0.0,
+        description="Shortest distance of random placements, of the sum of covalent radii; less where the density "
+        "leaves no room for it",
+    )
     trajectories: int = Field(64, ge=1, description="Number of trajectories")
     together: int = Field(16, ge=1, description="How many of them run at the same time")
     picoseconds: float = Field(5.0, gt=0.0, description="Length of a trajectory that nothing ends")

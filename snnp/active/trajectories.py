@@ -27,7 +27,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from snnp.active.placement import closeness, compositions, density_of, guessed_density, place
+from snnp.active.placement import closeness, compositions, density_of, guessed_density, place, roomy
 from snnp.active.schedule import SamplingSettings, Schedule
 from snnp.analysis.stability import time_step_for
 from snnp.data import Frames
@@ -112,12 +112,12 @@ def placements(settings: SamplingSettings, number: int, seed: int) -> list[Atoms
         density = settings.reference_density or guessed_density(atoms)
         density *= float(rng.uniform(*settings.placement_density))
         volume = float(atoms.get_masses().sum()) / density * AMU_PER_ANGSTROM3_IN_G_PER_CM3
-        found.append(place(atoms.numbers, volume, settings.closest, rng))
+        found.append(place(atoms.numbers, volume, roomy(atoms.numbers, volume, settings.closest), rng))
     return found
 
 
 def sample(
-    potentials: Sequence[Potential] | Potential,
+    potentials: Sequence[Potential] | Potential | Committee,
     settings: SamplingSettings,
     starts: Sequence[Atoms],
     out_folder: str | Path,
@@ -129,7 +129,8 @@ def sample(
     """Run the trajectories of one round and write what they found.
 
     Arguments:
-        potentials: two or more of the same elements, or an `Ensemble` of as many.
+        potentials: two or more of the same elements, an `Ensemble` of as many, or a `Committee`, whose calibration then
+            scales the spreads.
         starts: structures, of which trajectory k takes number k (in turn); none: random placements of the settings.
         out_folder: is created. One that holds the same sampling, finished or not, is gone on with.
         known: frames that have labels; what resembles them is left out first, where there are too many frames.
@@ -138,13 +139,14 @@ def sample(
     Raises:
         InputError: for fewer than two members, structures that these do not know, or a folder of another sampling.
     """
-    members = Committee(potentials).potentials
+    committee = potentials if isinstance(potentials, Committee) else Committee(potentials)
+    members, scales = committee.potentials, committee.scales
     for atoms in starts:
         members[0].check_elements(atoms.numbers)
     folder = Path(out_folder)
     folder.mkdir(parents=True, exist_ok=True)
     with hold([folder / _TRAJECTORIES]):
-        work = _Work(folder, _key(members, settings, starts, seed), settings)
+        work = _Work(folder, _key(members, scales, settings, starts, seed), settings)
         if (found := work.finished()) is not None:
             return found
         total, trajectories, images, seconds = settings.trajectories, list[Trajectory](), list[Atoms](), 0.0
@@ -152,7 +154,8 @@ def sample(
             numbers = range(first, min(first + settings.together, total))
             part = work.portion(portion)
             if part is None:
-                part = _Portion(members, settings, _starts(settings, starts, numbers, seed), numbers, seed).run()
+                begun = _starts(settings, starts, numbers, seed)
+                part = _Portion(members, settings, begun, numbers, seed, scales).run()
                 work.keep(portion, part)
             trajectories += part.trajectories
             images += part.frames
@@ -172,9 +175,15 @@ def _starts(
     return [(str(atoms.info.get("config_type", f"structure {k}")), atoms) for k, atoms in chosen]
 
 
-def _key(members: Sequence[Potential], settings: SamplingSettings, starts: Sequence[Atoms], seed: int) -> str:
+def _key(
+    members: Sequence[Potential],
+    scales: tuple[float, float],
+    settings: SamplingSettings,
+    starts: Sequence[Atoms],
+    seed: int,
+) -> str:
     """Hash of everything that decides about the frames."""
-    found = hashlib.sha256(json.dumps([settings.model_dump(mode="json"), seed]).encode())
+    found = hashlib.sha256(json.dumps([settings.model_dump(mode="json"), seed, scales]).encode())
     for member in members:
         for name, tensor in sorted(member.state_dict().items()):
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -209,8 +218,9 @@ class _Portion:
         starts: Sequence[tuple[str, Atoms]],
         numbers: Sequence[int],
         seed: int,
+        scales: tuple[float, float],
     ) -> None:
-        self.settings = settings
+        self.settings, self.scales = settings, scales
         self.starts = [atoms for _, atoms in starts]
         self.crowds = [Crowd(member, self.starts) for member in members]
         self.rngs = [np.random.default_rng([seed, 12, k]) for k in numbers]
@@ -352,11 +362,11 @@ class _Portion:
         """[B] spreads in units of their limits, by what is limited."""
         lead, settings = self.crowds[0], self.settings
         mean = forces.mean(axis=0)
-        each = np.sqrt(((forces - mean) ** 2).sum(axis=2).mean(axis=0))
+        each = self.scales[1] * np.sqrt(((forces - mean) ** 2).sum(axis=2).mean(axis=0))
         own = lead.sums((mean**2).sum(axis=1)) / lead.sizes
         scale = np.sqrt(settings.force_scale**2 + own)
         return {
-            "energy": energies.std(axis=0) / lead.sizes / settings.energy_limit,
+            "energy": self.scales[0] * energies.std(axis=0) / lead.sizes / settings.energy_limit,
             "forces": lead.sums(each) / lead.sizes / (settings.force_limit * scale),
             "largest force": lead.largest(each) / (settings.largest_force_limit * scale),
         }
