@@ -11,17 +11,8 @@ from collections.abc import Iterable
 from snnp.text import one_line
 
 __all__ = [
-    "ConfigError",
-    "DataError",
-    "HubError",
-    "InputError",
-    "MissingDependencyError",
-    "ModelFileError",
-    "SnnpError",
-    "TrainingError",
-    "UnknownElementError",
-    "near_matches",
-    "overlap_message",
+    *("ConfigError", "DataError", "HubError", "InputError", "MissingDependencyError", "ModelFileError", "SnnpError"),
+    *("TrainingError", "UnknownElementError", "near_matches", "overlap_message"),
 ]
 
 

@@ -22,15 +22,8 @@ from pathlib import Path
 from snnp.errors import InputError
 
 __all__ = [
-    "bundled_folders",
-    "hold",
-    "naming",
-    "refuse_existing",
-    "refuse_inputs",
-    "replacing",
-    "scratch_folder",
-    "why_full",
-    "write_atomically",
+    *("bundled_folders", "hold", "naming", "refuse_existing", "refuse_inputs", "replacing", "scratch_folder"),
+    *("why_full", "write_atomically"),
 ]
 
 _PARTIAL, _LOCK = ".partial-", ".lock"

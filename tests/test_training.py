@@ -30,10 +30,11 @@ from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.training import evaluate, load_config, resume, train
 from snnp.training.backends import choose_backend
-from snnp.training.batches import frame_weights, prepare
+from snnp.training.batches import prepare
 from snnp.training.loss import Loss
 from snnp.training.problem import build_model, load_problem, resolve
 from snnp.training.soap import Soap, _eigenbasis
+from snnp.training.transfer import frame_weights
 
 
 def emt_frames(n: int, seed: int = 0) -> list[Atoms]:

@@ -22,7 +22,8 @@ from snnp.structure import Structure
 from snnp.training import TrainConfig, load_config, train
 from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.problem import atomic_zeros, build_model, load_problem, resolve, standardise
+from snnp.training.problem import build_model, load_problem, resolve, standardise
+from snnp.training.transfer import atomic_zeros
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 

@@ -1,4 +1,4 @@
-"""`snnp discover`: what families of images and curves have in common."""
+"""`snnp explain` and `snnp discover`: what a spline model learned, and what families of images and curves share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,53 @@ from typing import Annotated, Literal
 import typer
 
 from snnp.cli import console
-from snnp.cli.options import Json, Overwrite, Threads, command, group, set_threads
-from snnp.cli.outputs import prepare_output
+from snnp.cli.options import Json, Model, Overwrite, Threads, command, group, set_threads
+from snnp.cli.outputs import input_files, prepare_output
 from snnp.errors import InputError
+from snnp.files import refuse_inputs
 
 __all__ = ["discover_app"]
+
+
+@command(
+    "explain",
+    "snnp explain snnp-si --data train.xyz --out runs/si",
+    "snnp explain runs/mine --prune 24",
+    "snnp explain snnp-shared6 runs/tuned --data train.xyz --structure POSCAR",
+)
+def explain_command(
+    model: Model,
+    other: str | None = typer.Argument(None, metavar="[MODEL_B]", help="A second model, to be seen side by side."),
+    data: list[str] | None = typer.Option(
+        None, metavar="SET", help="Reference data; by default the model's own, or structures made for it."
+    ),
+    structure: str | None = typer.Option(
+        None, metavar="STRUCTURE", help="Whose atoms are drawn: a file, fcc:Al:2x2x2."
+    ),
+    prune: int | None = typer.Option(None, metavar="N", help="Write a smaller model of the N filters missed most."),
+    out: Path | None = typer.Option(None, metavar="FOLDER", help="Where all goes; default: runs/explain-NAME."),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Explain what a spline model learned: filters, parts of the energy, how few filters suffice; or two models."""
+    from snnp.explain import PAGES, explain
+
+    folder = out or Path("runs") / "-".join(["explain", *(Path(name).name for name in (model, other) if name)])
+    inputs = [path for name in (model, other) if name for path in input_files(name)]
+    for page in PAGES:
+        prepare_output(folder / page, overwrite=overwrite, inputs=inputs)
+    for path in inputs if prune else ():
+        refuse_inputs(folder / "pruned" / path.name, inputs)  # which may be the smaller model of another time
+    with console.progress_bar("explaining") as update:
+        found = explain(model, other, data or (), structure, prune, lambda stage, k, n: update(k, n, stage))
+    found.write(folder)
+    if as_json:
+        console.print_json(found.report.json())
+        return
+    for finding in found.report.findings:
+        console.say(f"{finding.check}: {finding}")
+    console.print_pairs({"page": str(folder / PAGES[0])} | ({"smaller model": str(folder / "pruned")} if prune else {}))
+
 
 discover_app = group(
     "The few variables behind many images or curves.",

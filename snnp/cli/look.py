@@ -1,4 +1,4 @@
-"""`snnp ls`, `info`, `energy`, `plot`, `explain`, `benchmark`: which models there are, what one says and costs."""
+"""`snnp ls`, `info`, `energy`, `plot`, `benchmark`: which models there are, what one says and costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from snnp.cli.exchange import print_remote
 from snnp.cli.options import Device, Dtype, Json, Model, Overwrite, Threads, command, set_threads
 from snnp.cli.outputs import input_files, prepare_output, write_structure
 from snnp.errors import InputError
-from snnp.files import refuse_inputs
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -228,46 +227,6 @@ def plot_command(
     prepare_output(out, overwrite=overwrite, inputs=[*input_files(model), *([] if data is None else [data])])
     seen = None if data is None else read_frames(data).structure()
     console.print_pairs({"written to": str(draw_page(potential, out, title=Path(model).name, structures=seen))})
-
-
-@command(
-    "explain",
-    "snnp explain snnp-si --data train.xyz --out runs/si",
-    "snnp explain runs/mine --prune 24",
-    "snnp explain snnp-shared6 runs/tuned --data train.xyz --structure POSCAR",
-)
-def explain_command(
-    model: Model,
-    other: str | None = typer.Argument(None, metavar="[MODEL_B]", help="A second model, to be seen side by side."),
-    data: list[str] | None = typer.Option(
-        None, metavar="SET", help="Reference data; by default the model's own, or structures made for it."
-    ),
-    structure: str | None = typer.Option(
-        None, metavar="STRUCTURE", help="Whose atoms are drawn: a file, fcc:Al:2x2x2."
-    ),
-    prune: int | None = typer.Option(None, metavar="N", help="Write a smaller model of the N filters missed most."),
-    out: Path | None = typer.Option(None, metavar="FOLDER", help="Where all goes; default: runs/explain-NAME."),
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Explain what a spline model learned: filters, parts of the energy, how few filters suffice; or two models."""
-    from snnp.explain import PAGES, explain
-
-    folder = out or Path("runs") / "-".join(["explain", *(Path(name).name for name in (model, other) if name)])
-    inputs = [path for name in (model, other) if name for path in input_files(name)]
-    for page in PAGES:
-        prepare_output(folder / page, overwrite=overwrite, inputs=inputs)
-    for path in inputs if prune else ():
-        refuse_inputs(folder / "pruned" / path.name, inputs)  # which may be the smaller model of another time
-    with console.progress_bar("explaining") as update:
-        found = explain(model, other, data or (), structure, prune, lambda stage, k, n: update(k, n, stage))
-    found.write(folder)
-    if as_json:
-        console.print_json(found.report.json())
-        return
-    for finding in found.report.findings:
-        console.say(f"{finding.check}: {finding}")
-    console.print_pairs({"page": str(folder / PAGES[0])} | ({"smaller model": str(folder / "pruned")} if prune else {}))
 
 
 @command(

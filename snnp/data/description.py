@@ -23,16 +23,8 @@ from snnp.report import Markup, Table, sentence
 from snnp.text import code, markdown, one_line, printable
 
 __all__ = [
-    "Description",
-    "PartDescription",
-    "RawFile",
-    "card",
-    "describe_part",
-    "describe_parts",
-    "finish",
-    "header",
-    "parse_description",
-    "read_description",
+    *("Description", "PartDescription", "RawFile", "card", "describe_part", "describe_parts", "finish", "header"),
+    *("parse_description", "read_description"),
 ]
 
 _MOST_BYTES = 4_000_000

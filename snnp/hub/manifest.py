@@ -20,17 +20,8 @@ from snnp.files import write_atomically
 from snnp.hub.names import Kind, check_file_name
 
 __all__ = [
-    "MANIFEST_FILE",
-    "FileEntry",
-    "Manifest",
-    "check_inside",
-    "fingerprint",
-    "make_manifest",
-    "parse_manifest",
-    "read_manifest",
-    "read_verified",
-    "verify_folder",
-    "write_manifest",
+    *("MANIFEST_FILE", "FileEntry", "Manifest", "check_inside", "fingerprint", "make_manifest", "parse_manifest"),
+    *("read_manifest", "read_verified", "verify_folder", "write_manifest"),
 ]
 
 MANIFEST_FILE = "manifest.json"

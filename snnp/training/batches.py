@@ -16,8 +16,9 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.structure import Structure
 from snnp.training.backends import Backend, Batch
 from snnp.training.compressed import CompressedFrame
+from snnp.training.transfer import frame_weights
 
-__all__ = ["Batches", "Inside", "StreamedBatches", "frame_weights", "grouped", "prepare"]
+__all__ = ["Batches", "Inside", "StreamedBatches", "grouped", "prepare"]
 
 _PIECE_ATOMS = 20_000
 """Of a stream, prepared at once: neighbours take some hundred times the memory of the frames."""
@@ -157,29 +158,6 @@ def prepare(
     columns["counts"] = structure.atoms_per_structure.to(backend.device)
     owner = structure.structure_of_atom.to(backend.device)
     return Batches(backend, Batch(geometry, owner, **columns, sources=frames.sources), frames.starts)
-
-
-def frame_weights(model: Potential, frames: Frames, scale: float | None) -> np.ndarray:
-    """[B] weights (scale / (scale + E))² of frames an energy E per atom above the lowest, one on average.
-
-    That of mixtures is counted from the line between the lowest frames of pure elements, where these are known. Frames
-    without energy, or below the line, count as lowest.
-
-    Arguments:
-        model: whose E0 are taken off.
-        frames: those of the training set, or a part that is like them.
-        scale: eV/atom, from where on weights fall; None: all are one.
-    """
-    if scale is None:
-        return np.ones(len(frames))
-    content = frames.composition() / frames.counts[:, None]
-    bound = frames.energy / frames.counts - content @ [model.reference_energies[s] for s in frames.elements]
-    known, pure = frames.has_energy & (frames.counts > 1), content == 1.0
-    overall = bound[known].min(initial=0.0)
-    lowest = [bound[known & of].min() if (known & of).any() else overall for of in pure.T]
-    above = np.where(frames.has_energy, bound - content @ lowest, 0.0).clip(min=0.0)
-    weight: np.ndarray = (scale / (scale + above)) ** 2
-    return weight / (weight.mean() if len(weight) else 1.0)
 
 
 def _labels(model: Potential, frames: Frames, structure: Structure, zeros: Mapping[str, float]) -> dict[str, Tensor]:

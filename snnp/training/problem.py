@@ -35,10 +35,10 @@ from snnp.models.potential import Potential
 from snnp.training.batches import Batches, Inside
 from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_frames, fit_wall
 from snnp.training.config import DataConfig, TrainConfig
-from snnp.training.transfer import Start
+from snnp.training.transfer import Start, atomic_zeros
 
 __all__ = [
-    *("Problem", "atomic_zeros", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve"),
+    *("Problem", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve"),
     "standardise",
 ]
 
@@ -223,24 +223,6 @@ def load_problem(
         return problem
     wall = fit_wall(split.train, config.seed)
     return replace(problem, compressed=tuple(compressed_frames(split.train, wall, config.compression, config.seed)))
-
-
-def atomic_zeros(frames: Frames, e0: Mapping[str, float]) -> dict[str, float]:
-    """Zeros of the labels of atomic energies, eV per element, that go with E0; none if there are no such labels.
-
-    A teacher counts the energies of atoms from zeros of its own. Least squares find those with which the rest sums to
-    the labels of energy without `e0` (eV per element); where compositions leave them open, those that are nearest to
-    the mean energy of an element's atoms.
-    """
-    frames = frames.take(frames.has_energies & frames.has_energy)
-    if not len(frames):
-        return {}
-    composition, element = frames.composition(), np.unique(frames.numbers, return_inverse=True)[1]
-    mean = np.bincount(element, weights=frames.energies) / composition.sum(axis=0)
-    rest = frames.energy - composition @ np.array([e0[symbol] for symbol in frames.elements])
-    surplus = frames.per_frame(frames.energies) - rest - composition @ mean
-    shift, *_ = np.linalg.lstsq(composition / frames.counts[:, None], surplus / frames.counts, rcond=1e-8)
-    return dict(zip(frames.elements, (mean + shift).tolist(), strict=True))
 
 
 def check_data(config: DataConfig, problem: Problem) -> list[str]:

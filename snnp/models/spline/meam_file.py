@@ -34,12 +34,8 @@ from snnp.models.spline.special_cases import s_meam
 from snnp.splines import SplineGrid, SplineSet, fit_knots
 
 __all__ = [
-    "KnotSpline",
-    "MeamSplineFile",
-    "format_meam_spline",
-    "parse_meam_spline",
-    "read_meam_spline",
-    "write_meam_spline",
+    *("KnotSpline", "MeamSplineFile", "format_meam_spline", "parse_meam_spline"),
+    *("read_meam_spline", "write_meam_spline"),
 ]
 
 _KNOT_TOLERANCE = 1e-8  # that LAMMPS accepts (`SplineFunction::prepareSpline` in pair_meam_spline.cpp)

@@ -58,7 +58,6 @@ class CompiledBackend(Backend):
         return type(model) is SplineNNP and supports_training(model.kernel_parameters())
 
     def prepare(self, model: Potential, structure: Structure) -> TrainingBatch:
-        """See `Backend`."""
         lists = neighbour_list(structure, model.cutoff)
         vectors = pair_vectors(structure, lists)
         species = model.species(structure)
@@ -81,7 +80,7 @@ class CompiledBackend(Backend):
         return self._choose(stored, everyone, owner, structure.n_structures)
 
     def cut(self, geometry: TrainingBatch, frames: Tensor, rows: Tensor, owner: Tensor) -> TrainingBatch:
-        """See `Backend`; nothing of the pairs is copied."""
+        """Nothing of the pairs is copied."""
         return self._choose(geometry.pairs, rows.numpy(), owner.numpy(), len(frames))
 
     def _choose(self, pairs: StoredPairs, rows: Array, owner: Array, n_structures: int) -> TrainingBatch:
@@ -92,7 +91,6 @@ class CompiledBackend(Backend):
         return TrainingBatch(pairs, rows, rows - np.arange(len(rows)), owner, n_structures + (self._n_alone > 0))
 
     def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
-        """See `Backend`."""
         self.write(model)
         return self._predict(batch, forces)
 
@@ -111,7 +109,6 @@ class CompiledBackend(Backend):
         return Predicted.of(batch, of_atoms, torch.from_numpy(found[1][:n]).to(self.dtype), batch.symmetric(virial))
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
-        """See `Backend`."""
         parameters = self.write(model)
         found = loss(self._predict(batch, forces), batch)
         geometry: TrainingBatch = batch.geometry
@@ -138,7 +135,6 @@ class CompiledBackend(Backend):
         return found.value
 
     def features(self, model: Potential, batch: Batch) -> Tensor:
-        """See `Backend`."""
         self.write(model)
         return torch.from_numpy(self.kernel.features(batch.geometry, self.n_threads)[: len(batch.owner)])
 

@@ -62,13 +62,12 @@ class PairsBackend(Backend):
     displacement: float | None = None
 
     def prepare(self, model: Potential, structure: Structure) -> Pairs:
-        """See `Backend`; pairs reach so far beyond the cutoff that their vectors may be displaced."""
+        """Pairs reach so far beyond the cutoff that their vectors may be displaced."""
         neighbours = neighbour_list(structure, model.cutoff + (self.displacement or 0.0))
         vectors = pair_vectors(structure, neighbours).to(self.device, self.dtype)
         return Pairs(structure.to(device=self.device), neighbours.to(self.device), vectors)
 
     def cut(self, geometry: Pairs, frames: Tensor, rows: Tensor, owner: Tensor) -> Pairs:
-        """See `Backend`."""
         whole, lists = geometry.structure, geometry.neighbours
         local = torch.empty_like(whole.numbers)
         local[rows] = torch.arange(len(rows), device=rows.device)
@@ -82,7 +81,7 @@ class PairsBackend(Backend):
         return Pairs(structure, neighbours, geometry.vectors[chosen])
 
     def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
-        """See `Backend`; where no gradient is recorded, the model's own inference answers."""
+        """Where no gradient is recorded, the model's own inference answers."""
         pairs: Pairs = batch.geometry
         structure, neighbours, penalty = pairs.structure, pairs.neighbours, None
         if not forces:
@@ -105,7 +104,6 @@ class PairsBackend(Backend):
         return Predicted.of(batch, energies, forces_found, batch.symmetric(strain), penalty)
 
     def backward(self, model: Potential, batch: Batch, loss: Loss, *, forces: bool = True) -> Tensor:
-        """See `Backend`."""
         if self.displacement is None:
             return super().backward(model, batch, loss, forces=forces)
         pairs, displacement = batch.geometry, self.displacement
@@ -129,7 +127,6 @@ class PairsBackend(Backend):
         return value
 
     def features(self, model: Potential, batch: Batch) -> Tensor:
-        """See `Backend`."""
         assert isinstance(model, SplineNNP)
         structure, lists, vectors = batch.geometry.structure, batch.geometry.neighbours, batch.geometry.vectors
         everyone = torch.arange(structure.n_atoms, device=vectors.device)

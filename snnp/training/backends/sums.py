@@ -33,7 +33,6 @@ class SumsBackend(Backend):
     device: torch.device
 
     def prepare(self, model: Potential, structure: Structure) -> Geometry:
-        """See `Backend`."""
         assert isinstance(model, SplineNNP)
         lists, species = neighbour_list(structure, model.cutoff), model.species(structure)
         vectors = pair_vectors(structure, lists)
@@ -52,7 +51,6 @@ class SumsBackend(Backend):
         return _map(lambda *tensors: torch.cat(tensors), *parts)
 
     def cut(self, geometry: Geometry, frames: Tensor, rows: Tensor, owner: Tensor) -> Geometry:
-        """See `Backend`."""
         local = torch.empty_like(geometry.species)
         local[rows] = torch.arange(len(rows), device=rows.device)
         found = _map(lambda tensor: tensor.index_select(0, rows), geometry)
@@ -65,7 +63,6 @@ class SumsBackend(Backend):
         return replace(found, radial_shell=radial, angular_shell=angular)
 
     def predict(self, model: Potential, batch: Batch, *, forces: bool = True) -> Predicted:
-        """See `Backend`."""
         assert isinstance(model, SplineNNP)
         energies, gradients = model.evaluate(batch.geometry)
         energies = model.above_isolated(energies, batch.geometry.species)
@@ -79,7 +76,6 @@ class SumsBackend(Backend):
         return Predicted.of(batch, energies, found, batch.symmetric(strain.unflatten(1, (3, 3))))
 
     def features(self, model: Potential, batch: Batch) -> Tensor:
-        """See `Backend`."""
         assert isinstance(model, SplineNNP)
         return model.features(batch.geometry)
 
