@@ -18,19 +18,8 @@ if TYPE_CHECKING:
     from snnp.models import Potential, Prediction, SplineNNP, SplineNNPConfig, list_models, save_model
     from snnp.structure import Structure
 
-__all__ = [
-    "Potential",
-    "Prediction",
-    "SNNPCalculator",
-    "SplineNNP",
-    "SplineNNPConfig",
-    "Structure",
-    "__version__",
-    "list_models",
-    "load_dataset",
-    "load_model",
-    "save_model",
-]
+__all__ = ["Potential", "Prediction", "SNNPCalculator", "SplineNNP", "SplineNNPConfig", "Structure", "__version__"]
+__all__ += ["list_models", "load_dataset", "load_model", "save_model"]
 
 __version__ = "0.1.0"
 
@@ -54,9 +43,7 @@ def __getattr__(name: str) -> Any:
             raise
         from snnp.errors import MissingDependencyError
 
-        raise MissingDependencyError(
-            f"snnp.{name} needs the plugin {home}, which is not installed; reinstall snnp."
-        ) from None
+        raise MissingDependencyError(f"snnp.{name} needs {home}, which is not installed; reinstall snnp.") from None
 
 
 def __dir__() -> list[str]:

@@ -36,10 +36,7 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import SplineSet
 from snnp.structure import Structure
 
-__all__ = [
-    *("Curves", "Environment", "Occurrence"),
-    *("all_groups", "angle_functions", "crystal_shells", "group_names"),
-]
+__all__ = ["Curves", "Environment", "Occurrence", "all_groups", "angle_functions", "crystal_shells", "group_names"]
 
 _N_POINTS = 400
 _N_BINS = 160

@@ -210,9 +210,7 @@ def _elastic_constants(model: Potential, crystal: Structure, element: str) -> tu
         axes = [_slopes(model, crystal, None, axis)[1] for axis in np.eye(3)]
         stiffness = -0.5 * (np.stack(axes) + np.stack(axes).T)
         if np.linalg.eigvalsh(stiffness).min() <= 0:
-            raise InputError(
-                f"this model's {element} crystal is unstable: its two sublattices move apart without a barrier."
-            )
+            raise InputError(f"this model's {element} crystal is unstable: its sublattices part without a barrier.")
         # A shear pushes the sublattices apart; where they follow, the crystal gives way.
         c44 -= push @ np.linalg.solve(stiffness, push) / float(crystal.volume()[0]) * EV_PER_ANGSTROM3_IN_GPA
     return float(stretched[0, 0]), float(0.5 * (stretched[1, 1] + stretched[2, 2])), float(c44)

@@ -293,9 +293,7 @@ def publish_model_command(
     statements: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."
     ),
-    folder: Path | None = typer.Option(
-        None, metavar="FOLDER", help="Keep the files as they are uploaded in this new folder."
-    ),
+    folder: Path | None = typer.Option(None, metavar="FOLDER", help="Keep what is uploaded in this new folder."),
     as_json: Json = False,
 ) -> None:
     """Publish a model: examined by the doctor, with a card and checksums, in one commit."""

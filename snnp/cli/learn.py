@@ -96,9 +96,7 @@ def _print_comparison(report: dict[str, Any]) -> None:
     ),
 )
 def train_command(
-    config: Path | None = typer.Argument(
-        None, metavar="CONFIG", help="YAML file that says what to train on which data."
-    ),
+    config: Path | None = typer.Argument(None, metavar="CONFIG", help="YAML file: what to train on which data."),
     assignments: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="Change a key of the file; may be repeated."
     ),
@@ -108,9 +106,7 @@ def train_command(
     freeze: str | None = typer.Option(
         None, metavar="filters|none", help="What of that model stays as it is (the key freeze); default: none."
     ),
-    out: Path | None = typer.Option(
-        None, metavar="RUN", help="Folder of the run; default: runs/ and the name of CONFIG."
-    ),
+    out: Path | None = typer.Option(None, metavar="RUN", help="Folder of the run; default: runs/ and CONFIG's name."),
     resume: Path | None = typer.Option(
         None, metavar="RUN", help="Continue the run in this folder as if it had never stopped."
     ),

@@ -286,6 +286,4 @@ def benchmark_command(
     columns = ("model", "structure", "atoms", "CPU µs/atom", "wall µs/atom", "parameters", "computed by")
     keys = ("case", "structure", "n_atoms", "cpu_us_per_atom", "wall_us_per_atom", "parameters", "path")
     console.print_table(columns, [[row[key] for key in keys] for row in rows])
-    console.say(
-        "CPU time, all threads together, hardly depends on what else the machine does; 'snnp version' describes it."
-    )
+    console.say("CPU time, of all threads, hardly depends on what else the machine does; 'snnp version' describes it.")

@@ -76,9 +76,7 @@ def md_command(
         False, "--minimise", "--minimize", help="Relax the atoms (not the cell) first; not again with --resume."
     ),
     file_format: _Format = None,
-    topology: Path | None = typer.Option(
-        None, metavar="FILE", help="Structure file with the elements, for a start from DCD."
-    ),
+    topology: Path | None = typer.Option(None, metavar="FILE", help="Structure with the elements, for DCD."),
     threads: Threads = None,
     as_json: Json = False,
     **given: Any,
@@ -256,13 +254,9 @@ def relax_command(
     out: Path | None = typer.Option(None, metavar="FILE", help="Where the relaxed structure goes; any ASE format."),
     fmax: float = typer.Option(0.01, metavar="EV/Å", help="Largest force on an atom that counts as relaxed."),
     cell: bool | None = typer.Option(None, "--cell/--no-cell", help="Relax the cell, too; --pressure implies it."),
-    pressure: float = typer.Option(
-        0.0, "--pressure", "-P", metavar="GPA", help="Hydrostatic pressure on the cell, in GPa."
-    ),
+    pressure: float = typer.Option(0.0, "--pressure", "-P", metavar="GPA", help="Pressure on the cell, in GPa."),
     steps: int = typer.Option(500, metavar="N", help="Stop after so many steps."),
-    optimiser: str = typer.Option(
-        "fire", "--optimiser", "--optimizer", metavar="NAME", help="fire, or lbfgs (faster)."
-    ),
+    optimiser: str = typer.Option("fire", "--optimiser", "--optimizer", metavar="NAME", help="fire, or lbfgs: faster."),
     overwrite: Overwrite = False,
     file_format: _Format = None,
     as_json: Json = False,

@@ -8,23 +8,6 @@ from snnp.data.read import convert, dataset_records, load_dataset, read_frames
 from snnp.data.reference import ReferenceEnergies, fit_reference_energies
 from snnp.data.splits import Split, load_split, save_split, split_frames
 
-__all__ = [
-    "Batch",
-    "Dataset",
-    "Frame",
-    "Frames",
-    "Keys",
-    "ReferenceEnergies",
-    "Split",
-    "Units",
-    "check_frames",
-    "convert",
-    "dataset_records",
-    "fit_reference_energies",
-    "keys_of",
-    "load_dataset",
-    "load_split",
-    "read_frames",
-    "save_split",
-    "split_frames",
-]
+__all__ = ["Batch", "Dataset", "Frame", "Frames", "Keys", "ReferenceEnergies", "Split", "Units", "check_frames"]
+__all__ += ["convert", "dataset_records", "fit_reference_energies", "keys_of", "load_dataset", "load_split"]
+__all__ += ["read_frames", "save_split", "split_frames"]

@@ -131,9 +131,7 @@ def read_description(path: str | Path) -> Description:
             content = stream.read(_MOST_BYTES + 1)
         tree = json.loads(content) if len(content) <= _MOST_BYTES and content.strip() else None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read as a description of a dataset: {' '.join(str(error).split())}."
-        ) from None
+        raise DataError(f"{path} cannot be read as a description of data: {' '.join(str(error).split())}.") from None
     if len(content) > _MOST_BYTES:
         raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes, which no description has.")
     if not content.strip():

@@ -273,6 +273,4 @@ class ParquetWriter:
         ids = parquet().read_table(self._path, columns=["configuration_id"])["configuration_id"]
         for one in ids.value_counts().to_pylist():
             if one["counts"] > 1:
-                raise DataError(
-                    f"two frames have the id {one['values']!r}; files of one name need labels that tell them apart."
-                )
+                raise DataError(f"two frames have the id {one['values']!r}; files of one name need different labels.")

@@ -15,9 +15,7 @@ from snnp.doctor.survey import Survey, nearest
 from snnp.report import Finding
 from snnp.units import BOHR_IN_ANGSTROM, ENERGY_UNITS, NM_IN_ANGSTROM, PRESSURE_UNITS
 
-__all__ = [
-    *("COMPARED", "FORCE_FACTORS", "check_completeness", "check_force_sums", "check_plausibility", "check_units"),
-]
+__all__ = ["COMPARED", "FORCE_FACTORS", "check_completeness", "check_force_sums", "check_plausibility", "check_units"]
 
 # A number in the file is this factor times the number in eV (and Å).
 _ENERGY_UNITS = {name: 1.0 / ENERGY_UNITS[name] for name in ("kcal/mol", "kJ/mol", "Hartree", "Rydberg", "meV")}

@@ -27,10 +27,7 @@ from snnp.harmonics import Harmonics
 from snnp.neighbours import Neighbours, neighbour_list, pair_vectors, unordered_pairs
 from snnp.structure import Structure
 
-__all__ = [
-    *("BATCH_ATOMS", "CUTOFF", "UNASSIGNED", "Survey", "describe", "nearest", "pair_kinds", "species_of"),
-    "survey",
-]
+__all__ = ["BATCH_ATOMS", "CUTOFF", "UNASSIGNED", "Survey", "describe", "nearest", "pair_kinds", "species_of", "survey"]
 
 CUTOFF = 5.0
 """Å, within which two atoms are a pair."""

@@ -13,17 +13,5 @@ from snnp.hub.mirror import add_to_mirror
 from snnp.hub.names import parse_reference
 from snnp.hub.resolver import bundled_datasets, load_model, resolve
 
-__all__ = [
-    "MANIFEST_FILE",
-    "Publication",
-    "add_to_mirror",
-    "bundled_datasets",
-    "list_repositories",
-    "load_model",
-    "make_manifest",
-    "parse_reference",
-    "publish",
-    "read_manifest",
-    "resolve",
-    "write_manifest",
-]
+__all__ = ["MANIFEST_FILE", "Publication", "add_to_mirror", "bundled_datasets", "list_repositories", "load_model"]
+__all__ += ["make_manifest", "parse_reference", "publish", "read_manifest", "resolve", "write_manifest"]

@@ -31,9 +31,7 @@ def mirror_folder() -> Path | None:
         return None
     folder = Path(named)
     if not folder.is_dir():
-        raise InputError(
-            f"{_VARIABLE} names {named!r}, which is no folder; make it with 'snnp mirror' or unset {_VARIABLE}."
-        )
+        raise InputError(f"{_VARIABLE} names {named!r}, no folder; make it with 'snnp mirror' or unset {_VARIABLE}.")
     return folder
 
 
@@ -61,9 +59,7 @@ def add_to_mirror(mirror: str | Path, name: str, kind: Kind = "model") -> tuple[
     """
     reference = parse_reference(name)
     if reference is None:
-        raise InputError(
-            f"{name!r} is no name of the form org/name; bundled models need no mirror, folders can be copied."
-        )
+        raise InputError(f"{name!r} is no name of the form org/name; bundled models and folders need no mirror.")
     source, commit, manifest = fetch(reference, kind)
     base = Path(mirror) / f"{kind}s" / reference.repository
     folder = base / commit

@@ -11,24 +11,6 @@ from snnp.models.spline.config import AngularConfig, EmbeddingConfig, NetworkCon
 from snnp.models.spline.model import SplineNNP
 from snnp.models.store import list_models, load_model, save_model
 
-__all__ = [
-    "ANI",
-    "HIPNN",
-    "ANIConfig",
-    "AngularConfig",
-    "EmbeddingConfig",
-    "Ensemble",
-    "EnsembleConfig",
-    "HIPNNConfig",
-    "NetworkConfig",
-    "Potential",
-    "Prediction",
-    "RadialConfig",
-    "RepulsionConfig",
-    "SplineNNP",
-    "SplineNNPConfig",
-    "list_models",
-    "load_model",
-    "save_model",
-    "special_cases",
-]
+__all__ = ["ANI", "HIPNN", "ANIConfig", "AngularConfig", "EmbeddingConfig", "Ensemble", "EnsembleConfig", "HIPNNConfig"]
+__all__ += ["NetworkConfig", "Potential", "Prediction", "RadialConfig", "RepulsionConfig", "SplineNNP"]
+__all__ += ["SplineNNPConfig", "list_models", "load_model", "save_model", "special_cases"]

@@ -110,9 +110,7 @@ def publish_model(
             place = place.rename(kept)
         report = examine_model(model, subject=str(source), pictures=False)
         if found := _errors_of(report):
-            raise HubError(
-                f"{source} cannot be published, the doctor finds: {found}. 'snnp doctor model {source}' says more."
-            )
+            raise HubError(f"{source} cannot be published, the doctor finds: {found}. See 'snnp doctor model'.")
         plan = hub.publish("model", place, repository, dry_run=True)
         if show is not None:
             show(plan, report)
@@ -315,9 +313,7 @@ def _describe(folder: Path, name: str, about: Mapping[str, Any] | None) -> Descr
         if not description.parts[part].method.strip():
             raise HubError(f"{path} does not state its level of theory; convert it again with --method.")
         if not ParquetSource(path).states_units:
-            raise HubError(
-                f"{path} was not written by snnp, so its units are not stated; convert it with 'snnp convert'."
-            )
+            raise HubError(f"{path} was not written by snnp, so no units are stated; convert it with 'snnp convert'.")
     return description
 
 

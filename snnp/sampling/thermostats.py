@@ -140,9 +140,7 @@ def check_box(structure: Atoms, settings: MDSettings, n_held: int) -> None:
     if settings.ensemble != "npt":
         return
     if not structure.pbc.all():
-        raise ConfigError(
-            f"ensemble 'npt' needs a fully periodic structure, got pbc={structure.pbc.tolist()}; use 'nvt'."
-        )
+        raise ConfigError(f"'npt' needs a fully periodic structure, got pbc={structure.pbc.tolist()}; use 'nvt'.")
     if n_held:
         raise ConfigError(f"ensemble 'npt' would move the {n_held} fixed atoms with the cell; use 'nvt', or free them.")
     if settings.barostat == "anisotropic" and np.abs(structure.cell.angles() - 90.0).max() > 1e-4:

@@ -5,15 +5,5 @@ from snnp.training.evaluation import evaluate
 from snnp.training.loop import Progress
 from snnp.training.run import RunResult, resume, train
 
-__all__ = [
-    "DataConfig",
-    "LossConfig",
-    "OptimiserConfig",
-    "Progress",
-    "RunResult",
-    "TrainConfig",
-    "evaluate",
-    "load_config",
-    "resume",
-    "train",
-]
+__all__ = ["DataConfig", "LossConfig", "OptimiserConfig", "Progress", "RunResult", "TrainConfig", "evaluate"]
+__all__ += ["load_config", "resume", "train"]

@@ -33,10 +33,7 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.splines import bspline_weights
 from snnp.structure import Structure
 
-__all__ = [
-    *("MOST_ELEMENTS", "CompressedFrame", "CompressionConfig", "PairWall"),
-    *("compressed_frames", "fit_wall"),
-]
+__all__ = ["MOST_ELEMENTS", "CompressedFrame", "CompressionConfig", "PairWall", "compressed_frames", "fit_wall"]
 
 Array = NDArray[np.float64]
 

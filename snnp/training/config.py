@@ -29,10 +29,7 @@ from snnp.models.spline.config import SplineNNPConfig
 from snnp.text import one_line
 from snnp.training.compressed import CompressionConfig
 
-__all__ = [
-    *("DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig"),
-    *("keys_meant", "load_config"),
-]
+__all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig", "keys_meant", "load_config"]
 
 # What other programs call the same thing.
 _SYNONYMS = {

@@ -37,10 +37,7 @@ from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_
 from snnp.training.config import DataConfig, TrainConfig
 from snnp.training.transfer import Start, atomic_zeros
 
-__all__ = [
-    *("Problem", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve"),
-    "standardise",
-]
+__all__ = ["Problem", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve", "standardise"]
 
 
 _SAMPLE_ATOMS = 100_000

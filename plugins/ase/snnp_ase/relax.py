@@ -35,9 +35,7 @@ def relax(
     if len(atoms) == 0:
         raise InputError("the structure holds no atoms; relaxation needs at least one.")
     if not math.isfinite(pressure_gpa) or (pressure_gpa and not cell):
-        raise InputError(
-            f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite number, and relax the cell."
-        )
+        raise InputError(f"a pressure of {pressure_gpa} GPa acts on the cell: give a finite one, and relax the cell.")
     periodic = bool(atoms.pbc.all())
     if cell and not periodic:
         raise InputError(

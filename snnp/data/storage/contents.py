@@ -21,9 +21,7 @@ from snnp.data.frames import Frames
 from snnp.data.labels import Names, Units
 from snnp.errors import DataError
 
-__all__ = [
-    *("LABELS", "Extras", "Said", "contents_of", "full_tensor", "in_usual_units", "made_frames", "pack", "unpack")
-]
+__all__ = ["LABELS", "Extras", "Said", "contents_of", "full_tensor", "in_usual_units", "made_frames", "pack", "unpack"]
 
 LABELS = ("energy", "forces", "stress")
 _DTYPES = frozenset(

@@ -98,9 +98,7 @@ def _check_elements(state: Mapping[str, Tensor], config: HIPNNConfig) -> None:
     if (table := next((value for name, value in state.items() if name.endswith("species_map")), None)) is None:
         return
     if table.dim() != 1 or table.dtype.is_floating_point or table.dtype.is_complex:
-        raise ModelFileError(
-            "species_map in the state must be a list of whole numbers; give the state of a hippynn graph."
-        )
+        raise ModelFileError("species_map must be a list of whole numbers; give the state of a hippynn graph.")
     order = [z for _, z in sorted((int(index), z) for z, index in enumerate(table.tolist()) if int(index) > 0)]
     given = [atomic_numbers.get(symbol) for symbol in config.elements]
     if order != given:
