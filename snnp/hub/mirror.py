@@ -31,7 +31,9 @@ def mirror_folder() -> Path | None:
         return None
     folder = Path(named)
     if not folder.is_dir():
-        raise InputError(f"{_VARIABLE} names {named!r}, no folder; make it with 'snnp mirror' or unset {_VARIABLE}.")
+        raise InputError(
+            f"{_VARIABLE} names {named!r}, which is no folder; make it with 'snnp mirror' or unset {_VARIABLE}."
+        )
     return folder
 
 
