@@ -313,7 +313,7 @@ def _describe(folder: Path, name: str, about: Mapping[str, Any] | None) -> Descr
         if not description.parts[part].method.strip():
             raise HubError(f"{path} does not state its level of theory; convert it again with --method.")
         if not ParquetSource(path).states_units:
-            raise HubError(f"{path} was not written by snnp, so no units are stated; convert it with 'snnp convert'.")
+            raise HubError(f"{path} was not written by snnp, so its units are not stated; use 'snnp convert'.")
     return description
 
 
