@@ -37,7 +37,9 @@ from snnp.units import ENERGY_UNITS
 
 __all__ = ["Before", "Bench", "Stop", "carry_out", "executor_of", "label_frames", "wrong_units"]
 
-_TOGETHER = 5  # labels that are compared with what is known at a time
+_TOGETHER = (
+    7  # labels that are compared with what is known at a time; so many begin a run, six of them displaced copies
+)
 _ALIKE, _ALIKE_ENERGIES = 0.6, 0.8  # cosines of forces and of energies, from which their sizes are compared
 _SURE = 0.7  # between the quartiles of the logarithms of sizes
 _MOST_KNOWN = 100
@@ -143,15 +145,20 @@ class _Work:
         first = max((k for k, each in enumerate(entries) if each["event"] == "failure"), default=-1) + 1
         return [each for each in entries[first:] if each["event"] == "failed" and each["round"] == self.number]
 
+    def _attempts(self, key: str) -> int:
+        """How often this structure has failed in this round."""
+        return sum(1 for _ in self.bench.journal.of("failed", round=self.number, key=key))
+
     def _folder(self, key: str) -> Path:
         return self.bench.folder / "jobs" / key
 
     def _ask(self, row: int) -> Future[Reply]:
         key, folder = self.keys[row], self._folder(self.keys[row])
         if not (folder / STRUCTURE).exists():
-            attempt = 1 + sum(each["key"] == key for each in self._failed())
-            said = {"key": key, "source": self.frames.sources[row], "atoms": int(self.frames.counts[row])}
-            self.bench.journal.write("asked", round=self.number, attempt=attempt, **said)
+            asked = {"round": self.number, "key": key, "attempt": 1 + self._attempts(key)}
+            if not any(self.bench.journal.of("asked", **asked)):
+                said = {"source": self.frames.sources[row], "atoms": int(self.frames.counts[row])}
+                self.bench.journal.write("asked", **asked, **said)
             one = self.frames[row : row + 1].named([self.frames.sources[row]])
             write_frames([("", one)], folder / STRUCTURE, "none", "snnp")
         return self.bench.executor.submit(carry_out, self.bench.labeller, str(folder.absolute()))
@@ -161,8 +168,9 @@ class _Work:
             self.unchecked.append((row, reply))
             return
         key, settings = self.keys[row], self.bench.labeller.settings
-        attempt = 1 + sum(each["key"] == key for each in self._failed())
-        final = not FAILURES[reply.failure] or attempt > settings.retries
+        attempt = 1 + self._attempts(key)
+        tried = 1 + sum(each["key"] == key for each in self._failed())
+        final = not FAILURES[reply.failure] or tried > settings.retries
         said = {"why": reply.failure, "reason": reply.reason, "seconds": round(reply.seconds, 3), "final": final}
         source = self.frames.sources[row]
         self.bench.journal.write("failed", round=self.number, key=key, source=source, attempt=attempt, **said)
@@ -170,7 +178,7 @@ class _Work:
         forget_answer(folder)
         (folder / STRUCTURE).unlink(missing_ok=True)
         if not final:
-            waiting.append(row)
+            waiting.appendleft(row)  # one that always fails is thus known soon
             return
         self.failures.append((row, reply))
         self._tell()

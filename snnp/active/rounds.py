@@ -21,6 +21,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -97,15 +98,17 @@ def run(
         Interrupted: at Ctrl-C or SIGTERM, once what was on its way is done.
     """
     folder = Path(folder)
-    if settings is not None and (folder / NAME).exists():
+    begun = (folder / NAME).exists() and (folder / NAME).stat().st_size > 0
+    if settings is not None and begun:
         raise ConfigError(f"{folder} already holds a run; go on with 'snnp active resume {folder}', or name another.")
-    if settings is None and not (folder / NAME).exists():
+    if settings is None and not begun:
         raise ConfigError(f"{folder} holds no run of active learning (no {NAME}); begin one with 'snnp active start'.")
     folder.mkdir(parents=True, exist_ok=True)
-    with hold([folder / NAME]), stop_requests() as request, Journal(folder / NAME) as journal:
+    with hold([folder / NAME]), stop_requests() as request, ExitStack() as stack:
         if settings is not None:
             settings.save(folder / CONFIG)
         (folder / STOP).unlink(missing_ok=True)
+        journal = stack.enter_context(Journal(folder / NAME))
         loop = _Loop(folder, journal, report, work, request)
         try:
             return loop.run()
@@ -144,12 +147,12 @@ class _Loop:
                 return self._stopped(str(stop))
             save_model(committee, self.folder / "best")
             self.journal.write("ended", why=why)
-            account.write(self.folder, store)
+            self._write_report()
             return ActiveResult(self.folder, True, why, len(store), committee)
 
     def _stopped(self, why: str) -> ActiveResult:
         self.journal.write("stopped", why=why)
-        account.write(self.folder, self.bench.store)
+        self._write_report()
         if self.request.signum is not None:
             raise Interrupted(self.request.signum, f"stopped in round {self.round}; it can go on from there")
         return ActiveResult(self.folder, False, why, len(self.bench.store), None)
@@ -175,7 +178,7 @@ class _Loop:
             self._label(committee)
             if not self._measured(self.round):
                 self._measure(committee)
-            account.write(self.folder, self.bench.store)
+            self._write_report()
 
     # Stages.
 
@@ -221,7 +224,8 @@ class _Loop:
         return stages.select(settings, self.folder, sampled, store, self.round, room)
 
     def _measure(self, committee: Ensemble) -> None:
-        self._stage("measure", lambda: stages.measure(self.settings, self.folder, self.bench.store, committee))
+        args = self.settings, self.folder, self.bench.store, committee, self.round
+        self._stage("measure", partial(stages.measure, *args))
 
     def _labelled_rounds(self) -> int:
         """The last round that is whole; a first one whose probes were not looked at yet is gone through again."""
@@ -234,6 +238,9 @@ class _Loop:
 
     def _measured(self, number: int) -> bool:
         return any(self.journal.of("finished", stage="measure", round=number)) or self._probe() is None
+
+    def _write_report(self) -> None:
+        account.write(self.folder, self.bench.store, [stages.chosen(self.folder, k) for k in range(self.round + 1)])
 
     def _here(self) -> Path:
         return self.folder / f"round-{self.round}"

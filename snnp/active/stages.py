@@ -26,12 +26,23 @@ from snnp.models.ensemble import Ensemble
 from snnp.models.store import load_model
 
 __all__ = [
-    *("Stages", "WithFacts", "first_structures", "known_labels", "measure", "place", "plateau", "probe_of", "sample"),
+    *(
+        "Stages",
+        "WithFacts",
+        "chosen",
+        "first_structures",
+        "known_labels",
+        "measure",
+        "place",
+        "plateau",
+        "probe_of",
+        "sample",
+    ),
     *("select", "to_label", "train"),
 ]
 
 _CHOSEN, _GIVEN, _PROBE = "chosen.extxyz", "given.extxyz", "probe.extxyz"
-_TWINS, _TWIN_SHIFT = 4, 0.03  # Å: near enough that energies change by the work of forces, far enough to be seen
+_TWINS, _TWIN_SHIFT = 6, 0.03  # Å: near enough that energies change by the work of forces, far enough to be seen
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,8 @@ def _read(path: Path, name: str) -> Frames:
     return replace(found, extras=[None] * len(found))
 
 
-def _chosen(folder: Path, number: int) -> Frames:
+def chosen(folder: Path, number: int) -> Frames:
+    """The structures of a round, without labels; none where it has none yet."""
     return _read(folder / f"round-{number}" / _CHOSEN, f"round-{number}")
 
 
@@ -166,7 +178,7 @@ def first_structures(settings: ActiveSettings, folder: Path, work: Stages) -> Fr
             asked = Frames.concatenate([_twins(asked, twins, settings.seed), asked])
         _write(given, path.with_name(_GIVEN))
         _write(asked, path)
-    return _chosen(folder, 0)
+    return chosen(folder, 0)
 
 
 def _twins(frames: Frames, number: int, seed: int) -> Frames:
@@ -198,7 +210,7 @@ def _start_data(settings: ActiveSettings) -> tuple[Frames, Frames]:
 def known_labels(settings: ActiveSettings, folder: Path, store: LabelStore, number: int) -> Frames:
     """Labels of all rounds before this one, without the probes."""
     parts = [_read(folder / "round-0" / _GIVEN, "given")]
-    parts += [store.labelled(_chosen(folder, k)) for k in range(number)]
+    parts += [store.labelled(chosen(folder, k)) for k in range(number)]
     parts = [replace(part, extras=()) for part in parts if len(part)]
     if not parts:
         raise DataError("there are no labels yet to train on.")
@@ -216,7 +228,7 @@ def select(
     """
     path = folder / f"round-{number}" / _CHOSEN
     if path.exists():
-        return WithFacts(_chosen(folder, number), {})
+        return WithFacts(chosen(folder, number), {})
     if not sampled:
         return WithFacts(Frames.of([]), {"sampled": 0, "chosen": 0})
     frames = frames_of([(str(a.info.get("reason", "sampled")), a) for a in sampled], f"round-{number}")
@@ -230,19 +242,19 @@ def select(
         frames = frames.take(np.sort(order[probes:]))
     number_asked = max(0, min(settings.per_round, room - probes))
     known = known_labels(settings, folder, store, number)
-    chosen = choose(
+    picked = choose(
         frames, number_asked, Counter(group or "" for group in frames.groups), known, settings.seed + number
     )
-    _write(chosen, path)
-    facts = {"sampled": len(sampled), "known": len(sampled) - len(new), "probes": probes, "chosen": len(chosen)}
-    return WithFacts(_chosen(folder, number), facts)
+    _write(picked, path)
+    facts = {"sampled": len(sampled), "known": len(sampled) - len(new), "probes": probes, "chosen": len(picked)}
+    return WithFacts(chosen(folder, number), facts)
 
 
 def to_label(settings: ActiveSettings, folder: Path, number: int) -> Frames:
     """What is asked for in a round: what was chosen, and in the first one the probes."""
-    chosen = _chosen(folder, number)
+    asked = chosen(folder, number)
     probe = probe_of(settings, folder) if number == 1 and not settings.probe.data else None
-    return chosen if probe is None else Frames.concatenate([chosen, probe])
+    return asked if probe is None else Frames.concatenate([asked, probe])
 
 
 def probe_of(settings: ActiveSettings, folder: Path) -> Frames | None:
@@ -254,8 +266,8 @@ def probe_of(settings: ActiveSettings, folder: Path) -> Frames | None:
     return probe if len(probe) else None
 
 
-def measure(settings: ActiveSettings, folder: Path, store: LabelStore, committee: Ensemble) -> WithFacts:
-    """The committee's disagreement about the probes, and its errors where these have labels."""
+def measure(settings: ActiveSettings, folder: Path, store: LabelStore, committee: Ensemble, number: int) -> WithFacts:
+    """The disagreement about the probes of round `number`'s committee, and its errors where these have labels."""
     probe = probe_of(settings, folder)
     assert probe is not None
     labelled = probe if settings.probe.data else store.labelled(probe)
@@ -264,7 +276,7 @@ def measure(settings: ActiveSettings, folder: Path, store: LabelStore, committee
     assert found.forces_std is not None
     spread = found.forces_std.detach().double().square().sum(dim=1).sqrt().cpu().numpy()
     facts: dict[str, Any] = {
-        "labels": len(store),
+        "labels": len(known_labels(settings, folder, store, number)),
         "probes": len(probe),
         "energy_spread": float((found.energy_std.detach().double().cpu().numpy() / probe.counts).mean()),
         "force_spread": float(spread.mean()),

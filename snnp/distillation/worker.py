@@ -235,6 +235,8 @@ def _label_all(calculators: list[Any], images: list[Any]) -> Iterator[tuple[int,
             found = together([atoms])[0] if together else _mean([_label(each, atoms) for each in calculators])
         except Exception as fault:
             found = _said(fault)
+            for each in calculators:  # else some give what they had reached if they are asked again
+                getattr(each, "reset", lambda: None)()
         yield row, time.perf_counter() - start, found
 
 
