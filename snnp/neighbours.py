@@ -56,11 +56,8 @@ def find_pairs(
 ) -> tuple[np.ndarray, ...]:
     """Pairs (i [P], j [P], shift [P, 3]) of one structure, sorted by i; with `half`, one of i -> j and j -> i.
 
-    Arguments:
-        positions: [N, 3] Å, not empty and finite; cell: [3, 3] Å; pbc: [3].
-
-    Raises:
-        InputError: for atoms or cells too far apart to be searched, or a density that no matter has.
+    `positions`: [N, 3] Å, not empty and finite; `cell`: [3, 3] Å; `pbc`: [3]. Raises `InputError` for atoms or cells
+    too far apart to be searched, or a density that no matter has.
     """
     reach = float(np.abs(positions).max())
     box = cell
@@ -114,9 +111,7 @@ def neighbour_list(structure: Structure, cutoff: float) -> Neighbours:
     """Find all pairs within `cutoff` (Å) for a batch of structures.
 
     Cells may be skewed or smaller than the cutoff (several images of one neighbour appear), directions may be open.
-
-    Raises:
-        InputError: for a cutoff that is not positive, positions that are not finite, or a flat periodic cell.
+    Raises `InputError` for a cutoff that is not positive, positions that are not finite, or a flat periodic cell.
     """
     if not 0.0 < cutoff < math.inf:
         raise InputError(f"cutoff must be positive and finite, got {cutoff} Å.")

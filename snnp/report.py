@@ -123,7 +123,6 @@ class Table:
 
     @classmethod
     def of(cls, title: str, values: Mapping[str, Any]) -> Table:
-        """A table of names and values."""
         return cls((), list(values.items()), title, 2)
 
     def json(self) -> dict[str, Any] | list[dict[str, Any]]:
@@ -256,7 +255,6 @@ class Report:
         return values
 
     def to_json(self) -> str:
-        """One JSON object as text."""
         return json.dumps(self.json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def markdown(self) -> str:

@@ -34,8 +34,7 @@ End = Literal["free", "flat", "zero"]
 class SplineGrid:
     """A uniform grid: `n_intervals` intervals between `lower` and `upper` (Å for distances).
 
-    Raises:
-        InputError: if there is no interval or `upper` does not lie above `lower`, by an amount that can be divided.
+    Raises `InputError` if there is no interval or `upper` does not lie above `lower`, by an amount that can be divided.
     """
 
     lower: float
@@ -76,8 +75,7 @@ def _weights(u: Tensor, derivative: int) -> Tensor:
 def bspline_weights(x: Tensor, lower: Tensor, spacing: Tensor, n_intervals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First index [...], weights [..., 4] and slopes [..., 4] of the four B-splines that make up s(x).
 
-    Arguments:
-        x: [...] where to evaluate; grid parameters are tensors that broadcast against it.
+    `x`: [...] where to evaluate; grid parameters are tensors that broadcast against it.
 
     Beyond the ends the weights continue linearly. Differentiable in x.
     """
@@ -94,10 +92,7 @@ def end_map(n_intervals: int, lower: End, upper: End) -> Tensor:
     """[K_free, n_intervals + 3] map from free parameters to B-spline coefficients under end conditions.
 
     `free` keeps all coefficients; `flat` ties three of them so that slope and curvature vanish at the end; `zero` makes
-    value, slope and curvature vanish.
-
-    Raises:
-        InputError: if no free parameter is left.
+    value, slope and curvature vanish. Raises `InputError` if no free parameter is left.
     """
     rows = torch.eye(n_intervals + 3, dtype=torch.float64)
     for end in (lower, upper):

@@ -32,8 +32,7 @@ class Structure:
         pbc: [B, 3] bool, periodic directions.
         structure_of_atom: [N] int64 in [0, B), non-decreasing.
 
-    Raises:
-        InputError: if the shapes do not agree.
+    Raises `InputError` if the shapes do not agree.
     """
 
     numbers: Tensor

@@ -191,7 +191,6 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def run() -> None:
-    """Entry point of the `snnp` script."""
     # Threads that spin while they wait make small systems many times slower as soon as anything else runs (measured:
     # 7 times for 108 atoms). OpenMP reads this when torch is imported, which happens in the commands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

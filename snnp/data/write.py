@@ -262,7 +262,6 @@ class ParquetWriter:
         self._waiting = []
 
     def close(self) -> None:
-        """Finish the file."""
         if self._file is not None:
             self._file.close()
 

@@ -26,14 +26,12 @@ _TOP = 30.0  # eV
 
 
 def data_pictures(survey: Survey, consensus: Consensus) -> list[Figure]:
-    """All pictures of a data set."""
     # One element has one pair: its numbers are in the table.
     pairs = [_coverage(survey)] if len(survey.elements) > 1 else []
     return [_histograms(survey, consensus), _agreement(survey, consensus), *pairs, _map(survey)]
 
 
 def model_pictures(dimers: list[Dimer], scan: Sequence[Compression], runs: list[Run], scaling: Scaling) -> list[Figure]:
-    """All pictures of a model."""
     drawn = [_dimers(dimers), *([_compression(scan)] if scan else []), *([_runs(runs)] if runs else [])]
     return [*drawn, _scaling(scaling)]
 

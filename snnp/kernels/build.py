@@ -37,7 +37,6 @@ _X86 = (
     *_PORTABLE,
 )
 
-
 # Macros by which a compiler says that a machine has them; the same as api.cpp asks the processor for.
 _NEEDS = {
     "avx512": {"__AVX512F__", "__AVX512DQ__", "__AVX512VL__", "__AVX512BW__", "__AVX512CD__"},
@@ -50,7 +49,6 @@ class BuildError(RuntimeError):
 
 
 def library_name() -> str:
-    """File name of the library on this system."""
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
     return f"libsnnp_kernels{suffix}"
 
@@ -92,8 +90,7 @@ def build(target: Path | None = None, flags: tuple[str, ...] = (), *, own: bool 
         flags: for compiler and linker, behind the usual ones (sanitizers, debugging).
         own: for the instruction set of this machine alone; elsewhere such a library counts as absent.
 
-    Raises:
-        BuildError: without a working compiler.
+    Raises `BuildError` without a working compiler.
     """
     target = target or _HERE / "lib" / library_name()
     compiler = find_compiler()

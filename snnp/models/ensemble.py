@@ -43,11 +43,8 @@ class EnsembleConfig(FormConfig):
 class Ensemble(Potential):
     """The mean of several potentials; `compute` also returns their spread: `energy_std` [B] and `forces_std` [N, 3].
 
-    Arguments:
-        potentials: the members, of the same elements and float type; the ensemble keeps them, not copies.
-
-    Raises:
-        InputError: for no members, members of other elements or of another float type, or an ensemble among them.
+    `potentials`: the members, of the same elements and float type; the ensemble keeps them, not copies. Raises
+    `InputError` for no members, members of other elements or of another float type, or an ensemble among them.
 
     Example:
         >>> from ase.build import bulk

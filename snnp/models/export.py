@@ -153,7 +153,6 @@ class _Exported(nn.Module):
         self.potential = _twin(model, forces).requires_grad_(False)
 
     def check(self, numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor) -> None:
-        """Raise for input that cannot be computed."""
         if numbers.dim() != 1 or pbc.dim() != 1 or pbc.shape[0] != 3:
             raise ValueError(f"numbers must have shape [N] and pbc [3], got {numbers.shape} and {pbc.shape}")
         n_atoms = numbers.shape[0]

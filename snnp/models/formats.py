@@ -169,8 +169,7 @@ def _check_values(tree: Any) -> None:
 def check_statements(description: dict[str, Any], model: Potential) -> None:
     """Compare what `config.json` states for other readers with the model that it describes.
 
-    Raises:
-        InputError: names the statement that does not hold.
+    Raises `InputError`, which names the statement that does not hold.
     """
     if description.get("units") != UNITS:
         raise InputError(f"units must be {UNITS}, config.json says {description.get('units')!r}")

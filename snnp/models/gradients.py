@@ -157,8 +157,7 @@ def make_shell(
         pairs: row of the centre [P] (ascending), neighbour [P], vector from centre to neighbour [P, 3].
         species: [N] of all atoms; centre: [n] atom of each row; n_columns: J, by default the most neighbours of any.
 
-    Raises:
-        InputError: if two atoms are closer than 0.1 Å.
+    Raises `InputError` if two atoms are closer than 0.1 Å.
     """
     return Shell(centre, *dense_rows(pairs, species, centre, cutoff, n_columns)[1:])
 
@@ -166,8 +165,7 @@ def make_shell(
 def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | None = None) -> None:
     """Raise `InputError` if two atoms are closer than 0.1 Å.
 
-    Arguments:
-        squares: [P] squared distances, Å²; row: [P] of the centre in `centre` [n], or the centre itself; j: [P].
+    `squares`: [P] squared distances, Å²; `row`: [P] of the centre in `centre` [n], or the centre itself; `j`: [P].
     """
     if squares.numel() and not float(squares.min()) > SHORTEST_DISTANCE**2:
         worst = int(squares.argmin())

@@ -90,8 +90,7 @@ class Evaluator(Protocol):
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """Evaluate a batch on the device where it lies; `species` [N] index the potential's elements.
 
-        Raises:
-            InputError: for NaN positions, or atoms closer than 0.1 Å.
+        Raises `InputError` for NaN positions, or atoms closer than 0.1 Å.
         """
 
 
@@ -202,8 +201,7 @@ class Potential(ExactModule, ABC):
     def species(self, structure: Structure) -> Tensor:
         """[N] index of each atom's element in `elements`.
 
-        Raises:
-            UnknownElementError: names the first element that the potential does not know.
+        Raises `UnknownElementError`, which names the first element that the potential does not know.
         """
         species = self.species_of_number[structure.numbers]
         if structure.n_atoms and int(species.min()) < 0:
@@ -230,8 +228,7 @@ class Potential(ExactModule, ABC):
     def standardise(self, features: Callable[[], Tensor]) -> None:
         """Before training: fit what the family scales its inputs by; most families have nothing to fit.
 
-        Arguments:
-            features: computes them for all atoms of the training set [n, D], of the present parameters.
+        `features`: computes them for all atoms of the training set [n, D], of the present parameters.
         """
 
     def interaction_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
@@ -373,8 +370,7 @@ class Potential(ExactModule, ABC):
     ) -> list[Prediction]:
         """What each member of an ensemble says, which this one leads; a family may share work between its own.
 
-        Arguments:
-            apart: whether each needs forces and stress of its own; else those of their mean are as good.
+        `apart`: whether each needs forces and stress of its own; else those of their mean are as good.
         """
         return [each.compute(structure, neighbours, forces=forces, stress=stress) for each in potentials]
 

@@ -23,8 +23,7 @@ SCREENING_LENGTH = 0.46850  # Å
 class Repulsion(nn.Module):
     """The potential of one range, for eager use and inside TorchScript.
 
-    Arguments:
-        inner, outer: Å, ends of the switch.
+    `inner`, `outer`: Å, ends of the switch.
     """
 
     def __init__(self, inner: float, outer: float) -> None:
@@ -36,8 +35,7 @@ class Repulsion(nn.Module):
     def forward(self, r: Tensor, zi: Tensor, zj: Tensor) -> tuple[Tensor, Tensor]:
         """Half of each pair's energy in eV, and its slope in eV/Å; all of the shape of the distances `r` (Å).
 
-        Arguments:
-            zi, zj: atomic numbers in the float type of `r`.
+        `zi`, `zj`: atomic numbers in the float type of `r`.
         """
         decay = (zi**0.23 + zj**0.23) / self.screening
         chi, slope = torch.zeros_like(r), torch.zeros_like(r)

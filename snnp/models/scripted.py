@@ -66,8 +66,7 @@ class ScriptedPotential(nn.Module):
     def forward(self, i: Tensor, j: Tensor, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
         """Energy [] float64 (eV, with E0 and repulsion) and pair gradients dE/dr_ij [P, 3] (eV/Å; zeros unless asked).
 
-        Arguments:
-            i: [P] ascending, centre of each pair; j: [P] neighbour; vectors: [P, 3] Å, float64; species: [N].
+        `i`: [P] ascending, centre of each pair; `j`: [P] neighbour; `vectors`: [P, 3] Å, float64; `species`: [N].
         """
         n_atoms, real = species.shape[0], vectors.to(self.real.dtype)
         ends = torch.bincount(i, minlength=n_atoms).cumsum(0)

@@ -42,8 +42,7 @@ class Session:
             half of it, or when atoms or periodicity changed.
         lists_of: a session of a potential that sees at least as far, whose list is used for the same atoms.
 
-    Raises:
-        InputError: for a negative skin.
+    Raises `InputError` for a negative skin.
     """
 
     def __init__(self, potential: Potential, skin: float = 1.0, lists_of: Session | None = None) -> None:
@@ -82,8 +81,7 @@ class Session:
     ) -> Evaluation:
         """Energy, forces and, for fully periodic systems, the stress if asked for (or where it comes for free).
 
-        Arguments:
-            numbers: [N] atomic numbers; positions: [N, 3] Å; cell: [3, 3] Å, rows are lattice vectors; pbc: [3].
+        `numbers`: [N] atomic numbers; `positions`: [N, 3] Å; `cell`: [3, 3] Å, rows are lattice vectors; `pbc`: [3].
 
         Raises:
             UnknownElementError: for an element that the potential does not know.

@@ -217,8 +217,7 @@ def missing_statements(model: Potential, stored: Mapping[str, Any]) -> list[str]
 def card_header(name: str, model: Potential) -> str:
     """The header of a card, with its `---` lines, for a model of that name (without its owner), from its metadata.
 
-    Raises:
-        MissingDependencyError: without huggingface_hub, which knows the form.
+    Raises `MissingDependencyError` without huggingface_hub, which knows the form.
     """
     library, about = hub_library(), stated(model.metadata)
     known = about.get("provenance", {}).get("datasets") or about.get("datasets") or []

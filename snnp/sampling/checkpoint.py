@@ -76,7 +76,6 @@ class RunRecord:
         return cls("", "", {}, (0, 0.0), [])
 
     def time_fs(self, step: int, dt_fs: float) -> float:
-        """The time at a step in fs."""
         return self.clock[1] + (step - self.clock[0]) * dt_fs
 
 

@@ -39,7 +39,6 @@ class RadialDistribution:
         self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(self.centres)))
 
     def add(self, atoms: Atoms, step: int) -> None:
-        """Count the pairs of one structure."""
         structure = Structure.from_ase(atoms)
         neighbours = neighbour_list(structure, self.reach)
         distances = pair_vectors(structure, neighbours).norm(dim=1).numpy()

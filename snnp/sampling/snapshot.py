@@ -52,7 +52,6 @@ class Sample(NamedTuple):
 
     @staticmethod
     def of(snapshot: Snapshot, step: int, time_fs: float, n_freedom: int) -> Sample:
-        """The row of a snapshot."""
         # The kinetic part of the pressure is N k T / V for the N atoms that move at the temperature of the row: where
         # the total momentum is zero, 2 K / (3 V) alone would lack the centre of mass, and <P> would miss the target.
         kinetic = float(snapshot.atoms.get_kinetic_energy())

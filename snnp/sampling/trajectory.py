@@ -149,7 +149,6 @@ class LogWriter(_Appended):
 
 
 def read_log(path: Path) -> list[Sample]:
-    """Read a log back."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != Sample._fields:

@@ -42,7 +42,6 @@ CHECKS: dict[str, Check] = {}
 
 
 def enter(function: Check) -> Check:
-    """Enter a check into `CHECKS`."""
     CHECKS[function.__name__.removeprefix("check_")] = function
     return function
 
@@ -66,7 +65,6 @@ def present(value: Tensor | None, name: str, what: str) -> Tensor:
 
 
 def predict(model: Potential, structure: Structure, neighbours: Neighbours | None = None) -> Results:
-    """Energy, forces and stress."""
     found = model.compute(structure, neighbours, forces=True, stress=True)
     forces, stress = present(found.forces, "prediction", "forces"), present(found.stress, "prediction", "stress")
     return Results(found.energy, found.energies, forces, stress)
@@ -81,8 +79,7 @@ def require(condition: bool, name: str, message: str) -> None:
 def require_close(name: str, what: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Raise `ContractError` where two tensors differ by more than `tolerance * max(1, |wanted|)`.
 
-    Arguments:
-        name: of the check; what: the quantity and its unit, such as "forces (eV/Å)".
+    `name`: of the check; `what`: the quantity and its unit, such as "forces (eV/Å)".
     """
     require(got.shape == wanted.shape, name, f"{what} have shape {tuple(got.shape)}, expected {tuple(wanted.shape)}.")
     if got.numel() == 0:

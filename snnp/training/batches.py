@@ -41,11 +41,9 @@ class Batches:
 
     @property
     def n_frames(self) -> int:
-        """Number of frames."""
         return len(self.starts) - 1
 
     def batch(self, frames: Sequence[int] | np.ndarray) -> Batch:
-        """Cut out some frames."""
         everything, device = self.everything, self.backend.device
         spans = [np.arange(self.starts[b], self.starts[b + 1]) for b in frames]
         rows = torch.from_numpy(np.concatenate(spans)).to(device)
@@ -95,7 +93,6 @@ class StreamedBatches:
     zeros: Mapping[str, float] | None = None
 
     def epoch(self, seed: Sequence[int], batch_atoms: int) -> Iterator[tuple[float, Batch]]:
-        """See `Batches`."""
         done, total = 0, len(self.dataset)
         random = np.random.default_rng([*seed, 1])
         others = random.permutation(len(self.compressed))

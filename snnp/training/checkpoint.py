@@ -153,7 +153,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def append_metrics(folder: Path, row: tuple[float | None, ...]) -> None:
-    """Add the numbers of an epoch."""
     path = folder / METRICS_FILE
     heading = [] if path.exists() else [_COLUMNS]
     with naming(path), path.open("a", newline="") as handle:

@@ -206,7 +206,6 @@ class _Basis:
 
     @property
     def size(self) -> int:
-        """Number of unknowns."""
         return len(self.elements) + len(self.keys) * _INTERVALS
 
     def __call__(self, distance: Array, index: NDArray[np.int64]) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:

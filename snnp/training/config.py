@@ -171,7 +171,6 @@ class LossConfig(_Config):
 
     @property
     def teaches_atoms(self) -> bool:
-        """Whether energies of atoms are learned at any time."""
         return self.atomic_energy_weight > 0.0 or (self.atomic_energy_weight_end or 0.0) > 0.0
 
 

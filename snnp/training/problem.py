@@ -39,7 +39,6 @@ from snnp.training.transfer import Start, atomic_zeros
 
 __all__ = ["Problem", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve", "standardise"]
 
-
 _SAMPLE_ATOMS = 100_000
 """Of a stream: E0, elements, ranges, checks, compressed structures, the scale of features come from a sample of it."""
 
@@ -180,10 +179,8 @@ def load_problem(
 ) -> Problem:
     """Read the data of a run; a `split_file` repeats an earlier division.
 
-    `check` is called before compressed structures are made, which takes for ever of lengths in another unit.
-
-    Raises:
-        DataError: if files are missing or empty, lack energies, or if the limits leave nothing to train on.
+    `check` is called before compressed structures are made, which takes for ever of lengths in another unit. Raises
+    `DataError` if files are missing or empty, lack energies, or if the limits leave nothing to train on.
     """
     split, stream = _divide(config)
     if split_file is not None:
@@ -225,8 +222,7 @@ def load_problem(
 def check_data(config: DataConfig, problem: Problem) -> list[str]:
     """What is suspicious about the units of labels, file by file, and about structures.
 
-    Raises:
-        DataError: where units are wrong beyond doubt, unless `data.check_units` says to go on.
+    Raises `DataError` where units are wrong beyond doubt, unless `data.check_units` says to go on.
     """
     cure, strict = "To train all the same set data.check_units to warn.", config.check_units == "error"
     train, valid, test = problem.split.train, problem.split.valid, problem.split.test
@@ -245,8 +241,7 @@ def check_data(config: DataConfig, problem: Problem) -> list[str]:
 def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     """Fill in what follows from the data: elements, ranges (see `FamilyConfig.ranged`), and how forces are trained.
 
-    Raises:
-        ConfigError: if the model's elements do not cover the data.
+    Raises `ConfigError` if the model's elements do not cover the data.
     """
     found = problem.split.train.elements
     if config.start is not None:

@@ -128,11 +128,8 @@ def _finish_shares(axes: Axes, unit: str) -> None:
 def plot_loss(path: str | Path, metrics: str | Path) -> None:
     """Draw the training loss and the validation errors over the epochs as a PNG that is replaced atomically.
 
-    Arguments:
-        metrics: CSV with the columns `epoch` and any of those in `_PANELS`; empty cells are left out.
-
-    Raises:
-        DataError: if the file cannot be read or has no epochs.
+    `metrics`: CSV with the columns `epoch` and any of those in `_PANELS`; empty cells are left out. Raises `DataError`
+    if the file cannot be read or has no epochs.
     """
     from matplotlib.ticker import MaxNLocator
 

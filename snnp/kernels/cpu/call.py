@@ -203,8 +203,7 @@ class PreparedCall:
             positions: [N, 3] contiguous float64, Å.
             weights: [N] or None: forces and virial become those of `sum_i weights_i E_i`.
 
-        Raises:
-            InputError: for overlapping atoms or NaN positions.
+        Raises `InputError` for overlapping atoms or NaN positions.
         """
         # Each call has its own: ctypes gives up the interpreter's lock while the kernel runs.
         system, report = System.from_buffer_copy(self._system), Report()

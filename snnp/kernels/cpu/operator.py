@@ -79,8 +79,7 @@ def spline_nnp(
         packed: from `pack_tensor`. positions: [N, 3] float64, Å. species: [N] int32, index of the element in the model.
         first, neighbour, image, images: the list, as in `NeighbourRows` and `NeighbourRows.images`.
 
-    Raises:
-        InputError: for wrong types or shapes, a list that points outside the system, overlapping atoms.
+    Raises `InputError` for wrong types or shapes, a list that points outside the system, overlapping atoms.
     """
     return _evaluate((packed, positions, species, first, neighbour, image, images), None)
 

@@ -188,8 +188,7 @@ class TrainingKernel:
     def learn(self, batch: TrainingBatch, n_threads: int, e: Array, p: Array | None, s: Array | None) -> Tables:
         """Gradient of a loss L in all parameters.
 
-        Arguments:
-            e: dL/dE [n]; p: dL/dF [n, 3]; s: dL/dvirial [B, 3, 3]; float64. p and s are None for energies alone.
+        `e`: dL/dE [n]; `p`: dL/dF [n, 3]; `s`: dL/dvirial [B, 3, 3]; float64. p and s are None for energies alone.
         """
         gradient = self._zeros((self._offsets[-1],))
         forces = {} if p is None or s is None else {"p": p, "s": s}

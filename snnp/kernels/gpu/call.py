@@ -268,8 +268,7 @@ class GpuKernel:
         device: a CUDA device; the CPU under Triton's interpreter.
         dtype: in which distances, moments and the network are computed; positions enter in float64.
 
-    Raises:
-        MissingDependencyError: without Triton, or without the C compiler that it needs.
+    Raises `MissingDependencyError` without Triton, or without the C compiler that it needs.
     """
 
     def __init__(
@@ -322,11 +321,7 @@ class GpuKernel:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Energies [N] eV with E0 (float64), forces [N, 3] eV/Å, virial [B, 3, 3] eV (float64) of B structures.
 
-        Arguments:
-            structure: [N] int64, structure of each atom.
-
-        Raises:
-            InputError: for overlapping atoms or NaN positions.
+        `structure`: [N] int64, structure of each atom. Raises `InputError` for overlapping atoms or NaN positions.
         """
         work = self.make_work(atoms.species.shape[0], rows.capacity)
         self.launch(atoms, rows, work)

@@ -61,11 +61,8 @@ class Grid(NamedTuple):
 def rows_of(pairs: tuple[Tensor, Tensor, Tensor], n_atoms: int, structure: Tensor) -> tuple[Rows, tuple[int, int, int]]:
     """Rows of a full list of pairs (i [P] ascending, j [P], shift [P, 3]), and the reach of the images along each axis.
 
-    Arguments:
-        structure: [N] of each atom: images of structure b follow those of structure b - 1.
-
-    Raises:
-        InputError: if the list lacks the reverse of a pair.
+    `structure`: [N] of each atom: images of structure b follow those of structure b - 1. Raises `InputError` if the
+    list lacks the reverse of a pair.
     """
     i, j, shift = pairs
     n_pairs, device = i.shape[0], i.device
@@ -132,8 +129,7 @@ class CellList:
         scale: [4] float64 on the device, lengths of the box over those of `cell`: now, when the list was built; the
             factor of the last step; and the smallest so far.
 
-    Raises:
-        InputError: for positions that are not finite, or a flat periodic cell.
+    Raises `InputError` for positions that are not finite, or a flat periodic cell.
     """
 
     def __init__(self, positions: Tensor, cell: Tensor, pbc: Tensor, reach: float, *, margin: float = 0.0) -> None:
@@ -251,8 +247,7 @@ class CellList:
     def grow(self, state: State, seen: Flags) -> None:
         """Make room where it was missing; everything since the last one must be computed again.
 
-        Raises:
-            InputError: for positions that are not numbers, or thousands of atoms in one place.
+        Raises `InputError` for positions that are not numbers, or thousands of atoms in one place.
         """
         self.flags[1:3] = 0
         self.scale[3] = self.scale[0]

@@ -56,11 +56,9 @@ class ANIConfig(FamilyConfig):
         return self
 
     def layers(self, symbol: str) -> tuple[int, ...]:
-        """Sizes of an element's hidden layers."""
         return self.hidden[symbol] if isinstance(self.hidden, dict) else self.hidden
 
     def tensors(self) -> Iterator[TensorShape]:
-        """Layer by layer of each element."""
         length = self.aev.length(len(self.elements))
         for symbol in self.elements:
             for k, (n_in, n_out) in enumerate(pairwise([length, *self.layers(symbol), 1])):
@@ -126,8 +124,7 @@ class AtomicNetwork(nn.Module):
 class ANI(Potential):
     """An ANI potential, one network.
 
-    Arguments:
-        reference_energies: E0 in eV per element (missing ones are zero). seed: for the initial weights.
+    `reference_energies`: E0 in eV per element (missing ones are zero). `seed`: for the initial weights.
 
     Example:
         >>> from ase.build import molecule
@@ -151,7 +148,6 @@ class ANI(Potential):
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Draw small weights and zero biases."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.networks.parameters():
             parameter.zero_()
@@ -160,7 +156,6 @@ class ANI(Potential):
                 parameter.copy_(parameter.shape[1] ** -0.5 * drawn)
 
     def network(self, symbol: str) -> AtomicNetwork:
-        """The network of an element."""
         network = self.networks[symbol]
         assert isinstance(network, AtomicNetwork)
         return network
@@ -210,8 +205,7 @@ def _evaluate(
 ) -> tuple[Tensor, list[Tensor]]:
     """Energies [M, N] without E0 of M networks on one computation of their vectors, and gradients dE/dr_ij [P, 3].
 
-    Arguments:
-        n_gradients: M for those of each network, 1 for those of their mean, 0 for none.
+    `n_gradients`: M for those of each network, 1 for those of their mean, 0 for none.
     """
     refuse_overlaps(vectors.detach().square().sum(dim=1), neighbours.i, neighbours.j)
     first = models[0]

@@ -51,7 +51,6 @@ class HIPNNConfig(FamilyConfig):
 
     @property
     def summary(self) -> str:
-        """Tensors, layers and widths."""
         words = [f"HIP-NN-TS with tensors up to l = {self.l_max}" if self.l_max else "HIP-NN"]
         words += [f"interaction layers: {self.n_interactions}", f"on-site layers after each: {self.n_atom_layers}"]
         return ", ".join([*words, f"{self.n_features} features", f"{self.n_sensitivities} sensitivities"])
@@ -72,7 +71,6 @@ class HIPNNConfig(FamilyConfig):
         return (len(self.elements), *(self.n_features for _ in range(self.n_interactions)))
 
     def tensors(self) -> Iterator[TensorShape]:
-        """Block by block, then the readouts."""
         width, radial = self.n_features, self.n_sensitivities
         for n, n_in in enumerate(self.widths[:-1]):
             interaction = f"blocks.{n}.interaction"

@@ -35,8 +35,7 @@ _CHUNK_NUMBERS = 2**18  # V or F for each pair of a chunk of atoms: for inferenc
 class HIPNN(Potential):
     """HIP-NN (`l_max` 0) or HIP-NN-TS (`l_max` 1 or 2).
 
-    Arguments:
-        reference_energies: E0 in eV per element (missing ones are zero). seed: for the initial weights.
+    `reference_energies`: E0 in eV per element (missing ones are zero). `seed`: for the initial weights.
 
     Example:
         >>> from ase.build import molecule

@@ -42,8 +42,7 @@ class Compiled:
     ) -> Evaluator | None:
         """The CPU's, or the GPU's in float32; None without library or Triton, and for forms that they do not cover.
 
-        Arguments:
-            tensors: all that `parameters` come from, a parameter first. zero: what else E0 depends on.
+        `tensors`: all that `parameters` come from, a parameter first. `zero`: what else E0 depends on.
         """
         known, state, evaluator = self._known
         known = known or tensors()

@@ -220,7 +220,6 @@ class SplineNNPConfig(FamilyConfig):
 
     @property
     def summary(self) -> str:
-        """Filters, network and skip."""
         words = [f"{self.radial.n_filters} radial filters"]
         if self.angular.n_filters:
             limit = f", L = {self.angular.degree}" if self.angular.evaluator == "legendre" else ", exact spline angles"

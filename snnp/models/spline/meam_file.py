@@ -58,7 +58,6 @@ class KnotSpline:
 
     @property
     def grid(self) -> SplineGrid:
-        """The grid of the knots."""
         return SplineGrid(self.lower, self.upper, len(self.values) - 1)
 
     def curvatures(self) -> list[float]:
@@ -187,8 +186,7 @@ class _Lines:
 def parse_meam_spline(text: str, where: str = "file") -> MeamSplineFile:
     """The contents of a file in either format; `where` names it in errors.
 
-    Raises:
-        ModelFileError: names the line that is wrong and what was expected there.
+    Raises `ModelFileError`, which names the line that is wrong and what was expected there.
     """
     lines = _Lines(text, where)
     units = dict(pairwise(lines.comment.split())).get("UNITS:", "metal")
@@ -242,8 +240,7 @@ def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) 
         elements: chemical symbols in the order of the file. Needed for the old format, which names none, and for files
             whose names are not chemical symbols.
 
-    Raises:
-        ModelFileError: for a missing or malformed file (names the line), or elements that do not fit it.
+    Raises `ModelFileError` for a missing or malformed file (names the line), or elements that do not fit it.
     """
     where = str(path)
     text = read_text(path, _LARGEST_FILE, "give a LAMMPS meam/spline file")

@@ -57,8 +57,7 @@ class Geometry:
 class SplineNNP(Potential):
     """The s-NNP; every special case (linear, EAM, s-MEAM, with or without skip) is a configuration of it.
 
-    Arguments:
-        reference_energies: E0 in eV per element (missing ones are zero). seed: for the initial filters and weights.
+    `reference_energies`: E0 in eV per element (missing ones are zero). `seed`: for the initial filters and weights.
     """
 
     config: SplineNNPConfig
@@ -94,7 +93,6 @@ class SplineNNP(Potential):
 
     @property
     def has_three_body(self) -> bool:
-        """Whether there are three-body filters."""
         return self.config.angular.n_filters > 0
 
     @property

@@ -157,7 +157,6 @@ class Readout(nn.Module):
 
 
 def array_of(value: Tensor) -> Any:
-    """The values in float64."""
     return value.detach().cpu().numpy().astype(np.float64)
 
 

@@ -2,6 +2,9 @@
 
 From few parameters to many: `eam`, `s_meam`, `linear`, `s_nnp`; `constrained` is an s-NNP whose network keeps to an
 expected physical behaviour. Any other key of the result can be changed with `config.model_copy(update={...})`.
+
+All take chemical symbols. `lower` and `cutoff` are ends of all functions of distance in Å, `intervals` theirs each,
+`n_radial` and `n_angular` numbers of filters, `hidden` the layer sizes of the network.
 """
 
 from __future__ import annotations
@@ -23,9 +26,6 @@ def eam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 6.0, int
     """The embedded-atom method: `E_i = U(sum_j rho(r_ij)) + 1/2 sum_j phi(r_ij)`.
 
     M. S. Daw, M. I. Baskes, Phys. Rev. B 29, 6443 (1984).
-
-    Arguments:
-        lower, cutoff: Å, ends of rho and phi; intervals: of both.
     """
     radial = RadialConfig(n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals)
     return _embedded_sum(elements, radial, AngularConfig(n_filters=0))
@@ -38,9 +38,6 @@ def s_meam(elements: Sequence[str], *, lower: float = 1.5, cutoff: float = 5.0, 
 
     with g exactly a spline per pair of neighbour elements, as in LAMMPS's `meam/spline`. T. J. Lenosky et al.,
     Modelling Simul. Mater. Sci. Eng. 8, 825 (2000).
-
-    Arguments:
-        lower, cutoff: Å, ends of rho, f, and phi; intervals: of all three.
     """
     radial = RadialConfig(n_filters=1, lower=lower, cutoff=cutoff, intervals=intervals)
     angular = AngularConfig(**radial.model_dump(), evaluator="spline", elements="pair")
@@ -58,9 +55,6 @@ def linear(
     """A linear model in the manner of UF3: `E_i = w . [G2, G3]`.
 
     S. R. Xie, M. Rupp, R. G. Hennig, npj Comput. Mater. 9, 162 (2023).
-
-    Arguments:
-        n_radial, n_angular: numbers of filters; cutoff: Å, of both.
     """
     return SplineNNPConfig(
         elements=tuple(elements),
@@ -83,9 +77,6 @@ def s_nnp(
     """The spline-based neural network potential: `E_i = NN([G2, G3])`, with `skip` also `+ w . [G2, G3]`.
 
     J. A. Vita, D. R. Trinkle, Comput. Mater. Sci. (2023), doi 10.1016/j.commatsci.2023.112655.
-
-    Arguments:
-        n_radial, n_angular: numbers of filters; cutoff: Å, of both; hidden: layer sizes of the network.
     """
     form = linear(elements, n_radial=n_radial, n_angular=n_angular, cutoff=cutoff, evaluator=evaluator)
     return form.model_copy(update={"network": NetworkConfig(hidden=hidden), "skip": skip})
@@ -100,11 +91,7 @@ def constrained(
     cutoff: float = 5.0,
     hidden: tuple[int, ...] = (64, 64),
 ) -> SplineNNPConfig:
-    """An s-NNP without skip whose energy never falls with any feature, is convex in the features, or both.
-
-    Arguments:
-        n_radial, n_angular: numbers of filters; cutoff: Å, of both; hidden: layer sizes of the network.
-    """
+    """An s-NNP without skip whose energy never falls with any feature, is convex in the features, or both."""
     form = s_nnp(elements, n_radial=n_radial, n_angular=n_angular, cutoff=cutoff, skip=False)
     network = NetworkConfig(hidden=hidden, activation="softplus", constraint=constraint)
     return form.model_copy(update={"network": network})

@@ -169,8 +169,7 @@ class TripleSums:
     def features(self, shell: Shell, filters: Tensor, angles: Tensor) -> tuple[Tensor, Back]:
         """Features G3 [n, F], and the way back to the pairs.
 
-        Arguments:
-            filters: coefficients of f, [F, P] or, where they depend on the centre, [n, F, P]; angles: of g, [F, Q].
+        `filters`: coefficients of f, [F, P] or, where they depend on the centre, [n, F, P]; `angles`: of g, [F, Q].
         """
         products = (angles[:, :, None] * filters[..., None, :]).flatten(-2)
         inner = self.sums @ products.transpose(-1, -2)
@@ -189,8 +188,7 @@ def sum_triples(
 ) -> tuple[Tensor, Back]:
     """Features G3 [n, F] of the "spline" evaluator straight from the J (J - 1) / 2 pairs of neighbours, and back.
 
-    Arguments:
-        functions: f and f' [n, J, F] on the shell; unordered: [Z, Z] numbers of unordered pairs of elements.
+    `functions`: f and f' [n, J, F] on the shell; `unordered`: [Z, Z] numbers of unordered pairs of elements.
     """
     inside = shell.mask[..., None]
     f, f_slope = functions[0] * inside, functions[1] * inside

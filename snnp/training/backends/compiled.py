@@ -52,7 +52,6 @@ class CompiledBackend(Backend):
 
     @staticmethod
     def covers(model: SplineNNP, dtype: torch.dtype, device: torch.device | str) -> bool:
-        """Whether the compiled passes know this model here."""
         if library() is None or torch.device(device).type != "cpu" or dtype not in (torch.float32, torch.float64):
             return False
         return type(model) is SplineNNP and supports_training(model.kernel_parameters())
@@ -219,7 +218,6 @@ def _parameters(model: SplineNNP) -> dict[str, list[Tensor]]:
 
 
 def _write(values: dict[str, list[Array]], maps: _Maps, tables: Tables) -> None:
-    """Parameters to tables."""
     if tables.rho.size:
         tables.rho[...] = (values["rho"][0] @ maps.rho).transpose(0, 2, 1)
     if tables.f.size:
