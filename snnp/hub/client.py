@@ -132,9 +132,8 @@ def publish(
         dry_run: check everything, upload nothing.
         message: of the commit.
 
-    Raises:
-        HubError: if the folder is not what its manifest says, has no card with a licence, or the Hub refuses.
-        InputError: for an unfit name.
+    Raises `HubError` if the folder is not what its manifest says, has no card with a licence, or the Hub refuses;
+    `InputError` for an unfit name.
     """
     check_repository(repository)
     folder = Path(folder)

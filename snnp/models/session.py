@@ -82,10 +82,8 @@ class Session:
         """Energy, forces and, for fully periodic systems, the stress if asked for (or where it comes for free).
 
         `numbers`: [N] atomic numbers; `positions`: [N, 3] Å; `cell`: [3, 3] Å, rows are lattice vectors; `pbc`: [3].
-
-        Raises:
-            UnknownElementError: for an element that the potential does not know.
-            InputError: for NaN positions, a flat cell, or atoms closer than 0.1 Å.
+        Raises `UnknownElementError` for an element that the potential does not know; `InputError` for NaN positions, a
+        flat cell, or atoms closer than 0.1 Å.
         """
         evaluator = self.potential.evaluator()
         if evaluator is None or evaluator.stepper is None:

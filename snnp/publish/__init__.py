@@ -93,9 +93,8 @@ def publish_model(
         folder: where the files are put together; by default a temporary folder that is removed in the end.
         show: called with the files and the doctor's report before anything is uploaded.
 
-    Raises:
-        HubError: if something that users must know is not stated, the doctor finds errors, or the Hub refuses.
-        InputError: for an unfit name, or a folder that is not empty.
+    Raises `HubError` if something that users must know is not stated, the doctor finds errors, or the Hub refuses;
+    `InputError` for an unfit name, or a folder that is not empty.
     """
     check_repository(repository)
     kept = Path(folder) if folder is not None else None
@@ -263,11 +262,8 @@ def publish_dataset(
     """Examine a dataset, write its card and manifest, and upload them; arguments as for `publish_model`.
 
     `folder` is made by a recipe, or has parquet files from `snnp convert`. `about` are statements (title, summary,
-    origin, licence, citation, ...), which replace those in its manifest.
-
-    Raises:
-        HubError: without a licence that allows it, if something is not stated, if the doctor finds errors, or if the
-            Hub refuses.
+    origin, licence, citation, ...), which replace those in its manifest. Raises `HubError` without a licence that
+    allows it, if something is not stated, if the doctor finds errors, or if the Hub refuses.
     """
     check_repository(repository)
     folder = Path(folder)

@@ -62,9 +62,7 @@ def check_potential(
         structures: of its elements; by default `example_structures(model)`.
         skip: names of checks (keys of `CHECKS`) that the model does not claim to pass.
 
-    Raises:
-        ContractError: from the first check that fails.
-        InputError: for an unknown name in `skip`.
+    Raises `ContractError` from the first check that fails; `InputError` for an unknown name in `skip`.
 
     Example:
         >>> from snnp.models import SplineNNP, special_cases

@@ -93,9 +93,8 @@ def save_state(state: TrainState, folder: Path) -> None:
 def load_state(state: TrainState, folder: Path) -> bool:
     """Restore a state saved by `save_state`; False if the run was stopped before it saved any.
 
-    Raises:
-        TrainingError: if the file is damaged, holds NaN, or belongs to another model.
-        ConfigError: if it belongs to another configuration.
+    Raises `TrainingError` if the file is damaged, holds NaN, or belongs to another model; `ConfigError` if it belongs
+    to another configuration.
     """
     path = folder / STATE_FILE
     if not path.is_file():

@@ -149,9 +149,8 @@ def evaluate(
         model_name, data_name: for the report; by default the model's own name and the names of the data files.
         progress: called with the number of frames done and the number of all.
 
-    Raises:
-        DataError: if there are no frames.
-        UnknownElementError: if the data hold an element that the model does not know.
+    Raises `DataError` if there are no frames; `UnknownElementError` if the data hold an element that the model does not
+    know.
     """
     if not frames:
         raise DataError("there is nothing to evaluate on: no frames were given.")

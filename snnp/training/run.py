@@ -63,13 +63,10 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, 
     The folder receives config.yaml (resolved), split.json, metrics.csv, state.safetensors (to resume), best/ and last/
     (model folders), parity and loss pictures, summary.json and summary.md.
 
-    `overwrite` removes the files of an earlier run first.
-
-    Raises:
-        ConfigError: if the folder already holds a run, or files that a run would replace.
-        Interrupted: at Ctrl-C or SIGTERM, once the state is saved.
-        DataError: for unusable data. InputError: for an unusable device.
-        TrainingError: for a NaN or a diverging loss. OSError: if nothing can be written.
+    `overwrite` removes the files of an earlier run first. Raises `ConfigError` if the folder already holds a run, or
+    files that a run would replace; `Interrupted` at Ctrl-C or SIGTERM, once the state is saved; `DataError` for
+    unusable data; `InputError` for an unusable device; `TrainingError` for a NaN or a diverging loss; `OSError` if
+    nothing can be written.
     """
     folder = Path(folder)
 

@@ -119,9 +119,8 @@ class GpuDynamics:
     Arguments:
         system: the start. velocities: [N, 3] Å/fs. step: number of the start, on which the thermostat's noise depends.
 
-    Raises:
-        InputError: for overlapping atoms, positions that are not finite, a flat cell, or a barostat without a periodic
-            one.
+    Raises `InputError` for overlapping atoms, positions that are not finite, a flat cell, or a barostat without a
+    periodic one.
     """
 
     def __init__(
