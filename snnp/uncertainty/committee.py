@@ -18,6 +18,7 @@ from snnp.models.ensemble import Ensemble
 from snnp.models.heads import HeadsEvaluator, HeadsStepper, SharedFilters
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
+from snnp.uncertainty.calibration import scales_of
 
 __all__ = ["Committee", "Spread"]
 
@@ -74,6 +75,10 @@ class Committee:
     Raises:
         InputError: for fewer than two members, or members of different elements.
 
+    Attributes:
+        calibrated, scales: whether an ensemble states how its spread relates to errors (see
+            `snnp.uncertainty.calibration`), and by what spreads of energies and forces are multiplied then.
+
     Example:
         >>> from ase.build import bulk
         >>> from snnp.models import SplineNNP, special_cases
@@ -105,7 +110,8 @@ class Committee:
         self._sessions = [owner if each is farthest else Session(each, skin, owner) for each in members]
         self._owner, self._shared = owner, SharedFilters()
         self._stepper: HeadsStepper | None = None
-        self.scales: tuple[float, float] = 1.0, 1.0
+        known = scales_of(potentials.metadata) if isinstance(potentials, Ensemble) else None
+        self.calibrated, self.scales = known is not None, known or (1.0, 1.0)
 
     def forget(self) -> None:
         """Drop the neighbour list, so that the next call does not depend on the ones before."""
