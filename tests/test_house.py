@@ -33,6 +33,7 @@ LATER = (
     "snnp/training/transfer",
     "snnp/publish/zoo.py",
     "snnp/sampling/many",
+    "snnp/sampling/watch.py",
     "snnp/uncertainty",
 )
 

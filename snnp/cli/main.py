@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
-from snnp.cli.drivers import active, ipi  # noqa: F401
+from snnp.cli.drivers import active, ipi, uncertainty  # noqa: F401
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
 from snnp.files import why_full
@@ -117,7 +117,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _GROUPS = {"publish": exchange.publish_app, "doctor": checkup.doctor_app, "import": exchange.import_app}
-for _name, _group in {**_GROUPS, "discover": discover.discover_app, "active": active.active_app}.items():
+_LATER = {"active": active.active_app, "uncertainty": uncertainty.uncertainty_app}
+for _name, _group in {
+    **_GROUPS,
+    "discover": discover.discover_app,
+    "active": active.active_app,
+    "uncertainty": uncertainty.uncertainty_app,
+}.items():
     app.add_typer(_group, name=_name)
 for _entry in entry_points(group="snnp.commands"):  # those of plugins, which nothing here may import
     try:

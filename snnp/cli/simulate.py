@@ -25,7 +25,7 @@ __all__: list[str] = []
 
 _MINIMISE_FMAX, _MINIMISE_STEPS = 0.05, 500
 """eV/Å, and optimiser steps: enough to begin from, not a relaxation for its own sake."""
-_COMPANIONS = {"log": ".csv", "plot": ".png", "checkpoint": ".npz"}
+_COMPANIONS = {"log": ".csv", "plot": ".png", "checkpoint": ".npz", "harvest": ".harvest.extxyz"}
 _SHAPES: dict[str, dict[str, Any]] = {
     "temperature_k": {"kind": str, "metavar": "K[:K]", "short": "-T", "default": "300; two for a ramp, as 3000:300"},
     "pressure_gpa": {"metavar": "GPA", "short": "-P"},
@@ -41,8 +41,11 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "dtype": {"kind": str, "metavar": "TYPE"},
     "device": {"metavar": "NAME", "default": None},
     "ranks": {"default": None},
+    "watch": {"kind": str, "metavar": "uncertainty", "default": None},
+    "limit": {"metavar": "X", "default": None},
 }
 """How the settings of a run are said as options of `snnp md`, where their fields do not tell."""
+_TAKEN_OVER = ("steps", "checkpoint_interval", "watch", "limit", "on_limit")
 _AGAIN = {"engine": "--engine", "topology": "--topology", "file_format": "--format", "threads": "--threads"}
 _AGAIN |= {name: f"--{name}" for name in ("trajectory", "checkpoint", "device", "ranks")}
 """Options that must be said again on resuming."""
@@ -64,6 +67,7 @@ _Format = Annotated[
     "snnp md snnp-al fcc:Al:60x60x60 --engine lammps --ranks 4 --steps 500 --trajectory al.dcd",
     "snnp md snnp-si last.dcd --topology start.pdb --trajectory next.xtc --threads 4",
     "snnp md snnp-si diamond:Si:3x3x3 --steps 50000 --resume",
+    "snnp md runs/heads diamond:Si:3x3x3 --watch uncertainty --limit 0.3 --on-limit harvest",
 )
 @settings_taken(MDSettings, _SHAPES, without=("temperature_end_k", "barostat_time_fs"))
 def md_command(
@@ -172,10 +176,10 @@ def _settings(options: dict[str, Any], engine: str | None) -> tuple[MDSettings, 
     if options["resume"] and files["checkpoint"] is not None:
         found = read_checkpoint(files["checkpoint"])
         plan, engine = found.record.plan, engine or found.engine
-        for name in ("trajectory", "log", "plot"):
+        for name in ("trajectory", "log", "plot", "harvest"):
             if options[name] is None and name in plan:
                 files[name] = None if plan[name] is None else files["checkpoint"].parent / Path(plan[name]).name
-        before = found.settings | {name: plan[name] for name in ("steps", "checkpoint_interval") if name in plan}
+        before = found.settings | {name: plan[name] for name in _TAKEN_OVER if name in plan}
     given = {name: value for name, value in options.items() if value is not None}
     if "temperature_k" in given:
         given |= _temperatures(given["temperature_k"])
@@ -190,6 +194,8 @@ def _outputs(given: dict[str, Any]) -> dict[str, Path | None]:
     if not stem.name:
         raise InputError(f"cannot write '{stem}': it is a folder; choose the name of a file.")
     names = {name: given[name] or str(stem.with_suffix(suffix)) for name, suffix in _COMPANIONS.items()}
+    if given["on_limit"] != "harvest":
+        names["harvest"] = given["harvest"] or "none"
     return {name: None if text == "none" else Path(text) for name, text in {"trajectory": trajectory, **names}.items()}
 
 
@@ -219,7 +225,7 @@ def _prepare_outputs(settings: MDSettings, inputs: list[Path], checkpoint_is_com
 def _print_md(result: MDResult, settings: MDSettings) -> None:
     pairs = {
         "run": f"{result.ensemble} with {result.engine}, {result.n_atoms:,} atoms",
-        "steps": f"{result.first_step} to {result.last_step}",
+        "steps": f"{result.first_step} to {result.last_step}" + (f"; {result.stopped}" if result.stopped else ""),
         "time": f"{result.steps * settings.dt_fs / 1000.0:g} ps in {number(result.seconds)} s",
     }
     if result.ns_per_day is not None:

@@ -94,6 +94,7 @@ class MDResult:
     mean_volume_a3: float | None
     final: Atoms
     files: dict[str, Path]
+    stopped: str = ""  # by what the run watches, if it ended before its last step
 
     @property
     def steps(self) -> int:
@@ -216,6 +217,10 @@ def run_engine(
     potential = load_model(model, dtype=settings.dtype, device=settings.device or device)
     start = starting_point(structure, settings, name, potential)
     engine = make(potential, start, settings)
+    if settings.watch is not None:
+        from snnp.sampling.watch import watched
+
+        engine = watched(engine, potential, settings, start.step)
     return drive(engine, start, settings, report, least_energy=least_energy(potential, start.atoms))
 
 
@@ -260,6 +265,9 @@ def drive(
                 elapsed = time.perf_counter() - began
                 speed = _ns_per_day(step - start.step, settings.dt_fs, elapsed) or 0.0
                 report(MDProgress(step, settings.steps, speed, progress))
+            if stopped := getattr(engine, "over", ""):
+                recorder.save(engine, step)
+                return replace(recorder.result(step, time.perf_counter() - began), stopped=stopped)
         return recorder.result(step, time.perf_counter() - began)
 
 
@@ -295,7 +303,7 @@ class _Recorder:
             check_mark(self._files[name], marks[name])  # of all, before any is cut
         self._log: LogWriter | None = None
         if settings.log is not None:
-            self._log = LogWriter(settings.log, marks.get("log"))
+            self._log = LogWriter(settings.log, marks.get("log"), watched=settings.watch is not None)
             stack.callback(self._log.close)
             self._samples = read_log(settings.log) if "log" in marks else []
         self._trajectory: TrajectoryWriter | None = None
@@ -375,7 +383,7 @@ class _Recorder:
             mean_pressure_gpa=_mean_or_none(column["pressure_gpa"]),
             mean_volume_a3=_mean_or_none(column["volume_a3"]),
             final=final,
-            files=self._files,
+            files={name: path for name, path in self._files.items() if name != "harvest" or path.is_file()},
         )
 
 
@@ -387,7 +395,7 @@ def output_files(settings: MDSettings) -> dict[str, Path]:
 
 def _own_files(outputs: dict[str, Path], start: Checkpoint) -> set[str]:
     """Names of those outputs that a resumed run has written before."""
-    own = {*start.files, "checkpoint", *(["topology"] if "trajectory" in start.files else [])}
+    own = {*start.files, "checkpoint", "harvest", *(["topology"] if "trajectory" in start.files else [])}
     plot = outputs.get("plot")
     return own | ({"plot"} if plot is not None and start.record.plan.get("plot", plot.name) == plot.name else set())
 

@@ -13,7 +13,8 @@ from snnp.units import GPA_IN_EV_PER_ANGSTROM3
 __all__ = ["MDSettings"]
 
 _FORMATS = (".extxyz", ".xyz", ".dcd", ".xtc")
-_OUTPUTS = ("trajectory", "log", "plot", "checkpoint")
+_OUTPUTS = ("trajectory", "log", "plot", "checkpoint", "harvest")
+_WATCHING = ("watch", "limit", "on_limit")
 _COMPRESSIBILITY = 0.01 / GPA_IN_EV_PER_ANGSTROM3
 """1 / (100 GPa), in the range of metals and semiconductors; it sets nothing but the meaning of `barostat_time_fs`."""
 
@@ -77,6 +78,12 @@ class MDSettings(BaseModel):
     device: str | None = Field(
         None, description="Where the model runs: cpu, cuda, cuda:1; by default the engine chooses"
     )
+    watch: Literal["uncertainty"] | None = Field(
+        None, description="What the log shows besides: uncertainty, of an ensemble or a HIP-NN"
+    )
+    limit: float | None = Field(None, gt=0.0, description="Uncertainty of an atom (eV/Å) that is too large")
+    on_limit: Literal["stop", "harvest", "log"] = Field("log", description="What happens at a step beyond the limit")
+    harvest: Path | None = Field(None, description="Structures beyond the limit, for snnp active and snnp distill")
     ranks: int | None = Field(None, ge=1, description="Processes of MPI, which engine lammps alone has")
 
     def __init__(self, **values: Any) -> None:
@@ -99,6 +106,12 @@ class MDSettings(BaseModel):
     def _check_together(self) -> MDSettings:
         if self.trajectory is not None and self.trajectory.suffix.lower() not in _FORMATS:
             raise ValueError(f"trajectory '{self.trajectory}' has no known suffix; use one of {', '.join(_FORMATS)}")
+        if self.watch is None and (self.limit is not None or self.on_limit != "log"):
+            raise ValueError("limit and on_limit are about what is watched; say watch=uncertainty, too")
+        if self.on_limit != "log" and self.limit is None:
+            raise ValueError(f"on_limit '{self.on_limit}' needs a limit; give one in eV/Å, such as limit=0.3")
+        if (self.on_limit == "harvest") != (self.harvest is not None):
+            raise ValueError("on_limit 'harvest' and the file harvest go together; give both or neither")
         if self.resume and self.checkpoint is None:
             raise ValueError("resume needs a checkpoint; name the file with checkpoint=...")
         if self.ensemble != "nve" and self.temperature_k == 0.0:
@@ -152,4 +165,5 @@ class MDSettings(BaseModel):
     def plan(self) -> dict[str, Any]:
         """What a resumed run takes over where it is not told otherwise, beside `defining`, as JSON values."""
         files = dict.fromkeys(_OUTPUTS) | {name: path.name for name, path in self.outputs.items()}
-        return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **files}
+        watching = {name: getattr(self, name) for name in _WATCHING} if self.watch else {}
+        return {"steps": self.steps, "checkpoint_interval": self.checkpoint_interval, **watching, **files}

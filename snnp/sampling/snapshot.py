@@ -36,6 +36,7 @@ class Snapshot:
     potential_energy: float  # eV
     forces: np.ndarray  # [N, 3] eV/Å
     stress: np.ndarray | None  # [3, 3] eV/Å³, ASE's sign, without the kinetic part; None unless fully periodic
+    uncertainty: float = math.nan  # of the atom that is least certain, where the run watches it
 
 
 class Sample(NamedTuple):
@@ -49,6 +50,7 @@ class Sample(NamedTuple):
     temperature_k: float
     volume_a3: float
     pressure_gpa: float
+    uncertainty: float = math.nan  # the last: logs of runs that do not watch it end before
 
     @staticmethod
     def of(snapshot: Snapshot, step: int, time_fs: float, n_freedom: int) -> Sample:
@@ -70,6 +72,7 @@ class Sample(NamedTuple):
             temperature_k=2.0 * kinetic / (n_freedom * BOLTZMANN_EV_PER_K),
             volume_a3=volume,
             pressure_gpa=pressure,
+            uncertainty=snapshot.uncertainty,
         )
 
 

@@ -130,17 +130,22 @@ class _Appended:
 class LogWriter(_Appended):
     """Writes samples to a CSV file whose columns are the fields of `Sample`; empty where a quantity does not exist."""
 
-    def __init__(self, path: Path, mark: FileMark | None = None) -> None:
+    def __init__(self, path: Path, mark: FileMark | None = None, *, watched: bool = False) -> None:
         super().__init__(path, mark)
+        self._columns = (
+            _columns_of(path) if mark is not None and path.is_file() else Sample._fields[: None if watched else -1]
+        )
         self._text = self._open(mark)
         if mark is None:
-            self._append(",".join(Sample._fields))
+            self._append(",".join(self._columns))
             self._n_frames = 0
 
     def write(self, sample: Sample) -> None:
         """Append one row and hand it to the operating system; raises `OSError`, which names the file."""
         cells = [str(sample.step), f"{sample.time_ps:.6f}"]
-        self._append(",".join(cells + ["" if math.isnan(value) else f"{value:.8f}" for value in sample[2:]]))
+        self._append(
+            ",".join(cells + ["" if math.isnan(value) else f"{value:.8f}" for value in sample[2 : len(self._columns)]])
+        )
 
     def _append(self, line: str) -> None:
         with self._appending():
@@ -148,11 +153,20 @@ class LogWriter(_Appended):
             self._text.flush()
 
 
+def _columns_of(path: Path) -> tuple[str, ...]:
+    """All columns of a log, or all but the last, which runs have that watch their uncertainty."""
+    with open(path, newline="", encoding="utf-8") as file:
+        found = tuple(next(csv.reader(file), ()))
+    if found not in (Sample._fields, Sample._fields[:-1]):
+        expected = ", ".join(Sample._fields[:-1])
+        raise InputError(f"'{path}' is not a molecular dynamics log: expected the columns {expected}.")
+    return found
+
+
 def read_log(path: Path) -> list[Sample]:
+    _columns_of(path)
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    if not rows or tuple(rows[0]) != Sample._fields:
-        raise InputError(f"'{path}' is not a molecular dynamics log: expected the columns {', '.join(Sample._fields)}.")
     return [Sample(int(row[0]), *(float(cell) if cell else math.nan for cell in row[1:])) for row in rows[1:]]
 
 
