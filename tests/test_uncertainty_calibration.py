@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
 
+from snnp.analysis.card import card_markdown
 from snnp.data import Frames, read_frames
 from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import HIPNN, Ensemble, HIPNNConfig, SplineNNP, load_model, save_model
@@ -20,6 +21,7 @@ from snnp.training import load_config
 from snnp.uncertainty import Committee, FeatureDistance, calibrate, measure_for
 from snnp.uncertainty.bootstrap import train_heads
 from snnp.uncertainty.calibration import KEY, _quantity, rank_correlation, scales_of
+from snnp.uncertainty.statements import check_calibration, plot_coverage
 
 
 def _silicon(seed: int, rattle: float = 0.1) -> Atoms:
@@ -85,6 +87,23 @@ def test_a_calibrated_ensemble_speaks_of_errors(frames: Frames, tmp_path: Path) 
     np.testing.assert_allclose(other.forces, scaled.scales[1] * one.forces)
     assert other.energy == pytest.approx(scaled.scales[0] * one.energy)
     assert measure_for(loaded)(atoms).structure == pytest.approx(other.largest_force)
+
+
+def test_card_and_doctor_say_it(frames: Frames, tmp_path: Path) -> None:
+    ensemble = Ensemble([_member(0), _member(1)])
+    (warning,) = check_calibration(ensemble)
+    assert "the spread of its 2 members was never calibrated" in warning.message
+    assert "snnp uncertainty calibrate" in warning.cure
+    assert "## Uncertainty" not in card_markdown("two", ensemble)
+    ensemble.metadata[KEY] = found = calibrate(ensemble, frames, "some").to_dict()
+    card = card_markdown("two", ensemble)
+    assert "## Uncertainty" in card
+    assert "force components (eV/Å)" in card
+    found["forces"] = {**found["forces"], "area": 0.4, "rank_correlation": 0.0}
+    assert "force components: miscalibration area 0.40" in next(each.message for each in check_calibration(ensemble))
+    assert list(check_calibration(_member(0))) == []
+    plot_coverage(tmp_path / "coverage.png", [("some", found)])
+    assert (tmp_path / "coverage.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("stated", [None, {}, {"forces": {"scale": 1.0}}, {KEY: {"energy": {"scale": -1}}}, {KEY: [1]}])

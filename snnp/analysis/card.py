@@ -21,6 +21,7 @@ from snnp.models.formats import stated
 from snnp.models.potential import Potential
 from snnp.report import Table, fixed, sentence
 from snnp.text import code, markdown
+from snnp.uncertainty.statements import calibration_markdown
 
 __all__ = ["card_markdown", "drift_in_words"]
 
@@ -73,6 +74,7 @@ def card_markdown(name: str, model: Potential) -> str:
             _properties(stated_properties(model)) if about.get("properties") else "",
             _stability(about["stability"]) if "stability" in about else "",
             _speed(about["speed"]) if "speed" in about else "",
+            calibration_markdown(about),
             _limits(model, about),
             f"## Citation\n\n{sentence(about['citation'])}\n" if "citation" in about else "",
             _making(about),

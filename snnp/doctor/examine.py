@@ -15,6 +15,7 @@ from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers
 from snnp.doctor.survey import survey
 from snnp.models.potential import Potential
 from snnp.report import Finding, Report, Table
+from snnp.uncertainty.statements import CALIBRATION, check_calibration
 
 __all__ = ["DATA_CHECKS", "MODEL_CHECKS", "examine_data", "examine_model"]
 
@@ -29,7 +30,7 @@ DATA_CHECKS = (
 )
 """Names of all checks of data; a report lists those that found nothing."""
 
-MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size scaling", "statements")
+MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size scaling", "statements", CALIBRATION)
 """Names of all checks of models; a report lists those that found nothing."""
 
 _STATED = {"dataset": "data set", "level_of_theory": "level of theory", "licence": "licence"}
@@ -118,7 +119,7 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
     dimers, scan = trials.dimer_curves(model), compression_scan(model, trials.relaxed_molecule(model))
     runs, scaling = trials.short_runs(model), trials.measure_scaling(model)
     findings += [*trials.check_dimers(dimers), *trials.check_compression(scan), *trials.check_runs(runs)]
-    findings += [*trials.check_scaling(scaling), *_check_statements(model)]
+    findings += [*trials.check_scaling(scaling), *_check_statements(model), *check_calibration(model)]
     found = {finding.check for finding in findings}
     return Report(
         subject,
