@@ -116,13 +116,9 @@ class Structure:
             return Structure.from_ase([])
         starts = np.cumsum([0] + [s.n_structures for s in structures[:-1]])
         owners = [s.structure_of_atom + int(start) for s, start in zip(structures, starts, strict=True)]
-        return Structure(
-            numbers=torch.cat([s.numbers for s in structures]),
-            positions=torch.cat([s.positions for s in structures]),
-            cell=torch.cat([s.cell for s in structures]),
-            pbc=torch.cat([s.pbc for s in structures]),
-            structure_of_atom=torch.cat(owners),
-        )
+        fields = [(s.numbers, s.positions, s.cell, s.pbc) for s in structures]
+        columns = (*zip(*fields, strict=True), owners)
+        return Structure(*(torch.cat(column) for column in columns))
 
     def check(self) -> None:
         """Raise `InputError` where nothing can be computed: NaN or infinity, a flat periodic cell, mixed-up atoms."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from snnp.cli.console import print_json, print_pairs, print_result, print_table, progress_bar, say, warn
+from snnp.cli.console import print_json, print_pairs, print_result, print_table, say, warn
 from snnp.cli.options import Dtype, Json, Model, Overwrite, command, group, keys_given, with_labels
 from snnp.cli.outputs import input_files, prepare_output, readable
 from snnp.errors import InputError
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from snnp.hub import Publication
     from snnp.models.potential import Potential
 
-__all__ = ["import_app", "print_remote", "publish_app"]
+__all__ = ["AcceptFindings", "DryRun", "Private", "import_app", "print_remote", "publish_app"]
 
 _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Repositories: org/name or org/name@REVISION.")]
 _IsDataset = Annotated[bool, typer.Option("--dataset", help="The names are of datasets, not of models.")]
 _Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made if need be.")]
-_Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
-_AcceptFindings = Annotated[
+Private = Annotated[bool, typer.Option("--private", help="A new repository is visible to its owner only.")]
+AcceptFindings = Annotated[
     bool, typer.Option("--accept-findings", help="Publish in spite of errors that the doctor finds in data.")
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everything, upload nothing.")]
 
 
 @command(
@@ -288,8 +288,8 @@ def _report(found: Sequence[tuple[Mapping[str, Any], Path]], as_json: bool) -> N
 def publish_model_command(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder or bundled name.")],
     repository: _Repository,
-    private: _Private = False,
-    dry_run: _DryRun = False,
+    private: Private = False,
+    dry_run: DryRun = False,
     statements: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="State what the model does not, such as licence=mit."
     ),
@@ -323,12 +323,12 @@ def publish_model_command(
 def publish_dataset_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With parquet files, of a recipe or convert.")],
     repository: _Repository,
-    private: _Private = False,
-    dry_run: _DryRun = False,
+    private: Private = False,
+    dry_run: DryRun = False,
     statements: list[str] | None = typer.Option(
         None, "--set", metavar="KEY=VALUE", help="State title, summary, origin, licence, citation, ..."
     ),
-    accept_findings: _AcceptFindings = False,
+    accept_findings: AcceptFindings = False,
     as_json: Json = False,
 ) -> None:
     """Publish a dataset: licence and units checked, examined by the doctor, with card and checksums, in one commit."""
@@ -339,37 +339,6 @@ def publish_dataset_command(
         folder, repository, private=private, dry_run=dry_run, about=about, accept_findings=accept_findings
     )
     _print_published(repository, done, as_json)
-
-
-@command("zoo", "snnp publish zoo org --dry-run", "snnp publish zoo org --private", of=publish_app)
-def publish_zoo_command(
-    owner: Annotated[str, typer.Argument(metavar="ORG", help="Organisation or user on the Hub.")],
-    private: _Private = False,
-    dry_run: _DryRun = False,
-    accept_findings: _AcceptFindings = False,
-    as_json: Json = False,
-) -> None:
-    """Publish every bundled model, and every bundled dataset that may be handed on; the rest is listed with reasons."""
-    from snnp.publish.zoo import ZooItem, publish_zoo
-
-    found: list[ZooItem] = []
-    with progress_bar("examining" if dry_run else "publishing") as update:
-
-        def report(item: ZooItem, total: int) -> None:
-            found.append(item)
-            update(len(found), total, item.name)
-
-        publish_zoo(owner, private=private, dry_run=dry_run, accept_findings=accept_findings, report=report)
-    if as_json:
-        print_json([{**asdict(each), "bytes": each.n_bytes} for each in found])
-        return
-    sent = [each for each in found if each.refused is None]
-    rows = [(e.repository, e.kind, e.licence or "–", len(e.files), e.n_bytes, (e.commit or "–")[:12]) for e in sent]
-    print_table(["repository", "kind", "licence", "files", "bytes", "commit"], rows)
-    if refused := [[each.name, each.kind, str(each.refused)] for each in found if each.refused is not None]:
-        print_table(["not published", "kind", "why"], refused, title="")
-    total = f"{len(sent)} repositories, {sum(each.n_bytes for each in sent):,} bytes"
-    say(f"{total}. Nothing was uploaded: leave --dry-run away for that." if dry_run else f"{total} published.")
 
 
 def _print_files(repository: str, files: Mapping[str, int]) -> None:

@@ -107,9 +107,7 @@ def train_command(
         None, metavar="filters|none", help="What of that model stays as it is (the key freeze); default: none."
     ),
     out: Path | None = typer.Option(None, metavar="RUN", help="Folder of the run; default: runs/ and CONFIG's name."),
-    resume: Path | None = typer.Option(
-        None, metavar="RUN", help="Continue the run in this folder as if it had never stopped."
-    ),
+    resume: Path | None = typer.Option(None, metavar="RUN", help="Continue this folder's run as if it never stopped."),
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -248,9 +248,7 @@ def benchmark_command(
     atoms: int = typer.Option(4000, metavar="N", help="About how many atoms."),
     threads: Threads = 1,
     repeats: int = typer.Option(7, metavar="N", help="Repeats of 0.2 s; medians are reported."),
-    engine: str | None = typer.Option(
-        None, metavar="NAME", help="What an engine (ase, openmm, native) adds to a step instead."
-    ),
+    engine: str | None = typer.Option(None, metavar="NAME", help="What an engine (ase, openmm, native) adds instead."),
     steps: int = typer.Option(50, "--steps", "-n", metavar="N", help="Steps to measure with --engine."),
     dtype: Dtype = None,
     device: Device = None,

@@ -96,9 +96,7 @@ def md_command(
 
     settings, engine = _settings(given, engine)
     if (given["pressure_gpa"] or given["barostat"]) and settings.ensemble != "npt":
-        raise InputError(
-            f"--pressure and --barostat act in npt alone, and this run is {settings.ensemble}: say --ensemble npt."
-        )
+        raise InputError(f"--pressure and --barostat act in npt alone, not in {settings.ensemble}: say --ensemble npt.")
     set_threads(threads)
     # OpenMM computes where the model is; both gain from a GPU.
     place = "cuda" if engine == "openmm" and torch.cuda.is_available() else None

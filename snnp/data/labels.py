@@ -137,9 +137,7 @@ class Keys:
     units: Units = Units()
 
 
-def keys_of(
-    energy: str | None, forces: str | None, stress: str | None, group: str | None, units: object | None
-) -> Keys:
+def keys_of(energy: str | None, forces: str | None, stress: str | None, group: str | None, units: object) -> Keys:
     """Keys with units in any form that `Units.parse` takes, or None for eV and Å."""
     return Keys(energy, forces, stress, group, Units() if units is None else Units.parse(units))
 

@@ -19,8 +19,7 @@ __all__ = [
 FROM_ISOLATED_ATOMS = "isolated atoms"
 FROM_LEAST_SQUARES = "least squares"
 
-_ISOLATION_DISTANCE = 6.0
-"""Å. A lone atom in a periodic box counts as isolated if its images are farther than this."""
+_ISOLATION_DISTANCE = 6.0  # Å. A lone atom in a periodic box counts as isolated if its images are farther than this.
 
 
 @dataclass(frozen=True)

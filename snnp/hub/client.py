@@ -197,9 +197,7 @@ def hub_library() -> ModuleType:
             "models and datasets of the Hub need huggingface_hub; install it with 'pip install \"snnp[hub]\"'."
         ) from None
     except ValueError as error:  # it reads its variables while it is imported
-        raise HubError(
-            f"huggingface_hub cannot start ({error}); correct HF_ENDPOINT and the other HF_... variables."
-        ) from None
+        raise HubError(f"huggingface_hub cannot start ({error}); correct its variables, such as HF_ENDPOINT.") from None
     return huggingface_hub
 
 

@@ -118,9 +118,7 @@ def parse_manifest(content: bytes, kind: Kind, where: str = MANIFEST_FILE) -> Ma
     if not content.strip():
         raise HubError(f"{where} is empty, so it is no manifest of snnp; publish the {kind} again.")
     if content.lstrip()[:1] == b"<":
-        raise HubError(
-            f"{where} is no manifest of snnp but a web page, such as the login page of a network; fetch it again."
-        )
+        raise HubError(f"{where} is no manifest of snnp but a web page, such as a network's login; fetch it again.")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:

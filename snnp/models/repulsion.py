@@ -21,10 +21,7 @@ SCREENING_LENGTH = 0.46850  # Å
 
 
 class Repulsion(nn.Module):
-    """The potential of one range, for eager use and inside TorchScript.
-
-    `inner`, `outer`: Å, ends of the switch.
-    """
+    """The potential of one range, for eager use and inside TorchScript. `inner`, `outer`: Å, ends of the switch."""
 
     def __init__(self, inner: float, outer: float) -> None:
         super().__init__()

@@ -75,9 +75,7 @@ class MDSettings(BaseModel):
     new_velocities: bool = Field(False, description="Draw velocities though the structure brings some")
     overwrite: bool = Field(True, description="Replace output files that exist; never an input")
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model: float32 or float64")
-    device: str | None = Field(
-        None, description="Where the model runs: cpu, cuda, cuda:1; by default the engine chooses"
-    )
+    device: str | None = Field(None, description="Where the model runs: cpu, cuda, cuda:1; else the engine chooses")
     watch: Literal["uncertainty"] | None = Field(
         None, description="What the log shows besides: uncertainty, of an ensemble or a HIP-NN"
     )

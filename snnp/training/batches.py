@@ -20,10 +20,8 @@ from snnp.training.transfer import frame_weights
 
 __all__ = ["Batches", "Inside", "StreamedBatches", "grouped", "prepare"]
 
-_PIECE_ATOMS = 20_000
-"""Of a stream, prepared at once: neighbours take some hundred times the memory of the frames."""
-_ROW_GROUPS = 4
-"""Shuffled together."""
+_PIECE_ATOMS = 20_000  # of a stream, prepared at once: neighbours take some hundred times the memory of the frames
+_ROW_GROUPS = 4  # shuffled together
 
 _OF_FRAMES = ("counts", "volume", "energy", "stress", "weight", "push", "limits")
 

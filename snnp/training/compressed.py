@@ -37,23 +37,19 @@ __all__ = ["MOST_ELEMENTS", "CompressedFrame", "CompressionConfig", "PairWall", 
 
 Array = NDArray[np.float64]
 
-_REACH = 5.0
-"""Å, of the pair potential."""
+_REACH = 5.0  # Å, of the pair potential
 _INTERVALS = 24
 _FIT_ATOMS = 4000
 """Atoms of the frames that the pair potential is fitted to: hundreds of force components per coefficient."""
 _FORCE_WEIGHT, _ENERGY_WEIGHT, _STRESS_WEIGHT = 0.1, 3.0, 3.0
 _SMOOTHNESS = 1e-3
-_NUCLEI = 0.6
-"""Of the shortest distance: within it only nuclei act, as in the repulsion of the models."""
-_FIRST = 0.95
-"""Of the volume at the data's edge: where compressed structures begin."""
+_NUCLEI = 0.6  # of the shortest distance: within it only nuclei act, as in the repulsion of the models
+_FIRST = 0.95  # of the volume at the data's edge: where compressed structures begin
 MOST_ELEMENTS = 25
 """The fit of all their pairs takes a minute and 1.4 GB; time grows with the sixth, memory with the fourth power."""
 _MOST_KINDS, _MOST_SQUEEZED, _FEWEST_CRYSTALS = 6, 400, 120
 _ALL = np.eye(3) / 3.0
-_TOUCHING, _CLOSEST = 0.9, 0.3
-"""Of the sum of covalent radii: between which two atoms alone are pushed together."""
+_TOUCHING, _CLOSEST = 0.9, 0.3  # of the sum of covalent radii: between which two atoms alone are pushed together
 _LEAST_WORK, _LEAST_SHARE = 0.5, 0.3
 """What compression costs at least: eV per atom and unit of -ln V, and a share of what that volume costs all around."""
 _DENSE = 0.05

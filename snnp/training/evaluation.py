@@ -30,8 +30,7 @@ ERROR_COLUMNS = (
 """Of tables of errors: heading, key of `GroupErrors.to_dict`, decimals."""
 
 _NAMES = (("energy", "mev_per_atom"), ("force", "ev_per_angstrom"), ("stress", "gpa"), ("atomic_energy", "mev"))
-_SCALES = (1000.0, 1.0, 1.0, 1000.0)
-"""From the unit of a `Comparison` to that of its errors."""
+_SCALES = (1000.0, 1.0, 1.0, 1000.0)  # from the unit of a `Comparison` to that of its errors
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
 
 

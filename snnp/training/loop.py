@@ -150,9 +150,8 @@ def make_optimiser(model: Potential, config: OptimiserConfig) -> torch.optim.Opt
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return kind(
-        [group for group in groups if group["params"]], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    groups = [group for group in groups if group["params"]]
+    return kind(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _learning_rate(config: OptimiserConfig, step: int, progress: float) -> float:

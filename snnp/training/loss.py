@@ -18,8 +18,7 @@ from snnp.training.config import LossConfig
 
 __all__ = ["Loss"]
 
-_WORK_WEIGHT, _WORK_DELTA = 0.2, 0.1
-"""Of the work of compression outside of its limits, in units of its label."""
+_WORK_WEIGHT, _WORK_DELTA = 0.2, 0.1  # of the work of compression outside of its limits, in units of its label
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,8 @@ class Loss:
                 return float(start * (end / start) ** progress)
             return start + (end - start) * progress
 
-        return cls(
-            config,
-            between(config.energy_weight, config.energy_weight_end),
-            between(config.force_weight, config.force_weight_end),
-            between(config.stress_weight, config.stress_weight_end),
-            between(config.atomic_energy_weight, config.atomic_energy_weight_end),
-        )
+        parts = (f"{part}_weight" for part in ("energy", "force", "stress", "atomic_energy"))
+        return cls(config, *(between(getattr(config, part), getattr(config, f"{part}_end")) for part in parts))
 
     @property
     def needs_forces(self) -> bool:

@@ -277,9 +277,8 @@ def _lowest_energy(problem: Problem) -> float:
 
 def build_model(config: TrainConfig, problem: Problem) -> Potential:
     """A fresh model in float64 with the metadata of the run."""
-    model: Potential = FAMILIES[config.model.family].potential(
-        config.model, problem.reference.energies, seed=config.seed
-    )
+    family = FAMILIES[config.model.family]
+    model: Potential = family.potential(config.model, problem.reference.energies, seed=config.seed)
     model.isolated_atoms = [s for s, how in problem.reference.provenance.items() if how == FROM_ISOLATED_ATOMS]
     model.metadata = {
         **config.metadata,

@@ -20,10 +20,8 @@ __all__ = ["Soap"]
 
 _MOST_ROWS = 256
 """Of one matrix: its preconditioner costs the third power, which for filters of pairs of elements is all of a step."""
-_DECAY, _TINY = 0.95, 1e-8
-"""Of the first and second moments and of `G G^T`; beside the root of the second moment."""
-_REFRESH = 10
-"""Steps between updates of the eigenbasis."""
+_DECAY, _TINY = 0.95, 1e-8  # of the first and second moments and of `G G^T`; beside the root of the second moment
+_REFRESH = 10  # steps between updates of the eigenbasis
 
 
 class Soap(torch.optim.Optimizer):

@@ -52,7 +52,6 @@ XYZ = (".xyz", ".extxyz")
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """How files with these endings are opened."""
 
-
 _Layout = tuple[tuple[str, str], ...]
 """Name and kind (R, I, S, L, or species) of what each word in a line of atoms says."""
 

@@ -64,9 +64,7 @@ class AEVAngularConfig(FormConfig):
     def _check(self) -> AEVAngularConfig:
         # Between them the base of the power stays positive, whatever the angle.
         if min(self.sections) < 0.0 or max(self.sections) > math.pi:
-            raise ValueError(
-                f"sections must lie between 0 and pi (rad), got {min(self.sections)} to {max(self.sections)}"
-            )
+            raise ValueError(f"sections must be in [0, pi] (rad), got {min(self.sections)} to {max(self.sections)}")
         return self
 
 
