@@ -117,7 +117,7 @@ class Structure:
         starts = np.cumsum([0] + [s.n_structures for s in structures[:-1]])
         owners = [s.structure_of_atom + int(start) for s, start in zip(structures, starts, strict=True)]
         fields = [(s.numbers, s.positions, s.cell, s.pbc) for s in structures]
-        columns = (*zip(*fields, strict=True), owners)
+        columns: list[tuple[Tensor, ...]] = [*zip(*fields, strict=True), tuple(owners)]
         return Structure(*(torch.cat(column) for column in columns))
 
     def check(self) -> None:
