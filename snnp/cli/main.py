@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
-from snnp.cli.drivers import active, ipi, uncertainty, zoo  # noqa: F401
+from snnp.cli.drivers import active, bundled, ipi, uncertainty  # noqa: F401
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
 from snnp.errors import SnnpError
 from snnp.files import why_full
