@@ -1,0 +1,229 @@
+"""Teachers that know energies alone, and a student that learns these and the forces the teachers agree on (EKD).
+
+python docs/measure/studies/ekd.py          # train, run and measure what is missing, then the tables
+python docs/measure/studies/ekd.py --plot   # tables from docs/studies/ekd.json
+
+Matin et al., arXiv 2503.14293. The settings are in docs/studies/ekd.yaml. Students are made by `snnp distill` with
+method ekd; beside them stand the teachers and an equal model of true forces. What is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from broken_bonds import survive
+from pages import between_marks, provenance
+
+from snnp.data import Frames, read_frames, split_frames
+from snnp.data.write import parquet_writer
+from snnp.distillation import Bars, DistilSettings
+from snnp.files import write_atomically
+from snnp.models import load_model
+from snnp.models.ensemble import Ensemble
+from snnp.models.potential import Potential
+from snnp.sampling import MDSettings
+from snnp.training import evaluate, load_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "model_zoo"))
+from trained import bring_to_end, distil_once
+
+STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
+RUNS = STUDY.parents[2] / "runs" / "ekd"
+KINDS = {
+    "teacher": "a teacher: energies alone",
+    "mean": "the teachers' mean",
+    "ekd": "EKD student",
+    "forces": "a student of the true forces",
+}
+MOVED = ("teacher", "ekd", "forces")
+
+Found = dict[str, Any]
+tell = partial(print, flush=True)
+
+
+class Study:
+    """Settings, what was found, and where it is kept."""
+
+    def __init__(self, runs: Path) -> None:
+        self.settings = yaml.safe_load(STUDY.with_suffix(".yaml").read_text())
+        self.runs, path = runs, STUDY.with_suffix(".json")
+        self.found: Found = json.loads(path.read_text()) if path.exists() else {"errors": {}, "lasted": {}}
+
+    def save(self) -> None:
+        """Write docs/studies/ekd.json."""
+        self.found |= provenance(("snnp", "torch", "numpy"))
+        write_atomically(STUDY.with_suffix(".json"), (json.dumps(self.found, indent=1) + "\n").encode())
+
+    def run(self) -> None:
+        """All that is missing: first the errors of every set and seed, then the runs."""
+        torch.set_num_threads(1)
+        made = {}
+        for name in self.settings["sets"]:
+            for seed in self.settings["seeds"]:
+                key = f"{name}-{seed}"
+                made[key] = self.models(name, seed)
+                if key not in self.found["errors"]:
+                    self.found["errors"][key] = self.errors(name, seed, made[key])
+                    self.save()
+                    tell(key, self.found["errors"][key])
+        for key, models in made.items():
+            name, seed = key.rsplit("-", 1)
+            for kind in MOVED:
+                if f"{key}-{kind}" not in self.found["lasted"]:
+                    self.found["lasted"][f"{key}-{kind}"] = self.lasted(name, int(seed), models[kind])
+                    self.save()
+                    tell(key, kind, self.found["lasted"][f"{key}-{kind}"])
+
+    def parts(self, name: str, seed: int) -> tuple[Frames, Frames, Frames]:
+        """What is learned, what is kept of the same file, and the frames that are hotter."""
+        about = self.settings["sets"][name]
+        whole, outside = (Frames.of(read_frames(os.path.expandvars(about[key]))) for key in ("learned", "outside"))
+        split = split_frames(whole, valid=0.0, test=self.settings["held_out"], seed=seed)
+        return Frames.of(split.train), Frames.of(split.test), outside
+
+    def models(self, name: str, seed: int) -> dict[str, Potential]:
+        """Trained where they are not: by kind, with the first teacher as the one that stands for all."""
+        folder, learned = self.runs / f"{name}-{seed}", self.parts(name, seed)[0]
+        none = np.zeros(len(learned), dtype=bool)
+        hidden = replace(learned, forces=np.full_like(learned.forces, np.nan), has_forces=none)
+        lone = Frames.of(read_frames(os.path.expandvars(self.settings["sets"][name]["isolated_atoms"])))
+        for label, frames in {"energies": hidden, "forces": learned}.items():
+            if not (path := folder / f"{label}.parquet").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                with parquet_writer(path, name, "snnp") as writer:
+                    writer.add(lone, "train")
+                    writer.add(frames, "train")
+        teachers = [folder / f"teacher-{k}" for k in range(self.settings["teachers"])]
+        for k, teacher in enumerate(teachers):
+            self.learn(folder / "energies.parquet", teacher, 10 * seed + k)
+        self.learn(folder / "forces.parquet", folder / "forces", 10 * seed)
+        recipe = {key: value for key, value in self.settings["recipe"].items() if key != "threads"}
+        asked = DistilSettings(
+            teachers=tuple(map(str, teachers)),
+            data=(str(folder / "energies.parquet"),),
+            method="ekd",
+            budget=len(learned) + len(lone),
+            rounds=0,
+            held_out=0.02,
+            seed=10 * seed,
+            student=recipe,
+            bars=Bars(force_cosine=None, hot_md=False),
+        )
+        distil_once(asked, folder / "ekd", tell)
+        known = [load_model(teacher / "best") for teacher in teachers]
+        return {
+            **{"teacher": known[0], "mean": Ensemble(known)},
+            **{
+                "ekd": load_model(folder / "ekd" / "student" / "best"),
+                "forces": load_model(folder / "forces" / "best"),
+            },
+        }
+
+    def learn(self, data: Path, run: Path, seed: int) -> None:
+        """Train by the recipe on the file, unless that is done."""
+        about = {"train": [str(data)], "valid": 0.05}
+        bring_to_end(load_config({**self.settings["recipe"], "data": about, "seed": seed}), run, tell)
+
+    def errors(self, name: str, seed: int, models: dict[str, Potential]) -> Found:
+        """MAE of energy (meV/atom) and forces (eV/Å) of each kind, inside and outside; of teachers, in the mean."""
+        found: Found = {}
+        for where, frames in zip(("inside", "outside"), self.parts(name, seed)[1:], strict=True):
+            ensemble = models["mean"]
+            assert isinstance(ensemble, Ensemble)
+            alone = [_errors(model, frames) for model in ensemble.members]
+            found[where] = {kind: _errors(model, frames) for kind, model in models.items() if kind != "teacher"}
+            found[where]["teacher"] = [statistics.mean(column) for column in zip(*alone, strict=True)]
+        return found
+
+    def lasted(self, name: str, seed: int, model: Potential) -> list[float]:
+        """How long each run lasts (ps)."""
+        about, learned = self.settings["runs"], self.parts(name, seed)[0]
+        settings = MDSettings(
+            temperature_k=about["kelvin"], friction_per_ps=2.0, dt_fs=0.5, steps=round(2000.0 * about["picoseconds"])
+        )
+        found = []
+        for k in range(about["number"]):
+            (atoms,) = learned[k].structure.to_ase()
+            found.append(survive(model, atoms, settings.model_copy(update={"seed": k}))["ps"])
+        return found
+
+
+def _errors(model: Potential, frames: Frames) -> list[float]:
+    total = evaluate(model, frames, model_name="", data_name="").total.to_dict()
+    return [total["energy_mae_mev_per_atom"], total["force_mae_ev_per_angstrom"]]
+
+
+def errors_table(found: Found, sets: Sequence[str]) -> str:
+    """Markdown: mean and standard deviation over seeds."""
+    lines = [
+        "| set | model | inside: energy MAE (meV/atom) | force MAE (eV/Å) | outside: energy MAE | force MAE |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name in sets:
+        rows = [row for key, row in found["errors"].items() if key.rsplit("-", 1)[0] == name]
+        for kind, said in KINDS.items():
+            cells = []
+            for where in ("inside", "outside"):
+                for k, digits in enumerate((2, 4)):
+                    values = [row[where][kind][k] for row in rows]
+                    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+                    cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+            if rows:
+                lines.append(f"| {name} | {said} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def runs_table(found: Found, sets: Sequence[str], picoseconds: float) -> str:
+    """Markdown: the fraction of runs that last, with the 95 % interval of the bootstrap."""
+    moments = [picoseconds * share for share in (0.1, 0.3, 0.6, 1.0)]
+    head = " | ".join(f"{moment:g} ps" for moment in moments)
+    lines = [f"| set | model | runs | hold for {head} |", f"|---|---|--:|{'--:|' * len(moments)}"]
+    rng = np.random.default_rng(0)
+    for name in sets:
+        for kind in MOVED:
+            runs = [run for key, run in found["lasted"].items() if key.rsplit("-", 2)[::2] == [name, kind]]
+            if not runs:
+                continue
+            lasted = np.concatenate(runs)
+            drawn = rng.choice(lasted, (2000, len(lasted)))
+            cells = []
+            for moment in moments:
+                low, high = np.percentile((drawn >= moment).mean(axis=1), (2.5, 97.5))
+                cells.append(f"{(lasted >= moment).mean():.2f} ({low:.2f}–{high:.2f})")
+            lines.append(f"| {name} | {KINDS[kind]} | {len(lasted)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--plot", action="store_true", help="only write the tables from the JSON")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the training runs")
+    asked = parser.parse_args()
+    study = Study(asked.runs)
+    if not asked.plot:
+        study.run()
+    found, sets = study.found, list(study.settings["sets"])
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    origin = f"Written by `python docs/measure/studies/ekd.py` on {found['date']}; {found['machine']}; {versions}."
+    tables = {
+        "errors": errors_table(found, sets),
+        "runs": runs_table(found, sets, study.settings["runs"]["picoseconds"]),
+    }
+    between_marks(STUDY.with_suffix(".md"), {name: f"{text}\n\n{origin}" for name, text in tables.items()})
+
+
+if __name__ == "__main__":
+    main()
