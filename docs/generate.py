@@ -28,6 +28,8 @@ from typer.testing import CliRunner
 sys.path.append(str(Path(__file__).resolve().parents[1] / "datasets"))
 from recipes import table
 
+from snnp.active.schedule import SamplingSettings
+from snnp.active.settings import ActiveSettings
 from snnp.cli.main import app
 from snnp.data.description import read_description
 from snnp.models.config import FamilyConfig
@@ -271,6 +273,7 @@ def parts() -> dict[str, str]:
         "command-line": _command_help(),
         "train-keys": _key_tables(TrainConfig),
         "md-keys": _key_tables(MDSettings),
+        "active-keys": _key_tables(ActiveSettings) + "\n" + _key_tables(SamplingSettings, "sampling"),
         "models": _zoo_table(DOCS.parent / "model_zoo"),
         "periodic-table": _periodic_table(DOCS.parent / "model_zoo"),
         "which-model": _which_model(DOCS.parent / "model_zoo"),

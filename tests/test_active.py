@@ -238,10 +238,10 @@ def test_executors_give_the_same_labels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(forces, found["serial"], err_msg=name)
 
 
-def test_parsl_that_is_missing_or_misconfigured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parsl_that_is_missing_or_misconfigured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "parsl", None)
     asked = settings(executor={"kind": "parsl"}).executor
-    with pytest.raises(ImportError, match=r"pip install 'snnp\[parsl\]'"), executor_of(asked):
+    with pytest.raises(ImportError, match=r"pip install 'snnp\[parsl\]'"), executor_of(asked, tmp_path):
         pass
 
 
@@ -290,7 +290,7 @@ def test_a_labeller_that_always_fails_ends_it_and_can_be_mended(tmp_path: Path) 
 
 def test_calculators_that_err_say_how(odd: Path) -> None:
     labeller = Labeller.of(settings(labeller=_odd(str(odd / "mode"))).labeller)
-    with executor_of(settings().executor):
+    with executor_of(settings().executor, odd):
         for seed, (mode, why, text) in enumerate(
             (
                 ("fails", "error", "no licence found"),

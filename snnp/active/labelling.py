@@ -311,8 +311,11 @@ def _named(factor: float, what: str) -> str | None:
 
 
 @contextmanager
-def executor_of(settings: ExecutorSettings) -> Iterator[Executor]:
+def executor_of(settings: ExecutorSettings, folder: Path) -> Iterator[Executor]:
     """The executor that settings ask for; what waits in it when the block ends is not begun.
+
+    Arguments:
+        folder: for what Parsl writes, where its configuration names no other place.
 
     Raises:
         MissingDependencyError: for Parsl where it is not installed. ConfigError: for its configuration.
@@ -326,12 +329,12 @@ def executor_of(settings: ExecutorSettings) -> Iterator[Executor]:
             close_processes()
             pool.shutdown()
         return
-    with _parsl(settings) as executor:
+    with _parsl(settings, folder) as executor:
         yield executor
 
 
 @contextmanager
-def _parsl(settings: ExecutorSettings) -> Iterator[Executor]:
+def _parsl(settings: ExecutorSettings, folder: Path) -> Iterator[Executor]:
     try:
         import parsl
         from parsl.concurrent import ParslPoolExecutor
@@ -341,8 +344,17 @@ def _parsl(settings: ExecutorSettings) -> Iterator[Executor]:
         ) from None
     made = _config(settings.config) if settings.config else None
     if made is None:
-        made = parsl.Config(executors=[parsl.ThreadPoolExecutor(max_threads=settings.workers)])
-    with ParslPoolExecutor(made) as pool:
+        threads = parsl.ThreadPoolExecutor(max_threads=settings.workers)
+        made = parsl.Config(executors=[threads], run_dir=str(folder / "parsl"), initialize_logging=False)
+    try:
+        pool = ParslPoolExecutor(made)
+    except Exception as error:  # whatever its executors and providers raise
+        parsl.clear()
+        raise ConfigError(
+            f"Parsl does not start with executor.config {settings.config or 'of threads'} ({type(error).__name__}: "
+            f"{error}); try that configuration alone, with the environment activated whose bin holds Parsl's programs."
+        ) from error
+    with pool:
         try:
             yield pool
         finally:

@@ -136,7 +136,7 @@ class _Loop:
         labeller, identity = Labeller.of(self.settings.labeller).identified()
         self._same_labeller(identity.key, identity.name)
         with (
-            executor_of(self.settings.executor) as executor,
+            executor_of(self.settings.executor, self.folder) as executor,
             LabelStore(self.folder / "labels", identity) as store,
         ):
             workers = self.settings.executor.workers
@@ -358,7 +358,7 @@ def plan(settings: ActiveSettings, work: stages.Stages = USUAL) -> Plan:
     Raises:
         InputError: for a labeller that does not start, or gives no label.
     """
-    with tempfile.TemporaryDirectory() as name, executor_of(ExecutorSettings()):
+    with tempfile.TemporaryDirectory() as name, executor_of(ExecutorSettings(), Path(name)):
         folder = Path(name)
         frames = stages.first_structures(settings, folder, work)
         labeller, identity = Labeller.of(settings.labeller).identified()

@@ -143,10 +143,8 @@ class ActiveSettings(_Settings):
     """Everything that determines a run of active learning.
 
     `elements`: symbols, of which structures are made. `members`: of the committee. `per_round`: labels of each round.
-    `training`: a training configuration without data. `sampling`: see `snnp.active.trajectories.SamplingSettings`.
-
-    Raises:
-        ConfigError: names the key, and what was expected.
+    `training`: a training configuration without data. `sampling`: see below. Building one raises a `ConfigError` that
+    names the key, and what was expected.
     """
 
     elements: tuple[str, ...] = Field(min_length=1)
