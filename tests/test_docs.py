@@ -21,7 +21,15 @@ def test_parts_that_come_from_the_code_are_those_of_the_code() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     pages = generate.pages_with_parts()
-    assert {page.stem for page in pages} == {"cli", "datasets", "first-simulation", "train", "which_model", "zoo"}
+    assert {page.stem for page in pages} == {
+        "active",
+        "cli",
+        "datasets",
+        "first-simulation",
+        "train",
+        "which_model",
+        "zoo",
+    }
     stale = [page.name for page, text in pages.items() if page.read_text(encoding="utf-8") != text]
     assert stale == [], "run 'make pages' (python docs/generate.py) and commit what it writes"
 
