@@ -368,6 +368,8 @@ def test_another_labeller_is_refused(odd: Path) -> None:
     with pytest.raises(ConfigError, match=r"labeller.calculator must stay as it was begun .*EMT.*Put it back"):
         learn(None, odd / "run")
     path.write_text(good)
+    refused = CliRunner().invoke(app, ["active", "resume", str(odd / "run"), "--set", "elements=[Al]"])
+    assert (refused.exit_code, path.read_text()) == (1, good)
     # The same words, and other weights behind them.
     (odd / "input").write_text("cutoff 300")
     command = {"command": SPRINGS, "files": ["input"], "check_units": "off"}

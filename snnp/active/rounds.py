@@ -34,7 +34,7 @@ from snnp.active import account, stages
 from snnp.active.journal import NAME, Journal
 from snnp.active.labellers import STRUCTURE, Labeller
 from snnp.active.labelling import Before, Bench, Stop, executor_of, label_frames
-from snnp.active.settings import FIXED, ActiveSettings, ExecutorSettings, differences
+from snnp.active.settings import ActiveSettings, ExecutorSettings, refuse_changes
 from snnp.active.status import hours_of
 from snnp.data import Frames
 from snnp.data.write import write_frames
@@ -134,7 +134,7 @@ class _Loop:
         self.journal.write("session")
         self.take_up_changes()
         labeller, identity = Labeller.of(self.settings.labeller).identified()
-        self._same_labeller(identity.key, identity.name)
+        self._same_labeller(identity.key, self.settings.labeller.command or identity.name)
         with (
             executor_of(self.settings.executor, self.folder) as executor,
             LabelStore(self.folder / "labels", identity) as store,
@@ -299,16 +299,7 @@ class _Loop:
         if last is None:
             self.journal.write("started", settings=new.model_dump(mode="json"), seed=new.seed)
         else:
-            old = ActiveSettings(**last)
-            changed = differences(old, new)
-            fixed = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in FIXED)]
-            if fixed:
-                was, now = changed[fixed[0]]
-                raise ConfigError(
-                    f"{self.folder / CONFIG}: {', '.join(fixed)} must stay as it was begun ({fixed[0]} was {was!r}, is "
-                    f"{now!r}): labels of two labellers, or of other elements, are not mixed. Put it back, or begin a "
-                    "new run."
-                )
+            changed = refuse_changes(ActiveSettings(**last), new, self.folder / CONFIG)
             if changed:
                 self.journal.write("config", changed=changed, settings=new.model_dump(mode="json"))
         self.settings = self._of_round(new)

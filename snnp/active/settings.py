@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("FIXED", "ActiveSettings", "ExecutorSettings", "LabellerSettings", "Limits", "ProbeSettings", "StartSettings"),
-    "differences",
+    *("differences", "refuse_changes"),
 ]
 
 FIXED = (
@@ -281,3 +281,20 @@ def differences(old: ActiveSettings, new: ActiveSettings) -> dict[str, list[Any]
     before, after = (leaves(each.model_dump(mode="json"), "") for each in (old, new))
     keys = [*before, *(key for key in after if key not in before)]
     return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+
+
+def refuse_changes(old: ActiveSettings, new: ActiveSettings, where: Path) -> dict[str, list[Any]]:
+    """What differs, as `differences` says it.
+
+    Raises:
+        ConfigError: if something differs that must stay as it was begun.
+    """
+    changed = differences(old, new)
+    fixed = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in FIXED)]
+    if fixed:
+        was, now = changed[fixed[0]]
+        raise ConfigError(
+            f"{where}: {', '.join(fixed)} must stay as it was begun ({fixed[0]} was {was!r}, is {now!r}): labels of "
+            "two labellers, or of other elements, are not mixed. Put it back, or begin a new run."
+        )
+    return changed

@@ -80,12 +80,14 @@ def resume_command(run: Run, assignments: Set = None, as_json: Json = False) -> 
     from snnp.active import ActiveSettings
     from snnp.active.journal import NAME
     from snnp.active.rounds import CONFIG
+    from snnp.active.settings import refuse_changes
     from snnp.files import hold
 
     if not (run / NAME).is_file():
         raise ConfigError(f"{run} holds no run of active learning (no {NAME}); begin one with 'snnp active start'.")
     if assignments:
         settings = ActiveSettings.read(run / CONFIG, assignments)
+        refuse_changes(ActiveSettings.read(run / CONFIG), settings, run / CONFIG)
         with hold([run / NAME]):
             settings.save(run / CONFIG)
     _run(None, run, as_json)
