@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -320,8 +319,3 @@ def _read_labelled(folder: Path, labeller: Labeller, frame: Frames) -> Reply:
     labels |= {"forces": one.forces} if one.has_forces[0] else {}
     labels |= {"stress": one.stress[0]} if one.has_stress[0] and frame.pbc.all() else {}
     return Reply(0.0, {name: np.asarray(value, dtype=np.float64) for name, value in labels.items()})
-
-
-def identity_json(identity: Identity) -> str:
-    """For comparing by eye."""
-    return json.dumps(identity.json(), indent=1, default=str)
