@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.io import write
 from cli_runs import run_json
 from typer.testing import CliRunner
 
@@ -245,6 +246,12 @@ def test_page_of_one_and_of_two(tmp_path: Path) -> None:
     assert "Filters taken out" in text
     assert "<script" not in text
     assert len(list((tmp_path / "page").glob("*.png"))) >= 6
+    stale = tmp_path / "page/99-of-another-page.png"
+    stale.write_bytes(b"")
+    (tmp_path / "page/mine.png").write_bytes(b"")
+    run_json("explain", tmp_path / "one", "--out", tmp_path / "page", "--overwrite")
+    assert not stale.exists()
+    assert (tmp_path / "page/mine.png").exists()
     smaller = load_model(tmp_path / "page/pruned")
     assert smaller.config.n_features == 5  # type: ignore[attr-defined]
     assert smaller.metadata["filters_kept"]
@@ -299,3 +306,14 @@ def test_refusals_name_the_cure(tmp_path: Path) -> None:
     assert "Cu" in error
     error = _fails("explain", "snnp-si", "--data", tmp_path / "nothing.xyz", "--out", tmp_path / "page")
     assert "nothing.xyz" in error
+    assert not (tmp_path / "page").exists()  # there was nothing to write
+    write(tmp_path / "plain.xyz", bulk("Si"))
+    error = _fails("explain", "snnp-si", "--data", tmp_path / "plain.xyz", "--out", tmp_path / "a/page")
+    assert "no energies" in error
+    assert "--energy-key" not in error
+    assert "reference method" in error
+    assert not (tmp_path / "a").exists()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    _fails("explain", "snnp-si", "--data", tmp_path / "plain.xyz", "--out", kept)
+    assert kept.is_dir()

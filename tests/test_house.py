@@ -87,7 +87,7 @@ def _imports(path: Path, *, everywhere: bool = True) -> set[str]:
 def test_folders_hold_few_modules() -> None:
     counts: defaultdict[Path, int] = defaultdict(int)
     for path in MODULES.values():
-        counts[path.parent] += 1
+        counts[path.parent] += path.name != "__main__.py"  # a door, which nothing imports
     assert {str(folder.relative_to(REPOSITORY)): n for folder, n in counts.items() if n > MAX_MODULES_IN_A_FOLDER} == {}
 
 

@@ -471,6 +471,14 @@ def test_another_optimiser_serves_one_structure_too() -> None:
     assert "no optimiser 'bfgs'" in refused.stderr
 
 
+def test_the_frame_that_was_named_keeps_its_number(many: Path) -> None:
+    out = many.with_name("relaxed.xyz")
+    good = many.with_name("good.xyz")
+    for named, number in (("@3", 3), ("@-1", -1)):
+        _run("relax", "snnp-si", f"{good}{named}", "--optimiser", "lbfgs", "--out", out, "--overwrite")
+        assert read(out).info["frame"] == number  # type: ignore[union-attr]
+
+
 def test_a_specification_is_one_structure(many: Path) -> None:
     assert len(build_structures("diamond:Si:1x1x1")) == 1
     assert len(build_structures(many)) == 6

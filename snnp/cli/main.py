@@ -21,6 +21,7 @@ from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
 from snnp.cli.drivers import active, bundled, ipi, uncertainty  # noqa: F401
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
+from snnp.cli.outputs import leave_no_empty_folder
 from snnp.errors import SnnpError
 from snnp.files import why_full
 
@@ -89,6 +90,8 @@ class _Commands(TyperGroup):
             _give_up(_describe(error), 1, debug)
         except (KeyboardInterrupt, typer.Abort):
             _give_up("interrupted.", 128 + signal.SIGINT, debug)
+        finally:
+            leave_no_empty_folder()
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -207,3 +210,7 @@ def run() -> None:
         if signal.getsignal(signum) is default:
             signal.signal(signum, _stop)
     typer.main.get_command(app)()
+
+
+if __name__ == "__main__":
+    run()

@@ -15,8 +15,12 @@ from snnp.files import refuse_existing, refuse_inputs, replacing
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["check_format", "input_files", "prepare_folder", "prepare_output", "readable", "write_structure"]
+__all__ = [
+    *("check_format", "input_files", "leave_no_empty_folder", "prepare_folder", "prepare_output", "readable"),
+    "write_structure",
+]
 
+_made: list[Path] = []
 _MISFITS = ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError
 
 
@@ -37,6 +41,7 @@ def readable(*names: object) -> Iterator[None]:
 def prepare_folder(folder: Path) -> None:
     """Make a folder, and refuse one into which nothing can be written, before hours of work depend on it."""
     cure = "choose a path in a folder that you can write to"
+    _made.extend(path.absolute() for path in (folder, *folder.parents) if not path.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -46,6 +51,14 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"cannot make the folder '{folder}': {error.strerror}; {cure}.") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"the folder '{folder}' is not writable; {cure}.")
+
+
+def leave_no_empty_folder() -> None:
+    """Remove what `prepare_folder` made and nothing was written into."""
+    for path in sorted(_made, key=lambda path: len(path.parts), reverse=True):
+        with suppress(OSError):
+            path.rmdir()
+    _made.clear()
 
 
 def prepare_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:

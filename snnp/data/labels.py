@@ -214,9 +214,11 @@ def choose_names(
             names[quantity] = _choose(file, quantity, present)
             _warn(file, quantity, names[quantity], present, shapes)
     if names["energy"] is None and labelled:
+        cure = "Name the key that holds the energy (data.energy_key, --energy-key)."
+        if not (info | columns) - {*_GROUPS}:
+            cure = "There is none to be named: compute energies with a reference method, or name another file."
         raise DataError(
-            f"{file} holds no energies under a usual name (such as energy or REF_energy); it has: {listing}. "
-            "Name the key that holds the energy (data.energy_key, --energy-key)."
+            f"{file} holds no energies under a usual name (such as energy or REF_energy); it has: {listing}. {cure}"
         )
     return names
 

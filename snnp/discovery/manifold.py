@@ -167,6 +167,7 @@ def draw_map(panel: matplotlib.axes.Axes, places: Array, pictures: Array, title:
 
     Arguments:
         places: [n, 2 or more]; the first two are drawn. pictures: [n, height, width], shades in 0..1.
+        title: of the picture, which says besides how many are dots alone.
     """
     x, y = places[:, 0], places[:, 1]
     side = max(float(np.ptp(x)), float(np.ptp(y)), 1e-9) / _IMAGES_ACROSS
@@ -183,6 +184,9 @@ def draw_map(panel: matplotlib.axes.Axes, places: Array, pictures: Array, title:
     panel.set_xlim(float(x.min()) - side, float(x.max()) + side)
     panel.set_ylim(float(y.min()) - side, float(y.max()) + side)
     panel.set(aspect="equal", xlabel="first coordinate", ylabel="second coordinate")
+    hidden = len(places) - len(shown)
+    if hidden:
+        title += f"; {hidden} that would overlap others {'is a dot' if hidden == 1 else 'are dots'}"
     panel.set_title(title, fontsize=10, loc="left")
     plain_ticks(panel.xaxis, panel.yaxis)
     tidy(panel)

@@ -64,12 +64,18 @@ class Explained:
     def write(self, folder: Path) -> None:
         """The page, the values, each picture as a PNG, and the smaller model in a folder of its own."""
         folder.mkdir(parents=True, exist_ok=True)
+        drawn = dict[Path, bytes]()
         for k, picture in enumerate(self.report.pictures, 1):
             name = re.sub(r"[^a-z0-9]+", "-", picture.title.lower()).strip("-")
-            write_atomically(folder / f"{k:02d}-{name}.png", picture.png)
+            drawn[folder / f"{k:02d}-{name}.png"] = picture.png
+        if (folder / PAGES[1]).exists():  # pictures of the page that is replaced
+            for path in folder.glob("[0-9][0-9]-*.png"):
+                path.unlink()
+        for path, content in drawn.items():
+            write_atomically(path, content)
         text = json.dumps(jsonable({**self.report.json(), **self.values}), ensure_ascii=False, allow_nan=False)
-        for page, content in zip(PAGES, (self.report.html(), text + "\n"), strict=True):
-            write_atomically(folder / page, content.encode())
+        for page, said in zip(PAGES, (self.report.html(), text + "\n"), strict=True):
+            write_atomically(folder / page, said.encode())
         if self.smaller is not None:
             save_model(self.smaller, folder / PRUNED)
             tables = [table for table in self.report.tables if table.title.startswith("Pruned")]

@@ -53,6 +53,21 @@ def test_version() -> None:
     assert run_snnp("--version").stdout.startswith("snnp ")
 
 
+@pytest.mark.parametrize("module", ["snnp", "snnp.cli.main"])
+def test_modules_are_the_program(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"snnp {version('snnp')}\n"
+
+
+def test_commands_that_fail_leave_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {train: [none.xyz]}\n")
+    words = ["train", tmp_path / "config.yaml", "--out", tmp_path / "new/run"]
+    assert CliRunner().invoke(app, list(map(str, words))).exit_code == 1
+    words = ["distill", "ase.calculators.emt:EMT", "--data", tmp_path / "none.xyz", "--out", tmp_path / "new/other"]
+    assert CliRunner().invoke(app, list(map(str, words))).exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_version_says_what_computes() -> None:
     said = run_json("version")
     assert said["snnp"] == version("snnp")

@@ -72,8 +72,13 @@ def changed(old: str, new: str) -> Callable[[str], str]:
 
 SCRIPTS = {
     "no such file": (changed("good", "none"), "cannot read the snnp file 'none.snnp'", "snnp export"),
-    "too few elements": (changed("Cu Cu", "Cu"), "names 1 elements, but there are 2 atom types", "or NULL"),
-    "too many elements": (changed("Cu Cu", "Cu Cu Cu"), "names 3 elements, but there are 2", "or NULL"),
+    "too few elements": (changed("Cu Cu", "Cu"), "names 1 element, but the system has 2 atom types", "or NULL"),
+    "too many elements": (changed("Cu Cu", "Cu Cu Cu"), "names 3 elements, but the system has 2", "or NULL"),
+    "one type": (
+        lambda script: changed("box 2", "box 1")(script).replace("create_atoms 2", "create_atoms 1"),
+        "names 2 elements, but the system has 1 atom type;",
+        "or NULL",
+    ),
     "unknown element": (
         changed("Cu Cu", "Cu Ag"),
         "Atom type 2: the model in 'good.snnp' does not know 'Ag'",

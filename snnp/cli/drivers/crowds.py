@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,9 +48,9 @@ def relax_frames(
     good = [result for result in results if isinstance(result, RelaxResult)]
     failed = [result for result in results if not isinstance(result, RelaxResult)]
     if out is not None and good:
-        write_structure(
-            out, [_labelled(result, k) for k, result in enumerate(results) if isinstance(result, RelaxResult)]
-        )
+        first = _frame_named(str(shown["structure"]))
+        told = [(first + k, result) for k, result in enumerate(results)]
+        write_structure(out, [_labelled(result, k) for k, result in told if isinstance(result, RelaxResult)])
     late = [k for k, result in enumerate(results) if isinstance(result, RelaxResult) and not result.converged]
     _warn(failed, late, how["steps"])
     if as_json:
@@ -60,6 +61,12 @@ def relax_frames(
         _print(good, len(results), len(late), seconds, out)
     if failed:
         raise typer.Exit(1)
+
+
+def _frame_named(spec: str) -> int:
+    """The number of the one frame that `file.xyz@3` names; 0 for what names none, whose first frame is number 0."""
+    name, _, index = spec.rpartition("@")
+    return int(index) if name and not Path(spec).exists() and re.fullmatch(r"-?\d+", index) else 0
 
 
 def _labelled(result: RelaxResult, index: int) -> Atoms:

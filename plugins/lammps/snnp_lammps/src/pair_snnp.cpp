@@ -15,6 +15,10 @@
 
 using namespace LAMMPS_NS;
 
+static std::string counted(int n, const char *what) {
+  return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
+
 PairSNNP::PairSNNP(LAMMPS *lmp) : Pair(lmp) {
   single_enable = 0;  // the energy is no sum over pairs
   restartinfo = 0;    // a restart file does not hold the model: pair_style and pair_coeff are said again
@@ -48,8 +52,8 @@ void PairSNNP::coeff(int narg, char **arg) {
   if (narg < 3) error->all(FLERR, "pair_coeff of snnp needs a file, and an element or NULL for each atom type");
   const int types = atom->ntypes;
   if (narg - 3 != types)
-    error->all(FLERR, "pair_coeff of snnp names " + std::to_string(narg - 3) + " elements, but there are " +
-                          std::to_string(types) + " atom types; name one for each type, or NULL");
+    error->all(FLERR, "pair_coeff of snnp names " + counted(narg - 3, "element") + ", but the system has " +
+                          counted(types, "atom type") + "; name one for each type, or NULL");
   load(arg[2]);
   if (!allocated) allocate();
   species_of_type.assign(types + 1, -1);
