@@ -67,6 +67,17 @@ def test_normal_errors_of_known_size_are_covered() -> None:
     assert 0.4 < found.rank_correlation < 0.7
 
 
+def test_forces_that_symmetry_makes_zero_do_not_set_the_scale() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.concatenate([rng.uniform(0.1, 1.0, 2_000), np.full(24, 1e-16)])
+    error = np.abs(2.0 * spread * rng.standard_normal(len(spread)))
+    error[-24:] = 1e-4  # what a reference leaves of a force that is zero
+    found = _quantity(np.stack([spread, error]), np.stack([spread, error]))
+    assert found.scale == pytest.approx(2.0, rel=0.1)
+    nothing = np.stack([np.zeros(9), np.ones(9)])
+    assert _quantity(nothing, nothing).scale == 1.0
+
+
 def test_ranks_with_ties() -> None:
     assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([5.0, 5.0, 9.0])) == pytest.approx(1.0)
     assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])) == pytest.approx(-1.0)

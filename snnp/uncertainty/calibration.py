@@ -32,7 +32,7 @@ KEY = "uncertainty"
 """Of the metadata of a model, under which its calibration stands."""
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 _FEWEST_FRAMES, _ATOMS_AT_ONCE = 8, 2000
-_TINY = 1e-12  # eV, eV/Å: members that agree to rounding say nothing
+_TINY, _AGREED = 1e-12, 1e-5  # eV, eV/Å, and of the rms spread: members that agree to rounding say nothing
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ def calibrate(model: Ensemble, frames: Frames, data: str = "", seed: int = 0) ->
 
 def _quantity(fitted: Array, seen: Array) -> Quantity:
     """From spread and error [2, n] of both halves."""
-    scale = float(np.sqrt(np.mean((fitted[1] / np.maximum(fitted[0], _TINY)) ** 2))) or 1.0
+    # Forces that symmetry makes zero differ by rounding, and one of them would outweigh all others.
+    telling = fitted[0] > max(_TINY, _AGREED * float(np.sqrt(np.mean(fitted[0] ** 2))))
+    scale = float(np.sqrt(np.mean((fitted[1, telling] / fitted[0, telling]) ** 2))) if telling.any() else 1.0
+    scale = scale or 1.0
     spread, error = np.maximum(seen[0], _TINY), seen[1]
     normal = NormalDist()
     width = np.array([normal.inv_cdf(0.5 + 0.5 * level) for level in LEVELS])
