@@ -397,6 +397,15 @@ def test_commands_that_err_say_how(tmp_path: Path) -> None:
         write(job / "structure.extxyz", atoms)
         reply = Labeller.of(settings(labeller={"command": command}).labeller).ask(job)
         assert (reply.failure, text in reply.reason) == (why, True), reply
+    shear = SPRINGS.replace("comment = $0;", 'comment = $0; sub(/Lattice="/, "&9", comment);')
+    relax = SPRINGS.replace("line[NR] = $0;", 'line[NR] = $1 " " $2 + 0.1 " " $3 " " $4;')
+    wrap = relax.replace("$2 + 0.1", f"$2 + {atoms.cell[0, 0]:.9f}")
+    for number, (command, text) in enumerate(((shear, "moved the lattice"), (relax, "moved the atoms"), (wrap, ""))):
+        job = tmp_path / f"moved-{number}"
+        job.mkdir()
+        write(job / "structure.extxyz", atoms)
+        reply = Labeller.of(settings(labeller={"command": command}).labeller).ask(job)
+        assert (reply.failure is None, text in reply.reason) == (not text, True), reply
     job = tmp_path / "units"
     job.mkdir()
     write(job / "structure.extxyz", atoms)

@@ -313,9 +313,25 @@ def _read_labelled(folder: Path, labeller: Labeller, frame: Frames) -> Reply:
         return Reply(0.0, failure="other atoms", reason=f"it wrote {said} in the same order")
     if info.get("converged") in (False, "F", "False", 0):
         return Reply(0.0, failure="not converged", reason="it says converged=F")
-    if not frame.pbc.any() and np.abs(one.positions - frame.positions).max() > _MOVED:
-        return Reply(0.0, failure="other atoms", reason="it moved the atoms; it must label them where they are")
+    if (moved := _moved(one, frame)) is not None:
+        said = f"it moved the {moved}; it must label them where they are"
+        hint = " (positions and lattice, too, are in labeller.units)" if labeller.settings.units else ""
+        return Reply(0.0, failure="other atoms", reason=f"{said}{hint}")
     labels = {"energy": one.energy[0]} if one.has_energy[0] else {}
     labels |= {"forces": one.forces} if one.has_forces[0] else {}
     labels |= {"stress": one.stress[0]} if one.has_stress[0] and frame.pbc.all() else {}
     return Reply(0.0, {name: np.asarray(value, dtype=np.float64) for name, value in labels.items()})
+
+
+def _moved(one: Frames, frame: Frames) -> str | None:
+    """What of a structure is not where it was; by whole lattice vectors is no move, and a lattice may be left out."""
+    pbc = frame.pbc[0]
+    if len(one.numbers) == 0:
+        return None
+    if pbc.any() and one.cell[0].any() and np.abs(one.cell[0] - frame.cell[0])[pbc].max() > _MOVED:
+        return "lattice vectors"
+    apart = one.positions - frame.positions
+    lattice = frame.cell[0][pbc]
+    if len(lattice):
+        apart = apart - np.round(apart @ np.linalg.pinv(lattice)) @ lattice
+    return "atoms" if not np.abs(apart).max() <= _MOVED else None
