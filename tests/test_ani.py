@@ -222,7 +222,7 @@ def test_unknown_elements_and_overlaps() -> None:
         ({"hidden": ()}, "at least one layer"),
         ({"hidden": {"H": (4,)}}, "exactly the elements H, O"),
         ({"activation": "relu"}, "celu"),
-        ({"aev": {"angular": {"sections": (0.0, 3.5)}}}, "between 0 and pi"),
+        ({"aev": {"angular": {"sections": (0.0, 3.5)}}}, "must be in \\[0, pi\\]"),
         ({"aev": {"radial": {"shifts": ()}}}, "at least 1 item"),
     ],
 )

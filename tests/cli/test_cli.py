@@ -296,7 +296,7 @@ def test_calculator_comes_with_the_package() -> None:
     assert atoms.get_potential_energy() == pytest.approx(float(snnp.load_model("snnp-si").compute(atoms).energy))
     code = "import sys; sys.modules['snnp_ase'] = None; from snnp import SNNPCalculator"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "MissingDependencyError: snnp.SNNPCalculator needs the plugin snnp_ase" in done.stderr
+    assert "MissingDependencyError: snnp.SNNPCalculator needs snnp_ase, which is not installed" in done.stderr
 
 
 # Deprecated in torch 2.13, but the one format that openmm-torch reads.
