@@ -20,7 +20,7 @@ from snnp.models.spline import special_cases
 from snnp.training import load_config
 from snnp.uncertainty import Committee, FeatureDistance, calibrate, measure_for
 from snnp.uncertainty.bootstrap import train_heads
-from snnp.uncertainty.calibration import KEY, _quantity, rank_correlation, scales_of
+from snnp.uncertainty.calibration import KEY, judged, rank_correlation, scale_from, scales_of
 from snnp.uncertainty.statements import check_calibration, plot_coverage
 
 
@@ -59,7 +59,7 @@ def test_normal_errors_of_known_size_are_covered() -> None:
     rng = np.random.default_rng(0)
     spread = rng.uniform(0.1, 1.0, 20_000)
     pair = np.stack([spread, np.abs(rng.normal(size=20_000)) * 3.0 * spread])
-    found = _quantity(pair[:, ::2], pair[:, 1::2])
+    found = judged(scale_from(pair[:, ::2]), pair[:, 1::2])
     assert found.scale == pytest.approx(3.0, rel=0.03)
     assert found.area < 0.01 < 0.2 < found.raw_area
     assert found.expected == pytest.approx(found.rmse, rel=0.03)
@@ -72,10 +72,10 @@ def test_forces_that_symmetry_makes_zero_do_not_set_the_scale() -> None:
     spread = np.concatenate([rng.uniform(0.1, 1.0, 2_000), np.full(24, 1e-16)])
     error = np.abs(2.0 * spread * rng.standard_normal(len(spread)))
     error[-24:] = 1e-4  # what a reference leaves of a force that is zero
-    found = _quantity(np.stack([spread, error]), np.stack([spread, error]))
+    found = judged(scale_from(np.stack([spread, error])), np.stack([spread, error]))
     assert found.scale == pytest.approx(2.0, rel=0.1)
     nothing = np.stack([np.zeros(9), np.ones(9)])
-    assert _quantity(nothing, nothing).scale == 1.0
+    assert judged(scale_from(nothing), nothing).scale == 1.0
 
 
 def test_ranks_with_ties() -> None:

@@ -25,7 +25,17 @@ from snnp.data import Frames
 from snnp.errors import DataError
 from snnp.models.ensemble import Ensemble
 
-__all__ = ["KEY", "LEVELS", "Calibration", "Quantity", "calibrate", "held_out_errors", "scales_of"]
+__all__ = [
+    "KEY",
+    "LEVELS",
+    "Calibration",
+    "Quantity",
+    "calibrate",
+    "held_out_errors",
+    "judged",
+    "scale_from",
+    "scales_of",
+]
 
 Array = NDArray[np.float64]
 KEY = "uncertainty"
@@ -123,17 +133,21 @@ def calibrate(model: Ensemble, frames: Frames, data: str = "", seed: int = 0) ->
     found = []
     for each in (forces, energies):
         fitted, seen = (np.concatenate([each[k] for k in rows], axis=1) for rows in (fit, look))
-        found.append(_quantity(fitted, seen))
+        found.append(judged(scale_from(fitted), seen))
     return Calibration(found[0], found[1], len(usable), data)
 
 
-def _quantity(fitted: Array, seen: Array) -> Quantity:
-    """From spread and error [2, n] of both halves."""
+def scale_from(errors: Array) -> float:
+    """By which spread must be multiplied to be an expected error; `errors`: spread and error [2, n]."""
     # Forces that symmetry makes zero differ by rounding, and one of them would outweigh all others.
-    telling = fitted[0] > max(_TINY, _AGREED * float(np.sqrt(np.mean(fitted[0] ** 2))))
-    scale = float(np.sqrt(np.mean((fitted[1, telling] / fitted[0, telling]) ** 2))) if telling.any() else 1.0
-    scale = scale or 1.0
-    spread, error = np.maximum(seen[0], _TINY), seen[1]
+    telling = errors[0] > max(_TINY, _AGREED * float(np.sqrt(np.mean(errors[0] ** 2))))
+    scale = float(np.sqrt(np.mean((errors[1, telling] / errors[0, telling]) ** 2))) if telling.any() else 1.0
+    return scale or 1.0
+
+
+def judged(scale: float, errors: Array) -> Quantity:
+    """How honest the scaled spread is; `errors`: spread and error [2, n], which had no part in the scale."""
+    spread, error = np.maximum(errors[0], _TINY), errors[1]
     normal = NormalDist()
     width = np.array([normal.inv_cdf(0.5 + 0.5 * level) for level in LEVELS])
     raw = tuple(float(np.mean(error <= w * spread)) for w in width)
