@@ -12,9 +12,9 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from snnp.errors import ConfigError, near_matches
+from snnp.distillation.settings import NamedSettings
 
 __all__ = ["SamplingSettings", "Schedule"]
 
@@ -69,7 +69,7 @@ class Schedule(BaseModel):
         return self.start + (self.end - self.start) * part + self.swing * wave * wave
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(NamedSettings):
     """How a committee of models samples; what depends on the kind of matter has the usual value of `system`.
 
     Pairs are ranges, from which each trajectory draws a value of its own. A frame is harvested where one of the limits
@@ -115,17 +115,6 @@ class SamplingSettings(BaseModel):
     most_frames_each: int = Field(3, ge=1, description="Frames of one trajectory, which ends with the last of them")
     apart_ps: float = Field(0.2, ge=0.0, description="Time between two frames of a trajectory, at least")
     most_frames: int | None = Field(None, ge=1, description="Frames in all, of which the most different are kept")
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise ConfigError(f"unknown key {key!r}.{near_matches(key, SamplingSettings.model_fields)}") from None
-            said = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{key}: {said} (got {first['input']!r})." if key else f"{said}.") from None
 
     @model_validator(mode="before")
     @classmethod

@@ -266,7 +266,7 @@ def _said(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; give it, as in the example of 'snnp active start --help'."
     if first["type"] == "value_error" or not key:
-        return f"{said}."
+        return said if said.endswith("?") else f"{said}."
     return f"{key}: {said} (got {json.dumps(first['input'], default=str)[:80]})."
 
 

@@ -14,7 +14,7 @@ from snnp.files import write_atomically
 if TYPE_CHECKING:
     from snnp.training import TrainConfig
 
-__all__ = ["Bars", "DistilSettings"]
+__all__ = ["Bars", "DistilSettings", "NamedSettings"]
 
 
 class Bars(BaseModel):
@@ -57,14 +57,29 @@ CHANGEABLE = ("reference", "bars", "workers", "threads", "most_failures")
 """Settings that may be others when a run is resumed: they change neither structures nor labels nor student."""
 
 
-class DistilSettings(BaseModel):
+class NamedSettings(BaseModel):
+    """Settings whose faults are a `ConfigError` that names the key, and what was expected; unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(f"unknown key {key!r}.{near_matches(key, type(self).model_fields)}") from None
+            said = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{key}: {said} (got {first['input']!r})." if key else f"{said}.") from None
+
+
+class DistilSettings(NamedSettings):
     """Everything that determines a distillation; each field says what it is.
 
     Raises:
         ConfigError: names the key, and what was expected.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     teachers: tuple[str, ...] = Field(min_length=1, description="Models of snnp, or ASE calculators as module:callable")
     python: str | None = Field(None, description="Interpreter in which calculators run; by default this one")
@@ -101,17 +116,6 @@ class DistilSettings(BaseModel):
     threads: int = Field(1, ge=1, description="Threads of each")
     most_failures: float = Field(0.1, ge=0.0, le=1.0, description="Fraction of structures on which a teacher may fail")
     seed: int = Field(0, ge=0, description="Of all that is drawn")
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise ConfigError(f"unknown key {key!r}.{near_matches(key, DistilSettings.model_fields)}") from None
-            said = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{key}: {said} (got {first['input']!r})." if key else f"{said}.") from None
 
     @model_validator(mode="after")
     def _check(self) -> DistilSettings:
