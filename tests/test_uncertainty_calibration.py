@@ -189,3 +189,12 @@ def test_a_hipnn_knows_its_hierarchicality() -> None:
 def test_a_model_alone_knows_nothing_of_its_uncertainty() -> None:
     with pytest.raises(InputError, match=r"is one SplineNNP and has no sign of its own uncertainty; name an ensemble"):
         measure_for(_member(0))
+
+
+def test_few_cells_in_which_members_agree_do_not_decide_the_scale() -> None:
+    """As in strained copper: forces all but vanish, members agree to 0.1 %, labels hold the noise of the reference."""
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.5, 1.5, 20_000)
+    error = np.abs(2.0 * spread * rng.standard_normal(len(spread)))
+    spread[:500] *= 1e-3
+    assert scale_from(np.stack([spread, error])) == pytest.approx(2.0, rel=0.1)
