@@ -22,15 +22,16 @@ from snnp.cli.main import app
 from snnp.data import Frames, load_dataset, read_frames
 from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, exploration, plan
 from snnp.distillation.crystals import (
-    SHARES,
+    Crystal,
+    above_the_lowest,
     crystals_from_scan,
     energy_scale,
     first_scan,
     frames_of,
-    pool,
     second_scan,
     within_reach,
 )
+from snnp.distillation.defects import SHARES, pool
 from snnp.distillation.selection import choose
 from snnp.distillation.verdict import behaviour
 from snnp.errors import ConfigError, DataError, InputError
@@ -130,6 +131,49 @@ def test_what_a_teacher_does_not_know_of_compression_is_not_taught(scan: tuple[F
     assert per_atom[squeezed].min() > 0.9 * edge  # cells are deformed besides
     elastic = np.array([kind == "elastic" for kind in copper.groups])
     assert np.abs(per_atom[elastic] / crystals["fcc Cu"].volume - 1.0).max() < 0.08
+
+
+def test_crystals_from_files_are_what_a_student_is_made_for(tmp_path: Path) -> None:
+    brass = bulk("CuNi", "cesiumchloride", a=2.85)
+    brass.write(tmp_path / "brass.cif")
+    first = _labelled(first_scan(["Cu", "Ni"], [tmp_path / "brass.cif"]))
+    crystals = crystals_from_scan(_labelled(second_scan(first)), first)
+    assert [each.name for each in crystals if each.named] == [crystals[0].name]
+    assert crystals[0].name.startswith("brass ")
+    plain = crystals_from_scan(_labelled(second_scan(first)), first)[1:]
+    assert [each.energy for each in plain] == sorted(each.energy for each in plain)
+
+    def share(of: list[Crystal]) -> float:
+        both = [row for row in pool(of, 300, 0) if row.structure.n_atoms > 2]
+        return float(np.mean([set(row.structure.to_ase()[0].symbols) == {"Cu", "Ni"} for row in both]))
+
+    assert share(crystals) > 0.7 > share(plain)
+
+
+def test_alloys_are_not_drowned_by_the_element_that_binds_most() -> None:
+    def crystal(name: str, symbols: str, energy: float) -> Crystal:
+        return Crystal(name, Atoms(symbols, cell=np.eye(3) * 3.0, pbc=True), energy, 0.9)
+
+    strong, weak = crystal("fcc Ni", "Ni", -5.8), crystal("fcc Al", "Al", -3.7)
+    alloy, other = crystal("B2 AlNi", "AlNi", -5.4), crystal("B1 AlNi", "AlNi", -5.0)
+    np.testing.assert_allclose(above_the_lowest([strong, alloy, other, weak]), [0.0, 0.0, 0.4, 0.0], atol=1e-12)
+
+
+def test_crystals_of_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    bulk("NiO", "rocksalt", a=4.2, cubic=True).write(tmp_path / "oxide.cif")
+    with pytest.raises(InputError, match=r"oxide.cif has O, which --elements Ni does not name"):
+        first_scan(["Ni"], [tmp_path / "oxide.cif"])
+    Atoms("Ni2", [[0, 0, 0], [0, 0, 2.2]]).write(tmp_path / "pair.xyz")
+    with pytest.raises(InputError, match=r"pair.xyz is not periodic in three directions; crystals need a cell"):
+        first_scan(["Ni"], [tmp_path / "pair.xyz"])
+    bulk("Ni", a=9.0).write(tmp_path / "wide.cif")
+    with pytest.raises(InputError, match=r"the teacher's energy of wide Ni has no minimum between half and 1.7 times"):
+        second_scan(_labelled(first_scan(["Ni"], [tmp_path / "wide.cif"])))
+    bulk("Ni").write(tmp_path / "fcc.cif")
+    with pytest.raises(InputError, match=r"there is a crystal 'fcc Ni' already; give .*fcc.cif another name"):
+        first_scan(["Ni"], [tmp_path / "fcc.cif"])
+    with pytest.raises(ConfigError, match="crystals stand beside elements"):
+        DistilSettings(teachers=("a:b",), data=("x",), crystals=("y.cif",))
 
 
 def test_unknown_symbols_and_teachers_without_crystals() -> None:

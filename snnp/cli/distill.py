@@ -28,6 +28,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "kwargs": {"kind": str, "metavar": "JSON"},
     "python": {"metavar": "PATH"},
     "elements": {**_SEVERAL, "metavar": "SYMBOL..."},
+    "crystals": {**_SEVERAL, "metavar": "FILE"},
     "data": {**_SEVERAL, "metavar": "SET"},
     "molecules": {**_SEVERAL, "metavar": "FILE|SMILES|g2"},
     "apart": {**_SEVERAL, "metavar": "FILE|SMILES"},

@@ -1,82 +1,54 @@
-"""Structures from element symbols alone: crystals and what is made of them, around volumes that the teacher finds.
+"""Crystals from element symbols alone, at the volumes that the teacher finds; what is made of them is in `defects`.
 
-    scan_frames(...)  ->  labels  ->  crystals_from_scan(...)     prototypes at the volumes where their energy is lowest
-    pool(crystals, ...)                                           strained, rattled, with defects, cut, melted
+    first_scan(...)  ->  labels  ->  second_scan(...)  ->  labels  ->  crystals_from_scan(...)
 
-Every prototype is scanned in volume with cells of one to four atoms; the minima set all lengths, and `B V` of the
-lowest one a temperature (see `Crystal.temperature`), so that nothing need be known of an element beforehand.
+Every prototype is scanned in volume with cells of one to eight atoms, crystals from files with their own; the minima
+set all lengths, and `B V` of the lowest one a temperature (see `Crystal.temperature`), so that nothing need be known
+of an element beforehand.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk, make_supercell, surface
+from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii, reference_states
-from ase.geometry import get_distances
 from numpy.typing import NDArray
 
 from snnp.data import Frame, Frames
+from snnp.data.read import read_images
 from snnp.errors import InputError
 from snnp.neighbours import shortest_distances
 from snnp.structure import Structure
 from snnp.units import BOLTZMANN_EV_PER_K
 
 __all__ = [
-    "SHARES",
     "Crystal",
+    "above_the_lowest",
     "crystals_from_scan",
     "energy_scale",
     "first_scan",
     "frames_of",
     "guessed_crystals",
-    "pool",
+    "melting",
+    "scaled",
     "second_scan",
-    "supercell",
     "within_reach",
 ]
-
-Random = np.random.Generator
 
 _COARSE = tuple(np.geomspace(0.5, 1.7, 9).tolist())
 """Volumes of the first scan, of the guess."""
 _FINE = (0.94, 1.0, 1.06)
 """Volumes of the second scan, of the minimum of the first."""
 
-SHARES = {
-    "elastic": 0.18,
-    "strained": 0.12,
-    "rattled": 0.14,
-    "squeezed": 0.06,
-    "vacancy": 0.10,
-    "interstitial": 0.06,
-    "surface": 0.12,
-    "fault": 0.06,
-    "cluster": 0.05,
-    "random": 0.11,
-}
-"""Of the budget, by kind; elastic ones have few atoms and cost little.
-
-Dimers, isolated atoms and the scans are few, and always taken.
-"""
-
 _LATTICES = ("fcc", "bcc", "hcp", "diamond", "sc")
 _COMPOUNDS = ("B1", "B2", "L1_2", "L1_0")
-_PLANES = ((1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 1, 1))
-_HEXAGONAL_PLANES = ((0, 0, 1), (1, 0, 0), (1, 1, 0), (1, 0, 1))
-_DIRECTIONS = ((1, 0, 0), (1, 1, 0), (1, 1, 1))
-_DIMER_LENGTHS = np.linspace(0.62, 2.1, 12)  # of the distance of neighbours in the densest crystal
-_MOST_ATOMS = 64
-_MOST_PUSHES = 60
-_CLOSEST = (0.7, 0.85)  # of the spacing: no pair is closer where disorder is drawn, but where crystals are squeezed
-_BOLTZMANN_WIDTH, _LEAST_WEIGHT = 0.15, 0.08  # eV/atom above the lowest crystal; what even the highest gets
-_AT_REST = 0.05  # eV/atom above the lowest crystal: which of them are strained a little
 _SOFTER = 0.8  # of the work before: where it falls under compression, the teacher is not to be trusted
-_MARGIN = 1.08  # of the smallest volume that is trusted: deformed cells have closer pairs than perfect ones
 _SCALE = 6.0  # k T
 
 
@@ -102,6 +74,11 @@ class Crystal:
     def lattice(self) -> str:
         """The first word of the name."""
         return self.name.split()[0]
+
+    @property
+    def named(self) -> bool:
+        """Whether it came from a file: then it is what the potential is for."""
+        return self.lattice not in (*_LATTICES, *_COMPOUNDS)
 
     @property
     def volume(self) -> float:
@@ -147,16 +124,16 @@ def _guessed_volume(symbol: str) -> float:
     return 8.0 * float(covalent_radii[number]) ** 3
 
 
-def _scaled(atoms: Atoms, volume: float) -> Atoms:
+def scaled(atoms: Atoms, volume: float) -> Atoms:
     """Copy with `volume` Å³ per atom."""
     scaled = atoms.copy()
     scaled.set_cell(atoms.cell * (volume * len(atoms) / atoms.get_volume()) ** (1.0 / 3.0), scale_atoms=True)
     return scaled
 
 
-def _prototypes(elements: Sequence[str]) -> dict[str, Atoms]:
-    """Conventional cells at guessed volumes."""
-    found = {}
+def _prototypes(elements: Sequence[str], files: Sequence[str | Path] = ()) -> dict[str, Atoms]:
+    """Conventional cells at guessed volumes, and those of the files."""
+    found = _from_files(elements, files)
     for symbol in elements:
         if symbol not in atomic_numbers:
             raise InputError(f"{symbol!r} is no chemical symbol; write --elements Al Cu, for example.")
@@ -165,12 +142,33 @@ def _prototypes(elements: Sequence[str]) -> dict[str, Atoms]:
             cell = bulk(
                 symbol, lattice, a=3.0, **({"cubic": True} if lattice != "hcp" else {"c": 3.0 * np.sqrt(8 / 3)})
             )
-            found[f"{lattice} {symbol}"] = _scaled(cell, _guessed_volume(symbol))
+            found[f"{lattice} {symbol}"] = scaled(cell, _guessed_volume(symbol))
     for (a, b), compound in itertools.product(itertools.combinations(elements, 2), _COMPOUNDS):
         for first, second in ((a, b), (b, a)) if compound == "L1_2" else ((a, b),):
             atoms = _compound(compound, first, second)
             volume = np.mean([_guessed_volume(symbol) for symbol in atoms.get_chemical_symbols()])
-            found[f"{compound} {atoms.get_chemical_formula('metal')}"] = _scaled(atoms, float(volume))
+            found[f"{compound} {atoms.get_chemical_formula('metal')}"] = scaled(atoms, float(volume))
+    return found
+
+
+def _from_files(elements: Sequence[str], files: Sequence[str | Path]) -> dict[str, Atoms]:
+    found: dict[str, Atoms] = {}
+    for path in map(Path, files):
+        for number, atoms in enumerate(read_images(path)):
+            where = path.name if not number else f"{path.name}, structure {number + 1}"
+            if others := sorted(set(atoms.symbols) - set(elements)):
+                raise InputError(
+                    f"{where} has {', '.join(others)}, which --elements {' '.join(elements)} does not name."
+                )
+            if not atoms.pbc.all():
+                raise InputError(
+                    f"{where} is not periodic in three directions; crystals need a cell (CIF, POSCAR, ...)."
+                )
+            stem = path.stem.replace(" ", "-") + (f"-{number + 1}" if number else "")
+            name = f"{stem} {atoms.get_chemical_formula('metal')}"
+            if stem in (*_LATTICES, *_COMPOUNDS) or name in found:
+                raise InputError(f"there is a crystal {name!r} already; give {path} another name.")
+            found[name] = Atoms(atoms.numbers, cell=atoms.cell, scaled_positions=atoms.get_scaled_positions(), pbc=True)
     return found
 
 
@@ -184,41 +182,45 @@ def _compound(name: str, a: str, b: str) -> Atoms:
     return cell
 
 
-def first_scan(elements: Sequence[str]) -> Frames:
-    """Primitive cells of all prototypes at many volumes, and the isolated atoms.
+def first_scan(elements: Sequence[str], files: Sequence[str | Path] = ()) -> Frames:
+    """Cells of all prototypes, and of the crystals in `files`, at many volumes, and the isolated atoms.
 
     Raises:
-        InputError: for what is no chemical symbol.
+        InputError: for what is no chemical symbol, and for files that hold no crystals of these elements.
     """
     images = [
-        (f"scan {name}", _scaled(atoms, ratio * atoms.get_volume() / len(atoms)))
-        for name, atoms in _prototypes(elements).items()
+        (f"scan {name}", scaled(atoms, ratio * atoms.get_volume() / len(atoms)))
+        for name, atoms in _prototypes(elements, files).items()
         for ratio in _COARSE
     ]
     atoms = [("isolated atom", Atoms(symbol)) for symbol in elements]
     return frames_of([*images, *atoms], "first")
 
 
-def guessed_crystals(elements: Sequence[str]) -> list[Crystal]:
+def guessed_crystals(elements: Sequence[str], files: Sequence[str | Path] = ()) -> list[Crystal]:
     """Crystals at guessed volumes, to count what would be made of them."""
-    return [Crystal(name, atoms, 0.0, 1.0) for name, atoms in _prototypes(elements).items()]
+    return [Crystal(name, atoms, 0.0, 1.0) for name, atoms in _prototypes(elements, files).items()]
 
 
 def second_scan(first: Frames) -> Frames:
     """Each prototype at three volumes around the minimum of the labelled first scan.
 
     Raises:
-        InputError: if none has a minimum.
+        InputError: if none has a minimum, or one that came from a file has none.
     """
     images = []
     for name, rows in _scans(first).items():
         volume, energy = _curve(first, rows)
         k = int(np.argmin(energy))
         if not 0 < k < len(rows) - 1:
+            if name.split()[0] not in (*_LATTICES, *_COMPOUNDS):
+                raise InputError(
+                    f"the teacher's energy of {name} has no minimum between half and 1.7 times its volume."
+                )
             continue  # no crystal there: it falls apart, or collapses
         center = np.exp(_vertex(np.log(volume[k - 1 : k + 2]), energy[k - 1 : k + 2])[0])
         cell = _atoms_of(first, rows[k])
-        images += [(f"scan {name}", _scaled(cell, ratio * center)) for ratio in _FINE]
+        images += [(f"scan {name}", scaled(cell, ratio * center)) for ratio in _FINE]
     if not images:
         raise InputError(
             f"the teacher has no minimum of energy for any crystal of {', '.join(first.elements)}; does it know these?"
@@ -251,11 +253,31 @@ def within_reach(first: Frames) -> Frames:
 
 def energy_scale(crystals: Sequence[Crystal]) -> float:
     """eV/atom above the lowest crystal from where on a student's errors weigh less: six times k T of about melting."""
-    return _SCALE * BOLTZMANN_EV_PER_K * max(crystal.temperature for crystal in crystals[:2])
+    return _SCALE * BOLTZMANN_EV_PER_K * melting(crystals)
+
+
+def melting(crystals: Sequence[Crystal]) -> float:
+    """K: the highest of those that came from files, or of the two lowest."""
+    return max(each.temperature for each in [c for c in crystals if c.named] or crystals[:2])
+
+
+def above_the_lowest(crystals: Sequence[Crystal]) -> NDArray[np.float64]:
+    """eV/atom above the lowest crystal of the same elements, counted from the lowest crystals of the elements."""
+    lowest: dict[str, float] = {}
+    for each in sorted(crystals, key=lambda crystal: crystal.energy):
+        if len(symbols := set(each.atoms.symbols)) == 1:
+            lowest.setdefault(symbols.pop(), each.energy)
+    formation = [each.energy - float(np.mean([lowest.get(s, 0.0) for s in each.atoms.symbols])) for each in crystals]
+    systems = ["".join(sorted(set(each.atoms.symbols))) for each in crystals]
+    least = {system: min(e for e, s in zip(formation, systems, strict=True) if s == system) for system in systems}
+    return np.array([energy - least[system] for energy, system in zip(formation, systems, strict=True)])
 
 
 def crystals_from_scan(second: Frames, first: Frames | None = None) -> list[Crystal]:
-    """Crystals at their minima, the lowest in energy first; the labelled first scan tells their least volumes."""
+    """Crystals at their minima, those from files first, then by energy.
+
+    The labelled first scan tells their least volumes.
+    """
     found, least = [], _least_volumes(first) if first is not None else {}
     for name, rows in _scans(second).items():
         if len(rows) < len(_FINE):
@@ -265,11 +287,11 @@ def crystals_from_scan(second: Frames, first: Frames | None = None) -> list[Crys
         if curvature > 0.0:
             v0 = float(np.exp(np.clip(where, np.log(volume[0]), np.log(volume[-1]))))
             # d²E/d(ln V)² = B V at the minimum.
-            atoms = _scaled(_atoms_of(second, rows[0]), v0)
+            atoms = scaled(_atoms_of(second, rows[0]), v0)
             found.append(Crystal(name, atoms, depth, curvature / v0, least.get(name, 0.0)))
     if not found:
         raise InputError("no crystal of the teacher has a minimum of energy in volume; label more, or another teacher.")
-    return sorted(found, key=lambda crystal: crystal.energy)
+    return sorted(found, key=lambda crystal: (not crystal.named, crystal.energy))
 
 
 def _scans(frames: Frames) -> dict[str, list[int]]:
@@ -296,201 +318,3 @@ def _vertex(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, floa
 
 def _atoms_of(frames: Frames, row: int) -> Atoms:
     return frames[row].structure.to_ase()[0]
-
-
-def pool(crystals: Sequence[Crystal], number: int, seed: int) -> Frames:
-    """About `number` structures of all kinds in the shares of `SHARES`, with dimers of all pairs of elements.
-
-    Low crystals are used more often than high ones; with several elements half of the structures are random solutions.
-    """
-    rng = np.random.default_rng([seed, 1])
-    above = np.array([each.energy - crystals[0].energy for each in crystals])
-    weights = (weights := np.exp(-above / _BOLTZMANN_WIDTH) + _LEAST_WEIGHT) / weights.sum()
-    at_rest = (at_rest := np.exp(-above / _AT_REST)) / at_rest.sum()
-    elements = sorted({symbol for each in crystals for symbol in each.atoms.symbols})
-    images = []
-    for kind, share in SHARES.items():
-        for _ in range(max(1, round(share * number))):
-            crystal = crystals[int(rng.choice(len(crystals), p=at_rest if kind == "elastic" else weights))]
-            if kind != "elastic":
-                crystal = _in_solution(crystal, crystals, elements, rng)
-            images.append((kind, _MAKERS[kind](crystal, rng)))
-    spacing = min(each.spacing for each in crystals)
-    for pair in itertools.combinations_with_replacement(elements, 2):
-        images += [("dimer", Atoms(list(pair), [[0, 0, 0], [0, 0, r * spacing]])) for r in _DIMER_LENGTHS]
-    return frames_of([each for each in images if len(each[1]) <= 2 * _MOST_ATOMS], "pool")
-
-
-def _in_solution(crystal: Crystal, crystals: Sequence[Crystal], elements: Sequence[str], rng: Random) -> Crystal:
-    """With several elements, every other time: random elements on the sites of a supercell, at the mean volume."""
-    if len(elements) == 1 or rng.random() < 0.5:
-        return crystal
-    atoms = supercell(crystal.atoms, 16)
-    atoms.symbols[:] = rng.choice(elements, len(atoms), p=rng.dirichlet(np.ones(len(elements))))
-    volumes = {
-        symbol: min(
-            (c for c in crystals if set(c.atoms.symbols) == {symbol}), key=lambda c: c.energy, default=crystal
-        ).volume
-        for symbol in elements
-    }
-    volume = (
-        np.mean([volumes[symbol] for symbol in atoms.symbols])
-        * crystal.volume
-        / np.mean([volumes[symbol] for symbol in crystal.atoms.symbols])
-    )
-    least = crystal.least_volume * float(volume) / crystal.volume
-    return Crystal(crystal.name, _scaled(atoms, float(volume)), crystal.energy, crystal.bulk_modulus, least)
-
-
-def supercell(atoms: Atoms, n_atoms: float) -> Atoms:
-    """Repeated along its shorter vectors to about `n_atoms`."""
-    repeats = np.ones(3, dtype=int)
-    while len(atoms) * repeats.prod() < 0.7 * n_atoms:
-        repeats[int(np.argmin(repeats * atoms.cell.lengths()))] += 1
-    found: Atoms = atoms.repeat(repeats.tolist())
-    return found
-
-
-def _shaken(atoms: Atoms, amplitude: float, rng: Random) -> Atoms:
-    """Gaussian displacements of `amplitude` times the spacing."""
-    if len(atoms) > 1:
-        distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
-        amplitude *= float(np.median(np.where(distances > 0.1, distances, np.inf).min(axis=1)))
-    moved = atoms.copy()
-    moved.positions += amplitude * rng.standard_normal(moved.positions.shape)
-    return moved
-
-
-def _deformed(atoms: Atoms, size: float, rng: Random) -> Atoms:
-    """A random symmetric strain whose components have the standard deviation `size`."""
-    strain = size * rng.standard_normal((3, 3))
-    deformed = atoms.copy()
-    deformed.set_cell(atoms.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
-    return deformed
-
-
-def _elastic(crystal: Crystal, rng: Random) -> Atoms:
-    """One of the six strains by half a per cent to two, beside smaller ones; every other time the atoms move a little.
-
-    Elastic constants are differences of stresses of a few tenths of a GPa, which larger strains do not tell.
-    """
-    strain = 0.003 * rng.standard_normal((3, 3))
-    strain[tuple(rng.integers(3, size=2))] += rng.choice((-1.0, 1.0)) * rng.uniform(0.005, 0.02)
-    atoms = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.97, 1.03))
-    atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
-    return _shaken(atoms, rng.uniform(0, 0.02) * rng.integers(2), rng)
-
-
-def _strained(crystal: Crystal, rng: Random) -> Atoms:
-    cell = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.85, 1.2))
-    return _shaken(_deformed(supercell(cell, rng.uniform(1, 32)), rng.uniform(0, 0.08), rng), rng.uniform(0, 0.04), rng)
-
-
-def _rattled(crystal: Crystal, rng: Random) -> Atoms:
-    cell = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.88, 1.25))
-    shaken = _shaken(supercell(cell, rng.uniform(16, 40)), rng.uniform(0.02, 0.14), rng)
-    return _pushed_apart(shaken, rng.uniform(*_CLOSEST) * crystal.spacing)
-
-
-def _squeezed(crystal: Crystal, rng: Random) -> Atoms:
-    """Far from the minimum: from half of the volume, where the teacher reaches so far, to twice as much."""
-    least = min(max(0.5, _MARGIN * crystal.least_volume / crystal.volume), 0.85)
-    ratio = rng.uniform(least, 0.85) if rng.random() < 0.6 else rng.uniform(1.25, 2.0)
-    cell = _scaled(crystal.atoms, crystal.volume * ratio)
-    if ratio < 1.0 and rng.random() < 0.5:  # along one direction, as in a shock
-        way = rng.permutation(_DIRECTIONS[int(rng.integers(len(_DIRECTIONS)))]).astype(float)
-        along = (1.0 - ratio) * np.outer(way, way) / (way @ way)
-        cell = crystal.atoms.copy()
-        cell.set_cell(cell.cell.array @ (np.eye(3) - along), scale_atoms=True)
-    return _shaken(_deformed(supercell(cell, rng.uniform(4, 24)), 0.03, rng), rng.uniform(0, 0.06), rng)
-
-
-def _vacancy(crystal: Crystal, rng: Random) -> Atoms:
-    atoms = supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(0.96, 1.06)), rng.uniform(24, 40))
-    del atoms[rng.choice(len(atoms), int(rng.integers(1, 3)), replace=False).tolist()]
-    return _shaken(atoms, rng.uniform(0, 0.06), rng)
-
-
-def _interstitial(crystal: Crystal, rng: Random) -> Atoms:
-    """One atom more, in one of the larger holes."""
-    atoms = supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(1.0, 1.1)), rng.uniform(20, 40))
-    points = rng.random((60, 3)) @ atoms.cell.array
-    nearest = get_distances(points, atoms.positions, cell=atoms.cell, pbc=True)[1].min(axis=1)
-    point = points[rng.choice(np.argsort(nearest)[-10:])]
-    atoms += Atoms([rng.choice(atoms.get_chemical_symbols())], [point])
-    return _pushed_apart(_shaken(atoms, rng.uniform(0.01, 0.05), rng), rng.uniform(*_CLOSEST) * crystal.spacing)
-
-
-def _slab(crystal: Crystal, rng: Random, vacuum: float | None) -> Atoms:
-    """Layers of a low-index plane, repeated in the plane where that leaves it small."""
-    planes = _HEXAGONAL_PLANES if crystal.lattice == "hcp" else _PLANES
-    cell = _scaled(crystal.atoms, crystal.volume * rng.uniform(0.97, 1.05))
-    plane = planes[int(rng.integers(len(planes)))]
-    layers = int(rng.integers(2, 5))
-    while layers > 1 and layers * len(cell) * 2 > _MOST_ATOMS:
-        layers -= 1
-    slab = surface(cell, plane, layers, vacuum=vacuum, periodic=vacuum is None)
-    if len(slab) * 2 <= _MOST_ATOMS:
-        slab = make_supercell(slab, np.diag([2, 1, 1] if rng.random() < 0.5 else [1, 2, 1]))
-    return slab
-
-
-def _surface(crystal: Crystal, rng: Random) -> Atoms:
-    slab = _slab(crystal, rng, 5.0)
-    slab.pbc = True  # with stress: vacuum enough that images do not touch
-    return _shaken(slab, rng.uniform(0, 0.06), rng)
-
-
-def _fault(crystal: Crystal, rng: Random) -> Atoms:
-    """Half of a crystal slides along a plane against the other; the third vector follows, so that one fault remains."""
-    slab = _slab(crystal, rng, None)
-    shift = rng.random(2) @ slab.cell.array[:2]
-    height = np.round(slab.get_scaled_positions()[:, 2] % 1.0, 3) % 1.0
-    levels = np.unique(height)
-    upper = height > levels[len(levels) // 2 - 1] if len(levels) > 1 else np.ones(len(slab), dtype=bool)
-    slab.positions[upper] += shift
-    slab.set_cell(slab.cell.array + np.array([np.zeros(3), np.zeros(3), shift]))
-    return _pushed_apart(_shaken(slab, rng.uniform(0.0, 0.05), rng), rng.uniform(*_CLOSEST) * crystal.spacing)
-
-
-def _cluster(crystal: Crystal, rng: Random) -> Atoms:
-    """Atoms around a point of the crystal, alone."""
-    block = supercell(crystal.atoms, 120)
-    center = block.cell.array.sum(axis=0) / 2 + rng.normal(0, 1.0, 3)
-    nearest = np.argsort(np.linalg.norm(block.positions - center, axis=1))[: int(rng.integers(3, 25))]
-    found = Atoms(block.numbers[nearest], rng.uniform(0.92, 1.08) * block.positions[nearest])
-    return _pushed_apart(_shaken(found, rng.uniform(0.02, 0.12), rng), rng.uniform(*_CLOSEST) * crystal.spacing)
-
-
-def _random(crystal: Crystal, rng: Random) -> Atoms:
-    """Atoms at random places, pushed apart until they hardly overlap: a liquid's disorder without any dynamics."""
-    cell = supercell(_scaled(crystal.atoms, crystal.volume * rng.uniform(0.9, 1.35)), rng.uniform(16, 40))
-    cell.set_scaled_positions(rng.random((len(cell), 3)))
-    return _pushed_apart(cell, rng.uniform(0.75, 0.92) * crystal.spacing)
-
-
-def _pushed_apart(atoms: Atoms, reach: float) -> Atoms:
-    """Pairs closer than `reach` (Å) move away from each other, for some steps."""
-    found = atoms.copy()
-    for _ in range(_MOST_PUSHES):
-        vectors, distances = get_distances(found.positions, cell=found.cell, pbc=found.pbc)
-        np.fill_diagonal(distances, np.inf)
-        overlap = np.clip(reach - distances, 0.0, None)
-        if overlap.max() < 0.02 * reach:
-            break
-        found.positions -= 0.5 * (vectors * (overlap / np.maximum(distances, 1e-3))[..., None]).sum(axis=1)
-    return found
-
-
-_MAKERS: dict[str, Callable[[Crystal, Random], Atoms]] = {
-    "elastic": _elastic,
-    "strained": _strained,
-    "rattled": _rattled,
-    "squeezed": _squeezed,
-    "vacancy": _vacancy,
-    "interstitial": _interstitial,
-    "surface": _surface,
-    "fault": _fault,
-    "cluster": _cluster,
-    "random": _random,
-}

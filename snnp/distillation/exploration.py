@@ -14,7 +14,8 @@ from snnp.data import Frames
 from snnp.data.read import read_images
 from snnp.data.reference import are_isolated_atoms
 from snnp.distillation.assemblies import MoleculePool
-from snnp.distillation.crystals import Crystal, frames_of, pool
+from snnp.distillation.crystals import Crystal, frames_of, melting
+from snnp.distillation.defects import pool
 from snnp.errors import InputError, TrainingError
 from snnp.models.potential import Potential
 from snnp.neighbours import shortest_distances
@@ -45,7 +46,7 @@ def crystal_starts(crystals: Sequence[Crystal], number: int, seed: int) -> list[
     rng = np.random.default_rng([seed, 3])
     starts = pool(crystals, 12 * number, seed + 1000)
     kinds = {"strained": 0.3, "random": 0.4, "vacancy": 0.1, "surface": 0.2}
-    temperature = max(crystal.temperature for crystal in crystals[:2])
+    temperature = melting(crystals)
     found: list[Start] = []
     for kind, share in kinds.items():
         rows = [row for row in range(len(starts)) if starts.groups[row] == kind and starts.counts[row] >= 8]

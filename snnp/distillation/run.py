@@ -32,18 +32,16 @@ from snnp.data.write import parquet_writer
 from snnp.distillation import verdict
 from snnp.distillation.assemblies import MoleculePool
 from snnp.distillation.crystals import (
-    SHARES,
     Crystal,
     crystals_from_scan,
     energy_scale,
     first_scan,
     frames_of,
     guessed_crystals,
-    pool,
     second_scan,
-    supercell,
     within_reach,
 )
+from snnp.distillation.defects import SHARES, pool, supercell
 from snnp.distillation.exploration import crystal_starts, explore, molecule_starts, shaken_copies
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.selection import choose
@@ -152,7 +150,7 @@ def _check(settings: DistilSettings, process: TeacherProcess, frames: Frames, el
     if missing := [symbol for symbol in elements if identity.elements and symbol not in identity.elements]:
         raise InputError(f"the teacher {identity.name} does not know {', '.join(missing)}.")
     if settings.elements:
-        _check_budget(settings.budget, len(first_scan(settings.elements)))
+        _check_budget(settings.budget, len(first_scan(settings.elements, settings.crystals)))
     student = settings.training(Path(_LABELS)).model
     if missing := [symbol for symbol in elements if student.elements and symbol not in student.elements]:
         raise ConfigError(f"student.model.elements lacks {', '.join(missing)}, which are to be distilled.")
@@ -254,7 +252,7 @@ class _Run:
 
     def _seeds(self) -> Frames:
         """Perfect crystals in all volumes, and isolated atoms."""
-        labelled = self._label("crystals", first_scan(self.settings.elements))
+        labelled = self._label("crystals", first_scan(self.settings.elements, self.settings.crystals))
         second = second_scan(labelled)
         _check_budget(self.settings.budget, len(labelled) + len(second))
         second = self._label("crystals", second)
@@ -491,9 +489,10 @@ def plan(settings: DistilSettings) -> Plan:
 
 def _first_structures(settings: DistilSettings) -> Frames:
     if settings.elements:
-        seeds = first_scan(settings.elements)
+        asked = settings.elements, settings.crystals
+        seeds = first_scan(*asked)
         number = max(settings.budget - len(seeds), 1)
-        return Frames.concatenate([seeds, pool(guessed_crystals(settings.elements), number, settings.seed)])
+        return Frames.concatenate([seeds, pool(guessed_crystals(*asked), number, settings.seed)])
     if settings.molecules:
         return MoleculePool.of(settings.molecules, settings.apart).frames(settings.budget, settings.seed)
     frames = Frames.of(read_frames(list(settings.data)))

@@ -87,6 +87,10 @@ class DistilSettings(NamedSettings):
         None, description="Keyword arguments of the calculators as JSON; a list gives each its own"
     )
     elements: tuple[str, ...] = Field((), description="Symbols, of which structures are made")
+    crystals: tuple[str, ...] = Field(
+        (),
+        description="Files of crystals of these elements (CIF, POSCAR, ...), for which the student is made above all",
+    )
     data: tuple[str, ...] = Field((), description="Files or datasets whose structures are labelled")
     molecules: tuple[str, ...] = Field(
         (),
@@ -123,6 +127,8 @@ class DistilSettings(NamedSettings):
         if len(given) != 1:
             said = f"{' and '.join(given)} were given" if given else "none was given"
             raise ValueError(f"structures come from one of elements, data and molecules; {said}")
+        if self.crystals and not self.elements:
+            raise ValueError("crystals stand beside elements: name those that are in them, elements=...")
         if self.apart and not self.molecules:
             raise ValueError("apart keeps molecules out of what is sampled; it goes with molecules=...")
         if self.method == "ekd" and not self.data:

@@ -15,7 +15,8 @@ from ase.build import bulk
 
 from snnp.data import Frames, read_frames
 from snnp.data.reference import are_isolated_atoms
-from snnp.distillation.crystals import frames_of, supercell
+from snnp.distillation.crystals import frames_of
+from snnp.distillation.defects import supercell
 from snnp.distillation.molecules import displaced, read_molecules
 from snnp.errors import DataError, InputError, SnnpError
 from snnp.files import bundled_folders

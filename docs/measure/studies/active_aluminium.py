@@ -40,9 +40,9 @@ from snnp.distillation.crystals import (
     first_scan,
     frames_of,
     second_scan,
-    supercell,
     within_reach,
 )
+from snnp.distillation.defects import supercell
 from snnp.distillation.label_store import Crew, LabelStore, label
 from snnp.distillation.teachers import Teacher
 from snnp.files import write_atomically

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from snnp.analysis.properties import CubicProperties, cubic_properties
 from snnp.analysis.stability import stability_test, time_step_for
-from snnp.distillation.crystals import Crystal, frames_of, supercell
+from snnp.distillation.crystals import Crystal, frames_of
+from snnp.distillation.defects import supercell
 from snnp.distillation.teachers import TeacherProcess, WorkerDiedError
 from snnp.distillation.verdict.comparison import Measured, table
 from snnp.errors import InputError

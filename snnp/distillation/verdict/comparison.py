@@ -13,7 +13,8 @@ from ase import Atoms
 
 from snnp.data import Frames
 from snnp.data.storage.contents import unpack
-from snnp.distillation.crystals import frames_of, supercell
+from snnp.distillation.crystals import frames_of
+from snnp.distillation.defects import supercell
 from snnp.distillation.settings import Bars
 from snnp.distillation.teachers import Teacher, TeacherProcess, WorkerDiedError
 from snnp.models.potential import Potential
