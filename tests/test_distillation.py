@@ -24,6 +24,7 @@ from snnp.distillation import Bars, DistilProgress, DistilSettings, distil, expl
 from snnp.distillation.crystals import (
     Crystal,
     above_the_lowest,
+    bearable,
     crystals_from_scan,
     energy_scale,
     first_scan,
@@ -157,6 +158,18 @@ def test_alloys_are_not_drowned_by_the_element_that_binds_most() -> None:
     strong, weak = crystal("fcc Ni", "Ni", -5.8), crystal("fcc Al", "Al", -3.7)
     alloy, other = crystal("B2 AlNi", "AlNi", -5.4), crystal("B1 AlNi", "AlNi", -5.0)
     np.testing.assert_allclose(above_the_lowest([strong, alloy, other, weak]), [0.0, 0.0, 0.4, 0.0], atol=1e-12)
+
+
+def test_forces_that_no_liquid_has_are_not_learned() -> None:
+    fcc = Crystal("fcc Cu", bulk("Cu", a=3.6), -3.7, 0.9)  # spacing 2.55 Å: 17.5 eV/Å
+    images = [("a", Atoms("Cu2", [[0, 0, 0], [0, 0, 2.0]], cell=np.eye(3) * 9, pbc=True)) for _ in range(3)]
+    frames = frames_of(images, "t")
+    forces = np.zeros_like(frames.positions)
+    forces[0:2, 2], forces[4:6, 2] = (-17.0, 17.0), (-18.0, 18.0)
+    frames = replace(frames, forces=forces, has_forces=np.ones(3, dtype=bool))
+    assert bearable(frames, [fcc]).sources == frames.sources[:2]
+    stiff = replace(fcc, bulk_modulus=9.0)
+    assert bearable(frames, [stiff, fcc]).sources == frames.sources == bearable(frames, []).sources
 
 
 def test_crystals_of_files_that_do_not_fit_are_named(tmp_path: Path) -> None:

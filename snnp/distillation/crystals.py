@@ -30,6 +30,7 @@ from snnp.units import BOLTZMANN_EV_PER_K
 __all__ = [
     "Crystal",
     "above_the_lowest",
+    "bearable",
     "crystals_from_scan",
     "energy_scale",
     "first_scan",
@@ -50,6 +51,7 @@ _LATTICES = ("fcc", "bcc", "hcp", "diamond", "sc")
 _COMPOUNDS = ("B1", "B2", "L1_2", "L1_0")
 _SOFTER = 0.8  # of the work before: where it falls under compression, the teacher is not to be trusted
 _SCALE = 6.0  # k T
+_STRONGEST = (3.0, 30.0)  # of B times the spacing squared; eV/Å
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,19 @@ def within_reach(first: Frames) -> Frames:
 def energy_scale(crystals: Sequence[Crystal]) -> float:
     """eV/atom above the lowest crystal from where on a student's errors weigh less: six times k T of about melting."""
     return _SCALE * BOLTZMANN_EV_PER_K * melting(crystals)
+
+
+def bearable(labelled: Frames, crystals: Sequence[Crystal]) -> Frames:
+    """Frames without forces as no liquid has them: three times `B s²` with the spacing s, 30 eV/Å at most.
+
+    They come where atoms were drawn close; a squared error sees little else, and the wall under compression
+    (decision 019) holds there anyway. Neither learned nor compared.
+    """
+    if not crystals:
+        return labelled
+    strongest = max(each.bulk_modulus * each.spacing**2 for each in [c for c in crystals if c.named] or crystals[:2])
+    largest = np.maximum.reduceat(np.abs(labelled.forces).max(axis=1), np.cumsum([0, *labelled.counts[:-1]]))
+    return labelled.take(~(largest > min(_STRONGEST[0] * strongest, _STRONGEST[1])))
 
 
 def melting(crystals: Sequence[Crystal]) -> float:

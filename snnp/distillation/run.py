@@ -33,6 +33,7 @@ from snnp.distillation import verdict
 from snnp.distillation.assemblies import MoleculePool
 from snnp.distillation.crystals import (
     Crystal,
+    bearable,
     crystals_from_scan,
     energy_scale,
     first_scan,
@@ -338,8 +339,8 @@ class _Run:
         return training.train(config, run, tell, overwrite=True).model
 
     def as_learned(self, labelled: Frames) -> Frames:
-        """With labels of the data instead of the teachers', where the method says so."""
-        data = self.given.data
+        """Those that are learned, with labels of the data instead of the teachers' where the method says so."""
+        data, labelled = self.given.data, bearable(labelled, self.crystals)
         if data is not None and self.settings.method == "self":
             own = data.take(self._own(data))
             return Frames.concatenate([own, labelled.take(~np.isin(labelled.sources, own.sources))])
@@ -351,8 +352,7 @@ class _Run:
         return replace(labelled, energy=energy, stress=np.full_like(labelled.stress, np.nan), has_stress=nothing)
 
     def _own(self, data: Frames) -> NDArray[np.bool_]:
-        """[B] which frames of the data are learned with labels of their own: those with energies and forces, for an
-        ensemble that learned them cannot know better."""
+        """[B] Which frames of the data keep their labels, energies and forces: an ensemble of them knows no better."""
         own: NDArray[np.bool_] = data.has_energy & data.has_forces & (self.settings.method == "self")
         return own
 
@@ -420,6 +420,8 @@ class _Run:
         if self.failures:
             said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
             notes.append(Finding("labels", "note", said + self.failures[0][1]))
+        if strong := len(labelled) - len(bearable(labelled, self.crystals)):
+            notes.append(Finding("labels", "note", f"{strong} with forces as no liquid has them were left out"))
         kinds, who = Counter(map(verdict.kind_of, labelled.groups)), self.crew.identity
         teacher = {"name": who.name, "licence": who.licence, "key": who.key, "files": list(who.files.values())}
         tables = [
@@ -495,5 +497,4 @@ def _first_structures(settings: DistilSettings) -> Frames:
         return Frames.concatenate([seeds, pool(guessed_crystals(*asked), number, settings.seed)])
     if settings.molecules:
         return MoleculePool.of(settings.molecules, settings.apart).frames(settings.budget, settings.seed)
-    frames = Frames.of(read_frames(list(settings.data)))
-    return frames[: settings.budget]
+    return Frames.of(read_frames(list(settings.data)))[: settings.budget]
