@@ -122,3 +122,14 @@ def test_recipe_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(recipe, "spectrum", None)  # nothing is computed twice
     recipe.main()
     assert "4 spectra A(ω)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--moments"])  # of what is there
+    recipe.main()
+    u, gamma, level = np.load(tmp_path / "spectra.npz")["parameters"].T[:3]
+    assert 0 < len(u) < 4
+    assert ((level < -gamma) & (level + u > gamma)).all()
+    assert "Left out" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(
+        sys, "argv", ["recipe.py", str(tmp_path / "new"), "--spectra", "1", "--workers", "1", "--moments"]
+    )
+    with pytest.raises(SystemExit, match="none of the first 1 spectra"):
+        recipe.main()
