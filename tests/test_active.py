@@ -375,7 +375,7 @@ def test_another_labeller_is_refused(odd: Path) -> None:
     command = {"command": SPRINGS, "files": ["input"], "check_units": "off"}
     learn(settings(labeller=command, limits={"rounds": 0}), odd / "other")
     (odd / "input").write_text("cutoff 500")
-    with pytest.raises(DataError, match="count as another labeller"):
+    with pytest.raises(DataError, match=r"and input of it has other contents .* count as another labeller"):
         learn(None, odd / "other")
     (odd / "input").unlink()
     with pytest.raises(InputError, match=r"labeller.files: .*input does not exist"):
@@ -413,6 +413,37 @@ def test_commands_that_err_say_how(tmp_path: Path) -> None:
     assert reply.labels["energy"] == pytest.approx(27.211386 * (atoms.positions**2).sum(), rel=1e-6)
     with pytest.raises(InputError, match=r"gives no label of .*exit code 3"):
         plan(settings(labeller={"command": f"{SPRINGS}; exit 3"}), FAST)
+
+
+@pytest.mark.parametrize("host", ["elsewhere", None])
+def test_a_process_that_hangs_is_ended_only_on_its_own_machine(tmp_path: Path, host: str | None) -> None:
+    (atoms,) = copper(1, 0)
+    write(tmp_path / "structure.extxyz", atoms)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, os, socket, sys, time\n"
+            f"lock = open({str(tmp_path / 'lock')!r}, 'a+'); fcntl.flock(lock, fcntl.LOCK_EX)\n"
+            f"lock.write(f'{{os.getpid()}} ' + ({host!r} or socket.gethostname())); lock.flush()\n"
+            "print('held', flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        reply = Labeller.of(settings(labeller={"command": SPRINGS, "timeout": 1.5}).labeller).ask(tmp_path)
+        assert (holder.poll() is None) == (host is not None)
+        if host is None:
+            assert reply.failure is None
+        else:
+            assert reply.failure == "too long"
+            assert f"process {holder.pid} on elsewhere still holds it" in reply.reason
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 @pytest.mark.usefixtures("_quick")

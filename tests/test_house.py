@@ -17,7 +17,8 @@ MAX_LINES = 28_400  # what is reached, which must not grow by itself; decision 0
 LATER = (
     "plugins/lammps",
     "snnp/active",
-    *(f"plugins/openmm/snnp_openmm/{name}.py" for name in ("doctor", "mixed", "torch_engine")),
+    "plugins/ase/snnp_ase/observer.py",
+    *(f"plugins/openmm/snnp_openmm/{name}.py" for name in ("doctor", "mixed", "reporter", "torch_engine")),
     "snnp/cli/discover.py",
     "snnp/cli/distill.py",
     "snnp/cli/drivers",
@@ -58,6 +59,7 @@ ONE_IDEA_IN_SEVERAL_PLACES = {
     "call",  # of kernels: one evaluation
     "lists",  # of kernels: neighbours in their layout
     "md",  # of a plugin: its engine
+    "observer",  # of uncertainty, for whoever moves atoms; for ASE
 }
 
 

@@ -10,8 +10,11 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
+from cli_runs import run_json, run_snnp
+from typer.testing import CliRunner
 
 from snnp.analysis.card import card_markdown
+from snnp.cli.main import app
 from snnp.data import Frames, read_frames
 from snnp.errors import ConfigError, DataError, InputError
 from snnp.models import HIPNN, Ensemble, HIPNNConfig, SplineNNP, load_model, save_model
@@ -198,3 +201,27 @@ def test_few_cells_in_which_members_agree_do_not_decide_the_scale() -> None:
     error = np.abs(2.0 * spread * rng.standard_normal(len(spread)))
     spread[:500] *= 1e-3
     assert scale_from(np.stack([spread, error])) == pytest.approx(2.0, rel=0.1)
+
+
+def test_the_command_line_makes_heads_and_calibrates_them(reference: Path, tmp_path: Path) -> None:
+    save_model(_member(0), tmp_path / "model")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"data: {{train: {reference}, valid: 4, check_units: 'off'}}\noptimiser: {{epochs: 2}}\ncompression: null\n"
+    )
+    out, known = tmp_path / "heads", tmp_path / "calibrated"
+    heads = ("uncertainty", "heads", tmp_path / "model", config, "--heads", 2, "--hidden", 3, "--out", out)
+    assert run_json(*heads) == {"model": str(out / "best"), "calibration": None}
+    assert "fewer than 8 frames were held out" in run_snnp(*heads).output  # nothing is trained again
+    found = run_json("uncertainty", "calibrate", out / "best", reference, "--out", known)
+    assert found["calibration"]["n_frames"] == 24
+    assert scales_of(load_model(known).metadata) == (
+        found["calibration"]["energy"]["scale"],
+        found["calibration"]["forces"]["scale"],
+    )
+    shown = run_snnp("uncertainty", "calibrate", out / "best", reference, "--out", known, "--overwrite").output
+    assert "spread times" in shown
+    again = ("uncertainty", "calibrate", str(out / "best"), str(reference), "--out", str(known))
+    assert "--overwrite" in CliRunner().invoke(app, again).output
+    alone = ("uncertainty", "calibrate", str(tmp_path / "model"), str(reference), "--out", str(tmp_path / "x"))
+    assert "has no members that could disagree" in CliRunner().invoke(app, alone).output

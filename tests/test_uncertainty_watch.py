@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.io import read
+from ase.io import read, write
 
 from snnp.data.read import read_images
 from snnp.errors import ConfigError, InputError
@@ -117,7 +117,6 @@ def test_a_limit_of_what_was_never_calibrated_is_said(tmp_path: Path, caplog: py
         ({"limit": 0.3}, "limit and on_limit are about what is watched; say watch=uncertainty, too"),
         ({"watch": "uncertainty", "on_limit": "stop"}, "on_limit 'stop' needs a limit; give one in eV/Å"),
         ({"watch": "uncertainty", "limit": 0.3, "on_limit": "harvest"}, "go together; give both or neither"),
-        ({"watch": "temperature"}, "setting 'watch': input should be 'uncertainty', got 'temperature'"),
         ({"watch": "uncertainty", "limit": 0.0}, "setting 'limit': input should be greater than 0"),
     ],
 )
@@ -130,3 +129,28 @@ def test_a_model_alone_cannot_be_watched(tmp_path: Path) -> None:
     settings = MDSettings(steps=5, watch="uncertainty")
     with pytest.raises(InputError, match="is one SplineNNP and has no sign of its own uncertainty"):
         run_md("snnp-si", _silicon(), settings, engine="native")
+
+
+def test_a_damaged_harvest_is_named(tmp_path: Path) -> None:
+    harvest = tmp_path / "md.harvest.extxyz"
+    _run(tmp_path, watch="uncertainty", limit=1e-6, on_limit="harvest", harvest=harvest)
+    whole = harvest.read_text()
+    for text in (whole[: len(whole) // 2], whole.replace("step=", "stop="), "8\n\n" + "\x00" * 40):
+        harvest.write_text(text)
+        with pytest.raises(InputError, match=r"cannot be read from .*md\.harvest\.extxyz .*move it elsewhere"):
+            _run(tmp_path, watch="uncertainty", limit=1e-6, on_limit="harvest", harvest=harvest, resume=True, steps=30)
+        assert harvest.read_text() == text
+
+
+def test_the_distance_from_training_structures_can_be_watched(tmp_path: Path) -> None:
+    near, far = _silicon(), bulk("Si", cubic=True)
+    far.set_cell(far.cell * 1.15, scale_atoms=True)
+    found = {}
+    for name, atoms in (("near", near), ("far", far)):
+        write(tmp_path / f"{name}.xyz", [atoms, atoms], format="extxyz")
+        _run(tmp_path, watch=str(tmp_path / f"{name}.xyz"))
+        found[name] = [sample.uncertainty for sample in read_log(tmp_path / "md.csv")]
+    assert found["near"][0] == pytest.approx(0.0, abs=1e-4)
+    assert max(found["near"]) < min(found["far"])
+    with pytest.raises(InputError, match=r"watch: 'uncertanty' is no file; say uncertainty, or name a file"):
+        _run(tmp_path, watch="uncertanty")

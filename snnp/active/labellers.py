@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -229,8 +230,9 @@ def _asked_by_command(labeller: Labeller, folder: Path, frame: Frames) -> Reply:
         while not _locked(lock.fileno()):  # by the shell of a program that was killed meanwhile
             with suppress(OSError):
                 begun = path.stat().st_mtime
-            if time.time() - begun > limit:
-                _end_holder(path)
+            if time.time() - begun > limit and (elsewhere := _end_holder(path)):
+                reason = f"process {elsewhere} still holds it after {limit:g} s (labeller.timeout); end it there"
+                return Reply(0.0, failure="too long", reason=reason)
             time.sleep(_POLL)
         if (folder / _EXIT).exists():
             return _read_labelled(folder, labeller, frame)
@@ -268,7 +270,7 @@ def _run_command(labeller: Labeller, folder: Path, lock: int) -> bool:
             pass_fds=(lock,),
         )
     os.truncate(lock, 0)
-    os.write(lock, str(process.pid).encode())
+    os.write(lock, f"{process.pid} {socket.gethostname()}".encode())
     try:
         process.wait(settings.timeout)
     except subprocess.TimeoutExpired:
@@ -285,13 +287,17 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _end_holder(path: Path) -> None:
-    """End the process, with its group, that holds a lock on this file and has written its number there."""
+def _end_holder(path: Path) -> str | None:
+    """End the process, with its group, that holds a lock on this file and has written its number there; one of another
+    machine, whose number means something else here, is left alone, and named."""
     with suppress(OSError, ValueError), path.open("a+") as lock:
         if not _locked(lock.fileno()):
             lock.seek(0)
-            number = int(lock.read())
-            os.killpg(number, signal.SIGKILL)
+            number, _, host = lock.read().partition(" ")
+            if host != socket.gethostname():
+                return f"{number} on {host or 'an unknown machine'}"
+            os.killpg(int(number), signal.SIGKILL)
+    return None
 
 
 def _read_labelled(folder: Path, labeller: Labeller, frame: Frames) -> Reply:

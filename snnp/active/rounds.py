@@ -6,7 +6,7 @@
     RUN/jobs/                       what is being asked (see `snnp.active.labellers`)
     RUN/probe.extxyz                structures that are never learned, in which rounds are compared
     RUN/round-K/labels.extxyz       what was known when round K began
-    RUN/round-K/member-M/           runs of training like any other
+    RUN/round-K/member-M/           runs of training like any other (with heads: filters/, heads/)
     RUN/round-K/sample/             the committee's own dynamics, and the frames in which it disagreed
     RUN/round-K/chosen.extxyz       what is asked in this round
     RUN/best/                       the last committee as an ensemble: RUN is a model like any run
@@ -39,6 +39,7 @@ from snnp.active.status import hours_of
 from snnp.data import Frames
 from snnp.data.write import write_frames
 from snnp.distillation.label_store import LabelStore
+from snnp.distillation.teachers import Identity
 from snnp.errors import ConfigError, DataError, InputError, SnnpError
 from snnp.files import hold
 from snnp.models.ensemble import Ensemble
@@ -134,7 +135,7 @@ class _Loop:
         self.journal.write("session")
         self.take_up_changes()
         labeller, identity = Labeller.of(self.settings.labeller).identified()
-        self._same_labeller(identity.key, self.settings.labeller.command or identity.name)
+        self._same_labeller(identity, self.settings.labeller.command or identity.name)
         with (
             executor_of(self.settings.executor, self.folder) as executor,
             LabelStore(self.folder / "labels", identity) as store,
@@ -314,18 +315,26 @@ class _Loop:
             return new
         first = next(k for k in begun if self.journal.entries[k]["round"] == entry["round"])
         then = next(each["settings"] for each in reversed(self.journal.entries[:first]) if "settings" in each)
-        names = ("training", "members", "sampling", "per_round", "start")
+        names = ("training", "members", "heads", "sampling", "per_round", "start")
         old = ActiveSettings(**then)
         return new.model_copy(update={name: getattr(old, name) for name in names})
 
-    def _same_labeller(self, key: str, name: str) -> None:
+    def _same_labeller(self, identity: Identity, name: str) -> None:
         known = next(self.journal.of("labeller"), None)
         if known is None:
-            self.journal.write("labeller", key=key, name=name)
-        elif known["key"] != key:
+            self.journal.write("labeller", key=identity.key, name=name, files=identity.files)
+        elif known["key"] != identity.key:
+            before, now = (
+                {(name, key) for key, name in each.items()} for each in (known.get("files", {}), identity.files)
+            )
+            other = sorted({name for name, _ in before ^ now}) if "files" in known else []
+            change = f"the labeller is now {name}" if name != known["name"] else "something of it is another one now"
+            change = (
+                f"{', '.join(other)} of it {'have' if len(other) > 1 else 'has'} other contents" if other else change
+            )
             raise DataError(
-                f"{self.folder} has labels of {known['name']}, and the labeller is now {name} (another version, other "
-                "weights or other files count as another labeller); bring back the former, or begin a new run."
+                f"{self.folder} has labels of {known['name']}, and {change} (another version, other weights or other "
+                "files count as another labeller); bring back the former, or begin a new run."
             )
 
 

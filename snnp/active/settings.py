@@ -126,31 +126,41 @@ class Limits(_Settings):
 
 
 class StartSettings(_Settings):
-    """With what it begins: `number` of random placements, or structures of `data` files, whose labels serve where
-    there are some (`labelled: false` leaves them aside)."""
+    """With what it begins: `number` of random placements; of conformers of `molecules` (SMILES, structure files, or
+    `g2`), turned about their bonds and displaced; or structures of `data` files, whose labels serve where there are
+    some (`labelled: false` leaves them aside). Each round's trajectories begin with others of the same kind."""
 
     data: tuple[str, ...] = ()
+    molecules: tuple[str, ...] = ()
     number: int = Field(40, ge=2)
     labelled: bool = False
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "molecules", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> StartSettings:
+        if self.data and self.molecules:
+            raise ValueError("start.data and start.molecules were both given; a run begins with one of them")
+        return self
 
 
 class ActiveSettings(_Settings):
     """Everything that determines a run of active learning.
 
-    `elements`: symbols, of which structures are made. `members`: of the committee. `per_round`: labels of each round.
-    `training`: a training configuration without data. `sampling`: see below. Building one raises a `ConfigError` that
-    names the key, and what was expected.
+    `elements`: symbols, of which structures are made. `members`: of the committee. `heads`: one s-NNP and `members`
+    readouts on its filters, each trained on a draw of its own, in place of so many models. `per_round`: labels of each
+    round. `training`: a training configuration without data. `sampling`: see below. Building one raises a
+    `ConfigError` that names the key, and what was expected.
     """
 
     elements: tuple[str, ...] = Field(min_length=1)
     labeller: LabellerSettings
     start: StartSettings = StartSettings()
     members: int = Field(4, ge=1, le=64)
+    heads: bool = False
     per_round: int = Field(40, ge=1)
     training: dict[str, JsonValue] = Field(default_factory=dict)
     sampling: dict[str, JsonValue] = Field(default_factory=dict)
@@ -180,7 +190,11 @@ class ActiveSettings(_Settings):
     def _check(self) -> ActiveSettings:
         if self.members < 2:
             raise ValueError("members: 1 is no committee, and one model cannot disagree with itself; use 2 or more")
-        self.trained_on([Path("labels.xyz")], 0)
+        family = self.trained_on([Path("labels.xyz")], 0).model.family
+        if self.heads and family != "s-nnp":
+            raise ValueError(
+                f"heads: true needs filters to share, which an s-nnp has; training.model.family is {family}"
+            )
         return self
 
     def trained_on(self, data: list[Path], member: int) -> TrainConfig:
@@ -196,7 +210,8 @@ class ActiveSettings(_Settings):
             "loss": {"energy_weight": 30.0, "energy_weight_end": 300.0, "stress_weight": 100.0},
             "threads": 1,
         }
-        limits: dict[str, Any] = {"valid": 0.1, "max_force": 60.0, "check_units": "off"}
+        # Held-out frames calibrate heads, which needs eight of them.
+        limits: dict[str, Any] = {"valid": 0.2 if self.heads else 0.1, "max_force": 60.0, "check_units": "off"}
         own = given.pop("data", {})
         allowed = ("valid", "max_force", "max_energy", "check_units")
         if not isinstance(own, dict) or set(own) - set(allowed):

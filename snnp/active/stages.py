@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from snnp.distillation.label_store import LabelStore, structure_keys
 from snnp.distillation.selection import choose
 from snnp.errors import ConfigError, DataError
 from snnp.models.ensemble import Ensemble
+from snnp.models.potential import Potential
 from snnp.models.store import load_model
 
 __all__ = [
@@ -53,22 +55,32 @@ class WithFacts:
     facts: dict[str, Any]
 
 
-def place(settings: ActiveSettings, number: int) -> list[Atoms]:
-    """Atoms at random places and densities."""
+def place(settings: ActiveSettings, number: int, round_number: int = 0) -> list[Atoms]:
+    """Conformers of the molecules that are named, others in each round; else atoms at random places and densities."""
+    from snnp.active.placement import conformers
     from snnp.active.trajectories import placements
 
-    return placements(_sampling(settings), number, settings.seed)
+    names, found = settings.start.molecules, list[Atoms]()
+    if not names:
+        return placements(_sampling(settings), number, settings.seed)
+    while len(found) < number:  # it gives about as many as it is asked for
+        found += conformers(names, number, 10_000 * settings.seed + 100 * round_number + len(found))
+    if unknown := {symbol for atoms in found for symbol in atoms.symbols} - set(settings.elements):
+        raise ConfigError(
+            f"start.molecules hold {', '.join(sorted(unknown))}, which elements does not name; add what is missing."
+        )
+    return found[:number]
 
 
 def _sampling(settings: ActiveSettings) -> Any:
     from snnp.active.trajectories import SamplingSettings
 
-    given = {"elements": settings.elements, **settings.sampling}
-    return SamplingSettings(**given)
+    usual = {"elements": settings.elements, "system": "molecule" if settings.start.molecules else "metal"}
+    return SamplingSettings(**{**usual, **settings.sampling})
 
 
 def train(settings: ActiveSettings, known: Frames, folder: Path, report: Callable[[int, int, int], None]) -> WithFacts:
-    """A committee: equal models whose seeds, and with these their held-out frames, differ.
+    """A committee: equal models whose seeds, and with these their held-out frames, differ; or heads of one model.
 
     Arguments:
         known: labelled frames. folder: of the round. report: is told member, epoch, and epochs of each.
@@ -76,22 +88,45 @@ def train(settings: ActiveSettings, known: Frames, folder: Path, report: Callabl
     data = folder / "labels.extxyz"
     if not data.exists():
         write_frames([("train", replace(known, extras=()))], data, "", "snnp")
+    facts = {"frames": len(known), "members": settings.members}
+    if settings.heads:
+        return WithFacts(_train_heads(settings, data, folder, report), facts)
     members = []
     for member in range(settings.members):
-        path = folder / f"member-{member}"
+        config = settings.trained_on([data], member)
+        members.append(_trained(config, folder / f"member-{member}", partial(report, member)))
+    return WithFacts(Ensemble(members), facts)
 
-        def tell(now: training.Progress, member: int = member) -> None:
-            if now.message is None:
-                report(member, now.epoch, now.epochs)
 
-        if (path / "summary.json").exists():
-            members.append(load_model(path / "best"))
-        elif (path / "config.yaml").exists():
-            members.append(training.resume(path, tell).model)
-        else:
-            config = settings.trained_on([data], member)
-            members.append(training.train(config, path, tell, overwrite=True).model)
-    return WithFacts(Ensemble(members), {"frames": len(known), "members": len(members)})
+def _trained(config: training.TrainConfig, path: Path, report: Callable[[int, int], None]) -> Potential:
+    """A model; what is there of its training already is kept."""
+
+    def tell(now: training.Progress) -> None:
+        if now.message is None:
+            report(now.epoch, now.epochs)
+
+    if (path / "summary.json").exists():
+        return load_model(path / "best")
+    if (path / "config.yaml").exists():
+        return training.resume(path, tell).model
+    return training.train(config, path, tell, overwrite=True).model
+
+
+def _train_heads(
+    settings: ActiveSettings, data: Path, folder: Path, report: Callable[[int, int, int], None]
+) -> Ensemble:
+    """One model, and readouts on its filters; calibrated where enough frames are held out."""
+    from snnp.uncertainty.bootstrap import train_heads
+
+    config, head = settings.trained_on([data], 0), count(1)
+    _trained(config, folder / "filters", partial(report, 0))
+    shared = config.model_copy(update={"start": str(folder / "filters" / "best")})
+    return train_heads(
+        shared,
+        folder / "heads",
+        n_heads=settings.members,
+        say=lambda _: report(next(head), 0, config.optimiser.epochs),
+    )
 
 
 def sample(
@@ -105,9 +140,13 @@ def sample(
     """Frames in which the committee disagrees, from its own dynamics; see `snnp.active.trajectories`."""
     from snnp.active.trajectories import sample as run_trajectories
 
-    starts = [] if not settings.start.data else _drawn_starts(settings, known, number)
+    how, starts = _sampling(settings), list[Atoms]()
+    if settings.start.molecules:
+        starts = place(settings, how.trajectories, number)
+    elif settings.start.data:
+        starts = _drawn_starts(settings, known, number)
     seed = 1000 * settings.seed + number
-    found = run_trajectories(committee, _sampling(settings), starts, folder, seed, known=known, report=report)
+    found = run_trajectories(committee, how, starts, folder, seed, known=known, report=report)
     moments = [moment for each in found.trajectories for moment in each.visited]
     densities = [moment[2] for moment in moments if moment[2] is not None]
     kelvin, spreads = [moment[1] for moment in moments], [moment[3] for moment in moments]

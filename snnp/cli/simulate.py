@@ -41,7 +41,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "dtype": {"kind": str, "metavar": "TYPE"},
     "device": {"metavar": "NAME", "default": None},
     "ranks": {"default": None},
-    "watch": {"kind": str, "metavar": "uncertainty", "default": None},
+    "watch": {"kind": str, "metavar": "uncertainty|FILE", "default": None},
     "limit": {"metavar": "X", "default": None},
 }
 """How the settings of a run are said as options of `snnp md`, where their fields do not tell."""

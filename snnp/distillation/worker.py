@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import os
+import socket
 import struct
 import sys
 import time
@@ -123,7 +124,7 @@ def _kept(keep: str | None) -> Iterator[str | None]:
     with open(keep + ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} {socket.gethostname()}")
         lock.flush()
         yield keep
 

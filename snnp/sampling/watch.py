@@ -6,29 +6,25 @@ uncertainty of each atom is found by one more evaluation, so the price falls wit
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ase import Atoms
-from ase.io import read
-from ase.io.extxyz import write_extxyz
-
+from snnp.data import Frames
+from snnp.data.read import read_any
 from snnp.errors import InputError
-from snnp.files import write_atomically
+from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
+from snnp.models.spline.model import SplineNNP
 from snnp.sampling.checkpoint import EngineState
 from snnp.sampling.run import Engine
 from snnp.sampling.settings import MDSettings
 from snnp.sampling.snapshot import Snapshot
-from snnp.uncertainty import Measure, measure_for
+from snnp.uncertainty import Doubt, FeatureDistance, Harvest, Measure, measure_for
 
 __all__ = ["WatchedEngine", "watched"]
 
 logger = logging.getLogger(__name__)
-
-_MOST_HARVESTED = 500  # of one run: more are alike, and selection takes its time
 
 
 class WatchedEngine:
@@ -42,7 +38,8 @@ class WatchedEngine:
         self.name, self._engine, self._measure, self._settings = engine.name, engine, measure, settings
         self._step, self._known, self.over = step, (-1, 0.0), ""
         self._began = step
-        self._harvested: list[Atoms] = _harvest_before(settings.harvest, step) if settings.resume else []
+        before = step if settings.resume else None
+        self._harvest = None if settings.harvest is None else Harvest(settings.harvest, before)
 
     def advance(self, n_steps: int) -> None:
         """As the engine."""
@@ -61,11 +58,11 @@ class WatchedEngine:
         seen = doubt.structure
         if self._known[0] != self._step:
             self._known = self._step, seen
-            self._look(found, seen)
+            self._look(found, doubt)
         return replace(found, uncertainty=seen)
 
-    def _look(self, found: Snapshot, seen: float) -> None:
-        limit, settings = self._settings.limit, self._settings
+    def _look(self, found: Snapshot, doubt: Doubt) -> None:
+        limit, settings, seen = self._settings.limit, self._settings, doubt.structure
         if limit is None or not seen > limit:  # NaN is no reason either: the run's own checks name it
             return
         said = f"{self._measure.name} {seen:.4g} {self._measure.unit}".rstrip() + f", more than {limit:g}"
@@ -76,53 +73,38 @@ class WatchedEngine:
                     "structure first."
                 )
             self.over = said
-        elif settings.on_limit == "harvest" and settings.harvest is not None:
-            self._harvest(found, seen, settings.harvest)
-
-    def _harvest(self, found: Snapshot, seen: float, path: Path) -> None:
-        """Add the structure to the file, without energies: those of the model are no labels."""
-        if len(self._harvested) >= _MOST_HARVESTED:
-            if len(self._harvested) == _MOST_HARVESTED:
-                logger.warning("%s holds %d frames, which is enough: raise the limit.", path, _MOST_HARVESTED)
-                self._harvested.append(Atoms())
-            return
-        atoms = Atoms(found.atoms.numbers, found.atoms.positions, cell=found.atoms.cell, pbc=found.atoms.pbc)
-        atoms.arrays["uncertainty"] = found.atoms.arrays["uncertainty"]
-        atoms.info = {"step": self._step, "spread": round(seen, 6), "reason": self._measure.name.replace(" ", "-")}
-        self._harvested.append(atoms)
-        _write(path, self._harvested)
-
-
-def _write(path: Path, frames: list[Atoms]) -> None:
-    text = io.StringIO()
-    write_extxyz(text, frames, write_results=False)
-    write_atomically(path, text.getvalue().encode())
-
-
-def _harvest_before(path: Path | None, step: int) -> list[Atoms]:
-    """What an interrupted run harvested up to its checkpoint; the file is cut back to it."""
-    if path is None or not path.is_file():
-        return []
-    frames = [atoms for atoms in read(path, ":") if int(atoms.info.get("step", 0)) <= step]
-    if frames:
-        _write(path, frames)
-    else:
-        path.unlink()
-    return frames
+        elif self._harvest is not None:
+            self._harvest.add(found.atoms, doubt, self._step, self._measure)
 
 
 def watched(engine: Engine, potential: Potential, settings: MDSettings, step: int) -> Engine:
     """The engine under the eye that the settings ask for; itself where they ask for none.
 
     Raises:
-        InputError: where the potential knows nothing of its uncertainty.
+        InputError: where the potential knows nothing of its uncertainty, or has no features to measure a distance in;
+            for a file of training structures that is not there.
+        DataError: for one that is not understood.
     """
     if settings.watch is None:
         return engine
-    measure = measure_for(potential)
-    if settings.limit is not None and not measure.calibrated:
+    measure = measure_for(potential) if settings.watch == "uncertainty" else _distance(potential, settings.watch)
+    if settings.limit is not None and settings.watch == "uncertainty" and not measure.calibrated:
         logger.warning(
             "the %s of %s was never calibrated: the limit is compared with it as it is, not with an expected error.",
             *(measure.name, potential.name or "this model"),
         )
     return WatchedEngine(engine, measure, settings, step)
+
+
+def _distance(potential: Potential, name: str) -> Measure:
+    """From the structures of a file, in the features of an s-NNP, or of an ensemble's first member."""
+    if not Path(name).is_file():
+        raise InputError(
+            f"watch: {name!r} is no file; say uncertainty, or name a file of the structures that the model learned."
+        )
+    one = potential.potentials[0] if isinstance(potential, Ensemble) else potential
+    if not isinstance(one, SplineNNP):
+        raise InputError(
+            f"watch: distances are measured in the features of an s-NNP, and this is {type(one).__name__}."
+        )
+    return FeatureDistance(one, Frames.concatenate(list(read_any(name, labelled=False))))

@@ -2,7 +2,9 @@
 
 from snnp.uncertainty.calibration import Calibration, calibrate
 from snnp.uncertainty.committee import Committee, Spread
+from snnp.uncertainty.harvest import Harvest
 from snnp.uncertainty.measures import CommitteeSpread, Doubt, FeatureDistance, Hierarchicality, Measure, measure_for
+from snnp.uncertainty.observer import TooUncertainError, Watch
 
 __all__ = [
     "Calibration",
@@ -10,9 +12,12 @@ __all__ = [
     "CommitteeSpread",
     "Doubt",
     "FeatureDistance",
+    "Harvest",
     "Hierarchicality",
     "Measure",
     "Spread",
+    "TooUncertainError",
+    "Watch",
     "calibrate",
     "measure_for",
 ]

@@ -22,7 +22,7 @@ from snnp.models.spline.model import SplineNNP
 from snnp.models.store import save_model
 from snnp.training import TrainConfig, resume, train
 from snnp.training.problem import load_problem
-from snnp.uncertainty.calibration import KEY, calibrate
+from snnp.uncertainty.calibration import FEWEST_FRAMES, KEY, calibrate, labelled
 
 __all__ = ["HIDDEN", "N_HEADS", "new_head", "train_heads"]
 
@@ -43,7 +43,8 @@ def train_heads(
 ) -> Ensemble:
     """Train heads on the filters of the model that `config.start` names, calibrate them, and save `folder/best`.
 
-    A run that was stopped goes on where it was when called again. Frames that are held out for validation calibrate.
+    A run that was stopped goes on where it was when called again. Frames that are held out for validation calibrate,
+    where there are eight or more.
 
     Arguments:
         config: data, loss and optimiser of every head. hidden: sizes of a head's layers; one layer is the cheap form.
@@ -69,7 +70,7 @@ def train_heads(
         heads.append(_train_one(config, folder / f"head-{k}", k, new_head(start, hidden, config.seed + k), frames))
     ensemble = Ensemble(heads)
     ensemble.metadata |= {"heads": {"of": config.start, "n": n_heads, "hidden": list(hidden)}}
-    if problem.split.valid:
+    if problem.split.valid and len(labelled(problem.split.valid)) >= FEWEST_FRAMES:
         names = f"{len(problem.split.valid)} frames held out for validation"
         ensemble.metadata[KEY] = calibrate(ensemble, problem.split.valid, names, config.seed).to_dict()
     save_model(ensemble, folder / "best")

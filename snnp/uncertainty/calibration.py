@@ -28,6 +28,7 @@ from snnp.errors import DataError
 from snnp.models.ensemble import Ensemble
 
 __all__ = [
+    "FEWEST_FRAMES",
     "KEY",
     "LEVELS",
     "Calibration",
@@ -35,6 +36,7 @@ __all__ = [
     "calibrate",
     "held_out_errors",
     "judged",
+    "labelled",
     "scale_from",
     "scales_of",
 ]
@@ -43,7 +45,8 @@ Array = NDArray[np.float64]
 KEY = "uncertainty"
 """Of the metadata of a model, under which its calibration stands."""
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-_FEWEST_FRAMES, _ATOMS_AT_ONCE = 8, 2000
+FEWEST_FRAMES = 8
+_ATOMS_AT_ONCE = 2000
 _WITHIN = math.erf(math.sqrt(0.5))  # share of a normal distribution within one standard deviation
 _TINY, _AGREED = 1e-12, 1e-5  # eV, eV/Å, and of the rms spread: members that agree to rounding say nothing
 
@@ -115,6 +118,11 @@ def held_out_errors(model: Ensemble, frames: Frames) -> tuple[list[Array], list[
     return forces, energies
 
 
+def labelled(frames: Frames) -> Frames:
+    """Those that have an energy and all forces."""
+    return frames.take(np.flatnonzero(frames.has_energy & np.isfinite(frames.per_frame(frames.forces.sum(axis=1)))))
+
+
 def calibrate(model: Ensemble, frames: Frames, data: str = "", seed: int = 0) -> Calibration:
     """Fit the scales on one half of the frames, drawn by `seed`, and look at them on the other; the model stays as is.
 
@@ -124,10 +132,10 @@ def calibrate(model: Ensemble, frames: Frames, data: str = "", seed: int = 0) ->
     Raises:
         DataError: for fewer than 8 frames, or frames without energies or forces.
     """
-    usable = frames.take(np.flatnonzero(frames.has_energy & np.isfinite(frames.per_frame(frames.forces.sum(axis=1)))))
-    if len(usable) < _FEWEST_FRAMES:
+    usable = labelled(frames)
+    if len(usable) < FEWEST_FRAMES:
         raise DataError(
-            f"calibration needs at least {_FEWEST_FRAMES} held-out frames with energies and forces, got {len(usable)}; "
+            f"calibration needs at least {FEWEST_FRAMES} held-out frames with energies and forces, got {len(usable)}; "
             "give more, which no member was trained on."
         )
     forces, energies = held_out_errors(model, usable)

@@ -21,6 +21,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnp.data import Frames
 from snnp.errors import InputError
 from snnp.models.ensemble import Ensemble
 from snnp.models.hipnn.model import HIPNN
@@ -34,6 +35,7 @@ __all__ = ["CommitteeSpread", "Doubt", "FeatureDistance", "Hierarchicality", "Me
 
 Array = NDArray[np.float64]
 _MOST_REFERENCES = 4096  # environments that a distance is taken to; farthest-point picks them
+_ATOMS_AT_ONCE = 5000  # whose features are computed together
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class FeatureDistance:
     """Distance of environments from those of training data, in the features of an s-NNP and per element.
 
     Arguments:
-        model: the s-NNP, or one of an ensemble. training: structures that it learned from.
+        model: the s-NNP, or one of an ensemble. training: structures, or frames, that it learned from.
 
     Raises:
         InputError: where no training data are given.
@@ -97,12 +99,16 @@ class FeatureDistance:
 
     name, unit, calibrated = "distance from the training data", "deviations", False
 
-    def __init__(self, model: SplineNNP, training: StructureLike) -> None:
+    def __init__(self, model: SplineNNP, training: StructureLike | Frames) -> None:
         self._model = model
-        structure = as_structure(training)
-        if structure.n_atoms == 0:
+        if isinstance(training, Frames):
+            parts = [training[piece].structure() for piece in training.pieces(_ATOMS_AT_ONCE)]
+        else:
+            parts = [as_structure(training)]
+        if sum(part.n_atoms for part in parts) == 0:
             raise InputError("a distance needs training data to measure from, got no atoms; give structures.")
-        found, species = self._features(structure)
+        each = [self._features(part) for part in parts]
+        found, species = torch.cat([one for one, _ in each]), torch.cat([one for _, one in each])
         self._known = {k: _spread_out(found[species == k]) for k in torch.unique(species).tolist()}
 
     @torch.no_grad()

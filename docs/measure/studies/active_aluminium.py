@@ -151,7 +151,7 @@ def harvest(members: Sequence[Potential], number: int, known: Frames, folder: Pa
     for k in range(4):
         scale = 0.5**k
         limits = {"energy_limit": 0.02 * scale, "force_limit": 0.2 * scale, "largest_force_limit": 0.6 * scale}
-        how = settings(picoseconds=4.0, most_frames=number - len(found), **limits)
+        how = settings(picoseconds=4.0, give_up=4.0, most_frames=number - len(found), **limits)
         found += sample(members, how, [], folder / f"sample-{k}", 1000 * seed + k, known=known).frames
         if len(found) >= number:
             break

@@ -1,5 +1,6 @@
 """snnp potentials in ASE."""
 
 from snnp_ase.calculator import SNNPCalculator
+from snnp_ase.observer import UncertaintyObserver
 
-__all__ = ["SNNPCalculator"]
+__all__ = ["SNNPCalculator", "UncertaintyObserver"]

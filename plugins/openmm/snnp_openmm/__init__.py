@@ -10,9 +10,10 @@ import warnings
 from functools import partial
 from typing import Any
 
-__all__ = ["create_force", "create_system", "run_md", "to_openmm"]
+__all__ = ["UncertaintyReporter", "create_force", "create_system", "run_md", "to_openmm"]
 
 _HOMES = {"create_force": "force", "create_system": "force", "run_md": "md", "to_openmm": "geometry"}
+_HOMES["UncertaintyReporter"] = "reporter"
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from snnp_openmm.geometry import CURE, openmm
 from snnp_openmm.source import ModelSource
 from snnp_openmm.torch_engine import check_torch_engine, torch_force
 
-__all__ = ["check_python_force", "create_force", "create_system", "python_force"]
+__all__ = ["atomic_numbers", "check_indices", "check_python_force", "create_force", "create_system", "python_force"]
 
 _FIRST_WITH_SUBSETS = (8, 6)
 
@@ -63,8 +63,8 @@ def create_force(
         check_python_force()
     else:
         check_torch_engine()
-    indices = None if atoms is None else _check_indices(atoms, topology.getNumAtoms())
-    numbers, source = _numbers(topology, indices), ModelSource(model, dtype, device)
+    indices = None if atoms is None else check_indices(atoms, topology.getNumAtoms())
+    numbers, source = atomic_numbers(topology, indices), ModelSource(model, dtype, device)
     use_box = topology.getPeriodicBoxVectors() is not None if periodic is None else bool(periodic)
     if engine == "torch":
         return torch_force(source.model, numbers, use_box, indices)
@@ -102,7 +102,7 @@ def python_force(evaluator: Evaluator, indices: Sequence[int] | None = None) -> 
     return force
 
 
-def _numbers(topology: Any, indices: Sequence[int] | None) -> np.ndarray:
+def atomic_numbers(topology: Any, indices: Sequence[int] | None) -> np.ndarray:
     """[N] atomic numbers of a topology's atoms at `indices` (None: all); refuses virtual sites and extra particles."""
     atoms = list(topology.atoms())
     members = atoms if indices is None else [atoms[index] for index in indices]
@@ -115,7 +115,7 @@ def _numbers(topology: Any, indices: Sequence[int] | None) -> np.ndarray:
     return np.array([atom.element.atomic_number for atom in members], dtype=np.int64)
 
 
-def _check_indices(atoms: Iterable[int], n_atoms: int) -> list[int]:
+def check_indices(atoms: Iterable[int], n_atoms: int) -> list[int]:
     indices = [int(index) for index in atoms]
     if not indices:
         # OpenMM reads an empty list as all particles.

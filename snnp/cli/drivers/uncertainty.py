@@ -95,5 +95,5 @@ def _print(found: dict[str, Any] | None, model: Path, as_json: bool) -> None:
         pairs[name] = f"spread times {number(each['scale'])}; {inside}; {quality}, RMSE {number(each['rmse'])} {unit}"
     print_pairs(pairs)
     if found is None:
-        say("Not calibrated: no frames were held out (data.valid). 'snnp uncertainty calibrate' does it.")
+        say("Not calibrated: fewer than 8 frames were held out (data.valid). 'snnp uncertainty calibrate' does it.")
     return None
