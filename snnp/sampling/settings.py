@@ -76,9 +76,7 @@ class MDSettings(BaseModel):
     overwrite: bool = Field(True, description="Replace output files that exist; never an input")
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model: float32 or float64")
     device: str | None = Field(None, description="Where the model runs: cpu, cuda, cuda:1; else the engine chooses")
-    watch: str | None = Field(
-        None, description="What the log shows besides: uncertainty, or a file of training structures to be near to"
-    )
+    watch: str | None = Field(None, description="Watched besides: uncertainty, or a file of training structures")
     limit: float | None = Field(None, gt=0.0, description="Uncertainty of an atom (eV/Å) that is too large")
     on_limit: Literal["stop", "harvest", "log"] = Field("log", description="What happens at a step beyond the limit")
     harvest: Path | None = Field(None, description="Structures beyond the limit, for snnp active and snnp distill")

@@ -34,8 +34,8 @@ class Watch:
     Arguments:
         model: an ensemble or a HIP-NN, by name, folder or itself; or a `Measure`, such as
             `FeatureDistance(model, training)`.
-        log: CSV file of the looks in the measure's unit, written anew. limit: uncertainty of an atom (in the measure's unit, for ensembles
-            eV/Å) that is too large.
+        log: CSV file of the looks, written anew. limit: uncertainty of an atom that is too large. Both are in the
+            measure's unit, eV/Å for ensembles.
         on_limit: `log` (nothing happens), `stop` (`TooUncertainError`), or `harvest` into the extended XYZ file
             `harvest`.
 
