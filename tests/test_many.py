@@ -15,7 +15,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLength
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
 from ase.optimize import FIRE
@@ -222,6 +222,28 @@ def test_relaxation_knows_molecules_and_fixed_atoms() -> None:
     np.testing.assert_array_equal(found.atoms.positions[:2], held.positions[:2])
 
 
+@pytest.mark.parametrize("pressure", [0.0, 5.0])
+def test_atoms_that_are_held_move_with_the_cell(pressure: float) -> None:
+    """As in ASE's filter: at the same place in the cell, and the force on them does not count."""
+    frames = silicon(4)
+    for atoms in frames[::2]:
+        atoms.set_constraint(FixAtoms([0] if len(atoms) == 2 else [0, 3]))
+    how = {"fmax": 0.01, "cell": True, "pressure_gpa": pressure}
+    for start, found in zip(frames, relax_many("snnp-si", frames, **how), strict=True):  # type: ignore[arg-type]
+        alone = relax("snnp-si", start, **how)  # type: ignore[arg-type]
+        assert isinstance(found, RelaxResult)
+        assert (found.steps, found.converged) == (alone.steps, True)
+        assert found.energy_ev == pytest.approx(alone.energy_ev, abs=1e-9)
+        assert found.max_force_ev_per_angstrom == pytest.approx(alone.max_force_ev_per_angstrom, abs=1e-8)
+        np.testing.assert_allclose(found.atoms.positions, alone.atoms.positions, atol=1e-8)
+        np.testing.assert_allclose(found.atoms.cell, alone.atoms.cell, atol=1e-8)
+        for constraint in start.constraints:
+            kept = constraint.index
+            places = [atoms.get_scaled_positions(wrap=False)[kept] for atoms in (found.atoms, start)]
+            np.testing.assert_allclose(*places, atol=1e-12)
+        assert np.abs(found.atoms.cell.array - start.cell.array).max() > 1e-3
+
+
 @pytest.mark.parametrize("cell", [False, True])
 def test_lbfgs_ends_in_the_same_minima_in_fewer_steps(cell: bool) -> None:
     frames = silicon(9)
@@ -261,14 +283,14 @@ def test_one_that_collapses_does_not_hold_up_the_others() -> None:
     slab = good.copy()
     slab.pbc = [True, True, False]
     held = good.copy()
-    held.set_constraint(FixAtoms([0]))
+    held.set_constraint(FixBondLength(0, 1))
     frames = [good, bad, slab, held, good]
     found = relax_many("snnp-si", frames, cell=True)
     assert [isinstance(one, Failed) for one in found] == [False, True, True, True, False]
     reasons = [one.reason for one in found if isinstance(one, Failed)]
     assert "overlap" in reasons[0]
     assert "periodic" in reasons[1]
-    assert "FixAtoms" in reasons[2]
+    assert "constraint FixBondLengths, and many at once know FixAtoms alone" in reasons[2]
 
 
 class _Well(Potential):

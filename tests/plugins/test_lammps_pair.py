@@ -210,6 +210,29 @@ def test_npt_conserves(alone: Conversation, files: dict) -> None:
         assert abs(after - before) < 1e-3 * len(cell)
 
 
+def test_npt_is_the_same_on_two_ranks(lammps_plugin: Path, files: dict) -> None:
+    """Atoms change ranks, and lists are built anew, while the box changes shape: energies, volume, pressure agree."""
+    _, path = files["one", "float64"]
+    crystal = bulk("Cu", "fcc", 3.6) * (4, 4, 6)
+    commands = [
+        "velocity all create 2000 4711 loop geom",
+        "fix npt all npt temp 1000 1000 0.05 tri 20000 20000 0.2",
+        "thermo_style custom step pe vol press econserve",
+        "timestep 0.002",
+        "neighbor 0.3 bin",
+        "run 40 post no",
+    ]
+    asked = " ".join(f"$({name}:%.15g)" for name in ("pe", "vol", "press", "econserve", "lx", "xy", "xz", "yz"))
+    found = []
+    for n_ranks in (1, 2):
+        lammps = Conversation(lammps_plugin, n_ranks)
+        started(lammps, crystal, pair(path))
+        found.append([float(word) for word in lammps.ask(commands, asked)])
+        lammps.close()
+    assert abs(found[0][1] / crystal.get_volume() - 1.0) > 0.001
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-8, atol=1e-8)
+
+
 def test_types_that_are_swapped_by_monte_carlo(ranks: Conversation, files: dict) -> None:
     """They change without a new list of neighbours."""
     model, path = files["many", "float64"]

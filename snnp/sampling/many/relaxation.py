@@ -35,6 +35,8 @@ def relax_many(
 ) -> list[RelaxResult | Failed]:
     """Relax positions, and cells if asked, of many structures together, in float64; they stay as they are.
 
+    Atoms held by ASE's `FixAtoms` stay where they are or, where cells move, at their place in the cell.
+
     Arguments:
         fmax: eV/Å, largest force at which a structure counts as relaxed.
         steps: at most so many for each.
@@ -85,11 +87,9 @@ def _unfit(atoms: Atoms, cell: bool) -> str | None:
         return (
             f"relaxing the cell needs a fully periodic structure, got pbc={atoms.pbc.tolist()}; relax positions alone."
         )
-    others = [c for c in atoms.constraints if not isinstance(c, FixAtoms)]
-    if others or (cell and atoms.constraints):
-        name = type((others or atoms.constraints)[0]).__name__
-        known = "none where cells move" if cell else "FixAtoms alone"
-        return f"it has a constraint {name}, and of these many at once know {known}; remove it, or relax it by itself."
+    others = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
+    if others:
+        return f"it has a constraint {others[0]}, and many at once know FixAtoms alone; remove it, or relax it by itself."
     return None
 
 
