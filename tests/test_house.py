@@ -28,6 +28,7 @@ LATER = (
     "snnp/models/spline/uf3_file.py",
     "snnp/kernels/cpu/heads.py",
     "snnp/kernels/cpu/small_lists.py",
+    "snnp/models/aot",
     "snnp/models/heads",
     "snnp/explain",
     "snnp/models/spline/more_elements.py",

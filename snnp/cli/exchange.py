@@ -37,15 +37,15 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show everythi
 @command(
     "export",
     "snnp export snnp-si silicon.pt --structure diamond:Si:3x3x3",
-    "snnp export snnp-3bpa molecule.pt --structure molecule.xyz --forces",
     "snnp export snnp-si anything.pt --unit angstrom --energy-unit eV --forces",
     "snnp export snnp-cu copper.snnp --format lammps",
+    "snnp export snnp-si silicon.pt2 --format aoti",
 )
 def export_command(
     model: Model,
     out: Path = typer.Argument(metavar="OUT", help="File to write, such as model.pt."),
-    file_format: Literal["torchscript", "lammps", "uf3", "meam-spline"] = typer.Option(
-        "torchscript", "--format", help="A torch module, or a file for LAMMPS: pair style snnp, uf3 or meam/spline."
+    file_format: Literal["torchscript", "aoti", "lammps", "uf3", "meam-spline"] = typer.Option(
+        "torchscript", "--format", help="A torch module or package, or for LAMMPS: pair style snnp, uf3, meam/spline."
     ),
     unit: Literal["nm", "angstrom"] = typer.Option("nm", help="Unit of positions and box vectors."),
     energy_unit: Literal["kJ/mol", "eV"] = typer.Option("kJ/mol", help="Unit of the energy."),
@@ -59,16 +59,19 @@ def export_command(
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
     from snnp.hub import load_model
+    from snnp.models.aot import write_package
     from snnp.models.export import export_torchscript
     from snnp.models.spline.uf3_file import write_for_lammps
     from snnp.sampling import build_structure
 
     if file_format != "torchscript":
         if structure is not None or forces or (unit, energy_unit) != ("nm", "kJ/mol"):
-            raise InputError("a file for LAMMPS is for all structures, in metal units: leave the other options away.")
-        potential = load_model(model, dtype=dtype or ("float32" if file_format == "lammps" else "float64"))
+            raise InputError(f"--format {file_format} is for all structures, Å and eV: leave the other options away.")
+        default = {"aoti": None, "lammps": "float32"}.get(file_format, "float64")
+        potential = load_model(model, dtype=dtype or default)
         prepare_output(out, overwrite=overwrite, inputs=input_files(model))
-        print_result(_exported(potential, out, file_format, **write_for_lammps(potential, out, file_format)), as_json)
+        more = write_package(potential, out) if file_format == "aoti" else write_for_lammps(potential, out, file_format)
+        print_result(_exported(potential, out, file_format, **more), as_json)
         return
     potential = load_model(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
@@ -85,12 +88,9 @@ def export_command(
     export_torchscript(
         potential, out, length_unit=unit, energy_unit=energy_unit, numbers=numbers, periodic=periodic, forces=forces
     )
-    report = {
-        "call": f"module({arguments}) -> {'energy, forces' if forces else 'energy'}",
-        "length_unit": unit,
-        "energy_unit": energy_unit,
-        "n_atoms": None if numbers is None else len(numbers),
-    }
+    call = f"module({arguments}) -> {'energy, forces' if forces else 'energy'}"
+    n_atoms = None if numbers is None else len(numbers)
+    report = {"call": call, "length_unit": unit, "energy_unit": energy_unit, "n_atoms": n_atoms}
     print_result(_exported(potential, out, file_format, **report), as_json)
 
 

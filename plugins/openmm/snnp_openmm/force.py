@@ -59,10 +59,7 @@ def create_force(
     """
     if engine not in ("python", "torch"):
         raise InputError(f"engine must be 'python' or 'torch', got {engine!r}.")
-    if engine == "python":
-        check_python_force()
-    else:
-        check_torch_engine()
+    (check_python_force if engine == "python" else check_torch_engine)()
     indices = None if atoms is None else check_indices(atoms, topology.getNumAtoms())
     numbers, source = atomic_numbers(topology, indices), ModelSource(model, dtype, device)
     use_box = topology.getPeriodicBoxVectors() is not None if periodic is None else bool(periodic)

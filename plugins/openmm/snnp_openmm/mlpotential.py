@@ -17,13 +17,7 @@ class SNNPPotentialImplFactory(MLPotentialImplFactory):
     """Makes `SNNPPotentialImpl` for the name "snnp"."""
 
     def createImpl(  # noqa: N802 - openmmml's name
-        self,
-        name: str,
-        model: Any = None,
-        dtype: Any = None,
-        device: Any = None,
-        engine: str = "python",
-        **unknown: Any,
+        self, name: str, model: Any = None, dtype: Any = None, device: Any = None, engine: str = "python", **others: Any
     ) -> SNNPPotentialImpl:
         """The potential for `MLPotential("snnp", model=..., dtype=..., device=..., engine=...)`; as `create_force`.
 
@@ -31,8 +25,8 @@ class SNNPPotentialImplFactory(MLPotentialImplFactory):
         """
         from snnp.errors import ConfigError, near_matches
 
-        if unknown:
-            key = next(iter(unknown))
+        if others:
+            key = next(iter(others))
             known = ("model", "dtype", "device", "engine")
             hint = near_matches(key, known)
             raise ConfigError(f"MLPotential('{name}') has no argument {key!r}; it takes {', '.join(known)}.{hint}")

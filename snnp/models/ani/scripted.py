@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT, cosine_cutoff
 from snnp.models.ani.model import ANI
-from snnp.models.gradients import dense_rows
+from snnp.models.gradients import DenseRows, dense_rows
 from snnp.models.scripted import Pairs, ScriptedPotential
 
 __all__ = ["ScriptedANI"]
@@ -38,18 +38,18 @@ class ScriptedANI(ScriptedPotential):
         """Clear of denormal numbers."""
         return torch.exp(exponent.clamp(min=self.least))
 
-    def features(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        """[n, D]."""
-        far = dense_rows(pairs, species, centre, self.radial_cutoff)
+    def features(self, far: DenseRows, near: DenseRows) -> Tensor:
+        """[n, D] from neighbours within the radial and the angular cutoff."""
         gaussians = self.exponential(-self.radial_eta * (far.distance.unsqueeze(-1) - self.radial_shifts).square())
         gaussians = gaussians * (0.25 * cosine_cutoff(far.distance, self.radial_cutoff) * far.mask).unsqueeze(-1)
         parts: list[Tensor] = []
         for a in range(self.n_elements):
             parts.append((gaussians * (far.channel == a).unsqueeze(-1)).sum(dim=1))
-        near = dense_rows(pairs, species, centre, self.angular_cutoff)
         n_columns = near.distance.shape[1]
-        columns = torch.triu_indices(n_columns, n_columns, 1, device=centre.device)
-        first, second = columns[0], columns[1]
+        # Pairs first < second by a formula: `torch.export` would fix the shape of `triu_indices`.
+        pair = torch.arange(n_columns * (n_columns - 1) // 2, device=near.j.device)
+        second = ((1.0 + (1.0 + 8.0 * pair.double()).sqrt()) / 2.0).floor().to(torch.int64)
+        first = pair - second * (second - 1) // 2
         cosine = self.angle_factor * (near.unit @ near.unit.transpose(1, 2))[:, first, second]
         mean = 0.5 * (near.distance[:, first] + near.distance[:, second])
         cut = cosine_cutoff(near.distance, self.angular_cutoff) * near.mask
@@ -66,7 +66,8 @@ class ScriptedANI(ScriptedPotential):
         return torch.cat(parts, dim=1)
 
     def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        features = self.features(pairs, species, centre)
+        far = dense_rows(pairs, species, centre, self.radial_cutoff)
+        features = self.features(far, dense_rows(pairs, species, centre, self.angular_cutoff))
         total = torch.zeros_like(features[:, 0])
         for element, network in enumerate(self.networks):
             mine = (species[centre] == element).nonzero()[:, 0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnp.harmonics import Harmonics
-from snnp.models.gradients import activate, dense_rows
+from snnp.models.gradients import DenseRows, activate, dense_rows
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import HIPNN
 from snnp.models.scripted import Pairs, ScriptedPotential
@@ -77,7 +77,10 @@ class ScriptedHIPNN(ScriptedPotential):
         self.register_buffer("bare", model.get_parameter("readouts.0.weight").detach().T.clone())
 
     def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        rows = dense_rows(pairs, species, centre, self.cutoff)
+        return self.of_rows(dense_rows(pairs, species, centre, self.cutoff), species)
+
+    def of_rows(self, rows: DenseRows, species: Tensor) -> Tensor:
+        """Energies [N] from the neighbours of all atoms."""
         cut = (torch.cos((0.5 * math.pi / self.cutoff) * rows.distance) * rows.mask).square()
         directions = (self.harmonics(rows.unit) * self.factors).transpose(1, 2)
         z = torch.eye(self.bare.shape[0], dtype=cut.dtype, device=cut.device)[species]

@@ -127,16 +127,25 @@ class ScriptedSplineNNP(ScriptedPotential):
         self.readout = copy.deepcopy(model.readout)
 
     def evaluate(self, pairs: Pairs, species: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        far, own = dense_rows(pairs, species, centre, self.cutoff), species[centre]
+        far = near = dense_rows(pairs, species, centre, self.cutoff)
+        if self.angular is not None and self.angular_cutoff < self.cutoff:
+            near = dense_rows(pairs, species, centre, self.angular_cutoff)
+        energies, radial, angular = self.of_rows(far, near, species[centre])
+        gradients = torch.zeros_like(pairs[2])
+        if self.forces:
+            gradients = gradients.index_copy(0, far.kept, radial[far.mask])
+            if self.angular is not None:
+                gradients = gradients.index_add(0, near.kept, angular[near.mask])
+        return energies, gradients
+
+    def of_rows(self, far: DenseRows, near: DenseRows, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies [n] of atoms of species `own` [n], and gradients [n, J, 3] on the radial and the angular rows."""
         group, inside = self.group_of[own[:, None], far.channel], far.mask.unsqueeze(-1)
         value, slope = self.rho(far.distance, group)
         features = [(value * inside).sum(dim=1)]
-        near, f, f_slope, state = far, value, slope, [value]
+        f, f_slope, state = value, slope, [value]
         if self.angular is not None:
-            if self.angular_cutoff < self.cutoff:
-                near = dense_rows(pairs, species, centre, self.angular_cutoff)
-                group = self.group_of[own[:, None], near.channel]
-            f, f_slope = self.f(near.distance, group)
+            f, f_slope = self.f(near.distance, self.group_of[own[:, None], near.channel])
             f, f_slope = f * near.mask.unsqueeze(-1), f_slope * near.mask.unsqueeze(-1)
             three_body, state = self.angular.features(f, near)
             features.append(three_body)
@@ -146,11 +155,7 @@ class ScriptedSplineNNP(ScriptedPotential):
             value, slope = self.phi(far.distance, self.pair_of[own[:, None], far.channel])
             energies = energies + 0.5 * (value * inside).sum(dim=2).sum(dim=1)
             radial = radial + 0.5 * (slope * inside)[..., 0]
-        gradients = torch.zeros_like(pairs[2])
-        if self.forces:
-            dense = radial.unsqueeze(-1) * far.unit
-            gradients = gradients.index_copy(0, far.kept, dense[far.mask])
-            if self.angular is not None:
-                dense = self.angular.gradients(h[:, self.n_radial :], f, f_slope, state, near)
-                gradients = gradients.index_add(0, near.kept, dense[near.mask])
-        return energies, gradients
+        radial = radial.unsqueeze(-1) * far.unit
+        if self.forces and self.angular is not None:
+            return energies, radial, self.angular.gradients(h[:, self.n_radial :], f, f_slope, state, near)
+        return energies, radial, torch.zeros_like(near.unit)

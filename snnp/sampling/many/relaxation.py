@@ -89,7 +89,9 @@ def _unfit(atoms: Atoms, cell: bool) -> str | None:
         )
     others = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
     if others:
-        return f"it has a constraint {others[0]}, and many at once know FixAtoms alone; remove it, or relax it by itself."
+        return (
+            f"it has a constraint {others[0]}, and many at once know FixAtoms alone; remove it, or relax it by itself."
+        )
     return None
 
 
