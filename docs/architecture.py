@@ -90,10 +90,7 @@ PICTURES["frame"] = (
             "snnp/training/backends/compiled.py",
             "what training needs of each pair, formed once; a batch is cut out by rows",
             "Batch",
-            (
-                ("snnp/training/backends/sums.py", "the s-NNP through torch, also on a GPU"),
-                ("snnp/training/backends/pairs.py", "any family; directional force training"),
-            ),
+            (("snnp/training/backends/through_torch.py", "any family, also on a GPU; directional force training"),),
         ),
         Step(
             "snnp/training/loop.py",
@@ -122,7 +119,6 @@ PICTURES["model"] = (
             "snnp/hub/resolver.py",
             "one name: bundled, a folder, a mirror, the Hub; every file is checked",
             "a checked folder",
-            (("snnp/hub/mirror.py", "plain folders for machines without internet"),),
         ),
         Step("snnp/models/store.py", "bounds before anything is allocated; nothing is unpickled", "config, tensors"),
         Step("snnp/models/families.py", "one record per family builds the potential", "Potential"),

@@ -35,8 +35,7 @@ from trained import RUNS, Order, Trained, read_recipe
 from training_range import training_range
 
 from snnp.analysis.card import card_markdown
-from snnp.analysis.compression import compression_scan, holes_in_words, lattice_constants
-from snnp.analysis.properties import model_properties
+from snnp.analysis.properties import compression_scan, holes_in_words, lattice_constants, model_properties
 from snnp.analysis.stability import crystal, stability_test, time_step_for
 from snnp.doctor.trials import check_dimers, dimer_curves
 from snnp.errors import ConfigError, SnnpError

@@ -10,8 +10,7 @@ import numpy as np
 from ase.build import bulk
 from ase.formula import Formula
 
-from snnp.analysis.compression import lattice_constants
-from snnp.analysis.properties import ground_state
+from snnp.analysis.properties import ground_state, lattice_constants
 from snnp.data import Frame, Frames
 from snnp.data.reference import are_isolated_atoms
 from snnp.errors import DataError

@@ -19,7 +19,7 @@ from snnp.cli.main import app
 from snnp.data import Frame, Keys, convert, load_dataset, read_frames
 from snnp.data.storage import extxyz as reader
 from snnp.data.storage.atoms import from_atoms
-from snnp.doctor.reading import read_set
+from snnp.doctor.examine import read_set
 from snnp.errors import DataError
 from snnp.sampling import build_structure
 

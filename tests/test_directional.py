@@ -19,8 +19,8 @@ from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 from snnp.training import load_config
 from snnp.training.backends import choose_backend
-from snnp.training.backends import pairs as module
-from snnp.training.backends.pairs import Pairs, PairsBackend
+from snnp.training.backends import through_torch as module
+from snnp.training.backends.through_torch import Pairs, PairsBackend
 from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig, TrainConfig
 from snnp.training.loss import Loss

@@ -19,7 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from snnp.data import Frame, read_frames
 from snnp.doctor import DATA_CHECKS, Finding, Report, examine_data
 from snnp.doctor.coverage import difference
-from snnp.doctor.reading import read_set
+from snnp.doctor.examine import read_set
 from snnp.errors import DataError
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV, KCAL_PER_MOL_IN_EV

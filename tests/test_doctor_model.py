@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from snnp.doctor import MODEL_CHECKS, Finding, examine_model
-from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers, ordinary_structures
 from snnp.doctor.trials import (
+    CONTRACT_CHECKS,
     Scaling,
+    check_contract,
     check_dimers,
+    check_numbers,
     check_runs,
     check_scaling,
     dimer_curves,
     measure_scaling,
+    ordinary_structures,
     short_runs,
 )
 from snnp.models import Potential, SplineNNP

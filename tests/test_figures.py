@@ -16,8 +16,8 @@ from ase.calculators.lj import LennardJones
 from matplotlib.figure import Figure
 from peers.pictures import draw_comparison, draw_scaling
 
-from snnp.analysis.compression import Compression, Hole
 from snnp.analysis.curve_page import draw_page
+from snnp.analysis.properties import Compression, Hole
 from snnp.analysis.stability import StabilityRun
 from snnp.data import Frame
 from snnp.doctor import examine_data

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from snnp.analysis.compression import holes_in_words
-from snnp.analysis.properties import GROUND_STATES, ground_state, stated_properties
+from snnp.analysis.properties import GROUND_STATES, ground_state, holes_in_words, stated_properties
 from snnp.errors import DataError
 from snnp.models.config import FamilyConfig
 from snnp.models.ensemble import Ensemble

@@ -60,7 +60,7 @@ def data_command(
 ) -> None:
     """Examine reference data: units, signs, outliers, duplicates, leakage between splits, levels of theory."""
     from snnp.doctor import examine_data
-    from snnp.doctor.reading import read_set
+    from snnp.doctor.examine import read_set
 
     subject = ", ".join(Path(each).name if Path(each).exists() else each for each in data)
     folder = _folder(out, Path(data[0]), subject, overwrite)

@@ -1,23 +1,27 @@
-"""Every check of a data set, or of a model, in one call."""
+"""Every check of a data set, or of a model, in one call; of data what cannot be read is a finding, too."""
 
 from __future__ import annotations
 
 import copy
+import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
-from snnp.analysis.compression import Compression, compression_scan
-from snnp.data import Frame
+from snnp.analysis.properties import Compression, compression_scan
+from snnp.data import Frame, Frames, Keys, load_dataset
+from snnp.data.read import dataset_files, is_xyz, labels_of, read_any
 from snnp.doctor import coverage, label_checks, trials
 from snnp.doctor.consensus import consensus_of, spread
 from snnp.doctor.pictures import data_pictures, model_pictures
-from snnp.doctor.promises import CONTRACT_CHECKS, check_contract, check_numbers
-from snnp.doctor.survey import survey
+from snnp.doctor.survey import UNASSIGNED, survey
+from snnp.errors import DataError
 from snnp.models.potential import Potential
 from snnp.report import Finding, Report, Table
 from snnp.uncertainty.statements import CALIBRATION, check_calibration
 
-__all__ = ["DATA_CHECKS", "MODEL_CHECKS", "examine_data", "examine_model"]
+__all__ = ["DATA_CHECKS", "MODEL_CHECKS", "examine_data", "examine_model", "read_set"]
 
 _OF_SOUND_UNITS = (
     *("force sign", "force units", "force direction", "energies and forces", "stress", "energy units"),
@@ -30,11 +34,74 @@ DATA_CHECKS = (
 )
 """Names of all checks of data; a report lists those that found nothing."""
 
-MODEL_CHECKS = (*CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size scaling", "statements", CALIBRATION)
+MODEL_CHECKS = (*trials.CONTRACT_CHECKS, "dimers", "compression", "dynamics", "size scaling", "statements", CALIBRATION)
 """Names of all checks of models; a report lists those that found nothing."""
 
 _STATED = {"dataset": "data set", "level_of_theory": "level of theory", "licence": "licence"}
 _RANK = {"error": 0, "warning": 1, "note": 2}
+_USUAL = ("train", "valid", "test", "all")
+_NAMES = {name: name for name in _USUAL[:3]} | {"training": "train", "validation": "valid", "val": "valid"}
+
+
+def read_set(
+    sources: Sequence[str | Path], keys: Keys | None = None, *, part: str | None = None
+) -> tuple[dict[str, Frames], list[Finding]]:
+    """Read files, folders and datasets by name, and sort the frames into splits, the one that is trained on first.
+
+    Splits are those of a dataset; for files, the word "train", "valid" or "test" in the name, or as in `train=FILE`.
+    Others are "all", or "other" beside files that have one. Broken frames are a finding; sources that do not exist, or
+    cannot be read at all, are refused.
+    """
+    named: list[tuple[str | None, str]] = []
+    for text in map(str, sources):  # a path that holds "=" is taken as it is where it exists
+        name, sign, rest = text.partition("=")
+        given = bool(sign) and re.fullmatch(r"\w+", name) is not None and not Path(text).exists()
+        named.append((name, rest) if given else (None, text))
+    files = [(split, file) for split, source in named for file in _files(source)]
+    labels = dict(zip(files, labels_of([file for _, file in files]), strict=True)) if files else {}
+    parts: dict[str, list[Frames]] = defaultdict(list)
+    broken: list[str] = []
+    for (split, file), label in labels.items():
+        parts[split or _split_in(file.name)] += read_any(file, keys or Keys(), label, labelled=False)
+    for split, source in named:
+        if not _files(source):
+            dataset = load_dataset(source, part=part)
+            for name in [each for each in dataset.splits if each] or [""]:
+                parts[split or name or "all"] += (dataset.select(name) if name else dataset).chunks()
+    frames = {name: Frames.concatenate([each.checked(broken) for each in found]) for name, found in parts.items()}
+    frames = {name: found for name, found in frames.items() if len(found)}
+    if len(frames) > 1 and "all" in frames:
+        both = [*([frames[UNASSIGNED]] if UNASSIGNED in frames else []), frames.pop("all")]
+        frames[UNASSIGNED] = Frames.concatenate(both)
+    order = sorted(frames, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL))
+    unreadable = Finding(
+        "readable",
+        "error",
+        f"{len(broken):,} frames cannot be read; the first: {''.join(broken[:1])}",
+        "Training refuses the whole file because of them: NaN would spread to every parameter.",
+        "Remove these frames or recompute them (failed calculations often leave NaN behind).",
+        tuple(text.partition(": ")[0] for text in broken),
+    )
+    return {name: frames[name] for name in order}, [unreadable] if broken else []
+
+
+def _files(source: str) -> list[Path]:
+    """The files that a source stands for; none for datasets in parquet or by name."""
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        return [path]
+    if not path.is_dir() or dataset_files(path):
+        return []
+    files = sorted(file for file in path.iterdir() if is_xyz(file))
+    if not files:
+        raise DataError(f"the folder {source} holds neither parquet nor extended XYZ files; name the files.")
+    return files
+
+
+def _split_in(name: str) -> str:
+    """The split that a file's name speaks of, or "all"."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_NAMES[word] for word in words if word in _NAMES), "all")
 
 
 def examine_data(
@@ -46,8 +113,8 @@ def examine_data(
 ) -> Report:
     """Examine a data set; raises `DataError` if there is no frame at all.
 
-    `frames_by_split` begins with the split that is trained on; `unreadable` is what `snnp.doctor.reading.read_set`
-    found; `pictures` take about two seconds.
+    `frames_by_split` begins with the split that is trained on; `unreadable` is what `read_set` found; `pictures`
+    take about two seconds.
 
     Example:
         >>> report = examine_data({"train": read_frames("train.xyz"), "test": read_frames("test.xyz")})
@@ -111,11 +178,11 @@ def examine_model(model: Potential, *, subject: str | None = None, pictures: boo
         **{f"E0 of {symbol} (eV)": energy for symbol, energy in model.reference_energies.items()},
     }
     tables = [Table.of("Model", about)]
-    findings = list(check_numbers(model))
+    findings = list(trials.check_numbers(model))
     if findings:
         # Nothing else can be said about a model whose every result is NaN.
         return Report(subject, "model", tuple(findings), (), tables, seconds=time.perf_counter() - begin)
-    findings += check_contract(model)
+    findings += trials.check_contract(model)
     dimers, scan = trials.dimer_curves(model), compression_scan(model, trials.relaxed_molecule(model))
     runs, scaling = trials.short_runs(model), trials.measure_scaling(model)
     findings += [*trials.check_dimers(dimers), *trials.check_compression(scan), *trials.check_runs(runs)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from snnp.analysis.compression import Compression
+from snnp.analysis.properties import Compression
 from snnp.doctor.consensus import Consensus
 from snnp.doctor.survey import Survey
 from snnp.doctor.trials import Dimer, Run, Scaling

@@ -9,9 +9,8 @@ Nothing that is fetched is ever run or unpickled; every file is compared with th
 
 from snnp.hub.client import Publication, list_repositories, publish
 from snnp.hub.manifest import MANIFEST_FILE, make_manifest, read_manifest, write_manifest
-from snnp.hub.mirror import add_to_mirror
 from snnp.hub.names import parse_reference
-from snnp.hub.resolver import bundled_datasets, load_model, resolve
+from snnp.hub.resolver import add_to_mirror, bundled_datasets, load_model, resolve
 
 __all__ = ["MANIFEST_FILE", "Publication", "add_to_mirror", "bundled_datasets", "list_repositories", "load_model"]
 __all__ += ["make_manifest", "parse_reference", "publish", "read_manifest", "resolve", "write_manifest"]

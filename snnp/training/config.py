@@ -178,7 +178,7 @@ class OptimiserConfig(_Config):
     """SOAP or AdamW with linear warm-up and cosine decay of the learning rate, and a moving average of the weights.
 
     `force_training`: "exact" differentiates forces by the parameters, "directional" takes the difference of the energy
-    gradients of two displaced copies (see `snnp.training.backends.pairs`), "auto" what was measured to be faster for
+    gradients of two displaced copies (see `snnp.training.backends.through_torch`), "auto" what is faster for
     the family. `displacement`: Å, the farthest that a pair vector is displaced then; None chooses by `dtype`.
     """
 

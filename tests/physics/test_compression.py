@@ -8,7 +8,7 @@ import torch
 from ase.build import bulk, molecule
 from torch import Tensor, nn
 
-from snnp.analysis.compression import Compression, compression_scan, lattice_constants
+from snnp.analysis.properties import Compression, compression_scan, lattice_constants
 from snnp.models import Potential, load_model
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure

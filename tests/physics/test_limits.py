@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor, nn
 
-from snnp.analysis.compression import compression_scan, lattice_constants
+from snnp.analysis.properties import compression_scan, lattice_constants
 from snnp.errors import InputError
 from snnp.models import Potential, load_model
 from snnp.neighbours import Neighbours

@@ -8,8 +8,7 @@ from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.training.backends.backend import Backend, Batch, Loss, Predicted, Residuals
 from snnp.training.backends.compiled import CompiledBackend
-from snnp.training.backends.pairs import PairsBackend
-from snnp.training.backends.sums import SumsBackend
+from snnp.training.backends.through_torch import PairsBackend, SumsBackend
 
 __all__ = ["Backend", "Batch", "Loss", "Predicted", "Residuals", "choose_backend"]
 
