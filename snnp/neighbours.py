@@ -13,7 +13,7 @@ import vesin
 from torch import Tensor
 
 from snnp.errors import InputError
-from snnp.structure import Structure
+from snnp.structure import Structure, complete_cell
 
 __all__ = ["Neighbours", "VerletList", "neighbour_list", "pair_vectors", "shortest_distances", "unordered_pairs"]
 
@@ -62,7 +62,9 @@ def find_pairs(
     reach = float(np.abs(positions).max())
     box = cell
     if not pbc.all() and reach < _FARTHEST:
-        box = _complete_cell(positions, cell, pbc, cutoff)
+        # Long enough to hold the atoms. Shifts along open directions are zero: these vectors are in no `shift @ cell`.
+        extent = np.ptp(positions, axis=0).max()
+        box = complete_cell(cell, pbc, 2.0 * np.sqrt(3.0) * extent + 2.0 * cutoff + 1.0)
     volume = abs(float(np.linalg.det(box)))
     # Beyond these sizes vesin's cell list and its 32-bit shifts overflow, which ends the whole process.
     if not (reach < _FARTHEST and volume < 1e15 * cutoff**3):
@@ -79,20 +81,6 @@ def find_pairs(
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=not half, sorted=not half)
     i, j, shift = calculator.compute(points=positions, box=box, periodic=pbc, quantities="ijS")
     return i.view(np.int64), j.view(np.int64), shift.reshape(-1, 3)
-
-
-def _complete_cell(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> np.ndarray:
-    """Replace the vectors along open directions by ones normal to the periodic plane, long enough to hold the atoms.
-
-    Shifts along an open direction are always zero, so the replaced vectors never enter `shift @ cell`.
-    """
-    box = np.where(pbc[:, None], cell, 0.0)
-    # The null space of the periodic vectors: rows of Vt beyond the rank are orthonormal and normal to all of them.
-    _, _, vt = np.linalg.svd(box)
-    rank = int(pbc.sum())
-    extent = np.ptp(positions, axis=0).max() if len(positions) else 0.0
-    box[~pbc] = vt[rank:] * (2.0 * np.sqrt(3.0) * extent + 2.0 * cutoff + 1.0)
-    return box
 
 
 def _all_pairs(positions: np.ndarray, starts: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

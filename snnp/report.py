@@ -219,13 +219,9 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: how many findings of which kind; of a distillation, whether it is accepted."""
+        """One line: the answer, or how many findings of which kind."""
         if self.answer:
             return self.answer
-        if self.kind == "distillation":
-            n, failed = len(self.passed) + len(self.errors), len(self.errors)
-            words = f"not accepted: {failed} of {n} bars not reached" if failed else f"accepted: all {n} bars reached"
-            return words + (f"; {len(self.warnings)} warnings" if self.warnings else "")
         if not self.findings:
             return f"nothing found in {len(self.passed)} checks"
         count = {kind: sum(each.severity == kind for each in self.findings) for kind in _MARKS}

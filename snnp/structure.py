@@ -16,7 +16,7 @@ from torch import Tensor
 from snnp.errors import InputError
 from snnp.process import make_forks_safe
 
-__all__ = ["Structure", "StructureLike", "as_structure", "clip_to_reduced", "reduce_cell"]
+__all__ = ["Structure", "StructureLike", "as_structure", "clip_to_reduced", "complete_cell", "reduce_cell"]
 
 make_forks_safe()
 
@@ -148,6 +148,14 @@ class Structure:
                 f"cell of structure {b} has no volume ({self.cell[b].tolist()} Å) although it is periodic; "
                 "give three independent lattice vectors or set pbc=False."
             )
+
+
+def complete_cell(cell: np.ndarray, pbc: np.ndarray, length: float) -> np.ndarray:
+    """The cell [3, 3] with vectors of a length along open directions (not `pbc` [3]), normal to the periodic ones."""
+    box = np.where(pbc[:, None], cell, 0.0)
+    # The null space of the periodic vectors: rows of Vt beyond the rank are orthonormal and normal to all of them.
+    box[~pbc] = np.linalg.svd(box)[2][int(pbc.sum()) :] * length
+    return box
 
 
 def reduce_cell(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

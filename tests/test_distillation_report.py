@@ -171,7 +171,7 @@ def test_overlap_of_a_liquid(monkeypatch: pytest.MonkeyPatch) -> None:
     behaviour.liquid_beside(slow, model, copper, _process(EMT()), seed=0)
     assert "rdf_overlap" not in slow.numbers
     assert "allow 0 steps of the teacher" in slow.notes[0].message
-    failed, _, _ = judge(slow, Bars(force_cosine=None, hot_md=False, rdf_overlap=0.9))
+    failed, *_ = judge(slow, Bars(force_cosine=None, hot_md=False, rdf_overlap=0.9))
     assert "was not measured" in failed[0].message
 
 
@@ -229,7 +229,7 @@ def test_every_bar_that_is_set_is_judged() -> None:
     numbers = {"force_mae": 0.1, "force_cosine": 0.9, "extensivity": np.nan, "hot_md": 1.0, "memory": 300.0}
     found = Measured(numbers=numbers)
     bars = Bars(force_mae=0.2, force_cosine=0.95, extensivity=1.0, rdf_overlap=0.9, memory=400.0)
-    failed, passed, listed = judge(found, bars)
+    failed, passed, listed, _ = judge(found, bars)
     assert {each.check for each in failed} == {"force_cosine", "extensivity", "rdf_overlap"}
     assert set(passed) == {"force_mae", "hot_md", "memory"}
     rows = {row[0]: row[1:] for row in listed.rows}

@@ -120,13 +120,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _GROUPS = {"publish": exchange.publish_app, "doctor": checkup.doctor_app, "import": exchange.import_app}
-_LATER = {"active": active.active_app, "uncertainty": uncertainty.uncertainty_app}
-for _name, _group in {
-    **_GROUPS,
-    "discover": discover.discover_app,
-    "active": active.active_app,
-    "uncertainty": uncertainty.uncertainty_app,
-}.items():
+_GROUPS |= {"discover": discover.discover_app, "active": active.active_app, "uncertainty": uncertainty.uncertainty_app}
+for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
 for _entry in entry_points(group="snnp.commands"):  # those of plugins, which nothing here may import
     try:

@@ -415,7 +415,7 @@ class _Run:
 
     def say(self, found: verdict.Measured, labelled: Frames, seconds: float) -> Report:
         """The report, written as three files."""
-        failed, passed, bars = verdict.judge(found, self.settings.wanted_bars)
+        failed, passed, bars, answer = verdict.judge(found, self.settings.wanted_bars)
         notes = list(found.notes)
         if self.failures:
             said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
@@ -433,7 +433,7 @@ class _Run:
         ]
         tables = [table for table in tables if table.rows]
         name = f"{self.folder.name}, a student of {who.name}"
-        report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, found.pictures, seconds)
+        report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, found.pictures, seconds, answer)
         for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
             write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
         return report

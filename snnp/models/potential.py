@@ -359,20 +359,14 @@ class Potential(ExactModule, ABC):
         return pair_vectors(structure, neighbours).to(self.dtype)
 
     def compute_each(
-        self,
-        potentials: Sequence[Potential],
-        structure: Structure,
-        neighbours: Neighbours,
-        *,
-        forces: bool,
-        stress: bool,
-        apart: bool,
+        self, potentials: Sequence[Potential], structure: Structure, neighbours: Neighbours, **wanted: bool
     ) -> list[Prediction]:
         """What each member of an ensemble says, which this one leads; a family may share work between its own.
 
-        `apart`: whether each needs forces and stress of its own; else those of their mean are as good.
+        `wanted`: whether `forces` and `stress` are, and each `apart`; else those of their mean are as good.
         """
-        return [each.compute(structure, neighbours, forces=forces, stress=stress) for each in potentials]
+        wanted.pop("apart")
+        return [each.compute(structure, neighbours, **wanted) for each in potentials]
 
     def _complete(
         self,

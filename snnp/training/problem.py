@@ -6,8 +6,9 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_
 from snnp.training.config import DataConfig, TrainConfig
 from snnp.training.transfer import Start, atomic_zeros
 
-__all__ = ["Problem", "begun", "build_model", "check_data", "features_of", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "build_model", "check_data", "features_of", "load_problem", "resolve", "standardise"]
 
 _SAMPLE_ATOMS = 100_000
 """Of a stream: E0, elements, ranges, checks, compressed structures, the scale of features come from a sample of it."""
@@ -49,7 +50,7 @@ class Problem:
 
     `zeros`: eV per element, of the labels of atomic energies (see `atomic_zeros`).
     `stream`: the dataset whose rows are trained on, where `split.train` is only a sample of them; `inside` says which
-    of its frames are within the limits.
+    of its frames are within the limits. `start`: the model that training goes on from.
     """
 
     split: Split
@@ -58,6 +59,7 @@ class Problem:
     zeros: Mapping[str, float] = field(default_factory=dict)
     stream: Dataset | None = None
     inside: Inside = lambda frames: np.ones(len(frames), dtype=bool)
+    start: Start | None = None
 
 
 def _expand(path: str) -> str:
@@ -200,18 +202,18 @@ def load_problem(
     if config.data.isolated_atoms is not None:
         atoms = _read(config.data.isolated_atoms, config.data, split="isolated_atoms")
         isolated = atoms.take(_made_of(atoms, split.train.elements))
-    reference = fit_reference_energies(split.train, isolated)
+    reference, start = fit_reference_energies(split.train, isolated), None
     if config.start is not None:
-        reference = begun(config, split.train.elements).zeros(split.train, reference)
+        start = Start(_expand(config.start), split.train.elements, config.freeze == "filters", config.seed)
+        reference = start.zeros(split.train, reference)
     zeros = atomic_zeros(split.train, reference.energies)
     if config.loss.teaches_atoms and not zeros:
         raise ConfigError(
             "loss.atomic_energy_weight asks for energies of atoms, but no training frame has them (a column 'energies' "
             "of extended XYZ, 'atomic_energies' of a dataset); set it to 0, or have a teacher label them."
         )
-    problem = Problem(
-        split, reference, zeros=zeros, stream=stream, inside=lambda frames: _inside(frames, config.data, floor)
-    )
+    inside = partial(_inside, config=config.data, floor=floor)
+    problem = Problem(split, reference, zeros=zeros, stream=stream, inside=inside, start=start)
     check(problem)
     if config.compression is None or len(split.train.elements) > MOST_ELEMENTS:
         return problem
@@ -244,8 +246,8 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     Raises `ConfigError` if the model's elements do not cover the data.
     """
     found = problem.split.train.elements
-    if config.start is not None:
-        config = config.model_copy(update={"model": begun(config, found).model.config, "ranges": "given"})
+    if problem.start is not None:
+        config = config.model_copy(update={"model": problem.start.model.config, "ranges": "given"})
     elements = config.model.elements or found
     _refuse_missing(found, elements, "model.elements")
     model = config.model.model_copy(update={"elements": elements})
@@ -259,12 +261,6 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
 def _refuse_missing(found: Collection[str], elements: Collection[str], whose: str) -> None:
     if missing := [symbol for symbol in found if symbol not in elements]:
         raise ConfigError(f"{whose} lacks {', '.join(missing)}, which the training data hold.")
-
-
-def begun(config: TrainConfig, elements: Sequence[str]) -> Start:
-    """What training goes on from, for data of these elements; the errors are those of `Start`."""
-    assert config.start is not None
-    return Start(_expand(config.start), elements, config.freeze == "filters", config.seed)
 
 
 def _lowest_energy(problem: Problem) -> float:

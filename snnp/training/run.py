@@ -28,7 +28,6 @@ from snnp.training.evaluation import Evaluation, evaluate
 from snnp.training.loop import Progress, Report, Training, make_optimiser
 from snnp.training.problem import (
     Problem,
-    begun,
     build_model,
     check_data,
     features_of,
@@ -148,8 +147,7 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     if problem.stream is not None:
         data = StreamedBatches(backend, copy.deepcopy(model), problem.stream, problem.inside, *beyond)
     model.to(dtype=dtype, device=config.device)
-    start = None if config.start is None else begun(config, train.elements)
-    if start is None:
+    if (start := problem.start) is None:
         standardise(model, sample, len(train))
     else:
         start.fill(model, partial(features_of, model, sample, len(train)), train)

@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from snnp.errors import MissingDependencyError
-from snnp.structure import Structure, clip_to_reduced, reduce_cell
+from snnp.structure import Structure, clip_to_reduced, complete_cell, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 
 __all__ = ["CURE", "OpenMMGeometry", "openmm", "to_openmm"]
@@ -74,21 +74,9 @@ def to_openmm(atoms: Atoms) -> OpenMMGeometry:
         topology.addAtom(element.symbol, element, residue)
     if not any(pbc):
         return OpenMMGeometry(topology, atoms.positions / NM_IN_ANGSTROM, None, pbc, np.eye(3), np.eye(3, dtype=int))
-    cell = _close_open_directions(atoms)
+    extent = float(np.linalg.norm(np.ptp(atoms.positions, axis=0))) if len(atoms) else 0.0
+    cell = complete_cell(atoms.cell.array, atoms.pbc, extent + 2.0 * _VACUUM_ANGSTROM)
     steps, rotation = reduce_cell(cell)
     box = clip_to_reduced(steps @ cell @ rotation / NM_IN_ANGSTROM)
     topology.setPeriodicBoxVectors(box)
     return OpenMMGeometry(topology, atoms.positions @ rotation / NM_IN_ANGSTROM, box, pbc, rotation, steps)
-
-
-def _close_open_directions(atoms: Atoms) -> np.ndarray:
-    """[3, 3] Å: the cell with vectors along open directions replaced by long ones normal to the periodic directions."""
-    periodic = atoms.pbc
-    cell = np.where(periodic[:, None], atoms.cell.array, 0.0)
-    if periodic.all():
-        return cell
-    # Rows of Vt beyond the rank are orthonormal and normal to every periodic vector.
-    _, _, vt = np.linalg.svd(cell)
-    extent = np.linalg.norm(np.ptp(atoms.positions, axis=0)) if len(atoms) else 0.0
-    cell[~periodic] = vt[periodic.sum() :] * (extent + 2.0 * _VACUUM_ANGSTROM)
-    return cell

@@ -285,8 +285,8 @@ _UNITS = {
 }
 
 
-def judge(found: Measured, bars: Bars) -> tuple[list[Finding], list[str], Table]:
-    """Bars that are not reached, or were not measured, as errors; the names of those that are; and all numbers."""
+def judge(found: Measured, bars: Bars) -> tuple[list[Finding], list[str], Table, str]:
+    """Bars that are not reached, or were not measured, as errors; the names of those that are; all numbers; a line."""
     failed, passed = [], []
     for name, wanted in bars.model_dump().items():
         if wanted is None or wanted is False:
@@ -317,4 +317,7 @@ def judge(found: Measured, bars: Bars) -> tuple[list[Finding], list[str], Table]
                 None if not value else "yes" if value is True else f"{'≥' if name in _BETTER_ABOVE else '≤'} {value:g}"
             )
             rows.append((name + _UNITS.get(name, "").replace(" ", ", ", 1), found.numbers.get(name), words, state))
-    return failed, passed, Table(("", "measured", "wanted", "reached"), rows, "Bars")
+    n, warnings = len(failed) + len(passed), sum(note.severity == "warning" for note in found.notes)
+    answer = f"not accepted: {len(failed)} of {n} bars not reached" if failed else f"accepted: all {n} bars reached"
+    answer += f"; {warnings} warnings" if warnings else ""
+    return failed, passed, Table(("", "measured", "wanted", "reached"), rows, "Bars"), answer

@@ -173,23 +173,17 @@ class ANI(Potential):
 
     @torch.no_grad()
     def compute_each(
-        self,
-        potentials: Sequence[Potential],
-        structure: Structure,
-        neighbours: Neighbours,
-        *,
-        forces: bool,
-        stress: bool,
-        apart: bool,
+        self, potentials: Sequence[Potential], structure: Structure, neighbours: Neighbours, **wanted: bool
     ) -> list[Prediction]:
         """As the base; networks of the same elements that see the same vectors share them."""
         alike = [p for p in potentials if isinstance(p, ANI) and p.elements == self.elements]
         alike = [model for model in alike if model.config.aev == self.config.aev]
         if len(alike) < len(potentials):
-            return super().compute_each(potentials, structure, neighbours, forces=forces, stress=stress, apart=apart)
+            return super().compute_each(potentials, structure, neighbours, **wanted)
+        forces, stress = wanted["forces"], wanted["stress"]
         neighbours = neighbours.to(self.device)
         vectors = self._vectors(structure, neighbours)
-        n_gradients = (len(alike) if apart else 1) if forces or stress else 0
+        n_gradients = (len(alike) if wanted["apart"] else 1) if forces or stress else 0
         energies, slopes = _evaluate(alike, structure, vectors, neighbours, n_gradients=n_gradients)
         pairs: list[PairGradients | None] = [
             PairGradients(neighbours.i, neighbours.j, vectors, slope) for slope in slopes
