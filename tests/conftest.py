@@ -86,4 +86,4 @@ def _same_numbers_every_time() -> Iterator[None]:
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose pictures nobody looks at leave empty ones: three take longer than a small training."""
     for name in ("plot_parity", "plot_loss"):
-        monkeypatch.setattr(f"snnp.training.summary.{name}", lambda path, *_: Path(path).write_bytes(b""))
+        monkeypatch.setattr(f"snnp.training.evaluation.{name}", lambda path, *_: Path(path).write_bytes(b""))

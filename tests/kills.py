@@ -46,8 +46,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from huggingface_hub import constants
 
 import snnp.publish
+import snnp.training.evaluation
 import snnp.training.loop
-import snnp.training.summary
 import snnp_ase.md  # noqa: F401
 import snnp_openmm.md  # noqa: F401
 from snnp.cli.main import app
@@ -104,7 +104,7 @@ def _be_the_command(arguments: list[str], folder: Path, output: Path) -> None:
         tempfile.tempdir = str(folder.with_suffix(".tmp"))
         os.makedirs(tempfile.tempdir, exist_ok=True)
         snnp.training.loop._SAVE_EVERY_SECONDS = 0.0  # each epoch: an epoch here takes milliseconds
-        snnp.training.summary.plot_parity = snnp.training.summary.plot_loss = lambda *_: None  # seconds
+        snnp.training.evaluation.plot_parity = snnp.training.evaluation.plot_loss = lambda *_: None  # seconds
         snnp.publish.draw_page = lambda *_, **__: None
         snnp.publish.examine_model = lambda *_, subject, **__: Report(subject, "model", (), ())  # minutes
         _COMMAND(arguments)

@@ -22,7 +22,7 @@ from ase.io import read, write
 from cli_runs import run_json
 from typer.testing import CliRunner
 
-import snnp.training.summary
+import snnp.training.evaluation
 from snnp.active import ActiveSettings, Journal, account, read_journal, run, status_of
 from snnp.active.journal import NAME
 from snnp.active.labellers import Labeller
@@ -128,8 +128,8 @@ def test_a_run_ends_with_a_model_and_says_what_it_did(tmp_path: Path) -> None:
 
 
 def test_the_command_line_trains_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snnp.training.summary, "plot_parity", lambda *_: None)
-    monkeypatch.setattr(snnp.training.summary, "plot_loss", lambda *_: None)
+    monkeypatch.setattr(snnp.training.evaluation, "plot_parity", lambda *_: None)
+    monkeypatch.setattr(snnp.training.evaluation, "plot_loss", lambda *_: None)
     tree = settings(training=SMALL, limits={"labels": 40, "rounds": 1}).model_dump(mode="json")
     tree["sampling"] = {"trajectories": 4, "picoseconds": 0.02, "n_atoms": [8, 10], "energy_limit": 1e-4}
     (tmp_path / "active.yaml").write_text(yaml.safe_dump(tree))

@@ -23,7 +23,7 @@ from snnp.training.backends import through_torch as module
 from snnp.training.backends.through_torch import Pairs, PairsBackend
 from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig, TrainConfig
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import Problem, build_model, resolve
 
 FAMILIES: dict[str, dict[str, Any]] = {

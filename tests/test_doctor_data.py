@@ -17,14 +17,17 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from snnp.data import Frame, read_frames
-from snnp.doctor import DATA_CHECKS, Finding, Report, examine_data
-from snnp.doctor.coverage import difference
+from snnp.doctor import DATA_CHECKS, Finding, Report, coverage, examine_data
 from snnp.doctor.examine import read_set
 from snnp.errors import DataError
 from snnp.structure import Structure
 from snnp.units import BOHR_IN_ANGSTROM, EV_PER_ANGSTROM3_IN_GPA, HARTREE_IN_EV, KCAL_PER_MOL_IN_EV
 
 N_TRAIN, N_TEST = 120, 30
+
+
+def difference(one: Frame, other: Frame) -> float:
+    return coverage._compare(coverage._View(one), coverage._View(other), np.inf)
 
 
 def frame_of(atoms: Atoms, source: str, group: str | None = None) -> Frame:

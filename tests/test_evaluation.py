@@ -16,8 +16,7 @@ from snnp.data.frames import Frame
 from snnp.errors import DataError, UnknownElementError
 from snnp.models import AngularConfig, NetworkConfig, RadialConfig, SplineNNP, SplineNNPConfig
 from snnp.structure import Structure
-from snnp.training.evaluation import Evaluation, evaluate
-from snnp.training.summary import plot_loss, plot_parity, summary_markdown, write_report
+from snnp.training.evaluation import Evaluation, evaluate, plot_loss, plot_parity, summary_markdown, write_report
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
 
@@ -108,7 +107,7 @@ def test_batches_do_not_matter_and_progress_is_told(model: SplineNNP, frames: li
 
 def test_missing_quantities_are_null(model: SplineNNP, frames: list[Frame]) -> None:
     bare = [replace(frame, forces=None, stress=None, group=None) for frame in frames]
-    found = json.loads(evaluate(model, bare).to_json())
+    found = json.loads(json.dumps(evaluate(model, bare).to_dict()))
     assert found["force_mae_ev_per_angstrom"] is None
     assert found["stress_rmse_gpa"] is None
     assert found["energy_mae_mev_per_atom"] == pytest.approx(0.0, abs=1e-6)
@@ -122,7 +121,7 @@ def test_missing_quantities_are_null(model: SplineNNP, frames: list[Frame]) -> N
 
 
 def test_json_top_level_has_the_promised_names(model: SplineNNP, frames: list[Frame]) -> None:
-    found = json.loads(evaluate(model, frames).to_json())
+    found = json.loads(json.dumps(evaluate(model, frames).to_dict()))
     promised = {"energy_mae_mev_per_atom", "energy_rmse_mev_per_atom", "force_mae_ev_per_angstrom"}
     promised |= {"force_rmse_ev_per_angstrom", "n_structures", "n_atoms", "model", "data"}
     assert promised <= set(found)

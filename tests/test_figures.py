@@ -27,8 +27,7 @@ from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
 from snnp.sampling import MDSettings, build_structure, run_md
 from snnp.structure import Structure
-from snnp.training.evaluation import evaluate
-from snnp.training.summary import plot_loss, plot_parity
+from snnp.training.evaluation import evaluate, plot_loss, plot_parity
 
 ALLOY = ("Al", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zr")
 LONG = "org/a-model-with-a-rather-long-name@0123456789abcdef0123456789abcdef01234567"

@@ -31,7 +31,7 @@ from snnp.models.potential import Potential
 from snnp.training import evaluate, load_config, resume, train
 from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import build_model, load_problem, resolve
 from snnp.training.soap import Soap, _eigenbasis
 from snnp.training.transfer import frame_weights

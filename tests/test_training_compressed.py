@@ -20,7 +20,7 @@ from snnp.training.backends import Batch, choose_backend
 from snnp.training.batches import prepare
 from snnp.training.compressed import CompressionConfig, PairWall, compressed_frames, fit_wall
 from snnp.training.config import LossConfig
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import build_model, load_problem, resolve, standardise
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

@@ -26,7 +26,7 @@ from snnp.training.backends import Batch, choose_backend
 from snnp.training.backends.compiled import CompiledBackend
 from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import standardise
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")

@@ -21,7 +21,7 @@ from snnp.errors import ConfigError
 from snnp.training import Progress, load_config, loop, resume, train
 from snnp.training.backends import Batch, choose_backend
 from snnp.training.batches import StreamedBatches, prepare
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import Problem, build_model, load_problem, resolve
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

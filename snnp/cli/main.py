@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from snnp.cli import checkup, discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
+from snnp.cli import discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
 from snnp.cli.drivers import active, bundled, ipi, uncertainty  # noqa: F401
 from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
@@ -119,7 +119,7 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_GROUPS = {"publish": exchange.publish_app, "doctor": checkup.doctor_app, "import": exchange.import_app}
+_GROUPS = {"publish": exchange.publish_app, "doctor": learn.doctor_app, "import": exchange.import_app}
 _GROUPS |= {"discover": discover.discover_app, "active": active.active_app, "uncertainty": uncertainty.uncertainty_app}
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)

@@ -21,7 +21,7 @@ from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.report import Finding, Table
 
 __all__ = [
-    *("Clusters", "check_coverage", "check_distances", "check_duplicates", "check_leakage", "difference"),
+    *("Clusters", "check_coverage", "check_distances", "check_duplicates", "check_leakage"),
     *("find_clusters", "tables"),
 ]
 
@@ -157,13 +157,11 @@ class _View:
         self.all = np.sort(np.concatenate(self.lists))
 
 
-def difference(a: Frame, b: Frame) -> float:
-    """Å: largest difference between the distances of matched atoms, however written; infinite if they are not alike."""
-    return _compare(_View(a), _View(b), np.inf)
-
-
 def _compare(a: _View, b: _View, enough: float) -> float:
-    """The difference of two frames, or anything above `enough` if it is above."""
+    """Å: largest difference between the distances of matched atoms, however written; infinite if they are not alike.
+
+    Anything above `enough` if it is above.
+    """
     # Atoms too far apart to be neighbours still have a density.
     worst, reach = abs(a.spacing - b.spacing), min(a.reach, b.reach)
     if len(a.all) == len(b.all):

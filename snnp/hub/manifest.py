@@ -50,11 +50,6 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry] = Field(min_length=1, max_length=10_000)
     about: dict[str, JsonValue] = {}
 
-    @property
-    def n_bytes(self) -> int:
-        """Size of all files together."""
-        return sum(entry.bytes for entry in self.files.values())
-
 
 def fingerprint(path: Path) -> FileEntry:
     """Size and sha256 of a file, read piece by piece."""

@@ -24,7 +24,7 @@ from snnp.training.batches import Batches, StreamedBatches, prepare
 from snnp.training.checkpoint import METRICS_FILE, STATE_FILE, TrainState, load_state, truncate_metrics
 from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
-from snnp.training.evaluation import Evaluation, evaluate
+from snnp.training.evaluation import REPORT_FILES, Evaluation, evaluate, write_report
 from snnp.training.loop import Progress, Report, Training, make_optimiser
 from snnp.training.problem import (
     Problem,
@@ -35,7 +35,6 @@ from snnp.training.problem import (
     resolve,
     standardise,
 )
-from snnp.training.summary import REPORT_FILES, write_report
 
 __all__ = ["RunResult", "resume", "train"]
 

@@ -31,7 +31,7 @@ from snnp.models.potential import Potential
 from snnp.training import TrainConfig, load_config, resume, train
 from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import build_model, load_problem, resolve
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem

@@ -36,7 +36,7 @@ from snnp.sampling.embedded import NativeDynamics
 from snnp.training.backends import Backend, Batch, choose_backend
 from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig
-from snnp.training.loss import Loss
+from snnp.training.loop import Loss
 from snnp.training.problem import standardise
 from snnp_ase import SNNPCalculator
 

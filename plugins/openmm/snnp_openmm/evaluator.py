@@ -59,10 +59,6 @@ class Evaluator:
     def is_periodic(self) -> bool:
         return bool(self._pbc.any())
 
-    @property
-    def n_neighbour_lists(self) -> int:
-        return self._session.n_neighbour_builds
-
     def forget(self) -> None:
         """Drop the neighbour list and the last result, so that the next call does not depend on the ones before."""
         self._session = Session(self.model, self._skin)
