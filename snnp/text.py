@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
-__all__ = ["UNSEEN", "code", "markdown", "one_line", "printable"]
+__all__ = ["UNSEEN", "code", "markdown", "nested", "one_line", "printable"]
 
 # What a terminal obeys instead of showing it: C0 and C1 (escape sequences begin there), marks that turn the direction
 # of writing, separators of lines, invisible tags; and halves of characters, which no encoding can write.
@@ -39,3 +41,21 @@ def markdown(text: Any) -> str:
 def code(text: Any) -> str:
     """The text as a code span of Markdown, also in the cell of a table."""
     return "`" + one_line(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def nested(tree: Any, deepest: int, most: int) -> Iterator[Any]:
+    """Every value and key in lists and mappings of a file; ValueError for more of them, or nested deeper.
+
+    Level by level, so that lists that hold themselves, and growth by aliases of YAML, come to an end.
+    """
+    level, count = [tree], 0
+    for _ in range(deepest):
+        yield from level
+        groups = ((*v, *v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = list(islice(chain.from_iterable(groups), most + 1))
+        count += len(level)
+        if not level:
+            return
+        if count > most:
+            break
+    raise ValueError(f"it holds more than {most:,} values, or lists nested more than {deepest} deep")

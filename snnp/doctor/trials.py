@@ -167,11 +167,14 @@ def check_numbers(model: Potential) -> Iterator[Finding]:
         )
 
 
+def _spacing(model: Potential) -> float:
+    """Å between neighbours."""
+    return _SPACING * float(np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in model.elements]))
+
+
 def ordinary_structures(model: Potential) -> dict[str, Structure]:
     """A rattled bulk crystal, a slab and a molecule of the model's elements, with bonds of usual length."""
-    rng = np.random.default_rng(7)
-    radii = [covalent_radii[atomic_numbers[symbol]] for symbol in model.elements]
-    spacing = _SPACING * float(np.mean(radii))
+    rng, spacing = np.random.default_rng(7), _spacing(model)
     crystal = bulk("Cu", "fcc", a=np.sqrt(2.0) * spacing, cubic=True)
     slab = crystal.repeat((1, 1, 2))
     slab.center(vacuum=1.5 * model.cutoff, axis=2)
@@ -405,9 +408,7 @@ def check_runs(runs: list[Run]) -> Iterator[Finding]:
 
 def measure_scaling(model: Potential) -> Scaling:
     """Seconds of one core per call for cells of 32 to 4,000 atoms, as far as a second or so goes."""
-    radii = [covalent_radii[atomic_numbers[symbol]] for symbol in model.elements]
-    a = np.sqrt(2.0) * 2.3 * float(np.mean(radii))
-    rng, result = np.random.default_rng(3), Scaling()
+    a, rng, result = np.sqrt(2.0) * _spacing(model), np.random.default_rng(3), Scaling()
     for size in _SIZES:
         atoms = bulk("Cu", "fcc", a=a, cubic=True).repeat(size)
         atoms.symbols = [model.elements[k % len(model.elements)] for k in range(len(atoms))]

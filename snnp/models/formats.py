@@ -22,6 +22,7 @@ from torch import Tensor
 from snnp.errors import InputError, ModelFileError
 from snnp.models.config import TensorShape
 from snnp.models.potential import Potential
+from snnp.text import nested
 
 __all__ = [
     *("CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_numbers", "check_statements"),
@@ -148,22 +149,11 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_values(tree: Any) -> None:
     """Raise `ValueError` for nesting, whole numbers and characters that programs trip over."""
-    level = [tree]
-    for _ in range(_DEEPEST):
-        inner = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += [*value, *value.values()]
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, int) and abs(value) > 2**63:
-                raise ValueError("a whole number beyond 2^63")
-            elif isinstance(value, str) and not value.isascii():
-                value.encode()  # fails for halves of characters
-        if not inner:
-            return
-        level = inner
-    raise ValueError(f"lists and objects nested more than {_DEEPEST} deep")
+    for value in nested(tree, _DEEPEST, _MOST_CHARACTERS):
+        if isinstance(value, int) and abs(value) > 2**63:
+            raise ValueError("a whole number beyond 2^63")
+        if isinstance(value, str) and not value.isascii():
+            value.encode()  # fails for halves of characters
 
 
 def check_statements(description: dict[str, Any], model: Potential) -> None:

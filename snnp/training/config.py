@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +25,7 @@ from snnp.errors import ConfigError
 from snnp.models.config import FamilyConfig
 from snnp.models.families import FAMILIES
 from snnp.models.spline.config import SplineNNPConfig
-from snnp.text import one_line
+from snnp.text import nested, one_line
 from snnp.training.compressed import CompressionConfig
 
 __all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimiserConfig", "TrainConfig", "keys_meant", "load_config"]
@@ -306,20 +305,6 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value ({one_line(error)}).") from None
 
 
-def _check_tree(tree: Any) -> None:
-    """Raise `ValueError` for what YAML allows and no configuration is: lists in themselves, growth by aliases."""
-    level, count = [tree], 0
-    for _ in range(_DEEPEST):
-        groups = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
-        level = list(islice(chain.from_iterable(groups), _MOST_VALUES + 1))
-        count += len(level)
-        if not level:
-            return
-        if count > _MOST_VALUES:
-            break
-    raise ValueError(f"it holds more than {_MOST_VALUES:,} values, or lists nested more than {_DEEPEST} deep")
-
-
 def _hint(key: str, tree: dict[str, Any]) -> str:
     model = tree.get("model")
     family = model.get("family", "s-nnp") if isinstance(model, dict) else "s-nnp"
@@ -332,7 +317,7 @@ def _read(path: str | Path) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
-        _check_tree(tree)
+        list(nested(tree, _DEEPEST, _MOST_VALUES))
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist; {advice}.") from None
     except (OSError, OverflowError, RecursionError, ValueError, yaml.YAMLError) as error:
