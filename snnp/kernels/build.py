@@ -2,7 +2,7 @@
 
 With `--own` it holds the instruction set of this machine alone, in a third of the time.
 
-Only the standard library is imported here: setup.py runs this file before anything is installed.
+Only the standard library is imported here: `packaging.py` runs this file before snnp is installed.
 """
 
 from __future__ import annotations
