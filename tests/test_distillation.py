@@ -160,7 +160,7 @@ def test_alloys_are_not_drowned_by_the_element_that_binds_most() -> None:
     np.testing.assert_allclose(above_the_lowest([strong, alloy, other, weak]), [0.0, 0.0, 0.4, 0.0], atol=1e-12)
 
 
-def test_forces_that_no_liquid_has_are_not_learned() -> None:
+def test_forces_that_nothing_bears_are_not_learned() -> None:
     fcc = Crystal("fcc Cu", bulk("Cu", a=3.6), -3.7, 0.9)  # spacing 2.55 Å: 17.5 eV/Å
     images = [("a", Atoms("Cu2", [[0, 0, 0], [0, 0, 2.0]], cell=np.eye(3) * 9, pbc=True)) for _ in range(3)]
     frames = frames_of(images, "t")
@@ -170,6 +170,7 @@ def test_forces_that_no_liquid_has_are_not_learned() -> None:
     assert bearable(frames, [fcc]).sources == frames.sources[:2]
     stiff = replace(fcc, bulk_modulus=9.0)
     assert bearable(frames, [stiff, fcc]).sources == frames.sources == bearable(frames, []).sources
+    assert len(bearable(replace(frames, forces=2.0 * forces), [])) == 1  # 34 and 36 eV/Å
 
 
 def test_crystals_of_files_that_do_not_fit_are_named(tmp_path: Path) -> None:

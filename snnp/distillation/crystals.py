@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from snnp.data import Frame, Frames
 from snnp.data.read import read_images
+from snnp.distillation.settings import STRONGEST
 from snnp.errors import InputError
 from snnp.neighbours import shortest_distances
 from snnp.structure import Structure
@@ -51,7 +52,7 @@ _LATTICES = ("fcc", "bcc", "hcp", "diamond", "sc")
 _COMPOUNDS = ("B1", "B2", "L1_2", "L1_0")
 _SOFTER = 0.8  # of the work before: where it falls under compression, the teacher is not to be trusted
 _SCALE = 6.0  # k T
-_STRONGEST = (3.0, 30.0)  # of B times the spacing squared; eV/Å
+_STRONGEST = 3.0  # of B times the spacing squared
 
 
 @dataclass(frozen=True)
@@ -259,16 +260,18 @@ def energy_scale(crystals: Sequence[Crystal]) -> float:
 
 
 def bearable(labelled: Frames, crystals: Sequence[Crystal]) -> Frames:
-    """Frames without forces as no liquid has them: three times `B s²` with the spacing s, 30 eV/Å at most.
+    """Frames without forces as nothing that holds together has them: 30 eV/Å, or three times `B s²`, s the spacing.
 
-    They come where atoms were drawn close; a squared error sees little else, and the wall under compression
-    (decision 019) holds there anyway. Neither learned nor compared.
+    They come where atoms were drawn close, and from dynamics of a student that knows little yet; a squared error sees
+    little else, and in crystals the wall under compression (decision 019) holds there anyway. Neither learned nor
+    compared.
     """
-    if not crystals:
-        return labelled
-    strongest = max(each.bulk_modulus * each.spacing**2 for each in [c for c in crystals if c.named] or crystals[:2])
+    limit = STRONGEST
+    if crystals:
+        those = [each for each in crystals if each.named] or crystals[:2]
+        limit = min(limit, _STRONGEST * max(each.bulk_modulus * each.spacing**2 for each in those))
     largest = np.maximum.reduceat(np.abs(labelled.forces).max(axis=1), np.cumsum([0, *labelled.counts[:-1]]))
-    return labelled.take(~(largest > min(_STRONGEST[0] * strongest, _STRONGEST[1])))
+    return labelled.take(~(largest > limit))
 
 
 def melting(crystals: Sequence[Crystal]) -> float:

@@ -421,7 +421,7 @@ class _Run:
             said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
             notes.append(Finding("labels", "note", said + self.failures[0][1]))
         if strong := len(labelled) - len(bearable(labelled, self.crystals)):
-            notes.append(Finding("labels", "note", f"{strong} with forces as no liquid has them were left out"))
+            notes.append(Finding("labels", "note", f"{strong} with forces over the limit were left out"))
         kinds, who = Counter(map(verdict.kind_of, labelled.groups)), self.crew.identity
         teacher = {"name": who.name, "licence": who.licence, "key": who.key, "files": list(who.files.values())}
         tables = [

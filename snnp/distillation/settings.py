@@ -51,6 +51,8 @@ class Bars(BaseModel):
     memory: float | None = Field(None, gt=0.0)
 
 
+STRONGEST = 30.0
+"""eV/Å: labels with larger forces are neither learned nor compared."""
 ATOMIC_ENERGY_WEIGHT = 3.0
 """Of `teacher-student`, beside 1 for forces: about that of Matin et al. (100 beside 30); see the study of it."""
 CHANGEABLE = ("reference", "bars", "workers", "threads", "most_failures")
@@ -169,7 +171,7 @@ class DistilSettings(NamedSettings):
             tree[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
         # What lies beyond is no matter that holds together, and would be all that a squared error sees.
         # Labels come in ASE's units; frames that were drawn are no trajectory, of which these could be doubted.
-        limits: dict[str, Any] = {"max_force": 30.0, "check_units": "off"}
+        limits: dict[str, Any] = {"max_force": STRONGEST, "check_units": "off"}
         if self.elements:  # energies of molecules of other elements are hundreds of eV/atom apart
             limits["max_energy"] = 12.0
         tree["data"] = {"train": [f"{data}:train"], "valid": 0.05, **limits}
