@@ -68,10 +68,11 @@ class Odd(EMT):
         if mode == "atoms":
             self.results["forces"] = self.results["forces"][:-1]
         if mode.startswith("times"):
-            for name in ("energy", "forces"):
+            for name in ("energy", "free_energy", "forces"):
                 self.results[name] = self.results[name] * float(mode.split()[1])
         if mode.startswith("energy"):
-            self.results["energy"] *= float(mode.split()[1])
+            for name in ("energy", "free_energy"):
+                self.results[name] = self.results[name] * float(mode.split()[1])
 '''
 
 

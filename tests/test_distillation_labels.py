@@ -49,7 +49,8 @@ class Odd(EMT):
         if len(atoms) == 4 and not atoms.pbc.any():
             os._exit(9)
         super().calculate(atoms, properties, system_changes)
-        self.results["energy"] *= self.scale
+        for name in ("energy", "free_energy"):
+            self.results[name] = self.results[name] * self.scale
         if len(atoms) == 3:
             self.results["forces"] = np.full((3, 3), np.nan)
 '''
@@ -280,3 +281,16 @@ def test_a_universal_potential_of_another_environment(tmp_path: Path) -> None:
         labelled = label(_crystals(2), crew, store).frames
     np.testing.assert_allclose(labelled.per_frame(labelled.energies), labelled.energy, atol=1e-4)
     assert labelled.has_stress.all()
+
+
+def test_where_electrons_are_smeared_the_energy_is_that_of_the_forces() -> None:
+    from ase.build import bulk
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from snnp.distillation.worker import _label
+
+    atoms = bulk("Al")
+    both = SinglePointCalculator(atoms, energy=-3.0, free_energy=-3.1, forces=np.zeros((1, 3)), stress=np.zeros(6))
+    assert _label(both, atoms)["energy"] == -3.1
+    one = SinglePointCalculator(atoms, energy=-3.0, forces=np.zeros((1, 3)), stress=np.zeros(6))
+    assert _label(one, atoms)["energy"] == -3.0

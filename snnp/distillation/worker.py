@@ -248,6 +248,8 @@ def _label(calculator: Any, atoms: Any) -> dict[str, np.ndarray]:
     atoms = atoms.copy()
     atoms.calc = calculator
     found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    # Forces are derivatives of the free energy, which is another one than the energy where electrons are smeared.
+    found["energy"] = calculator.results.get("free_energy", found["energy"])
     if atoms.pbc.all():
         with suppress(PropertyNotImplementedError, NotImplementedError):
             found["stress"] = atoms.get_stress(voigt=False)
