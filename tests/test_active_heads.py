@@ -12,7 +12,7 @@ from active_runs import no_report, settings, untrained
 from ase.build import molecule
 from ase.io import read, write
 
-import snnp.training.summary
+import snnp.training.evaluation
 from snnp.active import ActiveSettings, account, run
 from snnp.active.stages import Stages, place, train
 from snnp.data.read import read_any
@@ -32,8 +32,8 @@ SMALL: dict[str, Any] = {
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures."""
     monkeypatch.setattr(account, "write", no_report)
-    monkeypatch.setattr(snnp.training.summary, "plot_parity", lambda *_: None)
-    monkeypatch.setattr(snnp.training.summary, "plot_loss", lambda *_: None)
+    monkeypatch.setattr(snnp.training.evaluation, "plot_parity", lambda *_: None)
+    monkeypatch.setattr(snnp.training.evaluation, "plot_loss", lambda *_: None)
 
 
 def _ethanol(path: Path, **changes: Any) -> ActiveSettings:
