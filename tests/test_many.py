@@ -284,13 +284,16 @@ def test_one_that_collapses_does_not_hold_up_the_others() -> None:
     slab.pbc = [True, True, False]
     held = good.copy()
     held.set_constraint(FixBondLength(0, 1))
-    frames = [good, bad, slab, held, good]
+    beyond = good.copy()
+    beyond.set_constraint(FixAtoms([0, 8]))
+    frames = [good, bad, slab, held, beyond, good]
     found = relax_many("snnp-si", frames, cell=True)
-    assert [isinstance(one, Failed) for one in found] == [False, True, True, True, False]
+    assert [isinstance(one, Failed) for one in found] == [False, True, True, True, True, False]
     reasons = [one.reason for one in found if isinstance(one, Failed)]
     assert "overlap" in reasons[0]
     assert "periodic" in reasons[1]
     assert "constraint FixBondLengths, and many at once know FixAtoms alone" in reasons[2]
+    assert "FixAtoms names atom 8, and its atoms are numbered 0 to 7" in reasons[3]
 
 
 class _Well(Potential):
