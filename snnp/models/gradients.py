@@ -3,7 +3,7 @@
 Dense rows turn sums over neighbours into batched matrix products, several times faster than scatter and gather.
 """
 
-# No `from __future__ import annotations` here: TorchScript, which compiles `dense_rows`, needs them as they are.
+# No `from __future__ import annotations` here: TorchScript, which compiles `make_shell`, needs them as they are.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
 __all__ = [
-    *("SHORTEST_DISTANCE", "DenseRows", "PairGradients", "Shell", "activate", "chunks", "dense_rows"),
-    *("join_gradients", "make_shell", "refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"),
+    *("SHORTEST_DISTANCE", "PairGradients", "Shell", "activate", "chunks", "join_gradients", "make_shell"),
+    *("refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"),
 ]
 
 SHORTEST_DISTANCE = 0.1
@@ -87,26 +87,41 @@ def stress_of(virial: Tensor, structure: Structure) -> Tensor:
     return 0.5 * (virial + virial.mT) / volume[:, None, None] * periodic[:, None, None]
 
 
-class DenseRows(NamedTuple):
-    """Pairs of n atoms, padded to J columns.
+class Shell(NamedTuple):
+    """Neighbours of the atoms `centre` [n] (all of a structure, or some) in rows, padded to J columns.
 
-    `kept` [Q]: those of all pairs that are there, row by row. `j` [n, J] int64: neighbour; padding repeats the centre.
-    `channel` [n, J] int64: its species. `distance` [n, J] Å: padding lies at twice the cutoff. `unit` [n, J, 3]: unit
-    vectors from the centre. `mask` [n, J] bool: False in padding.
+    `j` [n, J] int64: neighbour; padding repeats the centre. `channel` [n, J] int64: its species. `distance` [n, J] Å:
+    padding lies at twice the cutoff. `unit` [n, J, 3]: unit vectors from the centre. `mask` [n, J] bool: False in
+    padding.
     """
 
-    kept: Tensor
+    centre: Tensor
     j: Tensor
     channel: Tensor
     distance: Tensor
     unit: Tensor
     mask: Tensor
 
+    def pair_gradients(self, gradients: Tensor) -> PairGradients:
+        """Flat pairs for gradients [n, J, 3] (padding contributes zero)."""
+        i = self.centre.repeat_interleave(self.j.shape[1])
+        vectors = self.unit * self.distance[..., None]
+        return PairGradients(i, self.j.reshape(-1), vectors.reshape(-1, 3), gradients.reshape(-1, 3))
 
-def dense_rows(
+
+def make_shell(
     pairs: tuple[Tensor, Tensor, Tensor], species: Tensor, centre: Tensor, cutoff: float, n_columns: int | None = None
-) -> DenseRows:
-    """As `make_shell`, which it serves, and compiled by TorchScript, where overlaps are refused before."""
+) -> tuple[Shell, Tensor]:
+    """Collect the pairs closer than `cutoff` (Å) into rows; and which of all pairs they are [Q], row by row.
+
+    Differentiable in the vectors, and compiled by TorchScript.
+
+    Arguments:
+        pairs: row of the centre [P] (ascending), neighbour [P], vector from centre to neighbour [P, 3].
+        species: [N] of all atoms; centre: [n] atom of each row; n_columns: J, by default the most neighbours of any.
+
+    Raises `InputError` if two atoms are closer than 0.1 Å (not in TorchScript, where overlaps are refused before).
+    """
     row, j, vectors = pairs
     n_rows = centre.shape[0]
     squares = vectors.detach().square().sum(dim=1)
@@ -127,39 +142,7 @@ def dense_rows(
     distance = torch.linalg.vector_norm(dense, dim=-1)
     channel = species.index_select(0, neighbour).reshape(n_rows, width)
     neighbour, mask = neighbour.reshape(n_rows, width), mask.reshape(n_rows, width)
-    return DenseRows(kept, neighbour, channel, distance, dense / distance.unsqueeze(-1), mask)
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Neighbours of the atoms `centre` [n] (all of a structure, or some); the others as in `DenseRows`."""
-
-    centre: Tensor
-    j: Tensor
-    channel: Tensor
-    distance: Tensor
-    unit: Tensor
-    mask: Tensor
-
-    def pair_gradients(self, gradients: Tensor) -> PairGradients:
-        """Flat pairs for gradients [n, J, 3] (padding contributes zero)."""
-        i = self.centre.repeat_interleave(self.j.shape[1])
-        vectors = self.unit * self.distance[..., None]
-        return PairGradients(i, self.j.reshape(-1), vectors.reshape(-1, 3), gradients.reshape(-1, 3))
-
-
-def make_shell(
-    pairs: tuple[Tensor, Tensor, Tensor], species: Tensor, centre: Tensor, cutoff: float, n_columns: int | None = None
-) -> Shell:
-    """Collect the pairs closer than `cutoff` (Å) into rows. Differentiable in the vectors.
-
-    Arguments:
-        pairs: row of the centre [P] (ascending), neighbour [P], vector from centre to neighbour [P, 3].
-        species: [N] of all atoms; centre: [n] atom of each row; n_columns: J, by default the most neighbours of any.
-
-    Raises `InputError` if two atoms are closer than 0.1 Å.
-    """
-    return Shell(centre, *dense_rows(pairs, species, centre, cutoff, n_columns)[1:])
+    return Shell(centre, neighbour, channel, distance, dense / distance.unsqueeze(-1), mask), kept
 
 
 def refuse_overlaps(squares: Tensor, row: Tensor, j: Tensor, centre: Tensor | None = None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snnp.models.ani.aev import ANGLE_FACTOR, LEAST_EXPONENT, cosine_cutoff
 from snnp.models.ani.model import ANI
-from snnp.models.gradients import DenseRows, dense_rows
+from snnp.models.gradients import Shell, make_shell
 from snnp.models.scripted import Pairs, ScriptedPotential
 
 __all__ = ["ScriptedANI"]
@@ -38,7 +38,7 @@ class ScriptedANI(ScriptedPotential):
         """Clear of denormal numbers."""
         return torch.exp(exponent.clamp(min=self.least))
 
-    def features(self, far: DenseRows, near: DenseRows) -> Tensor:
+    def features(self, far: Shell, near: Shell) -> Tensor:
         """[n, D] from neighbours within the radial and the angular cutoff."""
         gaussians = self.exponential(-self.radial_eta * (far.distance.unsqueeze(-1) - self.radial_shifts).square())
         gaussians = gaussians * (0.25 * cosine_cutoff(far.distance, self.radial_cutoff) * far.mask).unsqueeze(-1)
@@ -66,8 +66,8 @@ class ScriptedANI(ScriptedPotential):
         return torch.cat(parts, dim=1)
 
     def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        far = dense_rows(pairs, species, centre, self.radial_cutoff)
-        features = self.features(far, dense_rows(pairs, species, centre, self.angular_cutoff))
+        far, _ = make_shell(pairs, species, centre, self.radial_cutoff)
+        features = self.features(far, make_shell(pairs, species, centre, self.angular_cutoff)[0])
         total = torch.zeros_like(features[:, 0])
         for element, network in enumerate(self.networks):
             mine = (species[centre] == element).nonzero()[:, 0]

@@ -13,7 +13,7 @@ from snnp.errors import InputError
 from snnp.models.ani.scripted import ScriptedANI
 from snnp.models.ensemble import Ensemble
 from snnp.models.families import family_of
-from snnp.models.gradients import SHORTEST_DISTANCE, DenseRows
+from snnp.models.gradients import SHORTEST_DISTANCE, Shell
 from snnp.models.hipnn.scripted import ScriptedHIPNN
 from snnp.models.potential import Potential
 from snnp.models.scripted import ScriptedPotential
@@ -62,26 +62,27 @@ class _Member(nn.Module):
     def forward(self, j: Tensor, vectors: Tensor, there: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
         vectors = vectors.to(self.twin.real.dtype)
         if isinstance(self.twin, ScriptedSplineNNP):
-            far, near = self.rows(j, vectors, there, species)
-            energies, radial, angular = self.twin.of_rows(far, near, species)
+            far, near = self.shells(j, vectors, there, species)
+            energies, radial, angular = self.twin.of_shells(far, near, species)
             return energies, radial + angular
         with torch.enable_grad():
             vectors = vectors.detach().requires_grad_()
-            energies = self.energies(*self.rows(j, vectors, there, species), species)
+            energies = self.energies(*self.shells(j, vectors, there, species), species)
             (gradients,) = torch.autograd.grad([energies.sum()], [vectors])
         return energies.detach(), gradients
 
-    def rows(self, j: Tensor, vectors: Tensor, there: Tensor, species: Tensor) -> tuple[DenseRows, DenseRows]:
+    def shells(self, j: Tensor, vectors: Tensor, there: Tensor, species: Tensor) -> tuple[Shell, Shell]:
         """Neighbours within the cutoff, and within that of angles."""
         distance = torch.linalg.vector_norm(vectors, dim=-1)
         channel = species.index_select(0, j.flatten()).reshape(j.shape)
-        far = DenseRows(j, j, channel, distance, vectors / distance.unsqueeze(-1), there)
+        everyone = torch.arange(j.shape[0], device=j.device)
+        far = Shell(everyone, j, channel, distance, vectors / distance.unsqueeze(-1), there)
         return far, far._replace(mask=there & (distance < self.angular_cutoff))
 
-    def energies(self, far: DenseRows, near: DenseRows, species: Tensor) -> Tensor:
+    def energies(self, far: Shell, near: Shell, species: Tensor) -> Tensor:
         """[N], differentiable, of a family without analytic gradients."""
         if isinstance(self.twin, ScriptedHIPNN):
-            return self.twin.of_rows(far, species)
+            return self.twin.of_shell(far, species)
         assert isinstance(self.twin, ScriptedANI)
         features = self.twin.features(far, near)
         total = torch.zeros_like(features[:, 0])

@@ -85,7 +85,7 @@ class HIPNN(Potential):
         """[N, n_interactions + 1] hierarchical terms of the energies in eV without E0, differentiable."""
         species = self.species(structure)
         everyone = torch.arange(structure.n_atoms, device=vectors.device)
-        shell = make_shell((neighbours.i, neighbours.j, vectors), species, everyone, self.cutoff)
+        shell, _ = make_shell((neighbours.i, neighbours.j, vectors), species, everyone, self.cutoff)
         return torch.cat(self._forward(species, [self.angles.geometry(shell, self.cutoff)])[0], dim=1)
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:
@@ -143,7 +143,7 @@ class HIPNN(Potential):
         n_chunk = max(1, n_pairs * n_atoms // max(1, neighbours.n_pairs))
         bounds = [*range(0, max(n_atoms, 1), n_chunk), n_atoms]
         return [
-            self.angles.geometry(make_shell(pairs, species, centre, self.cutoff), self.cutoff)
+            self.angles.geometry(make_shell(pairs, species, centre, self.cutoff)[0], self.cutoff)
             for centre, pairs in chunks(neighbours, self._vectors(structure, neighbours), n_atoms, bounds)
         ]
 

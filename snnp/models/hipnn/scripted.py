@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnp.harmonics import Harmonics
-from snnp.models.gradients import DenseRows, activate, dense_rows
+from snnp.models.gradients import Shell, activate, make_shell
 from snnp.models.hipnn.layers import Block
 from snnp.models.hipnn.model import HIPNN
 from snnp.models.scripted import Pairs, ScriptedPotential
@@ -77,15 +77,15 @@ class ScriptedHIPNN(ScriptedPotential):
         self.register_buffer("bare", model.get_parameter("readouts.0.weight").detach().T.clone())
 
     def energies(self, pairs: Pairs, species: Tensor, centre: Tensor) -> Tensor:
-        return self.of_rows(dense_rows(pairs, species, centre, self.cutoff), species)
+        return self.of_shell(make_shell(pairs, species, centre, self.cutoff)[0], species)
 
-    def of_rows(self, rows: DenseRows, species: Tensor) -> Tensor:
+    def of_shell(self, shell: Shell, species: Tensor) -> Tensor:
         """Energies [N] from the neighbours of all atoms."""
-        cut = (torch.cos((0.5 * math.pi / self.cutoff) * rows.distance) * rows.mask).square()
-        directions = (self.harmonics(rows.unit) * self.factors).transpose(1, 2)
+        cut = (torch.cos((0.5 * math.pi / self.cutoff) * shell.distance) * shell.mask).square()
+        directions = (self.harmonics(shell.unit) * self.factors).transpose(1, 2)
         z = torch.eye(self.bare.shape[0], dtype=cut.dtype, device=cut.device)[species]
         total = self.bare[species]
         for block, readout in zip(self.blocks, self.readouts):  # noqa: B905  TorchScript knows no strict
-            z = block(z, rows.j, rows.distance, cut, directions)
+            z = block(z, shell.j, shell.distance, cut, directions)
             total = total + readout(z)
         return total[:, 0]

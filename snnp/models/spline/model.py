@@ -182,9 +182,9 @@ class SplineNNP(Potential):
             reused: whether many evaluations will share this geometry, so that sums over triples pay off.
         """
         config, reach = self.config, self.config.angular_cutoff
-        radial_shell = angular_shell = make_shell(pairs, species, centre, self.cutoff, n_columns[0])
+        radial_shell = angular_shell = make_shell(pairs, species, centre, self.cutoff, n_columns[0])[0]
         if self.has_three_body and reach < self.cutoff and config.ends == "smooth":
-            angular_shell = make_shell(pairs, species, centre, reach, n_columns[1])
+            angular_shell = make_shell(pairs, species, centre, reach, n_columns[1])[0]
         species = species[centre]
         over_triples = not self.uses_moments
         if over_triples and not (reused and self._shares_grids and len(self.g.grids) == 1):

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from snnp.models.gradients import DenseRows, dense_rows
+from snnp.models.gradients import Shell, make_shell
 from snnp.models.scripted import Pairs, ScriptedPotential
 from snnp.models.spline.model import SplineNNP
 from snnp.splines import SplineSet
@@ -34,7 +34,7 @@ class _Triples(nn.Module):
         self.g = _free(model.g)
         self.register_buffer("group_of", model.unordered.clone())
 
-    def features(self, f: Tensor, pairs: DenseRows) -> tuple[Tensor, list[Tensor]]:
+    def features(self, f: Tensor, pairs: Shell) -> tuple[Tensor, list[Tensor]]:
         """G3 [n, F], and what the gradient needs besides: f [n, J, F] is zero in padding."""
         cosine = (pairs.unit @ pairs.unit.transpose(1, 2)).clamp(-1.0, 1.0)
         group = pairs.channel
@@ -46,7 +46,7 @@ class _Triples(nn.Module):
         inner = (g * f[:, None, :, :]).sum(dim=2)
         return 0.5 * (f * inner).sum(dim=1), [inner, slope, cosine]
 
-    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: DenseRows) -> Tensor:
+    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: Shell) -> Tensor:
         """dE/dr_ij [n, J, 3] from h = dE/dG3 [n, F]."""
         inner, slope, cosine = state[0], state[1], state[2]
         h = h[:, None, :]
@@ -74,14 +74,14 @@ class _Moments(nn.Module):
         self.register_buffer("lowering", harmonics.lowering.permute(1, 0, 2).flatten(1).clone())
         self.harmonics = copy.deepcopy(harmonics)
 
-    def by_channel(self, f: Tensor, pairs: DenseRows) -> Tensor:
+    def by_channel(self, f: Tensor, pairs: Shell) -> Tensor:
         """[n, J, C F]: zero except in the channel of the neighbour."""
         if self.n_channels == 1:
             return f
         own = torch.arange(self.n_channels, device=f.device) == pairs.channel.unsqueeze(-1)
         return (own.to(f.dtype).unsqueeze(-1) * f.unsqueeze(-2)).flatten(-2)
 
-    def features(self, f: Tensor, pairs: DenseRows) -> tuple[Tensor, list[Tensor]]:
+    def features(self, f: Tensor, pairs: Shell) -> tuple[Tensor, list[Tensor]]:
         """G3 [n, F], and what the gradient needs besides: f [n, J, F] is zero in padding."""
         f = self.by_channel(f, pairs)
         y = self.harmonics(pairs.unit)
@@ -94,7 +94,7 @@ class _Moments(nn.Module):
         each = 0.5 * ((a * weighted).sum(dim=-1) - (f * f).sum(dim=1) * self.at_one)
         return each.reshape(-1, self.n_channels, self.n_filters).sum(dim=1), [f, y, weighted]
 
-    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: DenseRows) -> Tensor:
+    def gradients(self, h: Tensor, f: Tensor, f_slope: Tensor, state: list[Tensor], pairs: Shell) -> Tensor:
         """dE/dr_ij [n, J, 3] from h = dE/dG3 [n, F]."""
         f, y, weighted = state[0], state[1], state[2]
         h = h.repeat(1, self.n_channels)
@@ -127,19 +127,20 @@ class ScriptedSplineNNP(ScriptedPotential):
         self.readout = copy.deepcopy(model.readout)
 
     def evaluate(self, pairs: Pairs, species: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        far = near = dense_rows(pairs, species, centre, self.cutoff)
+        far, kept = make_shell(pairs, species, centre, self.cutoff)
+        near, kept_near = far, kept
         if self.angular is not None and self.angular_cutoff < self.cutoff:
-            near = dense_rows(pairs, species, centre, self.angular_cutoff)
-        energies, radial, angular = self.of_rows(far, near, species[centre])
+            near, kept_near = make_shell(pairs, species, centre, self.angular_cutoff)
+        energies, radial, angular = self.of_shells(far, near, species[centre])
         gradients = torch.zeros_like(pairs[2])
         if self.forces:
-            gradients = gradients.index_copy(0, far.kept, radial[far.mask])
+            gradients = gradients.index_copy(0, kept, radial[far.mask])
             if self.angular is not None:
-                gradients = gradients.index_add(0, near.kept, angular[near.mask])
+                gradients = gradients.index_add(0, kept_near, angular[near.mask])
         return energies, gradients
 
-    def of_rows(self, far: DenseRows, near: DenseRows, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Energies [n] of atoms of species `own` [n], and gradients [n, J, 3] on the radial and the angular rows."""
+    def of_shells(self, far: Shell, near: Shell, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies [n] of atoms of species `own` [n], and gradients [n, J, 3] on the radial and the angular shell."""
         group, inside = self.group_of[own[:, None], far.channel], far.mask.unsqueeze(-1)
         value, slope = self.rho(far.distance, group)
         features = [(value * inside).sum(dim=1)]

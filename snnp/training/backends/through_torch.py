@@ -21,7 +21,7 @@ learning potentials to force data (2020), arXiv:2006.05475.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -192,7 +192,7 @@ class SumsBackend(Backend):
         found = _map(lambda tensor: tensor.index_select(0, rows), geometry)
 
         def relabel(shell: Shell) -> Shell:
-            return replace(shell, centre=local[shell.centre], j=local[shell.j])
+            return shell._replace(centre=local[shell.centre], j=local[shell.j])
 
         radial = relabel(found.radial_shell)
         angular = radial if found.angular_shell is found.radial_shell else relabel(found.angular_shell)
@@ -217,18 +217,18 @@ class SumsBackend(Backend):
 
 
 def _map(function: Callable[..., Tensor], *values: Any) -> Any:
-    """Apply a function to tensors at the same place of nested dataclasses; parts shared in the first stay shared."""
+    """Apply a function to tensors at the same place of nested dataclasses and shells; what the first shares stays so."""
     done: dict[int, Any] = {}
 
     def visit(*nodes: Any) -> Any:
         first = nodes[0]
         if isinstance(first, Tensor):
             return function(*nodes)
-        if not is_dataclass(first) or isinstance(first, type):
+        if not isinstance(first, Shell) and not is_dataclass(first):
             return first
         if id(first) not in done:
-            columns = {f.name: visit(*(getattr(node, f.name) for node in nodes)) for f in fields(first)}
-            done[id(first)] = replace(first, **columns)
+            kind: Any = type(first)
+            done[id(first)] = kind(*(visit(*(getattr(node, name) for node in nodes)) for name in kind.__annotations__))
         return done[id(first)]
 
     return visit(*values)
