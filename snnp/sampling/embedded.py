@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnp.kernels.gpu.call import GpuKernel
-from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
+from snnp.kernels.gpu.dynamics import GpuDynamics, Integrator, System
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.sampling import thermostats
@@ -146,10 +146,8 @@ class NativeGpuDynamics:
 
     def _integrator(self, atoms: Atoms, step: int) -> Integrator:
         """How to go on from a step, up to the end of the equilibration or of the run."""
-        settings, barostat = self._settings, None
+        settings = self._settings
         bath = Ensemble(atoms, settings, step, self._start.equilibration).bath
-        if settings.ensemble == "npt":
-            barostat = Barostat(settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3, bath.barostat_rate)
         return Integrator(
             dt_fs=settings.dt_fs,
             temperature_k=settings.temperature_k,
@@ -157,7 +155,8 @@ class NativeGpuDynamics:
             friction_per_ps=0.0 if bath.kind == "none" else bath.friction_per_ps,
             n_freedom=thermostats.degrees_of_freedom(atoms, settings) if bath.kind == "bussi" else 0,
             seed=settings.seed,
-            barostat=barostat,
+            barostat_rate=bath.barostat_rate if settings.ensemble == "npt" else 0.0,
+            pressure=settings.pressure_gpa * GPA_IN_EV_PER_ANGSTROM3,
         )
 
 

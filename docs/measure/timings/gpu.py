@@ -33,7 +33,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from snnp.kernels.gpu import call as gpu
 from snnp.kernels.gpu.call import Atoms
-from snnp.kernels.gpu.dynamics import Barostat, GpuDynamics, Integrator, System
+from snnp.kernels.gpu.dynamics import GpuDynamics, Integrator, System
 from snnp.kernels.gpu.lists import image_vectors, rows_of
 from snnp.models import SplineNNP, SplineNNPConfig, load_model
 from snnp.models.spline import special_cases
@@ -45,7 +45,7 @@ from snnp.structure import Structure
 ENSEMBLES = {
     "nve": Integrator(dt_fs=2.0),
     "nvt": Integrator(dt_fs=2.0, temperature_k=300.0, friction_per_ps=1.0),
-    "npt": Integrator(dt_fs=2.0, temperature_k=300.0, friction_per_ps=1.0, barostat=Barostat(0.0, 3e-3)),
+    "npt": Integrator(dt_fs=2.0, temperature_k=300.0, friction_per_ps=1.0, barostat_rate=3e-3),
 }
 
 

@@ -18,7 +18,7 @@ from snnp.kernels.gpu.call import Atoms, GpuKernel, full_virial, on_device, refu
 from snnp.kernels.gpu.lists import CellList, State, image_vectors
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K
 
-__all__ = ["Barostat", "Box", "Clock", "GpuDynamics", "Integrator", "Observation", "System"]
+__all__ = ["Box", "Clock", "GpuDynamics", "Integrator", "Observation", "System"]
 
 _BLOCK = 128
 _SHRINKING = 0.03  # part of its lengths by which a box under a barostat may shrink before its grid is made anew
@@ -39,14 +39,6 @@ class System:
 
 
 @dataclass(frozen=True)
-class Barostat:
-    """Stochastic cell rescaling of a periodic box; pressure: eV/Å³; rate: Å³/eV, of ln V in one step per pressure."""
-
-    pressure: float
-    rate: float
-
-
-@dataclass(frozen=True)
 class Integrator:
     """How it moves.
 
@@ -57,7 +49,8 @@ class Integrator:
         n_freedom: degrees of freedom, for rescaling of velocities in place of Langevin friction (0).
         seed: of the thermostat's noise, and the barostat's.
         skin: Å, added to the cutoff when a list is built.
-        barostat: its temperature is the thermostat's.
+        barostat_rate: Å³/eV, of ln V in one step per pressure, for stochastic cell rescaling of a periodic box at the
+            thermostat's temperature; without a rate the box stays. pressure: eV/Å³.
     """
 
     dt_fs: float
@@ -67,7 +60,8 @@ class Integrator:
     n_freedom: int = 0
     seed: int = 0
     skin: float = 0.5
-    barostat: Barostat | None = None
+    barostat_rate: float = 0.0
+    pressure: float = 0.0
 
     @property
     def thermostat(self) -> int:
@@ -129,14 +123,14 @@ class GpuDynamics:
         # Imported here: the rest of the package works without Triton.
         from snnp.kernels.gpu import _list
 
-        if integrator.barostat is not None and not bool(system.pbc.all()):
+        if integrator.barostat_rate and not bool(system.pbc.all()):
             raise InputError(f"a barostat needs a fully periodic structure, got pbc={system.pbc.tolist()}.")
         self._kernels, self.kernel, self.integrator = _list, kernel, integrator
         device = kernel.device
         self._state = _state(system, velocities, integrator, device)
         self._species = system.species.to(device=device, dtype=torch.int32)
         self._start_cell = system.cell.to(device=device, dtype=torch.float64)
-        margin = 0.0 if integrator.barostat is None else _SHRINKING
+        margin = _SHRINKING if integrator.barostat_rate else 0.0
         reach = kernel.cutoff + integrator.skin
         self.list = CellList(self._state.positions, system.cell, system.pbc, reach, margin=margin)
         dt, decay = integrator.dt_fs, math.exp(-integrator.friction_per_ps * 1e-3 * integrator.dt_fs)
@@ -178,10 +172,11 @@ class GpuDynamics:
                 self._graph = graph
 
     def _make_box(self, start: Tensor) -> Box | None:
-        if (barostat := self.integrator.barostat) is None:
+        pressure, rate, n = self.integrator.pressure, self.integrator.barostat_rate, len(self._species)
+        if not rate:
             return None
-        volume, n = float(torch.linalg.det(self._start_cell).abs()), len(self._species)
-        values = [volume, barostat.pressure, barostat.rate, self.list.reach, self.kernel.cutoff, n + 0.5]
+        volume = float(torch.linalg.det(self._start_cell).abs())
+        values = [volume, pressure, rate, self.list.reach, self.kernel.cutoff, n + 0.5]
         numbers = torch.tensor(values, dtype=torch.float64, device=self.kernel.device)
         return Box(numbers, self.list.scale, *self.list.box, start, self._atoms.images, start.numel())
 

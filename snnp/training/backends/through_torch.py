@@ -217,7 +217,7 @@ class SumsBackend(Backend):
 
 
 def _map(function: Callable[..., Tensor], *values: Any) -> Any:
-    """Apply a function to tensors at the same place of nested dataclasses and shells; what the first shares stays so."""
+    """Apply a function to tensors at one place of nested dataclasses and shells; what the first shares stays so."""
     done: dict[int, Any] = {}
 
     def visit(*nodes: Any) -> Any:
