@@ -272,5 +272,5 @@ def _scaling(scaling: Scaling) -> Figure:
     panel.loglog(scaling.atoms, cost, "o-", color=COLOURS[0], ms=4)
     panel.set(xlabel="atoms", ylabel="µs per atom", ylim=(0.3 * cost.min(), 3.0 * cost.max()))
     plain_ticks(panel.xaxis, panel.yaxis)
-    caption = "Energy and forces on one core, neighbour list included; level at large sizes if the cost is linear."
+    caption = "Energy and forces on one core, the neighbour list kept; level at large sizes if the cost is linear."
     return Figure("Cost by size", caption, png(drawn))

@@ -7,7 +7,6 @@ short runs, and the cost grow with the number of atoms.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from snnp.data import Frames
 from snnp.errors import SnnpError
 from snnp.models.potential import Potential
 from snnp.report import Finding, Severity
+from snnp.sampling.cost import measure_cost
 from snnp.sampling.run import MDProgress, find_entry_point, relax
 from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
@@ -49,7 +49,6 @@ _MOLECULES = ("CH3CONH2", "CH3CH2OH", "CH3NO2", "C2H6", "H2CO", "H2O", "NH3", "C
 _DRIFT_WARNING, _DRIFT_ERROR = 0.3, 3.0
 _SIZES = (2, 3, 4, 6, 8, 10)  # fcc cells along each axis: 32 to 4,000 atoms
 _ENOUGH_SECONDS = 0.5
-_REPEATS = 3
 _STEEP = 1.35
 
 _DERIVATIVES = ("forces", "stress")
@@ -407,21 +406,14 @@ def check_runs(runs: list[Run]) -> Iterator[Finding]:
 
 
 def measure_scaling(model: Potential) -> Scaling:
-    """Seconds of one core per call for cells of 32 to 4,000 atoms, as far as a second or so goes."""
+    """Seconds of one core per call for cells of 32 to 4,000 atoms, as far as half a second goes."""
     a, rng, result = np.sqrt(2.0) * _spacing(model), np.random.default_rng(3), Scaling()
     for size in _SIZES:
         atoms = bulk("Cu", "fcc", a=a, cubic=True).repeat(size)
         atoms.symbols = [model.elements[k % len(model.elements)] for k in range(len(atoms))]
         atoms.positions += rng.normal(0.0, 0.03 * a, atoms.positions.shape)
-        structure = Structure.from_ase(atoms)
-        model.compute(structure)  # the first call of a size may compile or allocate
-        # The processor's time, not the clock's: other programs do not count.
-        clock = [time.process_time()]
-        for _ in range(_REPEATS):
-            model.compute(structure)
-            clock.append(time.process_time())
         result.atoms.append(len(atoms))
-        result.seconds.append(float(np.diff(clock).min()))
+        result.seconds.append(1e-6 * len(atoms) * measure_cost(model, atoms, 1)["cpu_us_per_atom"])
         if result.seconds[-1] > _ENOUGH_SECONDS:
             break
     return result
