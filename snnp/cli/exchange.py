@@ -20,7 +20,6 @@ from snnp.errors import InputError
 if TYPE_CHECKING:
     from snnp.doctor import Report
     from snnp.hub import Publication
-    from snnp.models.potential import Potential
 
 __all__ = ["AcceptFindings", "DryRun", "Private", "import_app", "print_remote", "publish_app"]
 
@@ -58,21 +57,15 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a model for programs that do not have snnp, such as OpenMM with openmm-torch."""
+    from snnp.cli.drivers.whole_models import exported, write_whole
     from snnp.hub import load_model
-    from snnp.models.aot import write_package
     from snnp.models.export import export_torchscript
-    from snnp.models.spline.uf3_file import write_for_lammps
     from snnp.sampling import build_structure
 
     if file_format != "torchscript":
         if structure is not None or forces or (unit, energy_unit) != ("nm", "kJ/mol"):
             raise InputError(f"--format {file_format} is for all structures, Å and eV: leave the other options away.")
-        default = {"aoti": None, "lammps": "float32"}.get(file_format, "float64")
-        potential = load_model(model, dtype=dtype or default)
-        prepare_output(out, overwrite=overwrite, inputs=input_files(model))
-        more = write_package(potential, out) if file_format == "aoti" else write_for_lammps(potential, out, file_format)
-        print_result(_exported(potential, out, file_format, **more), as_json)
-        return
+        return print_result(write_whole(model, out, file_format, dtype=dtype, overwrite=overwrite), as_json)
     potential = load_model(model, dtype=dtype)
     prepare_output(out, overwrite=overwrite, inputs=input_files(model, structure))
     numbers, periodic, arguments = None, False, "numbers, positions, cell, pbc"
@@ -91,12 +84,7 @@ def export_command(
     call = f"module({arguments}) -> {'energy, forces' if forces else 'energy'}"
     n_atoms = None if numbers is None else len(numbers)
     report = {"call": call, "length_unit": unit, "energy_unit": energy_unit, "n_atoms": n_atoms}
-    print_result(_exported(potential, out, file_format, **report), as_json)
-
-
-def _exported(potential: Potential, out: Path, file_format: str, **more: Any) -> dict[str, Any]:
-    about = {"model": potential.name, "out": str(out), "format": file_format}
-    return {**about, **more, "dtype": str(potential.dtype).removeprefix("torch."), "bytes": out.stat().st_size}
+    return print_result(exported(potential, out, file_format, **report), as_json)
 
 
 import_app = group(
