@@ -32,7 +32,7 @@ from snnp.distillation.crystals import (
     second_scan,
     within_reach,
 )
-from snnp.distillation.defects import SHARES, pool
+from snnp.distillation.defects import SHARES, pool, pressed
 from snnp.distillation.selection import choose
 from snnp.distillation.verdict import behaviour
 from snnp.errors import ConfigError, DataError, InputError
@@ -158,6 +158,28 @@ def test_alloys_are_not_drowned_by_the_element_that_binds_most() -> None:
     strong, weak = crystal("fcc Ni", "Ni", -5.8), crystal("fcc Al", "Al", -3.7)
     alloy, other = crystal("B2 AlNi", "AlNi", -5.4), crystal("B1 AlNi", "AlNi", -5.0)
     np.testing.assert_allclose(above_the_lowest([strong, alloy, other, weak]), [0.0, 0.0, 0.4, 0.0], atol=1e-12)
+
+
+def test_crystals_are_pressed_along_single_directions() -> None:
+    fcc, bcc = (
+        Crystal("fcc Cu", bulk("Cu", cubic=True), -3.7, 0.9),
+        Crystal("bcc Cu", bulk("Cu", "bcc", a=2.87), -3.6, 1),
+    )
+    frames = pressed([fcc, bcc, replace(fcc, name="sc Cu")])
+    assert Counter(frames.groups) == {f"scan [{w}] {n} Cu": 10 for w in ("100", "110", "111") for n in ("fcc", "bcc")}
+    volume = np.abs(np.linalg.det(frames.cell)) / frames.counts
+    along = [row for row, kind in enumerate(frames.groups) if kind == "scan [110] fcc Cu"]
+    assert (volume[along] / fcc.volume)[[-1, 0]] == pytest.approx([1.0, 0.5])
+    cell = frames.cell[along[0]] / fcc.atoms.cell.lengths()[0]
+    way = np.array([1.0, 1.0, 0.0]) / np.sqrt(2.0)
+    assert np.linalg.norm(way @ cell) == pytest.approx(0.5)  # halved along [110], all else as it was
+    assert np.linalg.norm(np.array([1.0, -1.0, 0.0]) @ cell) == pytest.approx(np.sqrt(2.0))
+    assert cell[2, 2] == pytest.approx(1.0)
+    energy = np.where(volume < 0.6 * fcc.volume, -9.0, -3.0) + 20.0 * (1.0 - volume / fcc.volume) ** 2
+    soft = replace(frames, energy=energy * frames.counts, has_energy=np.ones(len(frames), dtype=bool))
+    kept = within_reach(soft)
+    assert (np.abs(np.linalg.det(kept.cell)) / kept.counts).min() > 0.6 * fcc.volume
+    assert len(kept) > 0.6 * len(frames)
 
 
 def test_forces_that_nothing_bears_are_not_learned() -> None:

@@ -240,7 +240,8 @@ def _least_volumes(first: Frames) -> dict[str, float]:
     for name, rows in _scans(first).items():
         volume, energy = _curve(first, rows)
         work = -np.diff(energy) / np.diff(np.log(volume))
-        least = int(np.argmin(energy))
+        # Along one direction it begins at rest, however low the teacher thinks that the innermost is.
+        least = len(rows) - 1 if name.startswith("[") else int(np.argmin(energy))
         while least > 0 and (least >= len(work) or work[least - 1] > _SOFTER * max(work[least], 0.0)):
             least -= 1
         found[name] = float(volume[least])

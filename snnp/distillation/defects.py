@@ -9,11 +9,12 @@ import numpy as np
 from ase import Atoms
 from ase.build import make_supercell, surface
 from ase.geometry import get_distances
+from numpy.typing import NDArray
 
 from snnp.data import Frames
 from snnp.distillation.crystals import Crystal, above_the_lowest, frames_of, scaled
 
-__all__ = ["SHARES", "pool", "supercell"]
+__all__ = ["SHARES", "pool", "pressed", "supercell"]
 
 Random = np.random.Generator
 
@@ -37,6 +38,7 @@ Dimers, isolated atoms and the scans are few, and always taken.
 _PLANES = ((1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 1, 1))
 _HEXAGONAL_PLANES = ((0, 0, 1), (1, 0, 0), (1, 1, 0), (1, 0, 1))
 _DIRECTIONS = ((1, 0, 0), (1, 1, 0), (1, 1, 1))
+_PRESSED = tuple(np.geomspace(0.5, 1.0, 10).tolist())  # V/V0 along one direction
 _DIMER_LENGTHS = np.linspace(0.62, 2.1, 12)  # of the distance of neighbours in the densest crystal
 _MOST_ATOMS = 64
 _MOST_PUSHES = 60
@@ -71,6 +73,28 @@ def pool(crystals: Sequence[Crystal], number: int, seed: int) -> Frames:
     for pair in itertools.combinations_with_replacement(elements, 2):
         images += [("dimer", Atoms(list(pair), [[0, 0, 0], [0, 0, r * spacing]])) for r in _DIMER_LENGTHS]
     return frames_of([each for each in images if len(each[1]) <= 2 * _MOST_ATOMS], "pool")
+
+
+def pressed(crystals: Sequence[Crystal]) -> Frames:
+    """Crystals that are named, or the two lowest, compressed along one direction, to half of the volume.
+
+    Drawn structures leave gaps there, in which students had holes; these have few atoms, and `within_reach` tells how
+    far the teacher is to be trusted.
+    """
+    images = []
+    for each in [crystal for crystal in crystals if crystal.named] or crystals[:2]:
+        for way in _DIRECTIONS:
+            for ratio in _PRESSED:
+                name = f"scan [{''.join(map(str, way))}] {each.name}"
+                images.append((name, _along(each.atoms, np.array(way, dtype=float), ratio)))
+    return frames_of(images, "pressed")
+
+
+def _along(atoms: Atoms, way: NDArray[np.float64], ratio: float) -> Atoms:
+    """With its volume times `ratio`, by compression along one direction."""
+    found = atoms.copy()
+    found.set_cell(found.cell.array @ (np.eye(3) - (1.0 - ratio) * np.outer(way, way) / (way @ way)), scale_atoms=True)
+    return found
 
 
 def _in_solution(crystal: Crystal, crystals: Sequence[Crystal], elements: Sequence[str], rng: Random) -> Crystal:
@@ -151,9 +175,7 @@ def _squeezed(crystal: Crystal, rng: Random) -> Atoms:
     cell = scaled(crystal.atoms, crystal.volume * ratio)
     if ratio < 1.0 and rng.random() < 0.5:  # along one direction, as in a shock
         way = rng.permutation(_DIRECTIONS[int(rng.integers(len(_DIRECTIONS)))]).astype(float)
-        along = (1.0 - ratio) * np.outer(way, way) / (way @ way)
-        cell = crystal.atoms.copy()
-        cell.set_cell(cell.cell.array @ (np.eye(3) - along), scale_atoms=True)
+        cell = _along(crystal.atoms, way, ratio)
     return _shaken(_deformed(supercell(cell, rng.uniform(4, 24)), 0.03, rng), rng.uniform(0, 0.06), rng)
 
 

@@ -42,7 +42,7 @@ from snnp.distillation.crystals import (
     second_scan,
     within_reach,
 )
-from snnp.distillation.defects import SHARES, pool, supercell
+from snnp.distillation.defects import SHARES, pool, pressed, supercell
 from snnp.distillation.exploration import crystal_starts, explore, molecule_starts, shaken_copies
 from snnp.distillation.label_store import Crew, Labelling, LabelProgress, LabelStore, label
 from snnp.distillation.selection import choose
@@ -258,7 +258,8 @@ class _Run:
         _check_budget(self.settings.budget, len(labelled) + len(second))
         second = self._label("crystals", second)
         self.crystals = crystals_from_scan(second, labelled)
-        return Frames.concatenate([within_reach(labelled), second])
+        along = pressed(self.crystals)[: (self.settings.budget - len(labelled) - len(second)) // 4]
+        return Frames.concatenate([within_reach(labelled), second, within_reach(self._label("crystals", along))])
 
     def _label(self, stage: str, frames: Frames) -> Frames:
         def tell(now: LabelProgress) -> None:
@@ -424,16 +425,15 @@ class _Run:
             notes.append(Finding("labels", "note", f"{strong} with forces over the limit were left out"))
         kinds, who = Counter(map(verdict.kind_of, labelled.groups)), self.crew.identity
         teacher = {"name": who.name, "licence": who.licence, "key": who.key, "files": list(who.files.values())}
-        tables = [
+        tables = (
             bars,
             Table.of("Teacher", teacher),
             *found.tables,
             verdict.table("What was labelled", [{"kind": kind, "structures": n} for kind, n in sorted(kinds.items())]),
             Table.of("Runs of the students that blew up", {f"round {k + 1}": n for k, n in enumerate(self.broken)}),
-        ]
-        tables = [table for table in tables if table.rows]
-        name = f"{self.folder.name}, a student of {who.name}"
-        report = Report(name, "distillation", (*failed, *notes), tuple(passed), tables, found.pictures, seconds, answer)
+        )
+        name, shown = f"{self.folder.name}, a student of {who.name}", [table for table in tables if table.rows]
+        report = Report(name, "distillation", (*failed, *notes), tuple(passed), shown, found.pictures, seconds, answer)
         for ending, text in (("md", report.markdown()), ("html", report.html()), ("json", report.to_json())):
             write_atomically(self.folder / f"{_REPORT}.{ending}", text.encode())
         return report

@@ -98,10 +98,7 @@ def apart(found: Discovery, k: int) -> dict[str, float]:
     """Spearman's correlations of a variable; of radial distributions for crystals and liquids by themselves."""
     known, values = found.family.parameters, found.encoded.mean[:, k]
     if "liquid" not in known:
-        return {
-            name: spearman(values, known[name])
-            for name in ("peak/cutoff", "area", "sign changes", "cutoff")
-        }
+        return {name: spearman(values, known[name]) for name in ("peak/cutoff", "area", "sign changes", "cutoff")}
     said = {"liquid": spearman(values, known["liquid"])}
     for phase, mine in (("crystals", known["liquid"] == 0.0), ("liquids", known["liquid"] == 1.0)):
         for name in ("temperature", "volume"):
