@@ -250,7 +250,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_symbols_to_a_student(quick: None, tmp_path: Path) -> None:
     """Stopped while it labels and resumed, it is the run that was never stopped, and every bar is judged."""
     asked: dict[str, Any] = {"teachers": [EMT_TEACHER], "elements": ["Cu"], "rounds": 1, "student": SMALL}
-    settings = DistilSettings(**asked, budget=90, bars=Bars(force_cosine=0.1, reference_force_ratio=2.0, hot_md=False))
+    settings = DistilSettings(**asked, budget=120, bars=Bars(force_cosine=0.1, reference_force_ratio=2.0, hot_md=False))
 
     class StopError(Exception):
         pass
@@ -265,11 +265,11 @@ def test_from_symbols_to_a_student(quick: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already holds a distillation"):
         distil(settings, tmp_path / "run")
     with pytest.raises(ConfigError, match="another budget"):
-        distil(settings.model_copy(update={"budget": 91}), tmp_path / "run", resume=True)
+        distil(settings.model_copy(update={"budget": 121}), tmp_path / "run", resume=True)
     result = distil(settings, tmp_path / "run", seen.append, resume=True)
     totals = {now.stage: now.total for now in seen}
     assert "labels: crystals" not in totals  # nothing is left of them
-    assert result.n_labels == 90
+    assert result.n_labels == 120
     failed = [finding.check for finding in result.report.errors]
     assert failed == ["reference_force_ratio"]  # set, and not measured
     assert "force_cosine" in result.report.passed
