@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from snnp.text import one_line
 
-__all__ = [
-    *("ConfigError", "DataError", "HubError", "InputError", "MissingDependencyError", "ModelFileError", "SnnpError"),
-    *("TrainingError", "UnknownElementError", "near_matches", "overlap_message"),
-]
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+__all__ = ["ConfigError", "DataError", "HubError", "InputError", "MissingDependencyError", "ModelFileError"]
+__all__ += ["SnnpError", "TrainingError", "UnknownElementError", "first_fault", "near_matches", "overlap_message"]
 
 
 class SnnpError(Exception):
@@ -53,6 +55,13 @@ class MissingDependencyError(SnnpError, ImportError):
 
 class TrainingError(SnnpError):
     """Training stopped because of a NaN or a diverging loss."""
+
+
+def first_fault(error: ValidationError) -> tuple[str, str, str, Any]:
+    """Of values that do not fit: pydantic's name of the fault, the key (with dots), why it does not, and the value."""
+    first = error.errors()[0]
+    why = first["msg"].removeprefix("Value error, ")
+    return first["type"], ".".join(str(part) for part in first["loc"]), why, first["input"]
 
 
 def near_matches(word: str, known: Iterable[str]) -> str:

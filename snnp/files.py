@@ -21,10 +21,8 @@ from pathlib import Path
 
 from snnp.errors import InputError
 
-__all__ = [
-    *("bundled_folders", "hold", "naming", "refuse_existing", "refuse_inputs", "replacing", "scratch_folder"),
-    *("why_full", "write_atomically"),
-]
+__all__ = ["bundled_folders", "hold", "naming", "refuse_existing", "refuse_inputs", "replacing", "scratch_folder"]
+__all__ += ["why_full", "write_atomically"]
 
 _PARTIAL, _LOCK = ".partial-", ".lock"
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and something is put before and behind

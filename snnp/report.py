@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     import matplotlib.axis
     import matplotlib.figure
 
-__all__ = [
-    *("COLOURS", "GREY", "Figure", "Finding", "Markup", "Report", "Severity", "Table"),
-    *("colours", "fixed", "jsonable", "new_figure", "new_panels", "plain_ticks", "png", "save_figure", "sentence"),
-    *("shortened", "tidy"),
-]
+__all__ = ["COLOURS", "GREY", "Figure", "Finding", "Markup", "Report", "Severity", "Table", "colours", "fixed"]
+__all__ += ["jsonable", "new_figure", "new_panels", "plain_ticks", "png", "save_figure", "sentence", "shortened"]
+__all__ += ["tidy"]
 
 Severity = Literal["error", "warning", "note"]
 

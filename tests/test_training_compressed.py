@@ -21,7 +21,7 @@ from snnp.training.batches import prepare
 from snnp.training.compressed import CompressionConfig, PairWall, compressed_frames, fit_wall
 from snnp.training.config import LossConfig
 from snnp.training.loop import Loss
-from snnp.training.problem import build_model, load_problem, resolve, standardise
+from snnp.training.problem import build_model, features_of, load_problem, resolve
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -207,7 +207,7 @@ def test_work_between_its_limits_costs_nothing_and_beyond_pulls(data: Path, fami
     fcc = next(c for c in problem.compressed if c.frame.source.startswith("compressed:fcc"))
     dimer = next(c for c in problem.compressed if c.frame.source.startswith("compressed:dimer"))
     everything = prepare(backend, model, problem.split.train[:2], [fcc, dimer])
-    standardise(model, everything, 2)
+    model.standardise(lambda: features_of(model, everything, 2))
     batch = everything.batch([0, 1, 2, 3])
     with torch.no_grad():
         predicted = backend.predict(model, batch)

@@ -27,7 +27,7 @@ from snnp.training.backends.compiled import CompiledBackend
 from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig
 from snnp.training.loop import Loss
-from snnp.training.problem import standardise
+from snnp.training.problem import features_of
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiler built the kernels here, or SNNP_KERNELS=off")
 
@@ -121,7 +121,7 @@ def step(
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     with nullcontext() if native else switched_off():
         # In double: scaling into an embedding's range is ill-conditioned, and not what is compared.
-        standardise(model, prepared(model, frames(elements)))
+        model.standardise(lambda: features_of(model, prepared(model, frames(elements))))
         data = prepared(model, frames(elements), dtype)
         model.to(dtype)
         # Nothing of the parameters may stay from when the data were prepared.

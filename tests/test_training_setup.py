@@ -22,7 +22,7 @@ from snnp.structure import Structure
 from snnp.training import TrainConfig, load_config, train
 from snnp.training.backends import choose_backend
 from snnp.training.batches import prepare
-from snnp.training.problem import build_model, load_problem, resolve, standardise
+from snnp.training.problem import build_model, features_of, load_problem, resolve
 from snnp.training.transfer import atomic_zeros
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -51,7 +51,7 @@ def _standardised(folder: Path, **model: object) -> tuple[SplineNNP, torch.Tenso
     problem = load_problem(config)
     built = build_model(resolve(config, problem), problem)
     data = prepare(choose_backend(built, torch.float64), built, problem.split.train)
-    standardise(built, data)
+    built.standardise(lambda: features_of(built, data))
     with torch.no_grad():
         return built, data.backend.features(built, data.everything)
 

@@ -35,10 +35,9 @@ from snnp.models.potential import Potential
 from snnp.structure import Structure
 from snnp.units import EV_PER_ANGSTROM3_IN_GPA
 
-__all__ = [
-    *("GROUND_STATES", "REFERENCES", "Compression", "CubicProperties", "Hole", "compression_scan", "cubic_properties"),
-    *("ground_state", "holes_in_words", "lattice_constants", "model_properties", "stated_properties"),
-]
+__all__ = ["GROUND_STATES", "REFERENCES", "Compression", "CubicProperties", "Hole", "compression_scan"]
+__all__ += ["cubic_properties", "ground_state", "holes_in_words", "lattice_constants", "model_properties"]
+__all__ += ["stated_properties"]
 
 GROUND_STATES = {
     **dict.fromkeys(("Ni", "Cu", "Al", "Ag", "Au", "Pd", "Pt", "Pb"), "fcc"),

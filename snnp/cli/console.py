@@ -22,10 +22,8 @@ from rich.text import Text
 
 from snnp.text import UNSEEN, one_line, printable
 
-__all__ = [
-    *("Update", "fail", "flat", "number", "print_errors", "print_json", "print_pairs", "print_properties"),
-    *("print_result", "print_table", "print_trace", "progress_bar", "say", "tolerate_encoding", "warn"),
-]
+__all__ = ["Update", "fail", "flat", "number", "print_errors", "print_json", "print_pairs", "print_properties"]
+__all__ += ["print_result", "print_table", "print_trace", "progress_bar", "say", "tolerate_encoding", "warn"]
 
 Update = Callable[..., None]
 """`update(done, total=None, note="")`: how far a job is, in its own units."""

@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
     from snnp.data import Keys
 
-__all__ = [
-    *("COMMANDS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads"),
-    *("command", "command_meant", "examples", "group", "keys_given", "options_meant", "set_threads"),
-    *("settings_taken", "with_labels", "with_options"),
-]
+__all__ = ["COMMANDS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads", "command"]
+__all__ += ["command_meant", "examples", "group", "keys_given", "options_meant", "set_threads", "settings_taken"]
+__all__ += ["with_labels", "with_options"]
 
 _OPTION_OF = {
     "temperature_k": "--temperature",

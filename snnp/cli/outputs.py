@@ -15,10 +15,8 @@ from snnp.files import refuse_existing, refuse_inputs, replacing
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = [
-    *("check_format", "input_files", "leave_no_empty_folder", "prepare_folder", "prepare_output", "readable"),
-    "write_structure",
-]
+__all__ = ["check_format", "input_files", "leave_no_empty_folder", "prepare_folder", "prepare_output", "readable"]
+__all__ += ["write_structure"]
 
 _made: list[Path] = []
 _MISFITS = ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError

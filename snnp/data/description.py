@@ -13,19 +13,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import yaml
 from ase.data import chemical_symbols
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from snnp.data.read import dataset_files, open_source
-from snnp.errors import DataError
+from snnp.errors import DataError, first_fault
 from snnp.files import write_atomically
 from snnp.hub import make_manifest, write_manifest
 from snnp.report import Markup, Table, sentence
 from snnp.text import code, markdown, one_line, printable
 
-__all__ = [
-    *("Description", "PartDescription", "RawFile", "card", "describe_part", "describe_parts", "finish", "header"),
-    *("parse_description", "read_description"),
-]
+__all__ = ["Description", "PartDescription", "RawFile", "card", "describe_part", "describe_parts", "finish", "header"]
+__all__ += ["parse_description", "read_description"]
 
 _MOST_BYTES = 4_000_000
 # The Hub's names for how many rows there are.
@@ -43,8 +41,8 @@ _Address = Annotated[str, Field(max_length=2000, pattern=r"^(https?|ftp)://[^\s<
 _Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Model(BaseModel, extra="forbid", frozen=True):
+    """What is read strictly."""
 
 
 class RawFile(_Model):
@@ -147,9 +145,8 @@ def parse_description(tree: Any, where: str) -> Description:
     try:
         description = Description.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])[:80]
-        raise DataError(f"{where}: {key or 'description'}: {first['msg']}.") from None
+        _, key, why, _ = first_fault(error)
+        raise DataError(f"{where}: {key[:80] or 'description'}: {why}.") from None
     if description.licence is None and description.redistributable:
         raise DataError(f"{where}: redistributable cannot be true without a licence; set it to false.")
     return description

@@ -32,10 +32,8 @@ from snnp.data.storage.parquet import MemorySource, ParquetSource, Source
 from snnp.data.write import write_frames
 from snnp.errors import DataError, near_matches
 
-__all__ = [
-    *("as_dataset", "convert", "dataset_files", "dataset_records", "holds_xyz", "is_xyz", "labels_of", "load_dataset"),
-    *("open_source", "read_any", "read_atoms", "read_frames", "read_images"),
-]
+__all__ = ["as_dataset", "convert", "dataset_files", "dataset_records", "holds_xyz", "is_xyz", "labels_of"]
+__all__ += ["load_dataset", "open_source", "read_any", "read_atoms", "read_frames", "read_images"]
 
 _STATED = re.compile(rb"\b(?:properties|lattice)\s*=", re.IGNORECASE)
 _SELECTION = re.compile(r"(?P<name>.+?):(?:(?P<part>[\w.-]+)/)?(?P<split>\w+)")

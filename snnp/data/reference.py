@@ -11,10 +11,8 @@ from snnp.data.frames import Frame, Frames
 from snnp.errors import DataError
 from snnp.neighbours import neighbour_list
 
-__all__ = [
-    *("FROM_ISOLATED_ATOMS", "FROM_LEAST_SQUARES", "ReferenceEnergies", "are_isolated_atoms"),
-    *("energies_beyond_composition", "fit_reference_energies"),
-]
+__all__ = ["FROM_ISOLATED_ATOMS", "FROM_LEAST_SQUARES", "ReferenceEnergies", "are_isolated_atoms"]
+__all__ += ["energies_beyond_composition", "fit_reference_energies"]
 
 FROM_ISOLATED_ATOMS = "isolated atoms"
 FROM_LEAST_SQUARES = "least squares"

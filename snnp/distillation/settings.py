@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from snnp.errors import ConfigError, near_matches
+from snnp.errors import ConfigError, first_fault, near_matches
 from snnp.files import write_atomically
 
 if TYPE_CHECKING:
@@ -68,12 +68,10 @@ class NamedSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
+            kind, key, why, got = first_fault(error)
+            if kind == "extra_forbidden":
                 raise ConfigError(f"unknown key {key!r}.{near_matches(key, type(self).model_fields)}") from None
-            said = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{key}: {said} (got {first['input']!r})." if key else f"{said}.") from None
+            raise ConfigError(f"{key}: {why} (got {got!r})." if key else f"{why}.") from None
 
 
 class DistilSettings(NamedSettings):

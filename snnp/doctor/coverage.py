@@ -20,10 +20,8 @@ from snnp.doctor.survey import CUTOFF, UNASSIGNED, Survey, describe, nearest
 from snnp.neighbours import neighbour_list, pair_vectors
 from snnp.report import Finding, Table
 
-__all__ = [
-    *("Clusters", "check_coverage", "check_distances", "check_duplicates", "check_leakage"),
-    *("find_clusters", "tables"),
-]
+__all__ = ["Clusters", "check_coverage", "check_distances", "check_duplicates", "check_leakage", "find_clusters"]
+__all__ += ["tables"]
 
 _FEW = 10  # frames
 _TOO_CLOSE = 0.55  # of the sum of covalent radii

@@ -28,11 +28,9 @@ from snnp.sampling.settings import MDSettings
 from snnp.structure import Structure
 from snnp.testing import CHECKS, ContractError
 
-__all__ = [
-    *("CONTRACT_CHECKS", "Dimer", "Run", "Scaling", "check_compression", "check_contract", "check_dimers"),
-    *("check_numbers", "check_runs", "check_scaling", "dimer_curves", "measure_scaling", "ordinary_structures"),
-    *("relaxed_molecule", "short_runs"),
-]
+__all__ = ["CONTRACT_CHECKS", "Dimer", "Run", "Scaling", "check_compression", "check_contract", "check_dimers"]
+__all__ += ["check_numbers", "check_runs", "check_scaling", "dimer_curves", "measure_scaling", "ordinary_structures"]
+__all__ += ["relaxed_molecule", "short_runs"]
 
 _POINTS = 240
 _CLOSEST = 0.3  # of the sum of covalent radii

@@ -13,16 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from snnp.errors import HubError
+from snnp.errors import HubError, first_fault
 from snnp.files import write_atomically
 from snnp.hub.names import Kind, check_file_name
 
-__all__ = [
-    *("MANIFEST_FILE", "FileEntry", "Manifest", "check_inside", "fingerprint", "make_manifest", "parse_manifest"),
-    *("read_manifest", "read_verified", "verify_folder", "write_manifest"),
-]
+__all__ = ["MANIFEST_FILE", "FileEntry", "Manifest", "check_inside", "fingerprint", "make_manifest", "parse_manifest"]
+__all__ += ["read_manifest", "read_verified", "verify_folder", "write_manifest"]
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
@@ -30,19 +28,15 @@ _MOST_BYTES = 4_000_000  # of the manifest itself: thousands of files
 _LARGE = 32_000_000  # bytes; smaller files are read in less than the time that a person notices
 
 
-class FileEntry(BaseModel):
+class FileEntry(BaseModel, extra="forbid", frozen=True):
     """Size and checksum of one file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bytes: int = Field(ge=0, strict=True)
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, extra="forbid", frozen=True):
     """What a repository holds; `about` is free for its maker (origin, licence, counts)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["snnp-manifest"] = "snnp-manifest"
     format_version: int = Field(MANIFEST_VERSION, ge=1, strict=True)
@@ -117,11 +111,9 @@ def parse_manifest(content: bytes, kind: Kind, where: str = MANIFEST_FILE) -> Ma
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])[:80]
-        raise HubError(
-            f"{where} is no manifest of snnp ({f'{key}: ' if key else ''}{first['msg']}); publish the {kind} again."
-        ) from None
+        _, key, why, _ = first_fault(error)
+        said = f"{key[:80]}: {why}" if key else why
+        raise HubError(f"{where} is no manifest of snnp ({said}); publish the {kind} again.") from None
     if manifest.format_version > MANIFEST_VERSION:
         raise HubError(
             f"{where} has format version {manifest.format_version}, this snnp reads up to {MANIFEST_VERSION}; "

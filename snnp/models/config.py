@@ -7,12 +7,10 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-__all__ = [
-    *("AngularReach", "Elements", "FamilyConfig", "ForceTraining", "FormConfig", "Layers", "Reach"),
-    *("RepulsionConfig", "TensorShape", "Width", "linear_tensors"),
-]
+__all__ = ["AngularReach", "Elements", "FamilyConfig", "ForceTraining", "FormConfig", "Layers", "Reach"]
+__all__ += ["RepulsionConfig", "TensorShape", "Width", "linear_tensors"]
 
 # Far beyond every potential that was ever published; what a file from elsewhere states above it is no potential.
 Elements = Annotated[tuple[str, ...], Field(max_length=118)]
@@ -27,10 +25,8 @@ TensorShape = tuple[str, tuple[int, ...]]
 """Name and shape of a stored tensor."""
 
 
-class FormConfig(BaseModel):
+class FormConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Base of what fixes the form of a potential: no unknown keys, no NaN, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RepulsionConfig(FormConfig):

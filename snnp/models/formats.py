@@ -24,10 +24,8 @@ from snnp.models.config import TensorShape
 from snnp.models.potential import Potential
 from snnp.text import nested
 
-__all__ = [
-    *("CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_numbers", "check_statements"),
-    *("first_fault", "read_bounded", "read_description", "read_text", "read_weights", "stated"),
-]
+__all__ = ["CONFIG_FILE", "FORMAT", "FORMAT_VERSION", "UNITS", "WEIGHTS_FILE", "check_numbers", "check_statements"]
+__all__ += ["read_bounded", "read_description", "read_text", "read_weights", "stated"]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "snnp-model"
@@ -187,12 +185,6 @@ def stated(metadata: Mapping[str, Any]) -> dict[str, Any]:
         return True
 
     return {key: value for key, value in metadata.items() if key not in _FORMS or fits(value, _FORMS[key])}
-
-
-def first_fault(error: ValidationError) -> tuple[str, str]:
-    """The key with which a configuration does not fit, and why."""
-    first = error.errors()[0]
-    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
 
 
 def read_weights(

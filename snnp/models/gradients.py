@@ -18,10 +18,8 @@ from snnp.errors import InputError, overlap_message
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
-__all__ = [
-    *("SHORTEST_DISTANCE", "PairGradients", "Shell", "activate", "chunks", "join_gradients", "make_shell"),
-    *("refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"),
-]
+__all__ = ["SHORTEST_DISTANCE", "PairGradients", "Shell", "activate", "chunks", "join_gradients", "make_shell"]
+__all__ += ["refuse_overlaps", "stress_of", "sum_forces", "sum_stress", "sum_virial"]
 
 SHORTEST_DISTANCE = 0.1
 """Å. Closer than this two atoms are one atom written twice: no chemistry has such a distance."""

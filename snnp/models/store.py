@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 
-from snnp.errors import InputError, ModelFileError, near_matches
+from snnp.errors import InputError, ModelFileError, first_fault, near_matches
 from snnp.files import bundled_folders, write_atomically
 from snnp.models import formats
 from snnp.models.config import TensorShape
@@ -21,10 +21,8 @@ from snnp.models.ensemble import Ensemble, EnsembleConfig
 from snnp.models.families import FAMILIES, family_of
 from snnp.models.potential import Potential
 
-__all__ = [
-    *("LARGEST_ENERGY", "as_dtype", "dump_model", "fingerprint", "list_models", "load_model"),
-    *("model_folder", "parse_model", "save_model", "usable_device"),
-]
+__all__ = ["LARGEST_ENERGY", "as_dtype", "dump_model", "fingerprint", "list_models", "load_model", "model_folder"]
+__all__ += ["parse_model", "save_model", "usable_device"]
 
 _MOST_CONFIG, _MOST_WEIGHTS = 1 << 25, 1 << 31  # bytes; the largest published potentials have a tenth of them
 LARGEST_ENERGY = 1e7  # eV; all electrons of the heaviest atom are bound by 1.5e6
@@ -151,7 +149,7 @@ def parse_model(text: str, weights: bytes, where: str = "model") -> Potential:
     except ModelFileError:
         raise
     except ValidationError as error:
-        key, reason = formats.first_fault(error)
+        _, key, reason, _ = first_fault(error)
         raise ModelFileError(f"{where}/{formats.CONFIG_FILE}: config key {key!r}: {reason}.") from None
     except _MISFITS as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -24,10 +24,8 @@ from snnp.sampling.settings import MDSettings
 from snnp.sampling.thermostats import check_box, held_atoms, without_drift
 from snnp.units import BOLTZMANN_EV_PER_K
 
-__all__ = [
-    *("Checkpoint", "EngineState", "FileMark", "RunRecord", "brings_momenta"),
-    *("read_checkpoint", "starting_point", "write_checkpoint"),
-]
+__all__ = ["Checkpoint", "EngineState", "FileMark", "RunRecord", "brings_momenta", "read_checkpoint", "starting_point"]
+__all__ += ["write_checkpoint"]
 
 _log = logging.getLogger(__name__)
 _FORMAT, _VERSION = "snnp-md-checkpoint", 1

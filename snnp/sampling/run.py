@@ -29,10 +29,8 @@ from snnp.sampling.snapshot import Limits, Sample, Snapshot, columns, cure, ener
 from snnp.sampling.thermostats import degrees_of_freedom
 from snnp.sampling.trajectory import LogWriter, TrajectoryWriter, check_mark, open_trajectory, read_log, topology_beside
 
-__all__ = [
-    *("Engine", "MDProgress", "MDResult", "ModelLike", "RelaxProgress", "RelaxResult", "Report", "available_engines"),
-    *("drive", "find_entry_point", "output_files", "relax", "run_engine", "run_md"),
-]
+__all__ = ["Engine", "MDProgress", "MDResult", "ModelLike", "RelaxProgress", "RelaxResult", "Report"]
+__all__ += ["available_engines", "drive", "find_entry_point", "output_files", "relax", "run_engine", "run_md"]
 
 _RDF_SAMPLES = 40
 _PATIENCE = 2_000_000  # steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from snnp.errors import ConfigError, near_matches
+from snnp.errors import ConfigError, first_fault, near_matches
 from snnp.units import GPA_IN_EV_PER_ANGSTROM3
 
 __all__ = ["MDSettings"]
@@ -22,10 +22,8 @@ _EQUILIBRATION_FS, _EQUILIBRATION_OF_BOX = 100.0, 0.3
 """fs, and in units of the barostat's time; `snnp.sampling.thermostats.Ensemble.bath` says how."""
 
 
-class MDSettings(BaseModel):
+class MDSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Settings of a molecular dynamics run; the same for every engine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     ensemble: Literal["nve", "nvt", "npt"] = Field(
         "nvt", description="Constant energy, temperature (a thermostat), or temperature and pressure (and a barostat)"
@@ -87,15 +85,10 @@ class MDSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            said = first["msg"].removeprefix("Value error, ")
-            if first["type"] == "extra_forbidden":
+            kind, key, why, got = first_fault(error)
+            said = f"molecular dynamics setting '{key}': {why[0].lower()}{why[1:]}, got {got!r}." if key else f"{why}."
+            if kind == "extra_forbidden":
                 said = f"unknown molecular dynamics setting '{key}'.{near_matches(key, MDSettings.model_fields)}"
-            elif key:
-                said = f"molecular dynamics setting '{key}': {said[0].lower()}{said[1:]}, got {first['input']!r}."
-            else:
-                said += "."
             raise ConfigError(said) from None
 
     @model_validator(mode="after")

@@ -16,10 +16,8 @@ from snnp.errors import ConfigError, InputError, near_matches
 from snnp.sampling.settings import MDSettings
 from snnp.units import AMU_ANGSTROM2_PER_FS2_IN_EV, BOLTZMANN_EV_PER_K, GPA_IN_EV_PER_ANGSTROM3
 
-__all__ = [
-    *("ASE_FS", "Bath", "Ensemble", "check_box", "conserves_momentum", "degrees_of_freedom"),
-    *("held_atoms", "new_volume", "velocity_factor", "without_drift"),
-]
+__all__ = ["ASE_FS", "Bath", "Ensemble", "check_box", "conserves_momentum", "degrees_of_freedom", "held_atoms"]
+__all__ += ["new_volume", "velocity_factor", "without_drift"]
 
 Array = NDArray[np.float64]
 

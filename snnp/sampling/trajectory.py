@@ -33,10 +33,8 @@ from snnp.sampling.snapshot import Sample, Snapshot
 from snnp.structure import clip_to_reduced, reduce_cell
 from snnp.units import NM_IN_ANGSTROM
 
-__all__ = [
-    *("LogWriter", "TrajectoryWriter", "check_mark", "open_trajectory"),
-    *("read_dcd_frame", "read_log", "topology_beside"),
-]
+__all__ = ["LogWriter", "TrajectoryWriter", "check_mark", "open_trajectory", "read_dcd_frame", "read_log"]
+__all__ += ["topology_beside"]
 
 _TAIL = 64
 """Bytes before a mark whose checksum tells files apart: shorter than a frame, longer than what all have in common."""

@@ -23,10 +23,8 @@ from snnp.errors import ConfigError, TrainingError
 from snnp.files import naming, write_atomically
 from snnp.models.potential import Potential
 
-__all__ = [
-    *("METRICS_FILE", "STATE_FILE", "Counters", "TrainState"),
-    *("append_metrics", "load_state", "save_state", "truncate_metrics"),
-]
+__all__ = ["METRICS_FILE", "STATE_FILE", "Counters", "TrainState", "append_metrics", "load_state", "save_state"]
+__all__ += ["truncate_metrics"]
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import covalent_radii
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from scipy import linalg, sparse
 
 from snnp.data import Frame
@@ -58,15 +58,13 @@ _LATTICES = ("fcc", "bcc", "diamond", "sc")
 _AXES = tuple(np.array(axis) / np.linalg.norm(axis) for axis in ([1, 0, 0], [1, 1, 0], [1, 1, 1]))
 
 
-class CompressionConfig(BaseModel):
+class CompressionConfig(BaseModel, extra="forbid", frozen=True):
     """Compressed structures in training.
 
     `share`: atoms of squeezed frames, of those of the data. `volume`, `length`: how far they go, in fractions of the
     volume at the data's edge, along all directions or along one. `tolerance`: the share of its work of compression that
     a model may lack beside the wall, or the wall beside a model. `levels`: steps of crystals and dimers on their way.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     share: float = Field(0.15, ge=0.0, le=1.0)
     volume: float = Field(0.15, gt=0.0, lt=0.9)

@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PlainSerializer,
-    PlainValidator,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic.functional_serializers import PlainSerializer
+from pydantic.functional_validators import PlainValidator, field_validator, model_validator
 
 from snnp.data import Keys, Units, keys_of
-from snnp.errors import ConfigError
+from snnp.errors import ConfigError, first_fault
 from snnp.models.config import FamilyConfig
 from snnp.models.families import FAMILIES
 from snnp.models.spline.config import SplineNNPConfig
@@ -77,8 +69,8 @@ _DISPLACEMENT = {"float32": 1e-3, "float64": 1e-5}
 _MOST_VALUES, _DEEPEST = 100_000, 32
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Config(BaseModel, extra="forbid", frozen=True):
+    """A group of keys."""
 
 
 class DataConfig(_Config):
@@ -342,12 +334,10 @@ def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key, got = ".".join(str(part) for part in first["loc"]), first.get("input")
-        text = first["msg"].removeprefix("Value error, ")  # of several keys at once, where none is named
-        said = f"key {key!r}: {first['msg']} (got {got!r})." if key else f"{text}."
-        if first["type"] == "model_type":
+        kind, key, why, got = first_fault(error)
+        said = f"key {key!r}: {why} (got {got!r})." if key else f"{why}."  # none is named where it is about several
+        if kind == "model_type":
             said = f"{key!r} must be a group of keys and values, got {got!r}."
-        elif first["type"] == "extra_forbidden":
+        elif kind == "extra_forbidden":
             said = f"unknown key {key!r}{_hint(key, tree)}"
         raise ConfigError(f"{where}: {said}") from None

@@ -1,4 +1,4 @@
-"""Before the first step: read and divide the data, fix E0 and ranges, build and standardise the model."""
+"""Before the first step: read and divide the data, fix E0 and ranges, build the model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnp.data import (
-    Dataset,
-    Frames,
-    ReferenceEnergies,
-    Split,
-    check_frames,
-    dataset_records,
-    fit_reference_energies,
-    load_split,
-    read_frames,
-    split_frames,
-)
+from snnp.data import Dataset, Frames, check_frames, dataset_records, read_frames
 from snnp.data.consistency import by_file, suspicions
 from snnp.data.read import as_dataset
-from snnp.data.reference import FROM_ISOLATED_ATOMS, are_isolated_atoms
+from snnp.data.reference import FROM_ISOLATED_ATOMS, ReferenceEnergies, are_isolated_atoms, fit_reference_energies
+from snnp.data.splits import Split, load_split, split_frames
 from snnp.errors import ConfigError, DataError
 from snnp.models.families import FAMILIES
 from snnp.models.potential import Potential
@@ -38,7 +28,7 @@ from snnp.training.compressed import MOST_ELEMENTS, CompressedFrame, compressed_
 from snnp.training.config import DataConfig, TrainConfig
 from snnp.training.transfer import Start, atomic_zeros
 
-__all__ = ["Problem", "build_model", "check_data", "features_of", "load_problem", "resolve", "standardise"]
+__all__ = ["Problem", "build_model", "check_data", "features_of", "load_problem", "resolve"]
 
 _SAMPLE_ATOMS = 100_000
 """Of a stream: E0, elements, ranges, checks, compressed structures, the scale of features come from a sample of it."""
@@ -287,12 +277,6 @@ def build_model(config: TrainConfig, problem: Problem) -> Potential:
     if datasets := dataset_records(_expand(source) for source in config.data.train):
         model.metadata["datasets"] = datasets
     return model
-
-
-@torch.no_grad()
-def standardise(model: Potential, data: Batches, n_frames: int | None = None) -> None:
-    """Fit a model to the features of the training set, which are the first `n_frames` of the data (all by default)."""
-    model.standardise(lambda: features_of(model, data, n_frames))
 
 
 @torch.no_grad()

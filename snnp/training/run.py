@@ -26,15 +26,7 @@ from snnp.training.compressed import MOST_ELEMENTS
 from snnp.training.config import TrainConfig, load_config
 from snnp.training.evaluation import REPORT_FILES, Evaluation, evaluate, write_report
 from snnp.training.loop import Progress, Report, Training, make_optimiser
-from snnp.training.problem import (
-    Problem,
-    build_model,
-    check_data,
-    features_of,
-    load_problem,
-    resolve,
-    standardise,
-)
+from snnp.training.problem import Problem, build_model, check_data, features_of, load_problem, resolve
 
 __all__ = ["RunResult", "resume", "train"]
 
@@ -146,11 +138,12 @@ def _run(config: TrainConfig, problem: Problem, folder: Path, report: Report) ->
     if problem.stream is not None:
         data = StreamedBatches(backend, copy.deepcopy(model), problem.stream, problem.inside, *beyond)
     model.to(dtype=dtype, device=config.device)
+    features = partial(features_of, model, sample, len(train))
     if (start := problem.start) is None:
-        standardise(model, sample, len(train))
+        model.standardise(features)
     else:
-        start.fill(model, partial(features_of, model, sample, len(train)), train)
-    del sample  # which a stream does not need any more
+        start.fill(model, features, train)
+    del sample, features  # which a stream does not need any more
     state = TrainState(model, make_optimiser(model, config.optimiser), _must_stay(config, problem))
     if start is not None:
         start.keep(model, state.optimiser, train.elements)

@@ -37,7 +37,7 @@ from snnp.training.backends import Backend, Batch, choose_backend
 from snnp.training.batches import Batches, prepare
 from snnp.training.config import LossConfig
 from snnp.training.loop import Loss
-from snnp.training.problem import standardise
+from snnp.training.problem import features_of
 from snnp_ase import SNNPCalculator
 
 
@@ -166,7 +166,7 @@ def prepared(element: str, frames: int) -> tuple[SplineNNP, Batches]:
     found = read_frames(folder / "mlearn" / f"{element}_train.xyz")[:frames]
     data = prepare(choose_backend(model, torch.float32), model, found)
     model.to(torch.float32)
-    standardise(model, data)
+    model.standardise(lambda: features_of(model, data))
     return model, data
 
 

@@ -22,10 +22,10 @@ import torch
 from ase.data import atomic_numbers
 from pydantic import ValidationError
 
-from snnp.errors import InputError, ModelFileError
+from snnp.errors import InputError, ModelFileError, first_fault
 from snnp.models.ani.model import ANI, ANIConfig
 from snnp.models.ensemble import Ensemble
-from snnp.models.formats import check_numbers, first_fault, read_bounded, read_text
+from snnp.models.formats import check_numbers, read_bounded, read_text
 from snnp.models.store import LARGEST_ENERGY
 from snnp.units import HARTREE_IN_EV
 
@@ -119,7 +119,7 @@ def _read_member(params: Path, sae: Path, networks: Path) -> ANI:
     try:
         config = ANIConfig.model_validate(tree)
     except ValidationError as error:
-        key, reason = first_fault(error)
+        _, key, reason, _ = first_fault(error)
         raise ModelFileError(f"{params}: {key}: {reason}.") from None
     length = config.aev.length(len(elements))
     for symbol, each in layers.items():

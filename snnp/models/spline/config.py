@@ -12,10 +12,8 @@ from pydantic import Field, model_validator
 from snnp.models.config import AngularReach, FamilyConfig, FormConfig, Layers, Reach, TensorShape
 from snnp.splines import SplineGrid
 
-__all__ = [
-    *("AngularConfig", "EmbeddingConfig", "GridName", "GridsConfig", "NetworkConfig", "RadialConfig"),
-    "SplineNNPConfig",
-]
+__all__ = ["AngularConfig", "EmbeddingConfig", "GridName", "GridsConfig", "NetworkConfig", "RadialConfig"]
+__all__ += ["SplineNNPConfig"]
 
 _Filters = Annotated[int, Field(ge=0, le=65_536)]
 _Intervals = Annotated[int, Field(ge=4, le=1000)]

@@ -24,19 +24,17 @@ import torch
 from ase.data import atomic_numbers
 from pydantic import ValidationError
 
-from snnp.errors import InputError, ModelFileError
+from snnp.errors import InputError, ModelFileError, first_fault
 from snnp.files import write_atomically
-from snnp.models.formats import check_numbers, first_fault, read_text
+from snnp.models.formats import check_numbers, read_text
 from snnp.models.potential import Potential
 from snnp.models.spline.config import SplineNNPConfig
 from snnp.models.spline.model import SplineNNP
 from snnp.models.spline.special_cases import s_meam
 from snnp.splines import SplineGrid, SplineSet, fit_knots
 
-__all__ = [
-    *("KnotSpline", "MeamSplineFile", "format_meam_spline", "parse_meam_spline"),
-    *("read_meam_spline", "write_meam_spline"),
-]
+__all__ = ["KnotSpline", "MeamSplineFile", "format_meam_spline", "parse_meam_spline", "read_meam_spline"]
+__all__ += ["write_meam_spline"]
 
 _KNOT_TOLERANCE = 1e-8  # that LAMMPS accepts (`SplineFunction::prepareSpline` in pair_meam_spline.cpp)
 _LARGEST_FILE = 1 << 26  # bytes: a million knots
@@ -256,7 +254,7 @@ def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) 
             raise InputError(f"it would become {numbers:,} coefficients: give all splines about as many knots.")
         model = SplineNNP(form)
     except ValidationError as error:
-        raise ModelFileError(f"{where}: {first_fault(error)[1]}.") from None
+        raise ModelFileError(f"{where}: {first_fault(error)[2]}.") from None
     except InputError as error:
         raise ModelFileError(f"{where}: {error}") from None
     for splines, read in zip(_splines(model), functions.values(), strict=True):
