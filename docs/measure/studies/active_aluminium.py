@@ -1,17 +1,20 @@
 """Aluminium from nothing: what nonequilibrium active learning finds, label for label, against other structures.
 
 python docs/measure/studies/active_aluminium.py --python envs/sevenn/bin/python    # what is missing, picture, tables
+python docs/measure/studies/active_aluminium.py --ani                              # once, labelled by ANI-Al
 python docs/measure/studies/active_aluminium.py --tables                           # picture and tables from the JSON
 
 Four ways to spend the same number of labels of a universal potential, which stands in for DFT; their committees are
 held against crystals, defects and a liquid, of which active learning and random placements have seen none. Labels are
 kept in the folder of the runs, and every point that is finished in the JSON: the command goes on where it was stopped.
+SNNP_DATA names the folder that holds ani-al-weights/, for --ani.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from active_aluminium_page import BUDGETS, GROUPS, cost_table, draw, errors_table, properties_table
+from active_aluminium_page import BUDGETS, GROUPS, ani_table, cost_table, draw, errors_table, properties_table
 from ase import Atoms, units
 from ase.build import bulk, fcc100, fcc110, fcc111
 from ase.calculators.calculator import Calculator, all_changes
@@ -46,7 +49,7 @@ from snnp.distillation.defects import supercell
 from snnp.distillation.label_store import Crew, LabelStore, label
 from snnp.distillation.teachers import Teacher
 from snnp.files import write_atomically
-from snnp.models import Ensemble, Potential, load_model
+from snnp.models import Ensemble, Potential, load_model, save_model
 from snnp.sampling import MDSettings
 from snnp.sampling.many.movement import run_many
 from snnp.structure import Structure
@@ -343,13 +346,18 @@ def curve(case: Case, way: str, seed: int, test: Frames, done: dict[str, Any], s
         print(way, seed, budget, len(known), point["seconds"], flush=True)
 
 
-def compute(python: str, seeds: int, ways: Sequence[str], runs: Path) -> None:
+def ani_al(runs: Path) -> Teacher:
+    """ANI-Al as the labeller, as a model of ours in the folder of the runs."""
+    from snnp.models.ani.import_neurochem import read_neurochem
+
+    save_model(read_neurochem(Path(os.environ["SNNP_DATA"]) / "ani-al-weights"), runs / "ani-al")
+    return Teacher.of([str(runs / "ani-al")])
+
+
+def compute(teacher: Teacher, seeds: int, ways: Sequence[str], runs: Path, path: Path) -> None:
     """Every point that the JSON lacks."""
     torch.set_num_threads(1)
-    path = STUDY.with_suffix(".json")
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"curves": {}}
-    teacher = Teacher.of(["sevenn.calculator:SevenNetCalculator"], python=python, kwargs={"model": "7net-l3i5"})
-    runs.mkdir(parents=True, exist_ok=True)
     with Crew(teacher) as crew, LabelStore(runs / "labels", crew.identity) as store:
 
         def ask(frames: Frames) -> Frames:
@@ -361,7 +369,9 @@ def compute(python: str, seeds: int, ways: Sequence[str], runs: Path) -> None:
                     for seed, points in runs_of.items():
                         own = result["curves"].setdefault(way, {}).setdefault(seed, {})
                         own |= {budget: point for budget, point in points.items() if budget not in own}
-            result.update(provenance(("snnp", "torch", "numpy", "ase")), labeller=crew.identity.name)
+            result.update(
+                provenance(("snnp", "torch", "numpy", "ase")), labeller=crew.identity.name.replace(f"{runs}/", "")
+            )
             result["seconds_per_atom"] = store.seconds_per_atom()
             write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
 
@@ -397,14 +407,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=("active", *FIXED), default=("active", *FIXED))
     parser.add_argument("--runs", type=Path, default=RUNS, help="a folder for each process, where there are several")
+    parser.add_argument("--ani", action="store_true", help="one seed of active learning with ANI-Al as the labeller")
     parser.add_argument("--tables", action="store_true", help="picture and tables from the JSON, compute nothing")
     asked = parser.parse_args()
-    if not asked.tables:
-        compute(asked.python, asked.seeds, asked.ways, asked.runs)
-    result = json.loads(STUDY.with_suffix(".json").read_text())
+    asked.runs.mkdir(parents=True, exist_ok=True)
+    ani_json = STUDY.with_name(f"{STUDY.name}_ani.json")
+    if asked.ani:
+        compute(ani_al(asked.runs), 1, ("active",), asked.runs, ani_json)
+    elif not asked.tables:
+        name, kwargs = "sevenn.calculator:SevenNetCalculator", {"model": "7net-l3i5"}
+        teacher = Teacher.of([name], python=asked.python, kwargs=kwargs)
+        compute(teacher, asked.seeds, asked.ways, asked.runs, STUDY.with_suffix(".json"))
+    result, other = (json.loads(path.read_text()) for path in (STUDY.with_suffix(".json"), ani_json))
     draw(result, STUDY.with_suffix(".png"))
     tables = {"errors": errors_table, "properties": properties_table, "cost": cost_table}
-    between_marks(STUDY.with_suffix(".md"), {name: table(result) for name, table in tables.items()})
+    written = {name: table(result) for name, table in tables.items()}
+    between_marks(STUDY.with_suffix(".md"), {**written, "ani": ani_table(result, other)})
 
 
 if __name__ == "__main__":

@@ -88,11 +88,32 @@ def properties_table(result: dict[str, Any]) -> str:
     ways = [way for way in COLOURS if of.get(way)]
     lines = ["| | labeller | " + " | ".join(ways) + " | experiment |", "|---|" + "--:|" * (len(ways) + 2)]
     for name, value in result["labeller_properties"].items():
-        digits = {"a": 3, "vacancy": 2, "fault": 0}.get(name, 2 if name.startswith("surface") else 0)
-        unit = UNITS.get(name, f"{name}, {'J/m²' if name.startswith('surface') else 'GPa'}")
+        unit, digits = _form(name)
         cells = [shown([each[name] for each in of[way]], digits) for way in ways]
         lines.append(f"| {unit} | {value:.{digits}f} | " + " | ".join(cells) + f" | {EXPERIMENT.get(name, '')} |")
     return "\n".join(lines)
+
+
+def _form(name: str) -> tuple[str, int]:
+    """What a property is called, with its unit, and its digits."""
+    digits = {"a": 3, "vacancy": 2, "fault": 0}.get(name, 2 if name.startswith("surface") else 0)
+    return UNITS.get(name, f"{name}, {'J/m²' if name.startswith('surface') else 'GPa'}"), digits
+
+
+def ani_table(result: dict[str, Any], other: dict[str, Any]) -> str:
+    """Active learning at the largest number of labels, by two labellers."""
+    lines = ["| force MAE, eV/Å | 7net-l3i5 | ANI-Al |", "|---|--:|--:|"]
+    seeds = [len(numbers(each, "active", BUDGETS[-1], "fcc", "force")) for each in (result, other)]
+    lines.append(f"| seeds | {seeds[0]} | {seeds[1]} |")
+    for group in GROUPS:
+        cells = [shown(numbers(each, "active", BUDGETS[-1], group, "force"), 3) for each in (result, other)]
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    point = other["curves"]["active"]["0"][str(BUDGETS[-1])]["properties"]
+    lines += ["", "| | ANI-Al | its student |", "|---|--:|--:|"]
+    for name, value in other["labeller_properties"].items():
+        unit, digits = _form(name)
+        lines.append(f"| {unit} | {value:.{digits}f} | {point[name]:.{digits}f} |")
+    return "\n".join([*lines, "", said(other).replace(".py`", ".py --ani`")])
 
 
 def cost_table(result: dict[str, Any]) -> str:
