@@ -182,6 +182,13 @@ def test_crystals_are_pressed_along_single_directions() -> None:
     assert len(kept) > 0.6 * len(frames)
 
 
+def test_of_alloys_the_lowest_crystals_of_each_element_and_of_both_are_pressed(scan: tuple[Frames, Frames]) -> None:
+    systems = Counter(
+        "".join(sorted(set(f.structure.to_ase()[0].symbols))) for f in pressed(crystals_from_scan(scan[1]))
+    )
+    assert systems == {"Cu": 30, "Ni": 30, "CuNi": 30}
+
+
 def test_forces_that_nothing_bears_are_not_learned() -> None:
     fcc = Crystal("fcc Cu", bulk("Cu", a=3.6), -3.7, 0.9)  # spacing 2.55 Å: 17.5 eV/Å
     images = [("a", Atoms("Cu2", [[0, 0, 0], [0, 0, 2.0]], cell=np.eye(3) * 9, pbc=True)) for _ in range(3)]

@@ -76,13 +76,15 @@ def pool(crystals: Sequence[Crystal], number: int, seed: int) -> Frames:
 
 
 def pressed(crystals: Sequence[Crystal]) -> Frames:
-    """Crystals that are named, or the two lowest, compressed along one direction, to half of the volume.
+    """Crystals compressed along one direction, to half of the volume: those that are named, or the two lowest, or with
+    several elements the lowest of each and of each pair.
 
     Drawn structures leave gaps there, in which students had holes; these have few atoms, and `within_reach` tells how
     far the teacher is to be trusted.
     """
     images = []
-    for each in [crystal for crystal in crystals if crystal.named] or crystals[:2]:
+    lowest = [each for each, above in zip(crystals, above_the_lowest(crystals), strict=True) if above == 0.0]
+    for each in [crystal for crystal in crystals if crystal.named] or (lowest if len(lowest) > 1 else crystals[:2]):
         for way in _DIRECTIONS:
             for ratio in _PRESSED:
                 name = f"scan [{''.join(map(str, way))}] {each.name}"

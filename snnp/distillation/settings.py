@@ -161,7 +161,7 @@ class DistilSettings(NamedSettings):
         if self.method == "teacher-student":
             tree["loss"]["atomic_energy_weight"] = ATOMIC_ENERGY_WEIGHT
         if self.elements:  # what the teacher does not know of compression, the wall must hold in all directions
-            tree["compression"] = {"share": 0.5, "levels": 36}
+            tree["compression"] = {"share": 1.0, "levels": 36}
         if energy_scale is not None:
             tree["loss"]["energy_scale"] = round(energy_scale, 3)
         for key, value in self.student.items():
