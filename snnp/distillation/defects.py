@@ -83,8 +83,10 @@ def pressed(crystals: Sequence[Crystal]) -> Frames:
     far the teacher is to be trusted.
     """
     images = []
-    lowest = [each for each, above in zip(crystals, above_the_lowest(crystals), strict=True) if above == 0.0]
-    for each in [crystal for crystal in crystals if crystal.named] or (lowest if len(lowest) > 1 else crystals[:2]):
+    above = above_the_lowest(crystals)
+    lowest = {frozenset(each.atoms.symbols): each for each, high in zip(crystals, above, strict=True) if high == 0.0}
+    named = [crystal for crystal in crystals if crystal.named]
+    for each in named or (list(lowest.values()) if len(lowest) > 1 else crystals[:2]):
         for way in _DIRECTIONS:
             for ratio in _PRESSED:
                 name = f"scan [{''.join(map(str, way))}] {each.name}"
