@@ -232,21 +232,18 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         """JSON values, without the pictures; NaN and infinities become None."""
-        values: dict[str, Any] = jsonable(
-            {
-                "format": _KINDS[self.kind][2],
-                "kind": self.kind,
-                "subject": self.subject,
-                "verdict": self.verdict,
-                "errors": len(self.errors),
-                "warnings": len(self.warnings),
-                "findings": [finding.json() for finding in self.findings],
-                "passed": list(self.passed),
-                "facts": self.facts,
-                "seconds": round(self.seconds, 2),
-            }
-        )
-        return values
+        return {
+            "format": _KINDS[self.kind][2],
+            "kind": self.kind,
+            "subject": self.subject,
+            "verdict": self.verdict,
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "findings": [finding.json() for finding in self.findings],
+            "passed": list(self.passed),
+            "facts": jsonable(self.facts),
+            "seconds": round(self.seconds, 2),
+        }
 
     def to_json(self) -> str:
         return json.dumps(self.json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

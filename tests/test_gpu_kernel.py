@@ -93,7 +93,7 @@ def _compare(model: SplineNNP, structure: Structure, dtype: torch.dtype, toleran
         expected = model.compute(structure, neighbours, stress=True)
     kernel = GpuKernel(model.kernel_parameters(), DEVICE, dtype, **options)
     species = model.species(structure).to(DEVICE)
-    found = GpuEvaluator(kernel).evaluate(structure.to(device=DEVICE), species, neighbours)
+    found = GpuEvaluator(kernel).evaluate(structure.to(device=DEVICE), species, neighbours, forces=True)
     assert found.forces is not None
     assert found.virial is not None
     assert expected.forces is not None
@@ -141,7 +141,9 @@ def test_without_a_compiler_triton_cannot_start_kernels(monkeypatch: pytest.Monk
 def _evaluate(structure: Structure, neighbours: Neighbours) -> None:
     model = _model(FORMS["without network"])
     kernel = GpuKernel(model.kernel_parameters(), DEVICE)
-    GpuEvaluator(kernel).evaluate(structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours)
+    GpuEvaluator(kernel).evaluate(
+        structure.to(device=DEVICE), model.species(structure).to(DEVICE), neighbours, forces=True
+    )
 
 
 @pytest.mark.parametrize("where", [[0.0, 0.0, 0.05], [0.0, 0.0, 0.0], [0.0, float("nan"), 1.0]])

@@ -12,7 +12,7 @@ from ase.build import bulk
 from ase.constraints import FixAtoms, FixScaled
 
 from snnp.errors import ConfigError, InputError, MissingDependencyError
-from snnp.sampling import MDSettings, available_engines, run_md, starting_point
+from snnp.sampling import MDSettings, run_md, starting_point
 from snnp.sampling import run as run_module
 from snnp.sampling.snapshot import cure
 from snnp.sampling.thermostats import degrees_of_freedom
@@ -150,8 +150,7 @@ def test_advice_after_a_blow_up_shortens_only_long_steps() -> None:
 
 
 def test_engines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"ase", "openmm"} <= set(available_engines())
-    with pytest.raises(InputError, match=r"no engine 'asi'; there are: .*ase.*Did you mean 'ase'"):
+    with pytest.raises(InputError, match=r"no engine 'asi'; there are: .*ase.*openmm.*Did you mean 'ase'"):
         run_md("no-model", bulk("Al"), MDSettings(), engine="asi")
     broken = EntryPoint("openmm", "a_package_that_is_not_there:run_md", "snnp.md_engines")
     monkeypatch.setattr(run_module, "entry_points", lambda group: [broken])

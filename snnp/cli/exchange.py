@@ -293,7 +293,7 @@ def publish_model_command(
         for finding in report.findings:
             warn(f"the doctor: {finding.check}: {finding.message}")
         if not as_json:
-            _print_files(repository, plan.files)
+            print_table(["file", "bytes"], list(plan.files.items()), title=repository)
 
     done = publish_model(source, repository, private=private, dry_run=dry_run, about=about, folder=folder, show=show)
     kept = {} if folder is None else {"folder": str(folder)}
@@ -329,10 +329,6 @@ def publish_dataset_command(
     _print_published(repository, done, as_json)
 
 
-def _print_files(repository: str, files: Mapping[str, int]) -> None:
-    print_table(["file", "bytes"], list(files.items()), title=repository)
-
-
 def _print_published(repository: str, done: Publication, as_json: bool, *, shown: bool = False, **more: str) -> None:
     """What was uploaded, or would be; shown: the files are on the screen already."""
     if as_json:
@@ -340,7 +336,7 @@ def _print_published(repository: str, done: Publication, as_json: bool, *, shown
         print_json({**values, **more})
         return
     if not shown:
-        _print_files(repository, done.files)
+        print_table(["file", "bytes"], list(done.files.items()), title=repository)
     if done.commit is None:
         say("Nothing was uploaded: leave --dry-run away for that.")
     else:

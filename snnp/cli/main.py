@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from snnp.cli import discover, distill, exchange, learn, look, simulate  # noqa: F401  they enter their commands
 from snnp.cli.console import fail, print_json, print_pairs, print_trace, tolerate_encoding, warn
 from snnp.cli.drivers import active, bundled, ipi, uncertainty  # noqa: F401
-from snnp.cli.options import COMMANDS, Json, command_meant, examples, options_meant, with_options
+from snnp.cli.options import COMMANDS, Json, examples, meant, with_options
 from snnp.cli.outputs import leave_no_empty_folder
 from snnp.errors import SnnpError
 from snnp.files import why_full
@@ -49,20 +49,20 @@ def _say_usage(error: Any) -> str:
     message = str(error.format_message()).rstrip(".")
     wrong = getattr(error, "option_name", None)
     if wrong is not None and type(error).__name__ == "NoSuchOption":
-        known = [name for each in error.ctx.command.params for name in each.opts]
-        meant = options_meant(wrong, known)
-        if error.ctx.command.name == "train" and not meant:
+        known = [name for each in error.ctx.command.params for name in each.opts if name.startswith("--")]
+        found = meant(wrong, [name for name in known if name != "--help"])
+        if error.ctx.command.name == "train" and not found:
             from snnp.training.config import keys_meant
 
-            meant = [f"--set {key}=VALUE" for key in keys_meant(wrong.lstrip("-").replace("-", "_"))]
+            found = [f"--set {key}=VALUE" for key in keys_meant(wrong.lstrip("-").replace("-", "_"))]
         message = f"no such option {wrong}"
     elif message.startswith("No such command"):
         wrong = message.split("'")[1]
-        near = [f"'{name}'" for name in command_meant(wrong, error.ctx.command.commands)]
+        near = [f"'{name}'" for name in meant(wrong, error.ctx.command.commands)]
         return f"No such command '{wrong}'." + (f" Did you mean {' or '.join(near)}?" if near else "")
     else:
         return f"{message}."
-    return f"{message}; did you mean {' or '.join(meant)}?" if meant else f"{message}."
+    return f"{message}; did you mean {' or '.join(found)}?" if found else f"{message}."
 
 
 class _Commands(TyperGroup):

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from snnp.data import Keys
 
 __all__ = ["COMMANDS", "Data", "Device", "Dtype", "Json", "Model", "Overwrite", "StructureSpec", "Threads", "command"]
-__all__ += ["command_meant", "examples", "group", "keys_given", "options_meant", "set_threads", "settings_taken"]
-__all__ += ["with_labels", "with_options"]
+__all__ += ["examples", "group", "keys_given", "meant", "set_threads", "settings_taken", "with_labels", "with_options"]
 
 _OPTION_OF = {
     "temperature_k": "--temperature",
@@ -45,8 +44,8 @@ _ASSIGNED = re.compile(
 _ARGUMENT = re.compile(rf"(?<![\w.-])({'|'.join(_OPTION_OF)})(?!\w)")
 _DTYPE = re.compile(r"^dtype(?= must be)")
 
-# What other programs call the same thing; the key is compared without dashes and in lower case.
-_OPTIONS = {
+# What other programs call the same option or command; compared without dashes and in lower case.
+_SYNONYMS = {
     "--checkpoint-every": "restart_every save_every checkpoint_interval checkpoint_frequency",
     "--device": "gpu cuda platform",
     "--dt": "timestep time_step tstep step_size stepsize delta_t",
@@ -80,8 +79,6 @@ _OPTIONS = {
     "--fix": "freeze frozen fixed constrain hold",
     "--minimise": "relax optimize optimise minimization",
     "--json": "j format output_format",
-}
-_COMMANDS = {
     "benchmark": "bench speed timing perf",
     "convert": "transform",
     "describe": "inspect",
@@ -136,21 +133,11 @@ def _plain(word: str) -> str:
     return word.lower().replace("-", "").replace("_", "")
 
 
-def _meant(word: str, known: Iterable[str], synonyms: dict[str, str]) -> list[str]:
-    """Those of `known` that a word may stand for, the nearest first: what others call so, then what is spelt alike."""
+def meant(word: str, known: Iterable[str]) -> list[str]:
+    """Options or commands that a mistyped one may stand for: what others call so, else what is spelt alike."""
     names = {_plain(name): name for name in known}
-    same = [name for name in names.values() if _plain(word) in map(_plain, synonyms.get(name, "").split())]
+    same = [name for name in names.values() if _plain(word) in map(_plain, _SYNONYMS.get(name, "").split())]
     return same or [names[each] for each in difflib.get_close_matches(_plain(word), names, n=3, cutoff=0.6)]
-
-
-def options_meant(word: str, known: Iterable[str]) -> list[str]:
-    """Options of a command that a mistyped one may stand for, the nearest first."""
-    return _meant(word, [name for name in known if name.startswith("--") and name != "--help"], _OPTIONS)
-
-
-def command_meant(word: str, known: Iterable[str]) -> list[str]:
-    """Commands that a mistyped one may stand for, the nearest first."""
-    return _meant(word, known, _COMMANDS)
 
 
 def _bundled_names(incomplete: str) -> list[str]:

@@ -218,16 +218,13 @@ def _joint(pairs: _Pairs) -> Slope | None:
 
 
 class Suspicion(NamedTuple):
-    """Labels of one file ("forces", "stress" or "energy") that do not fit, by a factor: what was seen, and the cure.
-
-    `certain`: a sound file could not look like this.
-    """
+    """Labels of one file ("forces", "stress" or "energy") that do not fit, by a factor: what was seen, and the cure."""
 
     file: str
     quantity: str
     message: str
     cure: str
-    certain: bool
+    certain: bool  # a sound file could not look like this
     factor: float
 
     def __str__(self) -> str:

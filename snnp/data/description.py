@@ -41,11 +41,7 @@ _Address = Annotated[str, Field(max_length=2000, pattern=r"^(https?|ftp)://[^\s<
 _Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 
 
-class _Model(BaseModel, extra="forbid", frozen=True):
-    """What is read strictly."""
-
-
-class RawFile(_Model):
+class RawFile(BaseModel, extra="forbid", frozen=True):
     """A file as it lies upstream, or as it must lie in the folder that a recipe is given."""
 
     name: _Line
@@ -55,7 +51,7 @@ class RawFile(_Model):
     note: _Line | None = None
 
 
-class PartDescription(_Model):
+class PartDescription(BaseModel, extra="forbid", frozen=True):
     """One parquet file: one level of theory.
 
     `files` are the raw files of each split, for recipes that take extended XYZ. What follows it is counted.
@@ -90,7 +86,7 @@ class PartDescription(_Model):
         return ", ".join(found) or "none"
 
 
-class Description(_Model):
+class Description(BaseModel, extra="forbid", frozen=True):
     """A dataset.
 
     `licence` is the Hub's name of it ("mit", "cc-by-4.0"), None where upstream states none; then nobody may hand the

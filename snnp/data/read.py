@@ -142,10 +142,9 @@ def load_dataset(
         split: "train", "valid", "test", ...; None: all frames.
         part: which file, where a dataset has several, one for each level of theory; its name without ".parquet".
 
-    Raises:
-        DataError: if there is no such split or part, or the file is damaged or hostile.
-        HubError: if the name is unknown or cannot be fetched, or the files are not those of the manifest.
-        MissingDependencyError: without pyarrow, or huggingface_hub for names on the Hub.
+    Raises `DataError` if there is no such split or part, or the file is damaged or hostile; `HubError` if the name is
+    unknown or cannot be fetched, or the files are not those of the manifest; `MissingDependencyError` without pyarrow,
+    or huggingface_hub for names on the Hub.
     """
     from snnp.hub import resolve
 
@@ -189,9 +188,8 @@ def read_frames(path: str | Path | Sequence[str | Path], keys: Keys = Keys(), *,
     fully periodic are left out: they have no defined volume. The `source` of a frame is "name#index", with the folder
     before it where names repeat. `split` is taken of datasets that name none and have it.
 
-    Raises:
-        DataError: as `load_dataset` says; and for a file that is missing, empty, unreadable, without energies or not
-            understood, for a named key that is absent, for shapes that do not match the number of atoms, and for NaN.
+    Raises `DataError` as `load_dataset` says, and for a file that is missing, empty, unreadable, not understood or
+    without energies, for a named key that is absent, for shapes that do not match the number of atoms, and for NaN.
     """
     sources = [path] if isinstance(path, str | Path) else list(path)
     if not sources:

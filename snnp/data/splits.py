@@ -81,8 +81,7 @@ def save_split(split: Split, path: str | Path, *, checksums: bool = False) -> No
 def load_split(path: str | Path, frames: Sequence[Frame]) -> Split:
     """Restore a split of `frames` from a file written by `save_split`; frames that it does not name are of no part.
 
-    Raises:
-        DataError: for a missing file, one that is no split, or names a frame that is not there or has changed since.
+    Raises `DataError` for a missing file, one that is no split, or names a frame that is not there or has changed.
     """
     frames = _unique(frames)
     try:

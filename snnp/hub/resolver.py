@@ -65,9 +65,8 @@ def resolve(name: str | Path, kind: Kind = "model", revision: str | None = None,
 
     `revision` is a branch, tag or commit hash, which may also follow the name after an @; `force` downloads again.
 
-    Raises:
-        HubError: if it is missing, out of reach or damaged; ModelFileError: for a model folder without a model.
-        InputError: for a name that is neither, or a revision of something that has none.
+    Raises `HubError` if it is missing, out of reach or damaged, `ModelFileError` for a model folder without a model,
+    `InputError` for a name that is neither, or a revision of something that has none.
 
     Example:
         >>> resolve("snnp-si").source
@@ -134,10 +133,8 @@ def load_model(
         dtype: torch.float32 or torch.float64, or the name; None keeps the stored type.
         device: where to put it; None keeps it on the CPU.
 
-    Raises:
-        HubError: for a repository that is missing, out of reach or damaged.
-        ModelFileError: for a missing, damaged, unknown or too new model.
-        InputError: for an unfit name, a type that is not float32 or float64, or a device that cannot be used.
+    Raises `HubError` for a repository that is missing, out of reach or damaged; `ModelFileError` for a model that is
+    missing, damaged, unknown or too new; `InputError` for an unfit name, another type, or a device that cannot be used.
     """
     if isinstance(source, Potential):
         return store.load_model(source, dtype=dtype, device=device)

@@ -295,10 +295,8 @@ def export_torchscript(
     The file computes in the float type of `model`; distances are formed in float64. Its extra file `snnp.json` says
     what it is.
 
-    Raises:
-        InputError: for a unit or a model that cannot be exported.
-        UnknownElementError: for an element in `numbers` that the model does not know.
-        OSError: if the file cannot be written.
+    Raises `InputError` for a unit or a model that cannot be exported, `UnknownElementError` for an element in `numbers`
+    that the model does not know, `OSError` if the file cannot be written.
 
     Example:
         >>> from snnp.models import load_model

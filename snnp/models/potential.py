@@ -95,13 +95,11 @@ class Evaluator(Protocol):
 
 
 class Stepper(Protocol):
-    """Evaluates one system whose atoms move a little from call to call; threads may share it.
-
-    `n_builds`: how often a neighbour list was built.
-    """
+    """Evaluates one system whose atoms move a little from call to call; threads may share it."""
 
     @property
-    def n_builds(self) -> int: ...
+    def n_builds(self) -> int:
+        """How often a neighbour list was built."""
 
     def __call__(
         self,
@@ -328,9 +326,8 @@ class Potential(ExactModule, ABC):
             neighbours: a list that reaches at least `cutoff`; built here if None.
             forces, stress: what to compute besides the energies.
 
-        Raises:
-            UnknownElementError: for an element outside `elements`.
-            InputError: for NaN positions, a flat cell, atoms closer than 0.1 Å, or a list that is too short.
+        Raises `UnknownElementError` for an element outside `elements`, `InputError` for NaN positions, a flat cell,
+        atoms closer than 0.1 Å, or a list that is too short.
         """
         structure = as_structure(structure).to(device=self.device)
         species = self.species(structure)

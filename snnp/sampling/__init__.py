@@ -10,22 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snnp.sampling.checkpoint import Checkpoint, starting_point
-    from snnp.sampling.run import (
-        MDProgress,
-        MDResult,
-        RelaxProgress,
-        RelaxResult,
-        available_engines,
-        drive,
-        relax,
-        run_md,
-    )
+    from snnp.sampling.run import MDProgress, MDResult, RelaxProgress, RelaxResult, drive, relax, run_md
     from snnp.sampling.settings import MDSettings
     from snnp.sampling.snapshot import Sample
     from snnp.sampling.structures import build_structure, structure_files
 
 __all__ = ["Checkpoint", "MDProgress", "MDResult", "MDSettings", "RelaxProgress", "RelaxResult", "Sample"]
-__all__ += ["available_engines", "build_structure", "drive", "relax", "run_md", "starting_point", "structure_files"]
+__all__ += ["build_structure", "drive", "relax", "run_md", "starting_point", "structure_files"]
 
 
 def __getattr__(name: str) -> Any:

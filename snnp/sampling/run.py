@@ -30,7 +30,7 @@ from snnp.sampling.thermostats import degrees_of_freedom
 from snnp.sampling.trajectory import LogWriter, TrajectoryWriter, check_mark, open_trajectory, read_log, topology_beside
 
 __all__ = ["Engine", "MDProgress", "MDResult", "ModelLike", "RelaxProgress", "RelaxResult", "Report"]
-__all__ += ["available_engines", "drive", "find_entry_point", "output_files", "relax", "run_engine", "run_md"]
+__all__ += ["drive", "find_entry_point", "output_files", "relax", "run_engine", "run_md"]
 
 _RDF_SAMPLES = 40
 _PATIENCE = 2_000_000  # steps times atoms, at most a hundred steps, after which a run looks whether it is asked to stop
@@ -175,11 +175,6 @@ def relax(
     relaxer = find_entry_point("snnp.relaxers", "ase")
     result: RelaxResult = relaxer(model, atoms, fmax, cell, steps, report, pressure_gpa)
     return result
-
-
-def available_engines() -> list[str]:
-    """Names of the registered molecular dynamics engines."""
-    return sorted({entry.name for entry in entry_points(group="snnp.md_engines")})
 
 
 def find_entry_point(group: str, name: str) -> Any:

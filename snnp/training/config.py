@@ -69,11 +69,7 @@ _DISPLACEMENT = {"float32": 1e-3, "float64": 1e-5}
 _MOST_VALUES, _DEEPEST = 100_000, 32
 
 
-class _Config(BaseModel, extra="forbid", frozen=True):
-    """A group of keys."""
-
-
-class DataConfig(_Config):
+class DataConfig(BaseModel, extra="forbid", frozen=True):
     """Where reference data come from: files, or datasets (`org/name`, a folder, a parquet file; `org/name:split`).
 
     Paths may use environment variables (`$SNNP_DATA`) and `~`. Datasets that name no split give `train`, `valid`,
@@ -133,7 +129,7 @@ class DataConfig(_Config):
         return value
 
 
-class LossConfig(_Config):
+class LossConfig(BaseModel, extra="forbid", frozen=True):
     """Weights of the errors: energy in eV/atom, forces in eV/Å, stress in eV/Å³, energies of single atoms in eV.
 
     Each weight runs geometrically from `*_weight` to `*_weight_end` (None: constant). `shape`: "mse" squares errors,
@@ -165,7 +161,7 @@ class LossConfig(_Config):
         return self.atomic_energy_weight > 0.0 or (self.atomic_energy_weight_end or 0.0) > 0.0
 
 
-class OptimiserConfig(_Config):
+class OptimiserConfig(BaseModel, extra="forbid", frozen=True):
     """SOAP or AdamW with linear warm-up and cosine decay of the learning rate, and a moving average of the weights.
 
     `force_training`: "exact" differentiates forces by the parameters, "directional" takes the difference of the energy
@@ -208,7 +204,7 @@ ModelConfig = Annotated[FamilyConfig, PlainValidator(_read_model), PlainSerializ
 """The form of the model; its key `family` (s-nnp, hip-nn, ani; by default s-nnp) decides which other keys there are."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(BaseModel, extra="forbid", frozen=True):
     """Everything that determines a run; `ranges: auto` sets what follows from the shortest distance in the data.
 
     That is: lower ends of filters and the repulsion of an s-NNP, the innermost sensitivity of a HIP-NN, the shifts of
@@ -322,8 +318,7 @@ def _read(path: str | Path) -> Any:
 def load_config(source: str | Path | dict[str, Any], assignments: tuple[str, ...] | list[str] = ()) -> TrainConfig:
     """Read a YAML file (or take a mapping), apply `key=value` assignments, and validate.
 
-    Raises:
-        ConfigError: one line that names the key, what was expected, and near matches of unknown keys.
+    Raises `ConfigError`: one line that names the key, what was expected, and near matches of unknown keys.
     """
     tree = json.loads(json.dumps(source)) if isinstance(source, dict) else _read(source)
     where = "config" if isinstance(source, dict) else str(source)

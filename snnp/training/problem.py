@@ -239,18 +239,14 @@ def resolve(config: TrainConfig, problem: Problem) -> TrainConfig:
     if problem.start is not None:
         config = config.model_copy(update={"model": problem.start.model.config, "ranges": "given"})
     elements = config.model.elements or found
-    _refuse_missing(found, elements, "model.elements")
+    if missing := [symbol for symbol in found if symbol not in elements]:
+        raise ConfigError(f"model.elements lacks {', '.join(missing)}, which the training data hold.")
     model = config.model.model_copy(update={"elements": elements})
     if config.ranges == "auto":
         model = model.ranged(float(problem.split.train.shortest_distances(model.reach).min(initial=model.reach)))
     chosen = "exact" if config.displacement is None else "directional"
     optimiser = config.optimiser.model_copy(update={"force_training": chosen})
     return config.model_copy(update={"model": model, "ranges": "given", "optimiser": optimiser})
-
-
-def _refuse_missing(found: Collection[str], elements: Collection[str], whose: str) -> None:
-    if missing := [symbol for symbol in found if symbol not in elements]:
-        raise ConfigError(f"{whose} lacks {', '.join(missing)}, which the training data hold.")
 
 
 def _lowest_energy(problem: Problem) -> float:

@@ -87,10 +87,8 @@ def train(config: TrainConfig, folder: str | Path, report: Report = _silent, *, 
 def resume(folder: str | Path, report: Report = _silent) -> RunResult:
     """Continue a run that was stopped at any moment, as if it had never stopped.
 
-    Raises:
-        ConfigError: if the folder holds no run, or its configuration has changed.
-        DataError: if the data have changed. TrainingError: if its state is damaged.
-        Interrupted: as in `train`.
+    Raises `ConfigError` if the folder holds no run, or its configuration has changed, `DataError` if the data have,
+    `TrainingError` if its state is damaged, `Interrupted` as `train` does.
     """
     folder = Path(folder)
     if not (folder / _CONFIG).is_file():

@@ -68,17 +68,12 @@ def create_force(
     return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
 
 
-def create_system(
-    model: str | Path | Potential,
-    topology: Any,
-    *,
-    periodic: bool | None = None,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-    engine: str = "python",
-) -> Any:
-    """An `openmm.System` with a potential as its only force, masses and box of the topology; see `create_force`."""
-    force = create_force(model, topology, periodic=periodic, dtype=dtype, device=device, engine=engine)
+def create_system(model: str | Path | Potential, topology: Any, **options: Any) -> Any:
+    """An `openmm.System` with masses and box of the topology, whose only force is `create_force`'s of these options.
+
+    The potential is that of all atoms.
+    """
+    force = create_force(model, topology, None, **options)
     system = openmm().System()
     for atom in topology.atoms():
         system.addParticle(atom.element.mass)

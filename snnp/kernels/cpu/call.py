@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from snnp.errors import InputError
-from snnp.kernels.cpu.library import MAX_DEGREE, MAX_LAYERS, Pairs, Report, System, addresses, library, status_message
+from snnp.kernels.cpu.library import MAX_DEGREE, MAX_LAYERS, Pairs, Report, System, addresses, library, refusal
 from snnp.kernels.parameters import SplineParameters
 from snnp.neighbours import find_pairs
 from snnp.structure import Structure
@@ -213,5 +213,5 @@ class PreparedCall:
         places = addresses(positions, weights, energies, out, virial)
         system.positions, system.weights, system.energies, system.forces, system.virial = places
         if self._evaluate(*self._block, ctypes.byref(system), ctypes.byref(report)):
-            raise InputError(status_message(report))
+            raise refusal(report)
         return energies, out, virial

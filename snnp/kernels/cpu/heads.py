@@ -9,17 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from snnp.errors import InputError
 from snnp.kernels.cpu.call import NeighbourRows
-from snnp.kernels.cpu.library import (
-    Report,
-    System,
-    addresses,
-    aligned_bytes,
-    library,
-    pack_parameters,
-    status_message,
-)
+from snnp.kernels.cpu.library import Report, System, addresses, aligned_bytes, library, pack_parameters, refusal
 from snnp.kernels.parameters import SplineParameters
 
 __all__ = ["PackedHeads", "PreparedHeads", "pack_heads"]
@@ -152,5 +143,5 @@ class PreparedHeads:
         system.positions, system.energies, system.forces, system.virial = addresses(positions, mean, out, virial)
         heads = _Heads(m, *addresses(self._plans, self._bytes, energies, apart), *self._joint)
         if self._evaluate(ctypes.byref(heads), ctypes.byref(system), ctypes.byref(report)):
-            raise InputError(status_message(report))
+            raise refusal(report)
         return energies, out, virial, apart

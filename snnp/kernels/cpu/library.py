@@ -127,15 +127,16 @@ def instruction_set() -> str | None:
     return None if lib is None else str(lib.snnp_target().decode())
 
 
-def status_message(report: Report) -> str:
-    """What a status other than 0 means, for an `InputError`."""
-    return {
+def refusal(report: Report) -> InputError:
+    """What a status other than 0 means."""
+    said = {
         1: "the packed model is damaged or of another version; pack it again.",
         2: overlap_message(report.i, report.j, report.value),
         3: "there is not enough memory for the kernel's work arrays; use fewer atoms or threads.",
         4: f"entry {report.i} of the neighbour list points outside the system; build the list again.",
         5: f"stored pairs of atom {report.i} are not sorted by radial functions and channel; prepare the data again.",
-    }[report.status]
+    }
+    return InputError(said[report.status])
 
 
 _EVALUATORS = {"none": 0, "legendre": 1, "spline": 2}

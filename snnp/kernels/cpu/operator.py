@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snnp.errors import InputError, MissingDependencyError
 from snnp.kernels.cpu.call import NeighbourRows, PreparedCall
-from snnp.kernels.cpu.library import HEADER_BYTES, Report, addresses, library, status_message
+from snnp.kernels.cpu.library import HEADER_BYTES, Report, addresses, library, refusal
 
 __all__ = ["pack_tensor", "spline_nnp"]
 
@@ -53,7 +53,7 @@ def _evaluate(inputs: tuple[Tensor, ...], weights: Tensor | None) -> tuple[Tenso
     report = Report()
     columns = addresses(first, neighbour, image)
     if int(first[-1]) != n_pairs or lib.snnp_check_list(n, n_images, *columns, ctypes.byref(report)):
-        raise InputError(status_message(Report(4, report.i, 0, 0.0)))
+        raise refusal(Report(4, report.i, 0, 0.0))
     if packed.nbytes < HEADER_BYTES:
         raise InputError(f"a packed model has at least {HEADER_BYTES} bytes, got {packed.nbytes}.")
     n_elements = int(packed[32:40].view(np.int64)[0])

@@ -10,17 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from snnp.errors import InputError
 from snnp.kernels.cpu.call import supports
-from snnp.kernels.cpu.library import (
-    MAX_LAYERS,
-    Report,
-    addresses,
-    aligned_bytes,
-    library,
-    pack_parameters,
-    status_message,
-)
+from snnp.kernels.cpu.library import MAX_LAYERS, Report, addresses, aligned_bytes, library, pack_parameters, refusal
 from snnp.kernels.parameters import SplineParameters, spline_table
 
 __all__ = ["StoredPairs", "Tables", "TrainingBatch", "TrainingKernel", "supports_training"]
@@ -53,8 +44,7 @@ def supports_training(parameters: SplineParameters) -> bool:
 
 class StoredPairs(NamedTuple):
     """All pairs of many atoms: neighbours of atom k are the entries `first[k] .. first[k + 1]`, those that share radial
-    functions and channel side by side, and these by distance.
-    """
+    functions and channel side by side, and these by distance."""
 
     first: NDArray[np.int64]  # [N + 1]
     neighbour: NDArray[np.int32]  # [P] index among the stored atoms
@@ -213,4 +203,4 @@ class TrainingKernel:
         places = _Arrays(**dict(zip(passed, addresses(*passed.values()), strict=True)))
         report = Report()
         if lib.snnp_train(task, *self._block, ctypes.byref(call), ctypes.byref(places), ctypes.byref(report)):
-            raise InputError(status_message(report))
+            raise refusal(report)

@@ -110,8 +110,7 @@ class Observation:
 class GpuDynamics:
     """Dynamics of one structure on the device of a kernel.
 
-    Arguments:
-        system: the start. velocities: [N, 3] Å/fs. step: number of the start, on which the thermostat's noise depends.
+    It starts from `system` with `velocities` [N, 3] Å/fs at the number `step`, on which the thermostat's noise depends.
 
     Raises `InputError` for overlapping atoms, positions that are not finite, a flat cell, or a barostat without a
     periodic one.

@@ -55,10 +55,8 @@ class _Layer(NamedTuple):
 def read_neurochem(folder: str | Path) -> ANI | Ensemble:
     """Read a folder of NeuroChem's: an `Ensemble` where it holds several networks per element, else an `ANI`.
 
-    `folder`: of an ensemble (`train0/`, `train1/`, ...), of one network (`networks/`), or the folder around one.
-
-    Returns:
-        The potential in float32, as stored; energies in eV (1 Hartree = 27.211386245988 eV).
+    `folder`: of an ensemble (`train0/`, `train1/`, ...), of one network (`networks/`), or the folder around one. The
+    potential is in float32, as stored, and gives energies in eV (1 Hartree = 27.211386245988 eV).
 
     Raises `ModelFileError`, which names the file that is missing, damaged, or not understood.
     """

@@ -44,11 +44,8 @@ def import_hippynn(
         energy_node: prefix of the names of the `HEnergy` layer, such as "moddict.node17."; by default found by name.
         energy_in_ev: eV per unit of energy of the network.
 
-    Returns:
-        The model in the state's float type. The network's own energy of a bare atom becomes E0.
-
-    Raises:
-        ModelFileError: names the tensor that is missing or has another shape than the configuration asks for.
+    The model has the state's float type; the network's own energy of a bare atom becomes E0. Raises `ModelFileError`,
+    which names the tensor that is missing or has another shape than the configuration asks for.
     """
     where = "the state" if isinstance(source, Mapping) else str(source)
     state = _tensors(source, where)

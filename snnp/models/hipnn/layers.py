@@ -143,8 +143,7 @@ class Interaction(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Gradients of the pairs from dE/dt [n, C, F_out].
 
-        Returns:
-            dE/dr [n, J]; above degree 0 dE/dA [n, C, J]; and, `to_features`, dE/dz_j [n, J, F_in] of the neighbours.
+        They are dE/dr [n, J]; above degree 0 dE/dA [n, C, J]; `to_features`, dE/dz_j [n, J, F_in] of the neighbours.
         """
         n_in, n_radial, n_out = self.weights.shape
         n_atoms, n_components = gradient.shape[:2]

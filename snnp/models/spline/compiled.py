@@ -137,9 +137,7 @@ class GpuEvaluator:
     def __init__(self, kernel: gpu.GpuKernel) -> None:
         self.kernel: Any = kernel
 
-    def evaluate(
-        self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool = True
-    ) -> Evaluated:
+    def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
         """As the contract has it; forces come along."""
         owner, device = structure.structure_of_atom, structure.positions.device
         # Kept with the list, because lists are used many times.

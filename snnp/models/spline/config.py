@@ -90,10 +90,7 @@ class EmbeddingConfig(FormConfig):
 
 
 class GridsConfig(FormConfig):
-    """Grids `(lower, upper, intervals)` per group, where groups differ (potentials read from files).
-
-    None takes the grids from the other keys.
-    """
+    """Grids `(lower, upper, intervals)` per group, where groups differ, as in files; None: those of the other keys."""
 
     pair: _Grids | None = None
     radial: _Grids | None = None

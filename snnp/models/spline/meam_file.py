@@ -234,9 +234,8 @@ def read_meam_spline(path: str | Path, elements: tuple[str, ...] | None = None) 
 
     Energies are LAMMPS's: an isolated atom has none, so the reference energy of each element is -U(0).
 
-    Arguments:
-        elements: chemical symbols in the order of the file. Needed for the old format, which names none, and for files
-            whose names are not chemical symbols.
+    `elements`: chemical symbols in the order of the file. Needed for the old format, which names none, and for files
+    whose names are not chemical symbols.
 
     Raises `ModelFileError` for a missing or malformed file (names the line), or elements that do not fit it.
     """
@@ -306,9 +305,8 @@ def write_meam_spline(model: Potential, path: str | Path) -> Path:
     LAMMPS gives the model's forces and stress; its energies are relative to isolated atoms, because a file has no place
     for E0 + U(0). In LAMMPS, atom types must be the elements in the order of the model.
 
-    Raises:
-        InputError: if the model is not an s-MEAM with exact spline angles; names what differs.
-        OSError: if the file cannot be written.
+    Raises `InputError` if the model is not an s-MEAM with exact spline angles (names what differs), `OSError` if the
+    file cannot be written.
     """
     if not isinstance(model, SplineNNP):
         raise InputError(f"only an s-MEAM SplineNNP can be written as meam/spline, got {type(model).__name__}.")
