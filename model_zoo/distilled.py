@@ -51,14 +51,18 @@ TEACHERS["7net-l3i5"] = TEACHERS["7net-0"] | {
     "settings": {"teachers": [_SEVENNET], "kwargs": {"model": "7net-l3i5", "device": "cpu"}},
 }
 
-_STUDENT: dict[str, Any] = {
-    "model": {
-        "radial": {"n_filters": 16, "cutoff": 6.0},
-        "angular": {"n_filters": 16, "cutoff": 5.5, "degree": 4},
-        "network": {"hidden": [32, 32]},
+_USUAL: dict[str, Any] = {
+    "budget": 700,
+    "rounds": 3,
+    "student": {
+        "model": {
+            "radial": {"n_filters": 16, "cutoff": 6.0},
+            "angular": {"n_filters": 24, "cutoff": 6.0, "degree": 4},
+            "network": {"hidden": [32, 32]},
+        },
+        "optimiser": {"epochs": 180},
+        "compression": {"share": 1.0, "levels": 36},
     },
-    "optimiser": {"epochs": 250},
-    "compression": {"share": 0.5, "levels": 36},
 }
 _REFERENCE_FRAMES = 40
 _PLANES = {"fcc": ("111", "100", "110"), "bcc": ("110", "100", "111"), "diamond": ("111", "110"), "hcp": ("001", "100")}
@@ -117,7 +121,7 @@ def _settings(recipe: dict[str, Any], run: Path) -> DistilSettings:
     asked = {key: value for key, value in recipe["distil"].items() if key != "teacher"}
     if names := asked.pop("reference", ()):
         asked["reference"] = [str(_some(names, asked["elements"], run / "reference.parquet"))]
-    tree = {"python": os.environ.get("SNNP_TEACHER_PYTHON"), "student": _STUDENT} | _teacher(recipe)["settings"]
+    tree = {"python": os.environ.get("SNNP_TEACHER_PYTHON")} | _USUAL | _teacher(recipe)["settings"]
     return DistilSettings(**tree | asked)
 
 
