@@ -32,6 +32,7 @@ from snnp.report import COLOURS, jsonable, new_panels, png
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 BETAS = {"A(ω)": (0.1,), "πΓA(ω)": (0.1,), "πΓA(ω/Γ)": (0.03, 0.1)}
 SEEDS = range(5)
+FEWER = range(2)  # searches behind the variable of each other autoencoder
 SAME = 0.9999  # |correlation| at random parameters with ε(ε+U)/(UΓ), from which a formula is that one
 
 
@@ -155,6 +156,13 @@ def table(found: dict[str, Any]) -> str:
         for row in found[key]:
             is_it = "**yes**" if row["exponent"] > SAME else f"no (correlation {row['exponent']:.3f})"
             lines.append(f"| {name} | {row['seed']} | `{row['formula']}` | {row['score']:.4f} | {is_it} |")
+    lines += ["", "| other autoencoder, seed | variance kept | active | T_K | formulas | are the exponent |"]
+    lines += ["|--:|--:|--:|--:|---|--:|"]
+    for seed, row in sorted(found.get("seeds", {}).items()):
+        texts = ", ".join(f"`{each['formula']}`" for each in row["searches"])
+        n = sum(each["exponent"] > SAME for each in row["searches"])
+        first = f"| {seed} | {row['kept']:.3f} | {row['active']} | {row['T_K']:.2f} "
+        lines.append(f"{first}| {texts} | {n} of {len(row['searches'])} |")
     width = found["widths"]
     lines += [
         "",
@@ -175,16 +183,19 @@ def main() -> None:
     parser.add_argument("spectra", type=Path, metavar="SPECTRA.npz")
     parser.add_argument("--limit", type=int, help="spectra used at most; the page stays as it is")
     parser.add_argument("--epochs", type=int, help="of the autoencoders; default: as many as make 4,000 steps")
-    parser.add_argument("--only", choices=("autoencoders", "widths"), help="one half; the other stays as it was")
+    parser.add_argument("--only", choices=("autoencoders", "widths", "seeds"), help="a part; others stay as they were")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="of other autoencoders")
     parser.add_argument("--out", type=Path, default=STUDY.parent)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     family = sample(asked.spectra, asked.limit)
     path = asked.out / f"{STUDY.name}.json"
-    if asked.only != "widths":
+    if asked.only in (None, "autoencoders"):
         found, pictures = autoencoders(family, asked.epochs)
         keep(path, found, pictures)
-    if asked.only != "autoencoders":
+    if asked.only in (None, "seeds"):
+        other_seeds(family, asked.epochs, asked.seeds, path)
+    if asked.only in (None, "widths"):
         target = np.log(family.parameters["half width/Γ"])
         rows = formulas(family, target, "pearson", SEEDS)
         keep(path, {"of widths": rows, "widths": slopes(family)}, {"width": draw(family)})
@@ -211,6 +222,23 @@ def autoencoders(family: CurveFamily, epochs: int | None) -> tuple[dict[str, Any
     pictures = {figure.title: figure.png for figure in report_on(best).pictures}
     drawn = {"traversals": pictures["What each variable does to a curve"], "latents": draw_latents(best, k)}
     return {"spectra": n, "autoencoders": rows, "of latents": of_latent}, drawn
+
+
+def other_seeds(family: CurveFamily, epochs: int | None, seeds: Sequence[int], path: Path) -> None:
+    """The last of the samples again, with autoencoders of other seeds; each is kept as soon as it is there."""
+    curves = samples(family)["πΓA(ω/Γ)"]
+    n = len(family.curves) // 2
+    apart = np.random.default_rng(0).permutation(n)[: n // 10]
+    apart = np.concatenate([apart, apart + n])
+    for seed in seeds:
+        found = discover_curves(
+            curves, VAESettings(beta=BETAS["πΓA(ω/Γ)"][-1], epochs=epochs, seed=seed), held_out=apart
+        )
+        k = max(found.active, key=lambda k: abs(found.correlations[k]["T_K/Γ"]))
+        rows = formulas(curves, found.encoded.mean[:, k], "spearman", FEWER)
+        row = {"kept": found.kept, "active": len(found.active), "T_K": found.correlations[k]["T_K/Γ"], "searches": rows}
+        known = json.loads(path.read_text(encoding="utf-8")).get("seeds", {}) if path.is_file() else {}
+        keep(path, {"seeds": {**known, str(seed): row}}, {})
 
 
 def keep(path: Path, found: dict[str, Any], pictures: dict[str, bytes]) -> None:
