@@ -143,8 +143,8 @@ def _about(recipe: dict[str, Any], model: Potential, n_labels: int) -> dict[str,
     """What the card says of a distilled model, unless the recipe says otherwise."""
     teacher, names = _teacher(recipe), [atomic_names[atomic_numbers[s]].lower() for s in model.elements]
     return {
-        "description": f"s-NNP for {' and '.join(names)}, distilled from {teacher['title']}: solids, liquid, defects, "
-        "surfaces",
+        "description": f"s-NNP for {' and '.join(names)}{', alone and together' * (len(names) > 1)}, distilled from "
+        f"{teacher['title']}: solids, liquid, defects, surfaces",
         "dataset": f"{n_labels} structures made from the symbols of the elements, labelled by the teacher "
         f"{model.metadata['teacher']}",
         "licence": "MIT",
@@ -224,7 +224,7 @@ def _beside_the_teacher(
     """
     settings, facts = _settings(recipe, run), json.loads((run / "report.json").read_text(encoding="utf-8"))["facts"]
     rows = {symbol: row for symbol in lengths if (row := _crystal_of_teacher(recipe, symbol, facts))}
-    lines, numbers = _against_reference(recipe, facts), dict[str, Any]()
+    lines, numbers = [*_against_reference(recipe, facts), *_compounds(facts)], dict[str, Any]()
     with Teacher.of(settings.teachers, settings.python, settings.kwargs).start(1) as process:
         for symbol, length in lengths.items():
             theirs = rows.get(symbol, {}).get("lattice_constant_angstrom", length)
@@ -262,6 +262,19 @@ def _against_reference(recipe: dict[str, Any], facts: dict[str, Any]) -> list[st
         f"Against DFT ({rows['student']['structures']} frames of {which}, of which none was learned): force MAE "
         f"{student:.3f} eV/Å, the teacher's {teacher:.3f}"
     ]
+
+
+def _compounds(facts: dict[str, Any]) -> list[str]:
+    """What the report says of compounds at rest, where there are some."""
+    rows = {row[""]: row for row in facts.get("Compounds at rest", [])}
+    units = {"a (Å)": "a {:.3f} ({:.3f}) Å", "energy of formation (meV/atom)": "formation {:.1f} ({:.1f}) meV/atom"}
+    units["B (GPa)"] = "B {:.0f} ({:.0f}) GPa"
+    lines = []
+    for name in [key.removesuffix(", student") for key in rows if key.endswith(", student")]:
+        own, their = rows[f"{name}, student"], rows[f"{name}, teacher"]
+        said = ", ".join(text.format(own[key], their[key]) for key, text in units.items())
+        lines.append(f"{name} at rest (in brackets the teacher's; a is the cube root of the cell's volume): {said}")
+    return lines
 
 
 def _in_words(symbol: str, own: dict[str, float], their: dict[str, float]) -> list[str]:
