@@ -431,7 +431,7 @@ def test_a_distillation_is_a_recipe_of_one_line(
     monkeypatch.setattr("snnp.distillation.verdict.behaviour._PICOSECONDS", 0.2)
     student = {key: RECIPE[key] for key in ("model", "threads", "compression")}
     student |= {"optimiser": {"epochs": 40, "learning_rate": 0.05}, "loss": {"energy_scale": None}}
-    monkeypatch.setattr(build_module.distilled, "_STUDENT", student)
+    monkeypatch.setitem(build_module.distilled._USUAL, "student", student)
     (tmp_path / "cu").mkdir()
     (tmp_path / "cu" / "recipe.yaml").write_text("distil: {teacher: emt, elements: [Cu]}\n")
     command = ["cu", "--zoo", str(tmp_path), "--run", str(tmp_path / "run"), "--quick", "--allow-holes"]
