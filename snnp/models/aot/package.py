@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
 
 from snnp.errors import InputError, MissingDependencyError
 from snnp.files import write_atomically
@@ -24,7 +25,7 @@ from snnp.models.aot.padded import PaddedPotential
 from snnp.models.potential import Potential
 from snnp.models.store import fingerprint
 
-__all__ = ["write_package"]
+__all__ = ["traced", "write_package"]
 
 _logger = logging.getLogger(__name__)
 
@@ -80,22 +81,25 @@ def _example(model: PaddedPotential) -> tuple[Tensor, ...]:
     return numbers, positions, torch.zeros(3, 3, dtype=torch.float64), neighbours, torch.zeros(5, 7, 3).long()
 
 
-def _compiled(model: PaddedPotential, about: dict[str, Any]) -> bytes:
-    from torch._inductor import aoti_compile_and_package
-    from torch._inductor.exc import CppCompileError
-    from torch.export import Dim, export
+def traced(model: PaddedPotential) -> ExportedProgram:
+    """The model as a program of plain operators, for any numbers of atoms and of columns."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     inputs = _example(model)
     atoms, columns = Dim("atoms", min=2), Dim("columns", min=2)
     shapes = ({0: atoms}, {0: atoms}, None, {0: atoms, 1: columns}, {0: atoms, 1: columns})
-    traced: nn.Module = model
+    module: nn.Module = model
     if not model.is_analytic:  # export does not trace autograd; this does, and what it leaves are plain operators
-        traced = make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
+        module = make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
     # Some guards hold for all sizes, which torch cannot prove; they become checks of the exported program.
-    program = export(
-        traced, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
-    )
+    return export(module, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
+
+
+def _compiled(model: PaddedPotential, about: dict[str, Any]) -> bytes:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import CppCompileError
+
+    program = traced(model)
     options = {
         "aot_inductor.metadata": {"snnp": json.dumps(about)},
         "aot_inductor.check_lowerbound": False,  # one atom, or one column, is served too
