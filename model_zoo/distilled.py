@@ -1,6 +1,6 @@
 """Bundled models that a teacher made: a line of a recipe becomes a distillation, and what it found goes into the card.
 
-    distil: {teacher: 7net-0, elements: [Ag]}
+    distil: {teacher: 7net-0, elements: [Pb]}
 
 `teacher` is one of `TEACHERS`; all other keys are those of `snnp.distillation.DistilSettings`. The interpreter that has
 the teacher is that of the environment variable SNNP_TEACHER_PYTHON, `reference` may name files below $SNNP_DATA.
@@ -87,7 +87,7 @@ def make(order: Order) -> Trained:
     recipe = read_recipe(order.folder)
     if not isinstance(recipe["distil"], dict) or set(recipe) - {"distil", "metadata"}:
         raise ConfigError(
-            f"{order.folder / 'recipe.yaml'}: distil must be a group such as {{teacher: 7net-0, elements: [Ag]}}, with "
+            f"{order.folder / 'recipe.yaml'}: distil must be a group such as {{teacher: 7net-0, elements: [Pb]}}, with "
             "nothing but metadata beside it."
         )
     settings = _settings(recipe, order.run)

@@ -134,10 +134,13 @@ def test_what_a_teacher_does_not_know_of_compression_is_not_taught(scan: tuple[F
     assert np.abs(per_atom[elastic] / crystals["fcc Cu"].volume - 1.0).max() < 0.08
 
 
+def _brass(folder: Path) -> Path:
+    bulk("CuNi", "cesiumchloride", a=2.85).write(folder / "brass.cif")
+    return folder / "brass.cif"
+
+
 def test_crystals_from_files_are_what_a_student_is_made_for(tmp_path: Path) -> None:
-    brass = bulk("CuNi", "cesiumchloride", a=2.85)
-    brass.write(tmp_path / "brass.cif")
-    first = _labelled(first_scan(["Cu", "Ni"], [tmp_path / "brass.cif"]))
+    first = _labelled(first_scan(["Cu", "Ni"], [_brass(tmp_path)]))
     crystals = crystals_from_scan(_labelled(second_scan(first)), first)
     assert [each.name for each in crystals if each.named] == [crystals[0].name]
     assert crystals[0].name.startswith("brass ")
@@ -165,8 +168,10 @@ def test_crystals_are_pressed_along_single_directions() -> None:
         Crystal("fcc Cu", bulk("Cu", cubic=True), -3.7, 0.9),
         Crystal("bcc Cu", bulk("Cu", "bcc", a=2.87), -3.6, 1),
     )
-    frames = pressed([fcc, bcc, replace(fcc, name="sc Cu")])
+    frames = pressed([fcc, bcc, replace(fcc, name="sc Cu")], 60)
     assert Counter(frames.groups) == {f"scan [{w}] {n} Cu": 10 for w in ("100", "110", "111") for n in ("fcc", "bcc")}
+    assert pressed([fcc, bcc], 39).groups == frames.groups[:30]  # never a part of a way, of which nothing could be told
+    assert len(pressed([fcc, bcc], 9)) == 0
     volume = np.abs(np.linalg.det(frames.cell)) / frames.counts
     along = [row for row, kind in enumerate(frames.groups) if kind == "scan [110] fcc Cu"]
     assert (volume[along] / fcc.volume)[[-1, 0]] == pytest.approx([1.0, 0.5])
@@ -184,7 +189,7 @@ def test_crystals_are_pressed_along_single_directions() -> None:
 
 def test_of_alloys_the_lowest_crystals_of_each_element_and_of_both_are_pressed(scan: tuple[Frames, Frames]) -> None:
     systems = Counter(
-        "".join(sorted(set(f.structure.to_ase()[0].symbols))) for f in pressed(crystals_from_scan(scan[1]))
+        "".join(sorted(set(f.structure.to_ase()[0].symbols))) for f in pressed(crystals_from_scan(scan[1]), 99)
     )
     assert systems == {"Cu": 30, "Ni": 30, "CuNi": 30}
 
@@ -215,6 +220,11 @@ def test_crystals_of_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     bulk("Ni").write(tmp_path / "fcc.cif")
     with pytest.raises(InputError, match=r"there is a crystal 'fcc Ni' already; give .*fcc.cif another name"):
         first_scan(["Ni"], [tmp_path / "fcc.cif"])
+    brass = _labelled(first_scan(["Cu", "Ni"], [_brass(tmp_path)]))
+    second = _labelled(second_scan(brass))
+    falling = replace(second, energy=np.where([g == "scan brass CuNi" for g in second.groups], -1e3, second.energy))
+    with pytest.raises(InputError, match="the teacher has no minimum of energy for brass CuNi; leave it away"):
+        crystals_from_scan(falling, brass)
     with pytest.raises(ConfigError, match="crystals stand beside elements"):
         DistilSettings(teachers=("a:b",), data=("x",), crystals=("y.cif",))
 

@@ -10,6 +10,7 @@ of an element beforehand.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,10 @@ __all__ = [
     "crystals_from_scan",
     "energy_scale",
     "first_scan",
+    "force_limit",
     "frames_of",
     "guessed_crystals",
+    "leading",
     "melting",
     "scaled",
     "second_scan",
@@ -81,7 +84,7 @@ class Crystal:
     @property
     def named(self) -> bool:
         """Whether it came from a file: then it is what the potential is for."""
-        return self.lattice not in (*_LATTICES, *_COMPOUNDS)
+        return _is_named(self.name)
 
     @property
     def volume(self) -> float:
@@ -101,6 +104,10 @@ class Crystal:
         0.0098 (Ge) for the factor, 0.024 for Li.
         """
         return 0.011 * self.bulk_modulus * self.volume / BOLTZMANN_EV_PER_K
+
+
+def _is_named(name: str) -> bool:
+    return name.split()[0] not in (*_LATTICES, *_COMPOUNDS)
 
 
 def frames_of(images: Iterable[tuple[str, Atoms]], name: str) -> Frames:
@@ -167,9 +174,9 @@ def _from_files(elements: Sequence[str], files: Sequence[str | Path]) -> dict[st
                 raise InputError(
                     f"{where} is not periodic in three directions; crystals need a cell (CIF, POSCAR, ...)."
                 )
-            stem = path.stem.replace(" ", "-") + (f"-{number + 1}" if number else "")
+            stem = re.sub(r"\W+", "-", path.stem) + (f"-{number + 1}" if number else "")
             name = f"{stem} {atoms.get_chemical_formula('metal')}"
-            if stem in (*_LATTICES, *_COMPOUNDS) or name in found:
+            if not _is_named(name) or name in found:
                 raise InputError(f"there is a crystal {name!r} already; give {path} another name.")
             found[name] = Atoms(atoms.numbers, cell=atoms.cell, scaled_positions=atoms.get_scaled_positions(), pbc=True)
     return found
@@ -209,14 +216,14 @@ def second_scan(first: Frames) -> Frames:
     """Each prototype at three volumes around the minimum of the labelled first scan.
 
     Raises:
-        InputError: if none has a minimum, or one that came from a file has none.
+        InputError: if none has a minimum, or one from a file has none.
     """
     images = []
     for name, rows in _scans(first).items():
         volume, energy = _curve(first, rows)
         k = int(np.argmin(energy))
         if not 0 < k < len(rows) - 1:
-            if name.split()[0] not in (*_LATTICES, *_COMPOUNDS):
+            if _is_named(name):
                 raise InputError(
                     f"the teacher's energy of {name} has no minimum between half and 1.7 times its volume."
                 )
@@ -260,24 +267,30 @@ def energy_scale(crystals: Sequence[Crystal]) -> float:
     return _SCALE * BOLTZMANN_EV_PER_K * melting(crystals)
 
 
-def bearable(labelled: Frames, crystals: Sequence[Crystal]) -> Frames:
-    """Frames without forces as nothing that holds together has them: 30 eV/Å, or three times `B s²`, s the spacing.
-
-    They come where atoms were drawn close, and from dynamics of a student that knows little yet; a squared error sees
-    little else, and in crystals the wall under compression (decision 019) holds there anyway. Neither learned nor
-    compared.
-    """
-    limit = STRONGEST
-    if crystals:
-        those = [each for each in crystals if each.named] or crystals[:2]
-        limit = min(limit, _STRONGEST * max(each.bulk_modulus * each.spacing**2 for each in those))
-    largest = np.maximum.reduceat(np.abs(labelled.forces).max(axis=1), np.cumsum([0, *labelled.counts[:-1]]))
-    return labelled.take(~(largest > limit))
+def leading(crystals: Sequence[Crystal]) -> list[Crystal]:
+    """Those that came from files, or else the two lowest: what a student is made for above all."""
+    return [crystal for crystal in crystals if crystal.named] or list(crystals[:2])
 
 
 def melting(crystals: Sequence[Crystal]) -> float:
-    """K: the highest of those that came from files, or of the two lowest."""
-    return max(each.temperature for each in [c for c in crystals if c.named] or crystals[:2])
+    """K: the highest of the leading crystals."""
+    return max(crystal.temperature for crystal in leading(crystals))
+
+
+def force_limit(crystals: Sequence[Crystal]) -> float:
+    """eV/Å, beyond which labels are neither learned nor compared: three times `B s²`, s the spacing, or `STRONGEST`.
+
+    Larger ones come where atoms were drawn close, and from dynamics of a student that knows little yet. A squared error
+    sees little else, and in crystals the wall under compression (decision 019) holds there anyway.
+    """
+    strongest = max((each.bulk_modulus * each.spacing**2 for each in leading(crystals)), default=np.inf)
+    return float(min(_STRONGEST * strongest, STRONGEST))
+
+
+def bearable(labelled: Frames, crystals: Sequence[Crystal]) -> Frames:
+    """Those without forces beyond `force_limit`."""
+    largest = np.maximum.reduceat(np.abs(labelled.forces).max(axis=1), np.cumsum([0, *labelled.counts[:-1]]))
+    return labelled.take(~(largest > force_limit(crystals)))
 
 
 def above_the_lowest(crystals: Sequence[Crystal]) -> NDArray[np.float64]:
@@ -308,6 +321,10 @@ def crystals_from_scan(second: Frames, first: Frames | None = None) -> list[Crys
             # d²E/d(ln V)² = B V at the minimum.
             atoms = scaled(_atoms_of(second, rows[0]), v0)
             found.append(Crystal(name, atoms, depth, curvature / v0, least.get(name, 0.0)))
+    if lost := [name for name in _scans(second) if _is_named(name) and name not in {each.name for each in found}]:
+        raise InputError(
+            f"the teacher has no minimum of energy for {', '.join(lost)}; leave it away, or look at its file."
+        )
     if not found:
         raise InputError("no crystal of the teacher has a minimum of energy in volume; label more, or another teacher.")
     return sorted(found, key=lambda crystal: (not crystal.named, crystal.energy))

@@ -12,7 +12,7 @@ from ase.geometry import get_distances
 from numpy.typing import NDArray
 
 from snnp.data import Frames
-from snnp.distillation.crystals import Crystal, above_the_lowest, frames_of, scaled
+from snnp.distillation.crystals import Crystal, above_the_lowest, frames_of, leading, scaled
 
 __all__ = ["SHARES", "pool", "pressed", "supercell"]
 
@@ -75,23 +75,23 @@ def pool(crystals: Sequence[Crystal], number: int, seed: int) -> Frames:
     return frames_of([each for each in images if len(each[1]) <= 2 * _MOST_ATOMS], "pool")
 
 
-def pressed(crystals: Sequence[Crystal]) -> Frames:
-    """Crystals compressed along one direction, to half of the volume: those that are named, or the two lowest, or with
-    several elements the lowest of each and of each pair.
+def pressed(crystals: Sequence[Crystal], most: int) -> Frames:
+    """Crystals compressed along one direction, to half of the volume: those that lead, or with several elements the
+    lowest of each and of each pair; `most` frames at most, and of each direction the whole way.
 
     Drawn structures leave gaps there, in which students had holes; these have few atoms, and `within_reach` tells how
     far the teacher is to be trusted.
     """
-    images = []
     above = above_the_lowest(crystals)
     lowest = {frozenset(each.atoms.symbols): each for each, high in zip(crystals, above, strict=True) if high == 0.0}
-    named = [crystal for crystal in crystals if crystal.named]
-    for each in named or (list(lowest.values()) if len(lowest) > 1 else crystals[:2]):
-        for way in _DIRECTIONS:
-            for ratio in _PRESSED:
-                name = f"scan [{''.join(map(str, way))}] {each.name}"
-                images.append((name, _along(each.atoms, np.array(way, dtype=float), ratio)))
-    return frames_of(images, "pressed")
+    chosen = leading(crystals) if crystals[0].named or len(lowest) == 1 else list(lowest.values())
+    images = [
+        (f"scan [{''.join(map(str, way))}] {each.name}", _along(each.atoms, np.array(way, dtype=float), ratio))
+        for each in chosen
+        for way in _DIRECTIONS
+        for ratio in _PRESSED
+    ]
+    return frames_of(images, "pressed")[: most // len(_PRESSED) * len(_PRESSED)]
 
 
 def _along(atoms: Atoms, way: NDArray[np.float64], ratio: float) -> Atoms:

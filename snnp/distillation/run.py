@@ -3,7 +3,7 @@
     RUN/distil.yaml      what was asked for
     RUN/labels/          every label, as it came (see `snnp.distillation.label_store`)
     RUN/chosen-K.parquet structures of round K, not yet labelled; RUN/student-K/: whose dynamics gave round K + 1
-    RUN/labels.parquet   all labels as a dataset, with splits train and test; RUN/provenance.json: whose they are
+    RUN/labels.parquet   what is learned as a dataset, with splits train and test; RUN/provenance.json: whose they are
     RUN/student/         the last one, a run of training like any other
     RUN/baseline/        an equal one that learned the labels of the data, where a bar asks for it
     RUN/report.*         Markdown, HTML, JSON
@@ -37,6 +37,7 @@ from snnp.distillation.crystals import (
     crystals_from_scan,
     energy_scale,
     first_scan,
+    force_limit,
     frames_of,
     guessed_crystals,
     second_scan,
@@ -62,8 +63,7 @@ _STATIC_SHARE = 0.6  # of the budget, where there are rounds
 _POOL = 3  # structures made for each that is chosen
 _POOL_OF_MOLECULES = 1.25  # which are many, and all different
 _ROUND_EPOCHS = 0.25  # of those of the last student
-_STARTS = 16
-_MOVING_ATOMS = 90
+_STARTS, _MOVING_ATOMS = 16, 90
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class _Run:
         _check_budget(self.settings.budget, len(labelled) + len(second))
         second = self._label("crystals", second)
         self.crystals = crystals_from_scan(second, labelled)
-        along = pressed(self.crystals)[: (self.settings.budget - len(labelled) - len(second)) // 4]
+        along = pressed(self.crystals, (self.settings.budget - len(labelled) - len(second)) // 4)
         return Frames.concatenate([within_reach(labelled), second, within_reach(self._label("crystals", along))])
 
     def _label(self, stage: str, frames: Frames) -> Frames:
@@ -422,7 +422,7 @@ class _Run:
             said = f"the teacher failed on {len(self.failures)} structures, such as {self.failures[0][0]}: "
             notes.append(Finding("labels", "note", said + self.failures[0][1]))
         if strong := len(labelled) - len(bearable(labelled, self.crystals)):
-            notes.append(Finding("labels", "note", f"{strong} with forces over the limit were left out"))
+            notes.append(Finding("labels", "note", f"{strong} over {force_limit(self.crystals):.0f} eV/Å left out"))
         kinds, who = Counter(map(verdict.kind_of, labelled.groups)), self.crew.identity
         teacher = {"name": who.name, "licence": who.licence, "key": who.key, "files": list(who.files.values())}
         tables = (
