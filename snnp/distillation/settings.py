@@ -128,7 +128,7 @@ class DistilSettings(NamedSettings):
             said = f"{' and '.join(given)} were given" if given else "none was given"
             raise ValueError(f"structures come from one of elements, data and molecules; {said}")
         if self.crystals and not self.elements:
-            raise ValueError("crystals stand beside elements: name those that are in them, elements=...")
+            raise ValueError("crystals stand beside elements: name the elements that are in them, too")
         if self.apart and not self.molecules:
             raise ValueError("apart keeps molecules out of what is sampled; it goes with molecules=...")
         if self.method == "ekd" and not self.data:
