@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -157,3 +158,6 @@ def test_pictures_of_the_architecture_name_files_that_are_there() -> None:
     files = [name for name in named if name.startswith(("snnp/", "plugins/"))]
     assert len(files) > 20
     assert [name for name in files if not (REPOSITORY / name).is_file()] == []
+    pictures = (REPOSITORY / "docs/_static").glob("architecture-*.svg")
+    drawn = "".join(path.read_text(encoding="utf-8") for path in pictures)
+    assert set(re.findall(r">\s*((?:snnp|plugins)/[\w/]+\.\w+)\s*<", drawn)) == set(files), "run docs/architecture.py"
