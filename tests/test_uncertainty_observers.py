@@ -149,6 +149,8 @@ def test_some_of_openmms_atoms_are_watched(tmp_path: Path) -> None:
     assert float(_rows(log)[0]["uncertainty"]) == pytest.approx(_spread(whole[:4]).max(), rel=1e-4)
     with pytest.raises(InputError, match="atoms holds 9, but the topology's atoms are numbered 0 to 5"):
         UncertaintyReporter(ENSEMBLE, geometry.topology, 1, atoms=[9])
+    with pytest.raises(InputError, match="interval must be at least one step, got 0"):
+        UncertaintyReporter(ENSEMBLE, geometry.topology, 0)
 
 
 @pytest.mark.parametrize(

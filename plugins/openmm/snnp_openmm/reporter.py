@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from snnp.errors import InputError
 from snnp.models.potential import Potential
 from snnp.uncertainty import Measure, Watch
 from snnp.units import NM_IN_ANGSTROM
@@ -27,7 +28,7 @@ class UncertaintyReporter:
         interval: steps between two looks. atoms, periodic: to which the potential applies, as in `create_force`.
         how: `log`, `limit`, `on_limit` and `harvest` of `snnp.uncertainty.Watch`.
 
-    Raises what `Watch` raises, and `InputError` for bad indices or atoms without an element; while running
+    Raises what `Watch` raises, and `InputError` for bad indices, atoms without an element, no interval; while running
     `snnp.uncertainty.TooUncertainError` beyond a limit that ends the run.
 
     Example:
@@ -45,6 +46,8 @@ class UncertaintyReporter:
         periodic: bool | None = None,
         **how: Any,
     ) -> None:
+        if interval < 1:
+            raise InputError(f"interval must be at least one step, got {interval}; a usual one is 20.")
         self._indices = None if atoms is None else check_indices(atoms, topology.getNumAtoms())
         self._numbers = atomic_numbers(topology, self._indices)
         self._periodic = topology.getPeriodicBoxVectors() is not None if periodic is None else bool(periodic)
