@@ -156,7 +156,7 @@ def parts_case(atoms: int, device: str) -> dict[str, Any]:
     blocks, four = (-(-n // form.atoms),), {**one, "num_warps": 4}
     calls: dict[str, Callable[[], Any]] = {
         "moments": lambda: modules.moments_kernel[(n,)](at, rows, kernel.tables, work, form, **one),
-        "network": lambda: kernel._network_kernel[blocks](n, at.species, kernel.network, work, form, **four),
+        "network": lambda: modules.network_kernel[blocks](n, at.species, kernel.network, work, form, **four),
         "gradients": lambda: modules.gradients_kernel[(n,)](at, rows, kernel.tables, work, form, **one),
         "forces": lambda: modules.forces_kernel[(n,)](rows, work, form, **one),
         "evaluation": lambda: kernel.launch(at, rows, work),

@@ -1,4 +1,4 @@
-// Three-body features through moments A_lm,b = sum_j f_b(r_ij) Y_lm(r_ij), filters b as lanes; see snnp/models/spline/moments.py.
+// Three-body features through moments A_lm,b = sum_j f_b(r_ij) Y_lm(r_ij), filters b as lanes; see snnp/models/spline/three_body.py.
 //
 // All loops over pairs are small matrix products: forward [lm, pair] x [pair, b], backward [lm, b] x [b, pair], where
 // f is kept in both layouts and its slope in the second (see forces.h for the way back that needs neither). A product works

@@ -1,4 +1,4 @@
-// Three-body features as sums over pairs of neighbours, every function exactly its spline; see snnp/models/spline/triples.py.
+// Three-body features as sums over pairs of neighbours, every function exactly its spline; see snnp/models/spline/three_body.py.
 //
 // With c = cos theta_jik, everything that the energy and its gradient need are five sums per pair and filter:
 //   S_j = sum_k f_k g(c),  M_j = sum_k f_k g'(c) u_k (three components),  C_j = sum_k f_k g'(c) c,
