@@ -22,7 +22,8 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
-from snnp.active import ActiveProgress, ActiveResult, ActiveSettings, account, run
+from snnp.active import ActiveProgress, ActiveResult, ActiveSettings, account, read_journal, run
+from snnp.active.journal import NAME
 from snnp.active.stages import Stages, WithFacts
 from snnp.data import Frames
 from snnp.data.write import write_frames
@@ -37,6 +38,12 @@ SPRINGS = r"""awk '
     END { print n; print comment, "energy=" sprintf("%.15g", e); for (k = 3; k <= NR; k++) print line[k], f[k] }
 ' {input} > {output} && echo done"""
 """Every atom on a spring to the origin, by awk: a command that takes no time."""
+SMALL: dict[str, Any] = {
+    "optimiser": {"epochs": 3},
+    "compression": None,
+    "model": {"radial": {"n_filters": 3, "cutoff": 4.0, "intervals": 6}, "angular": {"n_filters": 0}, "network": None},
+}
+"""A training that takes a second."""
 
 
 def copper(number: int, *seed: int, rattle: float = 0.2) -> list[Atoms]:
@@ -99,6 +106,11 @@ def learn(
 ) -> ActiveResult:
     """Run it, quickly."""
     return run(asked, folder, report, work=FAST)
+
+
+def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
+    """What the journal of a run says of these kinds."""
+    return [entry for entry in read_journal(folder / NAME)[0] if entry["event"] in kinds]
 
 
 LOGGED = """

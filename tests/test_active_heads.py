@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from active_runs import no_report, settings, untrained
+from active_runs import SMALL, no_report, settings, untrained
 from ase.build import molecule
 from ase.io import read, write
 
@@ -20,12 +20,6 @@ from snnp.errors import ConfigError
 from snnp.hub import load_model
 from snnp.models.ensemble import Ensemble
 from snnp.models.heads import SharedFilters
-
-SMALL: dict[str, Any] = {
-    "optimiser": {"epochs": 3},
-    "compression": None,
-    "model": {"radial": {"n_filters": 3, "cutoff": 4.0, "intervals": 6}, "angular": {"n_filters": 0}, "network": None},
-}
 
 
 @pytest.fixture(autouse=True)
