@@ -20,7 +20,7 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp.files import write_atomically
 from snnp.models.potential import Potential
@@ -143,8 +143,7 @@ def table(study: dict[str, Any], found: dict[str, Any]) -> str:
         for name, (energy, force) in study["references"][element].items():
             lines.append(f"| *{' '.join(name.split())}* | | *{energy:.2f}* | *{force:.3f}* | | | | |")
         lines.append("")
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    lines.append(f"Written by `{found['command']}` on {found['date']}; {found['machine']}; {versions}.")
+    lines.append(written(found, f"`{found['command']}`"))
     return "\n".join(lines)
 
 

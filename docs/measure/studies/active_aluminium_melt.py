@@ -18,8 +18,8 @@ from typing import Any
 import aluminium
 import numpy as np
 import torch
-from active_aluminium_page import BUDGETS, shown
-from pages import between_marks, provenance
+from active_aluminium_page import BUDGETS
+from pages import averaged, between_marks, provenance, written
 
 from snnp.files import write_atomically
 from snnp.models import load_model
@@ -74,22 +74,23 @@ def table(found: dict[str, Any]) -> str:
     point, _ = aluminium.melting_point(guide["slopes"]["4,704 atoms"])
     kelvins = [kelvin for mine in students if (kelvin := melting(mine["slopes"])) is not None]
     lines = ["| | active, 120 labels | snnp-al | measured |", "|---|--:|--:|--:|"]
-    said = f"{shown(kelvins, 0)} ({len(kelvins)} of {len(students)} seeds)"
+    said = f"{averaged(kelvins, 0)} ({len(kelvins)} of {len(students)} seeds)"
     lines.append(f"| melting by coexistence, K | {said} | {point:.0f} | {aluminium.MEASURED['melting']:.0f} |")
     groups = [[mine["liquid"] for mine in students], [guide["liquid"]]]
     for name in ("first", "minimum", "second"):
         cells = []
         for group in groups:
             seen = [aluminium.extremes(np.array(one["r"]), np.array(one["g"]))[name] for one in group]
-            cells.append(f"{shown([place for place, _ in seen], 2)} Å, {shown([height for _, height in seen], 2)}")
+            cells.append(
+                f"{averaged([place for place, _ in seen], 2)} Å, {averaged([height for _, height in seen], 2)}"
+            )
         there = "minimum" if name == "minimum" else f"{name} peak"
         measured = "{:.2f} Å, {:.2f}".format(*aluminium.MEASURED[name])
         lines.append(f"| liquid at 943 K, {there} of g(r) | {' | '.join(cells)} | {measured} |")
-    cells = [shown([one["density"] for one in group], 2) for group in groups]
+    cells = [averaged([one["density"] for one in group], 2) for group in groups]
     lines.append(f"| its density, g/cm³ | {' | '.join(cells)} | 2.37 |")
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     command = f"`python docs/measure/studies/{Path(__file__).name}`"
-    lines += ["", f"Written by {command} on {found['date']}; {found['machine']}; {versions}."]
+    lines += ["", written(found, command)]
     return "\n".join(lines)
 
 

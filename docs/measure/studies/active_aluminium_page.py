@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from pages import averaged, written
 
 BUDGETS = (30, 60, 120)
 GROUPS = ("fcc", "bcc", "hcp", "sc", "diamond", "vacancy", "surface", "stacking fault", "liquid")
@@ -54,14 +54,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def shown(values: Sequence[float], digits: int) -> str:
-    """Mean, and standard deviation where there are several."""
-    if not values:
-        return ""
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def errors_table(result: dict[str, Any]) -> str:
     """At the largest number of labels."""
     ways = [way for way in COLOURS if numbers(result, way, BUDGETS[-1], "fcc", "force")]
@@ -70,7 +62,7 @@ def errors_table(result: dict[str, Any]) -> str:
     lines.append("| seeds | " + " | ".join(str(counts[way]) for way in ways) + " |")
     for what, unit, digits in (("force", "force, eV/Å", 3), ("above_fcc", "energy beside fcc, meV/atom", 1)):
         for group in GROUPS:
-            cells = [shown(numbers(result, way, BUDGETS[-1], group, what), digits) for way in ways]
+            cells = [averaged(numbers(result, way, BUDGETS[-1], group, what), digits) for way in ways]
             lines.append(f"| {group} ({unit}) | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", said(result)])
 
@@ -89,7 +81,7 @@ def properties_table(result: dict[str, Any]) -> str:
     lines = ["| | labeller | " + " | ".join(ways) + " | experiment |", "|---|" + "--:|" * (len(ways) + 2)]
     for name, value in result["labeller_properties"].items():
         unit, digits = _form(name)
-        cells = [shown([each[name] for each in of[way]], digits) for way in ways]
+        cells = [averaged([each[name] for each in of[way]], digits) for way in ways]
         lines.append(f"| {unit} | {value:.{digits}f} | " + " | ".join(cells) + f" | {EXPERIMENT.get(name, '')} |")
     return "\n".join(lines)
 
@@ -106,14 +98,14 @@ def ani_table(result: dict[str, Any], other: dict[str, Any]) -> str:
     seeds = [len(numbers(each, "active", BUDGETS[-1], "fcc", "force")) for each in (result, other)]
     lines.append(f"| seeds | {seeds[0]} | {seeds[1]} |")
     for group in GROUPS:
-        cells = [shown(numbers(each, "active", BUDGETS[-1], group, "force"), 3) for each in (result, other)]
+        cells = [averaged(numbers(each, "active", BUDGETS[-1], group, "force"), 3) for each in (result, other)]
         lines.append(f"| {group} | {' | '.join(cells)} |")
     point = other["curves"]["active"]["0"][str(BUDGETS[-1])]["properties"]
     lines += ["", "| | ANI-Al | its student |", "|---|--:|--:|"]
     for name, value in other["labeller_properties"].items():
         unit, digits = _form(name)
         lines.append(f"| {unit} | {value:.{digits}f} | {point[name]:.{digits}f} |")
-    return "\n".join([*lines, "", said(other).replace(".py`", ".py --ani`")])
+    return "\n".join([*lines, "", said(other, "active_aluminium.py --ani")])
 
 
 def cost_table(result: dict[str, Any]) -> str:
@@ -126,15 +118,11 @@ def cost_table(result: dict[str, Any]) -> str:
                 [sum(p["seconds"][k] for p in run.values()) for run in runs] for k in ("sampling", "labels", "training")
             ]
             last = [run[str(BUDGETS[-1])] for run in runs]
-            counts = [shown([point[k] for point in last], 0) for k in ("labels", "atoms")]
-            lines.append(f"| {way} | " + " | ".join([*counts, *(shown(each, 0) for each in sums)]) + " |")
+            counts = [averaged([point[k] for point in last], 0) for k in ("labels", "atoms")]
+            lines.append(f"| {way} | " + " | ".join([*counts, *(averaged(each, 0) for each in sums)]) + " |")
     return "\n".join(lines)
 
 
-def said(result: dict[str, Any]) -> str:
+def said(result: dict[str, Any], command: str = "active_aluminium.py") -> str:
     """Provenance."""
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return (
-        f"Written by `python docs/measure/studies/active_aluminium.py` on {result['date']}; {result['machine']}; "
-        f"{versions}; labels by {result['labeller']}."
-    )
+    return written(result, f"`python docs/measure/studies/{command}`", f"labels by {result['labeller']}")

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from active_aluminium import Ask, Labelled, committee
-from active_aluminium_page import said, shown
+from active_aluminium_page import said
 from ase import Atoms, units
 from ase.build import molecule
 from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from matplotlib.figure import Figure
-from pages import between_marks, provenance
+from pages import averaged, between_marks, provenance
 
 from snnp.active.placement import conformers
 from snnp.active.trajectories import SamplingSettings, sample
@@ -198,9 +198,9 @@ def table(result: dict[str, Any]) -> str:
         for budget in BUDGETS:
             if found := points(result, way, budget):
                 held = sum(each["run"]["failure"] is None for each in found)
-                values = [shown([each[name] for each in found], 2) for name in ("energy", "force")]
+                values = [averaged([each[name] for each in found], 2) for name in ("energy", "force")]
                 lines.append(f"| {way} | {budget} | {len(found)} | {' | '.join(values)} | {held} of {len(found)} |")
-    return "\n".join([*lines, "", said(result).replace("active_aluminium", "active_molecule")])
+    return "\n".join([*lines, "", said(result, "active_molecule.py")])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp.files import write_atomically
 from snnp.models import load_model
@@ -133,8 +133,7 @@ def table(found: dict[str, Any]) -> str:
             said = "{:.2f} Å, {:.2f}".format(*MEASURED[name])
             lines.append(f"| liquid at 943 K, {there} of g(r) | {place:.2f} Å, {height:.2f} | {said} |")
         lines.append(f"| its density (g/cm³) | {found['liquid']['density']:.2f} | 2.37 |")
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    lines += ["", f"Written by the command above on {found['date']}; {found['machine']}; {versions}."]
+    lines += ["", written(found)]
     return "\n".join(lines)
 
 

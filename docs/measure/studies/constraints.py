@@ -21,7 +21,7 @@ import torch
 from ase.build import bulk
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from pages import between_marks, provenance
+from pages import averaged, between_marks, save, written
 
 from snnp.analysis.curves import all_groups
 from snnp.data import Frames, read_frames
@@ -139,8 +139,7 @@ def table(found: dict[str, Any]) -> str:
             cells = [str(len(runs))]
             for key, digits in ERRORS.items():
                 values = [run["errors"][key] for run in runs]
-                more = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.{digits}f}{more}")
+                cells.append(averaged(values, digits))
             cells.append(f"{100 * np.mean([run['turned'] for run in runs]):.1f} %")
             cells.append(f"{np.mean([run['parts']['network'] for run in runs]):.0f}")
             cells.append(f"{100 * np.mean([run['linear'] for run in runs]):.1f} %")
@@ -194,12 +193,9 @@ def main() -> None:
             found["results"][name] = measure(element, readout, seed)
             told = {key: found["results"][name][key] for key in ("errors", "turned", "linear", "cpu_seconds")}
             print(name, told, flush=True)
-            found |= provenance(("snnp", "torch", "numpy"))
-            write_atomically(path, (json.dumps(found) + "\n").encode())
+            save(path, found, ("snnp", "torch", "numpy"), indent=None)
     picture(found)
-    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
-    words = f"Written by the command above on {found['date']}; {found['machine']}; {said}."
-    between_marks(STUDY.with_suffix(".md"), {"table": f"{table(found)}\n\n{words}"})
+    between_marks(STUDY.with_suffix(".md"), {"table": f"{table(found)}\n\n{written(found)}"})
 
 
 if __name__ == "__main__":

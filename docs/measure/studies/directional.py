@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 from torch.profiler import ProfilerActivity, profile
 
 from snnp.data import Frame
@@ -279,10 +279,7 @@ def picture(study: Found, found: Found, path: Path) -> None:
 def write_page(study: Found, found: Found) -> None:
     """The picture, and the tables between their marks in docs/studies/directional.md."""
     picture(study, found, STUDY.with_suffix(".png"))
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    origin = (
-        f"Written by `python docs/measure/studies/directional.py` on {found['date']}; {found['machine']}; {versions}."
-    )
+    origin = written(found, "`python docs/measure/studies/directional.py`")
     tables = {"errors": errors_table, "gradients": gradients_table, "costs": costs_table}
     contents = {name: f"{table(study, found)}\n\n{origin}" for name, table in tables.items()}
     between_marks(STUDY.with_suffix(".md"), contents)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import yaml
 from broken_bonds import survive
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp.data import Frames, read_frames, split_frames
 from snnp.data.write import parquet_writer
@@ -216,8 +216,7 @@ def main() -> None:
     if not asked.plot:
         study.run()
     found, sets = study.found, list(study.settings["sets"])
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    origin = f"Written by `python docs/measure/studies/ekd.py` on {found['date']}; {found['machine']}; {versions}."
+    origin = written(found, "`python docs/measure/studies/ekd.py`")
     tables = {
         "errors": errors_table(found, sets),
         "runs": runs_table(found, sets, study.settings["runs"]["picoseconds"]),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp.explain import Anatomy, eliminate, material_for, spline_model
 from snnp.files import write_atomically
@@ -64,7 +64,6 @@ def table(found: dict[str, Any]) -> str:
         whole, half = (f"{energy:.2f}, {force:.4f}" for energy, force in (it["whole"], it["half"]))
         cells = [name if it["labelled"] else f"{name} ¹", it["filters"], it["combinations"], it["enough"], whole, half]
         lines.append(f"| {' | '.join(map(str, cells))} | {parts} | {100 * it['linear']:.1f} % |")
-    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     return "\n".join(
         [
             *lines,
@@ -73,7 +72,7 @@ def table(found: dict[str, Any]) -> str:
             "standard deviations over atoms; linear is the share of the variance of atomic energies that a linear "
             "function of the filters explains. ¹ on structures made for it, against the whole model.",
             "",
-            f"Written by `python docs/measure/studies/explain_zoo.py` on {found['date']}; {found['machine']}; {said}.",
+            written(found, "`python docs/measure/studies/explain_zoo.py`"),
         ]
     )
 

@@ -22,7 +22,7 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp.files import write_atomically
 from snnp.models import load_model
@@ -137,10 +137,7 @@ def table(study: Found, found: Found) -> str:
         for name, cost in study["peers"][kind].items():
             lines.append(f"| *{name}* (cost only) | | | | {_cost([cost])} | | |")
         lines.append("")
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    lines.append(
-        f"Written by `python docs/measure/studies/families.py` on {found['date']}; {found['machine']}; {versions}."
-    )
+    lines.append(written(found, "`python docs/measure/studies/families.py`"))
     return "\n".join(lines)
 
 

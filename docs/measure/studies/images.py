@@ -24,7 +24,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from numpy.typing import NDArray
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 from PIL import Image
 
 from snnp.discovery import images, manifold, microstructures
@@ -225,10 +225,8 @@ def main() -> None:
     found = {key: known[-1][key] for key in ("date", "machine", "versions")}
     found["results"] = {name: {stem: run["results"] for stem, run in each.items()} for name, each in read.items()}
     write_atomically(STUDY.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
-    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
-    written = f"Written by the command above on {found['date']}; {found['machine']}; {said}."
     tables = {kind: table(found["results"], kind) for kind in KINDS}
-    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written})
+    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written(found)})
     draw()
 
 

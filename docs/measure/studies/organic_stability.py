@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ import torch
 from ase import Atoms
 from ase.optimize import FIRE
 from broken_bonds import survive
-from pages import between_marks, provenance
+from pages import between_marks, save, written
 from scipy.spatial.transform import Rotation
 
 from snnp.distillation.molecules import graph_key, read_molecules
 from snnp.errors import InputError
-from snnp.files import write_atomically
 from snnp.models import load_model
 from snnp.models.potential import Potential
 from snnp.sampling import MDSettings
@@ -102,9 +100,8 @@ def table(runs: dict[str, Any]) -> str:
         lines.append(f"| {shown} | {run['kelvin']:.0f} | {run['ps']:g} | {far} | {run['ended'] or 'nothing'} |")
     hot = [run for run in runs["results"].values() if run["kelvin"] == HOT]
     held = sum(run["ended"] is None for run in hot)
-    said = ", ".join(f"{package} {number}" for package, number in runs["versions"].items())
     lines += ["", f"**{held} of {len(hot)} molecules held for {PICOSECONDS:g} ps.**", ""]
-    lines.append(f"Written by the command above on {runs['date']}; {runs['machine']}; {said}.")
+    lines.append(written(runs))
     return "\n".join(lines)
 
 
@@ -124,9 +121,8 @@ def main() -> None:
         steps = round(1000.0 * PICOSECONDS / DT)
         settings = MDSettings(temperature_k=kelvin, friction_per_ps=2.0, steps=steps, dt_fs=DT, seed=seed)
         found["results"][name] = {"kelvin": kelvin, **survive(model, atoms, settings)}
-        found |= provenance(("snnp", "torch", "numpy", "rdkit"))
         print(name, found["results"][name], flush=True)
-        write_atomically(path, (json.dumps(found, indent=1) + os.linesep).encode())
+        save(path, found, ("snnp", "torch", "numpy", "rdkit"))
     between_marks(STUDY.with_suffix(".md"), {"table": table(found)})
 
 

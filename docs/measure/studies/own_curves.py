@@ -22,7 +22,7 @@ from ase.build import bulk
 from ase.geometry import find_mic
 from ase.io import read
 from filters import filters
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp.discovery.autoencoder import VAESettings
 from snnp.discovery.curve_family import CurveFamily, Discovery, discover_curves, read_family, spearman
@@ -188,10 +188,8 @@ def main() -> None:
         found |= provenance(("snnp", "torch", "numpy", "scikit-learn"))
         write_atomically(path, (json.dumps(jsonable(found), indent=1, ensure_ascii=False) + "\n").encode())
     result = json.loads(path.read_text(encoding="utf-8"))
-    said = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-    written = f"Written by the command above on {result['date']}; {result['machine']}; {said}."
     tables = {name: f"{result[name]['curves']:,} curves.\n\n{table(result[name])}" for name in ("rdf", "filters")}
-    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written})
+    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written(result)})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,9 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from snnp.files import write_atomically
 
-__all__ = ["between_marks", "provenance"]
+__all__ = ["averaged", "between_marks", "provenance", "save", "written"]
 
 
 def provenance(packages: Sequence[str]) -> dict[str, Any]:
@@ -24,6 +27,26 @@ def provenance(packages: Sequence[str]) -> dict[str, Any]:
         "machine": f"{names[0] if names else platform.processor() or platform.machine()}, one thread",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def save(path: Path, found: dict[str, Any], packages: Sequence[str], indent: int | None = 1) -> None:
+    """Write what was found as JSON, with its provenance, which `found` has afterwards."""
+    found.update(provenance(packages))
+    write_atomically(path, (json.dumps(found, indent=indent) + "\n").encode())
+
+
+def written(found: Mapping[str, Any], by: str = "the command above", more: str = "") -> str:
+    """The sentence under a table: by what it was written, when and where, with which versions, and `more`."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return f"Written by {by} on {'; '.join(filter(None, (found['date'], found['machine'], versions, more)))}."
+
+
+def averaged(values: Sequence[float], digits: int) -> str:
+    """Mean, and standard deviation where there are several; nothing of nothing."""
+    if not len(values):
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def between_marks(page: Path, contents: Mapping[str, str]) -> None:

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import between_marks, provenance
+from pages import between_marks, save, written
 
 from snnp.data import Frames, read_frames
-from snnp.files import write_atomically
 from snnp.models import load_model
 from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
@@ -67,8 +66,7 @@ def table(found: dict[str, Any]) -> str:
                 for value, sigma, digits in zip(mean, spread, (2, 4), strict=True)
             ]
             lines.append(f"| {label} | {len(values)} | {' | '.join(cells)} |")
-    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
-    return "\n".join([*lines, "", f"Written by the command above on {found['date']}; {found['machine']}; {said}."])
+    return "\n".join([*lines, "", written(found)])
 
 
 def main() -> None:
@@ -89,8 +87,7 @@ def main() -> None:
     path = STUDY.with_suffix(".json")
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
     found["results"][name] = measure(recipe, teachers, pupils)
-    found |= provenance(("snnp", "torch", "numpy"))
-    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    save(path, found, ("snnp", "torch", "numpy"))
     between_marks(STUDY.with_suffix(".md"), {"table": table(found)})
 
 

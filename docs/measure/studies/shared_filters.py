@@ -28,7 +28,7 @@ import torch
 from ase.data import atomic_numbers, chemical_symbols
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from pages import between_marks, provenance
+from pages import averaged, between_marks, provenance, written
 from scipy.stats import rankdata, spearmanr
 
 from snnp.data import Frames, read_frames
@@ -272,8 +272,7 @@ def table(found: dict[str, Any]) -> str:
                 system = "all" if method == "shared" else name
                 runs = [found["results"].get(Case(method, system, seed).name) for seed in SEEDS]
                 values = [run["errors"][name][key] for run in runs if run]
-                more = f" ± {np.std(values, ddof=1):.{ERRORS[key]}f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.{ERRORS[key]}f}{more}" if values else "")
+                cells.append(averaged(values, ERRORS[key]))
             lines.append(f"| {name if unit.startswith('meV') else ''} | {unit} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -404,13 +403,14 @@ def main() -> None:
         print(case.name, result, flush=True)
     if asked.only:
         return
-    found = collect() | provenance(("snnp", "torch", "numpy"))
+    found = collect()
+    if not asked.page or "versions" not in found:  # a page made anew keeps the date of what it shows
+        found |= provenance(("snnp", "torch", "numpy"))
     found |= follows(found["explained"])
     write_atomically(STUDY.with_suffix(".json"), (json.dumps(found) + "\n").encode())
     picture(found["explained"])
-    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     minutes = sum(each["cpu_seconds"] for each in found["results"].values()) / 60
-    words = f"Written by the command above on {found['date']}; {found['machine']}; {said}; {minutes:.0f} CPU minutes."
+    words = written(found, more=f"{minutes:.0f} CPU minutes")
     between_marks(STUDY.with_suffix(".md"), {"errors": f"{table(found)}\n\n{words}", "likeness": likeness(found)})
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from pages import between_marks, provenance
+from pages import between_marks, provenance, written
 
 from snnp import load_model
 from snnp.data import Frames, read_frames, split_frames
@@ -162,8 +162,7 @@ def table(found: Found, stage: str, heading: Callable[[Found], str]) -> str:
 
 def write_page(found: Found) -> None:
     """Both tables between their marks in docs/studies/teacher_student.md."""
-    kinds = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    origin = f"Written by `{found['command']}` on {found['date']}; {found['machine']}; {kinds}."
+    origin = written(found, f"`{found['command']}`")
     teacher = "The teacher itself: {} meV/atom, {} eV/Å.".format(
         *(fixed(found["teacher"][key], digits) for key, digits in zip(ERRORS, (2, 4), strict=False))
     )

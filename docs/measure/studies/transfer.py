@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import between_marks, provenance
+from pages import between_marks, save, written
 
 from snnp.data import Frames, read_frames
 from snnp.data.write import xyz_lines
@@ -216,18 +216,14 @@ def main() -> None:
         if case.name not in found["results"]:
             found["results"][case.name] = measure(case)
             print(case.name, found["results"][case.name], flush=True)
-            found |= provenance(("snnp", "torch", "numpy"))
-            write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+            save(path, found, ("snnp", "torch", "numpy"))
     elements = [each for each in ELEMENTS if any(name.startswith(f"{each}, ") for name in found["results"])]
     picture(found["results"], elements)
     for element in elements:
         for key in ("energy_mae_mev_per_atom", "force_mae_ev_per_angstrom"):
             print(element, key, [(n, round(each, 1)) for n, each in needed(found["results"], element, key)])
-    said = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     seconds = sum(each["cpu_seconds"] for each in found["results"].values())
-    words = (
-        f"Written by the command above on {found['date']}; {found['machine']}; {said}; {seconds / 60:.0f} CPU minutes."
-    )
+    words = written(found, more=f"{seconds / 60:.0f} CPU minutes")
     if STUDY.with_suffix(".md").is_file():
         between_marks(STUDY.with_suffix(".md"), {"table": f"{table(found['results'], elements)}\n\n{words}"})
 
