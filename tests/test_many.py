@@ -271,14 +271,17 @@ def test_one_that_collapses_does_not_hold_up_the_others() -> None:
     held.set_constraint(FixBondLength(0, 1))
     beyond = good.copy()
     beyond.set_constraint(FixAtoms([0, 8]))
-    frames = [good, bad, slab, held, beyond, good]
+    before = good.copy()
+    before.set_constraint(FixAtoms([-9, 2]))
+    frames = [good, bad, slab, held, beyond, before, good]
     found = relax_many("snnp-si", frames, cell=True)
-    assert [isinstance(one, Failed) for one in found] == [False, True, True, True, True, False]
+    assert [isinstance(one, Failed) for one in found] == [False, True, True, True, True, True, False]
     reasons = [one.reason for one in found if isinstance(one, Failed)]
     assert "overlap" in reasons[0]
     assert "periodic" in reasons[1]
     assert "constraint FixBondLengths, and many at once know FixAtoms alone" in reasons[2]
     assert "FixAtoms names atom 8, and its atoms are numbered 0 to 7" in reasons[3]
+    assert "FixAtoms names atom -9, and its atoms are numbered 0 to 7" in reasons[4]
 
 
 class _Well(Potential):

@@ -172,3 +172,13 @@ def test_models_that_know_nothing_and_folders_that_are_not_there(tmp_path: Path)
         Watch(ENSEMBLE.potentials[0])
     with pytest.raises(InputError, match=r"log: the folder of .*none/a\.csv does not exist"):
         Watch(ENSEMBLE, log=tmp_path / "none" / "a.csv")
+    with pytest.raises(InputError, match=r"harvest: the folder of .*none/a\.xyz does not exist"):
+        Watch(ENSEMBLE, limit=0.1, on_limit="harvest", harvest=tmp_path / "none" / "a.xyz")
+
+
+def test_a_harvest_begins_anew(tmp_path: Path) -> None:
+    harvest = tmp_path / "harvest.extxyz"
+    harvest.write_text("of another run")
+    watch = Watch(ENSEMBLE, limit=1e6, on_limit="harvest", harvest=harvest)
+    watch.look(_copper(), 0, 0.0)
+    assert not harvest.exists()

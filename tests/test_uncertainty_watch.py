@@ -154,3 +154,14 @@ def test_the_distance_from_training_structures_can_be_watched(tmp_path: Path) ->
     assert max(found["near"]) < min(found["far"])
     with pytest.raises(InputError, match=r"watch: 'uncertanty' is no file; say uncertainty, or name a file"):
         _run(tmp_path, watch="uncertanty")
+
+
+def test_a_harvest_of_another_run_is_refused_or_removed(tmp_path: Path) -> None:
+    harvest = tmp_path / "md.harvest.extxyz"
+    harvest.write_text("of another run")
+    asked = {"watch": "uncertainty", "limit": 1e6, "on_limit": "harvest", "harvest": harvest}
+    with pytest.raises(InputError, match=r"md\.harvest\.extxyz.* exists"):
+        _run(tmp_path, overwrite=False, **asked)
+    assert harvest.read_text() == "of another run"
+    assert "harvest" not in _run(tmp_path, **asked).files
+    assert not harvest.exists()

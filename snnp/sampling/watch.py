@@ -63,6 +63,8 @@ class WatchedEngine:
 
     def _look(self, found: Snapshot, doubt: Doubt) -> None:
         limit, settings, seen = self._settings.limit, self._settings, doubt.structure
+        if self._harvest is not None:
+            self._harvest.begin()  # not before: the run has refused by now what it may not replace
         if limit is None or not seen > limit:  # NaN is no reason either: the run's own checks name it
             return
         said = f"{self._measure.name} {seen:.4g} {self._measure.unit}".rstrip() + f", more than {limit:g}"

@@ -58,6 +58,11 @@ class Harvest:
             self.path.unlink()
         return frames
 
+    def begin(self) -> None:
+        """Remove what another run left in the file, which would pass for this one's as long as nothing is added."""
+        if not self._frames and self.path.is_file():
+            self.path.unlink()
+
     def add(self, atoms: Atoms, doubt: Doubt, step: int, measure: Measure) -> None:
         """Add a structure, without energies: those of the model are no labels. 500 are enough."""
         if len(self._frames) >= _MOST:

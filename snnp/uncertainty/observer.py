@@ -34,14 +34,14 @@ class Watch:
     Arguments:
         model: an ensemble or a HIP-NN, by name, folder or itself; or a `Measure`, such as
             `FeatureDistance(model, training)`.
-        log: CSV file of the looks, written anew. limit: uncertainty of an atom that is too large. Both are in the
+        log: CSV file of the looks. limit: uncertainty of an atom that is too large. Both are in the
             measure's unit, eV/Å for ensembles.
         on_limit: `log` (nothing happens), `stop` (`TooUncertainError`), or `harvest` into the extended XYZ file
-            `harvest`.
+            `harvest`. Both files begin anew.
 
     Raises:
         ConfigError: for arguments that do not go together.
-        InputError: for a model that has no sign of its own uncertainty.
+        InputError: for a model that has no sign of its own uncertainty, and for files in folders that are not there.
     """
 
     def __init__(
@@ -65,11 +65,14 @@ class Watch:
             model = load_model(model)
         self.measure: Measure = measure_for(model) if isinstance(model, Potential) else model
         self.limit, self._stops = limit, on_limit == "stop"
+        for name, file in (("log", log), ("harvest", harvest)):
+            if file is not None and not Path(file).parent.is_dir():
+                raise InputError(f"{name}: the folder of {file} does not exist; make it, or name another.")
         self._harvest = None if harvest is None else Harvest(harvest)
+        if self._harvest is not None:
+            self._harvest.begin()
         self._log = None if log is None else Path(log)
         if self._log is not None:
-            if not self._log.parent.is_dir():
-                raise InputError(f"log: the folder of {self._log} does not exist; make it, or name another.")
             self._log.write_text("step,time_ps,uncertainty,mean\n")
 
     def look(self, atoms: Atoms, step: int, time_ps: float) -> Doubt:

@@ -93,8 +93,8 @@ def _unfit(atoms: Atoms, cell: bool) -> str | None:
             f"it has a constraint {others[0]}, and many at once know FixAtoms alone; remove it, or relax it by itself."
         )
     for constraint in atoms.constraints:
-        if len(named := constraint.get_indices()) and not -len(atoms) <= named.min() <= named.max() < len(atoms):
-            return f"FixAtoms names atom {named.max()}, and its atoms are numbered 0 to {len(atoms) - 1}."
+        if beyond := [k for k in constraint.get_indices() if not -len(atoms) <= k < len(atoms)]:
+            return f"FixAtoms names atom {beyond[0]}, and its atoms are numbered 0 to {len(atoms) - 1}."
     return None
 
 
