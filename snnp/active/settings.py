@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from snnp.errors import ConfigError, near_matches
+from snnp.errors import ConfigError, first_fault, near_matches
 from snnp.files import write_atomically
 from snnp.text import one_line
 
@@ -269,20 +269,20 @@ def _set(tree: dict[str, Any], text: str) -> None:
 
 
 def _said(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    kind, key, why, got = first_fault(error)
+    if kind == "extra_forbidden":
         group: Any = ActiveSettings
-        for part in first["loc"][:-1]:
+        *above, last = key.split(".")
+        for part in above:
             group = group.model_fields[part].annotation
-        hint = near_matches(str(first["loc"][-1]), group.model_fields)
+        hint = near_matches(last, group.model_fields)
         return f"unknown key {key!r}.{hint or ' There are ' + ', '.join(group.model_fields) + '.'}"
-    said = first["msg"].removeprefix("Value error, ").rstrip(".")
-    if first["type"] == "missing":
+    said = why.rstrip(".")
+    if kind == "missing":
         return f"{key} is missing; give it, as in the example of 'snnp active start --help'."
-    if first["type"] == "value_error" or not key:
+    if kind == "value_error" or not key:
         return said if said.endswith("?") else f"{said}."
-    return f"{key}: {said} (got {json.dumps(first['input'], default=str)[:80]})."
+    return f"{key}: {said} (got {json.dumps(got, default=str)[:80]})."
 
 
 def differences(old: ActiveSettings, new: ActiveSettings) -> dict[str, list[Any]]:
