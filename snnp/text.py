@@ -57,5 +57,5 @@ def nested(tree: Any, deepest: int, most: int) -> Iterator[Any]:
         if not level:
             return
         if count > most:
-            break
-    raise ValueError(f"it holds more than {most:,} values, or lists nested more than {deepest} deep")
+            raise ValueError(f"it holds more than {most:,} values")
+    raise ValueError(f"it holds lists nested more than {deepest} deep")

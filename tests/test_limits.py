@@ -322,7 +322,7 @@ def test_a_header_of_a_hundred_megabytes() -> None:
 
 YAML: dict[str, tuple[str, str]] = {
     "nothing": ("", "is empty"),
-    "a list that holds itself": ("metadata: &a [*a]\n", "lists nested more"),
+    "a list that holds itself": ("metadata: &a [*a]\n", "it holds lists nested more than 32 deep"),
     "a list of lists of lists": (
         "a0: &a0 [0,0,0,0,0,0,0,0,0,0]\n"
         + "".join(f"a{k}: &a{k} [{','.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)),
