@@ -18,11 +18,11 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, surface
 from ase.calculators.calculator import Calculator, all_changes
-from ase.data import atomic_names, atomic_numbers, reference_states
+from ase.data import atomic_names, atomic_numbers
 from ase.optimize import FIRE
 from trained import Order, Trained, distil_once, read_recipe
 
-from snnp.analysis.properties import GROUND_STATES
+from snnp.analysis.properties import GROUND_STATES, ground_state
 from snnp.data import Frames, load_dataset, read_frames
 from snnp.data.write import parquet_writer
 from snnp.distillation import DistilSettings
@@ -189,7 +189,7 @@ def _relaxed(atoms: Atoms, calculator: Calculator) -> float:
 
 def _defects(symbol: str, a: float, calculator: Calculator) -> dict[str, float]:
     """Energy of a vacancy (eV) and of surfaces (J/m²), relaxed in a fixed cell."""
-    lattice = _lattice(symbol)
+    lattice = str(ground_state(symbol))
     kind = {"orthorhombic": True} if lattice == "hcp" else {"cubic": True}
     cell = bulk(symbol, lattice, a=a, **kind)
     block = cell.repeat((4, 2, 3) if lattice == "hcp" else _SITES[lattice])
@@ -207,10 +207,6 @@ def _defects(symbol: str, a: float, calculator: Calculator) -> dict[str, float]:
         area = float(np.linalg.norm(np.cross(*slab.cell.array[:2])))
         found[f"({plane})"] = (_relaxed(slab, calculator) - len(slab) * per_atom) / (2.0 * area) * _J_PER_M2
     return found
-
-
-def _lattice(symbol: str) -> str:
-    return GROUND_STATES.get(symbol) or str((reference_states[atomic_numbers[symbol]] or {}).get("symmetry"))
 
 
 def _beside_the_teacher(
