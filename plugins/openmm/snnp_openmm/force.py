@@ -69,9 +69,9 @@ def create_force(
 
 
 def create_system(model: str | Path | Potential, topology: Any, **options: Any) -> Any:
-    """An `openmm.System` with masses and box of the topology, whose only force is `create_force`'s of these options.
+    """An `openmm.System` with masses and box of the topology, whose only force is `create_force`'s, of all atoms.
 
-    The potential is that of all atoms.
+    Its keywords are `periodic`, `dtype`, `device` and `engine`, and mean what they mean there.
     """
     force = create_force(model, topology, None, **options)
     system = openmm().System()
