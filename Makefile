@@ -56,7 +56,7 @@ demo:  ## one picosecond of silicon at 600 K with a bundled model; trajectory an
 # Tests that need reference data are skipped where this is no folder.
 test: export SNNP_DATA := $(abspath $(or $(SNNP_DATA),../shared/data))
 test: $(KERNELS) lint docs  ## lint, docs and the tests, as the continuous integration runs them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## ruff, mypy, and the directions of imports
 	$(BIN)/ruff check .

@@ -189,3 +189,15 @@ def test_the_bundled_student_knows_molecules_that_it_was_not_shown() -> None:
     assert atoms.get_angle(1, 0, 2) == pytest.approx(104.5, abs=4.0)
     energy = {name: float(potential.compute(molecule(name)).energy) for name in ("CH3CH2OH", "CH3OCH3")}
     assert energy["CH3OCH3"] - energy["CH3CH2OH"] == pytest.approx(0.308, abs=0.04)  # eV, of ANI-2x
+
+
+def test_runs_count_until_atoms_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after belongs to the student's mistake: carbon at 1.0 Å is no bond any more."""
+    frames = [molecule("C2H6") for _ in range(3)]
+    frames[1].set_distance(0, 1, 1.0)
+    monkeypatch.setattr("snnp.distillation.exploration._run", lambda *_: (frames, "it blew up"))
+    student = load_model("snnp-3bpa")
+    found, broken = explore(student, [("md turned", molecule("C2H6"), 300.0)], 0, "round")
+    assert (len(found), broken) == (1, 1)
+    found, broken = explore(student, [("md strained", molecule("C2H6"), 300.0)], 0, "round")
+    assert len(found) == 3, "crystals are pressed on purpose"

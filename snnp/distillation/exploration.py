@@ -16,6 +16,7 @@ from snnp.data.reference import are_isolated_atoms
 from snnp.distillation.assemblies import MoleculePool
 from snnp.distillation.crystals import Crystal, frames_of, melting
 from snnp.distillation.defects import pool
+from snnp.distillation.molecules import overlapping
 from snnp.errors import InputError, TrainingError
 from snnp.models.potential import Potential
 from snnp.neighbours import shortest_distances
@@ -29,7 +30,7 @@ Start = tuple[str, Atoms, float]
 
 _TEMPERATURES = (0.4, 0.8, 1.2, 2.0, 3.0)  # of that of the crystal, about that of melting
 _MOLECULE_RUNS = {
-    "turned": (0.55, 150.0, 1500.0),
+    "turned": (0.55, 150.0, 1200.0),
     "dimer": (0.15, 100.0, 600.0),
     "cluster": (0.12, 100.0, 500.0),
     "liquid": (0.18, 200.0, 600.0),
@@ -101,8 +102,8 @@ def explore(
 ) -> tuple[Frames, int]:
     """Frames of short runs of the student, and how many runs blew up.
 
-    What a run gave before it blew up counts, too: there the teacher can say what is wrong. Frames in which atoms have
-    fused are left out.
+    What a run gave before it blew up counts, too: there the teacher can say what is wrong. The first frame in which
+    atoms have fused and all after it are left out.
 
     Raises:
         TrainingError: if no frame is left.
@@ -112,8 +113,10 @@ def explore(
     for done, (kind, atoms, kelvin) in enumerate(starts):
         frames, failure = _run(student, atoms, kelvin, seed + done)
         distances = shortest_distances(Structure.from_ase([atoms, *frames]), student.cutoff).clamp_max(student.cutoff)
-        fused = (distances[1:] < _CLOSEST * distances[0]).tolist()
-        images += [(kind, frame) for frame, bad in zip(frames, fused, strict=True) if not bad]
+        for frame, fused in zip(frames, (distances[1:] < _CLOSEST * distances[0]).tolist(), strict=True):
+            if fused or (kind.removeprefix("md ") in _MOLECULE_RUNS and overlapping(frame)):
+                break
+            images.append((kind, frame))
         if failure is not None:
             broken, why = broken + 1, f"; the last: {failure}"
         report(done + 1, len(starts), broken)

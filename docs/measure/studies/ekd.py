@@ -87,24 +87,30 @@ class Study:
                     tell(key, kind, self.found["lasted"][f"{key}-{kind}"])
 
     def parts(self, name: str, seed: int) -> tuple[Frames, Frames, Frames]:
-        """What is learned, what is kept of the same file, and the frames that are hotter."""
+        """What is learned, what is kept of the same frames, and those that are hotter or higher."""
         about = self.settings["sets"][name]
-        whole, outside = (Frames.of(read_frames(os.path.expandvars(about[key]))) for key in ("learned", "outside"))
+        whole = read_frames(os.path.expandvars(about["learned"]))
+        if "lowest" in about:
+            rank = np.argsort(np.argsort(whole.energies)) / len(whole)
+            whole, outside = whole.take(rank < about["lowest"]), whole.take(rank >= about["lowest"])
+        else:
+            outside = read_frames(os.path.expandvars(about["outside"]))
         split = split_frames(whole, valid=0.0, test=self.settings["held_out"], seed=seed)
-        return Frames.of(split.train), Frames.of(split.test), outside
+        return Frames.of(split.train), Frames.of(split.test), Frames.of(outside)
 
     def models(self, name: str, seed: int) -> dict[str, Potential]:
         """Trained where they are not: by kind, with the first teacher as the one that stands for all."""
         folder, learned = self.runs / f"{name}-{seed}", self.parts(name, seed)[0]
         none = np.zeros(len(learned), dtype=bool)
         hidden = replace(learned, forces=np.full_like(learned.forces, np.nan), has_forces=none)
-        lone = Frames.of(read_frames(os.path.expandvars(self.settings["sets"][name]["isolated_atoms"])))
+        atoms = self.settings["sets"][name].get("isolated_atoms")
+        lone = [Frames.of(read_frames(os.path.expandvars(atoms)))] if atoms else []
         for label, frames in {"energies": hidden, "forces": learned}.items():
             if not (path := folder / f"{label}.parquet").exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 with parquet_writer(path, name, "snnp") as writer:
-                    writer.add(lone, "train")
-                    writer.add(frames, "train")
+                    for each in (*lone, frames):
+                        writer.add(each, "train")
         teachers = [folder / f"teacher-{k}" for k in range(self.settings["teachers"])]
         for k, teacher in enumerate(teachers):
             self.learn(folder / "energies.parquet", teacher, 10 * seed + k)
@@ -114,7 +120,7 @@ class Study:
             teachers=tuple(map(str, teachers)),
             data=(str(folder / "energies.parquet"),),
             method="ekd",
-            budget=len(learned) + len(lone),
+            budget=len(learned) + sum(map(len, lone)),
             rounds=0,
             held_out=0.02,
             seed=10 * seed,
