@@ -19,7 +19,7 @@ import re
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase.io
 import numpy as np
@@ -77,26 +77,53 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(values)).astype(float)
 
 
-def coupled_cluster(model: Ensemble) -> dict[str, Any]:
-    """Errors of reaction energies by set, kcal/mol."""
+class Reaction(NamedTuple):
+    """One entry of a set: molecules with their coefficients, and the reference energy in kcal/mol."""
+
+    set: str
+    entry: int
+    text: str
+    reference: float
+
+    @property
+    def species(self) -> list[tuple[int, str]]:
+        """Coefficient and name of each molecule."""
+        found = re.findall(r"([+-]?\d+)\*(\S+)", self.text)
+        return [(int(coefficient), name) for coefficient, name in found]
+
+    @property
+    def distance(self) -> str | None:
+        """That of a dimer of S66x8, over its equilibrium's."""
+        found = re.search(r"_(\d\.\d+) ", self.text) if self.set == "s66x8" else None
+        return found and found[1]
+
+
+def reactions() -> tuple[dict[str, Atoms], list[Reaction]]:
+    """Molecules by name, and the entries between them."""
     with gzip.open(DATA / "cc-reference" / "molecules.xyz.gz", "rt") as packed:
         frames = ase.io.read(io.StringIO(packed.read()), ":", format="extxyz")
-    energies, _ = predict(model, frames, forces=False)
-    index = {atoms.info["name"]: k for k, atoms in enumerate(frames)}
-    errors, spreads, references, by_distance = (defaultdict(list) for _ in range(4))
     with open(DATA / "cc-reference" / "reactions.csv", newline="") as handle:
-        for row in csv.DictReader(handle):
-            total = np.zeros(len(model.potentials))
-            for coefficient, name in re.findall(r"([+-]?\d+)\*(\S+)", row["reaction"]):
-                total += int(coefficient) * energies[:, index[name]]
-            reference = float(row["ref_kcal_mol"])
-            errors[row["set"]].append(total.mean() - reference)
-            spreads[row["set"]].append(total.std())
-            references[row["set"]].append(reference)
-            if row["set"] == "s66x8":
-                distance = re.search(r"_(\d\.\d+) ", row["reaction"])
-                assert distance is not None
-                by_distance[distance[1]].append(total.mean() - reference)
+        rows = [
+            Reaction(row["set"], int(row["entry"]), row["reaction"], float(row["ref_kcal_mol"]))
+            for row in csv.DictReader(handle)
+        ]
+    return {atoms.info["name"]: atoms for atoms in frames}, rows
+
+
+def coupled_cluster(model: Ensemble) -> dict[str, Any]:
+    """Errors of reaction energies by set, kcal/mol."""
+    molecules, rows = reactions()
+    energies, _ = predict(model, list(molecules.values()), forces=False)
+    index = {name: k for k, name in enumerate(molecules)}
+    errors, spreads, references, by_distance = (defaultdict(list) for _ in range(4))
+    for row in rows:
+        total = sum(coefficient * energies[:, index[name]] for coefficient, name in row.species)
+        assert isinstance(total, np.ndarray)
+        errors[row.set].append(total.mean() - row.reference)
+        spreads[row.set].append(total.std())
+        references[row.set].append(row.reference)
+        if row.distance is not None:
+            by_distance[row.distance].append(total.mean() - row.reference)
     result: dict[str, Any] = {"sets": {}, "kinds": {}}
     result["s66x8_by_distance"] = {d: summary(np.array(by_distance[d])) for d in sorted(by_distance)}
     for kind, names in KINDS.items():
