@@ -91,7 +91,7 @@ class Study:
         about = self.settings["sets"][name]
         whole = read_frames(os.path.expandvars(about["learned"]))
         if "lowest" in about:
-            rank = np.argsort(np.argsort(whole.energies)) / len(whole)
+            rank = np.argsort(np.argsort(whole.energy)) / len(whole)
             whole, outside = whole.take(rank < about["lowest"]), whole.take(rank >= about["lowest"])
         else:
             outside = read_frames(os.path.expandvars(about["outside"]))
@@ -159,11 +159,11 @@ class Study:
         settings = MDSettings(
             temperature_k=about["kelvin"], friction_per_ps=2.0, dt_fs=0.5, steps=round(2000.0 * about["picoseconds"])
         )
-        found = []
-        for k in range(about["number"]):
-            (atoms,) = learned[k].structure.to_ase()
-            found.append(survive(model, atoms, settings.model_copy(update={"seed": k}))["ps"])
-        return found
+        known = [frame.structure.to_ase()[0] for frame in learned]
+        return [
+            survive(model, known[k], settings.model_copy(update={"seed": k}), known)["ps"]
+            for k in range(about["number"])
+        ]
 
 
 def _errors(model: Potential, frames: Frames) -> list[float]:
