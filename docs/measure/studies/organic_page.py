@@ -17,6 +17,7 @@ OTHER_LEVEL = "ani-1ccx"  # learned coupled cluster: its energies have another z
 DISTANCES = ("0.90", "0.95", "1.00", "1.05", "1.10", "1.25", "1.50")
 WORST = 12
 FEWEST = 200  # atoms with the same neighbours, to be listed
+LEVELS = {"b3lyp": "B3LYP", "ccsdt": "CCSD(T)"}
 MEV = 1000.0
 
 
@@ -45,7 +46,7 @@ def _of_kind(model: Mapping[str, Any], kind: str) -> list[float]:
 def _summary(models: Mapping[str, Any]) -> str:
     rows = []
     for name, model in models.items():
-        cells = [f"{model['cost']['cpu_us_per_atom']:.3g}", f"{model['parameters']:,}"]
+        cells = [f"{model['cost']['cpu_us_per_atom']:.3g}"]
         for key in ("S66x8", "3BPA 300 K", "3BPA 300-1200 K"):
             found = model["sets"][key]
             cells.append(f"{found['force']:.3f} / {MEV * found['relative']:.0f}")
@@ -53,7 +54,7 @@ def _summary(models: Mapping[str, Any]) -> str:
             each = _of_kind(model, kind)
             cells.append(f"{_mean(each):.1f} ({np.median(np.abs(each)):.1f})")
         rows.append([f"`{name}`", *cells])
-    return _table(["", "µs/atom", "parameters", "S66x8", "3BPA, 300 K", "3BPA, to 1200 K", *KINDS], rows)
+    return _table(["", "µs/atom", "S66x8", "3BPA, 300 K", "3BPA, to 1200 K", *KINDS], rows)
 
 
 def _s66x8(models: Mapping[str, Any]) -> str:
@@ -111,7 +112,7 @@ def _qm22(models: Mapping[str, Any]) -> str:
                 if quantity not in found[0]:
                     continue
                 molecule, _, level = key.rpartition("_")
-                name = "within 2 eV" if low else f"{molecule.replace('_', ' ')} ({level.upper()})"
+                name = "within 2 eV" if low else f"{molecule.replace('_', ' ')} ({LEVELS[level]})"
                 cells = [_number(scale * each[quantity], digits) for each in found]
                 rows.append([name, str(found[0]["frames"]), _number(scale * found[0][size], digits), *cells])
         title = "force MAE (eV/Å)" if quantity == "force" else "relative energy MAE (meV)"
