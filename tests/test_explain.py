@@ -22,6 +22,7 @@ from snnp.errors import InputError
 from snnp.explain import Anatomy, Elements, FilterCurves, eliminate, explain, material_for, pruned, spline_model
 from snnp.explain.anatomy import gradient_products
 from snnp.explain.elements import _column
+from snnp.explain.explanation import _constraint
 from snnp.explain.pruning import measured
 from snnp.models import (
     AngularConfig,
@@ -244,6 +245,7 @@ def test_page_of_one_and_of_two(tmp_path: Path) -> None:
     assert len(values["removal"]["stages"]) == 9
     text = (tmp_path / "page/explain.html").read_text()
     assert "Filters taken out" in text
+    assert "pulls the other way than on average" in text
     assert "<script" not in text
     assert len(list((tmp_path / "page").glob("*.png"))) >= 6
     stale = tmp_path / "page/99-of-another-page.png"
@@ -260,6 +262,27 @@ def test_page_of_one_and_of_two(tmp_path: Path) -> None:
     titles = [table.title for table in both.report.tables]
     assert "Filters, one by one" in titles
     assert "differ by" in both.report.verdict
+
+
+@pytest.mark.parametrize("constraint", ["monotone", "convex", "monotone-convex"])
+def test_a_constraint_is_looked_at(constraint: str) -> None:
+    """It holds where nothing else speaks; a linear skip, which it does not bind, lets them fall and bends nothing."""
+    activation = "tanh" if constraint == "monotone" else "softplus"
+    network = NetworkConfig.model_validate({"hidden": (6,), "activation": activation, "constraint": constraint})
+    for skip in (False, True):
+        model = _model(network=network, skip=skip)
+        found = _constraint(Anatomy(model, _frames(model)), constraint)
+        breaks = skip and "monotone" in constraint
+        assert found.severity == ("warning" if breaks else "note")
+        assert f"Trained to be {constraint}, which {'does not hold' if breaks else 'holds'} for" in found.message
+        if "monotone" in constraint and not skip:
+            assert "falls with a filter in 0.0 %" in found.message
+            assert "other way than on average for 0.0 %" in found.message
+        if "convex" in constraint:
+            assert "bends down in 0.0 % of pairs" in found.message
+    bent = Anatomy(_model(network=NetworkConfig(hidden=(6,), activation="tanh")), _frames(_model()))
+    assert min(bent.broken.values()) > 0.0
+    assert "no constraint was to prevent it" in _constraint(bent, "none").message
 
 
 def test_two_folders_of_one_name_and_an_input_that_would_be_replaced(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ PARTS = ("pair", "three-body", "network", "embedding", "pair term", "repulsion")
 Array = NDArray[np.float64]
 _CHUNK = 256  # atoms
 _CHUNK_OF_GRADIENTS = 64
+_ROUNDING = 1e-12  # eV
 
 
 def spline_model(model: Potential, name: str) -> SplineNNP:
@@ -190,6 +191,23 @@ class Anatomy:
                 beside += float((rest - rest.mean()).square().sum())
         whole = total or 1.0
         return {"best": 1.0 - left / whole, "skip": None if linear is None else 1.0 - beside / whole}
+
+    @cached_property
+    def turned(self) -> float:
+        """How often a filter pulls the other way than on average: share of atoms, weighted by what filters add."""
+        opposite = (self.gradient * self.typical.gradient[self.species] < 0.0).double().mean(dim=0).numpy()
+        return float(opposite @ self.contribution / max(self.contribution.sum(), 1e-30))
+
+    @cached_property
+    def broken(self) -> dict[str, float]:
+        """Where the readout is not "monotone", share of atoms and filters; "convex", of pairs of one element."""
+        bends = list[Tensor]()
+        for element in self.species.unique():
+            mine = self.species == element
+            x, slope = (each - each.roll(len(each) // 2, 0) for each in (self.features[mine], self.gradient[mine]))
+            bends.append((x * slope).sum(dim=1) < -_ROUNDING)
+        found = {"monotone": self.gradient < 0.0, "convex": torch.cat(bends)}
+        return {name: float(each.double().mean()) for name, each in found.items()}
 
     def farness(self, seen: Anatomy) -> Array:
         """[N] how far the features of each atom are from those of the atoms of its element in `seen`.

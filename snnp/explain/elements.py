@@ -63,10 +63,8 @@ class Elements:
         """Of each element the one that is most like it, and the similarity."""
         apart = self.similarity - 2.0 * np.eye(len(self.symbols))
         best = apart.argmax(axis=1)
-        return {
-            s: (self.symbols[k], float(self.similarity[i, k]))
-            for i, (s, k) in enumerate(zip(self.symbols, best, strict=True))
-        }
+        rows = zip(self.symbols, best, self.similarity, strict=True)
+        return {symbol: (self.symbols[k], float(alike[k])) for symbol, k, alike in rows}
 
     def json(self) -> dict[str, Any]:
         """As JSON values."""

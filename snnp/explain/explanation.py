@@ -259,10 +259,8 @@ class _Page:
         """What the models are, and what they are explained on."""
         rows: list[tuple[str, Any]] = []
         for each in self._subjects:
-            form = each.model.config.summary
-            rows.append(
-                (each.name, f"{', '.join(each.model.elements)}; {form}; {each.model.n_parameters:,} parameters")
-            )
+            form = f"{each.model.config.summary}; {each.model.n_parameters:,} parameters"
+            rows.append((each.name, f"{', '.join(each.model.elements)}; {form}"))
         material = self._first.material
         rows += [("explained on", material.origin), ("atoms", len(self._first.anatomy.species))]
         against = "the labels" if material.labelled else "the whole model"
@@ -286,43 +284,42 @@ def _answers(it: _Subject, elements: Elements | None) -> list[Finding]:
     """What the page says, in sentences."""
     share, removal, anatomy = it.anatomy.linear_share, it.removal, it.anatomy
     skip = "" if share["skip"] is None else f"; the linear skip alone {_percent(share['skip'])}"
-    said = (
-        f"A linear function of the filters explains {_percent(share['best'])} of the variance of atomic energies, "
-        f"element by element{skip}: the rest is what the network bends."
-    )
-    found = [Finding("linear share", "note", said)]
+    told = {
+        "linear share": f"A linear function of the filters explains {_percent(share['best'])} of the variance of "
+        f"atomic energies, element by element{skip}: the rest is what the network bends."
+    }
     if removal is not None:
-        found.append(Finding("filters", "note", _enough(it, removal)))
+        told["filters"] = _enough(it, removal)
     spread = {name: float(np.std(values)) for name, values in anatomy.parts.items() if name != "typical"}
     most = max(spread, key=lambda name: spread[name])
-    found.append(
-        Finding(
-            "parts", "note", f"What varies most from atom to atom is the {most} part ({1e3 * spread[most]:.3g} meV)."
-        )
-    )
-    inside = it.curves.occurs > 0.0
-    near = [float(it.curves.distance[row][0]) for row in inside if row.any()]
-    found.append(
-        Finding(
-            "extrapolation",
-            "note",
-            f"No distance below {min(near):.2f} Å occurs in the material: curves there are guesses.",
-        )
-    )
+    told["parts"] = f"What varies most from atom to atom is the {most} part ({1e3 * spread[most]:.3g} meV)."
+    near = [float(it.curves.distance[row][0]) for row in it.curves.occurs > 0.0 if row.any()]
+    told["extrapolation"] = f"No distance below {min(near):.2f} Å occurs in the material: curves there are guesses."
+    found = [Finding(name, "note", said) for name, said in told.items()]
+    if (network := it.model.config.network) is not None:
+        found.append(_constraint(anatomy, network.constraint))
     if not it.material.labelled:
-        found.append(
-            Finding("data", "warning", f"Explained on {it.material.origin}.", "", "Name data with --data SET.")
-        )
+        said = f"Explained on {it.material.origin}."
+        found.append(Finding("data", "warning", said, "", "Name data with --data SET."))
     if elements is not None:
         pairs = ", ".join(f"{a} → {b} ({s:.2f})" for a, (b, s) in elements.nearest().items())
-        follows = ""
-        if elements.follows_table is not None:
-            rho, n = elements.follows_table
-            follows = (
-                f" Similarity follows nearness in the periodic table with Spearman's ρ = {rho:.2f} over {n} pairs."
-            )
+        table = "Similarity follows nearness in the periodic table with Spearman's ρ = {:.2f} over {} pairs."
+        follows = f" {table.format(*elements.follows_table)}" if elements.follows_table else ""
         found.append(Finding("elements", "note", f"Most alike in the filters that they use: {pairs}.{follows}"))
     return found
+
+
+def _constraint(anatomy: Anatomy, constraint: str) -> Finding:
+    """Whether what the network was trained to keep holds for the whole readout; a linear skip is not bound by it."""
+    turned = f"A filter pulls the other way than on average for {_percent(anatomy.turned)} of atoms"
+    if constraint == "none":
+        return Finding("constraint", "note", f"{turned}; no constraint was to prevent it.")
+    told = {"monotone": "the energy falls with a filter in {} of cases", "convex": "it bends down in {} of pairs"}
+    broken = {each: anatomy.broken[each] for each in constraint.split("-")}
+    said = ", ".join(told[each].format(_percent(share)) for each, share in broken.items())
+    holds, n = not any(broken.values()), len(anatomy.species)
+    said = f"Trained to be {constraint}, which {'holds' if holds else 'does not hold'} for these {n:,} atoms: {said}."
+    return Finding("constraint", "note" if holds else "warning", f"{said} {turned}.")
 
 
 def _percent(share: float | None) -> str:
@@ -338,14 +335,10 @@ def _enough(it: _Subject, removal: Removal) -> str:
         if any(e > max(_NEARLY * f, m) for e, f, m in zip(stage.errors, full, floor, strict=True)):
             break
         enough = stage.n_filters
-    exact = (
-        f"{removal.exact} of {total} filters are combinations of others and go without a trace; "
-        if removal.exact
-        else ""
-    )
+    exact = f"{removal.exact} of {total} filters are combinations of others and go without a trace; "
     bound = "errors within 10 %" if it.material.labelled else "0.5 meV/atom and 5 meV/Å of the whole model"
     advice = f" (snnp explain MODEL --prune {enough})" if enough < total else ""
-    return f"{exact}{enough} of {total} keep {bound}{advice}."
+    return f"{exact if removal.exact else ''}{enough} of {total} keep {bound}{advice}."
 
 
 def _parts_table(it: _Subject) -> Table:
@@ -394,17 +387,11 @@ def _structure_json(atoms: Anatomy, far: Any) -> dict[str, Any]:
 def _removal_json(it: _Subject) -> dict[str, Any]:
     assert it.removal is not None
     names = [filter_name(it.model, k) for k in range(len(it.removal.alone))]
+    columns = ("filters", "energy_mae_mev_per_atom", "force_mae_ev_per_angstrom")
     return {
         "order": [names[k] for k in it.removal.order],
         "combinations_of_others": it.removal.exact,
-        "stages": [
-            {
-                "filters": each.n_filters,
-                "energy_mae_mev_per_atom": each.errors[0],
-                "force_mae_ev_per_angstrom": each.errors[1],
-            }
-            for each in it.removal.stages
-        ],
+        "stages": [dict(zip(columns, (each.n_filters, *each.errors), strict=True)) for each in it.removal.stages],
     }
 
 

@@ -97,14 +97,8 @@ def pair_picture(anatomies: Mapping[str, Anatomy]) -> Figure:
 
 
 def _shade(panel: Axes, seen: Occurrence) -> None:
-    panel.fill_between(
-        seen.distance,
-        0.3 * seen.distance_density,
-        color=_SHADE,
-        transform=panel.get_xaxis_transform(),
-        zorder=0,
-        lw=0,
-    )
+    height, transform = 0.3 * seen.distance_density, panel.get_xaxis_transform()
+    panel.fill_between(seen.distance, height, color=_SHADE, transform=transform, zorder=0, lw=0)
 
 
 def changed_filters(one: FilterCurves, other: FilterCurves, anatomies: Mapping[str, Anatomy]) -> Table | None:

@@ -71,12 +71,6 @@ def compressed(model: Potential, element: str) -> list[float]:
     return [float(model.compute(cell, forces=False).energies.mean()) for cell in cells]
 
 
-def turned(anatomy: Anatomy) -> float:
-    """How often a filter pulls the other way than on average: share of atoms, weighted by what filters contribute."""
-    opposite = (anatomy.gradient * anatomy.typical.gradient[anatomy.species] < 0.0).double().mean(dim=0).numpy()
-    return float(opposite @ anatomy.contribution / anatomy.contribution.sum())
-
-
 def measure(element: str, readout: str, seed: int) -> dict[str, Any]:
     """Train, and all that is asked."""
     chosen = frames_of(element, seed)
@@ -97,7 +91,7 @@ def measure(element: str, readout: str, seed: int) -> dict[str, Any]:
     total = evaluate(model, read_frames(DATA / f"{element}_test.xyz"), model_name="", data_name="").total.to_dict()
     anatomy = Anatomy(spline_model(model, readout), chosen.take(np.arange(0, len(chosen), 4)))
     parts = {name: 1e3 * float(values.std()) for name, values in anatomy.parts.items() if name != "typical"}
-    found = {"errors": {key: total[key] for key in ERRORS}, "turned": turned(anatomy), "parts": parts}
+    found = {"errors": {key: total[key] for key in ERRORS}, "turned": anatomy.turned, "parts": parts}
     found |= {"linear": anatomy.linear_share["best"], "compressed": compressed(model, element)}
     shown = _worth(anatomy) if readout in SHOWN and seed == SEEDS[0] else None
     return found | {"filters": shown, "cpu_seconds": round(time.process_time() - began, 1)}
