@@ -66,7 +66,7 @@ SPEED_ATOMS = 1000
 MELTING_POINTS = {
     **{"Li": 454.0, "Al": 933.0, "Si": 1687.0, "Ni": 1728.0, "Cu": 1358.0, "Ge": 1211.0, "Mo": 2896.0, "Ag": 1235.0},
     **{"Au": 1337.0, "Pd": 1828.0, "Pt": 2041.0, "W": 3695.0, "Ta": 3290.0, "Nb": 2750.0, "Mg": 923.0, "Ti": 1941.0},
-    "Pb": 601.0,
+    **{"Pb": 601.0, "Zr": 2128.0, "Ca": 1115.0, "Hf": 2506.0, "Na": 371.0},
 }
 """K, at atmospheric pressure: CRC Handbook of Chemistry and Physics, 97th ed. (2016), section 4."""
 

@@ -77,7 +77,7 @@ _VACANCIES = {
 """eV, measured; as recalled from P. Ehrhart, Landolt-Börnstein III/25 (1991), and not compared with the tables."""
 _SURFACES = {
     **{"Al": 1.14, "Cu": 1.79, "Ni": 2.38, "Ag": 1.25, "Au": 1.51, "Pd": 2.00, "Pt": 2.49, "W": 3.27, "Ta": 2.90},
-    **{"Nb": 2.66, "Mg": 0.79, "Ti": 1.99},
+    **{"Nb": 2.66, "Mg": 0.79, "Ti": 1.99, "Zr": 1.91, "Ca": 0.50},
 }
 """J/m², measured, of no face in particular; as recalled from W. R. Tyson, W. A. Miller, Surf. Sci. 62, 267 (1977)."""
 

@@ -40,7 +40,7 @@ __all__ += ["cubic_properties", "ground_state", "holes_in_words", "lattice_const
 __all__ += ["stated_properties"]
 
 GROUND_STATES = {
-    **dict.fromkeys(("Ni", "Cu", "Al", "Ag", "Au", "Pd", "Pt", "Pb"), "fcc"),
+    **dict.fromkeys(("Ni", "Cu", "Al", "Ag", "Au", "Pd", "Pt", "Pb", "Ca"), "fcc"),
     **dict.fromkeys(("Li", "Na", "K", "V", "Nb", "Ta", "Mo", "W", "Cr", "Fe"), "bcc"),
     **dict.fromkeys(("Si", "Ge"), "diamond"),
 }
