@@ -33,6 +33,7 @@ from snnp.models import (
     SplineNNP,
     SplineNNPConfig,
 )
+from snnp.models.ensemble import Ensemble
 from snnp.models.spline.special_cases import s_meam
 from snnp.models.store import load_model, save_model
 
@@ -306,7 +307,7 @@ def test_classical_potentials_have_a_page(tmp_path: Path) -> None:
 
 
 def test_models_without_filters_are_refused(tmp_path: Path) -> None:
-    for name, kind in (("hipnn-si", "HIPNN"), ("ani-1ccx", "ensemble")):
+    for name, kind in (("hipnn-si", "HIPNN"), ("ani-1ccx", "ensemble of ANI. is a model without filters")):
         with pytest.raises(InputError, match=kind):
             explain(name)
     error = _fails("explain", "hipnn-si", "--out", tmp_path / "page")
@@ -314,6 +315,8 @@ def test_models_without_filters_are_refused(tmp_path: Path) -> None:
     assert "name an s-NNP" in error
     with pytest.raises(InputError, match="a model without filters"):
         spline_model(load_model("hipnn-ts-si"), "hipnn-ts-si")
+    with pytest.raises(InputError, match="explain one of them"):
+        spline_model(Ensemble([_model(), _model()]), "two")
 
 
 def test_refusals_name_the_cure(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ class CurveFamily:
     def __post_init__(self) -> None:
         if self.curves.ndim != 2 or self.x.shape != self.curves.shape[1:]:
             raise DataError(
-                f"{self.name}: {self.x.shape} points do not fit to curves of the shape {self.curves.shape}; all curves "
-                "must be given at the same points, one row each."
+                f"{self.name}: curves of the shape {self.curves.shape}, points x of the shape {self.x.shape}; one row "
+                "for each curve is expected, all at the same points."
             )
         if len(self.x) < _LEAST_POINTS:
             raise DataError(f"{self.name}: {len(self.x)} points are no curve; give {_LEAST_POINTS} at least.")

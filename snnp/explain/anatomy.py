@@ -51,12 +51,15 @@ def spline_model(model: Potential, name: str) -> SplineNNP:
     Raises:
         InputError: for families without filters, and for ensembles.
     """
+    kind = type(model).__name__
     if isinstance(model, Ensemble):
-        raise InputError(f"{name} is an ensemble: what it learned is that of its members; explain one of them.")
+        kind = f"ensemble of {type(model.members[0]).__name__}"
+        if isinstance(model.members[0], SplineNNP):
+            raise InputError(f"{name} is an ensemble: what it learned is that of its members; explain one of them.")
     if not isinstance(model, SplineNNP):
         raise InputError(
-            f"{name} is a {type(model).__name__}, a model without filters: nothing in it can be drawn as a curve; name "
-            "an s-NNP ('snnp ls'), or distil one from it with 'snnp distill'."
+            f"{name} ({kind}) is a model without filters: nothing in it can be drawn as a curve; name an s-NNP "
+            "('snnp ls'), or distil one from it with 'snnp distill'."
         )
     return copy.deepcopy(model).double()
 
