@@ -1,11 +1,13 @@
-"""What curves of our own differ by: radial distributions of aluminium, and the filters of all models.
+"""What curves of our own differ by: radial distributions of aluminium, phonons of crystals, the filters of all models.
 
-python docs/measure/studies/own_curves.py          # simulations that are missing, autoencoders, then page and pictures
-python docs/measure/studies/own_curves.py --page   # the page of what is there
+python docs/measure/studies/own_curves.py                  # what is missing, autoencoders, then page and pictures
+python docs/measure/studies/own_curves.py --only phonons   # one family; the others stay as they were
+python docs/measure/studies/own_curves.py --page           # the page of what is there
 
 `snnp-al`, 108 atoms, three volumes, 20 temperatures each for crystal and liquid, 3 ps at constant volume, of which the
 last two count. What moved by more than 0.8 Å (root mean square over the last two picoseconds) is liquid, whatever it
-began as. Filters are those of `filters.py`. Each family goes through the autoencoder with three seeds.
+began as. Filters are those of `filters.py`, phonons those of `phonons.py`. Each family goes through the autoencoder
+with three seeds.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ase.geometry import find_mic
 from ase.io import read
 from filters import filters
 from pages import between_marks, provenance, written
+from phonons import SUPERCELLS, densities
 
 from snnp.discovery.autoencoder import VAESettings
 from snnp.discovery.curve_family import CurveFamily, Discovery, discover_curves, read_family, spearman
@@ -35,7 +38,7 @@ from snnp.sampling.plots import RadialDistribution
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / Path(__file__).stem
-SEEDS = (0, 1, 2)
+SEEDS, FAMILIES = (0, 1, 2), ("rdf", "phonons", "filters")
 LATTICES = (3.97, 4.05, 4.15)  # Å, of the crystal with the same volume for each atom
 SOLID, LIQUID = np.linspace(100.0, 1050.0, 20), np.linspace(700.0, 2600.0, 20)  # K
 STEPS, APART, DT_FS = 1500, 500, 2.0
@@ -95,8 +98,18 @@ def all_filters() -> CurveFamily:
 
 
 def apart(found: Discovery, k: int) -> dict[str, float]:
-    """Spearman's correlations of a variable; of radial distributions for crystals and liquids by themselves."""
+    """Spearman's correlations of a variable; of radial distributions for crystals and liquids by themselves.
+
+    Of phonons the correlation with the volume is the mean of those within each crystal; besides, the share of the
+    variance that is within crystals, which is what volume does.
+    """
     known, values = found.family.parameters, found.encoded.mean[:, k]
+    if "crystal" in known:
+        said = {name: spearman(values, known[name]) for name in (*SUPERCELLS, "spread", "rms")}
+        mine = [known["crystal"] == each for each in np.unique(known["crystal"])]
+        along = [spearman(values[each], known["volume"][each]) for each in mine if each.sum() > 2]
+        within = sum(values[each].var() * each.sum() for each in mine) / (values.var() * len(values))
+        return said | {"volume, in a crystal": float(np.mean(along)), "varies within crystals": float(within)}
     if "liquid" not in known:
         return {name: spearman(values, known[name]) for name in ("peak/cutoff", "area", "sign changes", "cutoff")}
     said = {"liquid": spearman(values, known["liquid"])}
@@ -155,6 +168,29 @@ def draw_filters(found: Discovery) -> bytes:
     return png(figure)
 
 
+def draw_phonons(found: Discovery, labels: list[str]) -> bytes:
+    """The variables that tell most against each other: a line for each crystal, from small to large volume."""
+    known, mean = found.family.parameters, found.encoded.mean
+    pairs = [(found.active[0], k) for k in found.active[1:3]] or [(found.active[0],) * 2]
+    figure, panels = new_panels(len(pairs), 4.8, 4.2)
+    marks = dict(zip(SUPERCELLS, ("o", "s", "^", "D"), strict=True))
+    for panel, (first, second) in zip(panels, pairs, strict=True):
+        for n, label in enumerate(labels):
+            mine = np.flatnonzero(known["crystal"] == n)
+            if not len(mine):
+                continue
+            kind = next(name for name in SUPERCELLS if known[name][mine[0]])
+            colour, x, y = COLOURS[list(SUPERCELLS).index(kind)], mean[mine, first], mean[mine, second]
+            panel.plot(x, y, "-", lw=0.8, color=colour)
+            panel.plot(x[-1], y[-1], marks[kind], ms=5, color=colour, mec="#22303c", mew=0.4)
+            panel.annotate(label.split()[1], (x[-1], y[-1]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        for kind, mark in marks.items():
+            panel.plot([], [], mark, color=COLOURS[list(marks).index(kind)], mec="#22303c", mew=0.4, label=kind)
+        panel.set(xlabel=f"z{first + 1}", ylabel=f"z{second + 1}")
+    panels[0].legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
     names = [name for name in result["runs"][0]["variables"][0] if name not in ("variable", "nats")]
@@ -174,22 +210,26 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="compute nothing")
+    parser.add_argument("--only", choices=FAMILIES, help="one family; what is known of the others stays")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     path = STUDY.with_suffix(".json")
-    if not asked.page:
-        found: dict[str, Any] = {}
-        for name, family, draw in (("rdf", distributions(), draw_rdf), ("filters", all_filters(), draw_filters)):
-            found[name], first = measure(family)
-            shown = {figure.title: figure.png for figure in report_on(first).pictures}
-            drawn = {name: draw(first), f"{name}_traversals": shown["What each variable does to a curve"]}
-            for kind, picture in drawn.items():
-                write_atomically(path.with_name(f"{STUDY.name}_{kind}.png"), picture)
-        found |= provenance(("snnp", "torch", "numpy", "scikit-learn"))
-        write_atomically(path, (json.dumps(jsonable(found), indent=1, ensure_ascii=False) + "\n").encode())
-    result = json.loads(path.read_text(encoding="utf-8"))
-    tables = {name: f"{result[name]['curves']:,} curves.\n\n{table(result[name])}" for name in ("rdf", "filters")}
-    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written(result)})
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    wanted = (asked.only,) if asked.only else FAMILIES
+    for name in () if asked.page else wanted:
+        if name == "phonons":
+            family, labels = densities(RUNS / "phonons.npz")
+        else:
+            family, labels = (distributions() if name == "rdf" else all_filters()), []
+        known[name], first = measure(family)
+        shown = {figure.title: figure.png for figure in report_on(first).pictures}
+        drawn = draw_phonons(first, labels) if labels else (draw_rdf if name == "rdf" else draw_filters)(first)
+        for kind, picture in {name: drawn, f"{name}_traversals": shown["What each variable does to a curve"]}.items():
+            write_atomically(path.with_name(f"{STUDY.name}_{kind}.png"), picture)
+        known |= provenance(("snnp", "torch", "numpy", "ase", "scikit-learn"))
+        write_atomically(path, (json.dumps(jsonable(known), indent=1, ensure_ascii=False) + "\n").encode())
+    tables = {name: f"{known[name]['curves']:,} curves.\n\n{table(known[name])}" for name in FAMILIES}
+    between_marks(STUDY.with_suffix(".md"), tables | {"versions": written(known)})
 
 
 if __name__ == "__main__":
