@@ -2,9 +2,10 @@
 
     python docs/measure/studies/images.py                       # images that are missing, numbers, page and picture
     python docs/measure/studies/images.py --sets slices --only-measure     # one set, for several at once
+    python docs/measure/studies/images.py --page                # page and picture of the numbers that are there
 
-Sets of 500 images, each for three seeds, are made into runs/images with random parameters (200 slices of molecular
-dynamics, one seed). Statistics of all are scaled alike (`snnp.discovery.manifold.scaled`: standardised, 20 principal
+Sets of 500 images, each for three seeds (slices of molecular dynamics: one), are made into runs/images with random
+parameters. Statistics of all are scaled alike (`snnp.discovery.manifold.scaled`: standardised, 20 principal
 components), and embedded in three dimensions without the parameters. Then these are asked for: R² of the 5 nearest
 neighbours in five-fold cross-validation, and distance correlation.
 """
@@ -37,8 +38,7 @@ Array = NDArray[np.float64]
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 RUNS = STUDY.parents[2] / "runs" / "images"
-SIZE, SEEDS = 128, (0, 1, 2)
-N_IMAGES = {"grains": 500, "lamellae": 500, "spinodal": 500, "slices": 200}
+SIZE, SEEDS, N_IMAGES = 128, (0, 1, 2), 500
 
 # Ranges from which the parameters are drawn evenly, of each set that `microstructures` makes.
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
@@ -57,7 +57,7 @@ MODEL, LATTICE, CELLS = "snnp-al", 4.09, (22, 22, 3)
 def parameters(name: str, seed: int) -> Array:
     """[n, 3], drawn evenly."""
     low, high = np.array(list(RANGES[name].values())).T
-    return np.asarray(np.random.default_rng([seed, 1]).uniform(low, high, (N_IMAGES[name], 3)))
+    return np.asarray(np.random.default_rng([seed, 1]).uniform(low, high, (N_IMAGES, 3)))
 
 
 def melt(thickness: int) -> Atoms:
@@ -98,7 +98,7 @@ def made(name: str, seed: int) -> dict[str, Array]:
     path = RUNS / f"{name}-{seed}.npz"
     if not path.is_file():
         if name == "slices":
-            found = slices(seed, range(N_IMAGES[name]))
+            found = slices(seed, range(N_IMAGES))
             found = {each: values if each.startswith("_") else shades(values) for each, values in found.items()}
         else:
             make: Callable[..., Array] = getattr(microstructures, name)
@@ -212,9 +212,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=list(RANGES), default=list(RANGES))
     parser.add_argument("--only-measure", action="store_true", help="into runs/images, without the page")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    for name in asked.sets:
+    for name in () if asked.page else asked.sets:
         for seed in SEEDS[:1] if name == "slices" else SEEDS:
             measure(name, seed, RUNS / f"{name}-{seed}.json")
     if asked.only_measure:
