@@ -32,7 +32,7 @@ from snnp.errors import ConfigError
 from snnp.models.potential import Potential
 from snnp.models.store import load_model
 from snnp.training import evaluate, load_config
-from snnp.training.problem import load_problem
+from snnp.training.problem import Problem, load_problem
 from snnp_ase import SNNPCalculator
 
 __all__ = ["TEACHERS", "make"]
@@ -105,7 +105,7 @@ def make(order: Order) -> Trained:
         config.device,
         problem,
         _about(recipe, model, len(problem.split.train) + len(problem.split.valid)),
-        lambda: evaluate(model, _held_out(order.run), data_name=said).to_dict(),
+        lambda: evaluate(model, _held_out(order.run, problem), data_name=said).to_dict(),
         lambda lengths: _beside_the_teacher(recipe, order.run, model, lengths),
     )
 
@@ -154,11 +154,11 @@ def _about(recipe: dict[str, Any], model: Potential, n_labels: int) -> dict[str,
     } | recipe.get("metadata", {})
 
 
-def _held_out(run: Path) -> Frames:
-    """Structures that the teacher labelled and the student did not learn."""
-    return Frames.concatenate(
-        [chunk.checked() for chunk in load_dataset(run / "labels.parquet").select("test").chunks()]
-    )
+def _held_out(run: Path, problem: Problem) -> Frames:
+    """Structures that the teacher labelled and the student did not learn, within the limits of what it learned."""
+    chunks = [chunk.checked() for chunk in load_dataset(run / "labels.parquet").select("test").chunks()]
+    frames = Frames.concatenate(chunks)
+    return frames.take(problem.inside(frames))
 
 
 class _Labels(Calculator):
