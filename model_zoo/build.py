@@ -25,6 +25,7 @@ from typing import Any
 
 import distilled
 import imported
+import mean
 import numpy as np
 import several
 import torch
@@ -57,8 +58,9 @@ TABLE_PAGE = ZOO.parent / "docs" / "models.md"
 
 MAX_BYTES = 1_000_000
 CEILINGS = {
-    "ani-1ccx": 11_000_000
-}  # published as eight networks of 326,660 numbers each: to shrink them would change them
+    "ani-1ccx": 11_000_000,  # published as eight networks of 326,660 numbers each: to shrink them would change them
+    "snnp-organic-large": 2_500_000,  # three models
+}
 HOT_FRACTION, HOT_DISTILLED = 0.8, 1.2  # of the melting point; liquids are among the labels of a teacher
 HOT_MOLECULE_K = 600.0
 CRYSTAL_ATOMS, CRYSTAL_ATOMS_OF_MANY = 100, 60  # of one element; of each where a model knows several
@@ -98,10 +100,10 @@ def build(
 ) -> Path:
     """Make the model of `zoo/name/recipe.yaml` unless its run is finished, measure, write config, weights and card.
 
-    What makes it follows from the recipe: `neurochem` names published networks and their checksum, `distil` a teacher,
-    `self` how many models become one, and every other recipe is a training configuration. `metadata.measured_on` names
-    the molecule (of ASE's g2 set) that dynamics and speed are measured on; else that is the one of lowest energy, or a
-    crystal.
+    What makes it follows from the recipe: `neurochem` names published networks and their checksum, `mean` models that
+    become an ensemble, `distil` a teacher, `self` how many models become one, and every other recipe is a training
+    configuration. `metadata.measured_on` names the molecule (of ASE's g2 set) that dynamics and speed are measured on;
+    else that is the one of lowest energy, or a crystal.
 
     Arguments:
         name: of the model and its folder.
@@ -115,8 +117,10 @@ def build(
     """
     folder, effort = zoo / name, effort or Effort()
     recipe, lengths = read_recipe(folder), dict[str, float]()
-    if "neurochem" in recipe:
-        model, systems = imported.read(recipe), _one_molecule(imported.measured_on(recipe))
+    order = Order(name, folder, run or RUNS / name, partial(_tell, name))
+    if "neurochem" in recipe or "mean" in recipe:
+        model = imported.read(recipe) if "neurochem" in recipe else mean.make(order)
+        systems = _one_molecule(_measured_on(recipe))
         torch.set_num_threads(1)
         model.metadata["name"] = name
         pairs = _check_compression(name, model, systems, allow_holes=allow_holes)
@@ -124,7 +128,7 @@ def build(
         model.metadata["limits"] += [f"{doctor} ({each.severity}): {each.message}" for each in pairs]
     else:
         make = distilled.make if "distil" in recipe else several.make if "self" in recipe else trained.make
-        made = make(Order(name, folder, run or RUNS / name, partial(_tell, name)))
+        made = make(order)
         model = made.model
         torch.set_num_threads(1)
         lengths, systems = _examine(name, made)
@@ -203,16 +207,22 @@ def time_again(name: str, zoo: Path = ZOO, effort: Effort | None = None) -> Path
     system = None
     if label not in lengths:
         recipe = read_recipe(folder)
-        if "neurochem" in recipe:
-            systems = _one_molecule(imported.measured_on(recipe))
-        elif named := recipe["metadata"].get("measured_on"):
-            systems = _one_molecule(molecule(named))
+        if "neurochem" in recipe or "measured_on" in recipe["metadata"]:
+            systems = _one_molecule(_measured_on(recipe))
         else:
             systems = _systems(model, load_problem(several.config_of(recipe)), {})
         system = systems[label]
     _tell(name, "speed")
     model.metadata["speed"] = _speed(model, label, system, lengths, effort)
     return _write(name, model, folder)
+
+
+def _measured_on(recipe: dict[str, Any]) -> Atoms:
+    """The molecule that a recipe names for dynamics and speed."""
+    if "neurochem" in recipe:
+        return imported.measured_on(recipe)
+    atoms: Atoms = molecule(recipe["metadata"]["measured_on"])
+    return atoms
 
 
 def _tell(name: str, what: str) -> None:

@@ -29,9 +29,10 @@ PRODUCTS = {"build", "dist", "demo", "runs"}  # made by commands, ignored by git
 ZOO_FILES = {"config.json", "model.safetensors", "README.md", "recipe.yaml"}
 MAX_MODEL_BYTES = 1_000_000
 # ani-1ccx is not ours to shrink: eight published networks of 326,660 float32 weights each are 10.5 MB, and all of them
-# are needed for the energies and the spread that were published. No other model may be larger than 1 MB.
-LARGER_MODELS = {"ani-1ccx": 11_000_000}
-MAX_ZOO_BYTES = 13_000_000  # of all together: what every wheel carries
+# are needed for the energies and the spread that were published. snnp-organic-large is three models. No other model may
+# be larger than 1 MB.
+LARGER_MODELS = {"ani-1ccx": 11_000_000, "snnp-organic-large": 2_500_000}
+MAX_ZOO_BYTES = 15_000_000  # of all together: what every wheel carries
 MAX_PARQUET_BYTES = 5_000_000  # of each bundled dataset; larger ones are built by recipe
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60

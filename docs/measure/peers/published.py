@@ -7,6 +7,7 @@ from typing import Any
 
 from snnp.analysis.card import drift_in_words
 from snnp.errors import DataError
+from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
 from snnp.models.spline.model import SplineNNP
 from snnp.report import Table, fixed
@@ -48,13 +49,15 @@ def comparison_page(models: Mapping[str, Potential]) -> str:
 
     Arguments:
         models: by name; their metadata hold `speed` and `stability`, and `metrics` and `training` unless a `source`
-            says that they were published by others (see `snnp.analysis.card`).
+            says that they were published by others, and `training` of an ensemble (see `snnp.analysis.card`).
 
     Raises:
         DataError: names a model whose metadata lack one of these.
     """
     for name, model in models.items():
         needed = ("speed", "stability") if "source" in model.metadata else _MEASURED
+        if isinstance(model, Ensemble):
+            needed = tuple(key for key in needed if key != "training")  # its members were trained
         if lacking := [key for key in needed if key not in model.metadata]:
             raise DataError(
                 f"the file of {name} states no {', '.join(lacking)}; run 'python model_zoo/build.py {name}'."

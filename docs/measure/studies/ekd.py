@@ -78,10 +78,10 @@ class Study:
                     self.found["errors"][key] = self.errors(name, seed, made[key])
                     self.save()
                     tell(key, self.found["errors"][key])
-        for key, models in made.items():
-            name, seed = key.rsplit("-", 1)
-            for kind in MOVED:
+        for kind in MOVED:
+            for key, models in made.items():
                 if f"{key}-{kind}" not in self.found["lasted"]:
+                    name, seed = key.rsplit("-", 1)
                     self.found["lasted"][f"{key}-{kind}"] = self.lasted(name, int(seed), models[kind])
                     self.save()
                     tell(key, kind, self.found["lasted"][f"{key}-{kind}"])

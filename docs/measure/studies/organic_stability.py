@@ -1,9 +1,10 @@
-"""How long `snnp-organic` holds molecules and liquids together: Langevin dynamics, a run ends when a bond breaks.
+"""How long `snnp-organic` and its larger twin hold molecules and liquids together: a run ends when a bond breaks.
 
 python docs/measure/studies/organic_stability.py    # what is missing, then the table
+python docs/measure/studies/organic_stability.py --models snnp-organic=runs/snnp-organic/best --again
 
-50 molecules of the NCI list that comes with RDKit, none of which was sampled for the model, at 500 K, and two liquids
-at 300 K. What ends a run: `broken_bonds.py`.
+50 molecules of the NCI list that comes with RDKit, none of which was sampled for the models, at 500 K, and two
+liquids at 300 K. What ends a run: `broken_bonds.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from snnp_ase import SNNPCalculator
 STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 SAMPLED = Path(__file__).resolve().parents[3] / "model_zoo" / "snnp-organic" / "molecules.smi"
 
-MODEL, MOLECULES, PICOSECONDS, DT = "snnp-organic", 50, 100.0, 0.5  # fs
+MODELS, MOLECULES, PICOSECONDS, DT = ("snnp-organic", "snnp-organic-large"), 50, 100.0, 0.5  # fs
 HOT, WARM = 500.0, 300.0  # K
 HEAVY = (6, 18)  # atoms other than hydrogen
 LIQUIDS = {
@@ -91,39 +92,67 @@ def liquid(members: dict[str, int], density: float, model: Potential) -> Atoms:
     return whole
 
 
-def table(runs: dict[str, Any]) -> str:
-    """Markdown: liquids, then molecules, those that ended early first."""
-    lines = ["| | K | held for (ps) | largest deviation of a bond (Å) | ended by |", "|---|--:|--:|--:|---|"]
-    for name, run in sorted(runs["results"].items(), key=lambda each: (each[1]["kelvin"], each[1]["ps"], each[0])):
-        far = "–" if run["deviation"] is None else f"{run['deviation']:.2f}"
-        shown = name if run["kelvin"] == WARM else f"`{name}`"
-        lines.append(f"| {shown} | {run['kelvin']:.0f} | {run['ps']:g} | {far} | {run['ended'] or 'nothing'} |")
-    hot = [run for run in runs["results"].values() if run["kelvin"] == HOT]
-    held = sum(run["ended"] is None for run in hot)
-    lines += ["", f"**{held} of {len(hot)} molecules held for {PICOSECONDS:g} ps.**", ""]
-    lines.append(written(runs))
+def table(found: dict[str, Any]) -> str:
+    """Markdown: liquids, then molecules; a cell says how long each model held, and the largest deviation of a bond."""
+    models = found["results"]
+    lines = [f"| | K | {' | '.join(f'`{name}`' for name in models)} |", f"|---|--:|{'--:|' * len(models)}"]
+    systems = {name: run["kelvin"] for runs in models.values() for name, run in runs.items()}
+    for name, kelvin in sorted(systems.items(), key=lambda each: (each[1], each[0])):
+        cells = []
+        for runs in models.values():
+            run = runs.get(name)
+            far = "" if run is None or run["deviation"] is None else f", {run['deviation']:.2f} Å"
+            cells.append("–" if run is None else f"{run['ps']:g} ps{far}{_why(run)}")
+        lines.append(f"| {name if kelvin == WARM else f'`{name}`'} | {kelvin:.0f} | {' | '.join(cells)} |")
+    lines.append("")
+    for name, runs in models.items():
+        hot = [run["ended"] is None for run in runs.values() if run["kelvin"] == HOT]
+        lines += [f"**`{name}`: {sum(hot)} of {len(hot)} molecules held for {PICOSECONDS:g} ps.**", ""]
+    lines.append(written(found))
     return "\n".join(lines)
+
+
+def _why(run: dict[str, Any]) -> str:
+    return "" if run["ended"] is None else f" ({run['ended']})"
+
+
+def run_all(name: str, model: Potential, path: Path) -> None:
+    """Every run of the model that is missing in the file, which other runs of this command may write to meanwhile."""
+    systems = [(system, liquid(*about, model), WARM) for system, about in LIQUIDS.items()]
+    systems += [(system, atoms, HOT) for system, atoms in varied(MOLECULES)]
+    last = sorted(enumerate(systems), key=lambda each: each[1][2] == WARM)  # liquids take longest
+    for seed, (system, atoms, kelvin) in last:
+        if system in read(path)["results"].get(name, {}):
+            continue
+        steps = round(1000.0 * PICOSECONDS / DT)
+        settings = MDSettings(temperature_k=kelvin, friction_per_ps=2.0, steps=steps, dt_fs=DT, seed=seed)
+        run = {"kelvin": kelvin, **survive(model, atoms, settings)}
+        print(name, system, run, flush=True)
+        found = read(path)
+        found["results"].setdefault(name, {})[system] = run
+        save(path, found, ("snnp", "torch", "numpy", "rdkit"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What is known, by model and system."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--again", action="store_true", help="forget the runs that are there: the model is another")
+    parser.add_argument("--models", nargs="+", metavar="NAME[=FOLDER]", default=MODELS)
+    parser.add_argument("--again", action="store_true", help="forget their runs that are there: the models are others")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    model, path = load_model(MODEL), STUDY.with_suffix(".json")
-    found = {"results": {}} if asked.again or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
-    systems = [(name, liquid(*about, model), WARM) for name, about in LIQUIDS.items()]
-    systems += [(name, atoms, HOT) for name, atoms in varied(MOLECULES)]
-    for seed, (name, atoms, kelvin) in enumerate(systems):
-        if name in found["results"]:
-            continue
-        steps = round(1000.0 * PICOSECONDS / DT)
-        settings = MDSettings(temperature_k=kelvin, friction_per_ps=2.0, steps=steps, dt_fs=DT, seed=seed)
-        found["results"][name] = {"kelvin": kelvin, **survive(model, atoms, settings)}
-        print(name, found["results"][name], flush=True)
-        save(path, found, ("snnp", "torch", "numpy", "rdkit"))
-    between_marks(STUDY.with_suffix(".md"), {"table": table(found)})
+    path = STUDY.with_suffix(".json")
+    for text in asked.models:
+        name, _, folder = text.partition("=")
+        if asked.again and name in (found := read(path))["results"]:
+            del found["results"][name]
+            save(path, found, ("snnp", "torch", "numpy", "rdkit"))
+        run_all(name, load_model(folder or name), path)
+    between_marks(STUDY.with_suffix(".md"), {"table": table(read(path))})
 
 
 if __name__ == "__main__":
