@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -112,18 +111,15 @@ class Study:
         self, stage: str, size: str, labels: str, weight: float, seed: int, parts: tuple[Frames, Frames]
     ) -> Found:
         """Errors against DFT on the second of the `parts` of a student that learned the first; trained where new."""
-        name = f"{stage}-{re.sub('[^A-Za-z0-9]+', '-', size)}-{labels}-{weight:g}-{seed}"
+        name = f"{stage}-{size.replace('/', '-')}-{labels}-{weight:g}-{seed}"
         if name in self.found["runs"]:
             return self.found["runs"][name]
         teacher = self.teacher(seed)
         learned, kept = _taught(teacher, parts[0], of_dft=labels == "dft"), _taught(teacher, parts[1])
         recipe = json.loads(json.dumps(self.settings["recipe"]))
-        form = self.settings["students"][size]
-        if isinstance(form, dict):
-            recipe["model"] = form
-        else:
-            recipe["model"]["radial"]["n_filters"], recipe["model"]["angular"]["n_filters"] = form[:2]
-            recipe["model"]["network"] = {"hidden": form[2:]}
+        radial, angular, width = self.settings["students"][size]
+        recipe["model"]["radial"]["n_filters"], recipe["model"]["angular"]["n_filters"] = radial, angular
+        recipe["model"]["network"] = {"hidden": [width]}
         recipe["loss"]["atomic_energy_weight"] = weight
         recipe["optimiser"]["epochs"] = self.settings["epochs"]
         model, about = self.learn(name, {**recipe, "seed": seed}, learned)
