@@ -113,7 +113,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _why(run: dict[str, Any]) -> str:
-    return "" if run["ended"] is None else f" ({run['ended']})"
+    return "" if run["ended"] is None else f" ({run['ended'].partition(':')[0]})"
 
 
 def run_all(name: str, model: Potential, path: Path) -> None:
