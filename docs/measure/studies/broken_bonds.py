@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
+from ase.geometry import find_mic
 
-from snnp.data.read import read_images
-from snnp.errors import InputError
 from snnp.models.potential import Potential
-from snnp.sampling import MDSettings, run_md
+from snnp.sampling import MDSettings
+from snnp.sampling.many import ManyRun, run_many
 
 __all__ = ["survive"]
 
@@ -31,52 +30,59 @@ def bonds(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
 
 
 def survive(
-    model: Potential, atoms: Atoms, settings: MDSettings, known: Sequence[Atoms] | None = None
-) -> dict[str, Any]:
-    """How long a run by the settings lasts (ps), the largest deviation of a bond (Å), and what ended it.
+    model: Potential, structures: Sequence[Atoms], settings: MDSettings, known: Sequence[Atoms] | None = None
+) -> list[dict[str, Any]]:
+    """How long runs by the settings last (ps), the largest deviation of a bond (Å), and what ended each.
 
-    It ends at the first frame in which a bond deviates by more than 0.5 Å from its mean, or when the engine stops it.
+    One ends at the first frame in which a bond deviates by more than 0.5 Å from its mean, or when the engine stops it.
     The mean is that over the first 5 ps or, if given, over `known` frames of the same atoms; bonds that deviate so far
-    in these, such as those of a proton between two oxygen atoms, are not looked at.
+    in these, such as those of a proton between two oxygen atoms, are not looked at. All run together; number k has the
+    random numbers of seed `settings.seed + k`.
     """
-    i, j = bonds(atoms)
-    mean = None
-    if known is not None:
-        lengths = _lengths(known, i, j)
-        firm = (np.abs(lengths - lengths.mean(axis=0)) < MOST_DEVIATION).all(axis=0)
-        i, j, mean = i[firm], j[firm], lengths.mean(axis=0)[firm]
     # Most that break do so soon: the beginning is run alone first, which draws the same numbers.
     first = round(1000.0 * REFERENCE / settings.dt_fs)
-    if first < settings.steps:
-        begun = _survive(model, atoms, settings.model_copy(update={"steps": first}), i, j, mean)
-        if begun["ended"] is not None:
-            return begun
-    return _survive(model, atoms, settings, i, j, mean)
+    found: dict[int, dict[str, Any]] = {}
+    for steps in (first, settings.steps) if first < settings.steps else (settings.steps,):
+        left = [k for k in range(len(structures)) if k not in found or found[k]["ended"] is None]
+        # Stretches of numbers that follow each other, as their seeds do.
+        for _, group in groupby(enumerate(left), lambda each: each[1] - each[0]):
+            numbers = [k for _, k in group]
+            asked = settings.model_copy(update={"steps": steps, "seed": settings.seed + numbers[0]})
+            found |= dict(zip(numbers, _survive(model, [structures[k] for k in numbers], asked, known), strict=True))
+    return [found[k] for k in range(len(structures))]
 
 
 def _lengths(frames: Sequence[Atoms], i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """[frames, bonds]"""
-    pairs = list(zip(i, j, strict=True))
-    return np.array([[frame.get_distance(a, b, mic=bool(frame.pbc.any())) for a, b in pairs] for frame in frames])
+    vectors = (frame.positions[j] - frame.positions[i] for frame in frames)
+    return np.array([find_mic(v, frame.cell, frame.pbc)[1] for v, frame in zip(vectors, frames, strict=True)])
 
 
 def _survive(
-    model: Potential, atoms: Atoms, settings: MDSettings, i: np.ndarray, j: np.ndarray, mean: np.ndarray | None
-) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run.extxyz"
-        written = {"trajectory": path, "trajectory_interval": round(EVERY / settings.dt_fs)}
-        try:
-            run_md(model, atoms, settings.model_copy(update=written), engine="native")
-            stopped = None
-        except InputError as error:
-            stopped = str(error)
-        frames = read_images(path) if path.is_file() else []
-    lengths = _lengths(frames, i, j)
-    if len(lengths) == 0:
-        return {"ps": 0.0, "deviation": None, "ended": stopped}
-    if mean is None:
+    model: Potential, structures: Sequence[Atoms], settings: MDSettings, known: Sequence[Atoms] | None
+) -> list[dict[str, Any]]:
+    interval = round(EVERY / settings.dt_fs)
+    runs = run_many(
+        model,
+        structures,
+        settings.model_copy(update={"trajectory_interval": interval, "log_interval": interval}),
+        frames=True,
+    )
+    return [_judge(atoms, run, settings, known) for atoms, run in zip(structures, runs, strict=True)]
+
+
+def _judge(atoms: Atoms, run: ManyRun, settings: MDSettings, known: Sequence[Atoms] | None) -> dict[str, Any]:
+    if not run.frames:
+        return {"ps": 0.0, "deviation": None, "ended": run.failure}
+    i, j = bonds(atoms)
+    if known is None:
+        lengths = _lengths(run.frames, i, j)
         mean = lengths[: round(1000.0 * REFERENCE / EVERY)].mean(axis=0)
+    else:
+        usual = _lengths(known, i, j)
+        firm = (np.abs(usual - usual.mean(axis=0)) < MOST_DEVIATION).all(axis=0)
+        i, j, mean = i[firm], j[firm], usual.mean(axis=0)[firm]
+        lengths = _lengths(run.frames, i, j)
     deviation = np.abs(lengths - mean)
     broken = np.flatnonzero((deviation > MOST_DEVIATION).any(axis=1))
     if len(broken):
@@ -85,5 +91,6 @@ def _survive(
         pair = f"{atoms.symbols[i[k]]}-{atoms.symbols[j[k]]}"
         said = f"{pair} at {lengths[first, k]:.2f} Å, {mean[k]:.2f} Å in the mean"
         return {"ps": first * EVERY / 1000.0, "deviation": float(deviation.max()), "ended": said}
-    lasted = (settings.steps * settings.dt_fs if stopped is None else (len(frames) - 1) * EVERY) / 1000.0
-    return {"ps": lasted, "deviation": float(deviation.max()), "ended": stopped}
+    steps = settings.steps * settings.dt_fs
+    lasted = (steps if run.failure is None else (len(run.frames) - 1) * EVERY) / 1000.0
+    return {"ps": lasted, "deviation": float(deviation.max()), "ended": run.failure}

@@ -160,10 +160,7 @@ class Study:
             temperature_k=about["kelvin"], friction_per_ps=2.0, dt_fs=0.5, steps=round(2000.0 * about["picoseconds"])
         )
         known = [frame.structure.to_ase()[0] for frame in learned]
-        return [
-            survive(model, known[k], settings.model_copy(update={"seed": k}), known)["ps"]
-            for k in range(about["number"])
-        ]
+        return [run["ps"] for run in survive(model, known[: about["number"]], settings, known)]
 
 
 def _errors(model: Potential, frames: Frames) -> list[float]:

@@ -33,6 +33,7 @@ STUDY = Path(__file__).resolve().parents[2] / "studies" / Path(__file__).stem
 SAMPLED = Path(__file__).resolve().parents[3] / "model_zoo" / "snnp-organic" / "molecules.smi"
 
 MODELS, MOLECULES, PICOSECONDS, DT = ("snnp-organic", "snnp-organic-large"), 50, 100.0, 0.5  # fs
+TOGETHER = 10  # molecules that run together
 HOT, WARM = 500.0, 300.0  # K
 HEAVY = (6, 18)  # atoms other than hydrogen
 LIQUIDS = {
@@ -117,20 +118,31 @@ def _why(run: dict[str, Any]) -> str:
 
 
 def run_all(name: str, model: Potential, path: Path) -> None:
-    """Every run of the model that is missing in the file, which other runs of this command may write to meanwhile."""
-    systems = [(system, liquid(*about, model), WARM) for system, about in LIQUIDS.items()]
-    systems += [(system, atoms, HOT) for system, atoms in varied(MOLECULES)]
-    last = sorted(enumerate(systems), key=lambda each: each[1][2] == WARM)  # liquids take longest
-    for seed, (system, atoms, kelvin) in last:
-        if system in read(path)["results"].get(name, {}):
-            continue
-        steps = round(1000.0 * PICOSECONDS / DT)
-        settings = MDSettings(temperature_k=kelvin, friction_per_ps=2.0, steps=steps, dt_fs=DT, seed=seed)
-        run = {"kelvin": kelvin, **survive(model, atoms, settings)}
+    """Every run of the model that is missing in the file, which other runs of this command may write to meanwhile.
+
+    Molecules go in groups; liquids take longest, and come last.
+    """
+    molecules, liquids = varied(MOLECULES), list(LIQUIDS.items())
+    for begin in range(0, MOLECULES, TOGETHER):
+        run_group(name, model, molecules[begin : begin + TOGETHER], HOT, len(liquids) + begin, path)
+    for seed, (system, about) in enumerate(liquids):
+        run_group(name, model, [(system, liquid(*about, model))], WARM, seed, path)
+
+
+def run_group(
+    name: str, model: Potential, systems: list[tuple[str, Atoms]], kelvin: float, seed: int, path: Path
+) -> None:
+    """Run the systems together, unless all of them are known, and add what was found to the file."""
+    if {system for system, _ in systems} <= read(path)["results"].get(name, {}).keys():
+        return
+    steps = round(1000.0 * PICOSECONDS / DT)
+    settings = MDSettings(temperature_k=kelvin, friction_per_ps=2.0, steps=steps, dt_fs=DT, seed=seed)
+    runs = survive(model, [atoms for _, atoms in systems], settings)
+    found = read(path)
+    for (system, _), run in zip(systems, runs, strict=True):
         print(name, system, run, flush=True)
-        found = read(path)
-        found["results"].setdefault(name, {})[system] = run
-        save(path, found, ("snnp", "torch", "numpy", "rdkit"))
+        found["results"].setdefault(name, {})[system] = {"kelvin": kelvin, **run}
+    save(path, found, ("snnp", "torch", "numpy", "rdkit"))
 
 
 def read(path: Path) -> dict[str, Any]:
