@@ -19,13 +19,11 @@ from snnp_openmm.torch_engine import check_torch_engine, torch_force
 
 __all__ = ["atomic_numbers", "check_indices", "check_python_force", "create_force", "create_system", "python_force"]
 
-_FIRST_WITH_SUBSETS = (8, 6)
-
 
 def check_python_force() -> None:
     """Raise `MissingDependencyError` unless OpenMM has `PythonForce` with subsets of particles (8.6)."""
     version = openmm().__version__
-    if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITH_SUBSETS:
+    if tuple(int(part) for part in version.split(".")[:2]) < (8, 6):
         raise MissingDependencyError(f"OpenMM {version} is too old, PythonForce needs 8.6 or newer; {CURE}.")
 
 
@@ -68,12 +66,17 @@ def create_force(
     return python_force(Evaluator(source, numbers, (use_box, use_box, use_box)), indices)
 
 
-def create_system(model: str | Path | Potential, topology: Any, **options: Any) -> Any:
-    """An `openmm.System` with masses and box of the topology, whose only force is `create_force`'s, of all atoms.
-
-    Its keywords are `periodic`, `dtype`, `device` and `engine`, and mean what they mean there.
-    """
-    force = create_force(model, topology, None, **options)
+def create_system(
+    model: str | Path | Potential,
+    topology: Any,
+    *,
+    periodic: bool | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    engine: str = "python",
+) -> Any:
+    """An `openmm.System` with masses and box of the topology, whose only force is `create_force`'s; so are keywords."""
+    force = create_force(model, topology, periodic=periodic, dtype=dtype, device=device, engine=engine)
     system = openmm().System()
     for atom in topology.atoms():
         system.addParticle(atom.element.mass)
