@@ -13,10 +13,11 @@ from ase.build import bulk
 from snnp.kernels.cpu.library import library
 from snnp.models import Ensemble, SplineNNP, SplineNNPConfig, load_model, save_model
 from snnp.models.config import RepulsionConfig
-from snnp.models.heads import HeadsEvaluator
+from snnp.models.heads import HeadsEvaluator, MembersEvaluator
 from snnp.models.session import Session
 from snnp.models.spline import special_cases
 from snnp.models.spline.config import EmbeddingConfig, NetworkConfig
+from snnp.sampling.many import Failed, evaluate_many
 from snnp.uncertainty import Committee
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the compiled kernels are not built")
@@ -117,9 +118,51 @@ def test_one_filter_apart_and_they_are_members_of_their_own() -> None:
     before = Session(whole).evaluate(*_arrays(atoms))
     with torch.no_grad():
         heads[1].rho.free[0, 0, 2] += 0.1
-    assert whole.evaluator() is None
+    assert isinstance(whole.evaluator(), MembersEvaluator)
     after = Session(whole).evaluate(*_arrays(atoms))
     assert np.abs(after.forces - before.forces).max() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_members_of_their_own_by_one_call(dtype: torch.dtype) -> None:
+    """Whatever evaluates them, their mean and their spread are those of each by itself; their cutoffs differ."""
+    members = [
+        SplineNNP(special_cases.s_nnp(("Si", "C"), n_radial=3, n_angular=3, cutoff=cutoff, hidden=(4,)), seed=k).to(
+            dtype
+        )
+        for k, cutoff in enumerate((4.0, 3.4, 4.3))
+    ]
+    whole, cells = Ensemble(members), [_carbide(), bulk("SiC", "zincblende", 4.5)]
+    assert isinstance(whole.evaluator(), MembersEvaluator)
+    close = {"rtol": 0, "atol": 2e-5 if dtype == torch.float32 else 1e-11}
+    together = evaluate_many(whole, cells)
+    for atoms, of_many in zip(cells, together, strict=True):
+        each = [Session(member).evaluate(*_arrays(atoms), stress=True) for member in members]
+        forces = np.stack([one.forces for one in each])
+        in_torch = whole.compute(atoms, stress=True)
+        assert in_torch.forces is not None
+        assert in_torch.stress is not None
+        assert in_torch.forces_std is not None
+        np.testing.assert_allclose(in_torch.forces, forces.mean(axis=0), **close)
+        np.testing.assert_allclose(in_torch.stress[0], np.mean([one.stress for one in each], axis=0), **close)
+        np.testing.assert_allclose(in_torch.forces_std, forces.std(axis=0), **close)
+        assert not isinstance(of_many, Failed)
+        for found in (Session(whole).evaluate(*_arrays(atoms), stress=True), of_many):
+            np.testing.assert_allclose(found.energies, np.mean([one.energies for one in each], axis=0), **close)
+            np.testing.assert_allclose(found.forces, forces.mean(axis=0), **close)
+            np.testing.assert_allclose(found.stress, np.mean([one.stress for one in each], axis=0), **close)
+        _, spread = Committee(whole).evaluate(*_arrays(atoms))
+        expected = np.sqrt(((forces - forces.mean(axis=0)) ** 2).sum(axis=2).mean(axis=0))
+        np.testing.assert_allclose(spread.forces, expected, **close)
+
+
+def test_members_that_number_elements_differently_are_left_to_torch() -> None:
+    forms = [special_cases.s_nnp(names, n_radial=2, n_angular=2, cutoff=4.0) for names in (("Si", "C"), ("C", "Si"))]
+    members, atoms = [SplineNNP(form, seed=3) for form in forms], _carbide()
+    whole = Ensemble(members)
+    assert whole.evaluator() is None
+    expected = np.mean([Session(member).evaluate(*_arrays(atoms)).forces for member in members], axis=0)
+    np.testing.assert_allclose(Session(whole).evaluate(*_arrays(atoms)).forces, expected, rtol=0, atol=1e-6)
 
 
 def test_changed_readouts_are_seen_and_copies_are_their_own(tmp_path: object) -> None:

@@ -115,7 +115,7 @@ class Ensemble(Potential):
         self._describe()
 
     def evaluator(self) -> Evaluator | None:
-        """The compiled code of members that share their filters (see `snnp.models.heads`), else None."""
+        """The compiled code of all members together where each has some (see `snnp.models.heads`), else None."""
         return self._shared.evaluator(self.potentials)
 
     def atomic_energies(self, structure: Structure, vectors: Tensor, neighbours: Neighbours) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError
 from snnp.models.ensemble import Ensemble
-from snnp.models.heads import HeadsEvaluator, HeadsStepper, SharedFilters
+from snnp.models.heads import JointEvaluator, JointStepper, SharedFilters
 from snnp.models.potential import Potential
 from snnp.models.session import Evaluation, Session
 from snnp.uncertainty.calibration import scales_of
@@ -109,7 +109,7 @@ class Committee:
         owner = Session(farthest, skin)
         self._sessions = [owner if each is farthest else Session(each, skin, owner) for each in members]
         self._owner, self._shared = owner, SharedFilters()
-        self._stepper: HeadsStepper | None = None
+        self._stepper: JointStepper | None = None
         known = scales_of(potentials.metadata) if isinstance(potentials, Ensemble) else None
         self.calibrated, self.scales = known is not None, known or (1.0, 1.0)
 
@@ -158,7 +158,7 @@ class Committee:
 
     def _through_heads(
         self,
-        heads: HeadsEvaluator,
+        heads: JointEvaluator,
         numbers: NDArray[np.int64],
         positions: Array,
         cell: Array,
@@ -166,7 +166,7 @@ class Committee:
         each: bool,
     ) -> tuple[Evaluation, Spread]:
         if self._stepper is None:
-            self._stepper = HeadsStepper(self._owner.potential.cutoff, self.skin)
+            self._stepper = JointStepper(self._owner.potential.cutoff, self.skin)
         species, periodic = self._owner.species(numbers), (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
         positions = np.ascontiguousarray(positions, dtype=np.float64)
         cell = np.ascontiguousarray(cell, dtype=np.float64)

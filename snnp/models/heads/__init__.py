@@ -1,5 +1,6 @@
-"""s-NNPs that share their filters: the neighbours are encoded once, and every member reads the same features."""
+"""Several s-NNPs by one call: where they share their filters, neighbours are encoded once."""
 
-from snnp.models.heads.shared_filters import HeadsEvaluator, HeadsStepper, SharedFilters
+from snnp.models.heads.joint import HeadsEvaluator, JointEvaluator, JointStepper, MembersEvaluator
+from snnp.models.heads.shared_filters import SharedFilters
 
-__all__ = ["HeadsEvaluator", "HeadsStepper", "SharedFilters"]
+__all__ = ["HeadsEvaluator", "JointEvaluator", "JointStepper", "MembersEvaluator", "SharedFilters"]

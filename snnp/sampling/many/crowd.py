@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from snnp.errors import InputError, SnnpError
 from snnp.hub import load_model
 from snnp.kernels.cpu.call import NeighbourRows, PreparedCall
+from snnp.models.heads import JointEvaluator
 from snnp.models.potential import Evaluator, Potential
 from snnp.models.session import Evaluation, Session
 from snnp.models.spline.compiled import CpuEvaluator
@@ -96,7 +97,7 @@ class Crowd:
         """What follows from the sizes."""
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        self._prepared: tuple[Evaluator, NeighbourRows, Array, int, PreparedCall] | None = None
+        self._prepared: tuple[Evaluator, NeighbourRows, Array, int, Callable[..., Any]] | None = None
         self._torch: tuple[NeighbourRows, Neighbours] | None = None
 
     def __len__(self) -> int:
@@ -168,18 +169,24 @@ class Crowd:
         evaluator = self.potential.evaluator()
         periodic = self.each["pbc"].all(axis=1)
         volume = np.where(periodic, np.abs(np.linalg.det(cells)), np.inf)[:, None, None]
-        if not isinstance(evaluator, CpuEvaluator):
+        if not isinstance(evaluator, CpuEvaluator | JointEvaluator):
             return self._through_torch(rows, positions)
         prepared, threads = self._prepared, torch.get_num_threads()
         if prepared is None or not (prepared[0] is evaluator and prepared[1] is rows and prepared[3] == threads):
             prepared = None
         if prepared is None or prepared[2] is not cells:
             owner = self.owner.astype(np.int32)
-            images = rows.images(cells)
-            call = PreparedCall(evaluator.kernel, self.atoms["species"], rows, images, threads, owner, len(self))
+            system = self.atoms["species"], rows, rows.images(cells), threads, owner, len(self)
+            call: Callable[..., Any]
+            if isinstance(evaluator, JointEvaluator):
+                call = evaluator.prepare(*system)
+            else:
+                call = PreparedCall(evaluator.kernel, *system)
             self._prepared = prepared = evaluator, rows, cells, threads, call
-        energies, forces, virial = prepared[4](positions)
+        energies, forces, virial = prepared[4](positions)[:3]
         assert forces is not None
+        if isinstance(evaluator, JointEvaluator):
+            energies = energies.mean(axis=0)
         virial /= volume
         return Found(self.sums(energies), energies, forces, 0.5 * (virial + virial.transpose(0, 2, 1)))
 
