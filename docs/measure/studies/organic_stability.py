@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _why(run: dict[str, Any]) -> str:
-    return "" if run["ended"] is None else f" ({run['ended'].partition(':')[0]})"
+    return "" if run["ended"] is None else f" ({re.split(':| at step', run['ended'])[0]})"
 
 
 def run_all(name: str, model: Potential, path: Path) -> None:
