@@ -53,8 +53,8 @@ class Bars(BaseModel):
 
 STRONGEST = 30.0
 """eV/Å: labels with larger forces are neither learned nor compared."""
-ATOMIC_ENERGY_WEIGHT = 3.0
-"""Of `teacher-student`, beside 1 for forces: about that of Matin et al. (100 beside 30); see the study of it."""
+ATOMIC_ENERGY_WEIGHT = 1.0
+"""Of `teacher-student`, beside 1 for forces: a third of that of Matin et al. (100 beside 30), by the study of it."""
 CHANGEABLE = ("reference", "bars", "workers", "threads", "most_failures")
 """Settings that may be others when a run is resumed: they change neither structures nor labels nor student."""
 
