@@ -224,7 +224,10 @@ def main() -> None:
     read = {name: {path.stem: json.loads(path.read_text()) for path in paths} for name, paths in runs.items()}
     known = [run for each in read.values() for run in each.values()]
     found = {key: known[-1][key] for key in ("date", "machine", "versions")}
-    found["results"] = {name: {stem: run["results"] for stem, run in each.items()} for name, each in read.items()}
+    kept = STUDY.with_suffix(".json")  # of sets that were measured elsewhere
+    before = json.loads(kept.read_text())["results"] if kept.is_file() else {}
+    now = {name: {stem: run["results"] for stem, run in each.items()} for name, each in read.items()}
+    found["results"] = {name: {**before.get(name, {}), **each} for name, each in now.items()}
     write_atomically(STUDY.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
     tables = {kind: table(found["results"], kind) for kind in KINDS}
     between_marks(STUDY.with_suffix(".md"), tables | {"versions": written(found)})
