@@ -127,9 +127,8 @@ class Ensemble(Potential):
         self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool, stress: bool
     ) -> Prediction:
         wanted = {"forces": forces, "stress": stress, "apart": self.force_spread}
-        each = self._shared.predict(self.potentials, structure, neighbours, **wanted)
-        if each is None:
-            each = self.potentials[0].compute_each(self.potentials, structure, neighbours, **wanted)
+        shared = self._shared.predict(self.potentials, structure, neighbours, **wanted)
+        each = shared or self.potentials[0].compute_each(self.potentials, structure, neighbours, **wanted)
         energy = torch.stack([prediction.energy for prediction in each])
         all_forces = torch.stack([p.forces for p in each if p.forces is not None]) if forces else None
         all_stress = torch.stack([p.stress for p in each if p.stress is not None]) if stress else None

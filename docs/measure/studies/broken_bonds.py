@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ __all__ = ["survive"]
 
 MOST_DEVIATION = 0.5  # Å
 EVERY, REFERENCE = 100.0, 5.0  # fs between frames; ps that the means of bonds are taken over
+_NOT_YET: dict[str, Any] = {"ended": None}
 
 
 def bonds(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
@@ -41,15 +41,13 @@ def survive(
     """
     # Most that break do so soon: the beginning is run alone first, which draws the same numbers.
     first = round(1000.0 * REFERENCE / settings.dt_fs)
-    found: dict[int, dict[str, Any]] = {}
-    for steps in (first, settings.steps) if first < settings.steps else (settings.steps,):
-        left = [k for k in range(len(structures)) if k not in found or found[k]["ended"] is None]
-        # Stretches of numbers that follow each other, as their seeds do.
-        for _, group in groupby(enumerate(left), lambda each: each[1] - each[0]):
-            numbers = [k for _, k in group]
-            asked = settings.model_copy(update={"steps": steps, "seed": settings.seed + numbers[0]})
-            found |= dict(zip(numbers, _survive(model, [structures[k] for k in numbers], asked, known), strict=True))
-    return [found[k] for k in range(len(structures))]
+    begun = [_NOT_YET] * len(structures)
+    if first < settings.steps:
+        begun = _survive(model, structures, settings.model_copy(update={"steps": first}), known)
+    if all(run["ended"] is not None for run in begun):
+        return begun
+    whole = _survive(model, structures, settings, known)
+    return [now if now["ended"] is not None else later for now, later in zip(begun, whole, strict=True)]
 
 
 def _lengths(frames: Sequence[Atoms], i: np.ndarray, j: np.ndarray) -> np.ndarray:

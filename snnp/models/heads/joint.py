@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snnp.kernels.cpu.call import ListKeeper, NeighbourRows, PreparedCall, pack_pairs
+from snnp.kernels.cpu.call import PreparedCall
 from snnp.kernels.cpu.heads import PreparedHeads, pack_heads
-from snnp.models.potential import Evaluated, Evaluator, Stepper
-from snnp.models.spline.compiled import CPU_LIST, CpuEvaluator
+from snnp.models.potential import Evaluated, Stepper
+from snnp.models.spline.compiled import CpuEvaluator, CpuStepper, packed_system
 from snnp.models.spline.model import SplineNNP
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
@@ -61,16 +60,8 @@ class JointEvaluator(ABC):
         self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool, each: bool = False
     ) -> tuple[Evaluated, Array, Array | None]:
         """What the mean says, energies [M, N] eV of every one, and forces [M, N, 3] eV/Å if asked for `each`."""
-        owner = structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
-        rows: NeighbourRows | None = neighbours.derived.get(CPU_LIST)
-        if rows is None or len(rows.first) != structure.n_atoms + 1:
-            pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
-            neighbours.derived[CPU_LIST] = rows = pack_pairs(pairs, structure.n_atoms, structure=owner)
-        positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
-        images = rows.images(structure.cell.detach().to(torch.float64).numpy())
-        elements, threads = species.to(torch.int32).contiguous().numpy(), torch.get_num_threads()
-        call = self.prepare(elements, rows, images, threads, owner, structure.n_structures)
-        energies, per_atom, virial, apart = call(positions, forces=forces, each=each)
+        system, positions = packed_system(structure, species, neighbours)
+        energies, per_atom, virial, apart = self.prepare(*system)(positions, forces=forces, each=each)
         mean = torch.from_numpy(energies.mean(axis=0))
         whole = Evaluated(mean, None if per_atom is None else torch.from_numpy(per_atom), torch.from_numpy(virial))
         return whole, energies, apart
@@ -103,46 +94,23 @@ class MembersEvaluator(JointEvaluator):
         return PreparedMembers(self.kernel, *system)
 
 
-class JointStepper:
+class JointStepper(CpuStepper):
     """One system step by step, as the s-NNP's own; `evaluate` also gives what each one says."""
 
-    def __init__(self, cutoff: float, skin: float) -> None:
-        self._keeper = ListKeeper(cutoff, skin)
-        self._prepared: tuple[tuple[Any, ...], PreparedHeads | PreparedMembers] | None = None
-
-    @property
-    def n_builds(self) -> int:
-        """How often a neighbour list was built."""
-        return self._keeper.n_builds
-
     def __call__(
-        self,
-        evaluator: Evaluator,
-        species: NDArray[np.int32],
-        positions: Array,
-        cell: Array,
-        pbc: tuple[bool, bool, bool],
+        self, evaluator: Any, species: NDArray[np.int32], positions: Array, cell: Array, pbc: tuple[bool, bool, bool]
     ) -> tuple[Array, Array, Array]:
         """Energies [N], forces [N, 3] and virial [3, 3] of the mean."""
         energies, forces, virial, _ = self.evaluate(evaluator, species, positions, cell, pbc)
         return energies.mean(axis=0), forces, virial
 
     def evaluate(
-        self,
-        evaluator: Evaluator,
-        species: NDArray[np.int32],
-        positions: Array,
-        cell: Array,
-        pbc: tuple[bool, bool, bool],
-        *,
-        each: bool = False,
+        self, evaluator: JointEvaluator, species: NDArray[np.int32], positions: Array, *box: Any, each: bool = False
     ) -> tuple[Array, Array, Array, Array | None]:
-        """Energies [M, N] of every one, forces and virial of the mean, and forces [M, N, 3] if asked for `each`."""
-        system = (evaluator, species, *self._keeper.update(positions, cell, pbc), torch.get_num_threads())
-        prepared = self._prepared
-        if prepared is None or not all(map(is_, system, prepared[0])):
-            assert isinstance(evaluator, JointEvaluator)
-            self._prepared = prepared = system, evaluator.prepare(*system[1:])
-        energies, forces, virial, apart = prepared[1](positions, each=each)
-        assert forces is not None
+        """Energies [M, N] of every one, forces and virial of the mean, and forces [M, N, 3] if asked for `each`.
+
+        `box`: the cell [3, 3] in Å, and which of its directions are periodic.
+        """
+        found = self.prepared(evaluator, species, positions, *box)(positions, each=each)
+        energies, forces, virial, apart = found
         return energies, forces, virial[0], apart

@@ -24,10 +24,10 @@ from snnp.models.potential import Evaluated, Evaluator, Stepper, versions
 from snnp.neighbours import Neighbours
 from snnp.structure import Structure
 
-__all__ = ["CPU_LIST", "Compiled", "CpuEvaluator", "GpuEvaluator"]
+__all__ = ["Compiled", "CpuEvaluator", "CpuStepper", "GpuEvaluator", "packed_system"]
 
 Array = NDArray[np.float64]
-CPU_LIST, _GPU_ROWS = "packed for the CPU kernel", "rows for the GPU kernels"
+_CPU_LIST, _GPU_ROWS = "packed for the CPU kernel", "rows for the GPU kernels"
 
 
 class Compiled:
@@ -74,56 +74,58 @@ def _evaluator(parameters: SplineParameters, like: Tensor) -> CpuEvaluator | Gpu
     return None
 
 
-class _CpuStepper:
+class CpuStepper:
     """One system step by step: a list that follows the atoms, and a call that is prepared once for all steps."""
 
     def __init__(self, cutoff: float, skin: float) -> None:
         self._keeper = ListKeeper(cutoff, skin)
-        self._prepared: tuple[tuple[Any, ...], PreparedCall] | None = None
+        self._prepared: tuple[tuple[Any, ...], Any] | None = None
 
     @property
     def n_builds(self) -> int:
         return self._keeper.n_builds
 
     def __call__(
-        self,
-        evaluator: Evaluator,
-        species: NDArray[np.int32],
-        positions: Array,
-        cell: Array,
-        pbc: tuple[bool, bool, bool],
+        self, evaluator: Any, species: NDArray[np.int32], positions: Array, cell: Array, pbc: tuple[bool, bool, bool]
     ) -> tuple[Array, Array, Array]:
-        system = (evaluator, species, *self._keeper.update(positions, cell, pbc), torch.get_num_threads())
-        prepared = self._prepared
-        if prepared is None or not all(map(is_, system, prepared[0])):
-            assert isinstance(evaluator, CpuEvaluator)
-            self._prepared = prepared = system, PreparedCall(evaluator.kernel, *system[1:])
-        energies, forces, virial = prepared[1](positions)
-        assert forces is not None
+        energies, forces, virial = self.prepared(evaluator, species, positions, cell, pbc)(positions)
         return energies, forces, virial[0]
+
+    def prepared(self, evaluator: Any, species: NDArray[np.int32], *where: Any) -> Any:
+        """What `evaluator.prepare` made of the system; made anew where anything but positions has changed."""
+        system, kept = (evaluator, species, *self._keeper.update(*where), torch.get_num_threads()), self._prepared
+        if kept is None or not all(map(is_, system, kept[0])):
+            self._prepared = kept = system, evaluator.prepare(*system[1:])
+        return kept[1]
+
+
+def packed_system(structure: Structure, species: Tensor, neighbours: Neighbours) -> tuple[tuple[Any, ...], Array]:
+    """What `PreparedCall` takes behind the model, and positions; the rows stay with the list, which is used often."""
+    owner = structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
+    rows: NeighbourRows | None = neighbours.derived.get(_CPU_LIST)
+    if rows is None or len(rows.first) != structure.n_atoms + 1:
+        pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
+        neighbours.derived[_CPU_LIST] = rows = pack_pairs(pairs, structure.n_atoms, structure=owner)
+    positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
+    images = rows.images(structure.cell.detach().to(torch.float64).numpy())
+    elements, threads = species.to(torch.int32).contiguous().numpy(), torch.get_num_threads()
+    return (elements, rows, images, threads, owner, structure.n_structures), positions
 
 
 class CpuEvaluator:
     """The compiled code on the CPU."""
 
-    stepper: Callable[[float, float], Stepper] | None = _CpuStepper
+    stepper: Callable[[float, float], Stepper] | None = CpuStepper
 
     def __init__(self, packed: NDArray[np.uint8]) -> None:
-        self.kernel: Any = packed
-        self.target = instruction_set()
+        self.kernel, self.target = packed, instruction_set()
+
+    def prepare(self, *system: Any) -> PreparedCall:
+        return PreparedCall(self.kernel, *system)
 
     def evaluate(self, structure: Structure, species: Tensor, neighbours: Neighbours, *, forces: bool) -> Evaluated:
-        owner = structure.structure_of_atom.to(torch.int32).numpy() if structure.n_structures > 1 else None
-        # Kept with the list, because lists are used many times.
-        rows: NeighbourRows | None = neighbours.derived.get(CPU_LIST)
-        if rows is None or len(rows.first) != structure.n_atoms + 1:
-            pairs = (neighbours.i.numpy(), neighbours.j.numpy(), neighbours.shift.to(torch.int32).numpy())
-            neighbours.derived[CPU_LIST] = rows = pack_pairs(pairs, structure.n_atoms, structure=owner)
-        positions = structure.positions.detach().to(torch.float64).contiguous().numpy()
-        images = rows.images(structure.cell.detach().to(torch.float64).numpy())
-        elements, threads = species.to(torch.int32).contiguous().numpy(), torch.get_num_threads()
-        call = PreparedCall(self.kernel, elements, rows, images, threads, owner, structure.n_structures)
-        energies, per_atom, virial = call(positions, forces=forces)
+        system, positions = packed_system(structure, species, neighbours)
+        energies, per_atom, virial = self.prepare(*system)(positions, forces=forces)
         as_tensor = torch.from_numpy
         return Evaluated(as_tensor(energies), None if per_atom is None else as_tensor(per_atom), as_tensor(virial))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from snnp.errors import InputError, SnnpError
 from snnp.hub import load_model
-from snnp.kernels.cpu.call import NeighbourRows, PreparedCall
+from snnp.kernels.cpu.call import NeighbourRows
 from snnp.models.heads import JointEvaluator
 from snnp.models.potential import Evaluator, Potential
 from snnp.models.session import Evaluation, Session
@@ -177,12 +177,7 @@ class Crowd:
         if prepared is None or prepared[2] is not cells:
             owner = self.owner.astype(np.int32)
             system = self.atoms["species"], rows, rows.images(cells), threads, owner, len(self)
-            call: Callable[..., Any]
-            if isinstance(evaluator, JointEvaluator):
-                call = evaluator.prepare(*system)
-            else:
-                call = PreparedCall(evaluator.kernel, *system)
-            self._prepared = prepared = evaluator, rows, cells, threads, call
+            self._prepared = prepared = evaluator, rows, cells, threads, evaluator.prepare(*system)
         energies, forces, virial = prepared[4](positions)[:3]
         assert forces is not None
         if isinstance(evaluator, JointEvaluator):
