@@ -139,13 +139,13 @@ def test_members_of_their_own_by_one_call(dtype: torch.dtype) -> None:
     for atoms, of_many in zip(cells, together, strict=True):
         each = [Session(member).evaluate(*_arrays(atoms), stress=True) for member in members]
         forces = np.stack([one.forces for one in each])
-        in_torch = whole.compute(atoms, stress=True)
-        assert in_torch.forces is not None
-        assert in_torch.stress is not None
-        assert in_torch.forces_std is not None
-        np.testing.assert_allclose(in_torch.forces, forces.mean(axis=0), **close)
-        np.testing.assert_allclose(in_torch.stress[0], np.mean([one.stress for one in each], axis=0), **close)
-        np.testing.assert_allclose(in_torch.forces_std, forces.std(axis=0), **close)
+        computed = whole.compute(atoms, stress=True)
+        assert computed.forces is not None
+        assert computed.stress is not None
+        assert computed.forces_std is not None
+        np.testing.assert_allclose(computed.forces, forces.mean(axis=0), **close)
+        np.testing.assert_allclose(computed.stress[0], np.mean([one.stress for one in each], axis=0), **close)
+        np.testing.assert_allclose(computed.forces_std, forces.std(axis=0), **close)
         assert not isinstance(of_many, Failed)
         for found in (Session(whole).evaluate(*_arrays(atoms), stress=True), of_many):
             np.testing.assert_allclose(found.energies, np.mean([one.energies for one in each], axis=0), **close)

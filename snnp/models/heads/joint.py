@@ -39,14 +39,34 @@ class PreparedMembers:
         return np.stack([one for one, _, _ in found]), mean, virial, apart if each else None
 
 
+class JointStepper(CpuStepper):
+    """One system step by step, as the s-NNP's own; `evaluate` also gives what each one says."""
+
+    def __call__(
+        self, evaluator: Any, species: NDArray[np.int32], positions: Array, cell: Array, pbc: tuple[bool, bool, bool]
+    ) -> tuple[Array, Array, Array]:
+        """Energies [N], forces [N, 3] and virial [3, 3] of the mean."""
+        energies, forces, virial, _ = self.evaluate(evaluator, species, positions, cell, pbc)
+        return energies.mean(axis=0), forces, virial
+
+    def evaluate(
+        self, evaluator: JointEvaluator, species: NDArray[np.int32], positions: Array, *box: Any, each: bool = False
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Energies [M, N] of every one, forces and virial of the mean, and forces [M, N, 3] if asked for `each`.
+
+        `box`: the cell [3, 3] in Å, and which of its directions are periodic.
+        """
+        found = self.prepared(evaluator, species, positions, *box)(positions, each=each)
+        energies, forces, virial, apart = found
+        return energies, forces, virial[0], apart
+
+
 class JointEvaluator(ABC):
     """The compiled code of several potentials on the CPU. Energies, forces and virial are those of their mean."""
 
     kernel: Any
     target: str | None
-
-    def __init__(self) -> None:
-        self.stepper: Callable[[float, float], Stepper] | None = JointStepper
+    stepper: Callable[[float, float], Stepper] | None = JointStepper
 
     @abstractmethod
     def prepare(self, *system: Any) -> PreparedHeads | PreparedMembers:
@@ -71,7 +91,6 @@ class HeadsEvaluator(JointEvaluator):
     """Of heads on one encoding."""
 
     def __init__(self, members: Sequence[CpuEvaluator], potentials: Sequence[SplineNNP]) -> None:
-        super().__init__()
         real = np.float32 if potentials[0].dtype == torch.float32 else np.float64
         parameters = [potential.kernel_parameters() for potential in potentials]
         self.kernel = pack_heads(parameters, [member.kernel for member in members], real)
@@ -86,31 +105,8 @@ class MembersEvaluator(JointEvaluator):
     """Of members with filters of their own, and the same elements in the same order."""
 
     def __init__(self, members: Sequence[CpuEvaluator]) -> None:
-        super().__init__()
         self.kernel, self.target = tuple(member.kernel for member in members), members[0].target
 
     def prepare(self, *system: Any) -> PreparedMembers:
         """As the base says."""
         return PreparedMembers(self.kernel, *system)
-
-
-class JointStepper(CpuStepper):
-    """One system step by step, as the s-NNP's own; `evaluate` also gives what each one says."""
-
-    def __call__(
-        self, evaluator: Any, species: NDArray[np.int32], positions: Array, cell: Array, pbc: tuple[bool, bool, bool]
-    ) -> tuple[Array, Array, Array]:
-        """Energies [N], forces [N, 3] and virial [3, 3] of the mean."""
-        energies, forces, virial, _ = self.evaluate(evaluator, species, positions, cell, pbc)
-        return energies.mean(axis=0), forces, virial
-
-    def evaluate(
-        self, evaluator: JointEvaluator, species: NDArray[np.int32], positions: Array, *box: Any, each: bool = False
-    ) -> tuple[Array, Array, Array, Array | None]:
-        """Energies [M, N] of every one, forces and virial of the mean, and forces [M, N, 3] if asked for `each`.
-
-        `box`: the cell [3, 3] in Å, and which of its directions are periodic.
-        """
-        found = self.prepared(evaluator, species, positions, *box)(positions, each=each)
-        energies, forces, virial, apart = found
-        return energies, forces, virial[0], apart
