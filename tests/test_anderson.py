@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snnp.discovery import anderson
+from snnp.discovery import wilson
 from snnp.discovery.anderson import (
     Impurity,
     Settings,
@@ -60,6 +60,15 @@ def test_spins_mirror_each_other_in_a_field_and_lose_no_weight_with_temperature(
     assert found.occupation[0] > 0.55
 
 
+@pytest.mark.parametrize("level", [-0.05, -0.09, 0.02])
+def test_exchange_of_spins_tells_what_all_blocks_do(level: float) -> None:
+    found = spectrum(Impurity(0.1, 0.01, level), None, QUICK)
+    whole = spectrum(Impurity(0.1, 0.01, level, field=1e-15), None, QUICK)  # a field has both spins' blocks computed
+    np.testing.assert_allclose(found.values, whole.values, rtol=1e-9, atol=1e-9)
+    assert found.occupation == pytest.approx(whole.occupation, abs=1e-10)
+    assert found.weight == pytest.approx((1.0, 1.0), abs=1e-12)
+
+
 def test_kondo_width_follows_the_exponential_over_two_decades() -> None:
     u, ratios = 0.1, np.array([8.0, 12.0, 16.0, 20.0])
     widths = []
@@ -102,7 +111,7 @@ def test_settings_without_meaning_are_refused() -> None:
 
 def test_chain_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpmath", None)
-    anderson._hoppings.cache_clear()
+    wilson._hoppings.cache_clear()
     with pytest.raises(MissingDependencyError, match=r"snnp\[discovery\]"):
         wilson_chain(3.0, 5, 1.0)
 

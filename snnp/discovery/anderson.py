@@ -17,27 +17,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from snnp.errors import InputError, MissingDependencyError
+from snnp.discovery.wilson import (
+    HELD,
+    LOWER,
+    Blocks,
+    Shell,
+    add_site,
+    annihilator,
+    between_kept,
+    less,
+    mirror,
+    mirrored_annihilator,
+    transform,
+    truncate,
+    wilson_chain,
+)
+from snnp.errors import InputError
 
 __all__ = [
     *("Impurity", "Settings", "Spectrum", "frequencies", "half_width", "kondo_temperature", "spectrum"),
-    *("wilson_chain", "hybridization"),
+    "hybridization",
 ]
 
-_Key = tuple[int, int]
-_Blocks = dict[_Key, np.ndarray]
-
-# The states of a site, with the electrons (↑, ↓) that they hold: empty, ↑, ↓, both (c†_↑ c†_↓ |0⟩).
-_HELD: tuple[_Key, ...] = ((0, 0), (1, 0), (0, 1), (1, 1))
-_SIGN = (1.0, -1.0, -1.0, 1.0)  # of an operator that passes them
-# What annihilates spin σ on a site: from, to, amplitude.
-_LOWER = (((1, 0, 1.0), (3, 2, 1.0)), ((2, 0, 1.0), (3, 1, -1.0)))
 _PER_DECADE = 100  # bins of the weights; far finer than any broadening
 _LEAST, _MOST = 1e-12, 30.0  # energies of the bins
 
@@ -113,50 +120,6 @@ class Spectrum:
     weight: tuple[float, float]
 
 
-def wilson_chain(scale: float, n: int, shift: float) -> np.ndarray:
-    """Hoppings of the chain of a flat band: t_0 ... t_{n-1}, in half band widths.
-
-    Arguments:
-        scale: Λ. n: how many. shift: z, in (0, 1].
-
-    Lanczos loses a factor of Λ in precision with each site, so it is done with 60 + 16 n log10(Λ) digits.
-    """
-    return np.array(_hoppings(float(scale), int(n), float(shift)))
-
-
-@lru_cache(maxsize=256)
-def _hoppings(scale: float, n: int, shift: float) -> tuple[float, ...]:
-    try:
-        from mpmath import mp, mpf
-    except ImportError:
-        raise MissingDependencyError(
-            "the Wilson chain needs mpmath; install it: pip install 'snnp[discovery]'."
-        ) from None
-    with mp.workdps(60 + math.ceil(16 * n * math.log10(scale))):
-        base, z, log = mpf(scale), mpf(shift), mp.log(mpf(scale))
-        # Intervals of the band between edges 1, Λ^-z, Λ^-z-1 ..., as functions of x = j + z: edge(x) = Λ^(2-x).
-        points = [z + j for j in range(1, n + 12)]
-
-        def edge(x: Any) -> Any:
-            return mpf(1) if x <= 2 else base ** (2 - x)
-
-        def energy(x: Any) -> Any:
-            """What makes the average over z flat: dE/dx = edge(x+1) - edge(x), E(1) = 1, solved for a flat band."""
-            return (1 - 1 / base) / log * base ** (2 - x) if x >= 2 else 2 - x + (1 - base ** (1 - x)) / log
-
-        levels = [energy(x) for x in points]
-        now = [mp.sqrt(edge(x) - edge(x + 1)) for x in points]  # of ±E together; the halves of both signs are one
-        norm = mp.sqrt(mp.fsum(v * v for v in now))
-        now, before, hopping = [v / norm for v in now], [mpf(0)] * len(now), mpf(0)
-        found = []
-        for _ in range(n):
-            new = [e * v - hopping * b for e, v, b in zip(levels, now, before, strict=True)]
-            hopping = mp.sqrt(mp.fsum(v * v for v in new))
-            before, now = now, [v / hopping for v in new]
-            found.append(float(hopping))
-    return tuple(found)
-
-
 def hybridization(omega: np.ndarray, gamma: float) -> np.ndarray:
     """Δ(ω) of a flat band: (Γ/π) ln|(1+ω)/(1-ω)| - iΓ inside of it; complex, in half band widths."""
     with np.errstate(divide="ignore"):
@@ -164,138 +127,36 @@ def hybridization(omega: np.ndarray, gamma: float) -> np.ndarray:
     return gamma / np.pi * np.clip(real, -40.0, 40.0) - 1j * gamma * (np.abs(omega) < 1.0)
 
 
-# The chain, site by site.
-
-
-@dataclass
-class _Shell:
-    """What one more site made.
-
-    Arguments:
-        energies: of every block's states, ascending, in half band widths above the lowest of the shell.
-        vectors: of every block: rows are the parts (old block, site state), columns the states. rows: those parts.
-        kept: how many states of each block go on. ground: lowest energy, above that of the shell before.
-        operators: of each spin, d and d n, from block (key) to the block with one electron less.
-    """
-
-    energies: _Blocks
-    vectors: _Blocks
-    rows: dict[_Key, list[tuple[int, _Key, slice]]]
-    kept: dict[_Key, int] = field(default_factory=dict)
-    ground: float = 0.0
-    operators: list[list[_Blocks]] = field(default_factory=list)
-
-
-def _less(key: _Key, spin: int) -> _Key:
-    return (key[0] - 1, key[1]) if spin == 0 else (key[0], key[1] - 1)
-
-
-def _start(impurity: Impurity) -> tuple[_Blocks, list[_Blocks], list[list[_Blocks]]]:
+def _start(impurity: Impurity) -> tuple[Blocks, list[Blocks], list[list[Blocks]]]:
     """The level alone: energies, d_σ as what the first site couples to, and d_σ and d_σ n_-σ as what is looked at."""
     up, down = impurity.energies
     values = (0.0, up, down, up + down + impurity.u)
-    energies = {held: np.array([value]) for held, value in zip(_HELD, values, strict=True)}
-    lower = [{_HELD[a]: np.array([[amplitude]]) for a, _, amplitude in _LOWER[spin]} for spin in (0, 1)]
+    energies = {held: np.array([value]) for held, value in zip(HELD, values, strict=True)}
+    lower = [{HELD[a]: np.array([[amplitude]]) for a, _, amplitude in LOWER[spin]} for spin in (0, 1)]
     watched = [[each, {(1, 1): each[1, 1]}] for each in lower]
     return energies, lower, watched
 
 
-def _add_site(energies: _Blocks, coupled: Sequence[_Blocks], hopping: float) -> _Shell:
-    """Diagonalise with one more site; `coupled` are the annihilators of the last one between kept states."""
-    rows: dict[_Key, list[tuple[int, _Key, slice]]] = {}
-    sizes: dict[_Key, int] = {}
-    for old in energies:
-        for state, held in enumerate(_HELD):
-            new = (old[0] + held[0], old[1] + held[1])
-            begin = sizes.get(new, 0)
-            sizes[new] = begin + len(energies[old])
-            rows.setdefault(new, []).append((state, old, slice(begin, sizes[new])))
-    found, vectors = {}, {}
-    for key, parts in rows.items():
-        matrix = np.zeros((sizes[key], sizes[key]))
-        place = {state: (old, span) for state, old, span in parts}
-        for _, old, span in parts:
-            matrix[span, span] = np.diag(energies[old])
-        for spin in (0, 1):
-            for full, empty, amplitude in _LOWER[spin]:
-                if full not in place or empty not in place:
-                    continue
-                old, span = place[empty]
-                if old in coupled[spin]:  # t c†_new c_old: the old annihilator passes what the site holds
-                    block = hopping * amplitude * _SIGN[empty] * coupled[spin][old]
-                    matrix[place[full][1], span] += block
-                    matrix[span, place[full][1]] += block.T
-        found[key], vectors[key] = np.linalg.eigh(matrix)
-    ground = min(float(each[0]) for each in found.values())
-    return _Shell({key: each - ground for key, each in found.items()}, vectors, rows, ground=ground)
-
-
-def _truncate(shell: _Shell, kept: int) -> None:
-    """Keep the lowest states, and never cut through a degenerate set."""
-    everything = np.append(np.sort(np.concatenate(list(shell.energies.values()))), np.inf)
-    last = min(kept, len(everything) - 1)
-    while everything[last] - everything[last - 1] < 1e-4 * everything[last]:
-        last += 1
-    limit = 0.5 * (everything[last - 1] + everything[last])
-    shell.kept = {key: int(np.searchsorted(each, limit)) for key, each in shell.energies.items()}
-
-
-def _transform(shell: _Shell, blocks: _Blocks, spin: int) -> _Blocks:
-    """An operator of the old states, which lowers a spin, between all states of the shell."""
-    found: _Blocks = {}
-    for key, parts in shell.rows.items():
-        if (target := _less(key, spin)) not in shell.rows:
-            continue
-        place = {state: (old, span) for state, old, span in shell.rows[target]}
-        total: np.ndarray | None = None
-        for state, old, span in parts:
-            if state in place and old in blocks:
-                left = shell.vectors[target][place[state][1]]
-                part = _SIGN[state] * (left.T @ blocks[old] @ shell.vectors[key][span])
-                total = part if total is None else total + part
-        if total is not None:
-            found[key] = total
-    return found
-
-
-def _annihilator(shell: _Shell, spin: int) -> _Blocks:
-    """That of the newest site, between the kept states."""
-    found: _Blocks = {}
-    for key, parts in shell.rows.items():
-        if (target := _less(key, spin)) not in shell.rows or not (shell.kept[key] and shell.kept[target]):
-            continue
-        here = {state: span for state, _, span in parts}
-        there = {state: span for state, _, span in shell.rows[target]}
-        total = np.zeros((shell.kept[target], shell.kept[key]))
-        for full, empty, amplitude in _LOWER[spin]:
-            if full in here and empty in there:
-                left = shell.vectors[target][there[empty], : shell.kept[target]]
-                total += amplitude * (left.T @ shell.vectors[key][here[full], : shell.kept[key]])
-        found[key] = total
-    return found
-
-
-def _kept(shell: _Shell, blocks: _Blocks, spin: int) -> _Blocks:
-    cut = ((key, each[: shell.kept[_less(key, spin)], : shell.kept[key]]) for key, each in blocks.items())
-    return {key: each for key, each in cut if each.size}
-
-
-def _chain(impurity: Impurity, settings: Settings, shift: float, spins: Sequence[int]) -> list[_Shell]:
+def _chain(impurity: Impurity, settings: Settings, shift: float, spins: Sequence[int]) -> list[Shell]:
     """All shells, from the one with the first site to the last, where nothing is kept."""
     least = max(settings.least, impurity.temperature / 10.0)  # nothing changes far below the temperature
     n = max(6, 2 + math.ceil(2.0 * math.log(1.0 / least) / math.log(settings.scale)))
     hoppings = [math.sqrt(2.0 * impurity.gamma / math.pi), *wilson_chain(settings.scale, n, shift)]
     energies, coupled, watched = _start(impurity)
-    shells: list[_Shell] = []
+    exchange = None if impurity.field else {(0, 0): np.eye(1), (1, 1): -np.eye(1)}  # d†_↑ d†_↓ = -d†_↓ d†_↑
+    shells: list[Shell] = []
     for index, hopping in enumerate(hoppings):
-        shell = _add_site(energies, coupled, hopping)
+        shell = add_site(energies, coupled, hopping, exchange)
         if index + 1 == len(hoppings):
             shell.kept = dict.fromkeys(shell.energies, 0)
         else:
-            _truncate(shell, settings.kept)
-        shell.operators = [[_transform(shell, each, s) for each in watched[s]] if s in spins else [] for s in (0, 1)]
-        watched = [[_kept(shell, each, s) for each in shell.operators[s]] for s in (0, 1)]
-        coupled = [_annihilator(shell, s) for s in (0, 1)]
+            truncate(shell, settings.kept)
+        shell.operators = [[transform(shell, each, s) for each in watched[s]] if s in spins else [] for s in (0, 1)]
+        watched = [[between_kept(shell, each, s) for each in shell.operators[s]] for s in (0, 1)]
+        of_up = annihilator(shell, 0)
+        coupled = [of_up, annihilator(shell, 1) if exchange is None else mirrored_annihilator(shell, of_up)]
+        if shell.exchange is not None:
+            exchange = {key: each[: shell.kept[key], : shell.kept[key]] for key, each in shell.exchange.items()}
         energies = {key: each[: shell.kept[key]] for key, each in shell.energies.items() if shell.kept[key]}
         shells.append(shell)
     return shells
@@ -304,7 +165,7 @@ def _chain(impurity: Impurity, settings: Settings, shift: float, spins: Sequence
 # From the last shell to the first: density matrix and peaks.
 
 
-def _probabilities(shells: list[_Shell], temperature: float) -> list[_Blocks]:
+def _probabilities(shells: list[Shell], temperature: float) -> list[Blocks]:
     """What each discarded state of each shell weighs, all its copies (4 for every later site) together."""
     later, logs = 0.0, []
     for index in range(len(shells) - 1, -1, -1):
@@ -336,11 +197,11 @@ class _Peaks:
             self.weights[kind] += counts.reshape(2, self.n)
 
 
-def _collect(impurity: Impurity, shells: list[_Shell], spins: Sequence[int], peaks: dict[int, _Peaks]) -> None:
+def _collect(impurity: Impurity, shells: list[Shell], spins: Sequence[int], peaks: dict[int, _Peaks]) -> None:
     """Go through the shells backwards: what the kept states of one weigh is told by all that follow."""
-    of_kept: _Blocks = {}
+    of_kept: Blocks = {}
     for shell, lost in zip(reversed(shells), reversed(_probabilities(shells, impurity.temperature)), strict=True):
-        density: _Blocks = {}
+        density: Blocks = {}
         for key, states in shell.energies.items():
             density[key] = np.zeros((len(states), len(states)))
             kept = shell.kept[key]
@@ -350,19 +211,29 @@ def _collect(impurity: Impurity, shells: list[_Shell], spins: Sequence[int], pea
             density[key][diagonal, diagonal] = lost[key]
         for spin in spins:
             _add_peaks(shell, density, spin, peaks[spin])
-        of_kept = {}
-        for key, parts in shell.rows.items():
-            turned = shell.vectors[key] @ density[key]
-            for _, old, span in parts:
+        of_kept = _reduced(shell, density)
+
+
+def _reduced(shell: Shell, density: Blocks) -> Blocks:
+    """The density matrix of the old states, the newest site traced out."""
+    found: Blocks = {}
+    images = shell.exchange is not None
+    for key, parts in shell.rows.items():
+        if images and key[0] > key[1] + 1:  # all its parts are images
+            continue
+        turned = shell.vectors[key] @ density[key]
+        for _, old, span in parts:
+            if not (images and old[0] > old[1]):
                 part = turned[span] @ shell.vectors[key][span].T
-                of_kept[old] = of_kept[old] + part if old in of_kept else part
+                found[old] = found[old] + part if old in found else part
+    return found | {mirror(old): each for old, each in found.items()} if images else found
 
 
-def _add_peaks(shell: _Shell, density: _Blocks, spin: int, peaks: _Peaks) -> None:
+def _add_peaks(shell: Shell, density: Blocks, spin: int, peaks: _Peaks) -> None:
     """Peaks between the states of a shell, of which one at least is discarded."""
     lower, counted = shell.operators[spin]
     for key, block in lower.items():
-        target = _less(key, spin)
+        target = less(key, spin)
         kept = shell.kept[target], shell.kept[key]
         if kept == block.shape:
             continue
