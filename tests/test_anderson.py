@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,13 +117,18 @@ def test_chain_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> Non
         wilson_chain(3.0, 5, 1.0)
 
 
-def test_recipe_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     spec = importlib.util.spec_from_file_location("recipe_of_spectra", RECIPE)
     assert spec is not None
     assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    monkeypatch.setattr(recipe, "SETTINGS", QUICK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SETTINGS", QUICK)
+    return module
+
+
+def test_recipe_goes_on_where_it_was(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["recipe.py", str(tmp_path), "--spectra", "4", "--workers", "1"])
     recipe.main()
     found = np.load(tmp_path / "spectra.npz")
@@ -142,3 +148,24 @@ def test_recipe_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(SystemExit, match="none of the first 1 spectra"):
         recipe.main()
+
+
+def test_recipe_makes_the_rest_of_a_piece_of_moments(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["recipe.py", str(tmp_path), "--spectra", "4", "--workers", "1"]
+    made: list[Impurity] = []
+    monkeypatch.setattr(recipe, "spectrum", lambda *given: made.append(given[0]) or spectrum(*given))
+    monkeypatch.setattr(sys, "argv", [*asked, "--moments"])
+    recipe.main()
+    moments = np.load(tmp_path / "spectra.npz")
+    assert len(made) == len(moments["curves"]) < 4
+    monkeypatch.setattr(sys, "argv", asked)
+    recipe.main()
+    assert len(made) == len(set(made)) == 4
+    whole = np.load(tmp_path / "spectra.npz")
+    np.testing.assert_array_equal(
+        whole["parameters"][:, :5], [list(vars(recipe.draw(0, k)).values()) for k in range(4)]
+    )
+    taken = np.isin(whole["parameters"][:, 0], moments["parameters"][:, 0])
+    np.testing.assert_array_equal(whole["curves"][taken], moments["curves"])

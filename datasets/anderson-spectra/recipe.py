@@ -15,8 +15,10 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices are small: processes share the work
@@ -85,26 +87,33 @@ def is_moment(impurity: Impurity) -> bool:
 
 
 def make_piece(job: tuple[int, int, int, Path, bool]) -> Path:
-    """Spectra of one piece, unless it is there; of moments only, if the whole piece is not."""
-    seed, begin, end, path, moments = job
-    if path.is_file():
-        return path
-    path = path.with_name(f"{path.stem}-moments.npz") if moments else path
+    """Spectra of one piece, unless it is there: all of them, or those of moments where the whole piece is not there."""
+    seed, begin, end, whole, moments = job
+    if whole.is_file():
+        return whole
+    part = whole.with_name(f"{whole.stem}-moments.npz")
+    path = part if moments else whole
     drawn = [draw(seed, index) for index in range(begin, end)]
     drawn = [impurity for impurity in drawn if not moments or is_moment(impurity)]
     if path.is_file() or not drawn:
         return path
-    omega, curves, rows = frequencies(), [], []
-    for impurity in drawn:
-        found = spectrum(impurity, omega, SETTINGS)
-        curves.append(found.values[0])
-        width = half_width(omega, found.values[0])
-        expected = float(kondo_temperature(impurity.u, impurity.gamma, impurity.level))
-        known = (impurity.u, impurity.gamma, impurity.level, impurity.field, impurity.temperature)
-        rows.append((*known, *found.occupation, width, expected, found.weight[0]))
+    known: dict[tuple[float, ...], tuple[np.ndarray, Sequence[float]]] = {}
+    if part.is_file():
+        with np.load(part) as old:
+            known = {tuple(row[:5]): (curve, row) for curve, row in zip(old["curves"], old["rows"], strict=True)}
+    found = [known.get(astuple(impurity)) or compute(impurity) for impurity in drawn]
+    curves, rows = zip(*found, strict=True)
     with replacing(path) as temporary:
         np.savez(temporary, curves=np.array(curves, dtype=np.float32), rows=np.array(rows))
     return path
+
+
+def compute(impurity: Impurity) -> tuple[np.ndarray, Sequence[float]]:
+    """A↑ and what is known of it."""
+    found = spectrum(impurity, frequencies(), SETTINGS)
+    width = half_width(found.omega, found.values[0])
+    expected = float(kondo_temperature(impurity.u, impurity.gamma, impurity.level))
+    return found.values[0], (*astuple(impurity), *found.occupation, width, expected, found.weight[0])
 
 
 def collect(out: Path, paths: list[Path], seed: int, *, moments: bool, asked: int) -> str:
