@@ -155,7 +155,12 @@ def test_recipe_makes_the_rest_of_a_piece_of_moments(
 ) -> None:
     asked = ["recipe.py", str(tmp_path), "--spectra", "4", "--workers", "1"]
     made: list[Impurity] = []
-    monkeypatch.setattr(recipe, "spectrum", lambda *given: made.append(given[0]) or spectrum(*given))
+
+    def counted(impurity: Impurity, *given: Any) -> Any:
+        made.append(impurity)
+        return spectrum(impurity, *given)
+
+    monkeypatch.setattr(recipe, "spectrum", counted)
     monkeypatch.setattr(sys, "argv", [*asked, "--moments"])
     recipe.main()
     moments = np.load(tmp_path / "spectra.npz")
