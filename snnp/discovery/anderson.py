@@ -153,10 +153,10 @@ def _chain(impurity: Impurity, settings: Settings, shift: float, spins: Sequence
             truncate(shell, settings.kept)
         shell.operators = [[transform(shell, each, s) for each in watched[s]] if s in spins else [] for s in (0, 1)]
         watched = [[between_kept(shell, each, s) for each in shell.operators[s]] for s in (0, 1)]
-        of_up = annihilator(shell, 0)
-        coupled = [of_up, annihilator(shell, 1) if exchange is None else mirrored_annihilator(shell, of_up)]
         if shell.exchange is not None:
             exchange = {key: each[: shell.kept[key], : shell.kept[key]] for key, each in shell.exchange.items()}
+        of_up = annihilator(shell, 0)
+        coupled = [of_up, annihilator(shell, 1) if exchange is None else mirrored_annihilator(of_up, exchange)]
         energies = {key: each[: shell.kept[key]] for key, each in shell.energies.items() if shell.kept[key]}
         shells.append(shell)
     return shells

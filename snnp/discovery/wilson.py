@@ -215,16 +215,15 @@ def annihilator(shell: Shell, spin: int) -> Blocks:
     return found
 
 
-def mirrored_annihilator(shell: Shell, of_up: Blocks) -> Blocks:
-    """That of ↓ from that of ↑, spins exchanged."""
-    assert shell.exchange is not None
+def mirrored_annihilator(of_up: Blocks, exchange: Blocks) -> Blocks:
+    """That of ↓ from that of ↑, spins exchanged; both between the kept states."""
     found: Blocks = {}
     for key, block in of_up.items():
         target = less(key, 0)
         if key[0] == key[1]:
-            block = block @ shell.exchange[key][: shell.kept[key], : shell.kept[key]]
+            block = block @ exchange[key]
         elif target[0] == target[1]:
-            block = shell.exchange[target][: shell.kept[target], : shell.kept[target]] @ block
+            block = exchange[target] @ block
         found[mirror(key)] = block
     return found
 
