@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,30 +61,32 @@ class Study:
         self.runs, path = runs, STUDY.with_suffix(".json")
         self.found: Found = json.loads(path.read_text()) if path.exists() else {"errors": {}, "lasted": {}}
 
-    def save(self) -> None:
-        """Write docs/studies/ekd.json."""
+    def save(self, what: str, key: str, value: Any) -> None:
+        """Add it to docs/studies/ekd.json, which another run of this command may write to meanwhile."""
+        path = STUDY.with_suffix(".json")
+        if path.exists():
+            self.found = json.loads(path.read_text())
+        self.found[what][key] = value
         self.found |= provenance(("snnp", "torch", "numpy"))
-        write_atomically(STUDY.with_suffix(".json"), (json.dumps(self.found, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(self.found, indent=1) + "\n").encode())
+        tell(key, value)
 
-    def run(self) -> None:
-        """All that is missing: first the errors of every set and seed, then the runs."""
+    def run(self, only: Sequence[str]) -> None:
+        """All that is missing, or that of some sets and seeds: models, their errors, then how long their runs last."""
         torch.set_num_threads(1)
-        made = {}
-        for name in self.settings["sets"]:
-            for seed in self.settings["seeds"]:
-                key = f"{name}-{seed}"
-                made[key] = self.models(name, seed)
-                if key not in self.found["errors"]:
-                    self.found["errors"][key] = self.errors(name, seed, made[key])
-                    self.save()
-                    tell(key, self.found["errors"][key])
-        for kind in MOVED:
-            for key, models in made.items():
-                if f"{key}-{kind}" not in self.found["lasted"]:
-                    name, seed = key.rsplit("-", 1)
-                    self.found["lasted"][f"{key}-{kind}"] = self.lasted(name, int(seed), models[kind])
-                    self.save()
-                    tell(key, kind, self.found["lasted"][f"{key}-{kind}"])
+        every = [f"{name}-{seed}" for name in self.settings["sets"] for seed in self.settings["seeds"]]
+        if unknown := set(only) - set(every):
+            raise SystemExit(f"{', '.join(sorted(unknown))} is not a set and seed of this study: {', '.join(every)}.")
+        for key in only or every:
+            name, seed = key.rsplit("-", 1)
+            moved = [kind for kind in MOVED if f"{key}-{kind}" not in self.found["lasted"]]
+            if key in self.found["errors"] and not moved:
+                continue
+            models = self.models(name, int(seed), moved if key in self.found["errors"] else KINDS)
+            if key not in self.found["errors"]:
+                self.save("errors", key, self.errors(name, int(seed), models))
+            for kind in moved:
+                self.save("lasted", f"{key}-{kind}", self.lasted(name, int(seed), models[kind]))
 
     def parts(self, name: str, seed: int) -> tuple[Frames, Frames, Frames]:
         """What is learned, what is kept of the same frames, and those that are hotter or higher."""
@@ -98,8 +100,8 @@ class Study:
         split = split_frames(whole, valid=0.0, test=self.settings["held_out"], seed=seed)
         return Frames.of(split.train), Frames.of(split.test), Frames.of(outside)
 
-    def models(self, name: str, seed: int) -> dict[str, Potential]:
-        """Trained where they are not: by kind, with the first teacher as the one that stands for all."""
+    def models(self, name: str, seed: int, kinds: Collection[str]) -> dict[str, Potential]:
+        """Those of the kinds, trained where they are not; the first teacher stands for all."""
         folder, learned = self.runs / f"{name}-{seed}", self.parts(name, seed)[0]
         none = np.zeros(len(learned), dtype=bool)
         hidden = replace(learned, forces=np.full_like(learned.forces, np.nan), has_forces=none)
@@ -111,31 +113,37 @@ class Study:
                 with parquet_writer(path, name, "snnp") as writer:
                     for each in (*lone, frames):
                         writer.add(each, "train")
+        made: dict[str, Potential] = {}
+        if "forces" in kinds:
+            self.learn(folder / "forces.parquet", folder / "forces", 10 * seed)
+            made["forces"] = load_model(folder / "forces" / "best")
+        if set(kinds) == {"forces"}:
+            return made
         teachers = [folder / f"teacher-{k}" for k in range(self.settings["teachers"])]
         for k, teacher in enumerate(teachers):
             self.learn(folder / "energies.parquet", teacher, 10 * seed + k)
-        self.learn(folder / "forces.parquet", folder / "forces", 10 * seed)
+        known = [load_model(teacher / "best") for teacher in teachers]
+        made |= {"teacher": known[0], "mean": Ensemble(known)}
+        if "ekd" in kinds:
+            self.distil(folder, teachers, len(learned) + sum(map(len, lone)), 10 * seed)
+            made["ekd"] = load_model(folder / "ekd" / "student" / "best")
+        return made
+
+    def distil(self, folder: Path, teachers: Sequence[Path], budget: int, seed: int) -> None:
+        """Make the student of the teachers by `snnp distill`, unless that is done."""
         recipe = {key: value for key, value in self.settings["recipe"].items() if key != "threads"}
         asked = DistilSettings(
             teachers=tuple(map(str, teachers)),
             data=(str(folder / "energies.parquet"),),
             method="ekd",
-            budget=len(learned) + sum(map(len, lone)),
+            budget=budget,
             rounds=0,
             held_out=0.02,
-            seed=10 * seed,
+            seed=seed,
             student=recipe,
             bars=Bars(force_cosine=None, hot_md=False),
         )
         distil_once(asked, folder / "ekd", tell)
-        known = [load_model(teacher / "best") for teacher in teachers]
-        return {
-            **{"teacher": known[0], "mean": Ensemble(known)},
-            **{
-                "ekd": load_model(folder / "ekd" / "student" / "best"),
-                "forces": load_model(folder / "forces" / "best"),
-            },
-        }
 
     def learn(self, data: Path, run: Path, seed: int) -> None:
         """Train by the recipe on the file, unless that is done."""
@@ -213,11 +221,12 @@ def main() -> None:
     """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--plot", action="store_true", help="only write the tables from the JSON")
+    parser.add_argument("--only", nargs="+", default=(), metavar="SET-SEED", help="such as acac-0; else all")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the training runs")
     asked = parser.parse_args()
     study = Study(asked.runs)
     if not asked.plot:
-        study.run()
+        study.run(asked.only)
     found, sets = study.found, list(study.settings["sets"])
     origin = written(found, "`python docs/measure/studies/ekd.py`")
     tables = {
