@@ -1,7 +1,7 @@
 """Teachers that know energies alone, and a student that learns these and the forces the teachers agree on (EKD).
 
-python docs/measure/studies/ekd.py          # train, run and measure what is missing, then the tables
-python docs/measure/studies/ekd.py --plot   # tables from docs/studies/ekd.json
+python docs/measure/studies/ekd.py          # train, run and measure what is missing, then tables and picture
+python docs/measure/studies/ekd.py --plot   # tables and picture from docs/studies/ekd.json
 
 Matin et al., arXiv 2503.14293. The settings are in docs/studies/ekd.yaml. Students are made by `snnp distill` with
 method ekd; beside them stand the teachers and an equal model of true forces. What is finished is not done again.
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from ase import Atoms
 from broken_bonds import survive
 from pages import between_marks, provenance, written
 
@@ -33,6 +34,7 @@ from snnp.files import write_atomically
 from snnp.models import load_model
 from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
+from snnp.report import COLOURS, new_figure, save_figure, tidy
 from snnp.sampling import MDSettings
 from snnp.training import evaluate, load_config
 
@@ -79,10 +81,11 @@ class Study:
             raise SystemExit(f"{', '.join(sorted(unknown))} is not a set and seed of this study: {', '.join(every)}.")
         for key in only or every:
             name, seed = key.rsplit("-", 1)
-            moved = [kind for kind in MOVED if f"{key}-{kind}" not in self.found["lasted"]]
+            kinds = [kind for kind in KINDS if kind != "forces" or self.settings["sets"][name].get("forces", True)]
+            moved = [kind for kind in MOVED if kind in kinds and f"{key}-{kind}" not in self.found["lasted"]]
             if key in self.found["errors"] and not moved:
                 continue
-            models = self.models(name, int(seed), moved if key in self.found["errors"] else KINDS)
+            models = self.models(name, int(seed), moved if key in self.found["errors"] else kinds)
             if key not in self.found["errors"]:
                 self.save("errors", key, self.errors(name, int(seed), models))
             for kind in moved:
@@ -92,9 +95,14 @@ class Study:
         """What is learned, what is kept of the same frames, and those that are hotter or higher."""
         about = self.settings["sets"][name]
         whole = read_frames(os.path.expandvars(about["learned"]))
+        if "highest" in about:
+            whole = whole.take(_above(whole) < about["highest"])
         if "lowest" in about:
             rank = np.argsort(np.argsort(whole.energy)) / len(whole)
             whole, outside = whole.take(rank < about["lowest"]), whole.take(rank >= about["lowest"])
+        elif "most_atoms" in about:
+            small = whole.counts <= about["most_atoms"]
+            whole, outside = whole.take(small), whole.take(~small)
         else:
             outside = read_frames(os.path.expandvars(about["outside"]))
         split = split_frames(whole, valid=0.0, test=self.settings["held_out"], seed=seed)
@@ -108,7 +116,7 @@ class Study:
         atoms = self.settings["sets"][name].get("isolated_atoms")
         lone = [Frames.of(read_frames(os.path.expandvars(atoms)))] if atoms else []
         for label, frames in {"energies": hidden, "forces": learned}.items():
-            if not (path := folder / f"{label}.parquet").exists():
+            if (label == "energies" or "forces" in kinds) and not (path := folder / f"{label}.parquet").exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 with parquet_writer(path, name, "snnp") as writer:
                     for each in (*lone, frames):
@@ -158,20 +166,37 @@ class Study:
             assert isinstance(ensemble, Ensemble)
             alone = [_errors(model, frames) for model in ensemble.members]
             found[where] = {kind: _errors(model, frames) for kind, model in models.items() if kind != "teacher"}
-            found[where]["teacher"] = [statistics.mean(column) for column in zip(*alone, strict=True)]
+            found[where]["teacher"] = [
+                None if None in each else statistics.mean(each) for each in zip(*alone, strict=True)
+            ]
         return found
 
     def lasted(self, name: str, seed: int, model: Potential) -> list[float]:
-        """How long each run lasts (ps)."""
+        """How long each run lasts (ps): as many of each molecule, from its first frames."""
         about, learned = self.settings["runs"], self.parts(name, seed)[0]
         settings = MDSettings(
             temperature_k=about["kelvin"], friction_per_ps=2.0, dt_fs=0.5, steps=round(2000.0 * about["picoseconds"])
         )
-        known = [frame.structure.to_ase()[0] for frame in learned]
-        return [run["ps"] for run in survive(model, known[: about["number"]], settings, known)]
+        low = learned.take(_above(learned) < self.settings["sets"][name].get("begin", np.inf))
+        known: dict[str, list[Atoms]] = {}
+        for frame in low:
+            atoms = frame.structure.to_ase()[0]
+            known.setdefault(atoms.get_chemical_formula(), []).append(atoms)
+        number = about["number"] // len(known)
+        groups = (survive(model, frames[:number], settings, frames) for frames in known.values())
+        return [run["ps"] for runs in groups for run in runs]
 
 
-def _errors(model: Potential, frames: Frames) -> list[float]:
+def _above(frames: Frames) -> np.ndarray:
+    """[B] eV, the energy above the lowest of the same composition."""
+    _, same = np.unique(frames.composition(), axis=0, return_inverse=True)
+    lowest = np.full(same.max() + 1, np.inf)
+    np.minimum.at(lowest, same, frames.energy)
+    above: np.ndarray = frames.energy - lowest[same]
+    return above
+
+
+def _errors(model: Potential, frames: Frames) -> list[float | None]:
     total = evaluate(model, frames, model_name="", data_name="").total.to_dict()
     return [total["energy_mae_mev_per_atom"], total["force_mae_ev_per_angstrom"]]
 
@@ -183,44 +208,73 @@ def errors_table(found: Found, sets: Sequence[str]) -> str:
         "|---|---|--:|--:|--:|--:|",
     ]
     for name in sets:
-        rows = [row for key, row in found["errors"].items() if key.rsplit("-", 1)[0] == name]
+        if not (rows := [row for key, row in found["errors"].items() if key.rsplit("-", 1)[0] == name]):
+            continue
         for kind, said in KINDS.items():
             cells = []
             for where in ("inside", "outside"):
                 for k, digits in enumerate((2, 4)):
-                    values = [row[where][kind][k] for row in rows]
-                    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-                    cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
-            if rows:
+                    values = [row[where].get(kind, (None, None))[k] for row in rows]
+                    known = [value for value in values if value is not None]
+                    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+                    cells.append(f"{statistics.mean(known):.{digits}f}{spread}" if known else "–")
+            if set(cells) != {"–"}:
                 lines.append(f"| {name} | {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def lasted_by(found: Found, name: str, kind: str) -> np.ndarray:
+    """How long the runs of all seeds last (ps)."""
+    runs = [run for key, run in found["lasted"].items() if key.rsplit("-", 2)[::2] == [name, kind]]
+    return np.concatenate(runs) if runs else np.empty(0)
+
+
+def hold(lasted: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The fraction of runs that last to each moment, and the 95 % interval of the bootstrap. [3, moments]"""
+    drawn = np.random.default_rng(0).choice(lasted, (2000, len(lasted)))
+    low, high = np.percentile([(drawn >= moment).mean(axis=1) for moment in moments], (2.5, 97.5), axis=1)
+    return np.stack([[(lasted >= moment).mean() for moment in moments], low, high])
+
+
 def runs_table(found: Found, sets: Sequence[str], picoseconds: float) -> str:
-    """Markdown: the fraction of runs that last, with the 95 % interval of the bootstrap."""
-    moments = [picoseconds * share for share in (0.1, 0.3, 0.6, 1.0)]
+    """Markdown: the fraction of runs that last, with the 95 % interval of the bootstrap, and the median."""
+    moments = picoseconds * np.array([0.1, 0.3, 0.6, 1.0])
     head = " | ".join(f"{moment:g} ps" for moment in moments)
-    lines = [f"| set | model | runs | hold for {head} |", f"|---|---|--:|{'--:|' * len(moments)}"]
-    rng = np.random.default_rng(0)
+    lines = [f"| set | model | runs | half last | hold for {head} |", f"|---|---|--:|--:|{'--:|' * len(moments)}"]
     for name in sets:
         for kind in MOVED:
-            runs = [run for key, run in found["lasted"].items() if key.rsplit("-", 2)[::2] == [name, kind]]
-            if not runs:
-                continue
-            lasted = np.concatenate(runs)
-            drawn = rng.choice(lasted, (2000, len(lasted)))
-            cells = []
-            for moment in moments:
-                low, high = np.percentile((drawn >= moment).mean(axis=1), (2.5, 97.5))
-                cells.append(f"{(lasted >= moment).mean():.2f} ({low:.2f}–{high:.2f})")
-            lines.append(f"| {name} | {KINDS[kind]} | {len(lasted)} | {' | '.join(cells)} |")
+            if len(lasted := lasted_by(found, name, kind)):
+                cells = [f"{share:.2f} ({low:.2f}–{high:.2f})" for share, low, high in hold(lasted, moments).T]
+                half = f"{np.median(lasted):.1f} ps"
+                lines.append(f"| {name} | {KINDS[kind]} | {len(lasted)} | {half} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def picture(found: Found, sets: Sequence[str], picoseconds: float) -> None:
+    """Survival curves with the bands of the bootstrap."""
+    drawn = new_figure(9.0, 6.4)
+    moments = np.geomspace(0.1, picoseconds, 80)
+    for panel, name in zip(drawn.subplots(2, 2, sharex=True, sharey=True).flat, sets, strict=True):
+        for kind, colour, style in zip(MOVED, COLOURS, (":", "-", "--"), strict=False):
+            if len(lasted := lasted_by(found, name, kind)):
+                share, low, high = hold(lasted, moments)
+                panel.fill_between(moments, low, high, color=colour, alpha=0.2, lw=0, step="post")
+                panel.plot(moments, share, color=colour, ls=style, label=KINDS[kind], drawstyle="steps-post")
+        panel.set(xscale="log", title=name, ylim=(-0.03, 1.03))
+        panel.xaxis.set_major_formatter("{x:g}")
+        tidy(panel)
+    drawn.supxlabel("time (ps)", fontsize=10)
+    drawn.supylabel("fraction of runs that hold", fontsize=10)
+    drawn.legend(
+        *drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MOVED), frameon=False
+    )
+    save_figure(drawn, STUDY.with_suffix(".png"))
+
+
 def main() -> None:
-    """Run what is missing, and write the tables."""
+    """Run what is missing, and write tables and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--plot", action="store_true", help="only write the tables from the JSON")
+    parser.add_argument("--plot", action="store_true", help="only write tables and picture from the JSON")
     parser.add_argument("--only", nargs="+", default=(), metavar="SET-SEED", help="such as acac-0; else all")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the training runs")
     asked = parser.parse_args()
@@ -233,6 +287,7 @@ def main() -> None:
         "errors": errors_table(found, sets),
         "runs": runs_table(found, sets, study.settings["runs"]["picoseconds"]),
     }
+    picture(found, sets, study.settings["runs"]["picoseconds"])
     between_marks(STUDY.with_suffix(".md"), {name: f"{text}\n\n{origin}" for name, text in tables.items()})
 
 
