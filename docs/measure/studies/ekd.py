@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,15 @@ import torch
 import yaml
 from ase import Atoms
 from broken_bonds import survive
-from pages import between_marks, provenance, written
+from pages import averaged, between_marks, save, written
 
 from snnp.data import Frames, read_frames, split_frames
 from snnp.data.write import parquet_writer
 from snnp.distillation import Bars, DistilSettings
-from snnp.files import write_atomically
 from snnp.models import load_model
 from snnp.models.ensemble import Ensemble
 from snnp.models.potential import Potential
-from snnp.report import COLOURS, new_figure, save_figure, tidy
+from snnp.report import COLOURS, new_panels, save_figure
 from snnp.sampling import MDSettings
 from snnp.training import evaluate, load_config
 
@@ -63,14 +62,13 @@ class Study:
         self.runs, path = runs, STUDY.with_suffix(".json")
         self.found: Found = json.loads(path.read_text()) if path.exists() else {"errors": {}, "lasted": {}}
 
-    def save(self, what: str, key: str, value: Any) -> None:
+    def add(self, what: str, key: str, value: Any) -> None:
         """Add it to docs/studies/ekd.json, which another run of this command may write to meanwhile."""
         path = STUDY.with_suffix(".json")
         if path.exists():
             self.found = json.loads(path.read_text())
         self.found[what][key] = value
-        self.found |= provenance(("snnp", "torch", "numpy"))
-        write_atomically(path, (json.dumps(self.found, indent=1) + "\n").encode())
+        save(path, self.found, ("snnp", "torch", "numpy"))
         tell(key, value)
 
     def run(self, only: Sequence[str]) -> None:
@@ -87,9 +85,9 @@ class Study:
                 continue
             models = self.models(name, int(seed), moved if key in self.found["errors"] else kinds)
             if key not in self.found["errors"]:
-                self.save("errors", key, self.errors(name, int(seed), models))
+                self.add("errors", key, self.errors(name, int(seed), models))
             for kind in moved:
-                self.save("lasted", f"{key}-{kind}", self.lasted(name, int(seed), models[kind]))
+                self.add("lasted", f"{key}-{kind}", self.lasted(name, int(seed), models[kind]))
 
     def parts(self, name: str, seed: int) -> tuple[Frames, Frames, Frames]:
         """What is learned, what is kept of the same frames, and those that are hotter or higher."""
@@ -172,7 +170,7 @@ class Study:
         return found
 
     def lasted(self, name: str, seed: int, model: Potential) -> list[float]:
-        """How long each run lasts (ps): as many of each molecule, from its first frames."""
+        """How long each run lasts (ps): as many of each molecule, in the order of formulas, from its first frames."""
         about, learned = self.settings["runs"], self.parts(name, seed)[0]
         settings = MDSettings(
             temperature_k=about["kelvin"], friction_per_ps=2.0, dt_fs=0.5, steps=round(2000.0 * about["picoseconds"])
@@ -183,7 +181,7 @@ class Study:
             atoms = frame.structure.to_ase()[0]
             known.setdefault(atoms.get_chemical_formula(), []).append(atoms)
         number = about["number"] // len(known)
-        groups = (survive(model, frames[:number], settings, frames) for frames in known.values())
+        groups = (survive(model, frames[:number], settings, frames) for _, frames in sorted(known.items()))
         return [run["ps"] for runs in groups for run in runs]
 
 
@@ -201,7 +199,7 @@ def _errors(model: Potential, frames: Frames) -> list[float | None]:
     return [total["energy_mae_mev_per_atom"], total["force_mae_ev_per_angstrom"]]
 
 
-def errors_table(found: Found, sets: Sequence[str]) -> str:
+def errors_table(found: Found, sets: Iterable[str]) -> str:
     """Markdown: mean and standard deviation over seeds."""
     lines = [
         "| set | model | inside: energy MAE (meV/atom) | force MAE (eV/Å) | outside: energy MAE | force MAE |",
@@ -216,58 +214,66 @@ def errors_table(found: Found, sets: Sequence[str]) -> str:
                 for k, digits in enumerate((2, 4)):
                     values = [row[where].get(kind, (None, None))[k] for row in rows]
                     known = [value for value in values if value is not None]
-                    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-                    cells.append(f"{statistics.mean(known):.{digits}f}{spread}" if known else "–")
+                    cells.append(averaged(known, digits) or "–")
             if set(cells) != {"–"}:
                 lines.append(f"| {name} | {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def lasted_by(found: Found, name: str, kind: str) -> np.ndarray:
-    """How long the runs of all seeds last (ps)."""
-    runs = [run for key, run in found["lasted"].items() if key.rsplit("-", 2)[::2] == [name, kind]]
-    return np.concatenate(runs) if runs else np.empty(0)
+def lasted_by(found: Found, sets: dict[str, Any]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Each molecule, and how long runs of each kind of model last (ps). [seeds, runs]"""
+    for name, about in sets.items():
+        molecules = about.get("molecules", [name])
+        lasted = {
+            kind: [runs for key, runs in sorted(found["lasted"].items()) if key.rsplit("-", 2)[::2] == [name, kind]]
+            for kind in MOVED
+        }
+        for k, molecule in enumerate(molecules):
+            parts = {kind: np.split(np.array(runs), len(molecules), 1)[k] for kind, runs in lasted.items() if runs}
+            if parts:
+                yield molecule, parts
 
 
 def hold(lasted: np.ndarray, moments: np.ndarray) -> np.ndarray:
     """The fraction of runs that last to each moment, and the 95 % interval of the bootstrap. [3, moments]"""
-    drawn = np.random.default_rng(0).choice(lasted, (2000, len(lasted)))
+    drawn = np.random.default_rng(0).choice(lasted.ravel(), (2000, lasted.size))
     low, high = np.percentile([(drawn >= moment).mean(axis=1) for moment in moments], (2.5, 97.5), axis=1)
     return np.stack([[(lasted >= moment).mean() for moment in moments], low, high])
 
 
-def runs_table(found: Found, sets: Sequence[str], picoseconds: float) -> str:
-    """Markdown: the fraction of runs that last, with the 95 % interval of the bootstrap, and the median."""
+def runs_table(found: Found, sets: dict[str, Any], picoseconds: float) -> str:
+    """Markdown: the fraction of runs that last, with the 95 % interval of the bootstrap, the median, and each seed."""
     moments = picoseconds * np.array([0.1, 0.3, 0.6, 1.0])
     head = " | ".join(f"{moment:g} ps" for moment in moments)
-    lines = [f"| set | model | runs | half last | hold for {head} |", f"|---|---|--:|--:|{'--:|' * len(moments)}"]
-    for name in sets:
-        for kind in MOVED:
-            if len(lasted := lasted_by(found, name, kind)):
-                cells = [f"{share:.2f} ({low:.2f}–{high:.2f})" for share, low, high in hold(lasted, moments).T]
-                half = f"{np.median(lasted):.1f} ps"
-                lines.append(f"| {name} | {KINDS[kind]} | {len(lasted)} | {half} | {' | '.join(cells)} |")
+    lines = [
+        f"| molecule | model | runs | half last | hold for {head} | of each seed |",
+        f"|---|---|--:|--:|{'--:|' * len(moments)}--:|",
+    ]
+    for molecule, kinds in lasted_by(found, sets):
+        for kind, lasted in kinds.items():
+            cells = [f"{share:.2f} ({low:.2f}–{high:.2f})" for share, low, high in hold(lasted, moments).T]
+            seeds = ", ".join(str(number) for number in (lasted >= picoseconds).sum(axis=1))
+            about = f"{molecule} | {KINDS[kind]} | {lasted.size} | {np.median(lasted):.1f} ps"
+            lines.append(f"| {about} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
 
 
-def picture(found: Found, sets: Sequence[str], picoseconds: float) -> None:
+def picture(found: Found, sets: dict[str, Any], picoseconds: float) -> None:
     """Survival curves with the bands of the bootstrap."""
-    drawn = new_figure(9.0, 6.4)
+    molecules = list(lasted_by(found, sets))
+    drawn, panels = new_panels(len(molecules), 3.2, 2.8, columns=3)
     moments = np.geomspace(0.1, picoseconds, 80)
-    for panel, name in zip(drawn.subplots(2, 2, sharex=True, sharey=True).flat, sets, strict=True):
+    for panel, (molecule, kinds) in zip(panels, molecules, strict=True):
         for kind, colour, style in zip(MOVED, COLOURS, (":", "-", "--"), strict=False):
-            if len(lasted := lasted_by(found, name, kind)):
-                share, low, high = hold(lasted, moments)
+            if kind in kinds:
+                share, low, high = hold(kinds[kind], moments)
                 panel.fill_between(moments, low, high, color=colour, alpha=0.2, lw=0, step="post")
                 panel.plot(moments, share, color=colour, ls=style, label=KINDS[kind], drawstyle="steps-post")
-        panel.set(xscale="log", title=name, ylim=(-0.03, 1.03))
+        panel.set(xscale="log", title=molecule, ylim=(-0.03, 1.03))
         panel.xaxis.set_major_formatter("{x:g}")
-        tidy(panel)
     drawn.supxlabel("time (ps)", fontsize=10)
     drawn.supylabel("fraction of runs that hold", fontsize=10)
-    drawn.legend(
-        *drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MOVED), frameon=False
-    )
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MOVED), frameon=False)
     save_figure(drawn, STUDY.with_suffix(".png"))
 
 
@@ -281,7 +287,7 @@ def main() -> None:
     study = Study(asked.runs)
     if not asked.plot:
         study.run(asked.only)
-    found, sets = study.found, list(study.settings["sets"])
+    found, sets = study.found, study.settings["sets"]
     origin = written(found, "`python docs/measure/studies/ekd.py`")
     tables = {
         "errors": errors_table(found, sets),
