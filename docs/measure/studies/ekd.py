@@ -243,7 +243,7 @@ def hold(lasted: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 def runs_table(found: Found, sets: dict[str, Any], picoseconds: float) -> str:
     """Markdown: the fraction of runs that last, with the 95 % interval of the bootstrap, the median, and each seed."""
-    moments = picoseconds * np.array([0.1, 0.3, 0.6, 1.0])
+    moments = picoseconds * np.array([0.1, 0.3, 1.0])
     head = " | ".join(f"{moment:g} ps" for moment in moments)
     lines = [
         f"| molecule | model | runs | half last | hold for {head} | of each seed |",
